@@ -1,0 +1,44 @@
+# make run      set up, then run the notebook; results in images&samples/latest/
+# make test     set up, then run every test
+# For developers:
+# make export   write mnist_ddpm/ddpm.py from the notebook
+# make gallery  draw the pictures of images&samples/ with the shipped checkpoint
+# make notebook execute the notebook in place and export it
+# make lint     check style
+
+PYTHON ?= python3
+BIN := .venv/bin
+LATEST := images&samples/latest
+
+.PHONY: run test export gallery notebook lint
+
+run: .venv/.installed
+	@mkdir -p "$(LATEST)"
+	$(BIN)/papermill MNIST_DDPM.ipynb "$(LATEST)/MNIST_DDPM.ipynb"
+	@echo "Pictures and the executed notebook are in $(LATEST)/"
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+export: .venv/.installed-dev
+	$(BIN)/python tools/notebook.py export
+
+gallery: .venv/.installed
+	$(BIN)/python -m mnist_ddpm sample --sampler ddpm --steps 1000 --n 64 --seed 0 --out "images&samples"
+
+notebook: .venv/.installed-dev
+	$(BIN)/python tools/notebook.py run
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check mnist_ddpm/__main__.py tools tests
+
+.venv/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.txt .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,44 @@
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_ddpm.ddpm import Settings, make_schedule
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# a network small enough to train in a test
+TINY = Settings(
+    base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=50, epochs=2, batch_size=16, warmup_steps=2
+)
+
+
+@pytest.fixture
+def tiny() -> Settings:
+    return TINY
+
+
+@pytest.fixture
+def blobs() -> torch.Tensor:
+    """96 grey images of one bright square each: uint8 (96, 1, 32, 32)."""
+    images = torch.zeros(96, 1, 32, 32, dtype=torch.uint8)
+    for k, image in enumerate(images[:, 0]):
+        row, column = 2 * (k % 8), 2 * (k // 8)
+        image[row : row + 8, column : column + 8] = 255
+    return images
+
+
+@pytest.fixture(scope="session")
+def paper():
+    """The paper's schedule."""
+    return make_schedule(Settings())
+
+
+@pytest.fixture
+def dropout(tiny) -> Settings:
+    return replace(tiny, dropout=0.2)

@@ -1,0 +1,176 @@
+import json
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mnist_ddpm.ddpm import (
+    generate,
+    load_checkpoint,
+    load_config,
+    make_model,
+    make_schedule,
+    replacing,
+    resume_run,
+    save_checkpoint,
+    save_run,
+    start_run,
+    training_loop,
+    writable_folder,
+)
+
+
+@pytest.fixture
+def saved(tiny, blobs, tmp_path):
+    run = start_run(tiny)
+    for step in training_loop(run, blobs, make_schedule(tiny)):
+        if step.step == 3:
+            break
+    folder = tmp_path / "checkpoint"
+    save_run(folder, run)
+    return folder
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"].update(changes)
+    path.write_text(json.dumps(config))
+
+
+def test_round_trip_draws_the_same_images(tiny, tmp_path):
+    model = make_model(tiny)
+    torch.nn.init.normal_(model.conv_out.weight, std=0.1)
+    save_checkpoint(tmp_path / "a" / "b", model, tiny, {"steps": 7})
+    loaded, schedule, settings = load_checkpoint(tmp_path / "a" / "b")
+    assert settings == tiny and isinstance(settings.channel_mults, tuple)
+    assert torch.equal(schedule.alpha_bar, make_schedule(tiny).alpha_bar)
+    draw = lambda m: generate(m, schedule, 3, (1, 32, 32), steps=5)[0]  # noqa: E731
+    assert torch.equal(draw(model), draw(loaded))
+    assert load_config(tmp_path / "a" / "b")[1] == {"steps": 7}
+
+
+def test_checkpoint_holds_the_averaged_weights(saved):
+    weights, state = load_file(saved / "model.safetensors"), torch.load(saved / "training_state.pt", weights_only=True)
+    assert all(torch.equal(weights[k], v) for k, v in state["ema"].items())
+    assert not torch.equal(weights["conv_in.weight"], state["model"]["conv_in.weight"])
+
+
+def test_config_tells_a_person_what_it_is(saved, tiny):
+    config = json.loads((saved / "config.json").read_text())
+    assert config["data_range"] == [-1, 1] and config["settings"]["T"] == tiny.T
+    assert config["training"]["steps"] == 3 and config["training"]["images"] == 48
+    assert config["versions"]["torch"] == torch.__version__
+
+
+def test_missing_checkpoint_and_missing_files_are_named(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a checkpoint: there is no config.json"):
+        load_checkpoint(tmp_path / "nowhere")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+        load_checkpoint(saved)
+    (saved / "training_state.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: there is no .*training_state\.pt"):
+        resume_run(saved)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:100], lambda b: b"", lambda b: b"hello" * 50]
+)
+def test_truncated_and_foreign_weights_are_refused(saved, damage):
+    path = saved / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello" * 50])
+def test_truncated_and_foreign_training_states_are_refused(saved, damage):
+    path = saved / "training_state.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"training_state\.pt is damaged"):
+        resume_run(saved)
+
+
+def test_code_in_a_training_state_is_not_run(saved, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    for write in (
+        lambda path: torch.save({"settings": Evil()}, path),
+        lambda path: path.write_bytes(pickle.dumps(Evil())),
+    ):
+        write(saved / "training_state.pt")
+        with pytest.raises(ValueError, match="damaged or no training state"):
+            resume_run(saved)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"format": 99}', '{"format": 1}', '{"format": 1, "settings": 3}']
+)
+def test_damaged_configs_are_refused(saved, text):
+    (saved / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is damaged or not a checkpoint's"):
+        load_checkpoint(saved)
+
+
+def test_settings_of_another_version_are_named(saved):
+    edit_config(saved, guidance=3.0)
+    with pytest.raises(ValueError, match="guidance"):
+        load_checkpoint(saved)
+
+
+def test_weights_of_another_architecture_are_named_with_both_shapes(saved):
+    edit_config(saved, base_channels=16)
+    with pytest.raises(ValueError, match=r"time\.0\.weight is \(32, 8\), should be \(64, 16\); .*; and \d+ more"):
+        load_checkpoint(saved)
+
+
+def test_missing_and_surplus_tensors_are_named(saved):
+    path = saved / "model.safetensors"
+    weights = load_file(path)
+    weights["intruder"] = weights.pop("conv_in.bias")
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"conv_in\.bias is missing, should be \(8,\); intruder is unknown"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"base_channels": 16}, {"T": 60}, {"beta_T": 0.03}, {"batch_size": 8}, {"seed": 1}, {"dataset": "x"}],
+    ids=str,
+)
+def test_resuming_with_what_may_not_change_is_refused(saved, tiny, change):
+    (name, value) = next(iter(change.items()))
+    with pytest.raises(ValueError, match=f"{name} was {getattr(tiny, name)} .* cannot become {value}"):
+        resume_run(saved, replace(tiny, **change))
+
+
+def test_resuming_with_more_epochs_goes_on(saved, tiny, blobs):
+    run = resume_run(saved, replace(tiny, epochs=3))
+    assert [step.step for step in training_loop(run, blobs, make_schedule(tiny))] == list(range(4, 19))
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("ne")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write to the folder .*: choose another"):
+        writable_folder(tmp_path / "file" / "folder")
+    assert list(writable_folder(tmp_path / "new" / "deep").iterdir()) == []

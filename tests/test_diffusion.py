@@ -1,0 +1,139 @@
+"""Schedule, forward process and posterior, against closed forms and brute force."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Schedule, Settings, at, make_schedule, predict_x0, q_posterior, q_sample
+
+
+def test_linear_schedule_has_the_papers_values(paper):
+    beta = [1e-4 + (0.02 - 1e-4) * (t - 1) / 999 for t in range(1, 1001)]
+    assert paper.T == 1000 and len(paper.alpha_bar) == 1001
+    assert paper.beta.dtype == paper.alpha_bar.dtype == torch.float64
+    np.testing.assert_allclose(paper.beta[1:], beta, rtol=1e-12)
+    np.testing.assert_allclose(paper.alpha_bar[1:], np.cumprod(1 - np.array(beta)), rtol=1e-12)
+    assert paper.alpha_bar[0] == 1 and paper.beta[0] == 0
+    assert paper.alpha_bar[1000].item() == pytest.approx(4.0358e-5, rel=1e-4)
+
+
+def test_tables_survive_a_move(paper):
+    assert torch.equal(paper.to(torch.device("cpu")).alpha_bar, paper.alpha_bar)
+
+
+def test_a_schedule_of_ones_own_needs_only_its_betas():
+    schedule = Schedule.from_beta(torch.tensor([0.5, 0.5]))
+    assert schedule.alpha_bar.tolist() == [1, 0.5, 0.25]
+
+
+def test_unknown_schedule_is_named():
+    with pytest.raises(ValueError, match='"cosin" is unknown: take one of linear'):
+        make_schedule(replace(Settings(), schedule="cosin"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"T": 0},
+        {"epochs": 0},
+        {"beta_1": 0.0},
+        {"beta_1": 0.5, "beta_T": 0.1},
+        {"beta_T": 1.0},
+        {"learning_rate": 0.0},
+        {"seed": -1},
+        {"dropout": 1.0},
+        {"ema_decay": 1.5},
+        {"precision": "float64"},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+def test_closed_form_equals_the_chain(paper):
+    """Carry one image and fixed noise through every single step; the closed form needs the same total noise."""
+    x0, generator = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64), torch.Generator().manual_seed(0)
+    x = x0
+    for t in range(1, 201):
+        x = paper.alpha[t].sqrt() * x + paper.beta[t].sqrt() * torch.randn(
+            1, 1, 1, 1, dtype=torch.float64, generator=generator
+        )
+        eps = (x - paper.alpha_bar[t].sqrt() * x0) / (1 - paper.alpha_bar[t]).sqrt()
+        torch.testing.assert_close(q_sample(paper, x0, t, eps), x)
+
+
+def test_forward_moments(paper):
+    n = 200_000
+    x0 = torch.full((n, 1, 1, 1), -0.6)
+    xt = q_sample(paper, x0, 300, torch.randn(n, 1, 1, 1, generator=torch.Generator().manual_seed(0)))
+    alpha_bar = paper.alpha_bar[300].item()
+    assert xt.mean().item() == pytest.approx(-0.6 * alpha_bar**0.5, abs=4 * (1 - alpha_bar) ** 0.5 / n**0.5)
+    assert xt.var().item() == pytest.approx(1 - alpha_bar, rel=0.02)
+
+
+def test_each_image_gets_its_own_time(paper):
+    x0, eps = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    times = torch.tensor([1, 500, 1000])
+    together = q_sample(paper, x0, times, eps)
+    for k, t in enumerate(times.tolist()):
+        torch.testing.assert_close(together[k], q_sample(paper, x0[k : k + 1], t, eps[k : k + 1])[0])
+
+
+def test_predict_x0_inverts_q_sample(paper):
+    x0, eps = torch.randn(2, 1, 4, 4).double(), torch.randn(2, 1, 4, 4).double()
+    for t in (1, 500, 1000):
+        torch.testing.assert_close(predict_x0(paper, q_sample(paper, x0, t, eps), t, eps), x0)
+
+
+@pytest.mark.parametrize(("t", "s"), [(1000, 999), (500, 499), (2, 1), (700, 300), (50, 20)])
+def test_posterior_is_the_product_of_two_gaussians(paper, t, s):
+    """q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0): integrate that product on a fine grid."""
+    x0, xt = 0.4, -0.3
+    a_t, a_s = paper.alpha_bar[t].item(), paper.alpha_bar[s].item()
+    grid = np.linspace(-12, 12, 2_000_001)
+    ratio = a_t / a_s
+    log = -((xt - ratio**0.5 * grid) ** 2) / (2 * (1 - ratio)) - (grid - a_s**0.5 * x0) ** 2 / (2 * (1 - a_s))
+    weight = np.exp(log - log.max())
+    mean = np.average(grid, weights=weight)
+    variance = np.average((grid - mean) ** 2, weights=weight)
+    column = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    got_mean, got_variance = q_posterior(paper, x0 * column, xt * column, t, s)
+    assert got_mean.item() == pytest.approx(mean, rel=1e-6)
+    assert got_variance.item() == pytest.approx(variance, rel=1e-5)
+
+
+def test_posterior_by_hand():
+    """beta = (0.5, 0.5): alpha_bar = (0.5, 0.25), so at t = 2 the weights are 1/3 * sqrt(0.5) * 0.5 / 0.5 and so on."""
+    schedule = Schedule.from_beta(torch.tensor([0.5, 0.5]))
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    mean, variance = q_posterior(schedule, 3 * one, 0 * one, 2, 1)
+    assert mean.item() == pytest.approx(3 * 0.5**0.5 * 0.5 / 0.75)
+    mean, variance = q_posterior(schedule, 0 * one, 3 * one, 2, 1)
+    assert mean.item() == pytest.approx(3 * 0.5**0.5 * 0.5 / 0.75)
+    assert variance.item() == pytest.approx(0.5 * 0.5 / 0.75)
+
+
+def test_posterior_takes_times_of_a_batch(paper):
+    x0, xt = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    mean, variance = q_posterior(paper, x0, xt, torch.tensor([10, 900]), torch.tensor([9, 899]))
+    for k, t in enumerate((10, 900)):
+        one, its = q_posterior(paper, x0[k : k + 1], xt[k : k + 1], t, t - 1)
+        torch.testing.assert_close(mean[k : k + 1], one)
+        assert variance[k].item() == its.item()
+    assert mean.dtype == torch.float32
+
+
+def test_at_shapes(paper):
+    assert at(paper.beta, 3).shape == () and at(paper.beta, torch.tensor([3, 4])).shape == (2, 1, 1, 1)
+
+
+def test_uint8_round_trip():
+    levels = torch.arange(256, dtype=torch.uint8)
+    x = ddpm.to_float(levels)
+    assert x.min() == -1 and x.max() == 1 and torch.equal(ddpm.to_uint8(x), levels)
+    assert ddpm.to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]

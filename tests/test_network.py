@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from mnist_ddpm.ddpm import Settings, UNet, count_parameters, group_norm, make_model, time_embedding
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"channels": 3},
+        {"patch_size": 1, "attention_resolutions": (8,)},
+        {"image_size": 28, "channel_mults": (1, 2), "attention_resolutions": ()},
+        {"image_size": 100, "channel_mults": (1, 2), "attention_resolutions": (25,)},
+        {"channel_mults": (2,), "attention_resolutions": ()},
+        {"base_channels": 7, "blocks_per_level": 2},
+        {"base_channels": 1},
+    ],
+    ids=str,
+)
+def test_shape_in_is_shape_out(options):
+    options = {"base_channels": 8, **options}
+    model = UNet(**options)
+    x = torch.randn(2, options.get("channels", 1), *2 * [options.get("image_size", 32)])
+    assert model(x, torch.tensor([1, 1000])).shape == x.shape
+
+
+def test_fresh_network_predicts_zero_and_trained_parts_matter():
+    model = UNet(base_channels=8)
+    x = torch.randn(2, 1, 32, 32)
+    assert (model(x, torch.tensor([1, 1000])) == 0).all()
+    torch.nn.init.normal_(model.conv_out.weight)
+    assert (model(x, torch.tensor([1, 1000])) != 0).any()
+
+
+def test_network_does_not_ignore_t():
+    model = UNet(base_channels=8)
+    for p in model.parameters():  # leave the zero initialisation behind
+        torch.nn.init.normal_(p, std=0.1)
+    x = torch.randn(1, 1, 32, 32)
+    assert not torch.allclose(model(x, torch.tensor([10])), model(x, torch.tensor([11])), atol=1e-4)
+
+
+def test_every_parameter_takes_part():
+    model = UNet(base_channels=8)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    model(torch.randn(2, 1, 32, 32), torch.tensor([3, 700])).square().mean().backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not idle
+
+
+def test_images_of_a_batch_do_not_mix():
+    model = UNet(base_channels=8).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, t = torch.randn(3, 1, 32, 32), torch.tensor([5, 50, 500])
+    together = model(x, t)
+    for k in range(3):
+        torch.testing.assert_close(together[k : k + 1], model(x[k : k + 1], t[k : k + 1]), rtol=1e-3, atol=1e-4)
+
+
+def test_parameter_count_of_the_default_network():
+    assert count_parameters(make_model(Settings())) == 2_736_676
+
+
+def test_weights_depend_on_the_seed_alone():
+    torch.manual_seed(5)
+    a = make_model(Settings(base_channels=8)).state_dict()
+    b = make_model(Settings(base_channels=8)).state_dict()
+    c = make_model(Settings(base_channels=8, seed=1)).state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["conv_in.weight"], c["conv_in.weight"])
+
+
+def test_time_embedding_tells_all_times_apart():
+    e = time_embedding(torch.arange(1, 1001), 32)
+    assert e.shape == (1000, 32) and e.abs().max() <= 1
+    assert torch.equal(e[0], torch.tensor([0.0] * 16 + [1.0] * 16))
+    assert torch.cdist(e, e).fill_diagonal_(9).min() > 0.1
+    assert time_embedding(torch.tensor([4]), 7).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(128, 32), (256, 32), (384, 32), (32, 8), (10, 2), (9, 1), (3, 1), (1, 1)]
+)
+def test_group_norm_works_for_any_channel_count(channels, groups):
+    assert group_norm(channels).num_groups == groups
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 30}, "image_size 30 is no multiple of 8.*take 24 or 32"),
+        ({"image_size": 4}, "image_size 4 is no multiple of 8.*: take 8, or"),
+        ({"channel_mults": ()}, "channel_mults"),
+        ({"channel_mults": (1, 0)}, "channel_mults"),
+        ({"attention_resolutions": (7,)}, r"attention_resolutions \(7,\) must be among the levels' sides \[16, 8, 4\]"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**options)

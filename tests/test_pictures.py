@@ -1,0 +1,63 @@
+import imageio.v3 as imageio
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from mnist_ddpm.ddpm import draw_strip, enlarge, nearest, save_gif, tile
+
+
+@pytest.fixture
+def film():
+    """11 moments of 3 images that brighten evenly from black to white."""
+    levels = [25 * k for k in range(11)]
+    return [(10 - k, *2 * [torch.full((3, 1, 8, 8), v, dtype=torch.uint8)]) for k, v in enumerate(levels)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tile_keeps_grey_levels_and_order(channels):
+    images = torch.arange(6, dtype=torch.uint8).mul(10).view(6, 1, 1, 1).expand(6, channels, 4, 4)
+    picture = tile(images, 3)
+    assert picture.shape == (2 + 2 * 6, 2 + 3 * 6, 3) and picture.dtype == np.uint8
+    centres = picture[4::6, 4::6, 0]
+    assert centres.tolist() == [[0, 10, 20], [30, 40, 50]]
+
+
+def test_enlarge_makes_squares():
+    assert enlarge(np.array([[1, 2]]), 2).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+def test_gif_has_every_frame_in_order_and_true_levels(film, tmp_path, predicted):
+    save_gif(tmp_path / "film.gif", film, predicted, columns=3, scale=2)
+    frames = imageio.imread(tmp_path / "film.gif", index=None)
+    assert len(frames) == 11 and frames.shape[1:3] == (2 * (2 + 10), 2 * (2 + 3 * 10))
+    middle = frames[:, 10, 10, 0].astype(int)
+    assert np.abs(middle - [25 * k for k in range(11)]).max() <= 8 and (np.diff(middle) > 0).all()
+    meta = imageio.immeta(tmp_path / "film.gif", index=10)
+    assert meta["duration"] == 2000
+
+
+def test_strip_shows_state_above_prediction(film):
+    figure = draw_strip(film, images=2, columns=5)
+    assert len(figure.axes) == 2 * 2 * 5
+    titles = [ax.get_title() for ax in figure.axes[:5]]
+    assert titles[0] == "t = 10" and titles[-1] == "0"
+    assert [ax.images[0].get_array()[0, 0, 0] for ax in figure.axes[:5]] == [0, 50, 125, 200, 250]
+    plt.close(figure)
+
+
+def test_strip_of_a_single_image_and_few_moments(film):
+    figure = draw_strip([(t, x[:1], y[:1]) for t, x, y in film[:2]], images=4)
+    assert len(figure.axes) == 2 * 2
+    plt.close(figure)
+
+
+def test_nearest_finds_copies_across_chunks():
+    data = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    queries = data[[3, 49, 20]].clone()
+    queries[2, 0, 0, 0] ^= 255
+    index, distance = nearest(queries, data, chunk=7)
+    assert index.tolist() == [3, 49, 20]
+    assert distance[:2].max() < 1e-2 < distance[2]
+    assert distance[2].item() == pytest.approx(abs(int(queries[2, 0, 0, 0]) - int(data[20, 0, 0, 0])) / 255, rel=1e-2)

@@ -1,0 +1,251 @@
+import math
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mnist_ddpm.ddpm import (
+    UNet,
+    deferred_interrupt,
+    ema_update,
+    fit,
+    generate,
+    l_simple,
+    learning_rate_at,
+    load_checkpoint,
+    load_images,
+    loss_by_t,
+    make_schedule,
+    resume_run,
+    save_run,
+    start_run,
+    steps_per_epoch,
+    training_loop,
+)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_l_simple_by_hand(paper):
+    x0, eps = torch.zeros(2, 1, 2, 2), torch.stack([torch.ones(1, 2, 2), 3 * torch.ones(1, 2, 2)])
+    losses = l_simple(lambda xt, t: torch.ones_like(xt), paper, x0, torch.tensor([1, 1000]), eps)
+    assert losses.tolist() == [0, 4]
+
+
+def test_l_simple_shows_the_model_the_noised_image_and_its_time(paper):
+    seen = {}
+
+    def model(xt, t):
+        seen.update(xt=xt, t=t)
+        return xt
+
+    x0, eps, t = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), torch.tensor([400])
+    l_simple(model, paper, x0, t, eps)
+    alpha_bar = paper.alpha_bar[400].item()
+    assert torch.equal(seen["t"], t)
+    torch.testing.assert_close(seen["xt"], torch.full_like(x0, math.sqrt(alpha_bar) + math.sqrt(1 - alpha_bar)))
+
+
+def test_learning_rate_rises_then_falls_towards_zero(tiny):
+    settings = replace(tiny, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate_at(step, 100, settings) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1, abs=0.03)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+    assert learning_rate_at(1, 1, replace(tiny, warmup_steps=0)) == tiny.learning_rate
+
+
+def test_ema_averages_parameters_and_leaves_buffers_alone():
+    class Model(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([value]))
+            self.register_buffer("table", torch.tensor([value]))
+
+    ema, model = Model(1.0), Model(2.0)
+    ema_update(ema, model, 0.9)
+    assert ema.weight.item() == pytest.approx(1.1) and ema.table.item() == 1.0
+
+
+def test_ema_is_warmed_up(tiny, blobs):
+    """With a decay of 0.999 from the start, the average would stay at the random weights."""
+    run = start_run(replace(tiny, learning_rate=0.1, warmup_steps=0))
+    before = run.model.conv_in.bias.detach().clone()
+    next(training_loop(run, blobs, make_schedule(tiny)))
+    moved = run.model.conv_in.bias.detach() - before
+    torch.testing.assert_close(run.ema.conv_in.bias - before, moved * (1 - 2 / 11))
+
+
+def test_every_image_has_its_own_time_and_all_times_occur(tiny, blobs):
+    settings = replace(tiny, T=5, epochs=8)
+    steps = list(training_loop(start_run(settings), blobs, make_schedule(settings)))
+    assert len(steps) == 8 * 6 and steps[-1].step == 48
+    assert all(len(step.t) == len(step.losses) == 16 for step in steps)
+    assert set(torch.cat([step.t for step in steps]).tolist()) == {1, 2, 3, 4, 5}
+    assert any(len(set(step.t.tolist())) > 1 for step in steps)
+
+
+def test_an_epoch_shows_every_image_once(tiny):
+    images = torch.arange(96, dtype=torch.uint8).view(96, 1, 1, 1).expand(96, 1, 32, 32).contiguous()
+    seen = []
+
+    def objective(model, schedule, x0, t, eps):
+        seen.extend(((x0[:, 0, 0, 0] + 1) * 127.5).round().int().tolist())
+        return l_simple(model, schedule, x0, t, eps)
+
+    list(training_loop(start_run(tiny), images, make_schedule(tiny), objective))
+    assert sorted(seen[:96]) == sorted(seen[96:]) == list(range(96))
+    assert seen[:96] != seen[96:] and seen[:96] != list(range(96))
+
+
+def test_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(dropout, blobs):
+    first, second, other = (start_run(replace(dropout, seed=seed)) for seed in (0, 0, 1))
+    for run in (first, second, other):
+        torch.manual_seed(run.settings.seed)
+        list(training_loop(run, blobs, make_schedule(dropout)))
+    assert same(first.model, second.model) and same(first.ema, second.ema) and not same(first.model, other.model)
+
+
+@pytest.mark.parametrize("kill_at", [3, 6, 7])
+def test_resumed_run_continues_bit_for_bit(dropout, blobs, tmp_path, kill_at):
+    schedule = make_schedule(dropout)
+    whole = start_run(dropout)
+    list(training_loop(whole, blobs, schedule))
+    killed = start_run(dropout)
+    for step in training_loop(killed, blobs, schedule):
+        if step.step == kill_at:
+            save_run(tmp_path, killed)
+            break
+    torch.manual_seed(99)
+    resumed = resume_run(tmp_path)
+    assert resumed.step == kill_at
+    list(training_loop(resumed, blobs, schedule))
+    assert resumed.losses == whole.losses
+    assert same(resumed.model, whole.model) and same(resumed.ema, whole.ema)
+
+
+def test_training_fits_64_digits(tiny):
+    images = load_images(tiny, "data")[:64]
+    settings = replace(
+        tiny, base_channels=16, T=1000, epochs=120, batch_size=32, learning_rate=4e-3, warmup_steps=20, ema_decay=0.99
+    )
+    schedule = make_schedule(settings)
+    run = start_run(settings)
+    losses = [step.loss for step in training_loop(run, images, schedule)]
+    assert losses[0] > 0.9 and sum(losses[-20:]) / 20 < 0.09
+    _, averaged = loss_by_t(run.ema, schedule, images.repeat(4, 1, 1, 1))
+    assert averaged.mean() < 0.09, "the averaged weights, which sample, must have learnt it too"
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_time_and_leaves_the_checkpoint(tiny, blobs, tmp_path):
+    def objective(model, schedule, x0, t, eps):
+        losses = l_simple(model, schedule, x0, t, eps)
+        if len(run.losses) == 8:  # the ninth step, in the second epoch of six
+            losses = torch.where(t == t[5], math.nan, losses)
+            times.append(t[5].item())
+        return losses
+
+    run, schedule, times = start_run(tiny), make_schedule(tiny), []
+    with pytest.raises(FloatingPointError) as caught:
+        fit(run, blobs, schedule, tmp_path, objective)
+    message = str(caught.value)
+    assert "step 9" in message and f"t = {times[0]}" in message
+    assert f"the checkpoint of step 6 in {tmp_path} is good" in message
+    assert all(p.isfinite().all() for p in run.model.parameters())
+    assert load_checkpoint(tmp_path)[2] == tiny and resume_run(tmp_path).step == 6
+
+
+def test_infinite_gradient_stops_too(tiny, blobs, tmp_path):
+    explode = lambda model, schedule, x0, t, eps: model(x0, t).sum(dim=(1, 2, 3)) * 1e38 * 1e-30 * 1e38  # noqa: E731
+    with pytest.raises(FloatingPointError, match="gradient norm (inf|nan) in step 1.*nothing was saved yet"):
+        fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path, explode)
+
+
+def test_gradients_are_clipped(tiny, blobs):
+    run = start_run(replace(tiny, gradient_clip=1e-3))
+    huge = lambda *args: 1e4 * l_simple(*args)  # noqa: E731
+    next(training_loop(run, blobs, make_schedule(tiny), huge))
+    norm = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_bfloat16_trains_like_float32(tiny, blobs):
+    def final_loss(precision):
+        settings = replace(tiny, epochs=10, learning_rate=4e-3, precision=precision)
+        return (
+            sum(step.loss for step in list(training_loop(start_run(settings), blobs, make_schedule(settings)))[-6:]) / 6
+        )
+
+    assert final_loss("bfloat16") == pytest.approx(final_loss("float32"), rel=0.1)
+
+
+def test_batch_larger_than_the_data_is_refused(tiny, blobs):
+    with pytest.raises(ValueError, match=r"batch_size 97 is larger than the data set \(96 images\)"):
+        steps_per_epoch(replace(tiny, batch_size=97), blobs)
+
+
+def test_first_interrupt_waits_and_second_does_not():
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as pressed:
+        assert not pressed
+        signal.raise_signal(signal.SIGINT)
+        assert pressed
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupted_fit_saves_and_resumes_bit_for_bit(tiny, blobs, tmp_path):
+    def objective(*args):
+        if len(run.losses) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return l_simple(*args)
+
+    run, schedule = start_run(tiny), make_schedule(tiny)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 5 and saved in .*: resume to go on"):
+        fit(run, blobs, schedule, tmp_path / "run", objective)
+    resumed = fit(resume_run(tmp_path / "run"), blobs, schedule, tmp_path / "run")
+    whole = fit(start_run(tiny), blobs, schedule, tmp_path / "whole")
+    assert resumed.losses == whole.losses and same(resumed.ema, whole.ema)
+
+
+def test_fit_leaves_a_checkpoint_and_a_preview_of_every_epoch(tiny, blobs, tmp_path):
+    run = fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["epoch_001.png", "epoch_002.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "model.safetensors", "previews", "training_state.pt",
+    ]  # fmt: skip
+    model, schedule, settings = load_checkpoint(tmp_path)
+    assert same(model, run.ema) and settings == tiny and not model.training
+    images, _ = generate(model, schedule, 2, (1, 32, 32), steps=3)
+    assert images.shape == (2, 1, 32, 32)
+
+
+def test_fit_does_not_overwrite_another_run(tiny, blobs, tmp_path):
+    schedule = make_schedule(tiny)
+    fit(start_run(tiny), blobs, schedule, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="holds a checkpoint already"):
+        fit(start_run(replace(tiny, seed=1)), blobs, schedule, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_loss_by_t_spreads_times_and_is_zero_for_a_seer(paper):
+    images = torch.zeros(100, 1, 2, 2, dtype=torch.uint8)
+    t, losses = loss_by_t(lambda xt, t: (xt + paper.alpha_bar[t].sqrt().view(-1, 1, 1, 1)) /
+                          (1 - paper.alpha_bar[t]).sqrt().view(-1, 1, 1, 1), paper, images)  # fmt: skip
+    assert t[0] == 1 and t[-1] == 991 and (t.diff() == 10).all()
+    assert losses.max() < 1e-6
+
+
+def test_dropout_changes_training_only(dropout):
+    model = UNet(base_channels=8, dropout=0.5)
+    torch.nn.init.normal_(model.conv_out.weight)
+    for block in model.down:
+        if hasattr(block, "residual"):
+            torch.nn.init.normal_(block.residual.conv2.weight)
+    x, t = torch.randn(1, 1, 32, 32), torch.tensor([5])
+    assert not torch.equal(model.train()(x, t), model(x, t))
+    assert torch.equal(model.eval()(x, t), model(x, t))
