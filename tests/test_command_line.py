@@ -183,6 +183,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(pictures, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert f"saved in {tmp_path / 'run'}: resume to go on from there" in errors
+    assert f"saved in {tmp_path / 'run'}: resume to go on" in errors
     step = torch.load(tmp_path / "run" / "training_state.pt", weights_only=True)["step"]
     assert f"stopped after step {step} " in errors

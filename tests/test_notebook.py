@@ -69,7 +69,8 @@ def test_notebook_is_clean_and_small():
 def test_committed_outputs_are_of_a_whole_run():
     outputs = [o for cell in CELLS for o in cell.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 12
+    kinds = [kind for o in outputs for kind in o.get("data", {}) if kind.startswith("image/")]
+    assert (kinds.count("image/png"), kinds.count("image/gif")) == (12, 1)
     assert any("attachment:samples.png" in source(cell) and "samples.png" in cell["attachments"] for cell in CELLS[:3])
 
 
