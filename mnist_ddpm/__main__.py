@@ -44,7 +44,7 @@ class Train:
         start = ddpm.resume_run(self.out, settings, device) if self.resume else ddpm.start_run(settings, device)
         count = ddpm.count_parameters(start.model)
         print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {device}")
-        run = ddpm.fit(start, images, schedule, self.out)
+        run = ddpm.fit(start, images.to(device), schedule, self.out)
         print(f"{self.out}: {run.step} steps, {run.seconds / 60:.1f} min, last loss {run.losses[-1]:.4f}")
 
 

@@ -64,6 +64,15 @@ def test_parameter_count_of_the_default_network():
     assert count_parameters(make_model(Settings())) == 2_736_676
 
 
+def test_the_papers_cifar10_network_is_a_matter_of_settings():
+    """DDPM, Appendix B: 35.7 million parameters."""
+    cifar10 = UNet(
+        channels=3, base_channels=128, channel_mults=(1, 2, 2, 2), blocks_per_level=2, attention_resolutions=(16,),
+        patch_size=1, dropout=0.1,
+    )  # fmt: skip
+    assert count_parameters(cifar10) == 35_746_307
+
+
 def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(5)
     a = make_model(Settings(base_channels=8)).state_dict()
