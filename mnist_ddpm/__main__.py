@@ -45,7 +45,8 @@ class Train:
         count = ddpm.count_parameters(start.model)
         print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {device}")
         run = ddpm.fit(start, images.to(device), schedule, self.out)
-        print(f"{self.out}: {run.step} steps, {run.seconds / 60:.1f} min, last loss {run.losses[-1]:.4f}")
+        pace = run.step * settings.batch_size / run.seconds
+        print(f"{self.out}: {run.step} steps in {run.seconds / 60:.1f} min, {pace:.0f} images/s")
 
 
 @dataclass

@@ -404,7 +404,7 @@ class UNet(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(c, channels * patch_size**2, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        time = self.time(time_embedding(t, self.base_channels))
+        time = self.time(time_embedding(t, self.base_channels).to(x.dtype))
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
         skips = [h]
         for layer in self.down:

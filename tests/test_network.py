@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mnist_ddpm.ddpm import Settings, UNet, count_parameters, group_norm, make_model, time_embedding
+from mnist_ddpm.ddpm import Downsample, Settings, UNet, count_parameters, group_norm, make_model, time_embedding
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,33 @@ def test_every_parameter_takes_part():
     model(torch.randn(2, 1, 32, 32), torch.tensor([3, 700])).square().mean().backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not idle
+
+
+def test_gradients_are_those_of_finite_differences():
+    """Nothing on the way, such as a detached skip connection, may cut them."""
+    model = UNet(base_channels=4).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, t = torch.randn(1, 1, 32, 32).double(), torch.tensor([300])
+    model(x, t).square().mean().backward()
+    with torch.no_grad():
+        for p in (model.conv_in.weight, model.down[0].residual.conv1.weight, model.time[0].weight):
+            direction, h = torch.randn_like(p), 1e-5
+            p.add_(h * direction)
+            above = model(x, t).square().mean()
+            p.sub_(2 * h * direction)
+            below = model(x, t).square().mean()
+            p.add_(h * direction)
+            assert ((above - below) / (2 * h)).item() == pytest.approx((p.grad * direction).sum().item(), rel=1e-4)
+
+
+def test_downsampling_pads_below_and_right_as_the_papers_weights_need():
+    layer = Downsample(1)
+    torch.nn.init.zeros_(layer.conv.bias)
+    torch.nn.init.zeros_(layer.conv.weight)
+    layer.conv.weight.data[0, 0, 0, 0] = 1
+    x = torch.randn(1, 1, 6, 6)
+    assert torch.equal(layer(x, None), x[:, :, ::2, ::2])
 
 
 def test_images_of_a_batch_do_not_mix():

@@ -140,3 +140,12 @@ def test_notebook_names_a_bad_parameter(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match='"minst" is neither a data set'):
         parameters = {"dataset": "minst", "pictures": str(tmp_path)}
         papermill.execute_notebook(NOTEBOOK, None, parameters, cwd=ROOT, progress_bar=False)
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert names["images"].shape == (64, 1, 32, 32) and (tmp_path / "digits.png").is_file()
