@@ -622,8 +622,12 @@ SAMPLERS: dict[str, Callable[..., States]] = {"ddpm": ddpm_sampler, "ddim": ddim
 def noise_source(seed: int, indices: range, shape: tuple, device: Device = "cpu") -> Callable[[], Tensor]:
     """A function that draws standard normal noise (len(indices), *shape), image k's from stream (seed, k)."""
     streams = [np.random.default_rng((seed, k)) for k in indices]
-    draw = lambda: np.stack([stream.standard_normal(shape, np.float32) for stream in streams])  # noqa: E731
-    return lambda: torch.from_numpy(draw()).to(device)
+
+    def draw() -> Tensor:
+        noise = np.stack([stream.standard_normal(shape, np.float32) for stream in streams])
+        return torch.from_numpy(noise).to(device)
+
+    return draw
 
 
 def ideal_denoiser(schedule: Schedule, points: Tensor) -> Model:
@@ -640,9 +644,8 @@ def ideal_denoiser(schedule: Schedule, points: Tensor) -> Model:
     return model
 
 # %% ../MNIST_DDPM.ipynb #84ce0330
-Film = list[
-    tuple[int, Tensor, Tensor]
-]  # (t, x_t, x0_hat) with uint8 images (M, C, H, W), t falling from T to 0
+# Moments (t, x_t, x0_hat), t falling from T to 0, with uint8 images (M, C, H, W)
+Film = list[tuple[int, Tensor, Tensor]]
 
 
 def generate(
@@ -847,9 +850,8 @@ def resume_run(folder: PathLike, settings: Settings | None = None, device: Devic
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved = settings_from_dict(state["settings"])
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged or no training state ({(str(error) or repr(error)).splitlines()[0]})"
-        ) from error
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ValueError(f"{path} is damaged or no training state ({reason})") from error
     settings = settings or saved
     for name in ("dataset", *NETWORK_SETTINGS, "schedule", "T", "beta_1", "beta_T", "batch_size", "seed"):
         old, new = getattr(saved, name), getattr(settings, name)
@@ -934,8 +936,7 @@ def fit(run: Run, images: Tensor, schedule: Schedule, folder: PathLike, objectiv
                 if interrupted:
                     raise KeyboardInterrupt(f"stopped after step {step} and saved in {folder}: resume to go on")
         except FloatingPointError as error:
-            saved = (
-                f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else "nothing was saved"
-            )
+            good = f"the checkpoint of step {saved_at} in {folder} is good"
+            saved = good if saved_at else "nothing was saved"
             raise FloatingPointError(f"{error}; {saved}; try a lower learning_rate, or float32") from error
     return run
