@@ -715,9 +715,8 @@ def save_gif(
 def nearest(images: Tensor, data: Tensor, chunk: int = 10_000) -> tuple[Tensor, Tensor]:
     """Each uint8 image's nearest in data: indices (N,), Euclidean distances (N,) of pixels in [0, 1]."""
     queries = images.flatten(1).float() / 255
-    distance, index = torch.cat(
-        [torch.cdist(queries, part.flatten(1).float() / 255) for part in data.split(chunk)], dim=1
-    ).min(dim=1)
+    parts = [torch.cdist(queries, part.flatten(1).float() / 255) for part in data.split(chunk)]
+    distance, index = torch.cat(parts, dim=1).min(dim=1)
     return index, distance
 
 

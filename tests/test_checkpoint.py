@@ -102,7 +102,7 @@ def test_code_in_a_training_state_is_not_run(saved, tmp_path):
 
     for write in (
         lambda path: torch.save({"settings": Evil()}, path),
-        lambda path: path.write_bytes(pickle.dumps(Evil())),
+        lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)),
     ):
         write(saved / "training_state.pt")
         with pytest.raises(ValueError, match="damaged or no training state"):
