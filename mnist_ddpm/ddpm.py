@@ -54,7 +54,7 @@ class Settings:
     base_channels: int = 32  # width of the first level of the U-Net
     channel_mults: tuple[int, ...] = (1, 2, 4)  # width of each level, in base_channels
     blocks_per_level: int = 1  # residual blocks in each level
-    attention_resolutions: tuple[int, ...] = (4,)  # sides of the feature maps that get self-attention
+    attention_resolutions: tuple[int, ...] | None = None  # sides with self-attention; None: the smallest
     patch_size: int = 2  # the network sees patches of p x p pixels as one position
     dropout: float = 0.0  # in the residual blocks, while training
     schedule: str = "linear"  # name of the noise schedule
@@ -71,13 +71,12 @@ class Settings:
     seed: int = 0  # of weights, data order, times and noise
 
     def __post_init__(self):
-        counts = (
-            "image_size", "channels", "base_channels", "blocks_per_level", "patch_size",
-            "T", "epochs", "batch_size",
-        )  # fmt: skip
+        counts = "image_size", "base_channels", "blocks_per_level", "patch_size", "T", "epochs", "batch_size"
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}: it must be 1 (grey) or 3 (colour)")
         if not 0 < self.beta_1 <= self.beta_T < 1:
             raise ValueError(f"0 < beta_1 <= beta_T < 1 must hold, not {self.beta_1} and {self.beta_T}")
         if min(self.learning_rate, self.gradient_clip) <= 0 or min(self.warmup_steps, self.seed) < 0:
@@ -349,14 +348,14 @@ class UNet(nn.Module):
     """Noise predictor: x_t (N, channels, image_size, image_size) and times (N,) to eps_hat, shaped as x_t.
 
     Level i has base_channels * channel_mults[i] channels of side image_size / patch_size / 2^i;
-    attention_resolutions lists the sides with self-attention (the middle always has it).
+    attention_resolutions lists the sides with self-attention (None: the smallest; the middle always has it).
     Raises ValueError for sizes that do not fit together. The structure is that of DDPM, Appendix B.
     """
 
     def __init__(
         self, image_size: int = 32, channels: int = 1, base_channels: int = 32,
         channel_mults: tuple[int, ...] = (1, 2, 4), blocks_per_level: int = 1,
-        attention_resolutions: tuple[int, ...] = (4,), patch_size: int = 2, dropout: float = 0.0,
+        attention_resolutions: tuple[int, ...] | None = None, patch_size: int = 2, dropout: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         if not channel_mults or min(channel_mults) < 1:
@@ -371,7 +370,8 @@ class UNet(nn.Module):
                 f"{levels - 1} levels): take {fits}, or fewer levels"
             )
         sides = [image_size // patch_size // 2**i for i in range(levels)]
-        if not set(attention_resolutions) <= set(sides):
+        attention = set(sides[-1:] if attention_resolutions is None else attention_resolutions)
+        if not attention <= set(sides):
             given = f"attention_resolutions {attention_resolutions}"
             raise ValueError(f"{given} must be among the levels' sides {sides}")
 
@@ -387,7 +387,7 @@ class UNet(nn.Module):
         c, skips = base_channels, [base_channels]
         for i, (width, side) in enumerate(zip(widths, sides)):
             for _ in range(blocks_per_level):
-                self.down.append(block(c, width, side in attention_resolutions))
+                self.down.append(block(c, width, side in attention))
                 c = width
                 skips.append(c)
             if i + 1 < len(widths):
@@ -396,7 +396,7 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList([block(c, c, True), block(c, c, False)])
         for i, (width, side) in reversed(list(enumerate(zip(widths, sides)))):
             for _ in range(blocks_per_level + 1):
-                self.up.append(block(c + skips.pop(), width, side in attention_resolutions))
+                self.up.append(block(c + skips.pop(), width, side in attention))
                 c = width
             if i > 0:
                 self.up.append(Upsample(c))

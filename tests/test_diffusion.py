@@ -38,6 +38,7 @@ def test_unknown_schedule_is_named():
     "wrong",
     [
         {"T": 0},
+        {"channels": 2},
         {"epochs": 0},
         {"beta_1": 0.0},
         {"beta_1": 0.5, "beta_T": 0.1},

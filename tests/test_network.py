@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from mnist_ddpm.ddpm import Downsample, Settings, UNet, count_parameters, group_norm, make_model, time_embedding
+from mnist_ddpm.ddpm import (
+    Downsample,
+    SelfAttention,
+    Settings,
+    UNet,
+    count_parameters,
+    group_norm,
+    make_model,
+    time_embedding,
+)
 
 
 @pytest.mark.parametrize(
@@ -9,10 +18,13 @@ from mnist_ddpm.ddpm import Downsample, Settings, UNet, count_parameters, group_
     [
         {},
         {"channels": 3},
+        {"image_size": 16},
+        {"image_size": 64, "patch_size": 4},
         {"patch_size": 1, "attention_resolutions": (8,)},
         {"image_size": 28, "channel_mults": (1, 2), "attention_resolutions": ()},
         {"image_size": 100, "channel_mults": (1, 2), "attention_resolutions": (25,)},
         {"channel_mults": (2,), "attention_resolutions": ()},
+        {"channel_mults": (1, 2), "attention_resolutions": (16, 8)},
         {"base_channels": 7, "blocks_per_level": 2},
         {"base_channels": 1},
     ],
@@ -23,6 +35,20 @@ def test_shape_in_is_shape_out(options):
     model = UNet(**options)
     x = torch.randn(2, options.get("channels", 1), *2 * [options.get("image_size", 32)])
     assert model(x, torch.tensor([1, 1000])).shape == x.shape
+
+
+def test_attention_is_where_it_is_asked_for():
+    def sides(**options):
+        model, seen = UNet(base_channels=8, **options), []
+        for module in model.modules():
+            if isinstance(module, SelfAttention):
+                module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[-1]))
+        model(torch.randn(1, 1, 32, 32), torch.tensor([1]))
+        return seen
+
+    assert sides() == sides(attention_resolutions=(4,)) == [4, 4, 4, 4]  # down, middle, up twice
+    assert sides(attention_resolutions=()) == [4]
+    assert sides(attention_resolutions=(16,)) == [16, 4, 16, 16]
 
 
 def test_fresh_network_predicts_zero_and_trained_parts_matter():
