@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import imageio.v3 as imageio
 import matplotlib
 import numpy as np
+import torch
 import tyro
 
 from mnist_ddpm import ddpm
@@ -92,11 +93,11 @@ class Sample:
         print(f"{out}: {self.n} images x {self.steps} network evaluations in {took:.1f} s on {device}")
 
 
-def pick_device(name: str) -> "ddpm.torch.device":
+def pick_device(name: str) -> torch.device:
     """The device of that name. Raises ValueError where PyTorch has none."""
     try:
-        device = ddpm.best_device() if name == "auto" else ddpm.torch.device(name)
-        ddpm.torch.empty(0, device=device)
+        device = ddpm.best_device() if name == "auto" else torch.device(name)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f'device "{name}" is not to be had here ({str(error).splitlines()[0]})') from error
     return device

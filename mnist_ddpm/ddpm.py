@@ -4,13 +4,13 @@
 __all__ = ['Device', 'PathLike', 'DATASETS', 'SCHEDULES', 'NETWORK_SETTINGS', 'Model', 'Objective', 'States', 'SAMPLERS', 'Film',
            'FORMAT', 'Settings', 'best_device', 'progress_bar', 'load_mnist', 'load_folder', 'load_images', 'to_float',
            'to_uint8', 'tile', 'show', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0',
-           'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block',
-           'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'Run', 'TrainingStep',
-           'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'training_step', 'training_loop',
-           'timesteps', 'transitions', 'predict', 'ddpm_sampler', 'ddim_sampler', 'noise_source', 'ideal_denoiser',
-           'generate', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
-           'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run',
-           'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
+           'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention',
+           'Block', 'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'Run',
+           'TrainingStep', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'training_step',
+           'training_loop', 'timesteps', 'transitions', 'predict', 'ddpm_sampler', 'ddim_sampler', 'noise_source',
+           'ideal_denoiser', 'generate', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing',
+           'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run',
+           'resume_run', 'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import json
@@ -247,6 +247,12 @@ def predict_x0(schedule: Schedule, xt: Tensor, t: int | Tensor, eps: Tensor) -> 
     """The x_0 (N, C, H, W) that q_sample turned into x_t with this noise: Eq. 15."""
     alpha_bar = at(schedule.alpha_bar, t)
     return (xt - (1 - alpha_bar).sqrt().to(xt.dtype) * eps) / alpha_bar.sqrt().to(xt.dtype)
+
+
+def predict_eps(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
+    """The noise (N, C, H, W) with which q_sample turned x_0 into x_t: Eq. 4 solved for it."""
+    alpha_bar = at(schedule.alpha_bar, t)
+    return (xt - alpha_bar.sqrt().to(xt.dtype) * x0) / (1 - alpha_bar).sqrt().to(xt.dtype)
 
 
 def q_posterior(
@@ -565,8 +571,7 @@ def predict(model: Model, schedule: Schedule, xt: Tensor, t: int, clip: bool) ->
     x0_hat = predict_x0(schedule, xt, t, eps_hat)
     if clip:
         x0_hat = x0_hat.clamp(-1, 1)
-        alpha_bar = schedule.alpha_bar[t].item()
-        eps_hat = (xt - math.sqrt(alpha_bar) * x0_hat) / math.sqrt(1 - alpha_bar)
+        eps_hat = predict_eps(schedule, xt, t, x0_hat)
     return x0_hat, eps_hat
 
 
@@ -633,13 +638,14 @@ def noise_source(seed: int, indices: range, shape: tuple, device: Device = "cpu"
 def ideal_denoiser(schedule: Schedule, points: Tensor) -> Model:
     """The exact E[eps | x_t] for data that are these equally likely points (K, C, H, W). Used like a model."""
 
+    flat = points.double().flatten(1)  # (K, C*H*W)
+
     def model(xt: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = at(schedule.alpha_bar, t)
-        scaled = alpha_bar.sqrt().flatten(1).unsqueeze(1) * points.double().flatten(1)  # (N, K, C*H*W)
-        distance = (xt.double().flatten(1).unsqueeze(1) - scaled).square().sum(2)
+        alpha_bar, x = at(schedule.alpha_bar, t), xt.double()
+        scaled = alpha_bar.sqrt().flatten(1).unsqueeze(1) * flat  # (N, K, C*H*W)
+        distance = (x.flatten(1).unsqueeze(1) - scaled).square().sum(2)
         weights = torch.softmax(-distance / (2 * (1 - alpha_bar).flatten(1)), dim=1)
-        x0_hat = (weights @ points.double().flatten(1)).view(xt.shape)
-        return ((xt - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()).to(xt.dtype)
+        return predict_eps(schedule, x, t, (weights @ flat).view(x.shape)).to(xt.dtype)
 
     return model
 

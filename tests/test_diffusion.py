@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import Schedule, Settings, at, make_schedule, predict_x0, q_posterior, q_sample
+from mnist_ddpm.ddpm import Schedule, Settings, at, make_schedule, predict_eps, predict_x0, q_posterior, q_sample
 
 
 def test_linear_schedule_has_the_papers_values(paper):
@@ -85,10 +85,12 @@ def test_each_image_gets_its_own_time(paper):
         torch.testing.assert_close(together[k], q_sample(paper, x0[k : k + 1], t, eps[k : k + 1])[0])
 
 
-def test_predict_x0_inverts_q_sample(paper):
+def test_predict_x0_and_predict_eps_invert_q_sample(paper):
     x0, eps = torch.randn(2, 1, 4, 4).double(), torch.randn(2, 1, 4, 4).double()
-    for t in (1, 500, 1000):
-        torch.testing.assert_close(predict_x0(paper, q_sample(paper, x0, t, eps), t, eps), x0)
+    for t in (1, 500, 1000, torch.tensor([3, 900])):
+        xt = q_sample(paper, x0, t, eps)
+        torch.testing.assert_close(predict_x0(paper, xt, t, eps), x0)
+        torch.testing.assert_close(predict_eps(paper, xt, t, x0), eps)
 
 
 @pytest.mark.parametrize(("t", "s"), [(1000, 999), (500, 499), (2, 1), (700, 300), (50, 20)])
