@@ -1,3 +1,19 @@
-"""Denoising diffusion from scratch. `mnist_ddpm.ddpm` is generated from MNIST_DDPM.ipynb."""
+"""Denoising diffusion from scratch. `mnist_ddpm.ddpm` is generated from MNIST_DDPM.ipynb; the rest builds on it."""
 
-__version__ = "0.1.0"
+from collections.abc import MutableMapping
+
+from mnist_ddpm import ddpm, learned_variance, parameterisation, schedules, solvers
+
+__version__ = "0.2.0"
+
+TABLES = "SCHEDULES", "DENOISERS", "OBJECTIVES", "TIME_SAMPLERS", "SAMPLERS"
+
+
+def add_methods(namespace: MutableMapping[str, dict]) -> None:
+    """Enters this package's methods into a namespace's tables SCHEDULES, …: into ddpm's, or the notebook's own."""
+    for module in (schedules, parameterisation, learned_variance, solvers):
+        for table in TABLES:
+            namespace.get(table, {}).update(getattr(module, table, {}))
+
+
+add_methods(vars(ddpm))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import tyro
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, guidance
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Train:
     def run(self) -> None:
         settings, device = ddpm.Settings(**asdict(self.flags)), pick_device(self.device)
         images, schedule = ddpm.load_images(settings, self.data), ddpm.make_schedule(settings)
+        labels = guidance.load_labels(settings, self.data) if settings.classes else None
         start = ddpm.resume_run(self.out, settings, device) if self.resume else ddpm.start_run(settings, device)
         count = ddpm.count_parameters(start.model)
         print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {device}")
-        run = ddpm.fit(start, images.to(device), schedule, self.out)
+        run = ddpm.fit(start, images.to(device), schedule, self.out, labels=labels)
         pace = run.step * settings.batch_size / run.seconds
         print(f"{self.out}: {run.step} steps in {run.seconds / 60:.1f} min, {pace:.0f} images/s")
 

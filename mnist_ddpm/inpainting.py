@@ -1,0 +1,58 @@
+"""Filling in the unknown part of an image (RePaint, arXiv 2201.09865)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.ddpm import (
+    Clip,
+    Model,
+    Schedule,
+    States,
+    ancestral_step,
+    check_variance,
+    predict,
+    q_sample,
+    transitions,
+)
+
+
+@torch.no_grad()
+def repaint_sampler(
+    model: Model, schedule: Schedule, times: list[int], xT: Tensor, noise: Callable[[], Tensor],
+    *, known: Tensor, mask: Tensor, resamples: int = 10, jump: int = 10, variance: str = "posterior",
+    clip: Clip = True,
+) -> States:  # fmt: skip
+    """Ancestral sampling of what the mask hides from `known` (1 or N, C, H, W) in [-1, 1] (Algorithm 1).
+
+    mask (1 or N, 1 or C, H, W): 1 where the image is known, 0 where it is to be filled in. At every step, the known
+    part is replaced by its own noised self. Every `jump` steps are walked `resamples` times, with noise added in
+    between to go back up, so that the new part can adapt to the known one; resamples = 1 is plain replacement.
+    Costs about len(times) * resamples evaluations. Yields (t, x_t, x0_hat) on the last walk over each time, then
+    (0, x_0, x_0). Raises ValueError where shapes do not fit or a mask is not of zeros and ones.
+    """
+    for name, tensor in (("image", known), ("mask", mask)):
+        if tensor.ndim != 4 or tensor.shape[-2:] != xT.shape[-2:] or tensor.shape[1] not in (1, xT.shape[1]):
+            size = "x".join(map(str, tensor.shape[-2:]))
+            raise ValueError(f"the {name} is {size} pixels, and the model's images {xT.shape[-2]}x{xT.shape[-1]}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("the mask must be of zeros (to fill in) and ones (known)")
+    if resamples < 1 or jump < 1:
+        raise ValueError(f"resamples = {resamples} and jump = {jump} must be at least 1")
+    x, steps = xT, transitions(times, schedule.T)
+    mask = mask.to(x.dtype)
+    for first in range(0, len(steps), jump):
+        walk = steps[first : first + jump]
+        for repeat in range(resamples):
+            for t, s in walk:
+                prediction = predict(model, schedule, x, t, clip)
+                check_variance(variance, prediction)
+                if repeat == resamples - 1:
+                    yield t, x, prediction.x0_hat
+                x = ancestral_step(schedule, x, t, s, prediction, variance, noise)
+                x = mask * (q_sample(schedule, known, s, noise()) if s else known) + (1 - mask) * x
+            if repeat < resamples - 1:  # from the walk's end back up to its start
+                alpha = schedule.alpha_bar[walk[0][0]] / schedule.alpha_bar[walk[-1][1]]
+                x = alpha.sqrt().to(x.dtype) * x + (1 - alpha).sqrt().to(x.dtype) * noise()
+    yield 0, x, x

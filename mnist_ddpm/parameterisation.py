@@ -1,0 +1,155 @@
+"""What the network's output stands for: the noise eps, the image x_0, the velocity v or the posterior's mean mu.
+
+Given x_t, each says the same as each other, so all convert by way of x_0. What differs is how an error is weighed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import (
+    Model,
+    Objective,
+    Prediction,
+    Schedule,
+    Settings,
+    at,
+    l_simple,
+    predict_eps,
+    predict_x0,
+    q_posterior,
+    q_sample,
+    split_variance,
+)
+
+
+def posterior_weights(schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of x_0 and of x_t in the mean of q(x_{t-1} | x_t, x_0): DDPM, Eq. 7."""
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    return q_posterior(schedule, one, zero, t, t - 1)[0], q_posterior(schedule, zero, one, t, t - 1)[0]
+
+
+def x0_from_v(schedule: Schedule, xt: Tensor, t: int | Tensor, v: Tensor) -> Tensor:
+    """x_0 from v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (arXiv 2202.00512, Appendix D)."""
+    alpha_bar = at(schedule.alpha_bar, t)
+    return alpha_bar.sqrt().to(xt.dtype) * xt - (1 - alpha_bar).sqrt().to(xt.dtype) * v
+
+
+def v_from_x0(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
+    """v of x_t and x_0."""
+    alpha_bar = at(schedule.alpha_bar, t)
+    return (alpha_bar.sqrt().to(xt.dtype) * xt - x0) / (1 - alpha_bar).sqrt().to(xt.dtype)
+
+
+def x0_from_mu(schedule: Schedule, xt: Tensor, t: int | Tensor, mu: Tensor) -> Tensor:
+    """x_0 from the mean mu of q(x_{t-1} | x_t, x_0)."""
+    x0_weight, xt_weight = posterior_weights(schedule, t)
+    return (mu - xt_weight.to(xt.dtype) * xt) / x0_weight.to(xt.dtype)
+
+
+def mu_from_x0(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
+    """The mean of q(x_{t-1} | x_t, x_0)."""
+    return q_posterior(schedule, x0, xt, t, t - 1)[0]
+
+
+def same(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
+    return x0
+
+
+# name: (to x_0, from x_0), each called with schedule, xt, t, value
+CONVERSIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "eps": (predict_x0, predict_eps),
+    "x0": (same, same),
+    "v": (x0_from_v, v_from_x0),
+    "mu": (x0_from_mu, mu_from_x0),
+}
+
+
+def convert(schedule: Schedule, xt: Tensor, t: int | Tensor, value: Tensor, given: str, wanted: str) -> Tensor:
+    """The `wanted` ("eps", "x0", "v", "mu") at time t or times (N,) that says the same of x_t as the `given` value."""
+    to_x0, _ = CONVERSIONS[given]
+    _, from_x0 = CONVERSIONS[wanted]
+    return value if given == wanted else from_x0(schedule, xt, t, to_x0(schedule, xt, t, value))
+
+
+def interpret(schedule: Schedule, xt: Tensor, t: int | Tensor, output: Tensor, prediction: str) -> Prediction:
+    """What a network's output (N, C or 2C, H, W) says, if its first C channels are a `prediction`."""
+    value, exponent = split_variance(output.to(xt.dtype), xt.shape[1])
+    x0_hat = convert(schedule, xt, t, value, prediction, "x0")
+    return Prediction(x0_hat, convert(schedule, xt, t, value, prediction, "eps"), exponent)
+
+
+class Denoiser(nn.Module):
+    """A network that predicts something else than eps, as a model for samplers."""
+
+    def __init__(self, network: nn.Module, schedule: Schedule, prediction: str):
+        super().__init__()
+        self.network, self.schedule, self.prediction = network, schedule, prediction
+
+    def forward(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
+        output = self.network(xt, t) if labels is None else self.network(xt, t, labels)
+        return interpret(self.schedule, xt, t, output, self.prediction)
+
+
+def x0_factor(schedule: Schedule, t: Tensor, prediction: str) -> Tensor:
+    """How many times larger a squared error of the prediction is than that of the x_0 that follows, (N, 1, 1, 1)."""
+    ratio = snr(schedule, t)
+    return {
+        "eps": ratio,
+        "x0": torch.ones_like(ratio),
+        "v": 1 + ratio,
+        "mu": posterior_weights(schedule, t)[0].square(),
+    }[prediction]
+
+
+def snr(schedule: Schedule, t: Tensor) -> Tensor:
+    """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) at times (N,)."""
+    alpha_bar = at(schedule.alpha_bar, t)
+    return alpha_bar / (1 - alpha_bar)
+
+
+def bound_weight(schedule: Schedule, t: Tensor) -> Tensor:
+    """That of the variational bound with sigma_t² = beta_t (DDPM, Eq. 12)."""
+    alpha_bar = at(schedule.alpha_bar, t)
+    return at(schedule.beta, t) * at(schedule.alpha_bar, t - 1) / (2 * (1 - alpha_bar).square())
+
+
+# The weight of x_0's squared error at times (N,)
+WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
+    "bound": bound_weight,
+    "truncated-snr": lambda schedule, t: snr(schedule, t).clamp(min=1),  # arXiv 2202.00512, Section 4
+    "min-snr": lambda schedule, t: snr(schedule, t).clamp(max=5),  # arXiv 2303.09556, gamma = 5
+    "p2": lambda schedule, t: snr(schedule, t) / (1 + snr(schedule, t)),  # arXiv 2204.00227, k = gamma = 1
+}
+
+
+def weighted(prediction: str, weight: str = "uniform") -> Objective:
+    """The mean squared error of the network's own output, each image times its weight.
+
+    "uniform" weighs all t alike in the prediction's own units: L_simple for "eps". The names in WEIGHTS mean the
+    same loss whatever is predicted. Raises ValueError for an unknown prediction.
+    """
+    if prediction not in CONVERSIONS:
+        raise ValueError(f'prediction "{prediction}" is unknown: take one of {", ".join(CONVERSIONS)}')
+    if (prediction, weight) == ("eps", "uniform"):
+        return l_simple
+
+    def objective(model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        xt = q_sample(schedule, x0, t, eps)
+        value, _ = split_variance(model(xt, t).to(xt.dtype), xt.shape[1])
+        error = (value - convert(schedule, xt, t, x0, "x0", prediction)).square().mean(dim=(1, 2, 3))
+        if weight == "uniform":
+            return error
+        return error * (WEIGHTS[weight](schedule, t) / x0_factor(schedule, t, prediction)).flatten().to(xt.dtype)
+
+    return objective
+
+
+def named(weight: str) -> Callable[[Settings], Objective]:
+    return lambda settings: weighted(settings.prediction, weight)
+
+
+DENOISERS = {name: partial(Denoiser, prediction=name) for name in CONVERSIONS if name != "eps"}
+OBJECTIVES = {"simple": named("uniform"), **{weight: named(weight) for weight in WEIGHTS}}

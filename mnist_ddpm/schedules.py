@@ -1,0 +1,81 @@
+"""Further noise schedules, and the same schedule on fewer steps. All tables are float64 over t = 0 … T."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.ddpm import Model, Schedule, Settings, linear_schedule, transitions
+
+
+def cosine_schedule(settings: Settings) -> Schedule:
+    """alpha_bar_t = f(t) / f(0), f(t) = cos²((t/T + 0.008) / 1.008 · π/2), beta_t at most 0.999.
+
+    Improved DDPM (arXiv 2102.09672), Eq. 17. beta_1 and beta_T are not used.
+    """
+    t = torch.arange(settings.T + 1, dtype=torch.float64)
+    f = torch.cos((t / settings.T + 0.008) / 1.008 * math.pi / 2).square()
+    return Schedule.from_beta((1 - f[1:] / f[:-1]).clamp(max=0.999))
+
+
+def quadratic_schedule(settings: Settings) -> Schedule:
+    """The root of beta_t is linear in t, from beta_1 to beta_T (DDIM's code; "scaled linear" in latent diffusion)."""
+    root = torch.linspace(settings.beta_1**0.5, settings.beta_T**0.5, settings.T, dtype=torch.float64)
+    return Schedule.from_beta(root.square())
+
+
+def sigmoid_schedule(settings: Settings) -> Schedule:
+    """beta_t rises from beta_1 to beta_T along a sigmoid over [-6, 6] (GeoDiff, arXiv 2203.02923)."""
+    rise = torch.linspace(-6, 6, settings.T, dtype=torch.float64).sigmoid()
+    return Schedule.from_beta(settings.beta_1 + (settings.beta_T - settings.beta_1) * rise)
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """sqrt(alpha_bar) shifted and scaled so that x_T is pure noise and alpha_bar_1 stays (arXiv 2305.08891, Alg. 1).
+
+    Raises ValueError where T is 1.
+    """
+    if schedule.T < 2:
+        raise ValueError("a schedule of one step cannot end without signal: T must be at least 2")
+    root = schedule.alpha_bar[1:].sqrt()
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), root.square()])
+    return Schedule.from_beta(1 - alpha_bar[1:] / alpha_bar[:-1])
+
+
+def rescaled(make: Callable[[Settings], Schedule]) -> Callable[[Settings], Schedule]:
+    """The schedule that `make` gives, with zero terminal SNR. Its maker raises ValueError for eps prediction."""
+
+    def make_rescaled(settings: Settings) -> Schedule:
+        if settings.prediction == "eps":
+            raise ValueError(
+                f'schedule "{settings.schedule}" ends in pure noise, from which no x_0 follows by its noise: '
+                'take prediction "v" or "x0"'
+            )
+        return zero_terminal_snr(make(settings))
+
+    return make_rescaled
+
+
+SCHEDULES = {"cosine": cosine_schedule, "quadratic": quadratic_schedule, "sigmoid": sigmoid_schedule}
+SCHEDULES |= {f"{name}-zero-snr": rescaled(make) for name, make in {"linear": linear_schedule, **SCHEDULES}.items()}
+
+
+def respace(schedule: Schedule, times: list[int]) -> Schedule:
+    """The schedule of len(times) steps whose alpha_bar are those at `times`, falling (Improved DDPM, Eq. 19).
+
+    Raises ValueError unless the times fall strictly within T … 1.
+    """
+    pairs = transitions(times, schedule.T)[::-1]
+    return Schedule.from_beta(torch.stack([1 - schedule.alpha_bar[t] / schedule.alpha_bar[s] for t, s in pairs]))
+
+
+def respaced(model: Model, times: list[int]) -> Model:
+    """The model for respace(schedule, times): it is asked for step k and told the k-th smallest of times."""
+    rising = torch.tensor(times[::-1])
+
+    def respaced_model(xt: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        return model(xt, rising.to(t.device)[t - 1], *labels)
+
+    return respaced_model

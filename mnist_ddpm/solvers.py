@@ -1,0 +1,99 @@
+"""Faster solvers of the probability-flow ODE, its reversal, and thresholding of the predicted x_0.
+
+With sigma = sqrt(1 - alpha_bar) / sqrt(alpha_bar) and x / sqrt(alpha_bar) in the place of x, the ODE is
+dx / dsigma = eps_hat(x, sigma). DDIM with eta = 0 is Euler's method for it, of first order; these are of second.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.ddpm import Clip, Model, Schedule, States, predict, transitions
+
+
+@torch.no_grad()
+def dpmpp_2m_sampler(
+    model: Model, schedule: Schedule, times: list[int], xT: Tensor, noise: Callable[[], Tensor] | None = None,
+    *, clip: Clip = True,
+) -> States:  # fmt: skip
+    """DPM-Solver++(2M), multistep, one evaluation a step (arXiv 2211.01095, Algorithm 2), first order at both ends.
+
+    Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Draws no noise.
+    """
+    x, older, before = xT, None, -math.inf
+    lam = 0.5 * (schedule.alpha_bar / (1 - schedule.alpha_bar)).log()  # inf at t = 0
+    for t, s in transitions(times, schedule.T):
+        x0_hat = predict(model, schedule, x, t, clip).x0_hat
+        yield t, x, x0_hat
+        h = (lam[s] - lam[t]).item()
+        direction = x0_hat
+        if older is not None and s > 0 and math.isfinite(before):
+            direction = x0_hat + (x0_hat - older) * (h / (2 * (lam[t].item() - before)))
+        alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+        shrink = math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))
+        x = shrink * x - math.sqrt(alpha_bar_s) * math.expm1(-h) * direction
+        older, before = x0_hat, lam[t].item()
+    yield 0, x, x
+
+
+@torch.no_grad()
+def heun_sampler(
+    model: Model, schedule: Schedule, times: list[int], xT: Tensor, noise: Callable[[], Tensor] | None = None,
+    *, clip: Clip = True,
+) -> States:  # fmt: skip
+    """Heun's method in sigma, two evaluations a step but for the last (EDM, arXiv 2206.00364, Algorithm 1).
+
+    Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Draws no noise.
+    """
+    x = xT
+    for t, s in transitions(times, schedule.T):
+        x0_hat, eps_hat, _ = predict(model, schedule, x, t, clip)
+        yield t, x, x0_hat
+        alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+        euler = math.sqrt(alpha_bar_s) * x0_hat + math.sqrt(1 - alpha_bar_s) * eps_hat
+        if s == 0 or alpha_bar_t == 0:  # sigma is 0, where eps_hat is not defined, or infinite
+            x = euler
+            continue
+        slope = (eps_hat + predict(model, schedule, euler, s, clip).eps_hat) / 2
+        sigma_t, sigma_s = (math.sqrt((1 - a) / a) for a in (alpha_bar_t, alpha_bar_s))
+        x = math.sqrt(alpha_bar_s / alpha_bar_t) * x + math.sqrt(alpha_bar_s) * (sigma_s - sigma_t) * slope
+    yield 0, x, x
+
+
+@torch.no_grad()
+def ddim_encoder(model: Model, schedule: Schedule, times: list[int], x0: Tensor) -> States:
+    """The way back: from images x0 (N, C, H, W) in [-1, 1] to the noise that DDIM turns into them (DDIM, Eq. 14).
+
+    times fall, as for a sampler. Yields (t, x_t, x0_hat) for 0 and each time, rising. At x_0, where eps_hat is not
+    defined, the network is asked for t = 1.
+    """
+    x = x0
+    for t, s in transitions(times, schedule.T)[::-1]:
+        x0_hat, eps_hat, _ = predict(model, schedule, x, max(s, 1))
+        yield s, x, x0_hat
+        alpha_bar_t = schedule.alpha_bar[t].item()
+        if s == 0:
+            x = math.sqrt(alpha_bar_t) * x0 + math.sqrt(1 - alpha_bar_t) * eps_hat
+        else:
+            x = math.sqrt(alpha_bar_t) * x0_hat + math.sqrt(1 - alpha_bar_t) * eps_hat
+    yield t, x, predict(model, schedule, x, t).x0_hat
+
+
+def dynamic_threshold(quantile: float = 0.995) -> Callable[[Tensor], Tensor]:
+    """For a sampler's clip: each image's x0_hat is clipped to its own quantile q of |x0_hat|, then divided by q.
+
+    q is at least 1 (Imagen, arXiv 2205.11487, Section 2.3). Raises ValueError unless 0 < quantile <= 1.
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile is {quantile}: it must be in (0, 1]")
+
+    def clip(x0_hat: Tensor) -> Tensor:
+        q = x0_hat.abs().flatten(1).quantile(quantile, dim=1).clamp(min=1).view(-1, 1, 1, 1)
+        return x0_hat.clamp(-q, q) / q
+
+    return clip
+
+
+SAMPLERS = {"dpmpp": dpmpp_2m_sampler, "heun": heun_sampler}
