@@ -1,19 +1,26 @@
-"""The command line: `python -m mnist_ddpm train` and `python -m mnist_ddpm sample`, each with `--help`."""
+"""The command line: `python -m mnist_ddpm train`, `sample` and `likelihood`, each with `--help`."""
 
+import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import imageio.v3 as imageio
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
+from PIL import Image, ImageOps
 
-from mnist_ddpm import ddpm, guidance
+from mnist_ddpm import ddpm, guidance, inpainting, likelihood, schedules, solvers
+
+Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
+Variance = Literal["auto", "posterior", "beta", "learned"]
 
 
 @dataclass(frozen=True)
@@ -64,34 +71,188 @@ class Sample:
     checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
     out: Path = Path("images&samples/latest")  # folder for the results
     n: int = 64  # number of images
-    sampler: Literal["ddim", "ddpm"] = "ddim"  # ddpm is ancestral sampling
-    steps: int = 50  # network evaluations for each image, 1 to T
+    sampler: Literal["ddim", "ddpm", "dpmpp", "heun"] | None = None  # ddim unless told; ddpm is ancestral sampling
+    steps: int = 50  # sampling steps, 1 to T: one network evaluation each; two with heun, or with guidance
+    spacing: Spacing = "trailing"  # of the steps' times
     eta: float = 0.0  # noise of ddim: 0 none, 1 as much as ddpm
-    variance: Literal["posterior", "beta"] = "posterior"  # of ddpm's steps
+    variance: Variance = "auto"  # of ddpm's steps; auto: learned where the network has learned it, else posterior
+    clip: Literal["static", "dynamic", "none"] = "static"  # of the predicted image, to the range that pixels have
+    label: tuple[int, ...] = ()  # labels to draw, in turn; all of a conditional checkpoint's unless told
+    guidance: float | None = None  # 0 ignores the labels, 1 (unless told) follows them, more exaggerates them
+    init_image: Path | None = None  # start from this image, partly noised (or with --mask: fill it in)
+    strength: float = 0.5  # how far --init-image is noised: 0 not at all, 1 beyond recognition
+    mask: Path | None = None  # of --init-image's size: white stays, black is filled in (RePaint)
+    resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
     seed: int = 0  # image k depends on seed and k alone
     batch_size: int = 256  # images made at once; lower it if memory runs out
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
 
     def run(self) -> None:
         device = pick_device(self.device)
-        model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        counted = ddpm.Counted(network)
+        model, labels = self.control(counted, settings)
+        sampler, options = self.sampling(schedule, settings, device)
         out = ddpm.writable_folder(self.out)
-        options = {"eta": self.eta} if self.sampler == "ddim" else {"variance": self.variance}
         began = time.monotonic()
         images, film = ddpm.generate(
             model, schedule, self.n, (settings.channels, settings.image_size, settings.image_size),
-            sampler=ddpm.SAMPLERS[self.sampler], steps=self.steps, seed=self.seed, batch_size=self.batch_size,
-            film=36, device=device, **options,
+            sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, film=36, device=device,
+            **options,
         )  # fmt: skip
         took = time.monotonic() - began
         shown = images[:400]
         imageio.imwrite(out / "samples.png", ddpm.enlarge(ddpm.tile(shown, math.ceil(math.sqrt(len(shown)))), 2))
-        ddpm.draw_strip(film).savefig(out / "steps.png", dpi=110)
+        strip = ddpm.draw_strip(film)
+        strip.savefig(out / "steps.png", dpi=110)
+        plt.close(strip)
         ddpm.save_gif(out / "generation.gif", film)
         ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True)
         with ddpm.replacing(out / "samples.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
-        print(f"{out}: {self.n} images x {self.steps} network evaluations in {took:.1f} s on {device}")
+        each = counted.evaluations / self.n
+        print(f"{out}: {self.n} images x {each:.0f} network evaluations in {took:.1f} s on {device}")
+
+    def control(self, model: ddpm.Model, settings: ddpm.Settings) -> tuple[ddpm.Model, torch.Tensor | None]:
+        """The model under guidance, and the labels (n,). Raises ValueError where the checkpoint has no such labels."""
+        classes = settings.classes
+        if not classes:
+            if self.label or self.guidance is not None:
+                raise ValueError(
+                    f"{self.checkpoint} was trained without labels: --label and --guidance need one trained with "
+                    "them (train --classes 10)"
+                )
+            return model, None
+        wrong = [label for label in self.label if not 0 <= label < classes]
+        if wrong:
+            raise ValueError(f"label {wrong[0]} is not one of {self.checkpoint}'s 0 to {classes - 1}")
+        turn = torch.tensor(self.label or range(classes))
+        scale = 1.0 if self.guidance is None else self.guidance
+        return guidance.guided(model, scale), turn[torch.arange(self.n) % len(turn)]
+
+    def sampling(
+        self, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
+    ) -> tuple[Callable[..., ddpm.States], dict]:
+        """The sampler, and what to tell it. Raises ValueError for flags that do not go together."""
+        clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
+        options, last = {"clip": clip}, schedule.T
+        variance = pick_variance(self.variance, settings)
+        if self.mask and not self.init_image:
+            raise ValueError("--mask needs the image that it belongs to: give --init-image too")
+        if self.mask and self.sampler not in (None, "ddpm"):
+            raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
+        if self.init_image:
+            image, mask = read_image(self.init_image, self.mask, settings)
+        if self.init_image and not self.mask:
+            if not 0 < self.strength <= 1:
+                raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
+            last = max(1, round(self.strength * schedule.T))
+            options["init"] = image
+        options["steps"] = ddpm.timesteps(last, self.steps, self.spacing)
+        if self.mask:
+            repaint = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
+            return inpainting.repaint_sampler, options | repaint | {"variance": variance}
+        if self.sampler == "ddpm":
+            options["variance"] = variance
+        elif self.sampler in (None, "ddim"):
+            options["eta"] = self.eta
+        return ddpm.SAMPLERS[self.sampler or "ddim"], options
+
+
+@dataclass
+class Likelihood:
+    """Print the variational bound of images in bits/dim, with its standard error, and write it as JSON.
+
+    MNIST is judged on its 28 x 28 pixels: the black margin around them is taken as known.
+
+    Example: python -m mnist_ddpm likelihood --checkpoint checkpoints/mnist --split test --n 1000
+    """
+
+    checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
+    split: Literal["train", "test"] = "test"  # of the checkpoint's data set
+    n: int = 10_000  # the first so many images, or all
+    times_per_image: int | None = None  # evaluate so many t an image instead of all: faster, with more noise
+    steps: int | None = None  # judge the model as a chain of fewer steps, from 1 to T
+    spacing: Spacing = "trailing"  # of those steps' times
+    variance: Variance = "auto"  # of the steps; auto: learned where the network has learned it, else beta
+    out: Path = Path("images&samples/latest/likelihood.json")  # file for the result
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    seed: int = 0  # of the noise
+    batch_size: int = 250  # images judged at once
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+
+    def run(self) -> None:
+        device = pick_device(self.device)
+        model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        counted, T = ddpm.Counted(model), schedule.T
+        variance = pick_variance(self.variance, settings, fixed="beta")
+        model = counted
+        if self.steps:
+            times = ddpm.timesteps(T, self.steps, self.spacing)
+            model, schedule = schedules.respaced(counted, times), schedules.respace(schedule, times)
+        if self.n < 2:
+            raise ValueError(f"n is {self.n}: a standard error needs at least 2 images")
+        images = ddpm.load_images(settings, self.data, self.split)[: self.n]
+        margin = (settings.image_size - 28) // 2 if settings.dataset == "mnist" else 0
+        ddpm.writable_folder(self.out.parent)
+        began = time.monotonic()
+        bound = likelihood.bits_per_dim(
+            model, schedule, images, variance=variance, times_per_image=self.times_per_image, margin=margin,
+            batch_size=self.batch_size, seed=self.seed, device=device,
+        )  # fmt: skip
+        took = time.monotonic() - began
+        side, each = settings.image_size - 2 * margin, counted.evaluations / len(images)
+        terms = [None if math.isnan(term) else term for term in bound.terms.tolist()]
+        card = {
+            "bits_per_dim": bound.mean, "standard_error": bound.standard_error, "n": len(images),
+            "dataset": settings.dataset, "split": self.split, "pixels": [settings.channels, side, side],
+            "L_T": bound.prior, "L_0_to_T_minus_1": terms, "evaluations_per_image": each, "seconds": round(took, 1),
+            "checkpoint": str(self.checkpoint), "schedule": settings.schedule, "T": T, "steps": schedule.T,
+            "variance": variance, "seed": self.seed, "device": str(device), "torch": torch.__version__,
+        }  # fmt: skip
+        with ddpm.replacing(self.out) as path:
+            path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        print(
+            f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim, an upper bound ({variance} variance, "
+            f"{schedule.T} steps), on {side} x {side} pixels of the first {len(images)} {self.split} images"
+        )
+        print(
+            f"{each:.0f} network evaluations an image, {took:.0f} s, seed {self.seed}, {device}; written to {self.out}"
+        )
+
+
+def pick_variance(variance: str, settings: ddpm.Settings, fixed: str = "posterior") -> str:
+    """What "auto" means for a checkpoint. Raises ValueError for a learned variance that it does not have."""
+    if variance == "auto":
+        return "learned" if settings.learned_variance else fixed
+    if variance == "learned" and not settings.learned_variance:
+        raise ValueError("this checkpoint has learned no variance: train one with --objective hybrid, or take another")
+    return variance
+
+
+def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """An image (1, C, H, W) in [-1, 1] as the model takes it, and its mask (1, 1, H, W) of ones and zeros.
+
+    28 x 28 pixels are padded for a model of MNIST; all else is cropped to a centred square and resized.
+    Raises ValueError for a file that is no image, or a mask of another size than the image's.
+    """
+    side = settings.image_size
+    image = ddpm.open_image(path, "L" if settings.channels == 1 else "RGB")
+
+    def fitted(image: Image.Image, fill: int, resample: Image.Resampling) -> torch.Tensor:
+        if settings.dataset == "mnist" and image.size == (28, 28):
+            image = ImageOps.expand(image, (side - 28) // 2, fill)
+        pixels = np.asarray(ImageOps.fit(image, (side, side), resample))
+        return torch.from_numpy(pixels.copy()).reshape(1, side, side, -1).permute(0, 3, 1, 2)
+
+    x0 = ddpm.to_float(fitted(image, 0, Image.Resampling.LANCZOS))
+    if mask is None:
+        return x0, None
+    stencil = ddpm.open_image(mask, "L")
+    if stencil.size != image.size:
+        sizes = ["{} x {}".format(*picture.size) for picture in (stencil, image)]
+        raise ValueError(f"the mask is {sizes[0]} pixels and the image {sizes[1]}: they must be of the same size")
+    return x0, (fitted(stencil, 255, Image.Resampling.NEAREST) > 127).float()
 
 
 def pick_device(name: str) -> torch.device:
@@ -107,6 +268,7 @@ def pick_device(name: str) -> torch.device:
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Likelihood, tyro.conf.subcommand("likelihood")]
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from mnist_ddpm.ddpm import (
     Settings,
     at,
     l_simple,
+    look_up,
     predict_eps,
     predict_x0,
     q_posterior,
@@ -68,9 +69,11 @@ CONVERSIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 
 
 def convert(schedule: Schedule, xt: Tensor, t: int | Tensor, value: Tensor, given: str, wanted: str) -> Tensor:
-    """The `wanted` ("eps", "x0", "v", "mu") at time t or times (N,) that says the same of x_t as the `given` value."""
-    to_x0, _ = CONVERSIONS[given]
-    _, from_x0 = CONVERSIONS[wanted]
+    """The `wanted` ("eps", "x0", "v", "mu") at time t or times (N,) that says the same of x_t as the `given` value.
+
+    Raises ValueError for an unknown name.
+    """
+    (to_x0, _), (_, from_x0) = (look_up("prediction", name, CONVERSIONS) for name in (given, wanted))
     return value if given == wanted else from_x0(schedule, xt, t, to_x0(schedule, xt, t, value))
 
 
@@ -131,8 +134,7 @@ def weighted(prediction: str, weight: str = "uniform") -> Objective:
     "uniform" weighs all t alike in the prediction's own units: L_simple for "eps". The names in WEIGHTS mean the
     same loss whatever is predicted. Raises ValueError for an unknown prediction.
     """
-    if prediction not in CONVERSIONS:
-        raise ValueError(f'prediction "{prediction}" is unknown: take one of {", ".join(CONVERSIONS)}')
+    look_up("prediction", prediction, CONVERSIONS)
     if (prediction, weight) == ("eps", "uniform"):
         return l_simple
 

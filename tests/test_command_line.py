@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit status, one line for an error, files on disk."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 
 import imageio.v3 as imageio
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.__main__ import main
 
 SMALL = (
@@ -38,6 +41,46 @@ def checkpoint(pictures, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """An untrained checkpoint for MNIST with labels and a learned variance."""
+    folder = tmp_path_factory.mktemp("conditional")
+    settings = ddpm.Settings(
+        base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, objective="hybrid", classes=10
+    )
+    model = ddpm.make_model(settings)
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():  # also those that start at zero
+        p.data = 0.1 * torch.randn(p.shape, generator=generator)
+    ddpm.save_checkpoint(folder, model, settings)
+    return folder
+
+
+@pytest.fixture
+def digit(tmp_path):
+    """A 28 x 28 picture in digit.png, and a mask in mask.png that keeps its left half."""
+    pixels = np.zeros((28, 28), np.uint8)
+    pixels[4:24, 10:18] = 255
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    mask = np.zeros((28, 28), np.uint8)
+    mask[:, :14] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return pixels
+
+
+@pytest.fixture
+def without_films(monkeypatch):
+    """Strips and GIFs take most of the time of `sample`, and are not looked at here."""
+    monkeypatch.setattr(ddpm, "draw_strip", lambda film: plt.figure())
+    monkeypatch.setattr(ddpm, "save_gif", lambda *arguments, **options: None)
+
+
+def drawn(out, *arguments):
+    """The images that `sample` writes, (N, H, W)."""
+    assert main(["sample", "--out", str(out), *(str(a) for a in arguments)]) == 0
+    return np.load(out / "samples.npz")["images"][..., 0]
+
+
 def error_of(capsys, *arguments):
     assert main([str(a) for a in arguments]) == 1
     *_, line = capsys.readouterr().err.strip().split("\r")[-1].splitlines()
@@ -45,7 +88,9 @@ def error_of(capsys, *arguments):
     return line
 
 
-@pytest.mark.parametrize("sampler", [["ddim", "--eta", "0.5"], ["ddpm"], ["ddpm", "--variance", "beta"]])
+@pytest.mark.parametrize(
+    "sampler", [["ddim", "--eta", "0.5"], ["ddpm"], ["ddpm", "--variance", "beta"], ["dpmpp"], ["heun"]], ids=" ".join
+)
 def test_sample_writes_everything_it_promises(checkpoint, tmp_path, sampler):
     out = tmp_path / "a & b"
     arguments = ["--n", "5", "--steps", "6", "--batch-size", "2", "--seed", "3", "--out", str(out)]
@@ -65,6 +110,127 @@ def test_sampling_again_gives_the_same_images(checkpoint, tmp_path):
         assert main(["sample", "--checkpoint", str(checkpoint), *arguments]) == 0
     a, b = (np.load(tmp_path / name / "samples.npz")["images"].astype(int) for name in "ab")
     assert np.abs(a - b).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "evaluations"),
+    [
+        (["--steps", "6"], 6),
+        (["--steps", "6", "--sampler", "heun"], 11),
+        (["--steps", "6", "--guidance", "2"], 12),
+        (["--steps", "6", "--guidance", "0"], 6),
+        (["--steps", "6", "--init-image", "digit.png", "--mask", "mask.png", "--resamples", "3"], 18),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, list) else "",
+)
+def test_what_sampling_costs_is_printed(
+    conditional, tmp_path, digit, without_films, monkeypatch, capsys, arguments, evaluations
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "--checkpoint", str(conditional), "--n", "3", "--out", "out", *arguments]) == 0
+    assert f"3 images x {evaluations} network evaluations" in capsys.readouterr().out
+
+
+def test_each_flag_of_sample_changes_the_images(conditional, tmp_path, without_films):
+    """A flag that is parsed and forgotten would leave them as they were."""
+    base = ["--checkpoint", conditional, "--n", "2", "--steps", "5"]
+    flags = [
+        [], ["--sampler", "ddpm"], ["--sampler", "ddpm", "--variance", "beta"], ["--sampler", "dpmpp"],
+        ["--sampler", "heun"], ["--spacing", "quadratic"], ["--clip", "none"], ["--clip", "dynamic"], ["--eta", "1"],
+        ["--label", "3"], ["--guidance", "0"], ["--guidance", "3"],
+    ]  # fmt: skip
+    images = [drawn(tmp_path / str(k), *base, *more) for k, more in enumerate(flags)]
+    for k, one in enumerate(images):
+        for other in images[:k]:
+            assert not np.array_equal(one, other), flags[k]
+
+
+def test_labels_are_taken_in_turn(conditional, tmp_path, without_films):
+    base = ["--checkpoint", conditional, "--steps", "4", "--sampler", "dpmpp"]
+    in_turn = drawn(tmp_path / "a", *base, "--n", "4", "--label", "7", "2")
+    for k, label in enumerate((7, 2, 7, 2)):
+        alone = drawn(tmp_path / "b", *base, "--n", "4", "--label", label)
+        assert np.abs(alone[k].astype(int) - in_turn[k]).max() <= 1
+    all_of_them = drawn(tmp_path / "c", *base, "--n", "12")
+    listed = drawn(tmp_path / "d", *base, "--n", "12", "--label", *range(10))
+    assert np.array_equal(all_of_them, listed)
+
+
+def test_masked_pixels_are_filled_in_and_the_others_kept(conditional, tmp_path, digit, without_films):
+    arguments = ["--init-image", tmp_path / "digit.png", "--mask", tmp_path / "mask.png", "--steps", "5"]
+    images = drawn(tmp_path / "out", "--checkpoint", conditional, "--n", "2", "--resamples", "1", *arguments)
+    inner = images[:, 2:-2, 2:-2]
+    assert (inner[:, :, :14] == digit[:, :14]).all()
+    assert (inner[:, :, 14:] != digit[:, 14:]).mean() > 0.5
+
+
+def test_little_strength_leaves_the_image_nearly_as_it_was(conditional, tmp_path, digit, without_films):
+    error = {}
+    for strength in ("0.05", "1"):
+        arguments = ["--init-image", tmp_path / "digit.png", "--strength", strength, "--steps", "1", "--n", "2"]
+        images = drawn(tmp_path / "out", "--checkpoint", conditional, *arguments)[:, 2:-2, 2:-2]
+        error[strength] = np.abs(images.astype(float) - digit).mean()
+    assert error["0.05"] < 20 < error["1"]
+
+
+def test_images_of_other_sizes_are_cropped_and_resized_together_with_their_mask(checkpoint, tmp_path, without_films):
+    picture, mask = np.full((40, 80), 200, np.uint8), np.zeros((40, 80), np.uint8)
+    mask[:, :40] = 255
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    images = drawn(
+        tmp_path / "out", "--checkpoint", checkpoint, "--n", "1", "--steps", "3", "--resamples", "1",
+        "--init-image", tmp_path / "wide.png", "--mask", tmp_path / "mask.png",
+    )  # fmt: skip
+    assert (images[0, :, :16] == 200).all() and (images[0, :, 16:] != 200).any()
+
+
+def test_likelihood_prints_and_writes_the_bound(conditional, tmp_path, capsys):
+    out = tmp_path / "cards" / "likelihood.json"
+    arguments = ["--checkpoint", str(conditional), "--n", "6", "--out", str(out)]
+    assert main(["likelihood", *arguments]) == 0
+    card = json.loads(out.read_text())
+    assert f"{card['bits_per_dim']:.4f} ± {card['standard_error']:.4f} bits/dim" in capsys.readouterr().out
+    assert card["n"] == 6 and card["pixels"] == [1, 28, 28] and card["variance"] == "learned"
+    assert card["evaluations_per_image"] == 20 and len(card["L_0_to_T_minus_1"]) == 20
+    assert card["bits_per_dim"] == pytest.approx(sum(card["L_0_to_T_minus_1"]) + card["L_T"])
+    assert main(["likelihood", *arguments, "--steps", "4", "--variance", "beta", "--split", "train"]) == 0
+    card = json.loads(out.read_text())
+    assert (card["steps"], card["T"], card["variance"], card["split"]) == (4, 20, "beta", "train")
+    assert card["evaluations_per_image"] == len(card["L_0_to_T_minus_1"]) == 4
+    assert main(["likelihood", *arguments, "--times-per-image", "3"]) == 0
+    assert json.loads(out.read_text())["evaluations_per_image"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variance", "learned"], "has learned no variance"),
+        (["--n", "1"], "at least 2 images"),
+        (["--steps", "21"], "from 1 to T = 20"),
+        (["--times-per-image", "21"], "from 1 to T = 20"),
+        (["--split", "test"], "has no test split"),
+        (["--checkpoint", "no/where"], "no/where is not a checkpoint"),
+    ],
+    ids=" ".join,
+)
+def test_bad_requests_for_a_likelihood_end_in_one_line(checkpoint, tmp_path, capsys, arguments, message):
+    base = ["--checkpoint", checkpoint, "--split", "train", "--n", "4", "--out", tmp_path / "l.json"]
+    assert message in error_of(capsys, "likelihood", *base, *arguments)
+
+
+def test_training_with_labels_is_given_them(monkeypatch, tmp_path):
+    given = {}
+
+    def fit(run, images, schedule, folder, labels):
+        given.update(labels=labels, images=images)
+        run.step, run.seconds = 1, 1.0
+        return run
+
+    monkeypatch.setattr(ddpm, "fit", fit)
+    monkeypatch.chdir(ROOT)
+    assert main(["train", "--classes", "10", "--out", str(tmp_path), *SMALL]) == 0
+    assert given["labels"].shape == (60000,) and given["labels"][:5].tolist() == [5, 0, 4, 1, 9]
 
 
 def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, pictures, tmp_path, capsys):
@@ -99,13 +265,29 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
         (["--device", "nonsense"], 'device "nonsense"'),
         (["--checkpoint", "no/where"], "no/where is not a checkpoint"),
         (["--out", "README.md/x"], "cannot write to the folder README.md/x"),
+        (["--guidance", "2"], "was trained without labels"),
+        (["--label", "3"], "was trained without labels"),
+        (["--sampler", "ddpm", "--variance", "learned"], "has learned no variance"),
+        (["--mask", "mask.png"], "give --init-image too"),
+        (["--init-image", "README.md"], "README.md is not a readable image"),
+        (["--init-image", "nowhere.png"], "nowhere.png is not a readable image"),
+        (["--init-image", "digit.png", "--strength", "0"], "strength is 0.0"),
+        (["--init-image", "digit.png", "--mask", "small.png"], "the mask is 10 x 9 pixels and the image 28 x 28"),
+        (["--init-image", "digit.png", "--mask", "mask.png", "--sampler", "heun"], "leave out --sampler heun"),
     ],
     ids=" ".join,
 )
-def test_bad_requests_to_sample_end_in_one_line(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
+def test_bad_requests_to_sample_end_in_one_line(checkpoint, tmp_path, digit, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").touch()
+    Image.new("L", (10, 9)).save("small.png")
     assert message in error_of(capsys, "sample", "--checkpoint", checkpoint, "--steps", "6", *arguments)
+
+
+@pytest.mark.parametrize("label", ["10", "-1"])
+def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, label):
+    arguments = ["--checkpoint", conditional, "--out", tmp_path, "--label", "3", label]
+    assert f"label {label} is not one of {conditional}'s 0 to 9" in error_of(capsys, "sample", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +299,12 @@ def test_bad_requests_to_sample_end_in_one_line(checkpoint, tmp_path, monkeypatc
         (["--batch-size", "49"], "batch_size 49 is larger than the data set (48 images)"),
         (["--epochs", "0"], "epochs is 0"),
         (["--schedule", "none"], 'schedule "none" is unknown'),
+        (["--objective", "none"], 'objective "none" is unknown'),
+        (["--prediction", "none"], 'prediction "none" is unknown'),
+        (["--prediction", "none", "--objective", "vlb"], 'prediction "none" is unknown'),
+        (["--schedule", "cosine-zero-snr"], 'take prediction "v" or "x0"'),
+        (["--classes", "10"], "has no labels: set classes to 0"),
+        (["--dataset", "mnist", "--data", str(ROOT / "data"), "--classes", "3"], "set classes to 10"),
         (["--out", "file/run"], "cannot write to the folder file/run"),
         (["--resume"], "is not a checkpoint"),
     ],
@@ -134,7 +322,7 @@ def test_train_does_not_overwrite(checkpoint, pictures, capsys):
 
 
 def test_help_names_every_setting_and_unknown_flags_fail(capsys):
-    for command in ("train", "sample"):
+    for command in ("train", "sample", "likelihood"):
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert stopped.value.code == 0
