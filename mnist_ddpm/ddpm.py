@@ -745,6 +745,7 @@ def ddim_sampler(
 ) -> States:  # fmt: skip
     """DDIM (Eq. 12 and 16) along times, from noise xT (N, C, H, W). noise() draws more of it where eta > 0.
 
+    The paper's sigma-hat, noisier than eta = 1, is ddpm_sampler's variance "beta".
     Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Raises ValueError unless 0 <= eta <= 1.
     """
     if not 0 <= eta <= 1:
@@ -755,7 +756,7 @@ def ddim_sampler(
         yield t, x, x0_hat
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         sigma = eta * math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
-        x = math.sqrt(alpha_bar_s) * x0_hat + math.sqrt(1 - alpha_bar_s - sigma**2) * eps_hat
+        x = math.sqrt(alpha_bar_s) * x0_hat + math.sqrt(max(0.0, 1 - alpha_bar_s - sigma**2)) * eps_hat
         if eta > 0 and s > 0:
             x = x + sigma * noise()
     yield 0, x, x

@@ -91,7 +91,6 @@ class Likelihood(NamedTuple):
 def strata(T: int, count: int) -> Iterator[tuple[int, int]]:
     """1 … T in `count` ranges (first, last), short ones where t is small, since the bound's terms fall quickly."""
     last = timesteps(T, count, "quadratic")[::-1]
-    last[-1] = T
     return zip([1, *(t + 1 for t in last)], last)
 
 
@@ -111,7 +110,8 @@ def bits_per_dim(
     given the margin, noised as q says, at every t: right where the margin is known, like the padding of MNIST.
     Raises ValueError for a variance that the model has not learned, or a number of times outside 1 … T.
     """
-    count, schedule = times_per_image or schedule.T, schedule.to(device)
+    count = schedule.T if times_per_image is None else times_per_image
+    schedule = schedule.to(device)
     ranges = list(strata(schedule.T, count))
     inner = slice(margin, images.shape[-1] - margin)
     chance = torch.rand(len(images), count, generator=torch.Generator().manual_seed(seed))
