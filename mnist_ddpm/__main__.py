@@ -187,7 +187,7 @@ class Likelihood:
         counted, T = ddpm.Counted(model), schedule.T
         variance = pick_variance(self.variance, settings, fixed="beta")
         model = counted
-        if self.steps:
+        if self.steps is not None:
             times = ddpm.timesteps(T, self.steps, self.spacing)
             model, schedule = schedules.respaced(counted, times), schedules.respace(schedule, times)
         if self.n < 2:

@@ -826,6 +826,9 @@ def generate(
     """
     if n < 1 or batch_size < 1 or seed < 0:
         raise ValueError(f"n = {n}, batch_size = {batch_size} must be at least 1, seed = {seed} at least 0")
+    for name, given, sizes in (("init", init, (1, n)), ("labels", labels, (n,))):
+        if given is not None and len(given) not in sizes:
+            raise ValueError(f"{name} has {len(given)} entries: there must be one for each of {n} images")
     times = timesteps(schedule.T, steps) if isinstance(steps, int) else steps
     if isinstance(model, nn.Module):
         model.eval()
@@ -907,6 +910,8 @@ def loss_by_t(
 ) -> tuple[Tensor, Tensor]:
     """Each uint8 image's error of eps_hat at a time of its own, spread over 1 … T: t (N,), L_simple (N,)."""
     generator, schedule = torch.Generator().manual_seed(seed), schedule.to(device)
+    if isinstance(model, nn.Module):
+        model.eval()
     t = 1 + torch.arange(len(images)) * schedule.T // len(images)
     losses = []
     for x0, times in zip(images.split(batch_size), t.split(batch_size)):

@@ -33,9 +33,10 @@ def repaint_sampler(
     (0, x_0, x_0). Raises ValueError where shapes do not fit or a mask is not of zeros and ones.
     """
     for name, tensor in (("image", known), ("mask", mask)):
-        if tensor.ndim != 4 or tensor.shape[-2:] != xT.shape[-2:] or tensor.shape[1] not in (1, xT.shape[1]):
-            size = "x".join(map(str, tensor.shape[-2:]))
-            raise ValueError(f"the {name} is {size} pixels, and the model's images {xT.shape[-2]}x{xT.shape[-1]}")
+        wanted, given = tuple(xT.shape), tuple(tensor.shape)
+        fits = len(given) == 4 and given[0] in (1, wanted[0]) and given[1] in (1, wanted[1]) and given[2:] == wanted[2:]
+        if not fits:
+            raise ValueError(f"the {name} is {given}, which does not fit images (N, C, H, W) = {wanted}")
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError("the mask must be of zeros (to fill in) and ones (known)")
     if resamples < 1 or jump < 1:

@@ -10,11 +10,11 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     Averages of noise have too small a variance for a sampler; points on the arc do not. Parallel images fall back
     to a straight line.
     """
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    flat_a, flat_b = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
     angle = torch.arccos(cosine).unsqueeze(1)
     straight = angle.sin() < 1e-6
     sine = angle.sin().masked_fill(straight, 1)
     weight_a = torch.where(straight, 1 - weight, ((1 - weight) * angle).sin() / sine)
     weight_b = torch.where(straight, weight, (weight * angle).sin() / sine)
-    return (weight_a * flat_a + weight_b * flat_b).view(a.shape).to(a.dtype)
+    return (weight_a * flat_a + weight_b * flat_b).view(a.shape).to(a)

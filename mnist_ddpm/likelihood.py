@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import (
     Device,
@@ -108,11 +108,15 @@ def bits_per_dim(
     the same in expectation, with more noise, and T / times_per_image times faster.
     margin: leave out so many pixels at each edge. The bound is then that of the inner pixels under a model which is
     given the margin, noised as q says, at every t: right where the margin is known, like the padding of MNIST.
-    Raises ValueError for a variance that the model has not learned, or a number of times outside 1 … T.
+    Raises ValueError for a variance that the model has not learned, a number of times outside 1 … T, a margin too wide.
     """
     count = schedule.T if times_per_image is None else times_per_image
     schedule = schedule.to(device)
     ranges = list(strata(schedule.T, count))
+    if not 0 <= 2 * margin < images.shape[-1]:
+        raise ValueError(f"margin is {margin}: nothing would be left of images of {images.shape[-1]} pixels")
+    if isinstance(model, nn.Module):
+        model.eval()
     inner = slice(margin, images.shape[-1] - margin)
     chance = torch.rand(len(images), count, generator=torch.Generator().manual_seed(seed))
     bits, prior = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.float64)
@@ -123,7 +127,7 @@ def bits_per_dim(
         for batch in batches:
             x0 = to_float(images[batch.start : batch.stop].to(device))
             noise = noise_source(seed, batch, tuple(x0.shape[1:]), device)
-            prior[batch] = prior_term(schedule, x0)[..., inner, inner].mean(dim=(1, 2, 3)).double().cpu()
+            prior[batch] = prior_term(schedule, x0)[..., inner, inner].mean(dim=(1, 2, 3)).cpu().double()
             for k, (first, last) in enumerate(ranges):
                 size = last - first + 1
                 t = first + (chance[batch, k] * size).long().clamp(max=size - 1)
@@ -134,7 +138,7 @@ def bits_per_dim(
                 if variance != "learned":
                     prediction = prediction._replace(exponent=float(variance == "beta"))
                 term = bound_term(schedule, x0, xt, times, prediction)[..., inner, inner].mean(dim=(1, 2, 3))
-                term = term.double().cpu()
+                term = term.cpu().double()
                 bits[batch] += size * term
                 sums.index_add_(0, t - 1, term)
                 visits.index_add_(0, t - 1, torch.ones_like(term))

@@ -28,7 +28,7 @@ from mnist_ddpm.ddpm import (
 
 def posterior_weights(schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
     """The factors of x_0 and of x_t in the mean of q(x_{t-1} | x_t, x_0): DDPM, Eq. 7."""
-    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    one, zero = torch.ones_like(schedule.alpha_bar[0]), torch.zeros_like(schedule.alpha_bar[0])
     return q_posterior(schedule, one, zero, t, t - 1)[0], q_posterior(schedule, zero, one, t, t - 1)[0]
 
 

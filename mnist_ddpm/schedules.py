@@ -75,7 +75,7 @@ def respaced(model: Model, times: list[int]) -> Model:
     """The model for respace(schedule, times): it is asked for step k and told the k-th smallest of times."""
     rising = torch.tensor(times[::-1])
 
-    def respaced_model(xt: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
-        return model(xt, rising.to(t.device)[t - 1], *labels)
+    def respaced_model(xt: Tensor, t: Tensor, *args, **kwargs) -> Tensor:
+        return model(xt, rising.to(t.device)[t - 1], *args, **kwargs)
 
     return respaced_model

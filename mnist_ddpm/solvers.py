@@ -29,7 +29,7 @@ def dpmpp_2m_sampler(
         yield t, x, x0_hat
         h = (lam[s] - lam[t]).item()
         direction = x0_hat
-        if older is not None and s > 0 and math.isfinite(before):
+        if older is not None and s > 0:
             direction = x0_hat + (x0_hat - older) * (h / (2 * (lam[t].item() - before)))
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         shrink = math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))
