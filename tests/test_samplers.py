@@ -139,7 +139,7 @@ def test_eta_out_of_range_is_refused(paper, options, message):
 
 def test_unknown_variance_is_refused(paper):
     with pytest.raises(ValueError, match='variance is "small"'):
-        next(ddpm_sampler(None, paper, [10], torch.zeros(1, 1, 1, 1), no_noise, variance="small"))
+        next(ddpm_sampler(lambda xt, t: xt, paper, [10], torch.zeros(1, 1, 1, 1), no_noise, variance="small"))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
