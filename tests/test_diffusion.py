@@ -47,6 +47,8 @@ def test_unknown_schedule_is_named():
         {"seed": -1},
         {"dropout": 1.0},
         {"ema_decay": 1.5},
+        {"label_dropout": 1.0},
+        {"classes": -1},
         {"precision": "float64"},
     ],
     ids=str,
