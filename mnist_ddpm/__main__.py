@@ -174,7 +174,7 @@ class Likelihood:
     times_per_image: int | None = None  # evaluate so many t an image instead of all: faster, with more noise
     steps: int | None = None  # judge the model as a chain of fewer steps, from 1 to T
     spacing: Spacing = "trailing"  # of those steps' times
-    variance: Variance = "auto"  # of the steps; auto: learned where the network has learned it, else beta
+    variance: Variance = "auto"  # of the steps; auto: learned where the network has learned it, else posterior
     out: Path = Path("images&samples/latest/likelihood.json")  # file for the result
     data: Path = Path("data")  # folder that holds the data sets known by name
     seed: int = 0  # of the noise
@@ -185,7 +185,7 @@ class Likelihood:
         device = pick_device(self.device)
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         counted, T = ddpm.Counted(model), schedule.T
-        variance = pick_variance(self.variance, settings, fixed="beta")
+        variance = pick_variance(self.variance, settings)
         model = counted
         if self.steps is not None:
             times = ddpm.timesteps(T, self.steps, self.spacing)
@@ -221,10 +221,10 @@ class Likelihood:
         )
 
 
-def pick_variance(variance: str, settings: ddpm.Settings, fixed: str = "posterior") -> str:
+def pick_variance(variance: str, settings: ddpm.Settings) -> str:
     """What "auto" means for a checkpoint. Raises ValueError for a learned variance that it does not have."""
     if variance == "auto":
-        return "learned" if settings.learned_variance else fixed
+        return "learned" if settings.learned_variance else "posterior"
     if variance == "learned" and not settings.learned_variance:
         raise ValueError("this checkpoint has learned no variance: train one with --objective hybrid, or take another")
     return variance
