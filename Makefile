@@ -31,7 +31,7 @@ notebook: .venv/.installed-dev
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check
-	$(BIN)/ruff format --check mnist_ddpm/__main__.py tools tests
+	$(BIN)/ruff format --check
 
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=...")'

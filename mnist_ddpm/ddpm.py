@@ -279,9 +279,7 @@ def predict_eps(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> 
     return (xt - alpha_bar.sqrt().to(xt.dtype) * x0) / (1 - alpha_bar).sqrt().to(xt.dtype)
 
 
-def q_posterior(
-    schedule: Schedule, x0: Tensor, xt: Tensor, t: int | Tensor, s: int | Tensor
-) -> tuple[Tensor, Tensor]:
+def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
     """Mean (N, C, H, W) and variance (float64) of q(x_s | x_t, x_0), s < t: Eq. 7 where s = t - 1."""
     alpha_bar_t, alpha_bar_s = at(schedule.alpha_bar, t), at(schedule.alpha_bar, s)
     alpha = alpha_bar_t / alpha_bar_s
@@ -702,13 +700,7 @@ def check_variance(variance: str, prediction: Prediction) -> None:
 
 
 def ancestral_step(
-    schedule: Schedule,
-    xt: Tensor,
-    t: int,
-    s: int,
-    prediction: Prediction,
-    variance: str,
-    noise: Callable[[], Tensor],
+    schedule: Schedule, xt: Tensor, t: int, s: int, prediction: Prediction, variance: str, noise: Callable[[], Tensor]
 ) -> Tensor:
     """x_s (N, C, H, W) drawn from the reverse step, s < t; at s = 0 its mean."""
     mean, posterior = q_posterior(schedule, prediction.x0_hat, xt, t, s)
@@ -843,11 +835,7 @@ def generate(
             if init is not None:
                 xT = q_sample(schedule, (init if len(init) == 1 else init[batch]).to(device), times[0], xT)
             for i, (t, x, x0_hat) in enumerate(sampler(told, schedule, times, xT, noise, **options)):
-                if (
-                    first == 0
-                    and film
-                    and (i * frames // len(times) > (i - 1) * frames // len(times) or t == 0)
-                ):
+                if first == 0 and film and (i * frames // len(times) > (i - 1) * frames // len(times) or t == 0):
                     reel.append((t, to_uint8(x[:film]).cpu(), to_uint8(x0_hat[:film]).cpu()))
                 bar.update(t > 0)
             images.append(to_uint8(x).cpu())
@@ -900,13 +888,7 @@ def nearest(images: Tensor, data: Tensor, chunk: int = 10_000) -> tuple[Tensor, 
 
 @torch.no_grad()
 def loss_by_t(
-    model: Model,
-    schedule: Schedule,
-    images: Tensor,
-    *,
-    batch_size: int = 250,
-    seed: int = 0,
-    device: Device = "cpu",
+    model: Model, schedule: Schedule, images: Tensor, *, batch_size: int = 250, seed: int = 0, device: Device = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Each uint8 image's error of eps_hat at a time of its own, spread over 1 … T: t (N,), L_simple (N,)."""
     generator, schedule = torch.Generator().manual_seed(seed), schedule.to(device)
