@@ -112,7 +112,8 @@ def test_zero_terminal_snr_is_that_of_diffusers(name, T):
     torch.testing.assert_close(ours.beta[1:], beta, rtol=1e-10, atol=1e-15)
     theirs = DDPMScheduler(T, beta_schedule=THEIRS[name], rescale_betas_zero_snr=True).alphas_cumprod.double()
     assert ours.alpha_bar[-1] == theirs[-1] == 0
-    torch.testing.assert_close(theirs, ours.alpha_bar[1:], rtol=1e-5, atol=0)
+    # near T theirs is the square of a difference of float32 roots, each of which may be off by 6e-8
+    torch.testing.assert_close(theirs.sqrt(), ours.alpha_bar[1:].sqrt(), rtol=1e-5, atol=2e-7)
 
 
 # Conversions
