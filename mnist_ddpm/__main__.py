@@ -17,7 +17,7 @@ import torch
 import tyro
 from PIL import Image, ImageOps
 
-from mnist_ddpm import ddpm, guidance, inpainting, likelihood, schedules, solvers
+from mnist_ddpm import ddpm, guidance, image_folder, inpainting, likelihood, schedules, solvers
 
 Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
 Variance = Literal["auto", "posterior", "beta", "learned"]
@@ -53,7 +53,7 @@ class Train:
         start = ddpm.resume_run(self.out, settings, device) if self.resume else ddpm.start_run(settings, device)
         count = ddpm.count_parameters(start.model)
         print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {device}")
-        run = ddpm.fit(start, images.to(device), schedule, self.out, labels=labels)
+        run = ddpm.fit(start, images, schedule, self.out, labels=labels)
         pace = run.step * settings.batch_size / run.seconds
         print(f"{self.out}: {run.step} steps in {run.seconds / 60:.1f} min, {pace:.0f} images/s")
 
@@ -169,7 +169,7 @@ class Likelihood:
     """
 
     checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
-    split: Literal["train", "test"] = "test"  # of the checkpoint's data set
+    split: Literal["train", "valid", "test"] = "test"  # of the checkpoint's data set
     n: int = 10_000  # the first so many images, or all
     times_per_image: int | None = None  # evaluate so many t an image instead of all: faster, with more noise
     steps: int | None = None  # judge the model as a chain of fewer steps, from 1 to T
@@ -237,7 +237,7 @@ def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[
     Raises ValueError for a file that is no image, or a mask of another size than the image's.
     """
     side = settings.image_size
-    image = ddpm.open_image(path, "L" if settings.channels == 1 else "RGB")
+    image = image_folder.open_image(path, "L" if settings.channels == 1 else "RGB")
 
     def fitted(image: Image.Image, fill: int, resample: Image.Resampling) -> torch.Tensor:
         if settings.dataset == "mnist" and image.size == (28, 28):
@@ -248,7 +248,7 @@ def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[
     x0 = ddpm.to_float(fitted(image, 0, Image.Resampling.LANCZOS))
     if mask is None:
         return x0, None
-    stencil = ddpm.open_image(mask, "L")
+    stencil = image_folder.open_image(mask, "L")
     if stencil.size != image.size:
         sizes = ["{} x {}".format(*picture.size) for picture in (stencil, image)]
         raise ValueError(f"the mask is {sizes[0]} pixels and the image {sizes[1]}: they must be of the same size")

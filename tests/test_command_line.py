@@ -293,7 +293,7 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "minst"], '"minst" is neither a data set'),
+        (["--dataset", "minst"], 'data set "minst" is unknown: take one of mnist, celeba, ffhq, a folder of images'),
         (["--dataset", "empty"], "empty holds no images"),
         (["--image-size", "30"], "image_size 30 is no multiple of"),
         (["--batch-size", "49"], "batch_size 49 is larger than the data set (48 images)"),

@@ -118,28 +118,44 @@ def test_notebook_loads_the_shipped_checkpoint_and_draws(tmp_path):
     assert "checkpoints/mnist: 2,736,676 parameters" in text and "4 images x 3 network evaluations" in text
 
 
+SMALL = {
+    "checkpoint": "nowhere", "base_channels": 8, "T": 20, "batch_size": 16, "n_images": 4, "sampler": "ddpm",
+    "sampling_steps": 5, "pictures": "pictures", "save_to": "run",
+}  # fmt: skip
+
+
 def test_notebook_alone_trains_where_there_is_no_checkpoint(tmp_path):
-    """As in Colab, opened from a link: no project around it; here with a folder of one's own images in colour."""
+    """As in Colab, opened from a link: no project around it. MNIST's files are small ones, of noise."""
     shutil.copy(NOTEBOOK, tmp_path)
+    raw, rng = tmp_path / "data" / "MNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for name, magic, shape in (("images-idx3", 2051, (48, 28, 28)), ("labels-idx1", 2049, (48,))):
+        header = np.array([magic, *shape], ">i4").tobytes()
+        for split in ("train", "t10k"):
+            (raw / f"{split}-{name}-ubyte").write_bytes(header + rng.integers(0, 10, shape, np.uint8).tobytes())
+    papermill.execute_notebook(
+        tmp_path / NOTEBOOK.name, tmp_path / "out.ipynb", {**SMALL, "epochs": 1}, cwd=tmp_path, progress_bar=False
+    )
+    text = output_text(tmp_path / "out.ipynb")
+    assert "There is no checkpoint in nowhere: training one now, 1 epochs." in text
+    assert "the pictures of this part are left out" in text
+    assert load_file(tmp_path / "run" / "model.safetensors")["conv_in.weight"].shape == (8, 4, 3, 3)
+
+
+def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):
+    (tmp_path / "mnist_ddpm").symlink_to(ROOT / "mnist_ddpm")
     (tmp_path / "mine").mkdir()
-    for k in range(48):
+    for k in range(32):
         pixels = np.random.default_rng(k).integers(0, 255, (20, 24, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "mine" / f"{k}.png")
-    parameters = {
-        "dataset": "mine", "channels": 3, "image_size": 16, "base_channels": 8, "T": 20, "epochs": 1, "batch_size": 16,
-        "n_images": 4, "sampler": "ddpm", "sampling_steps": 5, "pictures": "pictures", "save_to": "run",
-    }  # fmt: skip
-    papermill.execute_notebook(
-        tmp_path / NOTEBOOK.name, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False
-    )
-    assert "There is no checkpoint in checkpoints/mnist: training one now, 1 epochs." in output_text(
-        tmp_path / "out.ipynb"
-    )
+    parameters = {**SMALL, "dataset": "mine", "channels": 3, "image_size": 16, "epochs": 2}
+    papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False)
+    assert "run: 2 epochs of mine" in re.sub(r": [\d,]+ parameters,", ":", output_text(tmp_path / "out.ipynb"))
     assert load_file(tmp_path / "run" / "model.safetensors")["conv_in.weight"].shape == (8, 12, 3, 3)
 
 
 def test_notebook_names_a_bad_parameter(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match='"minst" is neither a data set'):
+    with pytest.raises(papermill.PapermillExecutionError, match='data set "minst" is unknown'):
         parameters = {"dataset": "minst", "pictures": str(tmp_path)}
         papermill.execute_notebook(NOTEBOOK, None, parameters, cwd=ROOT, progress_bar=False)
 

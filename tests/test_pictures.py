@@ -57,7 +57,7 @@ def test_nearest_finds_copies_across_chunks():
     data = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     queries = data[[3, 49, 20]].clone()
     queries[2, 0, 0, 0] ^= 255
-    index, distance = nearest(queries, data, chunk=7)
+    index, distance = nearest(queries, data, chunk=7 * 64)
     assert index.tolist() == [3, 49, 20]
     assert distance[:2].max() < 1e-2 < distance[2]
     assert distance[2].item() == pytest.approx(abs(int(queries[2, 0, 0, 0]) - int(data[20, 0, 0, 0])) / 255, rel=1e-2)
