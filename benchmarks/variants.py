@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where the results go")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--n", type=int, default=2000, help="test images")
+    parser.add_argument("--n", type=int, default=1000, help="test images")
     parser.add_argument("--steps", type=int, nargs="+", default=[1000, 50, 10], help="lengths of the chain")
     parser.add_argument("--seed", type=int, default=0, help="of the measurement")
     arguments = parser.parse_args()
