@@ -59,8 +59,10 @@ def main() -> None:
     model, schedule, settings = ddpm.load_checkpoint(arguments.checkpoint)
     training = ddpm.load_images(settings, arguments.data)
     reference, shape = moments(training), tuple(training.shape[1:])
-    floor = frechet(moments(ddpm.load_images(settings, arguments.data, "test")[: arguments.n]), reference)
-    print(f"real: {floor:.3f} (the first {arguments.n} test images against all training images)", flush=True)
+    unseen = ddpm.load_images(settings, arguments.data, "test")  # in no order: MNIST's first half is the neater one
+    chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(arguments.seed))[: arguments.n]
+    floor = frechet(moments(unseen[chosen]), reference)
+    print(f"real: {floor:.3f} ({len(chosen)} random test images against all training images)", flush=True)
 
     def draw(sampler: str, steps: int, n: int, options: dict) -> Tensor:
         return ddpm.generate(
