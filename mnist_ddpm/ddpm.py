@@ -919,16 +919,17 @@ def settings_from_dict(values: dict) -> Settings:
     return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: PathLike) -> None:
-    """Copies weights into model. Raises ValueError naming tensors of another shape, missing or unknown."""
-    own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+def load_weights(tensors: dict[str, Tensor], weights: dict[str, Tensor], source: PathLike) -> None:
+    """Copies weights into a network's tensors. Raises ValueError naming those of another shape, missing or unknown."""
+    own = {k: tuple(v.shape) for k, v in tensors.items()}
     given = {k: tuple(v.shape) for k, v in weights.items()}
     wrong = [f"{k} is {given.get(k, 'missing')}, should be {v}" for k, v in own.items() if given.get(k) != v]
     wrong += [f"{k} is unknown" for k in given if k not in own]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{source} does not fit the network of its settings: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(weights)
+    for name, tensor in tensors.items():
+        tensor.copy_(weights[name])
 
 
 def load_config(folder: PathLike) -> tuple[Settings, dict]:
@@ -958,7 +959,7 @@ def load_checkpoint(folder: PathLike, device: Device = "cpu") -> tuple[Model, Sc
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-    load_weights(model, weights, path)
+    load_weights(model.state_dict(), weights, path)
     schedule = make_schedule(settings)
     model = make_denoiser(model.to(device).eval().requires_grad_(False), schedule.to(device), settings)
     return model, schedule, settings
@@ -1007,8 +1008,8 @@ def resume_run(folder: PathLike, settings: Settings | None = None, device: Devic
             where = f"in the run in {folder}"
             raise ValueError(f"{name} was {old} {where} and cannot become {new}: train a new run for that")
     run = start_run(settings, device)
-    load_weights(run.model, state["model"], path)
-    load_weights(run.ema, state["ema"], path)
+    load_weights(run.model.state_dict(), state["model"], path)
+    load_weights(run.ema.state_dict(), state["ema"], path)
     run.optimizer.load_state_dict(state["optimizer"])
     run.times.load_state_dict(state.get("times", {}))
     if run.device.type == state["device"]:  # the state of one device's generator means nothing to another's

@@ -21,6 +21,7 @@ from mnist_ddpm.ddpm import (
     Schedule,
     Settings,
     UNet,
+    load_weights,
     look_up,
     make_denoiser,
     make_model,
@@ -146,8 +147,8 @@ def diffusers_tensors(model: UNet, blocks_per_level: int) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(tensors: dict[str, Tensor], weights: dict[str, Tensor], source: PathLike) -> None:
-    """Copies each weight to the tensor of its name, old or new. Raises ValueError naming some that do not match."""
+def with_new_names(weights: dict[str, Tensor], source: PathLike) -> dict[str, Tensor]:
+    """The weights under today's names and in today's shapes. Raises ValueError for one that is there twice."""
     old = re.compile(rf"\.({'|'.join(OLD_NAMES)})\.(weight|bias)$")
     given = {}
     for name, weight in weights.items():
@@ -156,14 +157,7 @@ def fill(tensors: dict[str, Tensor], weights: dict[str, Tensor], source: PathLik
             raise ValueError(f"{source} holds {new} twice, under its old name too")
         # attention was of 1 x 1 convolutions once
         given[new] = weight[..., 0, 0] if weight.ndim == 4 and ".attentions." in new else weight
-    shapes, own = ({k: tuple(v.shape) for k, v in group.items()} for group in (given, tensors))
-    wrong = [f"{k} is {shapes.get(k, 'missing')}, should be {v}" for k, v in own.items() if shapes.get(k) != v]
-    wrong += [f"{k} is unknown" for k in shapes if k not in own]
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{source} does not fit the network of its configuration: {'; '.join(wrong[:3])}{more}")
-    for name, tensor in tensors.items():
-        tensor.copy_(given[name])
+    return given
 
 
 def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
@@ -247,7 +241,8 @@ def load_diffusers(
     else:
         raise FileNotFoundError(f"{source} is no diffusers model: there is neither {' nor '.join(WEIGHTS)} in {unet}")
     network = make_model(settings)
-    fill(diffusers_tensors(network, settings.blocks_per_level), read_weights(unet / name), unet / name)
+    weights = with_new_names(read_weights(unet / name), unet / name)
+    load_weights(diffusers_tensors(network, settings.blocks_per_level), weights, unet / name)
     network = network.to(device).eval().requires_grad_(False)
     return make_denoiser(network, schedule.to(device), settings), schedule, settings
 
