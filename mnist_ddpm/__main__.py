@@ -239,20 +239,20 @@ def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[
     side = settings.image_size
     image = image_folder.open_image(path, "L" if settings.channels == 1 else "RGB")
 
-    def fitted(image: Image.Image, fill: int, resample: Image.Resampling) -> torch.Tensor:
+    def pixels(image: Image.Image, fill: int, resample: Image.Resampling) -> torch.Tensor:
         if settings.dataset == "mnist" and image.size == (28, 28):
             image = ImageOps.expand(image, (side - 28) // 2, fill)
-        pixels = np.asarray(ImageOps.fit(image, (side, side), resample))
-        return torch.from_numpy(pixels.copy()).reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        square = np.array(image_folder.fitted(image, side, resample=resample))
+        return torch.from_numpy(square).reshape(1, side, side, -1).permute(0, 3, 1, 2)
 
-    x0 = ddpm.to_float(fitted(image, 0, Image.Resampling.LANCZOS))
+    x0 = ddpm.to_float(pixels(image, 0, Image.Resampling.LANCZOS))
     if mask is None:
         return x0, None
     stencil = image_folder.open_image(mask, "L")
     if stencil.size != image.size:
         sizes = ["{} x {}".format(*picture.size) for picture in (stencil, image)]
         raise ValueError(f"the mask is {sizes[0]} pixels and the image {sizes[1]}: they must be of the same size")
-    return x0, (fitted(stencil, 255, Image.Resampling.NEAREST) > 127).float()
+    return x0, (pixels(stencil, 255, Image.Resampling.NEAREST) > 127).float()
 
 
 def pick_device(name: str) -> torch.device:

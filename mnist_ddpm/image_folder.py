@@ -79,7 +79,9 @@ def open_image(path: PathLike, mode: str) -> Image.Image:
         raise ValueError(f"{unreadable(path, error)}: repair it or name another") from error
 
 
-def fitted(image: Image.Image, size: int, crop: int | None = None) -> Image.Image:
+def fitted(
+    image: Image.Image, size: int, crop: int | None = None, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """The centred square, resized to size x size: the largest, or (crop) that of CelebA's originals, in proportion.
 
     A picture that has not CelebA's shape counts as cropped already.
@@ -89,7 +91,7 @@ def fitted(image: Image.Image, size: int, crop: int | None = None) -> Image.Imag
     if crop and abs(width / height * CELEBA_SIZE[1] / CELEBA_SIZE[0] - 1) < 0.02:
         side = crop * min(width / CELEBA_SIZE[0], height / CELEBA_SIZE[1])
     left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return image.resize((size, size), resample, box=(left, top, left + side, top + side))
 
 
 def decode(files: Files, settings: Settings, crop: int | None, write: Callable[[bytes], object]) -> list[str]:

@@ -162,6 +162,8 @@ def test_masked_pixels_are_filled_in_and_the_others_kept(conditional, tmp_path, 
     inner = images[:, 2:-2, 2:-2]
     assert (inner[:, :, :14] == digit[:, :14]).all()
     assert (inner[:, :, 14:] != digit[:, 14:]).mean() > 0.5
+    inner[:] = 0
+    assert not images.any(), "the padding counts as known"
 
 
 def test_little_strength_leaves_the_image_nearly_as_it_was(conditional, tmp_path, digit, without_films):
@@ -183,6 +185,18 @@ def test_images_of_other_sizes_are_cropped_and_resized_together_with_their_mask(
         "--init-image", tmp_path / "wide.png", "--mask", tmp_path / "mask.png",
     )  # fmt: skip
     assert (images[0, :, :16] == 200).all() and (images[0, :, 16:] != 200).any()
+
+
+def test_a_mask_that_is_resized_stays_of_known_and_unknown_pixels(checkpoint, tmp_path, without_films):
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, 1::2] = 255  # the columns that lie nearest, and grey if averaged
+    Image.fromarray(np.full((64, 64), 200, np.uint8)).save(tmp_path / "plain.png")
+    Image.fromarray(stripes).save(tmp_path / "mask.png")
+    images = drawn(
+        tmp_path / "out", "--checkpoint", checkpoint, "--n", "1", "--steps", "3", "--resamples", "1",
+        "--init-image", tmp_path / "plain.png", "--mask", tmp_path / "mask.png",
+    )  # fmt: skip
+    assert (images == 200).all()
 
 
 def test_likelihood_prints_and_writes_the_bound(conditional, tmp_path, capsys):
