@@ -10,6 +10,7 @@ the deterministic samplers the RMS distance of the first 100 images, pixels in [
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     card = {
         "rows": rows, "n": arguments.n, "seed": arguments.seed, "checkpoint": str(arguments.checkpoint),
-        "extractor": "pixels averaged over 2 x 2", "reference": "60,000 training images", "torch": torch.__version__,
+        "extractor": "pixels averaged over 2 x 2", "reference": "60,000 training images", "device": "cpu",
+        "torch": torch.__version__, "command": shlex.join(["python", "benchmarks/samplers.py", *sys.argv[1:]]),
     }  # fmt: skip
     (arguments.out / "samplers.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 

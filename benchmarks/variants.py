@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
+import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +74,10 @@ def measure(name: str, folder: Path, out: Path, data: Path, n: int, steps: list[
     )  # fmt: skip
     imageio.imwrite(out / f"{name}.png", ddpm.enlarge(ddpm.tile(samples, 10), 2))
     minutes = ddpm.load_config(folder)[1]["seconds"] / 60
-    return {"bits_per_dim": bits, "n": n, "seed": seed, "training_minutes": round(minutes, 1)}
+    return {
+        "bits_per_dim": bits, "n": n, "seed": seed, "device": "cpu", "torch": torch.__version__,
+        "training_minutes": round(minutes, 1),
+    }  # fmt: skip
 
 
 def main() -> None:
