@@ -17,7 +17,8 @@ import torch
 import tyro
 from PIL import Image, ImageOps
 
-from mnist_ddpm import ddpm, guidance, image_folder, inpainting, likelihood, schedules, solvers
+from mnist_ddpm import ddpm, guidance, image_folder, inpainting, likelihood, presets, schedules, solvers
+from mnist_ddpm.diffusers_weights import pretrained
 
 Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
 Variance = Literal["auto", "posterior", "beta", "learned"]
@@ -41,16 +42,28 @@ class Train:
     """
 
     flags: tyro.conf.OmitArgPrefixes[TrainingFlags] = field(default_factory=TrainingFlags)
+    preset: Literal[tuple(presets.PRESETS)] = "mnist"  # settings that belong together: defaults of all other flags
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     resume: bool = False  # go on with the run in --out; its settings become the defaults of all other flags
     data: Path = Path("data")  # folder that holds the data sets known by name
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
 
+    def defaults(self) -> TrainingFlags:
+        """What --resume, or else --preset and --init-from, make the defaults of the other flags."""
+        if self.resume:
+            return TrainingFlags(**asdict(ddpm.load_config(self.out)[0]))
+        started = pretrained(self.flags.init_from)[0] if self.flags.init_from else {}
+        return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
+
     def run(self) -> None:
         settings, device = ddpm.Settings(**asdict(self.flags)), pick_device(self.device)
         images, schedule = ddpm.load_images(settings, self.data), ddpm.make_schedule(settings)
         labels = guidance.load_labels(settings, self.data) if settings.classes else None
-        start = ddpm.resume_run(self.out, settings, device) if self.resume else ddpm.start_run(settings, device)
+        if self.resume:
+            start = ddpm.resume_run(self.out, settings, device)
+        else:
+            weights = pretrained(settings.init_from)[1] if settings.init_from else None
+            start = ddpm.start_run(settings, device, weights)
         count = ddpm.count_parameters(start.model)
         print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {device}")
         run = ddpm.fit(start, images, schedule, self.out, labels=labels)
@@ -112,6 +125,9 @@ class Sample:
             np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
         each = counted.evaluations / self.n
         print(f"{out}: {self.n} images x {each:.0f} network evaluations in {took:.1f} s on {device}")
+        if settings.attributes:
+            names = enumerate(guidance.label_names(settings))
+            print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
 
     def control(self, model: ddpm.Model, settings: ddpm.Settings) -> tuple[ddpm.Model, torch.Tensor | None]:
         """The model under guidance, and the labels (n,). Raises ValueError where the checkpoint has no such labels."""
@@ -278,9 +294,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     command = tyro.cli(Command, args=arguments, prog="python -m mnist_ddpm")
     try:
-        if isinstance(command, Train) and command.resume:
-            saved = TrainingFlags(**asdict(ddpm.load_config(command.out)[0]))
-            command = tyro.cli(Train, default=Train(flags=saved), args=arguments[1:], prog="python -m mnist_ddpm train")
+        if isinstance(command, Train):
+            start = Train(flags=command.defaults())
+            command = tyro.cli(Train, default=start, args=arguments[1:], prog="python -m mnist_ddpm train")
         command.run()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import (
+    DIFFUSION_SETTINGS,
+    NETWORK_SETTINGS,
     Device,
     Model,
     PathLike,
     Schedule,
     Settings,
     UNet,
+    load_checkpoint,
     load_weights,
     look_up,
     make_denoiser,
@@ -247,12 +250,29 @@ def load_diffusers(
     return make_denoiser(network, schedule.to(device), settings), schedule, settings
 
 
+def pretrained(source: PathLike) -> tuple[dict, dict[str, Tensor]]:
+    """Weights to start training from, and the settings that decide their network and what its output means.
+
+    source: a checkpoint's folder, or what load_diffusers reads. Raises as load_checkpoint and load_diffusers.
+    """
+    own = Path(source, "model.safetensors").is_file()
+    model, _, settings = load_checkpoint(source) if own else load_diffusers(source)
+    decided = {name: getattr(settings, name) for name in (*NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "attributes")}
+    del decided["learned_variance"]  # the objective's consequence
+    return decided | {"init_from": str(source)}, unwrapped(model).state_dict()
+
+
+def unwrapped(model: Model) -> UNet:
+    """The network itself of what load_checkpoint and load_diffusers give."""
+    return model.network if isinstance(model, Denoiser) else model
+
+
 def save_diffusers(folder: PathLike, model: Model, settings: Settings) -> None:
     """Writes a folder that diffusers' DDPMPipeline.from_pretrained reads; model: a UNet, or what load_checkpoint gives.
 
     It samples as ddpm_sampler with the variance "posterior" does. Raises ValueError as settings_to_diffusers.
     """
-    network = model.network if isinstance(model, Denoiser) else model
+    network = unwrapped(model)
     config, scheduler = settings_to_diffusers(settings)
     index = {
         "_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"],

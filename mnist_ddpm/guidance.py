@@ -5,15 +5,46 @@ from torch import Tensor
 from torchvision import datasets
 
 from mnist_ddpm.ddpm import Model, PathLike, Prediction, Settings
+from mnist_ddpm.image_folder import celeba_attributes
 
 
 def load_labels(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
-    """The labels of load_images(settings, root, split), int64 (N,). Raises ValueError where there are none."""
+    """The labels of load_images(settings, root, split), int64 (N,): MNIST's digits, or CelebA's attributes.
+
+    Of k attributes, the i-th that settings.attributes names counts 2^i: 2^k labels. Raises ValueError where the data
+    set has no labels, not these or not so many, and as celeba_attributes does.
+    """
+    if settings.dataset == "celeba":
+        return attribute_labels(settings, root, split)
     if settings.dataset != "mnist":
         raise ValueError(f"{settings.dataset} has no labels: set classes to 0")
-    if settings.classes != 10:
-        raise ValueError(f"mnist has labels 0 to 9: set classes to 10, not {settings.classes}")
+    if settings.attributes or settings.classes != 10:
+        raise ValueError(f"mnist has labels 0 to 9, no attributes: set classes to 10, not {settings.classes}")
     return datasets.MNIST(root, train=split == "train", download=True).targets
+
+
+def attribute_labels(settings: Settings, root: PathLike, split: str) -> Tensor:
+    """load_labels for CelebA."""
+    asked, classes = settings.attributes, settings.classes
+    if not asked or classes != 2 ** len(asked):
+        raise ValueError(
+            f"{len(asked)} attribute(s) of CelebA make {2 ** len(asked)} label(s), not {classes}: name some in "
+            "attributes, such as Smiling and Male, and leave classes at 0"
+        )
+    names, present = celeba_attributes(root, split)
+    unknown = [name for name in asked if name not in names]
+    if unknown or len(set(asked)) < len(asked):
+        raise ValueError(f"attributes {asked} must be different ones of CelebA's: {', '.join(names)}")
+    return (present[:, [names.index(name) for name in asked]] * 2 ** torch.arange(len(asked))).sum(dim=1)
+
+
+def label_names(settings: Settings) -> list[str]:
+    """What each label of a network with these settings stands for: a digit, or the attributes that are present."""
+    names = settings.attributes
+    if not names:
+        return [str(label) for label in range(settings.classes)]
+    present = [[name for i, name in enumerate(names) if label >> i & 1] for label in range(2 ** len(names))]
+    return [" + ".join(some) or "none" for some in present]
 
 
 def guided(model: Model, scale: float) -> Model:

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -142,12 +143,20 @@ def test_missing_and_surplus_tensors_are_named(saved):
 
 @pytest.mark.parametrize(
     "change",
-    [{"base_channels": 16}, {"T": 60}, {"beta_T": 0.03}, {"batch_size": 8}, {"seed": 1}, {"dataset": "x"}],
+    [
+        {"base_channels": 16},
+        {"T": 60},
+        {"beta_T": 0.03},
+        {"batch_size": 8},
+        {"seed": 1},
+        {"dataset": "x"},
+        {"attributes": ("Male",)},
+    ],
     ids=str,
 )
 def test_resuming_with_what_may_not_change_is_refused(saved, tiny, change):
-    (name, value) = next(iter(change.items()))
-    with pytest.raises(ValueError, match=f"{name} was {getattr(tiny, name)} .* cannot become {value}"):
+    (name,) = change
+    with pytest.raises(ValueError, match=re.escape(f"{name} was {getattr(tiny, name)} in")):
         resume_run(saved, replace(tiny, **change))
 
 

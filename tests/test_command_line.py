@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.__main__ import main
+from mnist_ddpm.presets import PRESETS
 
 SMALL = (
     "--base-channels 8 --channel-mults 1 2 --attention-resolutions 8 --T 20 --batch-size 16 --warmup-steps 2".split()
@@ -98,7 +99,7 @@ def test_sample_writes_everything_it_promises(checkpoint, tmp_path, sampler):
     names = {"samples.png", "steps.png", "generation.gif", "predicted_x0.gif", "samples.npz"}
     assert {path.name for path in out.iterdir()} == names
     images = np.load(out / "samples.npz")["images"]
-    assert images.shape == (5, 32, 32, 1) and images.dtype == np.uint8
+    assert images.shape == (5, 32, 32, 3) and images.dtype == np.uint8
     grid = imageio.imread(out / "samples.png")
     assert grid.shape[:2] == (2 * (2 + 2 * 34), 2 * (2 + 3 * 34))
     assert np.array_equal(grid[4:68:2, 4:68:2, 0], images[0, :, :, 0]), "the grid shows the images of the array"
@@ -245,6 +246,40 @@ def test_training_with_labels_is_given_them(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     assert main(["train", "--classes", "10", "--out", str(tmp_path), *SMALL]) == 0
     assert given["labels"].shape == (60000,) and given["labels"][:5].tolist() == [5, 0, 4, 1, 9]
+
+
+def test_a_preset_decides_what_no_flag_does(monkeypatch, tmp_path):
+    seen = []
+
+    def fit(run, images, schedule, folder, labels):
+        seen.append(run.settings)
+        run.step, run.seconds = 1, 1.0
+        return run
+
+    monkeypatch.setattr(ddpm, "fit", fit)
+    monkeypatch.setattr(ddpm, "load_images", lambda settings, data: torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
+    flags = ["--preset", "faces-64-small", "--epochs", "3", "--out", str(tmp_path)]
+    assert main(["train", *flags]) == 0
+    assert main(["train", *flags, "--dataset", "ffhq", "--T", "50"]) == 0
+    assert seen[0] == ddpm.Settings(**{**PRESETS["faces-64-small"], "epochs": 3})
+    assert (seen[1].dataset, seen[1].T, seen[1].epochs, seen[1].patch_size) == ("ffhq", 50, 3, 4)
+
+
+def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures, tmp_path, capsys):
+    """The network and its diffusion are the checkpoint's; with a rate of next to nothing the weights stay its own."""
+    given = load_file(checkpoint / "model.safetensors")
+    settings, out = ddpm.load_config(checkpoint)[0], tmp_path / "tuned"
+    flags = ["--dataset", str(pictures / ".." / pictures.name), "--epochs", "1", "--batch-size", "16"]
+    start = ["train", "--init-from", str(checkpoint), "--out", str(out), *flags, "--learning-rate", "1e-9"]
+    assert main(start) == 0
+    tuned = ddpm.load_config(out)[0]
+    assert (tuned.base_channels, tuned.T, tuned.init_from) == (settings.base_channels, 20, str(checkpoint))
+    weights = load_file(out / "model.safetensors")
+    assert all((weights[name] - given[name]).abs().max() < 1e-6 for name in given)
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "2"]) == 0
+    start[start.index(str(out))] = str(tmp_path / "again")
+    assert "time.0.weight is (32, 8), should be (64, 16)" in error_of(capsys, *start, "--base-channels", "16")
+    assert "there is no folder nowhere" in error_of(capsys, "train", "--init-from", "nowhere", "--out", tmp_path)
 
 
 def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, pictures, tmp_path, capsys):

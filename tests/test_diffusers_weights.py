@@ -23,15 +23,18 @@ from mnist_ddpm.ddpm import (
     make_model,
     make_schedule,
     save_checkpoint,
+    start_run,
     timesteps,
 )
 from mnist_ddpm.diffusers_weights import (
     DEFAULTS,
     diffusers_tensors,
     load_diffusers,
+    pretrained,
     save_diffusers,
     settings_from_diffusers,
     settings_to_diffusers,
+    unwrapped,
 )
 
 
@@ -472,6 +475,23 @@ def test_a_network_that_ours_cannot_express_is_refused_before_its_weights_are_do
     with pytest.raises(ValueError, match="own/small cannot become a network of ours: norm_eps is 1e-05"):
         load_diffusers("own/small")
     assert len(hub) == 1
+
+
+def test_training_starts_from_theirs_and_from_ours(tmp_path):
+    save(tmp_path / "theirs", scheduler={**SCHEDULER, "beta_schedule": "squaredcos_cap_v2"})
+    decided, weights = pretrained(tmp_path / "theirs")
+    settings = Settings(**decided, dataset="mnist", epochs=3)
+    assert (settings.image_size, settings.channels, settings.schedule) == (16, 3, "cosine")
+    assert settings.init_from == str(tmp_path / "theirs")
+    run = start_run(settings, weights=weights)
+    assert same_weights(run.model, unwrapped(load_diffusers(tmp_path / "theirs")[0]))
+    mine = replace(settings, prediction="v", objective="hybrid", classes=3, epochs=7, batch_size=5)
+    save_checkpoint(tmp_path / "ours", our_network(mine), mine)
+    decided, weights = pretrained(tmp_path / "ours")
+    settings = Settings(**decided)
+    assert (settings.prediction, settings.objective, settings.classes) == ("v", "hybrid", 3)
+    assert (settings.epochs, settings.batch_size) == (Settings().epochs, Settings().batch_size), "not of the network"
+    assert same_weights(start_run(settings, weights=weights).model, unwrapped(load_checkpoint(tmp_path / "ours")[0]))
 
 
 def test_settings_that_diffusers_does_not_decide_have_their_defaults():

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from mnist_ddpm import image_folder
 from mnist_ddpm.ddpm import load_images, make_schedule, start_run, training_loop
+from mnist_ddpm.guidance import label_names, load_labels
 from mnist_ddpm.image_folder import celeba_attributes, load_celeba, load_ffhq, load_folder
 
 NAMES = [f"{k:06d}.jpg" for k in range(1, 8)]
@@ -307,6 +308,24 @@ def test_attributes_leave_out_the_images_that_were_skipped(colour, tmp_path):
     write_attributes(tmp_path / "celeba" / "list_attr_celeba.txt", names)
     loaded = numbers(load_celeba(colour, tmp_path))
     assert len(loaded) == 19 and celeba_attributes(tmp_path)[1].nonzero()[:, 1].tolist() == loaded
+
+
+def test_attributes_become_labels(colour, tmp_path):
+    save_celeba(tmp_path / "celeba" / "img_align_celeba", NAMES)
+    write_attributes(tmp_path / "celeba" / "list_attr_celeba.txt", NAMES)
+    settings = replace(colour, dataset="celeba", attributes=("Attribute_3", "Attribute_1", "Attribute_7"), classes=0)
+    assert settings.classes == 8
+    found = dict(zip(numbers(load_images(settings, tmp_path)), load_labels(settings, tmp_path).tolist()))
+    assert found == {1: 2, 2: 0, 3: 1, 4: 0, 5: 0, 6: 0, 7: 4}, "the i-th attribute counts 2^i"
+    assert label_names(settings)[:4] == ["none", "Attribute_3", "Attribute_1", "Attribute_3 + Attribute_1"]
+    for wrong, message in (
+        ({"attributes": ()}, "0 attribute.s. of CelebA make 1 label.s., not 8: name some in attributes"),
+        ({"classes": 10}, "3 attribute.s. of CelebA make 8 label.s., not 10"),
+        ({"attributes": ("Nice",), "classes": 0}, "must be different ones of CelebA's: Attribute_0, Attribute_1"),
+        ({"attributes": ("Attribute_1",) * 2, "classes": 0}, "must be different ones"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_labels(replace(settings, **wrong), tmp_path)
 
 
 def test_missing_and_damaged_lists_are_named(colour, tmp_path):

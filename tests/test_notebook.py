@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import fields
 
 import numpy as np
 import papermill
@@ -14,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from mnist_ddpm.ddpm import Settings
+from mnist_ddpm.ddpm import Settings, load_config
 
 sys.path.insert(0, str(ROOT / "tools"))
 from notebook import NOTEBOOK, export
@@ -86,7 +86,7 @@ def test_defaults_of_the_parameters_are_those_of_the_settings():
     (parameters,) = [source(cell) for cell in CELLS if "parameters" in cell["metadata"].get("tags", [])]
     values = {}
     exec(parameters, values)
-    defaults = asdict(Settings())
+    defaults = {f.name: f.default for f in fields(Settings)}
     shared = values.keys() & defaults.keys()
     assert {name: values[name] for name in shared} == {name: defaults[name] for name in shared} and len(shared) >= 12
 
@@ -148,10 +148,12 @@ def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):
     for k in range(32):
         pixels = np.random.default_rng(k).integers(0, 255, (20, 24, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "mine" / f"{k}.png")
-    parameters = {**SMALL, "dataset": "mine", "channels": 3, "image_size": 16, "epochs": 2}
+    parameters = {**SMALL, "preset": "faces-32", "dataset": "mine", "image_size": 16, "epochs": 2}
     papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False)
     assert "run: 2 epochs of mine" in re.sub(r": [\d,]+ parameters,", ":", output_text(tmp_path / "out.ipynb"))
     assert load_file(tmp_path / "run" / "model.safetensors")["conv_in.weight"].shape == (8, 12, 3, 3)
+    settings, _ = load_config(tmp_path / "run")
+    assert (settings.schedule, settings.prediction, settings.batch_size) == ("cosine", "x0", 16), "filled in, and kept"
 
 
 def test_notebook_names_a_bad_parameter(tmp_path):

@@ -183,6 +183,51 @@ def test_bfloat16_trains_like_float32(tiny, blobs):
     assert final_loss("bfloat16") == pytest.approx(final_loss("float32"), rel=0.1)
 
 
+def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(tiny, blobs):
+    """A gradient of 1e-8 would be 0 in float16; one above 65,504 is infinite until the scale has come down."""
+    run = start_run(replace(tiny, precision="float16", warmup_steps=0, gradient_clip=1e9))
+    assert run.scaler.get_scale() == 65536
+    before, schedule = [p.detach().clone() for p in run.model.parameters()], make_schedule(tiny)
+    steep = lambda *args: 100 * l_simple(*args)  # noqa: E731
+    steps = training_loop(run, blobs, schedule, steep)
+    next(steps)
+    assert run.scaler.get_scale() == 32768 and all(map(torch.equal, before, run.model.parameters()))
+    assert [step.loss > 50 and math.isfinite(step.loss) for step in steps] == [True] * 11
+    assert run.scaler.get_scale() >= 128 and not all(map(torch.equal, before, run.model.parameters()))
+    assert all(p.isfinite().all() for p in run.model.parameters())
+    faint = start_run(replace(tiny, precision="float16", warmup_steps=0))
+    list(zip(range(3), training_loop(faint, blobs, schedule, lambda *args: 1e-6 * l_simple(*args))))
+    assert faint.model.conv_out.weight.abs().max() > 1e-4, "Adam takes full steps, however small the gradient"
+
+
+def test_float16_that_overflows_even_unscaled_stops(tiny, blobs, tmp_path):
+    run = start_run(replace(tiny, precision="float16", epochs=10))
+    with pytest.raises(FloatingPointError, match=r"loss \d.*gradient norm (inf|nan) in step 17, .*step 12 .* is good"):
+        fit(run, blobs, make_schedule(tiny), tmp_path, lambda *args: 1e20 * l_simple(*args))
+    with pytest.raises(FloatingPointError, match="loss nan"):
+        fit(run, blobs, make_schedule(tiny), tmp_path, lambda *args: l_simple(*args) * math.nan)
+
+
+def test_the_scale_of_float16_is_resumed(tiny, blobs, tmp_path):
+    run, schedule = start_run(replace(tiny, precision="float16")), make_schedule(tiny)
+    for _ in zip(range(3), training_loop(run, blobs, schedule, lambda *args: 100 * l_simple(*args))):
+        save_run(tmp_path, run)
+    assert resume_run(tmp_path).scaler.get_scale() == run.scaler.get_scale() < 65536
+    other = resume_run(tmp_path, replace(run.settings, precision="float32"))
+    assert not other.scaler.is_enabled()
+    save_run(tmp_path, other)
+    assert resume_run(tmp_path, run.settings).scaler.get_scale() == 65536
+
+
+def test_training_starts_from_given_weights(tiny):
+    given = start_run(replace(tiny, seed=5)).model.state_dict()
+    run = start_run(tiny, weights=given)
+    assert all(torch.equal(given[name], tensor) for name, tensor in run.model.state_dict().items())
+    assert same(run.model, run.ema) and not same(run.model, start_run(tiny).model)
+    with pytest.raises(ValueError, match=r"mine does not fit .*time.0.weight is \(32, 8\), should be \(64, 16\)"):
+        start_run(replace(tiny, base_channels=16, init_from="mine"), weights=given)
+
+
 def test_batch_larger_than_the_data_is_refused(tiny, blobs):
     with pytest.raises(ValueError, match=r"batch_size 97 is larger than the data set \(96 images\)"):
         steps_per_epoch(replace(tiny, batch_size=97), blobs)

@@ -1,0 +1,108 @@
+"""Settings that belong together, by name, and what a network costs: parameters, operations, memory."""
+
+import math
+import weakref
+from dataclasses import fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from mnist_ddpm.ddpm import Settings, count_parameters, look_up, make_model
+
+LAPTOP = {
+    "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0", "objective": "min-snr",
+    "batch_size": 64, "epochs": 90,
+}  # fmt: skip
+DDPM = {  # the paper's network on 32 x 32 positions, and its way of training: Appendix B
+    "base_channels": 128, "channel_mults": (1, 2, 2, 2), "blocks_per_level": 2, "attention_resolutions": (16,),
+    "learning_rate": 2e-4, "warmup_steps": 5000, "ema_decay": 0.9999,
+}  # fmt: skip
+
+# What each changes in Settings
+PRESETS: dict[str, dict] = {
+    "mnist": {},
+    "faces-32": {"dataset": "celeba", "image_size": 32, "patch_size": 2, **LAPTOP},
+    "faces-64-small": {"dataset": "celeba", "image_size": 64, "patch_size": 4, **LAPTOP},
+    "faces-64": {
+        "dataset": "celeba", "image_size": 64, "patch_size": 2, "dropout": 0.1, "schedule": "cosine", "batch_size": 64,
+        "accumulation": 2, "epochs": 50, **DDPM,
+    },
+    "ddpm-cifar10": {"dataset": "celeba", "image_size": 32, "patch_size": 1, "dropout": 0.1, "epochs": 600, **DDPM},
+    "ddpm-celebahq": {
+        "dataset": "ffhq", "image_size": 256, "patch_size": 1, "batch_size": 64, "accumulation": 8,
+        "gradient_checkpointing": True, "epochs": 500, **DDPM, "channel_mults": (1, 1, 2, 2, 4, 4),
+        "learning_rate": 2e-5,
+    },
+}  # fmt: skip
+
+
+def fill_in(values: dict, *bases: dict) -> dict:
+    """The values for Settings; of those left at Settings' defaults, what the bases say, the last one first."""
+    defaults, filled = {f.name: f.default for f in fields(Settings)}, {}
+    for base in bases:
+        filled |= base
+    return values | filled | {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def preset(name: str) -> Settings:
+    """The settings of that name. Raises ValueError for an unknown one."""
+    return Settings(**look_up("preset", name, PRESETS))
+
+
+class Cost(NamedTuple):
+    parameters: int
+    flops: int  # of one evaluation of one image: two for each multiplication with an addition
+    training: int  # bytes of a training step: weights, their average, Adam's two moments, and the most besides
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it: `live` now, and `peak` at the worst moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage not in self.seen:
+                self.count(storage)
+        return result
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.seen.add(storage)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self.forget, size)
+
+    def forget(self, size: int) -> None:
+        self.live -= size
+
+
+def cost(settings: Settings) -> Cost:
+    """What a network costs, without a byte of it being allocated or an operation done.
+
+    The memory is counted in float32: half precision takes less, a device's libraries take some more.
+    """
+    s = settings
+    with FakeTensorMode():
+        model = make_model(s).train()
+        x = torch.zeros(math.ceil(s.batch_size / s.accumulation), s.channels, s.image_size, s.image_size)
+        t = torch.ones(len(x), dtype=torch.long)
+        labels = torch.zeros_like(t) if s.classes else None
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(x[:1], t[:1], labels if labels is None else labels[:1])
+        model.gradient_checkpointing = s.gradient_checkpointing
+        with LiveTensors() as memory:
+            memory.seen.update(parameter.untyped_storage() for parameter in model.parameters())
+            (model(x, t, labels) - x.repeat(1, 1 + s.learned_variance, 1, 1)).square().mean().backward()
+    parameters = count_parameters(model)
+    return Cost(parameters, counter.get_total_flops(), memory.peak + 4 * 4 * parameters)
