@@ -3,17 +3,17 @@
 # %% auto #0
 __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS', 'DIFFUSION_SETTINGS',
            'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'SPACINGS', 'States', 'Clip', 'SAMPLERS', 'DENOISERS',
-           'Film', 'FORMAT', 'Settings', 'best_device', 'look_up', 'progress_bar', 'load_mnist', 'load_images',
-           'to_float', 'to_uint8', 'tile', 'show', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample',
-           'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock',
-           'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple',
-           'make_objective', 'UniformTimes', 'Run', 'TrainingStep', 'start_run', 'learning_rate_at', 'ema_update',
-           'steps_per_epoch', 'check_labels', 'add_gradients', 'training_step', 'training_loop', 'timesteps',
-           'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler',
-           'ddim_sampler', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'draw_strip',
-           'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict',
-           'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run', 'writable_folder',
-           'deferred_interrupt', 'save_preview', 'fit']
+           'Film', 'FORMAT', 'PREVIEW_EVERY', 'Settings', 'best_device', 'look_up', 'progress_bar', 'load_mnist',
+           'load_images', 'to_float', 'to_uint8', 'tile', 'show', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
+           'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
+           'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
+           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'Run', 'TrainingStep', 'start_run',
+           'learning_rate_at', 'ema_update', 'steps_per_epoch', 'check_labels', 'add_gradients', 'training_step',
+           'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance',
+           'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'make_denoiser', 'noise_source', 'ideal_denoiser',
+           'Counted', 'generate', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing',
+           'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run',
+           'resume_run', 'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import json
@@ -1102,12 +1102,17 @@ def save_preview(path: Path, model: Model, run: Run, schedule: Schedule, shape: 
     imageio.imwrite(path, enlarge(tile(images, 6), 2))
 
 
+PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
+
+
 def fit(
     run: Run, images: Tensor, schedule: Schedule, folder: PathLike,
     objective: Objective | None = None, labels: Tensor | None = None,
 ) -> Run:  # fmt: skip
     """Trains run to settings.epochs on uint8 images (N, C, H, W); checkpoints and previews go to folder.
 
+    Both after each epoch, or where these are short, after so many that they have PREVIEW_EVERY steps; checkpoints
+    every five minutes too.
     objective: the one that settings names unless given. labels (N,): for a network with classes.
 
     Raises FileExistsError where a new run would overwrite a checkpoint, FloatingPointError for a loss that
@@ -1121,7 +1126,7 @@ def fit(
         raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
     (folder / "previews").mkdir(exist_ok=True)
     saved_at, last_save, clock = run.step, time.monotonic(), time.monotonic()
-    total = run.settings.epochs * epoch_steps
+    total, rhythm = run.settings.epochs * epoch_steps, epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
     bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
     with bar, deferred_interrupt() as interrupted:
         try:
@@ -1130,11 +1135,11 @@ def fit(
                 run.seconds, clock = run.seconds + now - clock, now
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
-                epoch, rest = divmod(step, epoch_steps)
-                if rest == 0:
-                    preview = folder / "previews" / f"epoch_{epoch:03d}.png"
+                due = step % rhythm == 0 or step == total
+                if due:
+                    preview = folder / "previews" / f"epoch_{step // epoch_steps:03d}.png"
                     save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
-                if rest == 0 or interrupted or now - last_save > 300:
+                if due or interrupted or now - last_save > 300:
                     save_run(folder, run)
                     saved_at, last_save, clock = step, now, time.monotonic()
                 if interrupted:
