@@ -2,7 +2,7 @@
 # make test     set up, then run every test
 # For developers:
 # make export   write mnist_ddpm/ddpm.py from the notebook
-# make gallery  draw the pictures of images&samples/ with the shipped checkpoint
+# make gallery  draw the pictures of images&samples/ with the shipped checkpoints
 # make notebook execute the notebook in place and export it
 # make lint     check style
 
@@ -25,6 +25,7 @@ export: .venv/.installed-dev
 
 gallery: .venv/.installed
 	$(BIN)/python -m mnist_ddpm sample --sampler ddpm --steps 1000 --n 64 --seed 0 --out "images&samples"
+	$(BIN)/python -m mnist_ddpm sample --checkpoint checkpoints/celeba --sampler dpmpp --steps 20 --guidance 2 --n 36 --seed 0 --out "images&samples/faces"
 
 notebook: .venv/.installed-dev
 	$(BIN)/python tools/notebook.py run

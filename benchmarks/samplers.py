@@ -3,9 +3,9 @@
 python benchmarks/samplers.py            all, with checkpoints/mnist
 python benchmarks/samplers.py --n 100    a quick look
 
-Prints, and writes to samplers.json in --out: the Fréchet distance of the images' pixels, averaged over 2 x 2, to those
-of all training images (a crude measure, which sees contrast, noise and the shares of strokes, not legibility), and for
-the deterministic samplers the RMS distance of the first 100 images, pixels in [-1, 1], to the equation's solution.
+Prints, and writes to samplers.json in --out: the Fréchet distance of the images to all training images, in the features
+of checkpoints/extractors/mnist.safetensors, with the interval that resampling the images gives; and for the
+deterministic samplers the RMS distance of the first 100 images, pixels in [-1, 1], to the equation's solution.
 """
 
 import argparse
@@ -15,12 +15,11 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from mnist_ddpm import ddpm  # noqa: E402
+from mnist_ddpm import ddpm, evaluation, extractors  # noqa: E402
 
 METHODS = {
     "DDIM, η = 0": ("ddim", {"eta": 0.0}),
@@ -31,20 +30,6 @@ METHODS = {
     "Heun": ("heun", {}),
 }
 DETERMINISTIC = "DDIM, η = 0", "DPM-Solver++(2M)", "Heun"
-
-
-def moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (196,) and covariance (196, 196) of the 28 x 28 pixels in [0, 1], averaged over 2 x 2."""
-    x = F.avg_pool2d(images[..., 2:-2, 2:-2].double() / 255, 2).flatten(1)
-    return x.mean(dim=0), torch.cov(x.T)
-
-
-def frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
-    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½)."""
-    values, vectors = torch.linalg.eigh(a[1])
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b[1] @ root).clamp(min=0).sqrt().sum()
-    return ((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace() - 2 * cross).item()
 
 
 def main() -> None:
@@ -59,11 +44,16 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model, schedule, settings = ddpm.load_checkpoint(arguments.checkpoint)
     training = ddpm.load_images(settings, arguments.data)
-    reference, shape = moments(training), tuple(training.shape[1:])
+    judge, shape = extractors.pick_judge("auto", settings.dataset), tuple(training.shape[1:])
+    reference = judge.features(training)
     unseen = ddpm.load_images(settings, arguments.data, "test")  # in no order: MNIST's first half is the neater one
     chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(arguments.seed))[: arguments.n]
-    floor = frechet(moments(unseen[chosen]), reference)
-    print(f"real: {floor:.3f} ({len(chosen)} random test images against all training images)", flush=True)
+
+    def distance(images: Tensor) -> evaluation.Estimate:
+        return evaluation.frechet_estimate(reference, judge.features(images), arguments.seed)
+
+    floor = distance(unseen[chosen])
+    print(f"real: {floor} ({len(chosen)} random test images against all training images)", flush=True)
 
     def draw(sampler: str, steps: int, n: int, options: dict) -> Tensor:
         return ddpm.generate(
@@ -73,21 +63,24 @@ def main() -> None:
 
     few = min(100, arguments.n)
     solution = ddpm.to_float(draw("heun", schedule.T // 2, few, {}))
-    rows = {"real": floor}
+    rows = {"real": floor._asdict()}
     for name, (sampler, options) in METHODS.items():
-        rows[name] = {}
+        rows[name], cells = {}, []
         for evaluations in arguments.evaluations:
             steps = (evaluations + 1) // 2 if sampler == "heun" else evaluations
             images = draw(sampler, steps, arguments.n, options)
-            rows[name][evaluations] = {"frechet": frechet(moments(images), reference)}
+            found = distance(images)
+            rows[name][evaluations] = {"frechet": found._asdict()}
+            cell = str(found)
             if name in DETERMINISTIC:
                 error = (ddpm.to_float(images[:few]) - solution).square().mean().sqrt().item()
                 rows[name][evaluations]["rms_to_solution"] = error
-        cells = [" / ".join(f"{value:.3f}" for value in cell.values()) for cell in rows[name].values()]
+                cell += f" / {error:.3f}"
+            cells.append(cell)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     card = {
         "rows": rows, "n": arguments.n, "seed": arguments.seed, "checkpoint": str(arguments.checkpoint),
-        "extractor": "pixels averaged over 2 x 2", "reference": "60,000 training images", "device": "cpu",
+        "extractor": judge.name, "reference": "60,000 training images", "device": "cpu",
         "torch": torch.__version__, "command": shlex.join(["python", "benchmarks/samplers.py", *sys.argv[1:]]),
     }  # fmt: skip
     (arguments.out / "samplers.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

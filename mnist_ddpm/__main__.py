@@ -1,11 +1,13 @@
-"""The command line: `python -m mnist_ddpm train`, `sample` and `likelihood`, each with `--help`."""
+"""The command line: `python -m mnist_ddpm train`, `sample`, `likelihood`, `evaluate` …, each with `--help`."""
 
 import json
 import math
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +19,18 @@ import torch
 import tyro
 from PIL import Image, ImageOps
 
-from mnist_ddpm import ddpm, guidance, image_folder, inpainting, likelihood, presets, schedules, solvers
+from mnist_ddpm import (
+    ddpm,
+    evaluation,
+    extractors,
+    guidance,
+    image_folder,
+    inpainting,
+    likelihood,
+    presets,
+    schedules,
+    solvers,
+)
 from mnist_ddpm.diffusers_weights import pretrained
 
 Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
@@ -72,17 +85,10 @@ class Train:
 
 
 @dataclass
-class Sample:
-    """Draw images with a checkpoint and save them as pictures and as an array.
-
-    Writes samples.png (a grid, of the first 400 at most), steps.png (from noise to image), generation.gif,
-    predicted_x0.gif, and samples.npz (array "images", uint8, N x H x W x C).
-
-    Example: python -m mnist_ddpm sample --checkpoint checkpoints/mnist --n 64 --steps 50 --out out
-    """
+class Drawing:
+    """How to draw images with a checkpoint."""
 
     checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
-    out: Path = Path("images&samples/latest")  # folder for the results
     n: int = 64  # number of images
     sampler: Literal["ddim", "ddpm", "dpmpp", "heun"] | None = None  # ddim unless told; ddpm is ancestral sampling
     steps: int = 50  # sampling steps, 1 to T: one network evaluation each; two with heun, or with guidance
@@ -92,20 +98,63 @@ class Sample:
     clip: Literal["static", "dynamic", "none"] = "static"  # of the predicted image, to the range that pixels have
     label: tuple[int, ...] = ()  # labels to draw, in turn; all of a conditional checkpoint's unless told
     guidance: float | None = None  # 0 ignores the labels, 1 (unless told) follows them, more exaggerates them
+    seed: int = 0  # image k depends on seed and k alone
+    batch_size: int = 256  # images made at once; lower it if memory runs out
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+
+    def control(self, model: ddpm.Model, settings: ddpm.Settings) -> tuple[ddpm.Model, torch.Tensor | None]:
+        """The model under guidance, and the labels (n,). Raises ValueError where the checkpoint has no such labels."""
+        classes = settings.classes
+        if not classes:
+            if self.label or self.guidance is not None:
+                raise ValueError(
+                    f"{self.checkpoint} was trained without labels: --label and --guidance need one trained with "
+                    "them (train --classes 10)"
+                )
+            return model, None
+        wrong = [label for label in self.label if not 0 <= label < classes]
+        if wrong:
+            raise ValueError(f"label {wrong[0]} is not one of {self.checkpoint}'s 0 to {classes - 1}")
+        turn = torch.tensor(self.label or range(classes))
+        scale = 1.0 if self.guidance is None else self.guidance
+        return guidance.guided(model, scale), turn[torch.arange(self.n) % len(turn)]
+
+    def sampling(self, settings: ddpm.Settings) -> tuple[Callable[..., ddpm.States], dict]:
+        """The sampler, and what to tell it. Raises ValueError for flags that do not go together."""
+        clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
+        variance, options = pick_variance(self.variance, settings), {"clip": clip}
+        if self.sampler == "ddpm":
+            options["variance"] = variance
+        elif self.sampler in (None, "ddim"):
+            options["eta"] = self.eta
+        options["steps"] = ddpm.timesteps(settings.T, self.steps, self.spacing)
+        return ddpm.SAMPLERS[self.sampler or "ddim"], options
+
+
+@dataclass
+class Sample(Drawing):
+    """Draw images with a checkpoint and save them as pictures and as an array.
+
+    Writes samples.png (a grid, of the first 400 at most), steps.png (from noise to image), generation.gif,
+    predicted_x0.gif, and samples.npz (array "images", uint8, N x H x W x C).
+
+    Example: python -m mnist_ddpm sample --checkpoint checkpoints/mnist --n 64 --steps 50 --out out
+    """
+
+    out: Path = Path("images&samples/latest")  # folder for the results
     init_image: Path | None = None  # start from this image, partly noised (or with --mask: fill it in)
     strength: float = 0.5  # how far --init-image is noised: 0 not at all, 1 beyond recognition
     mask: Path | None = None  # of --init-image's size: white stays, black is filled in (RePaint)
     resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
-    seed: int = 0  # image k depends on seed and k alone
-    batch_size: int = 256  # images made at once; lower it if memory runs out
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
 
     def run(self) -> None:
         device = pick_device(self.device)
         network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         counted = ddpm.Counted(network)
         model, labels = self.control(counted, settings)
-        sampler, options = self.sampling(schedule, settings, device)
+        sampler, options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
+        if self.mask and not self.init_image:
+            raise ValueError("--mask needs the image that it belongs to: give --init-image too")
         out = ddpm.writable_folder(self.out)
         began = time.monotonic()
         images, film = ddpm.generate(
@@ -129,50 +178,105 @@ class Sample:
             names = enumerate(guidance.label_names(settings))
             print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
 
-    def control(self, model: ddpm.Model, settings: ddpm.Settings) -> tuple[ddpm.Model, torch.Tensor | None]:
-        """The model under guidance, and the labels (n,). Raises ValueError where the checkpoint has no such labels."""
-        classes = settings.classes
-        if not classes:
-            if self.label or self.guidance is not None:
-                raise ValueError(
-                    f"{self.checkpoint} was trained without labels: --label and --guidance need one trained with "
-                    "them (train --classes 10)"
-                )
-            return model, None
-        wrong = [label for label in self.label if not 0 <= label < classes]
-        if wrong:
-            raise ValueError(f"label {wrong[0]} is not one of {self.checkpoint}'s 0 to {classes - 1}")
-        turn = torch.tensor(self.label or range(classes))
-        scale = 1.0 if self.guidance is None else self.guidance
-        return guidance.guided(model, scale), turn[torch.arange(self.n) % len(turn)]
-
-    def sampling(
-        self, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
-    ) -> tuple[Callable[..., ddpm.States], dict]:
-        """The sampler, and what to tell it. Raises ValueError for flags that do not go together."""
-        clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
-        options, last = {"clip": clip}, schedule.T
-        variance = pick_variance(self.variance, settings)
-        if self.mask and not self.init_image:
-            raise ValueError("--mask needs the image that it belongs to: give --init-image too")
-        if self.mask and self.sampler not in (None, "ddpm"):
-            raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
-        if self.init_image:
-            image, mask = read_image(self.init_image, self.mask, settings)
-        if self.init_image and not self.mask:
+    def starting_image(self, settings: ddpm.Settings, device: torch.device) -> tuple[Callable[..., ddpm.States], dict]:
+        """As sampling, with --init-image, and --mask if given."""
+        sampler, options = self.sampling(settings)
+        image, mask = read_image(self.init_image, self.mask, settings)
+        if mask is None:
             if not 0 < self.strength <= 1:
                 raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
-            last = max(1, round(self.strength * schedule.T))
-            options["init"] = image
-        options["steps"] = ddpm.timesteps(last, self.steps, self.spacing)
-        if self.mask:
-            repaint = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
-            return inpainting.repaint_sampler, options | repaint | {"variance": variance}
-        if self.sampler == "ddpm":
-            options["variance"] = variance
-        elif self.sampler in (None, "ddim"):
-            options["eta"] = self.eta
-        return ddpm.SAMPLERS[self.sampler or "ddim"], options
+            last = max(1, round(self.strength * settings.T))
+            return sampler, options | {"init": image, "steps": ddpm.timesteps(last, self.steps, self.spacing)}
+        if self.sampler not in (None, "ddpm"):
+            raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
+        known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
+        same = {name: options[name] for name in ("clip", "steps")}
+        return inpainting.repaint_sampler, same | known | {"variance": pick_variance(self.variance, settings)}
+
+
+@dataclass
+class Evaluate(Drawing):
+    """Judge images: print a card of figures, beside what real images would score, and write it as JSON.
+
+    Without --images it draws them. Reference is the checkpoint's training images. Distances, precision and recall
+    are of the features of a network in checkpoints/extractors, of images rounded to 8 bits as a file would be.
+
+    Example: python -m mnist_ddpm evaluate --checkpoint checkpoints/mnist --n 10000 --sampler dpmpp --steps 20
+    """
+
+    n: int = 10_000  # number of images
+    images: Path | None = None  # judge these: a folder of pictures, or a samples.npz of the sample command
+    bits: int = 0  # also the bound in bits/dim, of so many held-out images; 0: not
+    extractor: str = "auto"  # a file, or "inception" for comparisons with papers; auto: the data set's own
+    out: Path = Path("images&samples/latest/card.json")  # file for the card
+    data: Path = Path("data")  # folder that holds the data sets known by name
+
+    def run(self) -> None:
+        device = pick_device(self.device)
+        model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        judge = extractors.pick_judge(self.extractor, settings.dataset, device)
+        training, held_out = real_images(settings, self.data)
+        if self.bits and held_out is None:
+            raise ValueError(f"--bits needs held-out images, and {settings.dataset} has none")
+        ddpm.writable_folder(self.out.parent)
+        if self.images:
+            images, origin = read_images(self.images, settings, self.data)[: self.n], {"images": str(self.images)}
+        else:
+            images, origin = self.draw(model, schedule, settings, device)
+        card = {
+            "n": len(images), "seed": self.seed, "extractor": judge.name,
+            "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
+            "checkpoint": str(self.checkpoint), **origin, "device": str(device), "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
+        }  # fmt: skip
+        flips = settings.dataset in ddpm.AUGMENTATIONS
+        card |= evaluation.judged(images, training, held_out, judge, seed=self.seed, mirrored=flips)
+        if held_out is not None:
+            card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], self.seed, device)
+        if self.bits:
+            margin = (settings.image_size - 28) // 2 if settings.dataset == "mnist" else 0
+            bound = likelihood.bits_per_dim(
+                model, schedule, held_out[: self.bits], variance=pick_variance("auto", settings),
+                times_per_image=min(50, schedule.T), margin=margin, seed=self.seed, device=device,
+            )  # fmt: skip
+            card["bits_per_dim"] = {"n": self.bits, "value": bound.mean, "standard_error": bound.standard_error}
+        evaluation.write_card(self.out, card)
+        print("\n".join([*evaluation.card_lines(card), f"written to {self.out}"]))
+
+    def draw(
+        self, model: ddpm.Model, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
+    ) -> tuple[torch.Tensor, dict]:
+        """The images to judge, and how they were made and at what cost."""
+        counted = ddpm.Counted(model)
+        told, labels = self.control(counted, settings)
+        sampler, options = self.sampling(settings)
+        began = time.monotonic()
+        images, _ = ddpm.generate(
+            told, schedule, self.n, (settings.channels, settings.image_size, settings.image_size), sampler=sampler,
+            seed=self.seed, batch_size=self.batch_size, labels=labels, device=device, **options,
+        )  # fmt: skip
+        each = round((time.monotonic() - began) / self.n, 5)
+        how = {name: options[name] for name in ("eta", "variance") if name in options}
+        how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
+        if labels is not None:
+            how |= {"labels": list(self.label) or "all in turn", "guidance": self.guidance or 1.0}
+        cost = {"evaluations_per_image": counted.evaluations / self.n, "seconds_per_image": each}
+        return images, {"sampler": {"name": self.sampler or "ddim", **how}, **cost}
+
+
+@dataclass
+class Compare:
+    """Set two cards of `evaluate` side by side. Cards that differ in n, extractor or reference are refused.
+
+    Example: python -m mnist_ddpm compare a.json b.json
+    """
+
+    first: tyro.conf.Positional[Path]
+    second: tyro.conf.Positional[Path]
+
+    def run(self) -> None:
+        cards = [evaluation.read_card(path) for path in (self.first, self.second)]
+        print("\n".join(evaluation.comparison(*cards)))
 
 
 @dataclass
@@ -237,6 +341,38 @@ class Likelihood:
         )
 
 
+@dataclass
+class Extractor:
+    """Train the network whose features `evaluate` compares, and print its accuracy on images that it has not seen.
+
+    Example: python -m mnist_ddpm extractor --dataset mnist --out out/mnist.safetensors
+    """
+
+    dataset: Literal["mnist", "celeba"] = "mnist"  # digits, or the 40 attributes of faces
+    out: Path = Path("checkpoints/mine/extractor.safetensors")  # file for the network
+    epochs: int = 12  # passes over the training images
+    seed: int = 0  # of weights, data order and shifts
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+
+    def run(self) -> None:
+        device = pick_device(self.device)
+        ddpm.writable_folder(self.out.parent)
+        if self.out.exists():
+            raise FileExistsError(f"{self.out} exists already: name another file")
+        began = time.monotonic()
+        options = {"epochs": self.epochs, "seed": self.seed, "device": device}
+        network, accuracy = extractors.train_extractor(self.dataset, self.data, **options)
+        took = time.monotonic() - began
+        record = {
+            "accuracy": round(accuracy, 5), "epochs": self.epochs, "seed": self.seed, "seconds": round(took, 1),
+            "device": str(device), "torch": torch.__version__,
+        }  # fmt: skip
+        extractors.save_extractor(self.out, network, record)
+        count, of = ddpm.count_parameters(network), extractors.HELD_OUT[self.dataset]
+        print(f"{self.out}: {count:,} parameters, {accuracy:.2%} right on {of}, {took / 60:.1f} min on {device}")
+
+
 def pick_variance(variance: str, settings: ddpm.Settings) -> str:
     """What "auto" means for a checkpoint. Raises ValueError for a learned variance that it does not have."""
     if variance == "auto":
@@ -271,6 +407,32 @@ def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[
     return x0, (pixels(stencil, 255, Image.Resampling.NEAREST) > 127).float()
 
 
+def real_images(settings: ddpm.Settings, data: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The training images of a checkpoint's data set, and those held out, or None where it has none."""
+    training = ddpm.load_images(settings, data)
+    if settings.dataset not in ("mnist", "celeba", "ffhq"):
+        return training, None
+    try:
+        return training, ddpm.load_images(settings, data, "valid" if settings.dataset == "celeba" else "test")
+    except ValueError as error:
+        print(f"nothing to compare with that training has not seen: {error}")
+        return training, None
+
+
+def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor:
+    """uint8 (N, C, H, W) from a samples.npz or a folder of pictures. Raises ValueError where they do not fit."""
+    if path.is_dir():
+        return image_folder.load_folder(settings, path, data / "cache")
+    try:
+        images = torch.from_numpy(np.load(path)["images"]).permute(0, 3, 1, 2)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is neither a folder nor a samples.npz of the sample command ({error})") from error
+    expected = (settings.channels, settings.image_size, settings.image_size)
+    if images.dtype != torch.uint8 or images.shape[1:] != expected:
+        raise ValueError(f"{path} holds {images.dtype} {tuple(images.shape)}, not uint8 (n, {expected})")
+    return images
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name. Raises ValueError where PyTorch has none."""
     try:
@@ -285,6 +447,9 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Likelihood, tyro.conf.subcommand("likelihood")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Extractor, tyro.conf.subcommand("extractor")]
 )  # fmt: skip
 
 

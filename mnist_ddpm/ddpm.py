@@ -886,9 +886,18 @@ def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
 
 
 def save_gif(
-    path: PathLike, film: Film, predicted: bool = False, columns: int = 6, scale: int = 2, seconds: float = 4.0
+    path: PathLike,
+    film: Film,
+    predicted: bool = False,
+    columns: int = 6,
+    scale: int | None = None,
+    seconds: float = 4.0,
 ) -> None:
-    """The film as a GIF of a grid (predicted: of x0_hat); runs for `seconds`, then rests for 2."""
+    """The film as a GIF of a grid (predicted: of x0_hat); runs for `seconds`, then rests for 2.
+
+    scale: None enlarges images of up to 32 pixels twice, and larger ones not, lest files of many MB come out.
+    """
+    scale = scale or (2 if film[0][1].shape[-1] <= 32 else 1)
     levels = 17  # grey levels 0, 15, …, 255: enough for the eye, and noise compresses badly
     frames = [enlarge(tile(x0_hat if predicted else xt, columns), scale) for _, xt, x0_hat in film]
     frames = [(np.rint(frame / 255 * levels) * (255 / levels)).astype(np.uint8) for frame in frames]

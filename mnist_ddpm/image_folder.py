@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -189,9 +190,9 @@ def load_files(files: Files, settings: Settings, cache: PathLike, label: str, cr
     free = shutil.disk_usage(cache).free
     if need > free:
         raise OSError(f"the disk of {cache} is too full: the decoded images take {need:,} bytes, and {free:,} are free")
-    partial = cache / f"{prefix}-{secrets.token_hex(4)}.partial"  # its own: two runs may start at once
+    unfinished = cache / f"{prefix}-{secrets.token_hex(4)}.partial"  # its own: two runs may start at once
     try:
-        with partial.open("wb") as file:
+        with unfinished.open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(files.names), *shape)}
             np.lib.format.write_array_header_1_0(file, header)
             skipped = decode(files, settings, crop, file.write)
@@ -201,11 +202,11 @@ def load_files(files: Files, settings: Settings, cache: PathLike, label: str, cr
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(unfinished, path)
     except OSError as error:
         raise OSError(f"cannot write {path}, of {need:,} bytes ({error.strerror or error}): make room") from error
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     for old in cache.glob(f"{prefix}-*"):
         with suppress(OSError):  # in use, on some systems, or gone already
             if old != path and (old.suffix == ".npy" or time.time() - old.stat().st_mtime > 600):
@@ -416,5 +417,7 @@ def mirrored(x0: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip.view(-1, 1, 1, 1), x0.flip(-1), x0)
 
 
-DATASETS: dict[str, Callable[..., Tensor]] = {"celeba": load_celeba, "ffhq": load_ffhq, FOLDER: load_own_folder}
+DATASETS: dict[str, Callable[..., Tensor]] = {
+    "celeba": partial(load_celeba, download=True), "ffhq": load_ffhq, FOLDER: load_own_folder,
+}  # fmt: skip
 AUGMENTATIONS = {"celeba": mirrored, "ffhq": mirrored}

@@ -356,7 +356,7 @@ def test_missing_celeba_says_what_to_do(colour, tmp_path, capsys):
     assert not (tmp_path / "cache").exists()
 
 
-def test_download_is_tried_only_when_asked(colour, tmp_path, monkeypatch):
+def test_download_is_tried_when_asked_and_nothing_is_there(colour, tmp_path, monkeypatch):
     asked = []
 
     def download(root, split, download):
@@ -374,6 +374,7 @@ def test_download_is_tried_only_when_asked(colour, tmp_path, monkeypatch):
     for _ in range(2):
         assert numbers(load_celeba(colour, tmp_path, download=True)) == [1, 2, 3, 4, 5, 6, 7]
     assert len(asked) == 2
+    assert len(load_images(replace(colour, dataset="celeba"), tmp_path / "empty")) == 7 and len(asked) == 3, "by name"
 
 
 # --- FFHQ

@@ -38,6 +38,13 @@ def test_gif_has_every_frame_in_order_and_true_levels(film, tmp_path, predicted)
     assert meta["duration"] == 2000
 
 
+def test_gifs_of_large_images_are_not_enlarged(film, tmp_path):
+    large = [(t, x.repeat(1, 1, 5, 5), y.repeat(1, 1, 5, 5)) for t, x, y in film[:2]]
+    for name, frames, side in (("small", film[:2], 2 * (2 + 10)), ("large", large, 2 + 42)):
+        save_gif(tmp_path / f"{name}.gif", frames, columns=6)
+        assert imageio.imread(tmp_path / f"{name}.gif", index=0).shape[0] == side
+
+
 def test_strip_shows_state_above_prediction(film):
     figure = draw_strip(film, images=2, columns=5)
     assert len(figure.axes) == 2 * 2 * 5

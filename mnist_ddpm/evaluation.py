@@ -1,0 +1,318 @@
+"""How good generated images are, beside how good real ones would be; and whether they are copies.
+
+Every image is judged by features of an extractor, after quantisation to uint8. Distances are torchmetrics'.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from mnist_ddpm.ddpm import Device, Model, PathLike, Schedule, loss_by_t, replacing
+from mnist_ddpm.extractors import Judge
+
+SUBSET = 1000  # features in each of the subsets that the kernel distance is averaged over
+SUBSETS = 100
+RESAMPLES = 50  # bootstrap samples behind an interval
+NEIGHBOURS = 3  # k of precision and recall
+AUDITED = 1000  # images, at most, whose nearest training image a card looks for
+SMALL = 5000  # with fewer images, a distance is mostly bias
+
+
+class Estimate(NamedTuple):
+    value: float
+    low: float  # 95 % interval
+    high: float
+
+    @classmethod
+    def of(cls, value: float, standard_error: float) -> "Estimate":
+        return cls(value, value - 1.96 * standard_error, value + 1.96 * standard_error)
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {(self.high - self.low) / 2:.2g}"
+
+
+def as_metric(metric: type, width: int, **options) -> nn.Module:
+    """A torchmetrics metric that takes features where it would take images."""
+    identity = nn.Identity()
+    identity.num_features = width
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save", UserWarning)
+        return metric(feature=identity, **options)
+
+
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """Between the Gaussians with the means and covariances of two sets of features (N, D), (M, D).
+
+    Raises ValueError for fewer than 2 of either.
+    """
+    if min(len(real), len(generated)) < 2:
+        raise ValueError("a covariance needs at least 2 images")
+    metric = as_metric(FrechetInceptionDistance, real.shape[1])
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
+    return metric.compute().item()
+
+
+def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
+    """The squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401): unbiased, so it may be below 0."""
+    size = min(SUBSET, len(real), len(generated))
+    metric = as_metric(KernelInceptionDistance, real.shape[1], subsets=SUBSETS, subset_size=size)
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return Estimate.of(mean.item(), deviation.item() * math.sqrt(size / len(generated)))
+
+
+def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
+    """The Fréchet distance, with the spread that resampling the generated features gives."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(RESAMPLES):
+        again = generated[torch.randint(len(generated), (len(generated),), generator=generator)]
+        values.append(frechet_distance(real, again))
+    return Estimate.of(frechet_distance(real, generated), torch.tensor(values, dtype=torch.float64).std().item())
+
+
+def share(hits: Tensor) -> Estimate:
+    """Of a bool tensor (N,), with its binomial interval."""
+    p = hits.double().mean().item()
+    return Estimate.of(p, math.sqrt(p * (1 - p) / len(hits)))
+
+
+def within(queries: Tensor, centres: Tensor, radii: Tensor, rows: int = 1000) -> Tensor:
+    """Which queries (N, D) lie within the radius (M,) of any centre (M, D): bool (N,)."""
+    return torch.cat([(torch.cdist(part, centres) <= radii).any(dim=1) for part in queries.split(rows)])
+
+
+def neighbour_radii(points: Tensor, k: int = NEIGHBOURS, rows: int = 1000) -> Tensor:
+    """Distance of each point (N, D) to the k-th nearest of the others, (N,)."""
+    return torch.cat([torch.cdist(part, points).kthvalue(k + 1, dim=1).values for part in points.split(rows)])
+
+
+def precision_recall(real: Tensor, generated: Tensor) -> tuple[Estimate, Estimate]:
+    """Share of generated features on the manifold of real ones, and the reverse (arXiv 1904.06991), k = 3.
+
+    Both sets are cut to the size of the smaller one. Raises ValueError for k or fewer.
+    """
+    n = min(len(real), len(generated))
+    if n <= NEIGHBOURS:
+        raise ValueError(f"precision and recall need more than {NEIGHBOURS} images of each kind, not {n}")
+    real, generated = real[:n].double(), generated[:n].double()
+    precision = within(generated, real, neighbour_radii(real))
+    return share(precision), share(within(real, generated, neighbour_radii(generated)))
+
+
+def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estimate]:
+    """All of the above. The features of real images are shuffled first, since precision and recall take a part."""
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+    precision, recall = precision_recall(real[order], generated)
+    return {
+        "frechet_distance": frechet_estimate(real, generated, seed),
+        "kernel_distance": kernel_distance(real, generated, seed),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def floors(training: Tensor, held_out: Tensor | None, n: int, seed: int = 0) -> dict[str, dict]:
+    """What real images score in the place of n generated ones: the best that a model can hope for."""
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
+    first, second = training[order].chunk(2)
+    found = {"training half against half": {"n": min(n, len(first)), **distances(second, first[:n], seed)}}
+    if held_out is not None:
+        found["held out against training"] = {"n": min(n, len(held_out)), **distances(training, held_out[:n], seed)}
+    return found
+
+
+def class_balance(logits: Tensor) -> dict:
+    """What a classifier makes of generated digits, from its logits (N, 10): shares, and how sure it is."""
+    probabilities = torch.softmax(logits.double(), dim=1)
+    confidence, label = probabilities.max(dim=1)
+    shares = torch.bincount(label, minlength=logits.shape[1]) / len(label)
+    return {
+        "shares": [round(value, 5) for value in shares.tolist()],
+        "mean_confidence": confidence.mean().item(),
+        "share_above_0.9": (confidence > 0.9).double().mean().item(),
+    }
+
+
+class Audit(NamedTuple):
+    """Distances to the nearest training image in one space, of generated images and of real ones."""
+
+    generated: Tensor  # (N,)
+    real: Tensor  # (M,) of held-out images, or of training images to the nearest other one
+    index: Tensor  # (N,) which training image is nearest to each generated one
+
+    @property
+    def closer(self) -> Estimate:
+        """The share of generated images nearer than the nearest 1 % of real ones."""
+        return share(self.generated < self.real.quantile(0.01))
+
+    @property
+    def copies(self) -> bool:
+        """Whether five times as many as by chance are that near, beyond the interval."""
+        return self.closer.low > 0.05
+
+    def figures(self) -> dict:
+        """For a card."""
+        return {
+            "n": len(self.generated), "median": self.generated.median().item(), "real": self.real.median().item(),
+            "closer": self.closer, "copies": self.copies,
+        }  # fmt: skip
+
+
+def nearest_point(queries: Tensor, points: Tensor, themselves: int = 0, rows: int = 100) -> tuple[Tensor, Tensor]:
+    """Distance and index of the point (M, D) nearest to each query (N, D).
+
+    themselves: query i is point i, and i + themselves its mirror image if there is one; these do not count.
+    """
+    distance, index, first = [], [], 0
+    for part in queries.split(rows):
+        apart = torch.cdist(part, points)
+        for own in range(first, len(points), themselves) if themselves else ():
+            apart[torch.arange(len(part)), torch.arange(own, own + len(part))] = math.inf
+        first += len(part)
+        found = apart.min(dim=1)
+        distance.append(found.values)
+        index.append(found.indices)
+    return torch.cat(distance), torch.cat(index)
+
+
+def audit(
+    generated: Tensor, training: Tensor, held_out: Tensor | None = None,
+    extract: Callable[[Tensor], Tensor] | None = None, mirrored: bool = False,
+) -> Audit:  # fmt: skip
+    """Is the model copying? uint8 images (N, C, H, W); held_out None: training images are compared with each other.
+
+    extract: to features (N, D), instead of pixels in [0, 1]. mirrored: training saw each image from both sides, and
+    so does this. At most 1,000 real images are compared.
+    """
+    points = extract or (lambda images: images.flatten(1).float() / 255)
+    seen = points(torch.cat([training, training.flip(-1)]) if mirrored else training)
+    near, index = nearest_point(points(generated), seen)
+    if held_out is None:
+        usual, _ = nearest_point(seen[: min(AUDITED, len(training))], seen, themselves=len(training))
+    else:
+        usual, _ = nearest_point(points(held_out[:AUDITED]), seen)
+    return Audit(near.float(), usual.float(), index % len(training))
+
+
+def audit_line(found: dict) -> str:
+    """Of Audit.figures, for people."""
+    verdict = "it copies" if found["copies"] else "no sign of copying"
+    return (
+        f"nearest training image at a distance of {found['median']:.3g} in the median, of real images at "
+        f"{found['real']:.3g}; {found['closer'].value:.1%} are nearer than the nearest 1 % of those: {verdict}"
+    )
+
+
+def loss_by_tenth(model: Model, schedule: Schedule, images: Tensor, seed: int = 0, device: Device = "cpu") -> dict:
+    """L_simple of uint8 images, each at its own t: its mean, and the means over ten stretches of 1 … T."""
+    t, losses = loss_by_t(model, schedule, images, seed=seed, device=device)
+    parts = [losses[(t - 1) * 10 // schedule.T == k].mean().item() for k in range(10)]
+    return {"n": len(images), "mean": losses.mean().item(), "by_tenth_of_T": [round(part, 6) for part in parts]}
+
+
+def judged(
+    images: Tensor, training: Tensor, held_out: Tensor | None, judge: Judge, *, seed: int = 0, mirrored: bool = False
+) -> dict:
+    """A card's figures, of uint8 images (N, C, H, W): distances, the same for real images, digits, nearest images.
+
+    mirrored: training saw each image from both sides. The search for copies takes the first 1,000 images.
+    """
+    if held_out is not None:  # in no order, since the first part of a data set may be the easier one
+        held_out = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))]
+    known, drawn = judge.features(training), judge.features(images)
+    unseen = None if held_out is None else judge.features(held_out)
+    card = {"metrics": distances(known, drawn, seed), "floor": floors(known, unseen, len(images), seed)}
+    if getattr(judge.network, "dataset", None) == "mnist":
+        card["digits"] = class_balance(judge.logits(images))
+    for space, extract in (("pixels", None), ("features", judge.features)):
+        found = audit(images[:AUDITED], training, held_out, extract, mirrored)
+        card[f"nearest_training_image_in_{space}"] = found.figures()
+    return card
+
+
+def comparable(a: dict, b: dict) -> None:
+    """Raises ValueError where two cards cannot be compared, with the reason."""
+    for name in ("n", "extractor", "reference"):
+        if a[name] != b[name]:
+            raise ValueError(f"these cards cannot be compared: {name} is {a[name]} in one and {b[name]} in the other")
+
+
+def comparison(a: dict, b: dict) -> list[str]:
+    """A line for each figure that two cards share: both values, and whether their intervals are apart.
+
+    Raises ValueError as comparable.
+    """
+    comparable(a, b)
+    lines = []
+    for name in a["metrics"]:
+        first, second = Estimate(**a["metrics"][name]), Estimate(**b["metrics"][name])
+        apart = first.high < second.low or second.high < first.low
+        lines.append(f"{name}: {first} against {second}, {'different' if apart else 'no difference to be seen'}")
+    return lines
+
+
+def write_card(path: PathLike, card: dict) -> None:
+    """As JSON; each estimate as its value and the ends of its 95 % interval."""
+
+    def plain(value: object) -> object:
+        value = value._asdict() if isinstance(value, Estimate) else value
+        return {name: plain(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+
+    with replacing(Path(path)) as partial:
+        partial.write_text(json.dumps(plain(card), indent=2) + "\n", encoding="utf-8")
+
+
+def read_card(path: PathLike) -> dict:
+    """Raises ValueError for a file that is no card."""
+    try:
+        card = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no card of the evaluate command ({error!r})") from error
+
+
+def card_lines(card: dict) -> list[str]:
+    """A card for people."""
+    lines = [f"n = {card['n']}, seed {card['seed']}, {card['extractor']}, against {card['reference']}"]
+    rows = {"these images": {"n": card["n"], **card["metrics"]}, **card["floor"]}
+    for title, row in rows.items():
+        figures = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in card["metrics"])
+        lines.append(f"{title} (n = {row['n']}): {figures}")
+    if card["n"] < SMALL:
+        lines.append(
+            f"n = {card['n']} is small: the Fréchet distance of so many real images, above, is mostly bias, and this "
+            "one's is as large; take n = 10,000 where you can"
+        )
+    if "digits" in card:
+        digits = card["digits"]
+        shares = " ".join(f"{100 * value:.1f}" for value in digits["shares"])
+        lines.append(
+            f"digits 0 to 9 in %: {shares}; the classifier is {digits['mean_confidence']:.1%} sure on average, above "
+            f"90 % for {digits['share_above_0.9']:.1%} of the images"
+        )
+    for space in ("pixels", "features"):
+        lines.append(f"in {space}: {audit_line(card[f'nearest_training_image_in_{space}'])}")
+    if "L_simple" in card:
+        found = card["L_simple"]
+        parts = " ".join(f"{part:.3g}" for part in found["by_tenth_of_T"])
+        lines.append(f"L_simple {found['mean']:.4f} of {found['n']} held-out images; by tenths of T: {parts}")
+    if "bits_per_dim" in card:
+        bound = card["bits_per_dim"]
+        lines.append(f"{bound['value']:.4f} ± {bound['standard_error']:.4f} bits/dim of {bound['n']} held-out images")
+    if "seconds_per_image" in card:
+        each, seconds, device = card["evaluations_per_image"], card["seconds_per_image"], card["device"]
+        lines.append(f"{each:.0f} network evaluations and {seconds:.3g} s an image on {device}")
+    return lines

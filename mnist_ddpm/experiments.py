@@ -1,0 +1,490 @@
+"""The papers in miniature, on MNIST: `python -m mnist_ddpm.experiments NAME`, or `--help`.
+
+Each writes to experiments/NAME: results.csv (a row for each measurement), plot.png, and record.json (seeds, versions,
+command). What is there already is not done again, so that a run that was stopped goes on; remove it to start anew.
+"""
+
+import csv
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, solvers
+
+Row = dict[str, str | int | float]
+STUDENT = {
+    2: 12.71,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+}  # 97.5 % quantile of t for so many seeds
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done."""
+
+    epochs: int = 5
+    images: int = 60_000  # to train on
+    n: int = 2000  # images drawn for a distance
+    few: int = 500  # where a chain is longer than 250 steps
+    bits: int = 500  # test images for the bound
+    seeds: int = 3  # trainings of each network
+    width: int = 32  # of the network's first level
+    long: int = 1000  # steps of a long chain
+
+
+FULL = Scale()
+QUICK = Scale(epochs=1, images=1280, n=100, few=50, bits=20, seeds=2, width=8, long=50)
+
+
+class Lab:
+    """Trains networks and measures them, each once; rows of results go to a CSV file as they come."""
+
+    def __init__(self, out: Path, scale: Scale, data: Path, device: torch.device):
+        self.out, self.scale, self.data, self.device = out, scale, data, device
+        self.path, self.rows = out / "results.csv", []
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.rows = [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+    @cached_property
+    def training(self) -> Tensor:
+        return ddpm.load_images(ddpm.Settings(), self.data)
+
+    @cached_property
+    def unseen(self) -> Tensor:
+        return ddpm.load_images(ddpm.Settings(), self.data, "test")
+
+    @cached_property
+    def judge(self) -> extractors.Judge:
+        return extractors.pick_judge("auto", "mnist", self.device)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Features of all training images."""
+        return self.judge.features(self.training)
+
+    def settings(self, seed: int, **changes) -> ddpm.Settings:
+        s = self.scale
+        common = {"base_channels": s.width, "epochs": s.epochs, "precision": "bfloat16", "seed": seed}
+        return ddpm.Settings(**{**common, **changes})
+
+    def trained(self, name: str, seed: int, **changes) -> tuple[ddpm.Model, ddpm.Schedule, ddpm.Settings]:
+        """The network of that name and seed, trained to its end, from where it was stopped."""
+        settings, folder = self.settings(seed, **changes), self.out / "runs" / f"{name}-{seed}"
+        images = self.training[: self.scale.images]
+        total = settings.epochs * ddpm.steps_per_epoch(settings, images)
+        started = (folder / "training_state.pt").is_file()
+        if not started or ddpm.load_config(folder)[1]["steps"] < total:
+            print(f"{name}, seed {seed}", flush=True)
+            run = ddpm.resume_run(folder, settings, self.device) if started else ddpm.start_run(settings, self.device)
+            labels = guidance.load_labels(settings, self.data)[: len(images)] if settings.classes else None
+            ddpm.fit(run, images, ddpm.make_schedule(settings), folder, labels=labels)
+        return ddpm.load_checkpoint(folder, self.device)
+
+    def measured(self, key: Row, measure: Callable[[], Row]) -> Row:
+        """The row that begins with key: from the file if it is there, else measured now."""
+        for row in self.rows:
+            if all(row.get(name) == value for name, value in key.items()):
+                return row
+        self.rows.append({**key, **measure()})
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with ddpm.replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return self.rows[-1]
+
+    def draw(self, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], seed: int, **options) -> Tensor:
+        n = self.scale.n if len(times) <= 250 else self.scale.few
+        if (labels := options.get("labels")) is not None:
+            options["labels"] = labels[:n]
+        options = {"sampler": ddpm.ddpm_sampler, "seed": seed, "device": self.device, "batch_size": 500, **options}
+        return ddpm.generate(model, schedule, n, (1, 32, 32), steps=times, **options)[0]
+
+    def quality(self, key: Row, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], **options) -> Row:
+        """The row of what a sampler draws with the seed in key."""
+        return self.measured(key, lambda: self.distance(self.draw(model, schedule, times, key["seed"], **options)))
+
+    def distance(self, images: Tensor) -> Row:
+        """What a row says of drawn images."""
+        return {"n": len(images), "frechet": evaluation.frechet_distance(self.known, self.judge.features(images))}
+
+    def real(self) -> None:
+        """Rows of what real images score: as many unseen ones, chosen at random."""
+        order = torch.randperm(len(self.unseen), generator=torch.Generator().manual_seed(0))
+        for n in (self.scale.n, self.scale.few):
+            self.measured({"arm": "real", "n": n}, partial(self.distance, self.unseen[order[:n]]))
+
+
+def number(text: str) -> str | int | float:
+    """A cell of a CSV file as it was before it was written."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def over_seeds(rows: list[Row], name: str, **key) -> tuple[float, float]:
+    """Mean and half of the 95 % interval (Student's t) of a column over the rows that match. nan without any."""
+    values = [row[name] for row in rows if all(row.get(k) == v for k, v in key.items()) and row.get(name, "") != ""]
+    if not values:
+        return math.nan, math.nan
+    if len(values) not in STUDENT:
+        return float(np.mean(values)), math.nan
+    return float(np.mean(values)), float(STUDENT[len(values)] * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def verdict(claim: str, differences: list[float]) -> str:
+    """Whether differences, one for each seed and negative where the claim holds, bear it out."""
+    mean, half = over_seeds([{"d": d} for d in differences], "d")
+    if mean + half < 0:
+        return f"{claim}: holds here"
+    if mean - half > 0:
+        return f"{claim}: the other way round here"
+    return f"{claim}: {'seen here' if mean < 0 else 'not seen here'}, within the noise of {len(differences)} seeds"
+
+
+def paired(rows: list[Row], name: str, less: Row, more: Row) -> list[float]:
+    """Differences of a column between two kinds of rows, for each seed that both have."""
+
+    def by_seed(key: Row) -> dict:
+        return {row["seed"]: row[name] for row in rows if all(row.get(k) == v for k, v in key.items())}
+
+    first, second = by_seed(less), by_seed(more)
+    return [first[seed] - second[seed] for seed in first if seed in second]
+
+
+def bars(ax: Axes, rows: list[Row], name: str, arms: list[str], **key) -> None:
+    """A bar for each arm, with its interval over seeds."""
+    means = [over_seeds(rows, name, arm=arm, **key) for arm in arms]
+    ax.barh(range(len(arms)), [m for m, _ in means], xerr=[h for _, h in means], color="0.6", error_kw={"lw": 1})
+    ax.set_yticks(range(len(arms)), arms)
+    ax.invert_yaxis()
+
+
+def lines(ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row]) -> None:
+    """A line for each arm over x, with its interval over seeds."""
+    for label, key in arms.items():
+        at = sorted({row[x] for row in rows if all(row.get(k) == v for k, v in key.items())})
+        points = [over_seeds(rows, name, **key, **{x: value}) for value in at]
+        ax.errorbar(at, [m for m, _ in points], [h for _, h in points], label=label, marker="o", ms=3, capsize=2, lw=1)
+    ax.set_xlabel(x)
+    ax.grid(alpha=0.3)
+
+
+def floor_line(ax: Axes, rows: list[Row], n: int) -> None:
+    found = [row["frechet"] for row in rows if row.get("arm") == "real" and row["n"] == n]
+    if found:
+        ax.axhline(found[0], color="0.5", ls=":", lw=1, label=f"real, n = {n}")
+
+
+# --- DDPM, Table 2: what to predict, and what to minimise
+
+PREDICTIONS = {
+    "eps, L_simple": {"prediction": "eps"},
+    "eps, L": {"prediction": "eps", "objective": "bound"},
+    "mu, L": {"prediction": "mu", "objective": "bound"},
+    "mu, plain error": {"prediction": "mu"},
+    "v, plain error": {"prediction": "v"},
+    "x0, plain error": {"prediction": "x0"},
+    "eps, L_hybrid": {"prediction": "eps", "objective": "hybrid"},
+}
+
+
+def ddpm_table2(lab: Lab) -> None:
+    for seed in range(lab.scale.seeds):
+        for arm, changes in PREDICTIONS.items():
+            model, schedule, settings = lab.trained(arm.replace(", ", "-").replace(" ", "-"), seed, **changes)
+            times = ddpm.timesteps(settings.T, min(100, settings.T))
+            for variance in ("posterior", "learned") if settings.learned_variance else ("posterior",):
+                name = f"{arm}, learned variance" if variance == "learned" else arm
+                lab.quality({"arm": name, "seed": seed}, model, schedule, times, variance=variance)
+    lab.real()
+
+
+def plot_ddpm_table2(rows: list[Row], figure: Figure) -> None:
+    ax, arms = figure.subplots(), [*PREDICTIONS, "eps, L_hybrid, learned variance"]
+    bars(ax, rows, "frechet", arms)
+    for row in rows:
+        if row["arm"] == "real" and row["n"] == max(r["n"] for r in rows):
+            ax.axvline(row["frechet"], color="0.3", ls=":", lw=1)
+    claims = (
+        ("eps beats mu (both L)", "eps, L", "mu, L"),
+        ("L_simple beats L", "eps, L_simple", "eps, L"),
+        ("fixed variance beats learned", "eps, L_simple", "eps, L_hybrid, learned variance"),
+    )
+    found = [verdict(claim, paired(rows, "frechet", {"arm": a}, {"arm": b})) for claim, a, b in claims]
+    ax.set(title="\n".join(found), xlabel="Fréchet distance, ancestral sampling; dotted: real digits")
+
+
+# --- Improved DDPM: schedules, learned variance, and chains of few steps
+
+CHAINS = {
+    f"{T // 1000}k {schedule}, {objective}": {"T": T, "schedule": schedule, "objective": objective}
+    for T, schedule, objective in (
+        (1000, "linear", "simple"), (1000, "cosine", "simple"), (1000, "cosine", "hybrid"), (1000, "cosine", "vlb"),
+        (4000, "linear", "simple"), (4000, "linear", "hybrid"), (4000, "cosine", "simple"), (4000, "cosine", "hybrid"),
+    )
+}  # fmt: skip
+SKIPPED = 0.0, 0.1, 0.2, 0.3
+
+
+def iddpm_schedules(lab: Lab) -> None:
+    for seed in range(lab.scale.seeds):
+        for arm, changes in CHAINS.items():
+            changes = {**changes, "epochs": max(1, lab.scale.epochs - 2)}
+            if changes["T"] > 1000:  # as many steps must not add four times the noise
+                changes |= {"beta_1": 1e-4 / 4, "beta_T": 0.02 / 4}
+            model, schedule, settings = lab.trained(arm.replace(", ", "-").replace(" ", "-"), seed, **changes)
+            variance = "learned" if settings.learned_variance else "posterior"
+            for steps in (10, 25, 50, 100, min(settings.T, lab.scale.long)):
+                times = ddpm.timesteps(settings.T, steps)
+                key = {"arm": arm, "seed": seed, "steps": steps, "skipped": 0.0}
+                lab.quality(key, model, schedule, times, variance=variance)
+            for part in SKIPPED[1:]:
+                times = [t for t in ddpm.timesteps(settings.T, 50) if t <= (1 - part) * settings.T]
+                key = {"arm": arm, "seed": seed, "steps": 50, "skipped": part}
+                lab.quality(key, model, schedule, times, variance=variance)
+            key = {"arm": arm, "seed": seed, "steps": settings.T, "measure": "bound"}
+            lab.measured(key, partial(bound, lab, model, schedule, variance, seed))
+    lab.real()
+
+
+def bound(lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, variance: str, seed: int) -> Row:
+    """The bound of unseen digits."""
+    found = likelihood.bits_per_dim(
+        model, schedule, lab.unseen[: lab.scale.bits], variance=variance, times_per_image=min(50, schedule.T),
+        margin=2, seed=seed, device=lab.device,
+    )  # fmt: skip
+    return {"bits_per_dim": found.mean}
+
+
+def plot_iddpm_schedules(rows: list[Row], figure: Figure) -> None:
+    first, second, third = figure.subplots(1, 3)
+    bars(first, rows, "bits_per_dim", list(CHAINS), measure="bound")
+    low = min(row["bits_per_dim"] for row in rows if row.get("bits_per_dim", "") != "")
+    claim = paired(rows, "bits_per_dim", {"arm": "4k cosine, hybrid"}, {"arm": "4k linear, hybrid"})
+    first.set(title=verdict("cosine needs fewer bits", claim), xlabel="bits/dim", xlim=(0.8 * low, None))
+    chosen = [arm for arm in CHAINS if arm.startswith("4k")]
+    lines(second, rows, "frechet", "steps", {arm: {"arm": arm, "skipped": 0.0} for arm in chosen})
+    few = {"steps": 25, "skipped": 0.0}
+    claim = paired(rows, "frechet", {"arm": "4k cosine, hybrid", **few}, {"arm": "4k cosine, simple", **few})
+    second.set(title=verdict("learned variance helps in 25 steps", claim), xscale="log", yscale="log")
+    second.set_ylabel("Fréchet distance")
+    second.legend(fontsize=7)
+    arms = ("1k linear, simple", "1k cosine, simple")
+    lines(third, rows, "frechet", "skipped", {arm: {"arm": arm, "steps": 50} for arm in arms})
+    kinds = [[{"arm": arm, "steps": 50, "skipped": part} for part in (0.2, 0.0)] for arm in arms]
+    claim = [a - b for a, b in zip(*(paired(rows, "frechet", *pair) for pair in kinds))]
+    third.set(title=verdict("skipping a fifth costs linear less", claim), xlabel="share of the way skipped, from T")
+    third.legend(fontsize=7)
+
+
+# --- DDIM, Table 1: steps against eta
+
+METHODS = {
+    **{f"η = {eta:g}": ("ddim", {"eta": eta}) for eta in (0.0, 0.2, 0.5, 1.0)},
+    "σ̂": ("ddpm", {"variance": "beta"}), "DPM-Solver++": ("dpmpp", {}), "Heun": ("heun", {}),
+}  # fmt: skip
+
+
+def ddim_table1(lab: Lab) -> None:
+    for seed in range(lab.scale.seeds):
+        model, schedule, settings = lab.trained("linear-simple", seed)
+        for S in (10, 20, 50, 100, lab.scale.long):
+            for arm, (sampler, options) in METHODS.items():
+                times = ddpm.timesteps(settings.T, (S + 1) // 2 if sampler == "heun" else S)
+                options = {"sampler": ddpm.SAMPLERS[sampler], **options}
+                lab.quality({"arm": arm, "seed": seed, "S": S}, model, schedule, times, **options)
+            times = ddpm.timesteps(settings.T, S)
+            key = {"arm": "reconstruction", "seed": seed, "S": S}
+            lab.measured(key, partial(reconstruction, lab, model, schedule, times))
+    lab.real()
+
+
+def reconstruction(lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int]) -> Row:
+    """What 100 unseen digits lose on the way to their noise and back."""
+    x0 = ddpm.to_float(lab.unseen[:100]).to(lab.device)
+    *_, (_, code, _) = solvers.ddim_encoder(model, schedule, times, x0)
+    *_, (_, again, _) = ddpm.ddim_sampler(model, schedule, times, code, noise=None)
+    return {"reconstruction": (again - x0).square().mean().item()}
+
+
+def plot_ddim_table1(rows: list[Row], figure: Figure) -> None:
+    first, second = figure.subplots(1, 2)
+    lines(first, rows, "frechet", "S", {arm: {"arm": arm} for arm in METHODS})
+    for n in sorted({row["n"] for row in rows if row["arm"] == "real"}):
+        floor_line(first, rows, n)
+    claim = paired(rows, "frechet", {"arm": "η = 0", "S": 10}, {"arm": "η = 1", "S": 10})
+    claims = [verdict("10 steps: η = 0 beats η = 1", claim)]
+    claim = paired(rows, "frechet", {"arm": "DPM-Solver++", "S": 10}, {"arm": "η = 0", "S": 10})
+    claims.append(verdict("10 steps: second order beats first", claim))
+    first.set(title="\n".join(claims), xscale="log", yscale="log", xlabel="network evaluations")
+    first.set_ylabel("Fréchet distance")
+    first.legend(fontsize=7)
+    lines(second, rows, "reconstruction", "S", {"encoded and decoded": {"arm": "reconstruction"}})
+    claim = paired(rows, "reconstruction", {"arm": "reconstruction", "S": 100}, {"arm": "reconstruction", "S": 10})
+    second.set(title=verdict("more steps, smaller error", claim), xscale="log", yscale="log")
+    second.set_ylabel("mean squared error of 100 unseen digits")
+
+
+# --- what averaging the weights is worth
+
+
+def ema(lab: Lab) -> None:
+    for seed in range(lab.scale.seeds):
+        for epoch in range(1, lab.scale.epochs + 1):
+            settings = lab.settings(seed)
+            folder, images = lab.out / "runs" / f"ema-{seed}", lab.training[: lab.scale.images]
+            key = {"seed": seed, "epoch": epoch}
+            if all(any(row | key | {"arm": arm} == row for row in lab.rows) for arm in ("raw", "averaged")):
+                continue
+            started = (folder / "training_state.pt").is_file()
+            run = ddpm.resume_run(folder, settings, lab.device) if started else ddpm.start_run(settings, lab.device)
+            schedule = ddpm.make_schedule(settings)
+            end = epoch * ddpm.steps_per_epoch(settings, images)
+            if run.step < end:
+                steps = ddpm.progress_bar(ddpm.training_loop(run, images, schedule), total=end - run.step, unit="step")
+                for step in steps:
+                    if step.step == end:
+                        break
+                folder.mkdir(parents=True, exist_ok=True)
+                ddpm.save_run(folder, run)
+            if run.step > end:
+                raise ValueError(f"{folder} is past epoch {epoch}, which was not measured: remove it to start anew")
+            times = ddpm.timesteps(settings.T, 50)
+            for arm, model in (("raw", run.model), ("averaged", run.ema)):
+                lab.quality({"arm": arm, **key}, model, schedule.to(lab.device), times)
+    lab.real()
+
+
+def plot_ema(rows: list[Row], figure: Figure) -> None:
+    ax = figure.subplots()
+    lines(ax, rows, "frechet", "epoch", {arm: {"arm": arm} for arm in ("raw", "averaged")})
+    floor_line(ax, rows, max(row["n"] for row in rows))
+    middle = (1 + max(row["epoch"] for row in rows if row["arm"] == "raw")) // 2
+    claim = paired(rows, "frechet", {"arm": "averaged", "epoch": middle}, {"arm": "raw", "epoch": middle})
+    ax.set(title=verdict(f"averaged weights are better (epoch {middle})", claim), yscale="log")
+    ax.set_ylabel("Fréchet distance, ancestral, 50 steps")
+    ax.legend()
+
+
+# --- guidance: what it gains and what it loses
+
+
+def guidance_scale(lab: Lab) -> None:
+    for seed in range(lab.scale.seeds):
+        model, schedule, settings = lab.trained("labels", seed, schedule="cosine", classes=10)
+        times, labels = ddpm.timesteps(settings.T, 20), torch.arange(lab.scale.n) % 10
+        for scale in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0):
+            key = {"arm": "guided", "seed": seed, "scale": scale}
+            lab.measured(key, partial(followed, lab, guidance.guided(model, scale), schedule, times, labels, seed))
+    lab.real()
+
+
+def followed(
+    lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], labels: Tensor, seed: int
+) -> Row:  # fmt: skip
+    """How good the images of a guided model are, how varied, and how often they are what was asked for."""
+    images = lab.draw(model, schedule, times, seed, sampler=ddpm.SAMPLERS["dpmpp"], labels=labels)
+    _, recall = evaluation.precision_recall(lab.known, lab.judge.features(images))
+    agree = lab.judge.logits(images).argmax(dim=1) == labels[: len(images)]
+    return {**lab.distance(images), "recall": recall.value, "agreement": agree.double().mean().item()}
+
+
+def plot_guidance(rows: list[Row], figure: Figure) -> None:
+    columns = ("frechet", "Fréchet distance"), ("recall", "recall"), ("agreement", "digits that are the label's")
+    for ax, (name, label) in zip(figure.subplots(1, 3), columns):
+        lines(ax, rows, name, "scale", {label: {"arm": "guided"}})
+        ax.set(xlabel="guidance scale", ylabel=label)
+    first, second, third = figure.axes
+    floor_line(first, rows, max(row["n"] for row in rows))
+    first.set_title("0 ignores labels, 1 follows them")
+    key = [{"arm": "guided", "scale": scale} for scale in (1.0, 3.0)]
+    second.set_title(verdict("guidance costs variety", paired(rows, "recall", key[1], key[0])))
+    third.set_title(verdict("and gains agreement", paired(rows, "agreement", key[0], key[1])))
+
+
+EXPERIMENTS: dict[str, tuple[Callable[[Lab], None], Callable[[list[Row], Figure], None], float]] = {
+    "ddpm-table2": (ddpm_table2, plot_ddpm_table2, 7.0),  # and the plot's width in inches
+    "iddpm-schedules": (iddpm_schedules, plot_iddpm_schedules, 15.0),
+    "ddim-table1": (ddim_table1, plot_ddim_table1, 11.0),
+    "ema": (ema, plot_ema, 6.0),
+    "guidance": (guidance_scale, plot_guidance, 13.0),
+}
+
+
+@dataclass
+class Arguments:
+    """Repeat an experiment of a paper in miniature, on MNIST. A night on two cores, minutes on a GPU."""
+
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(help="one of " + ", ".join(EXPERIMENTS))]]
+    quick: bool = False  # a few minutes, to see it work: tiny networks, whose figures mean nothing
+    seeds: int = 3  # trainings of each network, for the intervals
+    out: Path = Path("experiments")  # folder that gets a folder of the experiment's name
+    data: Path = Path("data")  # folder that holds MNIST
+    device: str = "auto"  # cpu, cuda, mps
+
+
+def draw_plot(name: str, rows: list[Row], path: Path) -> None:
+    """The plot of an experiment's rows, as a PNG."""
+    _, plot, width = EXPERIMENTS[name]
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    plot(rows, figure)
+    for ax in figure.axes:
+        ax.title.set_fontsize(9)
+    figure.savefig(path, dpi=110)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one experiment and returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
+    matplotlib.use("Agg")
+    given = sys.argv[1:] if arguments is None else arguments
+    asked = tyro.cli(Arguments, args=given, prog="python -m mnist_ddpm.experiments")
+    try:
+        run, _, _ = ddpm.look_up("experiment", asked.name, EXPERIMENTS)
+        scale = QUICK if asked.quick else replace(FULL, seeds=asked.seeds)
+        out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
+        lab = Lab(out, scale, asked.data, ddpm.best_device() if asked.device == "auto" else torch.device(asked.device))
+        run(lab)
+        draw_plot(asked.name, lab.rows, out / "plot.png")
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on from here", file=sys.stderr)
+        return 130
+    record = {
+        "command": shlex.join(["python", "-m", "mnist_ddpm.experiments", *given]), "scale": vars(scale),
+        "seeds": list(range(scale.seeds)), "extractor": lab.judge.name, "reference": "60,000 training images",
+        "device": str(lab.device), "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
+    }  # fmt: skip
+    (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"{out}: {len(lab.rows)} rows in results.csv, plot.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,374 @@
+"""Figures that judge images: against closed forms, and on images of which it is known what they are."""
+
+import json
+from dataclasses import replace
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from mnist_ddpm import evaluation, extractors
+from mnist_ddpm.__main__ import main
+from mnist_ddpm.ddpm import Settings, generate, ideal_denoiser, load_images, make_model, make_schedule, save_checkpoint
+from mnist_ddpm.evaluation import (
+    Estimate,
+    audit,
+    audit_line,
+    card_lines,
+    class_balance,
+    comparison,
+    distances,
+    floors,
+    frechet_distance,
+    frechet_estimate,
+    judged,
+    kernel_distance,
+    precision_recall,
+    read_card,
+    write_card,
+)
+from mnist_ddpm.extractors import Extractor, Judge
+
+
+def gaussian(n, width=4, seed=0, **options):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, **options)
+
+
+def exactly(mean, deviations, n=200, seed=0):
+    """Features whose sample mean and covariance are these to rounding: N(mean, diag(deviations²))."""
+    x = gaussian(n, len(mean), seed)
+    x = x - x.mean(dim=0)
+    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+    return x * torch.tensor(deviations, dtype=torch.float64) + torch.tensor(mean, dtype=torch.float64)
+
+
+def test_frechet_distance_of_two_gaussians_is_the_closed_form():
+    """|m - m'|² + sum (s_i - s'_i)² where the covariances are diagonal."""
+    a, b = exactly([0, 1, 2], [1, 2, 3]), exactly([1, 1, 0], [2, 2, 1], n=300, seed=1)
+    assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 0 + 4, rel=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
+
+
+def test_identical_features_are_at_distance_zero_and_a_shift_at_its_square():
+    a = gaussian(500)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + 0.5) == pytest.approx(4 * 0.25, rel=1e-9)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        frechet_distance(a, a[:1])
+
+
+def test_kernel_distance_is_the_unbiased_estimate():
+    """Means over pairs of different images of k(x, y) = (x·y / D + 1)³."""
+    a, b = gaussian(40), 1.3 * gaussian(40, seed=1) + 0.2
+    k = lambda x, y: (x @ y.T / 4 + 1) ** 3  # noqa: E731
+    pairs = lambda x: (k(x, x).sum() - k(x, x).diag().sum()) / (40 * 39)  # noqa: E731
+    expected = pairs(a) + pairs(b) - 2 * k(a, b).mean()
+    assert kernel_distance(a, b).value == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_estimates_depend_on_the_seed_alone():
+    a, b = gaussian(600), gaussian(300, seed=1)
+    torch.manual_seed(1)
+    first = distances(a, b, seed=3)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert distances(a, b, seed=3) == first and torch.equal(torch.get_rng_state(), before)
+    assert distances(a, b, seed=4)["kernel_distance"] != first["kernel_distance"]
+
+
+def test_the_interval_holds_the_spread_of_fresh_draws():
+    """95 % of them should fall into one as wide around their mean; of 40, at least 30."""
+    real = gaussian(20_000)
+    estimate = frechet_estimate(real, 1.2 * gaussian(1000, seed=1))
+    values = torch.tensor([frechet_distance(real, 1.2 * gaussian(1000, seed=seed)) for seed in range(2, 42)])
+    half = (estimate.high - estimate.low) / 2
+    assert ((values - values.mean()).abs() < half).sum() >= 30
+    assert half < 4 * values.std()
+
+
+def test_the_bias_of_real_images_falls_as_one_over_n():
+    real = gaussian(40_000)
+    mean = {n: np.mean([frechet_distance(real, gaussian(n, seed=s)) for s in range(1, 13)]) for n in (250, 1000)}
+    assert mean[250] / mean[1000] == pytest.approx(4, rel=0.35)
+
+
+def test_floors_say_what_real_images_would_get(monkeypatch):
+    training, held_out = gaussian(4000), gaussian(500, seed=1)
+    monkeypatch.setattr(evaluation, "SUBSETS", 20)
+    found = floors(training, held_out, 400)
+    assert found["training half against half"]["n"] == found["held out against training"]["n"] == 400
+    shifted = distances(training, gaussian(400, seed=2) + 0.5)
+    for floor in found.values():
+        assert floor["frechet_distance"].value < 0.1 * shifted["frechet_distance"].value
+        assert floor["kernel_distance"].low < 0 < floor["kernel_distance"].high
+    assert floors(training, None, 10**6)["training half against half"]["n"] == 2000
+    assert list(floors(training, None, 400)) == ["training half against half"]
+
+
+def test_precision_and_recall_of_sets_that_overlap_in_part():
+    real = gaussian(1000)
+    assert [e.value for e in precision_recall(real, real)] == [1, 1]
+    assert [e.value for e in precision_recall(real, gaussian(1000, seed=1) + 100)] == [0, 0]
+    half = torch.cat([real[:500], gaussian(500, seed=1) + 100])
+    precision, recall = precision_recall(real, half)
+    assert precision.value == 0.5 and 0.5 < recall.value < 1
+    assert precision.low < 0.5 < precision.high < 0.54
+    narrow = precision_recall(real, 0.2 * gaussian(1000, seed=1))
+    assert narrow[0].value > 0.95 and narrow[1].value < 0.5, "good images, little variety"
+    with pytest.raises(ValueError, match="more than 3 images of each kind, not 3"):
+        precision_recall(real, real[:3])
+
+
+def test_class_balance_counts_digits_and_certainty():
+    logits = torch.full((4, 10), -100.0)
+    logits[0, 3] = logits[1, 3] = logits[2, 7] = 100.0
+    logits[3, :2] = 100.0
+    found = class_balance(logits)
+    assert found["shares"][3] == 0.5 and found["shares"][7] == 0.25 and sum(found["shares"]) == 1
+    assert found["mean_confidence"] == pytest.approx(3.5 / 4) and found["share_above_0.9"] == 0.75
+
+
+# --- copies
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images(Settings(), ROOT / "data")
+
+
+def test_a_model_that_knows_fifty_images_by_heart_is_flagged(digits):
+    """The limit of overfitting on them: the exact posterior mean of these fifty, sampled as any model is."""
+    schedule = make_schedule(Settings())
+    model = ideal_denoiser(schedule, digits[:50].float() / 127.5 - 1)
+    drawn, _ = generate(model, schedule, 40, (1, 32, 32), steps=20, progress=False)
+    for extract in (None, lambda x: x[:, :, ::2, ::2].flatten(1).double()):
+        found = audit(drawn, digits[:50], digits[50:550], extract)
+        assert found.copies and found.closer.value > 0.9 and "it copies" in audit_line(found.figures())
+        assert torch.equal(drawn, digits[found.index]), "and says which images"
+
+
+def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
+    found = audit(digits[1000:1500], digits[:1000], digits[1500:2500])
+    assert not found.copies and found.closer.value < 0.03
+    assert found.generated.median() == pytest.approx(found.real.median().item(), rel=0.05)
+    assert "no sign of copying" in audit_line(found.figures())
+
+
+def test_mirrored_copies_are_copies_where_training_saw_them(digits):
+    fresh = digits[:30].flip(-1)
+    assert not audit(fresh, digits[:500], digits[500:1000]).copies
+    found = audit(fresh, digits[:500], digits[500:1000], mirrored=True)
+    assert found.copies and found.index.tolist() == list(range(30))
+    alone = audit(fresh, digits[:500], mirrored=True)
+    seen = torch.cat([digits[:500], digits[:500].flip(-1)]).flatten(1) / 255.0
+    brute = torch.cdist(seen[:500], seen)
+    for offset in (0, 500):
+        brute[torch.arange(500), torch.arange(500) + offset] = 1e9
+    torch.testing.assert_close(alone.real, brute.min(dim=1).values)
+
+
+# --- cards
+
+
+def fresh_judge(dataset="mnist"):
+    torch.manual_seed(0)
+    return Judge(Extractor(dataset, 10 if dataset == "mnist" else 40, (8, 8)).eval().requires_grad_(False), "untrained")
+
+
+def card_of(images, digits, **changes):
+    figures = judged(images, digits[:400], digits[400:600], fresh_judge())
+    return {"n": len(images), "seed": 0, "extractor": "x", "reference": "y", **figures, **changes}
+
+
+def test_a_card_is_written_read_and_compared(digits, tmp_path):
+    good, bad = card_of(digits[600:700], digits), card_of(255 - digits[600:700], digits)
+    for name, card in (("good", good), ("bad", bad)):
+        write_card(tmp_path / name, card)
+        (tmp_path / name).read_text().index('"low"')
+    good_read, bad_read = read_card(tmp_path / "good"), read_card(tmp_path / "bad")
+    lines = comparison(good_read, bad_read)
+    assert lines[0].startswith("frechet_distance: ") and lines[0].endswith("different") and len(lines) == 4
+    assert all(line.endswith("no difference to be seen") for line in comparison(good_read, good_read))
+    text = "\n".join(card_lines(good))
+    assert "n = 100 is small" in text and "held out against training (n = 100)" in text and "digits 0 to 9" in text
+    assert "in pixels: nearest training image" in text and "in features: nearest training image" in text
+
+
+@pytest.mark.parametrize("change", [{"n": 99}, {"extractor": "z"}, {"reference": "z"}], ids=str)
+def test_cards_that_differ_in_what_they_measure_are_refused(digits, tmp_path, change, capsys):
+    for name, card in (("a", card_of(digits[600:700], digits)), ("b", card_of(digits[600:700], digits, **change))):
+        write_card(tmp_path / name, card)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    (name,) = change
+    assert f"cannot be compared: {name} is" in capsys.readouterr().err
+
+
+def test_what_is_no_card_is_named(tmp_path, capsys):
+    (tmp_path / "a").write_text("[]")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "a")]) == 1
+    assert "a is no card of the evaluate command" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of a tiny network, an extractor file, and MNIST cut to its first images."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    settings = Settings(base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20)
+    model = make_model(settings)
+    torch.nn.init.normal_(model.conv_out.weight, std=0.1)
+    save_checkpoint(folder / "checkpoint", model, settings)
+    extractors.save_extractor(folder / "judge.safetensors", fresh_judge().network, {})
+    return folder
+
+
+@pytest.fixture
+def few_digits(digits, monkeypatch):
+    parts = {"train": digits[:300], "test": digits[300:400]}
+    monkeypatch.setattr("mnist_ddpm.ddpm.load_images", lambda settings, root, split="train": parts[split])
+
+
+def evaluate(folder, out, *flags):
+    common = ["--checkpoint", str(folder / "checkpoint"), "--extractor", str(folder / "judge.safetensors")]
+    assert main(["evaluate", *common, "--n", "20", "--out", str(out), *flags]) == 0
+    return json.loads(out.read_text())
+
+
+def test_saved_images_are_judged_as_those_in_memory(trained, few_digits, tmp_path, capsys):
+    drawn = evaluate(trained, tmp_path / "a.json", "--steps", "4", "--seed", "3")
+    common = ["--checkpoint", str(trained / "checkpoint"), "--n", "20", "--steps", "4", "--seed", "3"]
+    assert main(["sample", *common, "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "png").mkdir()
+    for k, image in enumerate(np.load(tmp_path / "out" / "samples.npz")["images"]):
+        imageio.imwrite(tmp_path / "png" / f"{k:02d}.png", image[..., 0])
+    for source in (tmp_path / "out" / "samples.npz", tmp_path / "png"):
+        cached = ["--data", str(tmp_path / "data")]
+        card = evaluate(trained, tmp_path / "b.json", "--images", str(source), "--seed", "3", *cached)
+        assert card["metrics"] == drawn["metrics"] and card["images"] == str(source) and "sampler" not in card
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert "frechet_distance" in capsys.readouterr().out
+
+
+def test_a_card_says_how_it_came_about(trained, few_digits, tmp_path):
+    card = evaluate(trained, tmp_path / "a.json", "--sampler", "heun", "--steps", "4", "--bits", "3", "--device", "cpu")
+    assert card["n"] == 20 and card["seed"] == 0 and card["evaluations_per_image"] == 7 and card["device"] == "cpu"
+    assert card["sampler"] == {"name": "heun", "steps": 4, "spacing": "trailing", "clip": "static"}
+    assert card["extractor"].startswith("judge.safetensors, SHA-256 ") and card["versions"]["torch"]
+    assert card["reference"] == "mnist, 300 training images of 32 pixels"
+    assert card["L_simple"]["n"] == 100 and len(card["L_simple"]["by_tenth_of_T"]) == 10
+    mean = np.mean(card["L_simple"]["by_tenth_of_T"])
+    assert card["L_simple"]["mean"] == pytest.approx(mean, rel=1e-4), "the times are spread evenly"
+    assert card["bits_per_dim"]["n"] == 3 and card["bits_per_dim"]["value"] > 0
+    assert card["metrics"]["frechet_distance"].keys() == {"value", "low", "high"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--extractor", "nowhere"], "there is no extractor nowhere: train it with"),
+        (["--extractor", "README.md"], "README.md is damaged or no extractor"),
+        (["--extractor", "inception"], "pip install torch-fidelity"),
+        (["--images", "README.md"], "README.md is neither a folder nor a samples.npz"),
+        (["--checkpoint", "nowhere"], "nowhere is not a checkpoint"),
+    ],
+    ids=" ".join,
+)
+def test_bad_requests_end_in_one_line(trained, few_digits, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(ROOT)
+    common = ["--checkpoint", str(trained / "checkpoint"), "--extractor", str(trained / "judge.safetensors")]
+    assert main(["evaluate", *common, "--n", "4", "--out", str(tmp_path / "card"), *flags]) == 1
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+
+
+def test_without_held_out_images_training_images_are_compared_with_each_other(digits):
+    card = judged(digits[400:450], digits[:400], None, fresh_judge())
+    assert card["nearest_training_image_in_pixels"]["copies"] is False and len(card["floor"]) == 1
+    assert judged(digits[:50], digits[:400], None, fresh_judge())["nearest_training_image_in_pixels"]["copies"]
+
+
+def test_estimates_are_told_with_their_interval():
+    assert str(Estimate.of(1.5, 0.1)) == "1.5 ± 0.2"
+    assert evaluation.share(torch.tensor([True, False])).value == 0.5
+
+
+# --- extractors
+
+
+def test_features_do_not_depend_on_batches_order_or_mode(digits):
+    judge, images = fresh_judge(), digits[:30]
+    judge.network.train()
+    judge = replace(judge, network=judge.network.eval())
+    whole = judge.features(images)
+    parts = torch.cat([extractors.in_batches(judge.network, part, "cpu", 4) for part in images.split(7)])
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(judge.features(images[order]), whole[order], rtol=1e-5, atol=1e-6)
+    assert whole.shape == (30, 8) and whole.dtype == torch.float64 and whole.std() > 0
+
+
+def test_only_what_a_file_could_hold_is_judged(digits):
+    for images in (digits[:2].float(), digits[:2].expand(-1, 3, -1, -1)):
+        with pytest.raises(ValueError, match=r"takes uint8 images of 1 channel\(s\), not torch"):
+            fresh_judge().features(images)
+
+
+def test_the_margin_of_digits_and_the_size_of_faces_do_not_matter(digits):
+    judge, wide = fresh_judge(), torch.nn.functional.pad(digits[:3], [4] * 4)
+    assert torch.equal(judge.features(wide), judge.features(digits[:3]))
+    faces = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    large = faces.repeat_interleave(16, dim=2).repeat_interleave(16, dim=3)
+    small = faces.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    close = (fresh_judge("celeba").features(large), fresh_judge("celeba").features(small))
+    torch.testing.assert_close(*close, rtol=0.1, atol=0.02)
+
+
+def test_shifts_move_an_image_and_repeat_its_edge():
+    images = torch.zeros(64, 1, 5, 5, dtype=torch.uint8)
+    images[:, 0, 2, 2] = 200
+    moved = extractors.shifted(images, 2, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape and moved.dtype == torch.uint8 and (moved == 200).sum() == 64
+    places = {tuple(image[0].nonzero()[0].tolist()) for image in moved}
+    assert len(places) > 15 and min(min(p) for p in places) == 0 and max(max(p) for p in places) == 4
+    flat = torch.full((8, 3, 4, 4), 7, dtype=torch.uint8)
+    assert (extractors.shifted(flat, 2, torch.Generator()) == 7).all()
+
+
+def test_an_extractor_learns_and_comes_back_from_its_file(digits, monkeypatch, tmp_path):
+    labels = extractors.load_labels(Settings(classes=10), ROOT / "data")
+    monkeypatch.setattr(extractors, "targets", lambda dataset, root, split: (digits[:512], labels[:512]))
+    network, accuracy = extractors.train_extractor("mnist", epochs=6, batch_size=32)
+    assert accuracy > 0.6 and not network.training
+    extractors.save_extractor(tmp_path / "a.safetensors", network, {"accuracy": accuracy})
+    again, record = extractors.load_extractor(tmp_path / "a.safetensors")
+    assert record == {"accuracy": accuracy} and torch.equal(again(digits[:5]), network(digits[:5]))
+    first, second = (extractors.train_extractor("mnist", epochs=1)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    with pytest.raises(ValueError, match='no extractor for "ffhq"'):
+        extractors.train_extractor("ffhq")
+
+
+def test_attributes_are_learnt_too(monkeypatch):
+    images = torch.zeros(256, 3, 64, 64, dtype=torch.uint8)
+    images[::2, 0] = 255
+    wanted = torch.zeros(256, 40)
+    wanted[::2] = 1
+    monkeypatch.setattr(extractors, "targets", lambda dataset, root, split: (images, wanted))
+    network, accuracy = extractors.train_extractor("celeba", epochs=2, batch_size=16)
+    assert accuracy > 0.9 and network.channels == 3
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "celeba"])
+def test_shipped_extractors_are_small_and_say_what_they_are(dataset):
+    path = ROOT / extractors.FOLDER / f"{dataset}.safetensors"
+    assert path.stat().st_size < 5e6
+    network, record = extractors.load_extractor(path)
+    assert network.dataset == dataset and not network.training
+    assert record["accuracy"] > (0.994 if dataset == "mnist" else 0.85)
+
+
+def test_the_shipped_digit_classifier_is_as_good_as_it_says():
+    network, record = extractors.load_extractor(ROOT / extractors.FOLDER / "mnist.safetensors")
+    found = extractors.accuracy(network, *extractors.targets("mnist", ROOT / "data", "test"))
+    assert found == pytest.approx(record["accuracy"], abs=2e-4) and found >= 0.994

@@ -1,0 +1,140 @@
+"""The papers in miniature: bookkeeping, statistics, plots, and one experiment from end to end."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from matplotlib.figure import Figure
+
+from mnist_ddpm import ddpm, experiments
+from mnist_ddpm.experiments import EXPERIMENTS, FULL, QUICK, Lab, number, over_seeds, paired, verdict
+from mnist_ddpm.extractors import Extractor, Judge
+
+TINY = replace(QUICK, epochs=2, images=32, n=8, few=4, bits=2, seeds=2, long=20)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Little data, and an untrained extractor."""
+    torch.manual_seed(0)
+    judge = Judge(Extractor("mnist", 10, (8, 8)).eval().requires_grad_(False), "untrained")
+    images = ddpm.load_images(ddpm.Settings(), ROOT / "data")[:64]
+    monkeypatch.setattr(Lab, "judge", judge)
+    monkeypatch.setattr(Lab, "training", images)
+    monkeypatch.setattr(Lab, "unseen", images.flip(0))
+    monkeypatch.setattr(experiments, "QUICK", TINY)
+    settings = lambda lab, seed, **changes: ddpm.Settings(  # noqa: E731
+        **{"base_channels": 8, "channel_mults": (1, 2), "T": 60, "batch_size": 16, "epochs": 2, "seed": seed, **changes}
+    )
+    monkeypatch.setattr(Lab, "settings", settings)
+    monkeypatch.setattr(Lab, "known", judge.features(images))
+
+
+def test_rows_come_back_from_the_file_as_they_were(tmp_path):
+    lab = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"))
+    rows = [{"arm": "a, b", "seed": 0, "S": 10, "frechet": 0.1 + 0.2}, {"arm": "real", "n": 500, "scale": 1.0}]
+    for row in rows:
+        lab.measured({"arm": row["arm"]}, lambda row=row: row)
+    again = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"))
+    assert [{k: v for k, v in row.items() if v != ""} for row in again.rows] == rows
+    again.measured({"arm": "real", "n": 500}, lambda: pytest.fail("it is there already"))
+    assert [number(text) for text in ("3", "3.0", "-1e-5", "x0, L", "")] == [3, 3.0, -1e-5, "x0, L", ""]
+
+
+def test_intervals_over_seeds_are_students():
+    """Of 1, 2, 6: mean 3, deviation sqrt(7), so half a width of 4.303 sqrt(7 / 3)."""
+    rows = [{"arm": "a", "seed": k, "d": d} for k, d in enumerate([1, 2, 6])] + [{"arm": "b", "d": 9}, {"arm": "a"}]
+    mean, half = over_seeds(rows, "d", arm="a")
+    assert mean == 3 and half == pytest.approx(4.303 * math.sqrt(7 / 3))
+    assert over_seeds(rows, "d", arm="b")[0] == 9 and math.isnan(over_seeds(rows, "d", arm="b")[1])
+    assert math.isnan(over_seeds(rows, "d", arm="c")[0])
+
+
+def test_verdicts_say_what_the_differences_bear_out():
+    assert verdict("A", [-1.0, -1.1, -0.9]) == "A: holds here"
+    assert verdict("A", [1.0, 1.1, 0.9]) == "A: the other way round here"
+    assert verdict("A", [-1.0, 0.5, -0.3]) == "A: seen here, within the noise of 3 seeds"
+    assert verdict("A", [1.0, -0.5, 0.3]) == "A: not seen here, within the noise of 3 seeds"
+    assert "within the noise of 1 seed" in verdict("A", [-1.0])
+
+
+def test_differences_are_of_the_same_seed():
+    rows = [{"arm": arm, "seed": seed, "d": 10 * seed + (arm == "b")} for arm in "ab" for seed in (2, 0, 1)]
+    assert paired(rows, "d", {"arm": "b"}, {"arm": "a"}) == [1, 1, 1]
+    assert paired(rows[:4], "d", {"arm": "b"}, {"arm": "a"}) == [1]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_plot_finds_the_rows_that_its_experiment_makes(name, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+
+    def measured(lab, key, measure):
+        lab.rows.append({"n": 8, **dict.fromkeys(["frechet", "recall", "agreement"], 0.0), **key})
+        figures = "frechet", "recall", "agreement", "reconstruction", "bits_per_dim"
+        lab.rows[-1] |= {figure: float(rng.uniform(1, 2)) for figure in figures}
+        return lab.rows[-1]
+
+    def trained(lab, name, seed, **changes):
+        settings = ddpm.Settings(**{"seed": seed, **changes})
+        return None, ddpm.make_schedule(settings), settings
+
+    monkeypatch.setattr(Lab, "measured", measured)
+    monkeypatch.setattr(Lab, "trained", trained)
+    monkeypatch.setattr(ddpm, "training_loop", lambda *arguments: iter(()))
+    lab = Lab(tmp_path, replace(FULL, epochs=3), ROOT / "data", torch.device("cpu"))
+    run, plot, width = EXPERIMENTS[name]
+    run(lab)
+    assert {row.get("seed") for row in lab.rows} == {0, 1, 2, None}
+    figure = Figure(figsize=(width, 4))
+    plot(lab.rows, figure)
+    titles = " ".join(ax.get_title() for ax in figure.axes)
+    assert "here" in titles and "nan" not in titles and "of 0 seeds" not in titles and "of 3 seeds" in titles
+    experiments.draw_plot(name, lab.rows, tmp_path / "plot.png")
+    assert imageio.imread(tmp_path / "plot.png").std() > 10
+
+
+@pytest.mark.parametrize("name", ["ema", "guidance", "ddim-table1"])
+def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments.evaluation, "NEIGHBOURS", 1)
+    flags = [name, "--quick", "--out", str(tmp_path), "--device", "cpu", "--data", str(ROOT / "data")]
+    if name == "ddim-table1":
+        monkeypatch.setattr(experiments, "METHODS", dict(list(experiments.METHODS.items())[:1]))
+        monkeypatch.setattr(experiments, "plot_ddim_table1", None)
+        monkeypatch.setitem(EXPERIMENTS, name, (experiments.ddim_table1, lambda rows, figure: figure.subplots(), 5.0))
+        monkeypatch.setattr(ddpm, "timesteps", lambda T, steps, spacing="trailing": [20, 10, 5])
+    assert experiments.main(flags) == 0
+    out = tmp_path / f"{name}-quick"
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["seed"] for row in rows} == {"0", "1", ""} and all(
+        row["frechet"] or row["reconstruction"] for row in rows
+    )
+    record = json.loads((out / "record.json").read_text())
+    assert record["command"].startswith(f"python -m mnist_ddpm.experiments {name} --quick")
+    assert record["seeds"] == [0, 1] and record["extractor"] == "untrained" and record["device"] == "cpu"
+    (out / "plot.png").unlink()
+    monkeypatch.setattr(Lab, "draw", lambda *arguments, **options: pytest.fail("it is done already"))
+    assert experiments.main(flags) == 0 and (out / "plot.png").is_file()
+
+
+def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path):
+    lab = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"))
+    experiments.ema(lab)
+    run = ddpm.resume_run(tmp_path / "runs" / "ema-0")
+    assert run.step == 4 and {(r["arm"], r["epoch"]) for r in lab.rows if "epoch" in r} == {
+        (arm, epoch) for arm in ("raw", "averaged") for epoch in (1, 2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["fly"], 'experiment "fly" is unknown: take one of ddpm-table2, iddpm-schedules, ddim-table1, ema, guidance')],
+)
+def test_bad_requests_end_in_one_line(flags, message, capsys):
+    assert experiments.main(flags) == 1 and message in capsys.readouterr().err
