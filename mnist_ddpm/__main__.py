@@ -7,6 +7,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +28,7 @@ from mnist_ddpm import (
     image_folder,
     inpainting,
     likelihood,
+    planning,
     presets,
     schedules,
     solvers,
@@ -82,6 +84,43 @@ class Train:
         run = ddpm.fit(start, images, schedule, self.out, labels=labels)
         pace = run.step * settings.batch_size / run.seconds
         print(f"{self.out}: {run.step} steps in {run.seconds / 60:.1f} min, {pace:.0f} images/s")
+
+
+@dataclass
+class Plan:
+    """Train as well as this machine can in the time you have: measures it for some seconds, and chooses.
+
+    Preset, precision, batch and epochs are chosen and told, with what they are expected to take.
+
+    Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
+    """
+
+    minutes: float = 10.0  # for measuring and training; decoding a data set, the first time, comes on top
+    dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
+    classes: int = 0  # 10 trains with MNIST's labels
+    attributes: tuple[str, ...] = ()  # of celeba, as labels
+    seed: int = 0  # of weights, data order, times and noise
+    dry_run: bool = False  # only say what would be done
+    out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+
+    def run(self) -> None:
+        device = pick_device(self.device)
+        if self.minutes <= 0:
+            raise ValueError(f"minutes is {self.minutes}: it must be above 0")
+        asked = {name: getattr(self, name) for name in ("dataset", "classes", "attributes", "seed")}
+        load = partial(ddpm.load_images, root=self.data)
+        plan, images = planning.make_plan(ddpm.Settings(**asked), load, 60 * self.minutes, device)
+        print("\n".join(plan.lines()), flush=True)
+        if self.dry_run:
+            return
+        settings, began = plan.settings, time.monotonic()
+        labels = guidance.load_labels(settings, self.data) if settings.classes else None
+        run = ddpm.start_run(settings, device)
+        ddpm.fit(run, images, ddpm.make_schedule(settings), self.out, labels=labels, deadline=plan.deadline)
+        took, expected = (time.monotonic() - began) / 60, plan.seconds / 60
+        print(f"{self.out}: {run.step} steps in {took:.1f} min ({expected:.1f} expected)")
 
 
 @dataclass
@@ -445,6 +484,7 @@ def pick_device(name: str) -> torch.device:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Likelihood, tyro.conf.subcommand("likelihood")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]

@@ -8,12 +8,12 @@ __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDUL
            'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
            'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
            'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'Run', 'TrainingStep', 'start_run',
-           'learning_rate_at', 'ema_update', 'steps_per_epoch', 'check_labels', 'add_gradients', 'training_step',
-           'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance',
-           'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'make_denoiser', 'noise_source', 'ideal_denoiser',
-           'Counted', 'generate', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing',
-           'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run',
-           'resume_run', 'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
+           'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'check_labels', 'add_gradients',
+           'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict',
+           'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'make_denoiser', 'noise_source',
+           'ideal_denoiser', 'Counted', 'generate', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t',
+           'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint',
+           'save_run', 'resume_run', 'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import json
@@ -70,7 +70,7 @@ class Settings:
     classes: int = 0  # kinds of labels that the network is told; 0: none
     attributes: tuple[str, ...] = ()  # of celeba, as labels: 2^k classes, in which attribute i counts 2^i
     label_dropout: float = 0.1  # share of the labels that training hides, so that it learns to do without
-    epochs: int = 20  # passes over the training images
+    epochs: float = 20  # passes over the training images; 2.5 ends in the middle of the third
     batch_size: int = 128  # images in a training step
     learning_rate: float = 1e-3  # Adam's peak rate: after the warm-up, before the decay to 0
     warmup_steps: int = 500  # steps in which the learning rate rises from 0
@@ -88,9 +88,11 @@ class Settings:
         if self.attributes and not self.classes:
             object.__setattr__(self, "classes", 2 ** len(self.attributes))
         sizes = "image_size", "patch_size", "base_channels", "blocks_per_level"
-        for name in (*sizes, "T", "epochs", "batch_size", "accumulation"):
+        for name in (*sizes, "T", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.epochs <= 0:
+            raise ValueError(f"epochs is {self.epochs}: it must be above 0")
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}: it must be 1 (grey) or 3 (colour)")
         if not 0 < self.beta_1 <= self.beta_T < 1:
@@ -561,6 +563,11 @@ def steps_per_epoch(settings: Settings, images: Tensor) -> int:
         raise ValueError(f"batch_size {size} is larger than the data set ({len(images)} images): lower it")
     return len(images) // settings.batch_size
 
+
+def total_steps(settings: Settings, images: Tensor) -> int:
+    """Steps of the whole training. Raises as steps_per_epoch."""
+    return max(1, round(settings.epochs * steps_per_epoch(settings, images)))
+
 # %% ../MNIST_DDPM.ipynb #f41dca47
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
     """Raises ValueError unless labels is (n,), each 0 … classes - 1, or None where classes is 0."""
@@ -635,13 +642,14 @@ def training_loop(
     s, epoch_steps, schedule = run.settings, steps_per_epoch(run.settings, images), schedule.to(run.device)
     augment = AUGMENTATIONS.get(s.dataset, lambda x0, generator: x0)
     run.model.train()
-    for epoch in range(run.step // epoch_steps, s.epochs):
+    total = total_steps(s, images)
+    for epoch in range(run.step // epoch_steps, math.ceil(total / epoch_steps)):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1000 * s.seed + epoch))
-        for position in range(run.step % epoch_steps, epoch_steps):
+        for position in range(run.step % epoch_steps, min(epoch_steps, total - epoch * epoch_steps)):
             batch = order[position * s.batch_size : (position + 1) * s.batch_size]
             x0 = augment(to_float(images[batch.to(images.device)].to(run.device)), run.generator)
             y = None if labels is None else labels[batch.to(labels.device)].to(run.device)
-            rate = learning_rate_at(run.step + 1, s.epochs * epoch_steps, s)
+            rate = learning_rate_at(run.step + 1, total, s)
             yield training_step(run, x0, y, schedule, objective, rate)
 
 # %% ../MNIST_DDPM.ipynb #21b9580a
@@ -1116,13 +1124,14 @@ PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 
 def fit(
     run: Run, images: Tensor, schedule: Schedule, folder: PathLike,
-    objective: Objective | None = None, labels: Tensor | None = None,
+    objective: Objective | None = None, labels: Tensor | None = None, deadline: float = math.inf,
 ) -> Run:  # fmt: skip
     """Trains run to settings.epochs on uint8 images (N, C, H, W); checkpoints and previews go to folder.
 
     Both after each epoch, or where these are short, after so many that they have PREVIEW_EVERY steps; checkpoints
     every five minutes too.
-    objective: the one that settings names unless given. labels (N,): for a network with classes.
+    objective: the one that settings names unless given. labels (N,): for a network with classes. deadline: when to
+    stop in any case, saved, by time.monotonic().
 
     Raises FileExistsError where a new run would overwrite a checkpoint, FloatingPointError for a loss that
     is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved and how to go on.
@@ -1135,7 +1144,7 @@ def fit(
         raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
     (folder / "previews").mkdir(exist_ok=True)
     saved_at, last_save, clock = run.step, time.monotonic(), time.monotonic()
-    total, rhythm = run.settings.epochs * epoch_steps, epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
+    total, rhythm = total_steps(run.settings, images), epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
     bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
     with bar, deferred_interrupt() as interrupted:
         try:
@@ -1144,13 +1153,16 @@ def fit(
                 run.seconds, clock = run.seconds + now - clock, now
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
-                due = step % rhythm == 0 or step == total
+                late = now > deadline
+                due = step % rhythm == 0 or step == total or late
                 if due:
-                    preview = folder / "previews" / f"epoch_{step // epoch_steps:03d}.png"
+                    preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
                     save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
                 if due or interrupted or now - last_save > 300:
                     save_run(folder, run)
                     saved_at, last_save, clock = step, now, time.monotonic()
+                if late:
+                    break
                 if interrupted:
                     raise KeyboardInterrupt(f"stopped after step {step} and saved in {folder}: resume to go on")
         except FloatingPointError as error:

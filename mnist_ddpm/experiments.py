@@ -92,7 +92,7 @@ class Lab:
         """The network of that name and seed, trained to its end, from where it was stopped."""
         settings, folder = self.settings(seed, **changes), self.out / "runs" / f"{name}-{seed}"
         images = self.training[: self.scale.images]
-        total = settings.epochs * ddpm.steps_per_epoch(settings, images)
+        total = ddpm.total_steps(settings, images)
         started = (folder / "training_state.pt").is_file()
         if not started or ddpm.load_config(folder)[1]["steps"] < total:
             print(f"{name}, seed {seed}", flush=True)

@@ -1,0 +1,134 @@
+"""What to train, and how, in the time there is: measured on this machine for a few seconds."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm import ddpm, presets
+
+FACES = "faces-64", "faces-64-small", "faces-32"  # the largest first
+ENOUGH = 150_000  # images that a network for faces should see at least
+STEPS = 2000  # that a short training should have at least; small batches make more
+FEWEST = 20  # steps worth a training
+MARGIN = 0.95  # of the time is planned for
+SAMPLER, SAMPLING_STEPS = "dpmpp", 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings, and what is expected of them."""
+
+    preset: str
+    settings: ddpm.Settings
+    pace: float  # images trained a second
+    seconds: float  # that training will take, previews included
+    deadline: float  # when the time is up, by time.monotonic()
+    sampling: float  # seconds an image, with SAMPLER in SAMPLING_STEPS
+
+    def lines(self) -> list[str]:
+        """For people."""
+        s, base = self.settings, presets.preset(self.preset)
+        flags = [f"--preset {self.preset}"]
+        for name, value in asdict(s).items():
+            if value != getattr(base, name):
+                words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                flags.append(f"--{name.replace('_', '-')} {words}")
+        return [
+            f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {s.precision}: {self.pace:.0f} "
+            f"images/s measured, about {self.seconds / 60:.1f} minutes",
+            f"then 64 images by {SAMPLER} in {SAMPLING_STEPS} steps take about {64 * self.sampling:.1f} s",
+            f"without a plan: python -m mnist_ddpm train {' '.join(flags)}",
+        ]
+
+
+def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float = 2.0) -> float:
+    """Images trained a second with these settings, after a warm-up; at least two steps are timed."""
+    run, schedule = ddpm.start_run(settings, device), ddpm.make_schedule(settings).to(device)
+    objective = ddpm.make_objective(settings)
+    size = settings.batch_size, settings.channels, settings.image_size, settings.image_size
+    x0, labels = torch.zeros(size, device=device), None
+    if settings.classes:
+        labels = torch.zeros(settings.batch_size, dtype=torch.long, device=device)
+    steps, began = -2, 0.0
+    while steps < 2 or time.monotonic() - began < seconds:
+        if steps == 0:
+            began = time.monotonic()
+        ddpm.training_step(run, x0, labels, schedule, objective, 0.0)  # waits for the device, to read the loss
+        steps += 1
+    return steps * settings.batch_size / (time.monotonic() - began)
+
+
+def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
+    """Seconds an image, in a batch of 36, of one network evaluation."""
+    model = ddpm.make_model(settings).to(device).eval()
+    x = torch.zeros(36, settings.channels, settings.image_size, settings.image_size, device=device)
+    t = torch.ones(36, dtype=torch.long, device=device)
+    with torch.no_grad():
+        model(x, t)
+        began = time.monotonic()
+        for _ in range(3):
+            model(x, t).sum().item()
+    return (time.monotonic() - began) / 3 / 36
+
+
+def precisions(device: torch.device) -> list[str]:
+    """Those worth a measurement."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return ["float32", "float16"]
+    return ["float32", "bfloat16"]
+
+
+def make_plan(
+    values: ddpm.Settings, load: Callable[[ddpm.Settings], Tensor], seconds: float, device: torch.device
+) -> tuple[Plan, Tensor]:
+    """The best use of so many seconds, and the images to train on. values: its data, labels and seed are kept.
+
+    load: the images for settings, as load_images; what it takes (decoding, the first time) does not count.
+    Raises ValueError where the time is too short for a few steps, or the images are too few for a batch.
+    """
+    began = time.monotonic()
+    kept = {name: getattr(values, name) for name in ("dataset", "channels", "classes", "attributes", "seed")}
+    names = ("mnist",) if values.dataset == "mnist" else FACES
+    name, settings, pace = choose(names, kept, seconds, device)
+    each, measuring = measured_sampling(settings, device), time.monotonic() - began
+    images = load(settings)
+    deadline, n = time.monotonic() + seconds - measuring, len(images)
+    preview = 36 * min(20, settings.T) * each + 0.5
+    shown = max(n, ddpm.PREVIEW_EVERY * settings.batch_size)  # images between two previews
+    epoch = n / pace + preview * n / shown
+    epochs = round(MARGIN * (seconds - measuring) / epoch, 2)
+    total = round(epochs * (n // settings.batch_size))
+    if total < FEWEST:
+        raise ValueError(f"{seconds / 60:.3g} minutes are enough for {max(0, total)} steps here: give it more")
+    settings = replace(
+        settings, epochs=epochs, warmup_steps=min(500, total // 10),
+        ema_decay=round(min(settings.ema_decay, max(0.9, 1 - 20 / total)), 5),
+    )  # fmt: skip
+    return Plan(name, settings, pace, epochs * epoch, deadline, SAMPLING_STEPS * each), images
+
+
+def choose(
+    names: tuple[str, ...], kept: dict, seconds: float, device: torch.device
+) -> tuple[str, ddpm.Settings, float]:
+    """The largest preset that gets to see enough in the time, else the smallest; precision, batch, and its pace."""
+    smallest = replace(presets.preset(names[-1]), **kept)
+    for name in names:
+        settings = replace(presets.preset(name), **kept)
+        if name != names[-1]:
+            heavier = presets.cost(settings).flops / presets.cost(smallest).flops
+            if heavier > 2 and measured_pace(smallest, device, 1.0) / heavier * seconds < ENOUGH / 2:
+                continue  # so far off that measuring it would cost more than it tells
+        paces = {
+            precision: measured_pace(replace(settings, precision=precision), device) for precision in precisions(device)
+        }
+        precision = max(paces, key=paces.get)
+        if paces[precision] * seconds > ENOUGH:
+            break
+    batch_size = settings.batch_size
+    while batch_size > 32 and paces[precision] * seconds / batch_size < STEPS:
+        batch_size //= 2
+    settings = replace(settings, precision=precision, batch_size=batch_size)
+    return name, settings, measured_pace(settings, device)

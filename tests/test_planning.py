@@ -1,0 +1,124 @@
+"""Plans for the time there is, with the speed of the machine made up."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+
+from mnist_ddpm import ddpm, planning, presets
+from mnist_ddpm.__main__ import main
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Trains 300 images/s of faces-64-small's cost in bfloat16, half as many in float32; draws 1000 a second."""
+    speed = {"images": 300.0}
+
+    def pace(settings, device, seconds=2.0):
+        work = presets.cost(settings).flops / presets.cost(presets.preset("faces-64-small")).flops
+        return speed["images"] / work / (1 if settings.precision == "bfloat16" else 2)
+
+    monkeypatch.setattr(planning, "measured_pace", pace)
+    monkeypatch.setattr(planning, "measured_sampling", lambda settings, device: 1e-3)
+    return speed
+
+
+def images(n):
+    return lambda settings: torch.zeros(n, settings.channels, 8, 8, dtype=torch.uint8)
+
+
+def plan(minutes, n=9000, **values):
+    return planning.make_plan(ddpm.Settings(**{"dataset": "celeba", **values}), images(n), 60 * minutes, CPU)[0]
+
+
+def test_the_time_is_filled_to_a_few_percent(machine):
+    """9000 images at 300/s are 30 s an epoch, and a preview 1.22 s."""
+    plan(1)  # counts operations, once
+    for minutes in (1, 3, 10, 60):
+        made = plan(minutes)
+        assert made.seconds == pytest.approx(0.95 * 60 * minutes, rel=0.03)
+        assert made.settings.epochs * (9000 / made.pace + 1.22) == pytest.approx(made.seconds, rel=0.01)
+        assert made.deadline - time.monotonic() == pytest.approx(60 * minutes, abs=2)
+
+
+def test_the_largest_network_that_sees_enough_is_taken(machine):
+    assert plan(10).preset == "faces-64-small" and plan(2).preset == "faces-32"
+    machine["images"] = 20_000.0
+    assert plan(10).preset == "faces-64", "on a GPU"
+    assert plan(10, dataset="mnist").preset == "mnist"
+
+
+def test_precision_batch_and_averaging_suit_the_machine_and_the_time(machine):
+    long, short = plan(60), plan(2)
+    assert long.settings.precision == "bfloat16" and long.settings.batch_size == 64
+    assert short.settings.batch_size == 32 and short.settings.warmup_steps < long.settings.warmup_steps
+    assert 0.9 <= short.settings.ema_decay < long.settings.ema_decay <= 0.999
+    assert planning.precisions(CPU) == ["float32", "bfloat16"]
+
+
+def test_what_the_user_asked_for_is_kept(machine):
+    settings = plan(10, attributes=("Smiling", "Male"), seed=7).settings
+    assert (settings.attributes, settings.classes, settings.seed, settings.channels) == (("Smiling", "Male"), 4, 7, 3)
+    assert plan(10, dataset="mnist", classes=10).settings.classes == 10
+
+
+def test_too_little_time_is_said(machine):
+    with pytest.raises(ValueError, match=r"0\.02 minutes are enough for \d+ steps here: give it more"):
+        plan(0.02)
+
+
+def test_the_command_of_a_plan_makes_the_same_settings(machine, monkeypatch, tmp_path):
+    seen, made = [], plan(10, attributes=("Smiling", "Male"), seed=7)
+    command = made.lines()[-1].split("python -m mnist_ddpm ")[1].split()
+
+    def fit(run, images, schedule, folder, labels):
+        seen.append(run.settings)
+        run.step, run.seconds = 1, 1.0
+        return run
+
+    monkeypatch.setattr(ddpm, "fit", fit)
+    monkeypatch.setattr(ddpm, "load_images", lambda settings, data: torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
+    monkeypatch.setattr("mnist_ddpm.guidance.load_labels", lambda settings, data: torch.zeros(64, dtype=torch.long))
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    assert seen == [made.settings]
+
+
+def test_speeds_are_measured(tiny):
+    pace = planning.measured_pace(replace(tiny, classes=3), CPU, 0.05)
+    assert 10 < pace < 1e6 and 0 < planning.measured_sampling(tiny, CPU) < 1
+
+
+def test_training_ends_with_the_time_and_keeps_its_checkpoint(tiny, blobs, tmp_path):
+    run = ddpm.start_run(replace(tiny, epochs=1000))
+    began = time.monotonic()
+    ddpm.fit(run, blobs, ddpm.make_schedule(tiny), tmp_path, deadline=began + 1)
+    assert 0 < run.step < 6000 and ddpm.load_config(tmp_path)[1]["steps"] == run.step
+    assert len(list((tmp_path / "previews").iterdir())) >= 1
+    assert ddpm.resume_run(tmp_path).step == run.step
+
+
+def test_part_of_an_epoch_is_trained_and_the_learning_rate_ends_there(tiny, blobs):
+    run = ddpm.start_run(replace(tiny, epochs=1.5))
+    steps = [step.step for step in ddpm.training_loop(run, blobs, ddpm.make_schedule(tiny))]
+    assert steps == list(range(1, 10)), "one and a half times six"
+    assert run.optimizer.param_groups[0]["lr"] < 0.05 * tiny.learning_rate
+
+
+def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
+    tiny = {"base_channels": 8, "channel_mults": (1, 2), "attention_resolutions": (8,), "T": 20, "batch_size": 32}
+    monkeypatch.setitem(presets.PRESETS, "mnist", tiny)
+    digits = ddpm.load_images(ddpm.Settings(), ROOT / "data")[:256]
+    monkeypatch.setattr(ddpm, "load_images", lambda settings, root: digits)
+    real = planning.measured_pace
+    monkeypatch.setattr(planning, "measured_pace", lambda settings, device, seconds=2.0: real(settings, device, 0.1))
+    out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(["plan", "--minutes", "0.08", "--dry-run", *out]) == 0 and not (tmp_path / "run").exists()
+    assert main(["plan", "--minutes", "0.08", *out]) == 0
+    assert "expected)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["T"] == 20
+    assert main(["plan", "--minutes", "0", *out]) == 1 and "minutes is 0" in capsys.readouterr().err
