@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 import time
 import zipfile
@@ -249,6 +250,7 @@ class Evaluate(Drawing):
     extractor: str = "auto"  # a file, or "inception" for comparisons with papers; auto: the data set's own
     out: Path = Path("images&samples/latest/card.json")  # file for the card
     data: Path = Path("data")  # folder that holds the data sets known by name
+    command: tyro.conf.Suppress[str] = ""  # that was given, for the card
 
     def run(self) -> None:
         device = pick_device(self.device)
@@ -265,7 +267,8 @@ class Evaluate(Drawing):
         card = {
             "n": len(images), "seed": self.seed, "extractor": judge.name,
             "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
-            "checkpoint": str(self.checkpoint), **origin, "device": str(device), "threads": torch.get_num_threads(),
+            "checkpoint": str(self.checkpoint), **origin, "command": self.command, "device": str(device),
+            "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
         }  # fmt: skip
         flips = settings.dataset in ddpm.AUGMENTATIONS
@@ -298,7 +301,10 @@ class Evaluate(Drawing):
         how = {name: options[name] for name in ("eta", "variance") if name in options}
         how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
         if labels is not None:
-            how |= {"labels": list(self.label) or "all in turn", "guidance": self.guidance or 1.0}
+            how |= {
+                "labels": list(self.label) or "all in turn",
+                "guidance": 1.0 if self.guidance is None else self.guidance,
+            }
         cost = {"evaluations_per_image": counted.evaluations / self.n, "seconds_per_image": each}
         return images, {"sampler": {"name": self.sampler or "ddim", **how}, **cost}
 
@@ -502,6 +508,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(command, Train):
             start = Train(flags=command.defaults())
             command = tyro.cli(Train, default=start, args=arguments[1:], prog="python -m mnist_ddpm train")
+        if isinstance(command, Evaluate):
+            command.command = shlex.join(["python", "-m", "mnist_ddpm", *arguments])
         command.run()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -253,6 +253,7 @@ def test_saved_images_are_judged_as_those_in_memory(trained, few_digits, tmp_pat
 def test_a_card_says_how_it_came_about(trained, few_digits, tmp_path):
     card = evaluate(trained, tmp_path / "a.json", "--sampler", "heun", "--steps", "4", "--bits", "3", "--device", "cpu")
     assert card["n"] == 20 and card["seed"] == 0 and card["evaluations_per_image"] == 7 and card["device"] == "cpu"
+    assert card["command"].startswith("python -m mnist_ddpm evaluate --checkpoint") and "--bits 3" in card["command"]
     assert card["sampler"] == {"name": "heun", "steps": 4, "spacing": "trailing", "clip": "static"}
     assert card["extractor"].startswith("judge.safetensors, SHA-256 ") and card["versions"]["torch"]
     assert card["reference"] == "mnist, 300 training images of 32 pixels"
@@ -261,6 +262,15 @@ def test_a_card_says_how_it_came_about(trained, few_digits, tmp_path):
     assert card["L_simple"]["mean"] == pytest.approx(mean, rel=1e-4), "the times are spread evenly"
     assert card["bits_per_dim"]["n"] == 3 and card["bits_per_dim"]["value"] > 0
     assert card["metrics"]["frechet_distance"].keys() == {"value", "low", "high"}
+
+
+def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
+    settings = Settings(base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, classes=10)
+    save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
+    extractors.save_extractor(tmp_path / "judge.safetensors", fresh_judge().network, {})
+    for flags, expected in (([], ("all in turn", 1)), (["--label", "3", "--guidance", "0"], ([3], 0))):
+        card = evaluate(tmp_path, tmp_path / "card.json", "--steps", "2", *flags)
+        assert (card["sampler"]["labels"], card["sampler"]["guidance"]) == expected
 
 
 @pytest.mark.parametrize(
