@@ -9,6 +9,7 @@ import json
 import math
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -50,10 +51,11 @@ class Scale:
     seeds: int = 3  # trainings of each network
     width: int = 32  # of the network's first level
     long: int = 1000  # steps of a long chain
+    warmup: int = 500  # steps of training
 
 
 FULL = Scale()
-QUICK = Scale(epochs=1, images=1280, n=100, few=50, bits=20, seeds=2, width=8, long=50)
+QUICK = Scale(epochs=2, images=6400, n=100, few=50, bits=20, seeds=2, width=16, long=50, warmup=20)
 
 
 class Lab:
@@ -85,7 +87,13 @@ class Lab:
 
     def settings(self, seed: int, **changes) -> ddpm.Settings:
         s = self.scale
-        common = {"base_channels": s.width, "epochs": s.epochs, "precision": "bfloat16", "seed": seed}
+        common = {
+            "base_channels": s.width,
+            "epochs": s.epochs,
+            "precision": "bfloat16",
+            "seed": seed,
+            "warmup_steps": s.warmup,
+        }
         return ddpm.Settings(**{**common, **changes})
 
     def trained(self, name: str, seed: int, **changes) -> tuple[ddpm.Model, ddpm.Schedule, ddpm.Settings]:
@@ -453,8 +461,10 @@ def draw_plot(name: str, rows: list[Row], path: Path) -> None:
     _, plot, width = EXPERIMENTS[name]
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     plot(rows, figure)
+    wide = int(10 * width / len(figure.axes))  # letters above each part
     for ax in figure.axes:
-        ax.title.set_fontsize(9)
+        title = "\n".join(textwrap.fill(line, wide) for line in ax.get_title().splitlines())
+        ax.set_title(title, fontsize=9)
     figure.savefig(path, dpi=110)
 
 
