@@ -62,7 +62,10 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
-    """The squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401): unbiased, so it may be below 0."""
+    """The squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401): unbiased, so it may be below 0.
+
+    The interval comes from subsets of both, and is wide, since real images vary in it too.
+    """
     size = min(SUBSET, len(real), len(generated))
     metric = as_metric(KernelInceptionDistance, real.shape[1], subsets=SUBSETS, subset_size=size)
     metric.update(real.double(), real=True)

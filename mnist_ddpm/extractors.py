@@ -51,7 +51,7 @@ class Extractor(nn.Module):
         x = to_float(images)
         if self.dataset == "mnist":
             margin = (x.shape[-1] - self.side) // 2
-            x = F.pad(x, [-margin] * 4, value=-1.0)
+            x = F.pad(x, [-margin] * 4)
         elif x.shape[-1] != self.side:
             x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
         return self.body(x).mean(dim=(2, 3))

@@ -68,6 +68,21 @@ def test_kernel_distance_is_the_unbiased_estimate():
     assert kernel_distance(a, b).value == pytest.approx(expected.item(), rel=1e-9)
 
 
+def test_the_kernel_distances_interval_holds_the_spread_of_fresh_draws(monkeypatch):
+    """It is that of subsets, less as there are more images than in one; wider than need be, as real ones vary too."""
+    monkeypatch.setattr(evaluation, "SUBSET", 100)
+    real = gaussian(5000)
+    found = [kernel_distance(real, 1.2 * gaussian(900, seed=seed)) for seed in range(1, 13)]
+    half = np.mean([(e.high - e.low) / 2 for e in found])
+    assert 0.8 < half / 1.96 / np.std([e.value for e in found], ddof=1) < 4
+
+
+def test_radii_are_the_distances_to_the_kth_neighbour():
+    line = torch.tensor([[0.0], [1], [3], [7]])
+    assert evaluation.neighbour_radii(line, k=1).tolist() == [1, 1, 2, 4]
+    assert evaluation.neighbour_radii(line, k=2).tolist() == [3, 2, 3, 6]
+
+
 def test_estimates_depend_on_the_seed_alone():
     a, b = gaussian(600), gaussian(300, seed=1)
     torch.manual_seed(1)
@@ -154,6 +169,15 @@ def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
     assert not found.copies and found.closer.value < 0.03
     assert found.generated.median() == pytest.approx(found.real.median().item(), rel=0.05)
     assert "no sign of copying" in audit_line(found.figures())
+
+
+def test_a_few_near_images_are_not_yet_copies():
+    """By chance 1 % are nearer than the nearest 1 % of real ones; 3 % may be, 20 % may not."""
+    real = torch.arange(1, 1001).double()
+    for share, copies in ((30, False), (200, True)):
+        generated = torch.where(torch.arange(1000) < share, 0.5, 500.0)
+        found = evaluation.Audit(generated.double(), real, torch.zeros(1000))
+        assert found.closer.value == share / 1000 and found.copies is copies
 
 
 def test_mirrored_copies_are_copies_where_training_saw_them(digits):

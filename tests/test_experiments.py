@@ -68,6 +68,7 @@ def test_differences_are_of_the_same_seed():
     rows = [{"arm": arm, "seed": seed, "d": 10 * seed + (arm == "b")} for arm in "ab" for seed in (2, 0, 1)]
     assert paired(rows, "d", {"arm": "b"}, {"arm": "a"}) == [1, 1, 1]
     assert paired(rows[:4], "d", {"arm": "b"}, {"arm": "a"}) == [1]
+    assert paired(rows[:4], "d", {"arm": "a"}, {"arm": "b"}) == [-1]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

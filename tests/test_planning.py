@@ -46,6 +46,13 @@ def test_the_time_is_filled_to_a_few_percent(machine):
         assert made.deadline - time.monotonic() == pytest.approx(60 * minutes, abs=2)
 
 
+def test_measuring_is_part_of_the_time(machine, monkeypatch):
+    plan(1)
+    monkeypatch.setattr(planning, "measured_sampling", lambda settings, device: time.sleep(0.5) or 1e-3)
+    before = time.monotonic()
+    assert plan(1).deadline - before == pytest.approx(60, abs=0.3)
+
+
 def test_the_largest_network_that_sees_enough_is_taken(machine):
     assert plan(10).preset == "faces-64-small" and plan(2).preset == "faces-32"
     machine["images"] = 20_000.0
