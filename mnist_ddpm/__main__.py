@@ -196,10 +196,11 @@ class Sample(Drawing):
         if self.mask and not self.init_image:
             raise ValueError("--mask needs the image that it belongs to: give --init-image too")
         out = ddpm.writable_folder(self.out)
+        columns = 6 if settings.image_size <= 32 else 4  # of the films, and rows: noise makes large files
         began = time.monotonic()
         images, film = ddpm.generate(
             model, schedule, self.n, (settings.channels, settings.image_size, settings.image_size),
-            sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, film=36, device=device,
+            sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, film=columns**2, device=device,
             **options,
         )  # fmt: skip
         took = time.monotonic() - began
@@ -208,8 +209,8 @@ class Sample(Drawing):
         strip = ddpm.draw_strip(film)
         strip.savefig(out / "steps.png", dpi=110)
         plt.close(strip)
-        ddpm.save_gif(out / "generation.gif", film)
-        ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True)
+        ddpm.save_gif(out / "generation.gif", film, columns=columns)
+        ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True, columns=columns)
         with ddpm.replacing(out / "samples.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
         each = counted.evaluations / self.n
