@@ -296,8 +296,8 @@ def card_lines(card: dict) -> list[str]:
         lines.append(f"{title} (n = {row['n']}): {figures}")
     if card["n"] < SMALL:
         lines.append(
-            f"n = {card['n']} is small: the Fréchet distance of so many real images, above, is mostly bias, and as much "
-            "of the other one is; take n = 10,000 where you can"
+            f"n = {card['n']} is small: the Fréchet distance of so many real images, above, is mostly bias, and as "
+            "much of the other one is; take n = 10,000 where you can"
         )
     if "digits" in card:
         digits = card["digits"]

@@ -5,6 +5,7 @@ python tools/notebook.py run       execute the notebook in place, put the galler
 """
 
 import base64
+import io
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
 from nbdev.export import nb_export
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "MNIST_DDPM.ipynb"
@@ -20,6 +22,27 @@ NOTEBOOK = ROOT / "MNIST_DDPM.ipynb"
 def export(root: Path = ROOT) -> None:
     """Writes the module of the notebook in this project folder."""
     nb_export(root / NOTEBOOK.name, lib_path=root / "mnist_ddpm")
+
+
+def smaller(png: bytes) -> bytes:
+    """The same pixels in fewer bytes: without an alpha channel, and grey where all is grey."""
+    image = Image.open(io.BytesIO(png))
+    if image.convert("RGBA").getextrema()[3] != (255, 255):
+        return png
+    image = image.convert("RGB")
+    red, green, blue = image.split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        image = red
+    elif colours := image.getcolors(256):
+        palette = sorted(colour for _, colour in colours)
+        numbers = {colour: k for k, colour in enumerate(palette)}
+        indexed = Image.new("P", image.size)
+        indexed.putpalette([value for colour in palette for value in colour])
+        indexed.putdata([numbers[colour] for colour in image.getdata()])
+        image = indexed
+    buffer = io.BytesIO()
+    image.save(buffer, "png", optimize=True)
+    return min(buffer.getvalue(), png, key=len)
 
 
 def run() -> None:
@@ -32,6 +55,9 @@ def run() -> None:
             cell.attachments = {"samples.png": {"image/png": picture}}
         if cell.cell_type == "code":  # a finished progress bar leaves blank lines
             cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
+            for data in (output.get("data", {}) for output in cell.outputs):
+                if "image/png" in data:
+                    data["image/png"] = base64.b64encode(smaller(base64.b64decode(data["image/png"]))).decode()
     notebook.metadata.pop("jupytext", None)
     nbformat.write(notebook, NOTEBOOK)
     nbdev_clean(str(NOTEBOOK))
