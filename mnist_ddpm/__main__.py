@@ -277,7 +277,7 @@ class Evaluate(Drawing):
         if held_out is not None:
             card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], self.seed, device)
         if self.bits:
-            margin = (settings.image_size - 28) // 2 if settings.dataset == "mnist" else 0
+            margin = known_margin(settings)
             bound = likelihood.bits_per_dim(
                 model, schedule, held_out[: self.bits], variance=pick_variance("auto", settings),
                 times_per_image=min(50, schedule.T), margin=margin, seed=self.seed, device=device,
@@ -359,7 +359,7 @@ class Likelihood:
         if self.n < 2:
             raise ValueError(f"n is {self.n}: a standard error needs at least 2 images")
         images = ddpm.load_images(settings, self.data, self.split)[: self.n]
-        margin = (settings.image_size - 28) // 2 if settings.dataset == "mnist" else 0
+        margin = known_margin(settings)
         ddpm.writable_folder(self.out.parent)
         began = time.monotonic()
         bound = likelihood.bits_per_dim(
@@ -417,6 +417,11 @@ class Extractor:
         extractors.save_extractor(self.out, network, record)
         count, of = ddpm.count_parameters(network), extractors.HELD_OUT[self.dataset]
         print(f"{self.out}: {count:,} parameters, {accuracy:.2%} right on {of}, {took / 60:.1f} min on {device}")
+
+
+def known_margin(settings: ddpm.Settings) -> int:
+    """Pixels around MNIST's own 28 x 28, which are known to be black; none around other images."""
+    return (settings.image_size - 28) // 2 if settings.dataset == "mnist" else 0
 
 
 def pick_variance(variance: str, settings: ddpm.Settings) -> str:

@@ -6,7 +6,8 @@ Every image is judged by features of an extractor, after quantisation to uint8. 
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,17 +49,24 @@ def as_metric(metric: type, width: int, **options) -> nn.Module:
         return metric(feature=identity, **options)
 
 
+def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
+    """frechet_distance to each of several sets of features; those of real images are summed up once."""
+    metric = as_metric(FrechetInceptionDistance, real.shape[1], reset_real_features=False)
+    metric.update(real.double(), real=True)
+    for generated in sets:
+        if min(len(real), len(generated)) < 2:
+            raise ValueError("a covariance needs at least 2 images")
+        metric.reset()
+        metric.update(generated.double(), real=False)
+        yield metric.compute().item()
+
+
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """Between the Gaussians with the means and covariances of two sets of features (N, D), (M, D).
 
     Raises ValueError for fewer than 2 of either.
     """
-    if min(len(real), len(generated)) < 2:
-        raise ValueError("a covariance needs at least 2 images")
-    metric = as_metric(FrechetInceptionDistance, real.shape[1])
-    metric.update(real.double(), real=True)
-    metric.update(generated.double(), real=False)
-    return metric.compute().item()
+    return next(frechet_distances(real, [generated]))
 
 
 def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
@@ -78,12 +86,10 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
 
 def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
     """The Fréchet distance, with the spread that resampling the generated features gives."""
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for _ in range(RESAMPLES):
-        again = generated[torch.randint(len(generated), (len(generated),), generator=generator)]
-        values.append(frechet_distance(real, again))
-    return Estimate.of(frechet_distance(real, generated), torch.tensor(values, dtype=torch.float64).std().item())
+    generator, n = torch.Generator().manual_seed(seed), len(generated)
+    resampled = (generated[torch.randint(n, (n,), generator=generator)] for _ in range(RESAMPLES))
+    value, *others = frechet_distances(real, chain([generated], resampled))
+    return Estimate.of(value, torch.tensor(others, dtype=torch.float64).std().item())
 
 
 def share(hits: Tensor) -> Estimate:
@@ -202,12 +208,18 @@ def audit(
     """
     points = extract or (lambda images: images.flatten(1).float() / 255)
     seen = points(torch.cat([training, training.flip(-1)]) if mirrored else training)
-    near, index = nearest_point(points(generated), seen)
-    if held_out is None:
-        usual, _ = nearest_point(seen[: min(AUDITED, len(training))], seen, themselves=len(training))
+    real = None if held_out is None else points(held_out[:AUDITED])
+    return audit_points(points(generated), seen, real, len(training))
+
+
+def audit_points(generated: Tensor, seen: Tensor, real: Tensor | None, n: int) -> Audit:
+    """audit, of points (N, D). seen: of the n training images, and of their mirror images if those count."""
+    near, index = nearest_point(generated, seen)
+    if real is None:
+        usual, _ = nearest_point(seen[: min(AUDITED, n)], seen, themselves=n)
     else:
-        usual, _ = nearest_point(points(held_out[:AUDITED]), seen)
-    return Audit(near.float(), usual.float(), index % len(training))
+        usual, _ = nearest_point(real, seen)
+    return Audit(near.float(), usual.float(), index % n)
 
 
 def audit_line(found: dict) -> str:
@@ -240,8 +252,11 @@ def judged(
     card = {"metrics": distances(known, drawn, seed), "floor": floors(known, unseen, len(images), seed)}
     if getattr(judge.network, "dataset", None) == "mnist":
         card["digits"] = class_balance(judge.logits(images))
-    for space, extract in (("pixels", None), ("features", judge.features)):
-        found = audit(images[:AUDITED], training, held_out, extract, mirrored)
+    in_pixels = audit(images[:AUDITED], training, held_out, mirrored=mirrored)
+    seen = torch.cat([known, judge.features(training.flip(-1))]) if mirrored else known
+    real = None if unseen is None else unseen[:AUDITED]
+    in_features = audit_points(drawn[:AUDITED], seen, real, len(training))
+    for space, found in (("pixels", in_pixels), ("features", in_features)):
         card[f"nearest_training_image_in_{space}"] = found.figures()
     return card
 

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, solvers
+from mnist_ddpm.__main__ import pick_device
 
 Row = dict[str, str | int | float]
 STUDENT = {
@@ -111,9 +112,8 @@ class Lab:
 
     def measured(self, key: Row, measure: Callable[[], Row]) -> Row:
         """The row that begins with key: from the file if it is there, else measured now."""
-        for row in self.rows:
-            if all(row.get(name) == value for name, value in key.items()):
-                return row
+        if found := matching(self.rows, key):
+            return found[0]
         self.rows.append({**key, **measure()})
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         with ddpm.replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -154,9 +154,14 @@ def number(text: str) -> str | int | float:
     return text
 
 
+def matching(rows: list[Row], key: Row) -> list[Row]:
+    """The rows that have all of key's values."""
+    return [row for row in rows if all(row.get(name) == value for name, value in key.items())]
+
+
 def over_seeds(rows: list[Row], name: str, **key) -> tuple[float, float]:
     """Mean and half of the 95 % interval (Student's t) of a column over the rows that match. nan without any."""
-    values = [row[name] for row in rows if all(row.get(k) == v for k, v in key.items()) and row.get(name, "") != ""]
+    values = [row[name] for row in matching(rows, key) if row.get(name, "") != ""]
     if not values:
         return math.nan, math.nan
     if len(values) not in STUDENT:
@@ -178,7 +183,7 @@ def paired(rows: list[Row], name: str, less: Row, more: Row) -> list[float]:
     """Differences of a column between two kinds of rows, for each seed that both have."""
 
     def by_seed(key: Row) -> dict:
-        return {row["seed"]: row[name] for row in rows if all(row.get(k) == v for k, v in key.items())}
+        return {row["seed"]: row[name] for row in matching(rows, key)}
 
     first, second = by_seed(less), by_seed(more)
     return [first[seed] - second[seed] for seed in first if seed in second]
@@ -195,7 +200,7 @@ def bars(ax: Axes, rows: list[Row], name: str, arms: list[str], **key) -> None:
 def lines(ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row]) -> None:
     """A line for each arm over x, with its interval over seeds."""
     for label, key in arms.items():
-        at = sorted({row[x] for row in rows if all(row.get(k) == v for k, v in key.items())})
+        at = sorted({row[x] for row in matching(rows, key)})
         points = [over_seeds(rows, name, **key, **{x: value}) for value in at]
         ax.errorbar(at, [m for m, _ in points], [h for _, h in points], label=label, marker="o", ms=3, capsize=2, lw=1)
     ax.set_xlabel(x)
@@ -203,9 +208,8 @@ def lines(ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row]) ->
 
 
 def floor_line(ax: Axes, rows: list[Row], n: int) -> None:
-    found = [row["frechet"] for row in rows if row.get("arm") == "real" and row["n"] == n]
-    if found:
-        ax.axhline(found[0], color="0.5", ls=":", lw=1, label=f"real, n = {n}")
+    if found := matching(rows, {"arm": "real", "n": n}):
+        ax.axhline(found[0]["frechet"], color="0.5", ls=":", lw=1, label=f"real, n = {n}")
 
 
 # --- DDPM, Table 2: what to predict, and what to minimise
@@ -367,7 +371,7 @@ def ema(lab: Lab) -> None:
             settings = lab.settings(seed)
             folder, images = lab.out / "runs" / f"ema-{seed}", lab.training[: lab.scale.images]
             key = {"seed": seed, "epoch": epoch}
-            if all(any(row | key | {"arm": arm} == row for row in lab.rows) for arm in ("raw", "averaged")):
+            if all(matching(lab.rows, {"arm": arm, **key}) for arm in ("raw", "averaged")):
                 continue
             started = (folder / "training_state.pt").is_file()
             run = ddpm.resume_run(folder, settings, lab.device) if started else ddpm.start_run(settings, lab.device)
@@ -477,7 +481,7 @@ def main(arguments: list[str] | None = None) -> int:
         run, _, _ = ddpm.look_up("experiment", asked.name, EXPERIMENTS)
         scale = QUICK if asked.quick else replace(FULL, seeds=asked.seeds)
         out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
-        lab = Lab(out, scale, asked.data, ddpm.best_device() if asked.device == "auto" else torch.device(asked.device))
+        lab = Lab(out, scale, asked.data, pick_device(asked.device))
         run(lab)
         draw_plot(asked.name, lab.rows, out / "plot.png")
     except (ValueError, OSError, FloatingPointError) as error:

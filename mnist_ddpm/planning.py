@@ -130,5 +130,5 @@ def choose(
     batch_size = settings.batch_size
     while batch_size > 32 and paces[precision] * seconds / batch_size < STEPS:
         batch_size //= 2
-    settings = replace(settings, precision=precision, batch_size=batch_size)
-    return name, settings, measured_pace(settings, device)
+    chosen = replace(settings, precision=precision, batch_size=batch_size)
+    return name, chosen, paces[precision] if batch_size == settings.batch_size else measured_pace(chosen, device)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Settings, make_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,20 @@ def blobs() -> torch.Tensor:
 def paper():
     """The paper's schedule."""
     return make_schedule(Settings())
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """What ddpm.fit is called with, in the place of training: (run, images, labels) each time."""
+    calls = []
+
+    def fit(run, images, schedule, folder, labels):
+        calls.append((run, images, labels))
+        run.step, run.seconds = 1, 1.0
+        return run
+
+    monkeypatch.setattr(ddpm, "fit", fit)
+    return calls
 
 
 @pytest.fixture

@@ -234,33 +234,19 @@ def test_bad_requests_for_a_likelihood_end_in_one_line(checkpoint, tmp_path, cap
     assert message in error_of(capsys, "likelihood", *base, *arguments)
 
 
-def test_training_with_labels_is_given_them(monkeypatch, tmp_path):
-    given = {}
-
-    def fit(run, images, schedule, folder, labels):
-        given.update(labels=labels, images=images)
-        run.step, run.seconds = 1, 1.0
-        return run
-
-    monkeypatch.setattr(ddpm, "fit", fit)
+def test_training_with_labels_is_given_them(fits, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     assert main(["train", "--classes", "10", "--out", str(tmp_path), *SMALL]) == 0
-    assert given["labels"].shape == (60000,) and given["labels"][:5].tolist() == [5, 0, 4, 1, 9]
+    ((_, _, labels),) = fits
+    assert labels.shape == (60000,) and labels[:5].tolist() == [5, 0, 4, 1, 9]
 
 
-def test_a_preset_decides_what_no_flag_does(monkeypatch, tmp_path):
-    seen = []
-
-    def fit(run, images, schedule, folder, labels):
-        seen.append(run.settings)
-        run.step, run.seconds = 1, 1.0
-        return run
-
-    monkeypatch.setattr(ddpm, "fit", fit)
+def test_a_preset_decides_what_no_flag_does(fits, monkeypatch, tmp_path):
     monkeypatch.setattr(ddpm, "load_images", lambda settings, data: torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
     flags = ["--preset", "faces-64-small", "--epochs", "3", "--out", str(tmp_path)]
     assert main(["train", *flags]) == 0
     assert main(["train", *flags, "--dataset", "ffhq", "--T", "50"]) == 0
+    seen = [run.settings for run, _, _ in fits]
     assert seen[0] == ddpm.Settings(**{**PRESETS["faces-64-small"], "epochs": 3})
     assert (seen[1].dataset, seen[1].T, seen[1].epochs, seen[1].patch_size) == ("ffhq", 50, 3, 4)
 

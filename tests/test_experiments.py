@@ -135,7 +135,10 @@ def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_p
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["fly"], 'experiment "fly" is unknown: take one of ddpm-table2, iddpm-schedules, ddim-table1, ema, guidance')],
+    [
+        (["ema", "--quick", "--device", "nonsense"], 'device "nonsense" is not to be had'),
+        (["fly"], 'experiment "fly" is unknown: take one of ddpm-table2, iddpm-schedules, ddim-table1, ema, guidance'),
+    ],
 )
-def test_bad_requests_end_in_one_line(flags, message, capsys):
-    assert experiments.main(flags) == 1 and message in capsys.readouterr().err
+def test_bad_requests_end_in_one_line(flags, message, tmp_path, capsys):
+    assert experiments.main([*flags, "--out", str(tmp_path)]) == 1 and message in capsys.readouterr().err

@@ -79,20 +79,14 @@ def test_too_little_time_is_said(machine):
         plan(0.02)
 
 
-def test_the_command_of_a_plan_makes_the_same_settings(machine, monkeypatch, tmp_path):
-    seen, made = [], plan(10, attributes=("Smiling", "Male"), seed=7)
+def test_the_command_of_a_plan_makes_the_same_settings(machine, fits, monkeypatch, tmp_path):
+    made = plan(10, attributes=("Smiling", "Male"), seed=7)
     command = made.lines()[-1].split("python -m mnist_ddpm ")[1].split()
 
-    def fit(run, images, schedule, folder, labels):
-        seen.append(run.settings)
-        run.step, run.seconds = 1, 1.0
-        return run
-
-    monkeypatch.setattr(ddpm, "fit", fit)
     monkeypatch.setattr(ddpm, "load_images", lambda settings, data: torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
     monkeypatch.setattr("mnist_ddpm.guidance.load_labels", lambda settings, data: torch.zeros(64, dtype=torch.long))
     assert main([*command, "--out", str(tmp_path)]) == 0
-    assert seen == [made.settings]
+    assert [run.settings for run, _, _ in fits] == [made.settings]
 
 
 def test_speeds_are_measured(tiny):
