@@ -834,13 +834,14 @@ def generate(
     model: Model, schedule: Schedule, n: int, shape: tuple[int, int, int], *,
     sampler: Callable = ddim_sampler, steps: int | list[int] = 50, seed: int = 0, batch_size: int = 256,
     labels: Tensor | None = None, init: Tensor | None = None, film: int = 0, frames: int = 48,
-    device: Device = "cpu", progress: bool = True, **options,
+    device: Device = "cpu", precision: str = "float32", progress: bool = True, **options,
 ) -> tuple[Tensor, Film]:  # fmt: skip
     """n images as uint8 (n, C, H, W), and a film of the first `film` of them at up to `frames` + 1 times.
 
     steps: how many, or the times themselves. labels (n,) go to the model. init: images (1 or n, C, H, W) in
     [-1, 1] that start the way at the first time, noised as q says, instead of pure noise (SDEdit, arXiv 2108.01073).
-    Image k depends on seed and k only, but for rounding. options go to the sampler.
+    Image k depends on seed and k only, but for rounding. precision: of the network; x_t itself is always float32.
+    options go to the sampler.
     """
     if n < 1 or batch_size < 1 or seed < 0:
         raise ValueError(f"n = {n}, batch_size = {batch_size} must be at least 1, seed = {seed} at least 0")
@@ -852,7 +853,8 @@ def generate(
         model.eval()
     images, reel, batches = [], [], range(0, n, batch_size)
     total, title = len(batches) * len(times), f"drawing {n} images"
-    with progress_bar(total=total, desc=title, unit="step", leave=False, disable=not progress) as bar:
+    autocast = torch.autocast(torch.device(device).type, getattr(torch, precision), enabled=precision != "float32")
+    with autocast, progress_bar(total=total, desc=title, unit="step", leave=False, disable=not progress) as bar:
         for first in batches:
             batch = slice(first, min(n, first + batch_size))
             noise = noise_source(seed, range(batch.start, batch.stop), shape, device)

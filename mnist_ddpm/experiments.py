@@ -11,9 +11,10 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -44,19 +45,15 @@ STUDENT = {
 class Scale:
     """How much is done."""
 
-    epochs: int = 5
-    images: int = 60_000  # to train on
-    n: int = 2000  # images drawn for a distance
-    few: int = 500  # where a chain is longer than 250 steps
-    bits: int = 500  # test images for the bound
-    seeds: int = 3  # trainings of each network
-    width: int = 32  # of the network's first level
+    seeds: int = 3  # trainings of each network, for the intervals
+    epochs: float = 1.5  # of each training
+    width: int = 16  # of the network's first level
+    n: int = 500  # images drawn for a distance
+    bits: int = 250  # test images for the bound
     long: int = 1000  # steps of a long chain
-    warmup: int = 500  # steps of training
 
 
-FULL = Scale()
-QUICK = Scale(epochs=2, images=6400, n=100, few=50, bits=20, seeds=2, width=16, long=50, warmup=20)
+QUICK = Scale(seeds=2, epochs=0.2, n=100, bits=20, long=50)
 
 
 class Lab:
@@ -64,6 +61,7 @@ class Lab:
 
     def __init__(self, out: Path, scale: Scale, data: Path, device: torch.device):
         self.out, self.scale, self.data, self.device = out, scale, data, device
+        self.runs = out.parent / ("runs-quick" if scale == QUICK else "runs")  # experiments share their networks
         self.path, self.rows = out / "results.csv", []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -87,27 +85,28 @@ class Lab:
         return self.judge.features(self.training)
 
     def settings(self, seed: int, **changes) -> ddpm.Settings:
-        s = self.scale
         common = {
-            "base_channels": s.width,
-            "epochs": s.epochs,
-            "precision": "bfloat16",
-            "seed": seed,
-            "warmup_steps": s.warmup,
-        }
+            "base_channels": self.scale.width, "epochs": self.scale.epochs, "batch_size": 64, "warmup_steps": 200,
+            "precision": "bfloat16", "seed": seed,
+        }  # fmt: skip
         return ddpm.Settings(**{**common, **changes})
+
+    def training_run(self, folder: Path, settings: ddpm.Settings) -> ddpm.Run:
+        """That of a folder, where it was stopped, or a new one. Raises ValueError where it has other settings."""
+        if not (folder / "training_state.pt").is_file():
+            return ddpm.start_run(settings, self.device)
+        if ddpm.load_config(folder)[0] != settings:
+            raise ValueError(f"{folder} was trained with other settings: remove it, or choose another --out")
+        return ddpm.resume_run(folder, device=self.device)
 
     def trained(self, name: str, seed: int, **changes) -> tuple[ddpm.Model, ddpm.Schedule, ddpm.Settings]:
         """The network of that name and seed, trained to its end, from where it was stopped."""
-        settings, folder = self.settings(seed, **changes), self.out / "runs" / f"{name}-{seed}"
-        images = self.training[: self.scale.images]
-        total = ddpm.total_steps(settings, images)
-        started = (folder / "training_state.pt").is_file()
-        if not started or ddpm.load_config(folder)[1]["steps"] < total:
+        settings, folder = self.settings(seed, **changes), self.runs / f"{slug(name)}-{seed}"
+        run = self.training_run(folder, settings)
+        if run.step < ddpm.total_steps(settings, self.training):
             print(f"{name}, seed {seed}", flush=True)
-            run = ddpm.resume_run(folder, settings, self.device) if started else ddpm.start_run(settings, self.device)
-            labels = guidance.load_labels(settings, self.data)[: len(images)] if settings.classes else None
-            ddpm.fit(run, images, ddpm.make_schedule(settings), folder, labels=labels)
+            labels = guidance.load_labels(settings, self.data) if settings.classes else None
+            ddpm.fit(run, self.training, ddpm.make_schedule(settings), folder, labels=labels)
         return ddpm.load_checkpoint(folder, self.device)
 
     def measured(self, key: Row, measure: Callable[[], Row]) -> Row:
@@ -123,11 +122,9 @@ class Lab:
         return self.rows[-1]
 
     def draw(self, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], seed: int, **options) -> Tensor:
-        n = self.scale.n if len(times) <= 250 else self.scale.few
-        if (labels := options.get("labels")) is not None:
-            options["labels"] = labels[:n]
         options = {"sampler": ddpm.ddpm_sampler, "seed": seed, "device": self.device, "batch_size": 500, **options}
-        return ddpm.generate(model, schedule, n, (1, 32, 32), steps=times, **options)[0]
+        options = {"precision": "bfloat16", **options}
+        return ddpm.generate(model, schedule, self.scale.n, (1, 32, 32), steps=times, **options)[0]
 
     def quality(self, key: Row, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], **options) -> Row:
         """The row of what a sampler draws with the seed in key."""
@@ -138,10 +135,14 @@ class Lab:
         return {"n": len(images), "frechet": evaluation.frechet_distance(self.known, self.judge.features(images))}
 
     def real(self) -> None:
-        """Rows of what real images score: as many unseen ones, chosen at random."""
+        """The row of what real images score: as many unseen ones, chosen at random."""
         order = torch.randperm(len(self.unseen), generator=torch.Generator().manual_seed(0))
-        for n in (self.scale.n, self.scale.few):
-            self.measured({"arm": "real", "n": n}, partial(self.distance, self.unseen[order[:n]]))
+        self.measured({"arm": "real"}, partial(self.distance, self.unseen[order[: self.scale.n]]))
+
+
+def slug(name: str) -> str:
+    """A name as part of a path."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def number(text: str) -> str | int | float:
@@ -207,15 +208,15 @@ def lines(ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row]) ->
     ax.grid(alpha=0.3)
 
 
-def floor_line(ax: Axes, rows: list[Row], n: int) -> None:
-    if found := matching(rows, {"arm": "real", "n": n}):
-        ax.axhline(found[0]["frechet"], color="0.5", ls=":", lw=1, label=f"real, n = {n}")
+def floor_line(ax: Axes, rows: list[Row]) -> None:
+    for row in matching(rows, {"arm": "real"}):
+        ax.axhline(row["frechet"], color="0.5", ls=":", lw=1, label=f"real, n = {row['n']}")
 
 
 # --- DDPM, Table 2: what to predict, and what to minimise
 
 PREDICTIONS = {
-    "eps, L_simple": {"prediction": "eps"},
+    "eps, L_simple": {},
     "eps, L": {"prediction": "eps", "objective": "bound"},
     "mu, L": {"prediction": "mu", "objective": "bound"},
     "mu, plain error": {"prediction": "mu"},
@@ -228,8 +229,8 @@ PREDICTIONS = {
 def ddpm_table2(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
         for arm, changes in PREDICTIONS.items():
-            model, schedule, settings = lab.trained(arm.replace(", ", "-").replace(" ", "-"), seed, **changes)
-            times = ddpm.timesteps(settings.T, min(100, settings.T))
+            model, schedule, settings = lab.trained(arm, seed, **changes)
+            times = ddpm.timesteps(settings.T, 50)
             for variance in ("posterior", "learned") if settings.learned_variance else ("posterior",):
                 name = f"{arm}, learned variance" if variance == "learned" else arm
                 lab.quality({"arm": name, "seed": seed}, model, schedule, times, variance=variance)
@@ -239,9 +240,8 @@ def ddpm_table2(lab: Lab) -> None:
 def plot_ddpm_table2(rows: list[Row], figure: Figure) -> None:
     ax, arms = figure.subplots(), [*PREDICTIONS, "eps, L_hybrid, learned variance"]
     bars(ax, rows, "frechet", arms)
-    for row in rows:
-        if row["arm"] == "real" and row["n"] == max(r["n"] for r in rows):
-            ax.axvline(row["frechet"], color="0.3", ls=":", lw=1)
+    for row in matching(rows, {"arm": "real"}):
+        ax.axvline(row["frechet"], color="0.3", ls=":", lw=1)
     claims = (
         ("eps beats mu (both L)", "eps, L", "mu, L"),
         ("L_simple beats L", "eps, L_simple", "eps, L"),
@@ -254,28 +254,29 @@ def plot_ddpm_table2(rows: list[Row], figure: Figure) -> None:
 # --- Improved DDPM: schedules, learned variance, and chains of few steps
 
 CHAINS = {
-    f"{T // 1000}k {schedule}, {objective}": {"T": T, "schedule": schedule, "objective": objective}
-    for T, schedule, objective in (
-        (1000, "linear", "simple"), (1000, "cosine", "simple"), (1000, "cosine", "hybrid"), (1000, "cosine", "vlb"),
-        (4000, "linear", "simple"), (4000, "linear", "hybrid"), (4000, "cosine", "simple"), (4000, "cosine", "hybrid"),
-    )
-}  # fmt: skip
-SKIPPED = 0.0, 0.1, 0.2, 0.3
+    "1k linear, simple": {},
+    "1k cosine, simple": {"schedule": "cosine"},
+    # four times the steps must not add four times the noise
+    "4k linear, simple": {"T": 4000, "beta_1": 1e-4 / 4, "beta_T": 0.02 / 4},
+    "4k linear, hybrid": {"T": 4000, "beta_1": 1e-4 / 4, "beta_T": 0.02 / 4, "objective": "hybrid"},
+    "4k cosine, simple": {"T": 4000, "schedule": "cosine"},
+    "4k cosine, hybrid": {"T": 4000, "schedule": "cosine", "objective": "hybrid"},
+    "4k cosine, vlb": {"T": 4000, "schedule": "cosine", "objective": "vlb"},
+}
+LONG = "4k cosine, simple", "4k cosine, hybrid"  # those that also draw with the long chain
+SKIPPED = 0.1, 0.2, 0.3
 
 
 def iddpm_schedules(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
         for arm, changes in CHAINS.items():
-            changes = {**changes, "epochs": max(1, lab.scale.epochs - 2)}
-            if changes["T"] > 1000:  # as many steps must not add four times the noise
-                changes |= {"beta_1": 1e-4 / 4, "beta_T": 0.02 / 4}
-            model, schedule, settings = lab.trained(arm.replace(", ", "-").replace(" ", "-"), seed, **changes)
+            model, schedule, settings = lab.trained(arm if changes else "eps, L_simple", seed, **changes)
             variance = "learned" if settings.learned_variance else "posterior"
-            for steps in (10, 25, 50, 100, min(settings.T, lab.scale.long)):
+            for steps in (10, 25, 50, 100, lab.scale.long)[: 5 if arm in LONG else 4]:
                 times = ddpm.timesteps(settings.T, steps)
                 key = {"arm": arm, "seed": seed, "steps": steps, "skipped": 0.0}
                 lab.quality(key, model, schedule, times, variance=variance)
-            for part in SKIPPED[1:]:
+            for part in SKIPPED if arm.startswith("1k") else ():
                 times = [t for t in ddpm.timesteps(settings.T, 50) if t <= (1 - part) * settings.T]
                 key = {"arm": arm, "seed": seed, "steps": 50, "skipped": part}
                 lab.quality(key, model, schedule, times, variance=variance)
@@ -324,9 +325,11 @@ METHODS = {
 
 def ddim_table1(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
-        model, schedule, settings = lab.trained("linear-simple", seed)
+        model, schedule, settings = lab.trained("eps, L_simple", seed)
         for S in (10, 20, 50, 100, lab.scale.long):
             for arm, (sampler, options) in METHODS.items():
+                if S == lab.scale.long and sampler in ("dpmpp", "heun"):
+                    continue  # they are for few
                 times = ddpm.timesteps(settings.T, (S + 1) // 2 if sampler == "heun" else S)
                 options = {"sampler": ddpm.SAMPLERS[sampler], **options}
                 lab.quality({"arm": arm, "seed": seed, "S": S}, model, schedule, times, **options)
@@ -347,8 +350,7 @@ def reconstruction(lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, times: 
 def plot_ddim_table1(rows: list[Row], figure: Figure) -> None:
     first, second = figure.subplots(1, 2)
     lines(first, rows, "frechet", "S", {arm: {"arm": arm} for arm in METHODS})
-    for n in sorted({row["n"] for row in rows if row["arm"] == "real"}):
-        floor_line(first, rows, n)
+    floor_line(first, rows)
     claim = paired(rows, "frechet", {"arm": "η = 0", "S": 10}, {"arm": "η = 1", "S": 10})
     claims = [verdict("10 steps: η = 0 beats η = 1", claim)]
     claim = paired(rows, "frechet", {"arm": "DPM-Solver++", "S": 10}, {"arm": "η = 0", "S": 10})
@@ -367,25 +369,22 @@ def plot_ddim_table1(rows: list[Row], figure: Figure) -> None:
 
 def ema(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
-        for epoch in range(1, lab.scale.epochs + 1):
-            settings = lab.settings(seed)
-            folder, images = lab.out / "runs" / f"ema-{seed}", lab.training[: lab.scale.images]
-            key = {"seed": seed, "epoch": epoch}
+        settings, folder = lab.settings(seed), lab.runs / f"ema-{seed}"
+        schedule, total = ddpm.make_schedule(settings), ddpm.total_steps(settings, lab.training)
+        for end in [part * total // 6 for part in range(1, 7)]:
+            key = {"seed": seed, "step": end}
             if all(matching(lab.rows, {"arm": arm, **key}) for arm in ("raw", "averaged")):
                 continue
-            started = (folder / "training_state.pt").is_file()
-            run = ddpm.resume_run(folder, settings, lab.device) if started else ddpm.start_run(settings, lab.device)
-            schedule = ddpm.make_schedule(settings)
-            end = epoch * ddpm.steps_per_epoch(settings, images)
+            run = lab.training_run(folder, settings)
             if run.step < end:
-                steps = ddpm.progress_bar(ddpm.training_loop(run, images, schedule), total=end - run.step, unit="step")
-                for step in steps:
-                    if step.step == end:
-                        break
+                loop = ddpm.training_loop(run, lab.training, schedule)
+                steps = ddpm.progress_bar(islice(loop, end - run.step), total=end - run.step, unit="step")
+                for _ in steps:
+                    pass
                 folder.mkdir(parents=True, exist_ok=True)
                 ddpm.save_run(folder, run)
             if run.step > end:
-                raise ValueError(f"{folder} is past epoch {epoch}, which was not measured: remove it to start anew")
+                raise ValueError(f"{folder} is past step {end}, which was not measured: remove it to start anew")
             times = ddpm.timesteps(settings.T, 50)
             for arm, model in (("raw", run.model), ("averaged", run.ema)):
                 lab.quality({"arm": arm, **key}, model, schedule.to(lab.device), times)
@@ -394,12 +393,14 @@ def ema(lab: Lab) -> None:
 
 def plot_ema(rows: list[Row], figure: Figure) -> None:
     ax = figure.subplots()
-    lines(ax, rows, "frechet", "epoch", {arm: {"arm": arm} for arm in ("raw", "averaged")})
-    floor_line(ax, rows, max(row["n"] for row in rows))
-    middle = (1 + max(row["epoch"] for row in rows if row["arm"] == "raw")) // 2
-    claim = paired(rows, "frechet", {"arm": "averaged", "epoch": middle}, {"arm": "raw", "epoch": middle})
-    ax.set(title=verdict(f"averaged weights are better (epoch {middle})", claim), yscale="log")
-    ax.set_ylabel("Fréchet distance, ancestral, 50 steps")
+    lines(ax, rows, "frechet", "step", {arm: {"arm": arm} for arm in ("raw", "averaged")})
+    floor_line(ax, rows)
+    steps = sorted({row["step"] for row in matching(rows, {"arm": "raw"})})
+    claims = []
+    for when, step in (("halfway", steps[len(steps) // 2 - 1]), ("at the end", steps[-1])):
+        differences = paired(rows, "frechet", {"arm": "averaged", "step": step}, {"arm": "raw", "step": step})
+        claims.append(verdict(f"averaged weights are better {when}", differences))
+    ax.set(title="\n".join(claims), yscale="log", ylabel="Fréchet distance, ancestral, 50 steps")
     ax.legend()
 
 
@@ -432,7 +433,7 @@ def plot_guidance(rows: list[Row], figure: Figure) -> None:
         lines(ax, rows, name, "scale", {label: {"arm": "guided"}})
         ax.set(xlabel="guidance scale", ylabel=label)
     first, second, third = figure.axes
-    floor_line(first, rows, max(row["n"] for row in rows))
+    floor_line(first, rows)
     first.set_title("0 ignores labels, 1 follows them")
     key = [{"arm": "guided", "scale": scale} for scale in (1.0, 3.0)]
     second.set_title(verdict("guidance costs variety", paired(rows, "recall", key[1], key[0])))
@@ -448,13 +449,15 @@ EXPERIMENTS: dict[str, tuple[Callable[[Lab], None], Callable[[list[Row], Figure]
 }
 
 
-@dataclass
-class Arguments:
-    """Repeat an experiment of a paper in miniature, on MNIST. A night on two cores, minutes on a GPU."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Scale):
+    """Repeat an experiment of a paper in miniature, on MNIST: one or two hours on one core, minutes on a GPU.
+
+    For a night's run: --epochs 5 --width 32 --n 2000 --bits 1000 --out night
+    """
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(help="one of " + ", ".join(EXPERIMENTS))]]
-    quick: bool = False  # a few minutes, to see it work: tiny networks, whose figures mean nothing
-    seeds: int = 3  # trainings of each network, for the intervals
+    quick: bool = False  # a few minutes, to see it work: what comes out means nothing
     out: Path = Path("experiments")  # folder that gets a folder of the experiment's name
     data: Path = Path("data")  # folder that holds MNIST
     device: str = "auto"  # cpu, cuda, mps
@@ -479,7 +482,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = tyro.cli(Arguments, args=given, prog="python -m mnist_ddpm.experiments")
     try:
         run, _, _ = ddpm.look_up("experiment", asked.name, EXPERIMENTS)
-        scale = QUICK if asked.quick else replace(FULL, seeds=asked.seeds)
+        scale = QUICK if asked.quick else Scale(**{f.name: getattr(asked, f.name) for f in fields(Scale)})
         out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
         lab = Lab(out, scale, asked.data, pick_device(asked.device))
         run(lab)
@@ -491,7 +494,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped: the same command goes on from here", file=sys.stderr)
         return 130
     record = {
-        "command": shlex.join(["python", "-m", "mnist_ddpm.experiments", *given]), "scale": vars(scale),
+        "command": shlex.join(["python", "-m", "mnist_ddpm.experiments", *given]), "scale": asdict(scale),
         "seeds": list(range(scale.seeds)), "extractor": lab.judge.name, "reference": "60,000 training images",
         "device": str(lab.device), "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
     }  # fmt: skip
