@@ -31,6 +31,7 @@ from mnist_ddpm import (
     likelihood,
     planning,
     presets,
+    processes,
     schedules,
     solvers,
 )
@@ -63,6 +64,7 @@ class Train:
     resume: bool = False  # go on with the run in --out; its settings become the defaults of all other flags
     data: Path = Path("data")  # folder that holds the data sets known by name
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+    processes: int = 0  # that must be at work, each on its device, started by torchrun or accelerate launch
 
     def defaults(self) -> TrainingFlags:
         """What --resume, or else --preset and --init-from, make the defaults of the other flags."""
@@ -72,19 +74,23 @@ class Train:
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
     def run(self) -> None:
-        settings, device = ddpm.Settings(**asdict(self.flags)), pick_device(self.device)
-        images, schedule = ddpm.load_images(settings, self.data), ddpm.make_schedule(settings)
-        labels = guidance.load_labels(settings, self.data) if settings.classes else None
+        world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
+        device, schedule = pick_device(self.device, world), ddpm.make_schedule(settings)
+        with processes.one_first(world):
+            images = ddpm.load_images(settings, self.data)
+            labels = guidance.load_labels(settings, self.data) if settings.classes else None
         if self.resume:
-            start = ddpm.resume_run(self.out, settings, device)
+            start = ddpm.resume_run(self.out, settings, device, world)
         else:
             weights = pretrained(settings.init_from)[1] if settings.init_from else None
-            start = ddpm.start_run(settings, device, weights)
-        count = ddpm.count_parameters(start.model)
-        print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {device}")
+            start = ddpm.start_run(settings, device, weights, world)
+        count, where = ddpm.count_parameters(start.model), device if world.size == 1 else f"{world.size} processes"
+        if world.rank == 0:
+            print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {where}", flush=True)
         run = ddpm.fit(start, images, schedule, self.out, labels=labels)
         pace = run.step * settings.batch_size / run.seconds
-        print(f"{self.out}: {run.step} steps in {run.seconds / 60:.1f} min, {pace:.0f} images/s")
+        if world.rank == 0:
+            print(f"{self.out}: {run.step} steps in {run.seconds / 60:.1f} min, {pace:.0f} images/s")
 
 
 @dataclass
@@ -140,7 +146,14 @@ class Drawing:
     guidance: float | None = None  # 0 ignores the labels, 1 (unless told) follows them, more exaggerates them
     seed: int = 0  # image k depends on seed and k alone
     batch_size: int = 256  # images made at once; lower it if memory runs out
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+    processes: int = 0  # that must be at work, each on its device, started by torchrun or accelerate launch
+
+    def connect(self) -> tuple[ddpm.World, torch.device]:
+        """The processes that share the work, and this one's device. Raises ValueError where they are others."""
+        world = processes.connect(self.processes, self.device == "cpu")
+        return world, pick_device(self.device, world)
 
     def control(self, model: ddpm.Model, settings: ddpm.Settings) -> tuple[ddpm.Model, torch.Tensor | None]:
         """The model under guidance, and the labels (n,). Raises ValueError where the checkpoint has no such labels."""
@@ -162,7 +175,7 @@ class Drawing:
     def sampling(self, settings: ddpm.Settings) -> tuple[Callable[..., ddpm.States], dict]:
         """The sampler, and what to tell it. Raises ValueError for flags that do not go together."""
         clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
-        variance, options = pick_variance(self.variance, settings), {"clip": clip}
+        variance, options = pick_variance(self.variance, settings), {"clip": clip, "precision": self.precision}
         if self.sampler == "ddpm":
             options["variance"] = variance
         elif self.sampler in (None, "ddim"):
@@ -188,7 +201,7 @@ class Sample(Drawing):
     resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
 
     def run(self) -> None:
-        device = pick_device(self.device)
+        world, device = self.connect()
         network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         counted = ddpm.Counted(network)
         model, labels = self.control(counted, settings)
@@ -198,11 +211,13 @@ class Sample(Drawing):
         out = ddpm.writable_folder(self.out)
         columns = 6 if settings.image_size <= 32 else 4  # of the films, and rows: noise makes large files
         began = time.monotonic()
-        images, film = ddpm.generate(
-            model, schedule, self.n, (settings.channels, settings.image_size, settings.image_size),
+        images, film = processes.generate(
+            world, model, schedule, self.n, (settings.channels, settings.image_size, settings.image_size),
             sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, film=columns**2, device=device,
             **options,
         )  # fmt: skip
+        if world.rank > 0:
+            return
         took = time.monotonic() - began
         shown = images[:400]
         imageio.imwrite(out / "samples.png", ddpm.enlarge(ddpm.tile(shown, math.ceil(math.sqrt(len(shown)))), 2))
@@ -213,7 +228,7 @@ class Sample(Drawing):
         ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True, columns=columns)
         with ddpm.replacing(out / "samples.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
-        each = counted.evaluations / self.n
+        each = counted.evaluations / len(processes.share(world, self.n))
         print(f"{out}: {self.n} images x {each:.0f} network evaluations in {took:.1f} s on {device}")
         if settings.attributes:
             names = enumerate(guidance.label_names(settings))
@@ -231,7 +246,7 @@ class Sample(Drawing):
         if self.sampler not in (None, "ddpm"):
             raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
         known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
-        same = {name: options[name] for name in ("clip", "steps")}
+        same = {name: options[name] for name in ("clip", "steps", "precision")}
         return inpainting.repaint_sampler, same | known | {"variance": pick_variance(self.variance, settings)}
 
 
@@ -254,26 +269,29 @@ class Evaluate(Drawing):
     command: tyro.conf.Suppress[str] = ""  # that was given, for the card
 
     def run(self) -> None:
-        device = pick_device(self.device)
+        world, device = self.connect()
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
-        judge = extractors.pick_judge(self.extractor, settings.dataset, device)
-        training, held_out = real_images(settings, self.data)
+        judge = processes.SharedJudge(world, extractors.pick_judge(self.extractor, settings.dataset, device))
+        with processes.one_first(world):
+            training, held_out = real_images(settings, self.data)
         if self.bits and held_out is None:
             raise ValueError(f"--bits needs held-out images, and {settings.dataset} has none")
         ddpm.writable_folder(self.out.parent)
         if self.images:
             images, origin = read_images(self.images, settings, self.data)[: self.n], {"images": str(self.images)}
         else:
-            images, origin = self.draw(model, schedule, settings, device)
+            images, origin = self.draw(world, model, schedule, settings, device)
         card = {
             "n": len(images), "seed": self.seed, "extractor": judge.name,
             "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
             "checkpoint": str(self.checkpoint), **origin, "command": self.command, "device": str(device),
-            "threads": torch.get_num_threads(),
+            "threads": torch.get_num_threads(), "processes": world.size,
             "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
         }  # fmt: skip
         flips = settings.dataset in ddpm.AUGMENTATIONS
         card |= evaluation.judged(images, training, held_out, judge, seed=self.seed, mirrored=flips)
+        if world.rank > 0:
+            return
         if held_out is not None:
             card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], self.seed, device)
         if self.bits:
@@ -287,26 +305,32 @@ class Evaluate(Drawing):
         print("\n".join([*evaluation.card_lines(card), f"written to {self.out}"]))
 
     def draw(
-        self, model: ddpm.Model, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
+        self,
+        world: ddpm.World,
+        model: ddpm.Model,
+        schedule: ddpm.Schedule,
+        settings: ddpm.Settings,
+        device: torch.device,
     ) -> tuple[torch.Tensor, dict]:
         """The images to judge, and how they were made and at what cost."""
         counted = ddpm.Counted(model)
         told, labels = self.control(counted, settings)
         sampler, options = self.sampling(settings)
         began = time.monotonic()
-        images, _ = ddpm.generate(
-            told, schedule, self.n, (settings.channels, settings.image_size, settings.image_size), sampler=sampler,
-            seed=self.seed, batch_size=self.batch_size, labels=labels, device=device, **options,
+        images, _ = processes.generate(
+            world, told, schedule, self.n, (settings.channels, settings.image_size, settings.image_size),
+            sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, device=device, **options,
         )  # fmt: skip
         each = round((time.monotonic() - began) / self.n, 5)
-        how = {name: options[name] for name in ("eta", "variance") if name in options}
+        how = {name: options[name] for name in ("eta", "variance", "precision") if name in options}
         how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
         if labels is not None:
             how |= {
                 "labels": list(self.label) or "all in turn",
                 "guidance": 1.0 if self.guidance is None else self.guidance,
             }
-        cost = {"evaluations_per_image": counted.evaluations / self.n, "seconds_per_image": each}
+        evaluations = counted.evaluations / len(processes.share(world, self.n))
+        cost = {"evaluations_per_image": evaluations, "seconds_per_image": each}
         return images, {"sampler": {"name": self.sampler or "ddim", **how}, **cost}
 
 
@@ -484,8 +508,10 @@ def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor
     return images
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name. Raises ValueError where PyTorch has none."""
+def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
+    """The device of that name, or the one of a process among several. Raises ValueError where PyTorch has none."""
+    if world is not None and world.size > 1:
+        return world.device
     try:
         device = ddpm.best_device() if name == "auto" else torch.device(name)
         torch.empty(0, device=device)

@@ -7,13 +7,14 @@ __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDUL
            'load_images', 'to_float', 'to_uint8', 'tile', 'show', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
            'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
            'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
-           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'Run', 'TrainingStep', 'start_run',
-           'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'check_labels', 'add_gradients',
-           'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict',
-           'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'make_denoiser', 'noise_source',
-           'ideal_denoiser', 'Counted', 'generate', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t',
-           'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint',
-           'save_run', 'resume_run', 'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
+           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'World', 'Run', 'TrainingStep',
+           'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'check_labels',
+           'add_gradients', 'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction',
+           'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
+           'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'draw_strip', 'enlarge',
+           'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights',
+           'load_config', 'load_checkpoint', 'save_run', 'resume_run', 'writable_folder', 'deferred_interrupt',
+           'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import json
@@ -498,12 +499,32 @@ class UniformTimes(nn.Module):
 TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}  # by objective; UniformTimes for all others
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
+class World:
+    """The processes that share the work of a run: here one, alone. mnist_ddpm.processes has that of several."""
+
+    rank, size = 0, 1
+
+    def join(self, model: nn.Module) -> nn.Module:
+        """The model as training calls it. With several, its gradients are the mean of all processes' own."""
+        return model
+
+    def gather(self, x: Tensor) -> Tensor:
+        """That of all processes (size * N, …), in their order."""
+        return x
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in one of them."""
+        return flag
+
+
 @dataclass
 class Run:
     """A training run: all that changes while it trains. Nothing else is needed to continue it."""
 
     settings: Settings
+    world: World
     model: UNet
+    network: nn.Module  # the model as training calls it
     ema: UNet
     optimizer: torch.optim.Optimizer
     generator: torch.Generator  # of times and noise
@@ -525,9 +546,12 @@ class TrainingStep(NamedTuple):
     losses: Tensor  # of each image (N,)
 
 # %% ../MNIST_DDPM.ipynb #cc5415f9
-def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Tensor] | None = None) -> Run:
+def start_run(
+    settings: Settings, device: Device = "cpu", weights: dict[str, Tensor] | None = None, world: World | None = None
+) -> Run:
     """A run at step 0, determined by settings and the weights to start from (None: random ones).
 
+    world: the processes that train it together; None: this one alone.
     Seeds PyTorch's global generator: dropout draws from it. Raises ValueError for weights of another network.
     """
     torch.manual_seed(settings.seed)
@@ -540,7 +564,8 @@ def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Ten
     times = TIME_SAMPLERS.get(settings.objective, UniformTimes)(settings.T).to(device)
     generator = torch.Generator(device).manual_seed(settings.seed)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=settings.precision == "float16")
-    return Run(settings, model, ema, optimizer, generator, times, scaler)
+    world = world or World()
+    return Run(settings, world, model, world.join(model), ema, optimizer, generator, times, scaler)
 
 
 def learning_rate_at(step: int, total: int, settings: Settings) -> float:
@@ -585,16 +610,17 @@ def add_gradients(
     run: Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor,
     schedule: Schedule, objective: Objective,
 ) -> Tensor:  # fmt: skip
-    """Adds those of the mean of the weighted losses, part by part. Returns the loss of each image (N,)."""
-    n, dtype, losses = len(x0), getattr(torch, run.settings.precision), []
-    size = math.ceil(n / run.settings.accumulation)
-    for part in (slice(i, i + size) for i in range(0, n, size)):
-        model = run.model if labels is None else partial(run.model, labels=labels[part])
+    """Adds those of the mean of the weighted losses, part by part, each process its share. Returns all losses (N,)."""
+    world, dtype, losses = run.world, getattr(torch, run.settings.precision), []
+    share = len(x0) // world.size  # of the images, for each process
+    mine, size = range(world.rank * share, (world.rank + 1) * share), math.ceil(share / run.settings.accumulation)
+    for part in (slice(i, min(i + size, mine.stop)) for i in mine[::size]):
+        model = run.network if labels is None else partial(run.network, labels=labels[part])
         with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
             each = objective(model, schedule, x0[part], t[part], eps[part])
-        run.scaler.scale((weights[part] * each).sum() / n).backward()
+        run.scaler.scale((weights[part] * each).sum() / share).backward()
         losses.append(each.detach())
-    return torch.cat(losses)
+    return world.gather(torch.cat(losses))
 
 
 def training_step(
@@ -640,8 +666,10 @@ def training_loop(
     """
     check_labels(labels, len(images), run.settings.classes)
     s, epoch_steps, schedule = run.settings, steps_per_epoch(run.settings, images), schedule.to(run.device)
+    if s.batch_size % run.world.size:
+        raise ValueError(f"batch_size {s.batch_size} cannot be shared by {run.world.size} processes: take a multiple")
     augment = AUGMENTATIONS.get(s.dataset, lambda x0, generator: x0)
-    run.model.train()
+    run.network.train()
     total = total_steps(s, images)
     for epoch in range(run.step // epoch_steps, math.ceil(total / epoch_steps)):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1000 * s.seed + epoch))
@@ -833,15 +861,15 @@ Film = list[tuple[int, Tensor, Tensor]]
 def generate(
     model: Model, schedule: Schedule, n: int, shape: tuple[int, int, int], *,
     sampler: Callable = ddim_sampler, steps: int | list[int] = 50, seed: int = 0, batch_size: int = 256,
-    labels: Tensor | None = None, init: Tensor | None = None, film: int = 0, frames: int = 48,
+    start: int = 0, labels: Tensor | None = None, init: Tensor | None = None, film: int = 0, frames: int = 48,
     device: Device = "cpu", precision: str = "float32", progress: bool = True, **options,
 ) -> tuple[Tensor, Film]:  # fmt: skip
     """n images as uint8 (n, C, H, W), and a film of the first `film` of them at up to `frames` + 1 times.
 
     steps: how many, or the times themselves. labels (n,) go to the model. init: images (1 or n, C, H, W) in
     [-1, 1] that start the way at the first time, noised as q says, instead of pure noise (SDEdit, arXiv 2108.01073).
-    Image k depends on seed and k only, but for rounding. precision: of the network; x_t itself is always float32.
-    options go to the sampler.
+    Image k depends on seed and k only, but for rounding; the first is k = start. precision: of the network; x_t
+    itself is always float32. options go to the sampler.
     """
     if n < 1 or batch_size < 1 or seed < 0:
         raise ValueError(f"n = {n}, batch_size = {batch_size} must be at least 1, seed = {seed} at least 0")
@@ -857,7 +885,7 @@ def generate(
     with autocast, progress_bar(total=total, desc=title, unit="step", leave=False, disable=not progress) as bar:
         for first in batches:
             batch = slice(first, min(n, first + batch_size))
-            noise = noise_source(seed, range(batch.start, batch.stop), shape, device)
+            noise = noise_source(seed, range(start + batch.start, start + batch.stop), shape, device)
             told = model if labels is None else partial(model, labels=labels[batch].to(device))
             xT = noise()
             if init is not None:
@@ -1048,8 +1076,12 @@ def save_run(folder: PathLike, run: Run) -> None:
         torch.save(state, path)
 
 
-def resume_run(folder: PathLike, settings: Settings | None = None, device: Device = "cpu") -> Run:
+def resume_run(
+    folder: PathLike, settings: Settings | None = None, device: Device = "cpu", world: World | None = None
+) -> Run:
     """The run saved in folder, with its own settings or new ones of the same data, network, T, batch and seed.
+
+    The processes in world may be more or fewer than before: together they do the same.
 
     Raises FileNotFoundError where there is none, ValueError where it is damaged or a setting cannot change.
     """
@@ -1068,7 +1100,7 @@ def resume_run(folder: PathLike, settings: Settings | None = None, device: Devic
         if old != new:
             where = f"in the run in {folder}"
             raise ValueError(f"{name} was {old} {where} and cannot become {new}: train a new run for that")
-    run = start_run(settings, device)
+    run = start_run(settings, device, world=world)
     load_weights(run.model.state_dict(), state["model"], path)
     load_weights(run.ema.state_dict(), state["ema"], path)
     run.optimizer.load_state_dict(state["optimizer"])
@@ -1094,22 +1126,23 @@ def writable_folder(folder: PathLike) -> Path:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list]:
-    """Inside, a first Ctrl-C only fills the list that it gives; a second one interrupts at once."""
+    """Inside, a first Ctrl-C only fills the list that it gives; a second one interrupts at once. So does SIGTERM."""
     pressed = []
 
     def handler(signum, frame):
         pressed.append(signum)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signum, signal.default_int_handler)
 
     try:
-        previous = signal.signal(signal.SIGINT, handler)
+        previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread, where Ctrl-C does not arrive
         yield pressed
         return
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for signum, handled in previous.items():
+            signal.signal(signum, handled)
 
 
 def save_preview(path: Path, model: Model, run: Run, schedule: Schedule, shape: tuple[int, int, int]) -> None:
@@ -1136,9 +1169,10 @@ def fit(
     stop in any case, saved, by time.monotonic().
 
     Raises FileExistsError where a new run would overwrite a checkpoint, FloatingPointError for a loss that
-    is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved and how to go on.
+    is not finite, KeyboardInterrupt after Ctrl-C, ConnectionError where another process is lost; the message says what is
+    saved and how to go on.
     """
-    objective = objective or make_objective(run.settings)
+    world, objective = run.world, objective or make_objective(run.settings)
     images = images.to(run.device) if images.numel() < 2**31 else images  # above 2 GiB, batch by batch
     averaged = make_denoiser(run.ema, schedule.to(run.device), run.settings)
     folder, epoch_steps = writable_folder(folder), steps_per_epoch(run.settings, images)
@@ -1147,7 +1181,7 @@ def fit(
     (folder / "previews").mkdir(exist_ok=True)
     saved_at, last_save, clock = run.step, time.monotonic(), time.monotonic()
     total, rhythm = total_steps(run.settings, images), epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
-    bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
+    bar = progress_bar(total=total, initial=run.step, desc="training", unit="step", disable=world.rank > 0)
     with bar, deferred_interrupt() as interrupted:
         try:
             for step, *_ in training_loop(run, images, schedule, objective, labels):
@@ -1155,20 +1189,29 @@ def fit(
                 run.seconds, clock = run.seconds + now - clock, now
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
-                late = now > deadline
+                late, stopped = world.any(now > deadline), world.any(bool(interrupted))
                 due = step % rhythm == 0 or step == total or late
-                if due:
+                if due and world.rank == 0:
                     preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
                     save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
-                if due or interrupted or now - last_save > 300:
-                    save_run(folder, run)
+                if due or stopped or now - last_save > 300:
+                    if world.rank == 0:
+                        save_run(folder, run)
                     saved_at, last_save, clock = step, now, time.monotonic()
                 if late:
                     break
-                if interrupted:
+                if stopped:
                     raise KeyboardInterrupt(f"stopped after step {step} and saved in {folder}: resume to go on")
         except FloatingPointError as error:
             good = f"the checkpoint of step {saved_at} in {folder} is good"
             saved = good if saved_at else "nothing was saved"
             raise FloatingPointError(f"{error}; {saved}; try a lower learning_rate, or float32") from error
+        except RuntimeError as error:
+            if world.size == 1:
+                raise
+            if world.rank == 0 and run.step:
+                save_run(folder, run)
+            problem = f"one of {world.size} processes is lost ({str(error).splitlines()[0]})"
+            raise ConnectionError(f"{problem}; step {run.step} is saved in {folder}: resume to go on") from error
+    world.any(False)  # until the last checkpoint is written, all wait
     return run

@@ -1,0 +1,175 @@
+"""Several processes do what one does. Run as a script, by torchrun, this file is one of them."""
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from mnist_ddpm import ddpm, processes
+from mnist_ddpm.__main__ import main
+from mnist_ddpm.extractors import Extractor, Judge
+
+SETTINGS = ddpm.Settings(
+    image_size=16, base_channels=8, channel_mults=(1, 2), T=50, batch_size=12, epochs=2, warmup_steps=3, classes=3,
+    objective="vlb", accumulation=2,
+)  # fmt: skip
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randint(0, 256, (60, 1, 16, 16), generator=generator, dtype=torch.uint8),
+        torch.randint(0, 3, (60,), generator=generator),
+    )
+
+
+def whole(folder: Path, world: ddpm.World) -> None:
+    """Ten steps, at once or from where they were stopped."""
+    images, labels = data()
+    started = (folder / "training_state.pt").is_file()
+    run = ddpm.resume_run(folder, world=world) if started else ddpm.start_run(SETTINGS, world=world)
+    ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, labels=labels)
+
+
+def half(folder: Path, world: ddpm.World) -> None:
+    """Five steps, and a checkpoint of them."""
+    images, labels = data()
+    run, objective = ddpm.start_run(SETTINGS, world=world), ddpm.make_objective(SETTINGS)
+    loop = ddpm.training_loop(run, images, ddpm.make_schedule(SETTINGS), objective, labels)
+    assert len([*islice(loop, 5)]) == 5
+    if world.rank == 0:
+        ddpm.save_run(folder, run)
+
+
+def drawn(folder: Path, world: ddpm.World) -> None:
+    """Seven images of a checkpoint, and their features."""
+    model, schedule, _ = ddpm.load_checkpoint(folder)
+    options = {"labels": torch.arange(7) % 3, "sampler": ddpm.ddpm_sampler, "steps": 5, "seed": 3, "film": 2}
+    images, film = processes.generate(world, model, schedule, 7, (1, 16, 16), **options)
+    torch.manual_seed(0)
+    judge = Judge(Extractor("mnist", 10, (8, 8)).eval(), "untrained")
+    padded = torch.nn.functional.pad(images, [8] * 4)
+    features = processes.SharedJudge(world, judge).features(padded)
+    if world.rank == 0:
+        torch.save((images, film[-1][1], features), folder / f"drawn-{world.size}.pt")
+
+
+def stopped(folder: Path, world: ddpm.World) -> None:
+    """Only the last process is told to stop."""
+    objective, seen = ddpm.make_objective(SETTINGS), []
+
+    def pressed(*arguments):
+        seen.append(1)
+        if len(seen) == 9 and world.rank == world.size - 1:  # two parts a step: in the fifth
+            os.kill(os.getpid(), signal.SIGTERM)
+        return objective(*arguments)
+
+    images, labels = data()
+    run = ddpm.start_run(SETTINGS, world=world)
+    try:
+        ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, pressed, labels)
+    except KeyboardInterrupt as interrupt:
+        (folder / f"stopped-{world.rank}").write_text(str(interrupt))
+
+
+def killed(folder: Path, world: ddpm.World) -> None:
+    """The second process dies in the fourth step."""
+    objective, seen = ddpm.make_objective(SETTINGS), []
+
+    def deadly(*arguments):
+        seen.append(1)
+        if len(seen) == 7 and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return objective(*arguments)
+
+    images, labels = data()
+    run = ddpm.start_run(SETTINGS, world=world)
+    ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, deadly, labels)
+
+
+def launch(size: int, folder: Path, *jobs: str) -> subprocess.CompletedProcess:
+    """torchrun's result of that many processes that do the jobs one after the other."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, __file__, str(folder), *jobs], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The folder of what one process does."""
+    folder = tmp_path_factory.mktemp("alone")
+    whole(folder, ddpm.World())
+    return folder
+
+
+def test_two_processes_and_then_three_train_and_draw_like_one(alone, tmp_path):
+    """The bound's loss, whose times are chosen by all losses so far; labels; batches in parts."""
+    for size, *jobs in ((2, "half"), (3, "whole", "drawn")):
+        result = launch(size, tmp_path, *jobs)
+        assert result.returncode == 0, result.stderr
+    one, several = (torch.load(folder / "training_state.pt", weights_only=True) for folder in (alone, tmp_path))
+    assert len(one["losses"]) == len(several["losses"]) == 10
+    torch.testing.assert_close(several["losses"], one["losses"], rtol=0, atol=1e-5)
+    assert torch.equal(one["generator"], several["generator"])
+    for name, value in one["ema"].items():
+        torch.testing.assert_close(several["ema"][name], value, rtol=0, atol=1e-5)
+    drawn(tmp_path, ddpm.World())
+    for theirs, own in zip(*(torch.load(tmp_path / f"drawn-{size}.pt") for size in (3, 1)), strict=True):
+        torch.testing.assert_close(theirs.double(), own.double(), rtol=0, atol=1 if own.dtype == torch.uint8 else 0.1)
+
+
+def test_a_stop_told_to_one_process_stops_all_after_the_same_step(tmp_path):
+    assert launch(2, tmp_path, "stopped").returncode == 0
+    assert {(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)} == {
+        f"stopped after step 5 and saved in {tmp_path}: resume to go on"
+    }
+    assert ddpm.load_config(tmp_path)[1]["steps"] == 5
+
+
+def test_a_process_that_dies_ends_the_run_with_an_error_and_a_checkpoint(tmp_path):
+    result = launch(2, tmp_path, "killed")
+    assert result.returncode != 0 and "one of 2 processes is lost" in result.stderr
+    assert ddpm.load_config(tmp_path)[1]["steps"] == 3
+    assert ddpm.resume_run(tmp_path).step == 3 and ddpm.load_checkpoint(tmp_path)
+
+
+def test_as_many_processes_must_be_there_as_were_asked_for(tmp_path, monkeypatch, capsys):
+    assert main(["train", "--processes", "2", "--out", str(tmp_path / "new")]) == 1
+    assert "2 processes were asked for, and 1 started" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="2 processes were asked for, and 3 started: launch them with torchrun"):
+        processes.connect(2)
+
+
+@pytest.mark.parametrize("n", [3, 7, 9])
+def test_shares_are_disjoint_and_nearly_equal(n):
+    worlds = [type("Fake", (ddpm.World,), {"rank": rank, "size": 3})() for rank in range(3)]
+    shares = [processes.share(world, n) for world in worlds]
+    assert [k for share in shares for k in share] == [*range(n)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    padded = torch.cat([torch.tensor([*share] + [-1] * (-(-n // 3) - len(share))) for share in shares])
+    monkey = type("Gathered", (ddpm.World,), {"rank": 0, "size": 3, "gather": lambda self, x: padded})()
+    assert processes.collect(monkey, torch.tensor([*shares[0]]), n).tolist() == [*range(n)]
+
+
+def test_what_cannot_be_shared_is_refused():
+    world = type("Fake", (ddpm.World,), {"size": 5})()
+    schedule = ddpm.make_schedule(SETTINGS)
+    with pytest.raises(ValueError, match="batch_size 12 cannot be shared by 5 processes"):
+        next(ddpm.training_loop(ddpm.start_run(SETTINGS, world=world), data()[0], schedule, labels=data()[1]))
+    with pytest.raises(ValueError, match="4 cannot be shared by 5 processes"):
+        processes.share(world, 4)
+
+
+if __name__ == "__main__":
+    world = processes.connect(cpu=True)
+    for job in sys.argv[2:]:
+        globals()[job](Path(sys.argv[1]), world)
