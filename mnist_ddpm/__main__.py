@@ -75,19 +75,12 @@ class Train:
 
     def run(self) -> None:
         world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
-        device, schedule = pick_device(self.device, world), ddpm.make_schedule(settings)
+        device = pick_device(self.device, world)
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
-        if self.resume:
-            start = ddpm.resume_run(self.out, settings, device, world)
-        else:
-            weights = pretrained(settings.init_from)[1] if settings.init_from else None
-            start = ddpm.start_run(settings, device, weights, world)
-        count, where = ddpm.count_parameters(start.model), device if world.size == 1 else f"{world.size} processes"
-        if world.rank == 0:
-            print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {where}", flush=True)
-        run = ddpm.fit(start, images, schedule, self.out, labels=labels)
+        weights = pretrained(settings.init_from)[1] if settings.init_from and not self.resume else None
+        run = processes.train(settings, images, self.out, labels, self.resume, weights, device=device, world=world)
         pace = run.step * settings.batch_size / run.seconds
         if world.rank == 0:
             print(f"{self.out}: {run.step} steps in {run.seconds / 60:.1f} min, {pace:.0f} images/s")
@@ -124,8 +117,7 @@ class Plan:
             return
         settings, began = plan.settings, time.monotonic()
         labels = guidance.load_labels(settings, self.data) if settings.classes else None
-        run = ddpm.start_run(settings, device)
-        ddpm.fit(run, images, ddpm.make_schedule(settings), self.out, labels=labels, deadline=plan.deadline)
+        run = processes.train(settings, images, self.out, labels, deadline=plan.deadline, device=device)
         took, expected = (time.monotonic() - began) / 60, plan.seconds / 60
         print(f"{self.out}: {run.step} steps in {took:.1f} min ({expected:.1f} expected)")
 

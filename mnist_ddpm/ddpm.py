@@ -7,9 +7,9 @@ __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDUL
            'load_images', 'to_float', 'to_uint8', 'tile', 'show', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
            'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
            'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
-           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'World', 'Run', 'TrainingStep',
-           'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'check_labels',
-           'add_gradients', 'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction',
+           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'compile_network', 'World', 'Run',
+           'TrainingStep', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps',
+           'check_labels', 'add_gradients', 'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction',
            'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
            'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'draw_strip', 'enlarge',
            'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights',
@@ -80,6 +80,7 @@ class Settings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network while training
     accumulation: int = 1  # parts in which a batch is computed one after the other: the same step in less memory
     gradient_checkpointing: bool = False  # compute blocks again on the way back: less memory, a third more work
+    compile: bool = False  # the network, by torch.compile: worth its minute or two on a GPU, hardly on a processor
     init_from: str = ""  # where the weights came from that training started with; nothing: from random ones
     seed: int = 0  # of weights, data order, times and noise
 
@@ -499,6 +500,17 @@ class UniformTimes(nn.Module):
 TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}  # by objective; UniformTimes for all others
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
+def compile_network(model: nn.Module, device: Device) -> None:
+    """Has torch.compile translate the model when it is first called; where it finds no compiler, only says so."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # of many kinds: none is a reason not to train
+        print(f"torch.compile does not work here, so the network runs as it is: {str(error).strip().splitlines()[0]}")
+        return
+    print("compiling the network: a minute or two, or less where the compiler's cache knows it", flush=True)
+    model.compile()
+
+
 class World:
     """The processes that share the work of a run: here one, alone. mnist_ddpm.processes has that of several."""
 
@@ -565,6 +577,8 @@ def start_run(
     generator = torch.Generator(device).manual_seed(settings.seed)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=settings.precision == "float16")
     world = world or World()
+    if settings.compile:
+        compile_network(model, device)
     return Run(settings, world, model, world.join(model), ema, optimizer, generator, times, scaler)
 
 

@@ -86,8 +86,8 @@ class Lab:
 
     def settings(self, seed: int, **changes) -> ddpm.Settings:
         common = {
-            "base_channels": self.scale.width, "epochs": self.scale.epochs, "batch_size": 64, "warmup_steps": 200,
-            "precision": "bfloat16", "seed": seed,
+            "base_channels": self.scale.width, "epochs": self.scale.epochs, "batch_size": 32, "learning_rate": 4e-3,
+            "warmup_steps": 200, "precision": "bfloat16", "seed": seed,
         }  # fmt: skip
         return ddpm.Settings(**{**common, **changes})
 
@@ -105,7 +105,7 @@ class Lab:
         run = self.training_run(folder, settings)
         if run.step < ddpm.total_steps(settings, self.training):
             print(f"{name}, seed {seed}", flush=True)
-            labels = guidance.load_labels(settings, self.data) if settings.classes else None
+            labels = guidance.load_labels(settings, self.data)[: len(self.training)] if settings.classes else None
             ddpm.fit(run, self.training, ddpm.make_schedule(settings), folder, labels=labels)
         return ddpm.load_checkpoint(folder, self.device)
 

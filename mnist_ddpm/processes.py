@@ -4,6 +4,7 @@ A launcher (`accelerate launch`, `torchrun`, or Accelerate's `notebook_launcher`
 Each draws times and noise for the whole batch and computes its share of it, so that their number does not matter.
 """
 
+import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 
@@ -56,9 +57,48 @@ def one_first(world: ddpm.World) -> AbstractContextManager:
     return nullcontext() if world.size == 1 else world.accelerator.local_main_process_first()
 
 
+def train(
+    settings: ddpm.Settings, images: Tensor, folder: ddpm.PathLike, labels: Tensor | None = None, resume: bool = False,
+    weights: dict[str, Tensor] | None = None, deadline: float = math.inf, device: ddpm.Device = "cpu",
+    world: ddpm.World | None = None,
+) -> ddpm.Run:  # fmt: skip
+    """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world."""
+    if resume:
+        run = ddpm.resume_run(folder, settings, device, world)
+    else:
+        run = ddpm.start_run(settings, device, weights, world)
+    if world is None or world.rank == 0:
+        many = f"{world.size} processes" if world and world.size > 1 else str(device)
+        count = ddpm.count_parameters(run.model)
+        print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {many}", flush=True)
+    return ddpm.fit(run, images, ddpm.make_schedule(settings), folder, labels=labels, deadline=deadline)
+
+
+def train_in_notebook(
+    processes: int, settings: ddpm.Settings, images: Tensor, folder: ddpm.PathLike, labels: Tensor | None = None,
+    resume: bool = False, weights: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """`train` on so many GPUs of this machine (or processes, where it has none), from a notebook.
+
+    Raises ValueError where this process has used a GPU already: its copies could not.
+    """
+    if torch.cuda.is_initialized():
+        raise ValueError(f"to train on {processes} GPUs, run this before anything else uses one: restart the notebook")
+    from accelerate import notebook_launcher
+
+    notebook_launcher(
+        notebook_process, (processes, settings, images, folder, labels, resume, weights), num_processes=processes
+    )
+
+
+def notebook_process(processes: int, *arguments) -> None:
+    world = connect(processes, cpu=not torch.cuda.is_available())
+    train(*arguments, device=world.device, world=world)
+
+
 def share(world: ddpm.World, n: int) -> range:
     """Which of n things are this process's part. Raises ValueError where there are fewer than processes."""
-    if n < world.size:
+    if n < world.size and world.size > 1:
         raise ValueError(f"{n} cannot be shared by {world.size} processes: ask for more, or launch fewer")
     return range(n * world.rank // world.size, n * (world.rank + 1) // world.size)
 

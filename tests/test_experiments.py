@@ -13,10 +13,10 @@ from conftest import ROOT
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm, experiments
-from mnist_ddpm.experiments import EXPERIMENTS, FULL, QUICK, Lab, number, over_seeds, paired, verdict
+from mnist_ddpm.experiments import EXPERIMENTS, QUICK, Lab, Scale, number, over_seeds, paired, verdict
 from mnist_ddpm.extractors import Extractor, Judge
 
-TINY = replace(QUICK, epochs=2, images=32, n=8, few=4, bits=2, seeds=2, long=20)
+TINY = replace(QUICK, epochs=2, n=8, bits=2, seeds=2, long=20)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def small(monkeypatch):
     monkeypatch.setattr(Lab, "unseen", images.flip(0))
     monkeypatch.setattr(experiments, "QUICK", TINY)
     settings = lambda lab, seed, **changes: ddpm.Settings(  # noqa: E731
-        **{"base_channels": 8, "channel_mults": (1, 2), "T": 60, "batch_size": 16, "epochs": 2, "seed": seed, **changes}
+        **{"base_channels": 8, "channel_mults": (1, 2), "T": 60, "batch_size": 32, "epochs": 3, "seed": seed, **changes}
     )
     monkeypatch.setattr(Lab, "settings", settings)
     monkeypatch.setattr(Lab, "known", judge.features(images))
@@ -88,7 +88,7 @@ def test_every_plot_finds_the_rows_that_its_experiment_makes(name, tmp_path, mon
     monkeypatch.setattr(Lab, "measured", measured)
     monkeypatch.setattr(Lab, "trained", trained)
     monkeypatch.setattr(ddpm, "training_loop", lambda *arguments: iter(()))
-    lab = Lab(tmp_path, replace(FULL, epochs=3), ROOT / "data", torch.device("cpu"))
+    lab = Lab(tmp_path, Scale(), ROOT / "data", torch.device("cpu"))
     run, plot, width = EXPERIMENTS[name]
     run(lab)
     assert {row.get("seed") for row in lab.rows} == {0, 1, 2, None}
@@ -127,9 +127,9 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
 def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path):
     lab = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"))
     experiments.ema(lab)
-    run = ddpm.resume_run(tmp_path / "runs" / "ema-0")
-    assert run.step == 4 and {(r["arm"], r["epoch"]) for r in lab.rows if "epoch" in r} == {
-        (arm, epoch) for arm in ("raw", "averaged") for epoch in (1, 2)
+    run = ddpm.resume_run(tmp_path.parent / "runs-quick" / "ema-0")
+    assert run.step == 6 and {(r["arm"], r["step"]) for r in lab.rows if "step" in r} == {
+        (arm, step) for arm in ("raw", "averaged") for step in range(1, 7)
     }
 
 
@@ -142,3 +142,11 @@ def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_p
 )
 def test_bad_requests_end_in_one_line(flags, message, tmp_path, capsys):
     assert experiments.main([*flags, "--out", str(tmp_path)]) == 1 and message in capsys.readouterr().err
+
+
+def test_a_network_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    lab = Lab(tmp_path / "ema", TINY, ROOT / "data", torch.device("cpu"))
+    lab.trained("net", 0)
+    assert lab.trained("net", 0)[2] == lab.settings(0)
+    with pytest.raises(ValueError, match="net-0 was trained with other settings: remove it"):
+        lab.trained("net", 0, prediction="v")

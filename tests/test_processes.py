@@ -93,6 +93,13 @@ def killed(folder: Path, world: ddpm.World) -> None:
     ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, deadly, labels)
 
 
+def from_notebook(folder: Path, world: ddpm.World) -> None:
+    """What one process does that launches two, and goes on by itself."""
+    images, labels = data()
+    processes.train_in_notebook(2, SETTINGS, images, folder, labels)
+    assert ddpm.resume_run(folder).step == 10
+
+
 def launch(size: int, folder: Path, *jobs: str) -> subprocess.CompletedProcess:
     """torchrun's result of that many processes that do the jobs one after the other."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
@@ -124,6 +131,19 @@ def test_two_processes_and_then_three_train_and_draw_like_one(alone, tmp_path):
     drawn(tmp_path, ddpm.World())
     for theirs, own in zip(*(torch.load(tmp_path / f"drawn-{size}.pt") for size in (3, 1)), strict=True):
         torch.testing.assert_close(theirs.double(), own.double(), rtol=0, atol=1 if own.dtype == torch.uint8 else 0.1)
+
+
+def test_a_notebook_trains_on_two(alone, tmp_path):
+    result = launch(1, tmp_path, "from_notebook")
+    assert result.returncode == 0 and "on 2 processes" in result.stdout, result.stderr
+    one, two = (torch.load(folder / "training_state.pt", weights_only=True)["losses"] for folder in (alone, tmp_path))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+
+
+def test_a_notebook_that_has_used_a_gpu_is_told_to_restart(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="restart the notebook"):
+        processes.train_in_notebook(2, SETTINGS, *data(), tmp_path)
 
 
 def test_a_stop_told_to_one_process_stops_all_after_the_same_step(tmp_path):

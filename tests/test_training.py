@@ -304,3 +304,23 @@ def test_dropout_changes_training_only(dropout):
     x, t = torch.randn(1, 1, 32, 32), torch.tensor([5])
     assert not torch.equal(model.train()(x, t), model(x, t))
     assert torch.equal(model.eval()(x, t), model(x, t))
+
+
+def test_the_network_is_compiled_where_a_compiler_is_found(tiny, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
+    run = start_run(replace(tiny, compile=True))
+    assert asked == [run.model] and "compiling the network" in capsys.readouterr().out
+    start_run(tiny)
+    assert len(asked) == 1
+
+
+def test_without_a_compiler_the_network_runs_as_it_is(tiny, monkeypatch, capsys):
+    def missing(function):
+        raise RuntimeError("InvalidCxxCompiler: no C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: pytest.fail("there is no compiler"))
+    start_run(replace(tiny, compile=True))
+    assert "does not work here, so the network runs as it is: InvalidCxxCompiler: no C++" in capsys.readouterr().out
