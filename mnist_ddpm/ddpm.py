@@ -43,6 +43,7 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint as recomputed
 from torchvision import datasets
 from torchvision.utils import make_grid
@@ -572,7 +573,8 @@ def start_run(
         load_weights(model.state_dict(), weights, settings.init_from or "what is given")
     model.gradient_checkpointing = settings.gradient_checkpointing
     ema = deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    fused = torch.device(device).type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=fused)
     times = TIME_SAMPLERS.get(settings.objective, UniformTimes)(settings.T).to(device)
     generator = torch.Generator(device).manual_seed(settings.seed)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=settings.precision == "float16")
@@ -588,11 +590,9 @@ def learning_rate_at(step: int, total: int, settings: Settings) -> float:
     return settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 1) / total)))
 
 
-@torch.no_grad()
 def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * model, over parameters only."""
-    for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
-        average.lerp_(parameter, 1 - decay)
+    """ema <- decay * ema + (1 - decay) * model, over parameters only, in one call for all of them."""
+    get_ema_multi_avg_fn(decay)(list(ema.parameters()), list(model.parameters()), None)
 
 
 def steps_per_epoch(settings: Settings, images: Tensor) -> int:
