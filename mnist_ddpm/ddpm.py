@@ -45,8 +45,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint as recomputed
-from torchvision import datasets
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 # %% ../MNIST_DDPM.ipynb #72287aaa
@@ -150,6 +148,8 @@ def load_mnist(settings: Settings, root: PathLike = "data", split: str = "train"
         raise ValueError(f"MNIST is padded, not resized: image_size must be even and >= 28, not {size}")
     if split not in ("train", "test"):
         raise ValueError(f'MNIST has no split "{split}": take train or test')
+    from torchvision import datasets  # two seconds, which those who only sample need not wait
+
     try:
         images = datasets.MNIST(root, train=split == "train", download=True).data
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
@@ -191,8 +191,15 @@ def to_uint8(x: Tensor) -> Tensor:
 
 # %% ../MNIST_DDPM.ipynb #b468ce45
 def tile(images: Tensor, columns: int) -> np.ndarray:
-    """uint8 images (N, C, H, W) as one picture, row by row: uint8 (height, width, 3)."""
-    return make_grid(images.cpu(), nrow=columns, padding=2, pad_value=64).permute(1, 2, 0).numpy()
+    """uint8 images (N, C, H, W) as one picture, row by row, in a frame unless alone: uint8 (height, width, 3)."""
+    n, _, height, width = images.shape
+    columns, frame = min(columns, n), 2 if n > 1 else 0
+    height, width = height + frame, width + frame
+    picture = np.full((-(-n // columns) * height + frame, columns * width + frame, 3), 64, np.uint8)
+    for k, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):
+        y, x = k // columns * height + frame, k % columns * width + frame
+        picture[y : y + height - frame, x : x + width - frame] = image
+    return picture
 
 
 def show(picture: np.ndarray, title: str = "", width: float = 6.0) -> None:

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from mnist_ddpm.ddpm import Device, Model, PathLike, Schedule, loss_by_t, replacing
 from mnist_ddpm.extractors import Judge
@@ -51,6 +49,8 @@ def as_metric(metric: type, width: int, **options) -> nn.Module:
 
 def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
     """frechet_distance to each of several sets of features; those of real images are summed up once."""
+    from torchmetrics.image.fid import FrechetInceptionDistance  # here, since it takes long
+
     metric = as_metric(FrechetInceptionDistance, real.shape[1], reset_real_features=False)
     metric.update(real.double(), real=True)
     for generated in sets:
@@ -74,6 +74,8 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
 
     The interval comes from subsets of both, and is wide, since real images vary in it too.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     size = min(SUBSET, len(real), len(generated))
     metric = as_metric(KernelInceptionDistance, real.shape[1], subsets=SUBSETS, subset_size=size)
     metric.update(real.double(), real=True)

@@ -328,8 +328,8 @@ def ddim_table1(lab: Lab) -> None:
         model, schedule, settings = lab.trained("eps, L_simple", seed)
         for S in (10, 20, 50, 100, lab.scale.long):
             for arm, (sampler, options) in METHODS.items():
-                if S == lab.scale.long and sampler in ("dpmpp", "heun"):
-                    continue  # they are for few
+                if S == lab.scale.long and arm not in ("η = 0", "η = 1", "σ̂"):
+                    continue
                 times = ddpm.timesteps(settings.T, (S + 1) // 2 if sampler == "heun" else S)
                 options = {"sampler": ddpm.SAMPLERS[sampler], **options}
                 lab.quality({"arm": arm, "seed": seed, "S": S}, model, schedule, times, **options)
@@ -409,7 +409,7 @@ def plot_ema(rows: list[Row], figure: Figure) -> None:
 
 def guidance_scale(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
-        model, schedule, settings = lab.trained("labels", seed, schedule="cosine", classes=10)
+        model, schedule, settings = lab.trained("v, labels", seed, prediction="v", schedule="cosine", classes=10)
         times, labels = ddpm.timesteps(settings.T, 20), torch.arange(lab.scale.n) % 10
         for scale in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0):
             key = {"arm": "guided", "seed": seed, "scale": scale}

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchmetrics.image.fid import NoTrainInceptionV3
 
 from mnist_ddpm.ddpm import Device, PathLike, Settings, load_images, progress_bar, replacing, to_float
 from mnist_ddpm.guidance import load_labels
@@ -77,6 +76,8 @@ class Inception(nn.Module):
 
     def __init__(self):
         super().__init__()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
         except (ModuleNotFoundError, OSError) as error:  # a missing package, or no network to download the weights

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from mnist_ddpm.ddpm import Model, PathLike, Prediction, Settings
 from mnist_ddpm.image_folder import celeba_attributes
@@ -20,6 +19,8 @@ def load_labels(settings: Settings, root: PathLike = "data", split: str = "train
         raise ValueError(f"{settings.dataset} has no labels: set classes to 0")
     if settings.attributes or settings.classes != 10:
         raise ValueError(f"mnist has labels 0 to 9, no attributes: set classes to 10, not {settings.classes}")
+    from torchvision import datasets  # here, since it takes two seconds
+
     return datasets.MNIST(root, train=split == "train", download=True).targets
 
 

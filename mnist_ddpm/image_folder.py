@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision import datasets
 
 from mnist_ddpm.ddpm import FOLDER, PathLike, Settings, progress_bar, writable_folder
 
@@ -342,6 +341,8 @@ def load_celeba(
     if not 1 <= crop <= CELEBA_SIZE[0]:
         raise ValueError(f"crop is {crop}: it must be from 1 to {CELEBA_SIZE[0]}, the width of CelebA's images")
     if download and not search(root, "celeba", CELEBA_NAMES):
+        from torchvision import datasets  # here, since it takes two seconds
+
         try:
             datasets.CelebA(root, split="all", download=True)
         except Exception as error:  # no gdown, no network, Google's quota, a web page in the place of the zip

@@ -278,7 +278,13 @@ def test_a_card_says_how_it_came_about(trained, few_digits, tmp_path):
     card = evaluate(trained, tmp_path / "a.json", "--sampler", "heun", "--steps", "4", "--bits", "3", "--device", "cpu")
     assert card["n"] == 20 and card["seed"] == 0 and card["evaluations_per_image"] == 7 and card["device"] == "cpu"
     assert card["command"].startswith("python -m mnist_ddpm evaluate --checkpoint") and "--bits 3" in card["command"]
-    assert card["sampler"] == {"name": "heun", "steps": 4, "spacing": "trailing", "clip": "static"}
+    assert card["sampler"] == {
+        "name": "heun",
+        "steps": 4,
+        "spacing": "trailing",
+        "clip": "static",
+        "precision": "float32",
+    }
     assert card["extractor"].startswith("judge.safetensors, SHA-256 ") and card["versions"]["torch"]
     assert card["reference"] == "mnist, 300 training images of 32 pixels"
     assert card["L_simple"]["n"] == 100 and len(card["L_simple"]["by_tenth_of_T"]) == 10

@@ -365,7 +365,7 @@ def test_download_is_tried_when_asked_and_nothing_is_there(colour, tmp_path, mon
             raise RuntimeError("the quota\nis used up")
         save_celeba(Path(root) / "celeba" / "img_align_celeba")
 
-    monkeypatch.setattr(image_folder.datasets, "CelebA", download)
+    monkeypatch.setattr("torchvision.datasets.CelebA", download)
     with pytest.raises(ValueError, match="no CelebA below"):
         load_celeba(colour, tmp_path)
     assert not asked
