@@ -1,0 +1,102 @@
+"""How time and memory grow, with what: `python benchmarks/growth.py` writes growth.json and growth.png.
+
+Each measurement has a process of its own, so that its peak memory is its own. Run it on an idle machine.
+"""
+
+import json
+import platform
+import resource
+import shlex
+import sys
+import tempfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mnist_ddpm import ddpm
+
+RESULTS = Path(__file__).parent / "results"
+TRAINING, SAMPLING = {"image_size": 32, "batch": 128, "data_set": 2000}, {"n": 64, "steps": 20}
+GROWTH = {  # what grows: its values, and whether training or sampling is measured
+    "image_size": ((16, 32, 64, 128), TRAINING),
+    "batch": ((16, 32, 64, 128, 256, 512), TRAINING),
+    "data_set": ((2000, 10_000, 60_000), TRAINING),
+    "n": ((64, 256, 1024), SAMPLING),
+    "steps": ((10, 50, 200, 1000), SAMPLING),
+}
+
+
+def training(image_size: int, batch: int, data_set: int) -> float:
+    """Seconds of a training step."""
+    settings = ddpm.Settings(image_size=image_size, batch_size=batch, precision="bfloat16", epochs=100)
+    images = torch.randint(0, 256, (data_set, 1, image_size, image_size), dtype=torch.uint8)
+    loop = ddpm.training_loop(ddpm.start_run(settings), images, ddpm.make_schedule(settings))
+    next(loop)
+    began, steps = time.perf_counter(), 5
+    for _ in range(steps):
+        next(loop)
+    return (time.perf_counter() - began) / steps
+
+
+def sampling(n: int, steps: int) -> float:
+    """Seconds of drawing n images in batches of 64, and a GIF of 36 of them."""
+    settings = ddpm.Settings()
+    model, schedule = ddpm.make_model(settings), ddpm.make_schedule(settings)
+    began = time.perf_counter()
+    options = {"batch_size": 64, "film": 36, "precision": "bfloat16", "progress": False}
+    _, film = ddpm.generate(model, schedule, n, (1, 32, 32), steps=steps, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        ddpm.save_gif(Path(folder, "film.gif"), film, columns=6)
+    return time.perf_counter() - began
+
+
+def measured(arguments: dict) -> dict:
+    """In a new process: the seconds, and the peak memory in MB."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (arguments,))
+
+
+def measure(arguments: dict) -> dict:
+    seconds = (training if "batch" in arguments else sampling)(**arguments)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {**arguments, "seconds": seconds, "MB": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+
+
+def plot(growth: dict, path: Path) -> None:
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    axes = figure.subplots(2, len(growth), sharex="col")
+    for column, (name, rows) in zip(axes.T, growth.items()):
+        what = "a training step" if "batch" in rows[0] else "drawing, with a GIF"
+        for ax, unit in zip(column, ("seconds", "MB")):
+            ax.loglog([row[name] for row in rows], [row[unit] for row in rows], "o-", ms=3, lw=1)
+            ax.set_ylim(bottom=min(row[unit] for row in rows) / 2, top=2 * max(row[unit] for row in rows))
+            ax.grid(alpha=0.3, which="both")
+        column[0].set_title(f"{what}:\n{name.replace('_', ' ')}", fontsize=10)
+        column[1].set_xlabel(name.replace("_", " "))
+    axes[0, 0].set_ylabel("seconds")
+    axes[1, 0].set_ylabel("peak memory of the process, MB")
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    matplotlib.use("Agg")
+    growth = {}
+    for name, (values, base) in GROWTH.items():
+        growth[name] = [measured({**base, name: value}) for value in ddpm.progress_bar(values, desc=name)]
+    record = {
+        "command": shlex.join(["python", *sys.argv]), "growth": growth, "threads": torch.get_num_threads(),
+        "device": "cpu", "processor": platform.processor() or platform.machine(), "torch": torch.__version__,
+    }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "growth.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    plot(growth, RESULTS / "growth.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,493 @@
+"""This project and its peers on MNIST, each with its own network, training step, averaged weights and sampler.
+
+pip install -r benchmarks/requirements-peers.txt
+python benchmarks/peers.py              speed, memory, and how soon there is a first image; half an hour
+python benchmarks/peers.py --race 10    ten minutes of training for each, then the distances of 2,000 images
+
+The first prints tables with ratios and writes peers.json. Each contestant has a process of its own, one works at a
+time, rounds rotate, the first is discarded. A race trains in the faster precision; race-MINUTES.json holds a contestant
+as soon as it is judged, a grid of its images lies beside it, and the same command goes on where it was stopped.
+Network evaluations are counted where the network is called, not taken from the settings.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # contestants' packages are imported by their own processes: each pays for its own only
+OURS, PRECISIONS = "mnist-ddpm", ("float32", "bfloat16")
+PART = 250  # images that a race draws at a time
+SPARE = 0.97  # of the measured pace is what a decaying learning rate counts on
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contestant is told."""
+
+    name: str  # in CONTESTANTS
+    precision: str
+    batch: int
+    seed: int
+    rate: float | None  # learning rate of a peer; None: its documentation's
+    steps: int = 1_000_000  # where a learning rate that decays ends
+
+    @property
+    def warmup(self) -> int:
+        """Steps in which the learning rate rises: 500 in this project as in diffusers, fewer in a short race."""
+        return min(500, self.steps // 10)
+
+    def batches(self, images: Tensor) -> Iterator[Tensor]:
+        """Whole ones, shuffled, without end."""
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            order = torch.randperm(len(images), generator=generator)
+            for i in range(len(images) // self.batch):
+                yield images[order[i * self.batch : (i + 1) * self.batch]]
+
+
+class Contestant:
+    """To add one: training(images) trains on uint8 (N, 1, 32, 32) and yields after each step; sample(n, evaluations,
+    seed) gives uint8 (n, 1, 32, 32), before training from random weights. The docstring says how, for people."""
+
+    package, names = "", ()  # what it imports
+    NETWORK: ClassVar[dict] = {}  # its network's arguments
+    network: nn.Module  # that samples
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    @classmethod
+    def imported(cls) -> list:
+        return [getattr(import_module(cls.package), name) for name in cls.names]
+
+    def in_precision(self, network: nn.Module) -> nn.Module:
+        """For bfloat16 as Accelerate does it, with which all three peers train: weights and outputs stay float32."""
+        if self.task.precision == "float32":
+            return network
+        from accelerate import Accelerator
+
+        return Accelerator(cpu=True, mixed_precision="bf16").prepare_model(network)
+
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+    def memory(self) -> float:
+        """The most that this process has held so far, in MB."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+    def load(self, images: np.ndarray) -> None:
+        self.steps = self.training(torch.from_numpy(images))
+
+    def train(self, seconds: float) -> tuple[int, float]:
+        """Steps done in about so many seconds, and how long they took; none where training has come to its end."""
+        began, steps, end = time.perf_counter(), 0, object()
+        while time.perf_counter() - began < seconds and next(self.steps, end) is not end:
+            steps += 1
+        return steps, time.perf_counter() - began
+
+    def draw(self, n: int, evaluations: int, seed: int) -> tuple[np.ndarray, int, float]:
+        """Images, the evaluations of the network that they took, and the seconds."""
+        sizes, began = [], time.perf_counter()
+        hook = self.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        with torch.no_grad():
+            images = self.sample(n, evaluations, seed)
+        hook.remove()
+        return images.numpy(), sum(sizes), time.perf_counter() - began
+
+
+class Ours(Contestant):
+    """Settings(), its training_loop; DPM-Solver++. Until it has trained, the weights of checkpoints/mnist."""
+
+    package, names = "mnist_ddpm", ("ddpm",)
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        (self.ddpm,) = self.imported()
+        self.network, self.schedule, _ = self.ddpm.load_checkpoint(ROOT / "checkpoints" / "mnist")
+
+    def training(self, images: Tensor) -> Iterator:
+        task, ddpm = self.task, self.ddpm
+        settings = ddpm.Settings(
+            precision=task.precision, batch_size=task.batch, seed=task.seed, warmup_steps=task.warmup,
+            epochs=task.steps / (len(images) // task.batch),
+        )  # fmt: skip
+        run = ddpm.start_run(settings)
+        self.network = run.ema
+        yield from ddpm.training_loop(run, images, self.schedule)
+
+    def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
+        return self.ddpm.generate(
+            self.network, self.schedule, n, (1, 32, 32), sampler=self.ddpm.SAMPLERS["dpmpp"], steps=evaluations,
+            seed=seed, precision=self.task.precision, progress=False,
+        )[0]  # fmt: skip
+
+
+class Lucidrains(Contestant):
+    """Step as its Trainer's: Adam, learning rate 8e-5, clipped, EMA 0.995 every 10 steps; predicts v; DDIM, η = 0."""
+
+    package, names = "denoising_diffusion_pytorch", ("GaussianDiffusion", "Unet")
+    NETWORK: ClassVar[dict] = {"dim": 32, "dim_mults": (1, 1, 2, 4), "channels": 1, "flash_attn": True}
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        GaussianDiffusion, Unet = self.imported()
+        self.network = self.in_precision(Unet(**self.NETWORK))
+        self.diffusion = GaussianDiffusion(self.network, image_size=32, timesteps=1000, sampling_timesteps=250)
+
+    def training(self, images: Tensor) -> Iterator:
+        from ema_pytorch import EMA
+
+        diffusion = self.diffusion
+        optimizer = torch.optim.Adam(diffusion.parameters(), lr=self.task.rate or 8e-5, betas=(0.9, 0.99))
+        average = EMA(diffusion, beta=0.995, update_every=10)
+        self.diffusion, self.network = average.ema_model, average.ema_model.model
+        diffusion.train()
+        for batch in self.task.batches(images):
+            diffusion(batch.float() / 255).backward()
+            nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update()
+            yield
+
+    def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        self.diffusion.eval().sampling_timesteps = evaluations
+        return (self.diffusion.sample(batch_size=n) * 255).clamp(0, 255).round().byte()
+
+
+class Diffusers(Contestant):
+    """As its train_unconditional.py --use_ema: AdamW, 1e-4, cosine, clipped; DPMSolverMultistepScheduler."""
+
+    package = "diffusers"
+    names = "UNet2DModel", "DDPMScheduler", "DPMSolverMultistepScheduler", "DDPMPipeline"
+    NETWORK: ClassVar[dict] = {
+        "sample_size": 32, "in_channels": 1, "out_channels": 1, "layers_per_block": 1,
+        "block_out_channels": (32, 32, 64, 128),
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        UNet2DModel, DDPMScheduler, DPMSolverMultistepScheduler, DDPMPipeline = self.imported()
+        self.network = self.in_precision(UNet2DModel(**self.NETWORK)).eval()
+        self.noise, self.average = DDPMScheduler(num_train_timesteps=1000), None
+        self.pipeline = DDPMPipeline(self.network, DPMSolverMultistepScheduler.from_config(self.noise.config))
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def training(self, images: Tensor) -> Iterator:
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
+
+        task, network, rate = self.task, deepcopy(self.network).train(), self.task.rate or 1e-4
+        optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.95, 0.999), weight_decay=1e-6)
+        plan = get_scheduler("cosine", optimizer, num_warmup_steps=task.warmup, num_training_steps=task.steps)
+        self.average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        for batch in islice(task.batches(images), task.steps):
+            x0 = batch.float() / 127.5 - 1
+            eps, t = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),))
+            F.mse_loss(network(self.noise.add_noise(x0, eps, t), t).sample, eps).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            plan.step()
+            optimizer.zero_grad()
+            self.average.step(network.parameters())
+            yield
+
+    def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
+        if self.average:
+            self.average.copy_to(self.network.parameters())
+        generator = torch.Generator().manual_seed(seed)
+        images = self.pipeline(n, generator, num_inference_steps=evaluations, output_type="pt").images
+        return (images * 255).round().byte()
+
+
+class SmallDiffusion(Contestant):
+    """As its example for FashionMNIST: its training_loop, AdamW, 7e-4, EMA 0.999; its accelerated sampler, gam 1.6."""
+
+    package = "smalldiffusion"
+    names = "Unet", "Scaled", "ScheduleLogLinear", "training_loop", "samples", "img_normalize"
+    NETWORK: ClassVar[dict] = {
+        "in_dim": 32, "in_ch": 1, "out_ch": 1, "ch": 32, "ch_mult": (1, 1, 2, 4), "num_res_blocks": 1,
+        "attn_resolutions": (16,),
+    }  # fmt: skip
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        from accelerate import Accelerator
+
+        Unet, Scaled, ScheduleLogLinear, self.loop, self.samples, self.normalize = self.imported()
+        self.accelerator = Accelerator(cpu=True, mixed_precision="no" if task.precision == "float32" else "bf16")
+        self.network = self.in_precision(Scaled(Unet)(**self.NETWORK))
+        self.schedule = ScheduleLogLinear(sigma_min=0.01, sigma_max=20, N=800)
+
+    def training(self, images: Tensor) -> Iterator:
+        model, task = self.network, self.task
+        average = torch.optim.swa_utils.AveragedModel(  # with the decay of torch-ema, which the example uses
+            model, avg_fn=lambda old, new, n: old.lerp(new, 1 - min(0.999, (1 + n.item()) / (10 + n.item())))
+        )
+        self.network = average.module
+        loader = (batch.float() / 127.5 - 1 for batch in task.batches(images))
+        for _ in self.loop(loader, model, self.schedule, self.accelerator, lr=task.rate or 7e-4):
+            average.update_parameters(model)
+            yield
+
+    def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        sigmas = self.schedule.sample_sigmas(evaluations)
+        *_, x0 = self.samples(self.network, sigmas, gam=1.6, batchsize=n, accelerator=self.accelerator)
+        return (self.normalize(x0) * 255).round().byte()
+
+
+CONTESTANTS: dict[str, type[Contestant]] = {
+    OURS: Ours, "denoising-diffusion-pytorch": Lucidrains, "diffusers": Diffusers, "smalldiffusion": SmallDiffusion,
+}  # fmt: skip
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def begin(task: Task, threads: int) -> None:
+    """In a new process, which leaves Ctrl-C to the one that started it."""
+    global contestant
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    torch.manual_seed(task.seed)
+    contestant = CONTESTANTS[task.name](task)
+
+
+def answer(question: str, *values: object) -> object:
+    return getattr(contestant, question)(*values)
+
+
+def ask(worker: ProcessPoolExecutor, question: str, *values: object):
+    """Has the contestant in a process do something, and waits for what it returns."""
+    return worker.submit(answer, question, *values).result()
+
+
+def hire(task: Task, threads: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, SPAWN, begin, (task, threads))
+
+
+def first_image(task: Task, threads: int, evaluations: int, began: float) -> list[float]:
+    """Seconds from the start of a fresh process: of the import, PyTorch's included, of building, of drawing one."""
+    CONTESTANTS[task.name].imported()
+    imported = time.time()
+    begin(task, threads)
+    built = time.time()
+    contestant.sample(1, evaluations, task.seed)
+    return [imported - began, built - imported, time.time() - built]
+
+
+def table(titles: list[str], rows: Iterable[Iterable[object]]) -> None:
+    for cells in (titles, ["---"] * len(titles), *rows):
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def cell(values: list[float]) -> str:
+    """The median and, of several, the range."""
+    return f"{median(values):.4g}" + (f" ({min(values):.4g}–{max(values):.4g})" if len(values) > 1 else "")
+
+
+def mnist(split: str = "train") -> np.ndarray:
+    from mnist_ddpm import ddpm
+
+    return ddpm.load_images(ddpm.Settings(), ROOT / "data", split).numpy()
+
+
+SPEEDS = TRAINING, SAMPLING = "training, images/s", "sampling, network evaluations/s"
+COSTS = TRAINING_MEMORY, SAMPLING_MEMORY, FIRST = "training, MB", "sampling, MB", "first image, s"
+FIGURES = *SPEEDS, *COSTS
+
+
+def ratio(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+    """How many times faster or smaller."""
+    return {name: (ours[name] / theirs[name]) ** (1 if name in SPEEDS else -1) for name in FIGURES}
+
+
+def measure(a: argparse.Namespace, card: dict) -> None:
+    """Speed, memory and the time to a first image, of each contestant in both precisions."""
+    rows = {f"{name}, {p}": Task(name, p, a.batch, a.seed, a.rate) for name in a.only for p in PRECISIONS}
+    workers = {row: hire(task, a.threads) for row, task in rows.items()}
+    # all start before this process imports more: Linux counts a parent's peak memory as its child's
+    found = {row: {"parameters": ask(worker, "parameters"), "starts": []} for row, worker in workers.items()}
+    from mnist_ddpm import ddpm, evaluation
+
+    images, order, values = mnist(), list(rows), {row: {name: [] for name in FIGURES} for row in rows}
+    with ddpm.progress_bar(total=(1 + a.rounds + a.starts) * len(rows), desc="measuring", unit="turn") as bar:
+        for turn in range(1 + a.rounds):
+            for row in order[turn % len(rows) :] + order[: turn % len(rows)]:
+                worker = workers[row]
+                _, evaluations, drawing = ask(worker, "draw", a.n, a.evaluations, a.seed + turn)
+                if turn == 0:
+                    values[row][SAMPLING_MEMORY].append(ask(worker, "memory"))
+                    ask(worker, "load", images)
+                steps, training = ask(worker, "train", a.seconds)
+                if turn > 0:
+                    values[row][TRAINING].append(steps * a.batch / training)
+                    values[row][SAMPLING].append(evaluations / drawing)
+                    found[row]["evaluations per image"] = evaluations / a.n
+                bar.update()
+        for row, worker in workers.items():
+            values[row][TRAINING_MEMORY].append(ask(worker, "memory"))
+            worker.shutdown()
+        for row in order * a.starts:
+            with ProcessPoolExecutor(1, SPAWN) as worker:
+                parts = worker.submit(first_image, rows[row], a.threads, a.evaluations, time.time()).result()
+            found[row]["starts"].append(dict(zip(("import", "build", "draw"), parts)))
+            values[row][FIRST].append(sum(parts))
+            bar.update()
+    medians = {row: {name: median(values[row][name]) for name in FIGURES} for row in rows}
+    lines = []
+    for row in rows:
+        found[row] |= {"medians": medians[row], "values": values[row]}
+        parts = zip(*(start.values() for start in found[row]["starts"]))
+        cells = [f"{found[row]['parameters']:,}", *(cell(values[row][name]) for name in FIGURES)]
+        lines.append([row, *cells, " + ".join(f"{median(part):.2f}" for part in parts)])
+    table(["contestant", "parameters", *FIGURES, "of it import + build + draw"], lines)
+    peers, ratios = [row for row in rows if rows[row].name != OURS], {}
+    for ours in [row for row in rows if peers and row not in peers]:
+        each = {peer: ratio(medians[ours], medians[peer]) for peer in peers}
+        ratios[ours] = {"the best peer": {name: min(r[name] for r in each.values()) for name in FIGURES}} | each
+        print(f"\nHow many times faster or smaller {ours} is:")
+        table(["than", *FIGURES], [[row, *(f"{x:.2f}" for x in r.values())] for row, r in ratios[ours].items()])
+    evaluation.write_card(a.out, card | {"rows": found, "ratios": ratios})
+
+
+def compete(name: str, images: np.ndarray, a: argparse.Namespace) -> tuple[dict, Tensor]:
+    """Trains a contestant for the time, and draws. Returns what it did, and its images."""
+    from mnist_ddpm import ddpm
+
+    paces = {}
+    for task in [Task(name, precision, a.batch, a.seed, a.rate) for precision in PRECISIONS]:
+        with hire(task, a.threads) as worker:
+            ask(worker, "load", images)
+            ask(worker, "train", a.seconds / 4)  # warm-up
+            steps, seconds = ask(worker, "train", a.seconds)
+            paces[task] = steps / seconds
+    task, limit, steps, spent = max(paces, key=paces.get), 60 * a.race, 0, 0.0
+    task = replace(task, steps=max(1, round(SPARE * limit * paces[task])))
+    parts, evaluations = [], 0
+    with hire(task, a.threads) as worker:
+        ask(worker, "load", images)
+        with ddpm.progress_bar(total=round(limit), desc=f"{name}, training", unit="s") as bar:
+            while spent < limit:
+                done, seconds = ask(worker, "train", min(2.0, limit - spent))
+                if not done:
+                    break  # its learning rate has come to its end
+                steps, spent = steps + done, spent + seconds
+                bar.update(min(round(spent), bar.total) - bar.n)
+        for first in ddpm.progress_bar(range(0, a.n, PART), desc=f"{name}, drawing", unit="part"):
+            part, counted, _ = ask(worker, "draw", min(PART, a.n - first), a.evaluations, 10_000 * a.seed + first)
+            parts, evaluations = [*parts, part], evaluations + counted
+    row = {
+        "precision": task.precision, "images trained": steps * task.batch, "seconds": round(spent, 1), "steps": steps,
+        "steps planned": task.steps, "evaluations per image": evaluations / a.n,
+    }  # fmt: skip
+    return row, torch.from_numpy(np.concatenate(parts))
+
+
+def race(a: argparse.Namespace, card: dict) -> None:
+    """Equal time for all; then the distances of what they draw to all training images."""
+    import imageio.v3 as imageio
+
+    from mnist_ddpm import ddpm, evaluation, extractors
+
+    torch.set_num_threads(a.threads)
+    images, judge = mnist(), extractors.pick_judge(str(ROOT / extractors.FOLDER / "mnist.safetensors"), "mnist")
+    rows = card.setdefault("rows", {})
+    missing = [name for name in ("real, unseen", *a.only) if name not in rows]
+    reference = judge.features(torch.from_numpy(images)) if missing else None
+    card |= {"extractor": judge.name, "reference": f"{len(images)} training images"}
+    for name in missing:
+        if name in CONTESTANTS:
+            row, drawn = compete(name, images, a)
+            imageio.imwrite(a.out.with_name(f"{a.out.stem}-{name}.png"), ddpm.tile(drawn[:100], 10))
+        else:  # the best that one can hope for, with so many images
+            row, drawn = {}, np.random.default_rng(a.seed).permutation(mnist("test"))[: a.n]
+        metrics = evaluation.distances(reference, judge.features(torch.as_tensor(drawn)), a.seed)
+        rows[name] = row | {"metrics": {metric: estimate._asdict() for metric, estimate in metrics.items()}}
+        evaluation.write_card(a.out, card)
+    scores = {row: [evaluation.Estimate(**e) for e in rows[row]["metrics"].values()] for row in rows}
+    best = min((scores[row][0].value for row in scores if row in CONTESTANTS and row != OURS), default=float("nan"))
+    did, metrics = ("precision", "images trained", "seconds"), rows["real, unseen"]["metrics"]
+    table(["contestant", *did, *(m.replace("_", " ") for m in metrics), "the first / the best peer's"], [
+        [row, *(rows[row].get(key, "") for key in did), *scores[row], f"{scores[row][0].value / best:.3f}"]
+        for row in rows
+    ])  # fmt: skip
+
+
+def processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--race", type=float, metavar="MINUTES", help="of training for each, instead of the speeds")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
+    parser.add_argument("--n", type=int, help="images drawn: 64 in each round, 2000 in a race")
+    parser.add_argument("--evaluations", type=int, default=50, help="of the network, for each image")
+    parser.add_argument("--rounds", type=int, default=5, help="that count")
+    parser.add_argument("--starts", type=int, default=3, help="of fresh processes, each to its first image")
+    parser.add_argument("--seconds", type=float, default=20, help="of training in a round, or to learn a race's pace")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, help="learning rate of every peer, instead of its documentation's")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file, in benchmarks/results unless given")
+    a = parser.parse_args()
+    if any((value or 1) <= 0 for key, value in vars(a).items() if key not in ("only", "seed", "out")):
+        parser.error("only --seed may be 0, and nothing below it")
+    a.n = a.n or (2000 if a.race else 64)
+    a.out = a.out or ROOT / "benchmarks" / "results" / (f"race-{a.race:g}.json" if a.race else "peers.json")
+    missing = [name for name in a.only if find_spec(CONTESTANTS[name].package) is None]
+    if missing:
+        sys.exit(f"not installed: {', '.join(missing)}; pip install -r benchmarks/requirements-peers.txt")
+    os.environ["TQDM_DISABLE"] = "1"  # in the contestants' processes
+    settings = {key: value for key, value in vars(a).items() if key not in ("only", "out")}
+    try:
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        card = json.loads(a.out.read_text(encoding="utf-8")) if a.race and a.out.exists() else {}
+        if card.get("settings", settings) != settings:
+            sys.exit(f"{a.out} holds a race with other settings: name another --out")
+        card |= {
+            "settings": settings, "processor": processor(), "python": platform.python_version(),
+            "versions": {d.name: d.version for d in metadata.distributions()},
+            "contestants": {name: {"how": it.__doc__, "network": it.NETWORK} for name, it in CONTESTANTS.items()},
+            "command": shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
+        }  # fmt: skip
+        (race if a.race else measure)(a, card)
+    except KeyboardInterrupt:
+        sys.exit("stopped: the same command goes on with a race, and begins anew with anything else")
+    except (OSError, ValueError, BrokenProcessPool) as error:
+        sys.exit(str(error))
+    print(f"written to {a.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Which settings give the best digits after equal time: `python benchmarks/recipes.py --minutes 8`, or `--help`.
+
+Each recipe trains for so many minutes, its learning rate falling to 0 at their end, and is judged by the Fréchet
+distance of what it draws to the training images, and by its loss on unseen ones. recipes.json holds a recipe as soon
+as it is judged, so that a run that was stopped goes on; recipes.png shows them.
+"""
+
+import json
+import platform
+import shlex
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mnist_ddpm import ddpm, evaluation, extractors, planning
+
+RECIPES = {
+    "batch 128, rate 0.001": {},
+    "batch 32, rate 0.004": {"batch_size": 32, "learning_rate": 4e-3},
+    "batch 32, rate 0.004, v": {"batch_size": 32, "learning_rate": 4e-3, "prediction": "v"},
+    "batch 32, rate 0.004, v, cosine": {
+        "batch_size": 32, "learning_rate": 4e-3, "prediction": "v", "schedule": "cosine",
+    },
+    "batch 128, rate 0.004": {"learning_rate": 4e-3},
+    "batch 32, rate 0.002": {"batch_size": 32, "learning_rate": 2e-3},
+    "batch 32, rate 0.004, width 24": {"batch_size": 32, "learning_rate": 4e-3, "base_channels": 24},
+    "batch 32, rate 0.004, width 48": {"batch_size": 32, "learning_rate": 4e-3, "base_channels": 48},
+    "batch 32, rate 0.004, EMA 0.9995": {"batch_size": 32, "learning_rate": 4e-3, "ema_decay": 0.9995},
+}  # fmt: skip
+SAMPLERS = {"ancestral, 50 steps": ("ddpm", 50), "DPM-Solver++, 20 steps": ("dpmpp", 20)}
+
+
+@dataclass
+class Arguments:
+    minutes: float = 8.0  # of training, for each
+    n: int = 1000  # images drawn
+    only: tuple[str, ...] = ()  # recipes; all unless told
+    seed: int = 0
+    data: Path = Path("data")  # folder that holds MNIST
+    out: Path = Path("benchmarks/results/recipes.json")
+
+
+def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float) -> ddpm.Run:
+    """As many steps as the time is enough for, by the pace of this machine."""
+    pace = planning.measured_pace(settings, "cpu", 10.0)
+    settings = replace(settings, epochs=0.97 * 60 * minutes * pace / len(images))
+    settings = replace(settings, warmup_steps=min(500, ddpm.total_steps(settings, images) // 10))
+    run, deadline, began = ddpm.start_run(settings), time.monotonic() + 60 * minutes, time.monotonic()
+    loop = ddpm.training_loop(run, images, ddpm.make_schedule(settings), ddpm.make_objective(settings))
+    for _ in ddpm.progress_bar(loop, total=ddpm.total_steps(settings, images), unit="step"):
+        if time.monotonic() > deadline:
+            break
+    run.seconds = time.monotonic() - began
+    return run
+
+
+def judged(run: ddpm.Run, judge: extractors.Judge, known: torch.Tensor, unseen: torch.Tensor, n: int) -> dict:
+    settings, schedule = run.settings, ddpm.make_schedule(run.settings)
+    model, row = ddpm.make_denoiser(run.ema, schedule, settings), {}
+    for title, (sampler, steps) in SAMPLERS.items():
+        options = {"sampler": ddpm.SAMPLERS[sampler], "steps": steps, "seed": settings.seed, "precision": "bfloat16"}
+        drawn, _ = ddpm.generate(model, schedule, n, (1, 32, 32), **options)
+        row[title] = evaluation.frechet_estimate(known, judge.features(drawn), settings.seed)._asdict()
+    loss = evaluation.loss_by_tenth(model, schedule, unseen[:1000], settings.seed, "cpu")
+    return row | {"L_simple": loss["mean"]}
+
+
+def plot(rows: dict, path: Path) -> None:
+    figure = Figure(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
+    ax, height = figure.subplots(), 0.38
+    for k, title in enumerate(SAMPLERS):
+        places = [i + (k - 0.5) * height for i in range(len(rows))]
+        values = [row[title]["value"] for row in rows.values()]
+        spread = [(row[title]["high"] - row[title]["low"]) / 2 for row in rows.values()]
+        ax.barh(places, values, height, xerr=spread, label=title, error_kw={"lw": 0.8})
+    ax.set_yticks(range(len(rows)), rows)
+    ax.invert_yaxis()
+    ax.set(xlabel="Fréchet distance", title="Which settings give the best digits after equal time?", xscale="log")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+def main(asked: Arguments) -> None:
+    images, unseen = (ddpm.load_images(ddpm.Settings(), asked.data, split) for split in ("train", "test"))
+    judge = extractors.pick_judge("auto", "mnist")
+    record = {
+        "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "extractor": judge.name, "device": "cpu",
+        "threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }  # fmt: skip
+    rows = {}
+    if asked.out.is_file():
+        found = json.loads(asked.out.read_text(encoding="utf-8"))
+        if {name: found.get(name) for name in record} != record:
+            raise SystemExit(f"error: {asked.out} was made otherwise: name another --out")
+        rows = found["recipes"]
+    known = judge.features(images)
+    for name in asked.only or RECIPES:
+        if name in rows:
+            continue
+        print(name, flush=True)
+        settings = ddpm.Settings(precision="bfloat16", seed=asked.seed, **ddpm.look_up("recipe", name, RECIPES))
+        run = trained(settings, images, asked.minutes)
+        rows[name] = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
+        rows[name] |= judged(run, judge, known, unseen, asked.n)
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        with ddpm.replacing(asked.out) as path:
+            card = {"command": shlex.join(["python", *sys.argv]), **record, "recipes": rows}
+            path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        plot(rows, asked.out.with_suffix(".png"))
+    for name, row in rows.items():
+        scores = [evaluation.Estimate(**row[title]) for title in SAMPLERS]
+        print(f"{name}: {row['images']:,} images, {scores[0]}, {scores[1]}, L_simple {row['L_simple']:.4f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
