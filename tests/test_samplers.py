@@ -191,3 +191,24 @@ def test_sampling_turns_dropout_off(paper):
     model = restless(UNet(base_channels=8, dropout=0.5)).train()
     a, b = (generate(model, paper, 2, (1, 32, 32), steps=3)[0] for _ in range(2))
     assert torch.equal(a, b)
+
+
+def test_image_k_is_the_same_wherever_drawing_starts(paper):
+    model, options = restless(UNet(base_channels=8)), {"sampler": ddpm_sampler, "steps": 3, "seed": 4}
+    whole, _ = generate(model, paper, 5, (1, 32, 32), **options)
+    part, _ = generate(model, paper, 2, (1, 32, 32), start=3, **options)
+    assert (part.int() - whole[3:].int()).abs().max() <= 1 and (whole[0] != whole[3]).any()
+
+
+def test_precision_is_that_of_the_network_alone(paper):
+    seen = []
+
+    def model(xt, t):
+        product = xt.flatten(1) @ xt.flatten(1).T  # what autocast lowers
+        seen.append((xt.dtype, product.dtype))
+        return torch.zeros_like(xt)
+
+    for precision in ("float32", "bfloat16"):
+        images, _ = generate(model, paper, 2, (1, 8, 8), steps=2, precision=precision, progress=False)
+        assert images.dtype == torch.uint8
+    assert seen == 2 * [(torch.float32, torch.float32)] + 2 * [(torch.float32, torch.bfloat16)]
