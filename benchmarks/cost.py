@@ -16,17 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mnist_ddpm.presets import PRESETS, cost, preset
 
 RATES = {"T4": 65e12, "V100": 125e12, "A100": 312e12, "H100": 989e12}  # operations a second
-MACHINES = (
-    ("T4", 1),
-    ("V100", 1),
-    ("V100", 8),
-    ("A100", 1),
-    ("A100", 8),
-    ("A100", 32),
-    ("H100", 1),
-    ("H100", 8),
-    ("H100", 32),
-)
+MACHINES = ("T4", 1), ("V100", 1), ("A100", 1), ("A100", 8), ("H100", 1), ("H100", 8), ("H100", 32)
 
 
 @dataclass
