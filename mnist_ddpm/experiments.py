@@ -370,41 +370,43 @@ def plot_ddim_table1(rows: list[Row], figure: Figure) -> None:
 # --- what averaging the weights is worth
 
 
+RATES = {"falling rate": 1, "steady rate": 100}  # how much more training its fall is planned for
+
+
 def ema(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
-        settings, folder = lab.settings(seed), lab.runs / f"ema-{seed}"
-        schedule, total = ddpm.make_schedule(settings), ddpm.total_steps(settings, lab.training)
-        for end in [part * total // 6 for part in range(1, 7)]:
-            key = {"seed": seed, "step": end}
-            if all(matching(lab.rows, {"arm": arm, **key}) for arm in ("raw", "averaged")):
-                continue
-            run = lab.training_run(folder, settings)
-            if run.step < end:
-                loop = ddpm.training_loop(run, lab.training, schedule)
-                steps = ddpm.progress_bar(islice(loop, end - run.step), total=end - run.step, unit="step")
-                for _ in steps:
+        total = ddpm.total_steps(lab.settings(seed), lab.training)
+        for rate, more in RATES.items():
+            settings, folder = lab.settings(seed, epochs=more * lab.scale.epochs), lab.runs / f"{slug(rate)}-{seed}"
+            for end in [part * total // 6 for part in range(1, 7)]:
+                keys = [{"arm": f"{arm}, {rate}", "seed": seed, "step": end} for arm in ("raw", "averaged")]
+                if all(matching(lab.rows, key) for key in keys):
+                    continue
+                run = lab.training_run(folder, settings)
+                if run.step > end:
+                    raise ValueError(f"{folder} is past step {end}, which was not measured: remove it to start anew")
+                left = end - run.step
+                loop = islice(ddpm.training_loop(run, lab.training, ddpm.make_schedule(settings)), left)
+                for _ in ddpm.progress_bar(loop, total=left, unit="step"):
                     pass
                 folder.mkdir(parents=True, exist_ok=True)
                 ddpm.save_run(folder, run)
-            if run.step > end:
-                raise ValueError(f"{folder} is past step {end}, which was not measured: remove it to start anew")
-            times = ddpm.timesteps(settings.T, 50)
-            for arm, model in (("raw", run.model), ("averaged", run.ema)):
-                lab.quality({"arm": arm, **key}, model, schedule.to(lab.device), times)
+                schedule = ddpm.make_schedule(settings).to(lab.device)
+                for key, model in zip(keys, (run.model, run.ema)):
+                    lab.quality(key, model, schedule, ddpm.timesteps(settings.T, 50))
     lab.real()
 
 
 def plot_ema(rows: list[Row], figure: Figure) -> None:
-    ax = figure.subplots()
-    lines(ax, rows, "frechet", "step", {arm: {"arm": arm} for arm in ("raw", "averaged")})
-    floor_line(ax, rows)
-    steps = sorted({row["step"] for row in matching(rows, {"arm": "raw"})})
-    claims = []
-    for when, step in (("halfway", steps[len(steps) // 2 - 1]), ("at the end", steps[-1])):
-        differences = paired(rows, "frechet", {"arm": "averaged", "step": step}, {"arm": "raw", "step": step})
-        claims.append(verdict(f"averaged weights are better {when}", differences))
-    ax.set(title="\n".join(claims), yscale="log", ylabel="Fréchet distance, ancestral, 50 steps")
-    ax.legend()
+    for ax, rate in zip(figure.subplots(1, 2, sharey=True), RATES):
+        raw, averaged = ({"arm": f"{arm}, {rate}"} for arm in ("raw", "averaged"))
+        lines(ax, rows, "frechet", "step", {"raw": raw, "averaged": averaged})
+        floor_line(ax, rows)
+        last = {"step": max(row["step"] for row in matching(rows, raw))}
+        claim = verdict(f"{rate}: averaging helps", paired(rows, "frechet", averaged | last, raw | last))
+        ax.set(title=claim, xlabel="training step", yscale="log")
+        ax.legend()
+    figure.axes[0].set_ylabel("Fréchet distance, ancestral, 50 steps")
 
 
 # --- guidance: what it gains and what it loses
@@ -448,7 +450,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Lab], None], Callable[[list[Row], Figure]
     "ddpm-table2": (ddpm_table2, plot_ddpm_table2, 7.0),  # and the plot's width in inches
     "iddpm-schedules": (iddpm_schedules, plot_iddpm_schedules, 15.0),
     "ddim-table1": (ddim_table1, plot_ddim_table1, 11.0),
-    "ema": (ema, plot_ema, 6.0),
+    "ema": (ema, plot_ema, 11.0),
     "guidance": (guidance_scale, plot_guidance, 13.0),
 }
 
