@@ -126,7 +126,7 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
 
 def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path):
     scale = replace(TINY, seeds=1)
-    lab = Lab(tmp_path / "ema", scale, ROOT / "data", torch.device("cpu"))
+    lab = Lab(ddpm.writable_folder(tmp_path / "ema"), scale, ROOT / "data", torch.device("cpu"))
     experiments.ema(lab)
     run = ddpm.resume_run(tmp_path / "runs" / "steady-rate-0")
     assert run.step == 6 and {(row["arm"], row["step"]) for row in lab.rows if "step" in row} == {
