@@ -124,7 +124,8 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     assert experiments.main(flags) == 0 and (out / "plot.png").is_file()
 
 
-def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path):
+def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(ddpm, "timesteps", lambda T, steps, spacing="trailing": [20, 10, 5])
     scale = replace(TINY, seeds=1)
     lab = Lab(ddpm.writable_folder(tmp_path / "ema"), scale, ROOT / "data", torch.device("cpu"))
     experiments.ema(lab)
