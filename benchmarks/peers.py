@@ -267,6 +267,7 @@ class SmallDiffusion(Contestant):
 CONTESTANTS: dict[str, type[Contestant]] = {
     OURS: Ours, "denoising-diffusion-pytorch": Lucidrains, "diffusers": Diffusers, "smalldiffusion": SmallDiffusion,
 }  # fmt: skip
+PACKAGES = "torch", "numpy", "torchmetrics", "accelerate", *(name for name in CONTESTANTS if name != OURS)
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -477,7 +478,7 @@ def main() -> None:
             sys.exit(f"{a.out} holds a race with other settings: name another --out")
         card |= {
             "settings": settings, "processor": processor(), "python": platform.python_version(),
-            "versions": {d.name: d.version for d in metadata.distributions()},
+            "versions": {name: metadata.version(name) for name in PACKAGES},
             "contestants": {name: {"how": it.__doc__, "network": it.NETWORK} for name, it in CONTESTANTS.items()},
             "command": shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
         }  # fmt: skip

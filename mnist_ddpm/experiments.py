@@ -163,9 +163,8 @@ def matching(rows: list[Row], key: Row) -> list[Row]:
     return [row for row in rows if all(row.get(name) == value for name, value in key.items())]
 
 
-def over_seeds(rows: list[Row], name: str, **key) -> tuple[float, float]:
-    """Mean and half of the 95 % interval (Student's t) of a column over the rows that match. nan without any."""
-    values = [row[name] for row in matching(rows, key) if row.get(name, "") != ""]
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of the 95 % interval (Student's t). nan without any values, or with one."""
     if not values:
         return math.nan, math.nan
     if len(values) not in STUDENT:
@@ -173,9 +172,14 @@ def over_seeds(rows: list[Row], name: str, **key) -> tuple[float, float]:
     return float(np.mean(values)), float(STUDENT[len(values)] * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
+def column(rows: list[Row], name: str, **key) -> list[float]:
+    """The values in the rows that match: one for each seed."""
+    return [row[name] for row in matching(rows, key) if row.get(name, "") != ""]
+
+
 def verdict(claim: str, differences: list[float]) -> str:
     """Whether differences, one for each seed and negative where the claim holds, bear it out."""
-    mean, half = over_seeds([{"d": d} for d in differences], "d")
+    mean, half = interval(differences)
     if mean + half < 0:
         return f"{claim}: holds here"
     if mean - half > 0:
@@ -195,20 +199,25 @@ def paired(rows: list[Row], name: str, less: Row, more: Row) -> list[float]:
 
 def bars(ax: Axes, rows: list[Row], name: str, arms: list[str], **key) -> None:
     """A bar for each arm, with its interval over seeds."""
-    means = [over_seeds(rows, name, arm=arm, **key) for arm in arms]
+    means = [interval(column(rows, name, arm=arm, **key)) for arm in arms]
     ax.barh(range(len(arms)), [m for m, _ in means], xerr=[h for _, h in means], color="0.6", error_kw={"lw": 1})
     ax.set_yticks(range(len(arms)), arms)
     ax.invert_yaxis()
 
 
-def lines(ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row]) -> None:
-    """A line for each arm over x, with its interval over seeds."""
+def lines(ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row], log: bool = False) -> None:
+    """A line for each arm over x, with its interval over seeds; log: of the logarithms, on a scale of them."""
+    to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
     for label, key in arms.items():
         at = sorted({row[x] for row in matching(rows, key)})
-        points = [over_seeds(rows, name, **key, **{x: value}) for value in at]
-        ax.errorbar(at, [m for m, _ in points], [h for _, h in points], label=label, marker="o", ms=3, capsize=2, lw=1)
+        found = np.array([interval(list(to(column(rows, name, **key, **{x: value})))) for value in at])
+        middle, half = found[:, 0], found[:, 1]
+        ends = np.abs(back([middle - half, middle + half]) - back(middle))
+        ax.errorbar(at, back(middle), ends, label=label, marker="o", ms=3, capsize=2, lw=1)
+    if log:
+        ax.set_yscale("log")
     ax.set_xlabel(x)
-    ax.grid(alpha=0.3)
+    ax.grid(alpha=0.3, which="both")
 
 
 def floor_line(ax: Axes, rows: list[Row]) -> None:
@@ -304,10 +313,10 @@ def plot_iddpm_schedules(rows: list[Row], figure: Figure) -> None:
     claim = paired(rows, "bits_per_dim", {"arm": "4k cosine, hybrid"}, {"arm": "4k linear, hybrid"})
     first.set(title=verdict("cosine needs fewer bits", claim), xlabel="bits/dim", xlim=(0.8 * low, None))
     chosen = [arm for arm in CHAINS if arm.startswith("4k")]
-    lines(second, rows, "frechet", "steps", {arm: {"arm": arm, "skipped": 0.0} for arm in chosen})
+    lines(second, rows, "frechet", "steps", {arm: {"arm": arm, "skipped": 0.0} for arm in chosen}, log=True)
     few = {"steps": 25, "skipped": 0.0}
     claim = paired(rows, "frechet", {"arm": "4k cosine, hybrid", **few}, {"arm": "4k cosine, simple", **few})
-    second.set(title=verdict("learned variance helps in 25 steps", claim), xscale="log", yscale="log")
+    second.set(title=verdict("learned variance helps in 25 steps", claim), xscale="log")
     second.set_ylabel("Fréchet distance")
     second.legend(fontsize=7)
     arms = ("1k linear, simple", "1k cosine, simple")
@@ -352,18 +361,18 @@ def reconstruction(lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, times: 
 
 def plot_ddim_table1(rows: list[Row], figure: Figure) -> None:
     first, second = figure.subplots(1, 2)
-    lines(first, rows, "frechet", "S", {arm: {"arm": arm} for arm in METHODS})
+    lines(first, rows, "frechet", "S", {arm: {"arm": arm} for arm in METHODS}, log=True)
     floor_line(first, rows)
     claim = paired(rows, "frechet", {"arm": "η = 0", "S": 10}, {"arm": "η = 1", "S": 10})
     claims = [verdict("10 steps: η = 0 beats η = 1", claim)]
     claim = paired(rows, "frechet", {"arm": "DPM-Solver++", "S": 10}, {"arm": "η = 0", "S": 10})
     claims.append(verdict("10 steps: second order beats first", claim))
-    first.set(title="\n".join(claims), xscale="log", yscale="log", xlabel="network evaluations")
+    first.set(title="\n".join(claims), xscale="log", xlabel="network evaluations")
     first.set_ylabel("Fréchet distance")
     first.legend(fontsize=7)
-    lines(second, rows, "reconstruction", "S", {"encoded and decoded": {"arm": "reconstruction"}})
+    lines(second, rows, "reconstruction", "S", {"encoded and decoded": {"arm": "reconstruction"}}, log=True)
     claim = paired(rows, "reconstruction", {"arm": "reconstruction", "S": 100}, {"arm": "reconstruction", "S": 10})
-    second.set(title=verdict("more steps, smaller error", claim), xscale="log", yscale="log")
+    second.set(title=verdict("more steps, smaller error", claim), xscale="log")
     second.set_ylabel("mean squared error of 100 unseen digits")
 
 
@@ -400,11 +409,11 @@ def ema(lab: Lab) -> None:
 def plot_ema(rows: list[Row], figure: Figure) -> None:
     for ax, rate in zip(figure.subplots(1, 2, sharey=True), RATES):
         raw, averaged = ({"arm": f"{arm}, {rate}"} for arm in ("raw", "averaged"))
-        lines(ax, rows, "frechet", "step", {"raw": raw, "averaged": averaged})
+        lines(ax, rows, "frechet", "step", {"raw": raw, "averaged": averaged}, log=True)
         floor_line(ax, rows)
         last = {"step": max(row["step"] for row in matching(rows, raw))}
         claim = verdict(f"{rate}: averaging helps", paired(rows, "frechet", averaged | last, raw | last))
-        ax.set(title=claim, xlabel="training step", yscale="log")
+        ax.set(title=claim, xlabel="training step")
         ax.legend()
     figure.axes[0].set_ylabel("Fréchet distance, ancestral, 50 steps")
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm, experiments
-from mnist_ddpm.experiments import EXPERIMENTS, QUICK, Lab, Scale, number, over_seeds, paired, verdict
+from mnist_ddpm.experiments import EXPERIMENTS, QUICK, Lab, Scale, column, interval, number, paired, verdict
 from mnist_ddpm.extractors import Extractor, Judge
 
 TINY = replace(QUICK, epochs=2, n=8, bits=2, seeds=2, long=20)
@@ -50,10 +50,22 @@ def test_rows_come_back_from_the_file_as_they_were(tmp_path):
 def test_intervals_over_seeds_are_students():
     """Of 1, 2, 6: mean 3, deviation sqrt(7), so half a width of 4.303 sqrt(7 / 3)."""
     rows = [{"arm": "a", "seed": k, "d": d} for k, d in enumerate([1, 2, 6])] + [{"arm": "b", "d": 9}, {"arm": "a"}]
-    mean, half = over_seeds(rows, "d", arm="a")
+    mean, half = interval(column(rows, "d", arm="a"))
     assert mean == 3 and half == pytest.approx(4.303 * math.sqrt(7 / 3))
-    assert over_seeds(rows, "d", arm="b")[0] == 9 and math.isnan(over_seeds(rows, "d", arm="b")[1])
-    assert math.isnan(over_seeds(rows, "d", arm="c")[0])
+    assert interval(column(rows, "d", arm="b"))[0] == 9 and math.isnan(interval([9])[1])
+    assert column(rows, "d", arm="c") == [] and math.isnan(interval([])[0])
+
+
+def test_lines_show_intervals_of_logarithms_where_the_scale_is_one_of_them():
+    rows = [{"arm": "a", "x": 1, "d": d} for d in (1, 10, 100)]
+    ends = {}
+    for log in (False, True):
+        ax = Figure().subplots()
+        experiments.lines(ax, rows, "d", "x", {"a": {"arm": "a"}}, log)
+        ((_, low), (_, high)) = ax.collections[0].get_segments()[0]
+        ends[log] = low, high
+    half = 4.303 / math.sqrt(3)  # in factors of ten
+    assert ends[True] == pytest.approx((10 ** (1 - half), 10 ** (1 + half))) and ends[False][0] < 0
 
 
 def test_verdicts_say_what_the_differences_bear_out():
