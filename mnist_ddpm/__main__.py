@@ -263,7 +263,8 @@ class Evaluate(Drawing):
     def run(self) -> None:
         world, device = self.connect()
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
-        judge = processes.SharedJudge(world, extractors.pick_judge(self.extractor, settings.dataset, device))
+        judge = extractors.pick_judge(self.extractor, settings.dataset, device)
+        judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):
             training, held_out = real_images(settings, self.data)
         if self.bits and held_out is None:

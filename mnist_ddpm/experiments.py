@@ -490,6 +490,22 @@ def draw_plot(name: str, rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def write_record(lab: Lab, command: str) -> None:
+    """How the results come about. Raises ValueError where the folder holds those of another scale."""
+    path, scale = lab.out / "record.json", asdict(lab.scale)
+    if path.is_file():
+        had = json.loads(path.read_text(encoding="utf-8"))["scale"]
+        if {**had, "seeds": 0} != {**scale, "seeds": 0}:
+            raise ValueError(f"{lab.out} holds results of another scale, {had}: choose another --out")
+    record = {
+        "command": command, "scale": scale, "seeds": list(range(lab.scale.seeds)), "training": lab.common(),
+        "drawn in": "bfloat16", "extractor": lab.judge.name, "reference": "60,000 training images",
+        "device": str(lab.device), "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
+    }  # fmt: skip
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one experiment and returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
     matplotlib.use("Agg")
@@ -500,6 +516,7 @@ def main(arguments: list[str] | None = None) -> int:
         scale = QUICK if asked.quick else Scale(**{f.name: getattr(asked, f.name) for f in fields(Scale)})
         out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
         lab = Lab(out, scale, asked.data, pick_device(asked.device))
+        write_record(lab, shlex.join(["python", "-m", "mnist_ddpm.experiments", *given]))
         run(lab)
         draw_plot(asked.name, lab.rows, out / "plot.png")
     except (ValueError, OSError, FloatingPointError) as error:
@@ -508,14 +525,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped: the same command goes on from here", file=sys.stderr)
         return 130
-    record = {
-        "command": shlex.join(["python", "-m", "mnist_ddpm.experiments", *given]), "scale": asdict(scale),
-        "seeds": list(range(scale.seeds)), "training": lab.common(), "drawn in": "bfloat16",
-        "extractor": lab.judge.name, "reference": "60,000 training images", "device": str(lab.device),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
-    }  # fmt: skip
-    (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"{out}: {len(lab.rows)} rows in results.csv, plot.png")
     return 0
 

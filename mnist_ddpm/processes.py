@@ -7,6 +7,7 @@ Each draws times and noise for the whole batch and computes its share of it, so 
 import math
 import os
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -123,12 +124,11 @@ def generate(
     return collect(world, part, n), film
 
 
+@dataclass(frozen=True)
 class SharedJudge(Judge):
     """One whose features are computed by all processes, each its part."""
 
-    def __init__(self, world: ddpm.World, judge: Judge):
-        super().__init__(judge.network, judge.name, judge.device)
-        object.__setattr__(self, "world", world)
+    world: ddpm.World = field(default_factory=ddpm.World)
 
     def features(self, images: Tensor) -> Tensor:
         mine = share(self.world, len(images))

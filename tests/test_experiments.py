@@ -134,6 +134,8 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     (out / "plot.png").unlink()
     monkeypatch.setattr(Lab, "draw", lambda *arguments, **options: pytest.fail("it is done already"))
     assert experiments.main(flags) == 0 and (out / "plot.png").is_file()
+    monkeypatch.setattr(experiments, "QUICK", replace(TINY, n=9))
+    assert experiments.main(flags) == 1 and "holds results of another scale" in capsys.readouterr().err
 
 
 def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def drawn(folder: Path, world: ddpm.World) -> None:
     torch.manual_seed(0)
     judge = Judge(Extractor("mnist", 10, (8, 8)).eval(), "untrained")
     padded = torch.nn.functional.pad(images, [8] * 4)
-    features = processes.SharedJudge(world, judge).features(padded)
+    features = processes.SharedJudge(**vars(judge), world=world).features(padded)
     if world.rank == 0:
         torch.save((images, film[-1][1], features), folder / f"drawn-{world.size}.pt")
 
