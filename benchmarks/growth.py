@@ -74,13 +74,16 @@ def plot(growth: dict, path: Path) -> None:
     for column, (name, rows) in zip(axes.T, growth.items()):
         what = "a training step" if "batch" in rows[0] else "drawing, with a GIF"
         for ax, unit in zip(column, ("seconds", "MB")):
-            ax.loglog([row[name] for row in rows], [row[unit] for row in rows], "o-", ms=3, lw=1)
-            ax.set_ylim(bottom=min(row[unit] for row in rows) / 2, top=2 * max(row[unit] for row in rows))
-            ax.grid(alpha=0.3, which="both")
+            ax.plot([row[name] for row in rows], [row[unit] for row in rows], "o-", ms=3, lw=1)
+            ax.set_xscale("log")
+            ax.set_xticks([row[name] for row in rows], [f"{row[name]:,}" for row in rows], rotation=40)
+            ax.minorticks_off()
+            ax.set_ylim(bottom=0, top=1.2 * max(row[unit] for row in rows))
+            ax.grid(alpha=0.3)
         column[0].set_title(f"{what}:\n{name.replace('_', ' ')}", fontsize=10)
         column[1].set_xlabel(name.replace("_", " "))
     axes[0, 0].set_ylabel("seconds")
-    axes[1, 0].set_ylabel("peak memory of the process, MB")
+    axes[1, 0].set_ylabel("peak memory, MB")
     figure.savefig(path, dpi=100)
 
 
