@@ -4,7 +4,6 @@ Each measurement has a process of its own, so that its peak memory is its own. R
 """
 
 import json
-import platform
 import resource
 import shlex
 import sys
@@ -18,6 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from peers import processor
 
 from mnist_ddpm import ddpm
 
@@ -94,7 +95,7 @@ def main() -> None:
         growth[name] = [measured({**base, name: value}) for value in ddpm.progress_bar(values, desc=name)]
     record = {
         "command": shlex.join(["python", *sys.argv]), "growth": growth, "threads": torch.get_num_threads(),
-        "device": "cpu", "processor": platform.processor() or platform.machine(), "torch": torch.__version__,
+        "device": "cpu", "processor": processor(), "torch": torch.__version__,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "growth.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ as it is judged, so that a run that was stopped goes on; recipes.png shows them.
 """
 
 import json
-import platform
 import shlex
 import sys
 import time
@@ -18,6 +17,8 @@ import tyro
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from peers import processor
 
 from mnist_ddpm import ddpm, evaluation, extractors, planning
 
@@ -92,7 +93,7 @@ def main(asked: Arguments) -> None:
     judge = extractors.pick_judge("auto", "mnist")
     record = {
         "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "extractor": judge.name, "device": "cpu",
-        "threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(), "processor": processor(),
         "torch": torch.__version__,
     }  # fmt: skip
     rows = {}

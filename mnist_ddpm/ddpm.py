@@ -1210,7 +1210,8 @@ def fit(
                 run.seconds, clock = run.seconds + now - clock, now
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
-                late, stopped = world.any(now > deadline), world.any(bool(interrupted))
+                late = math.isfinite(deadline) and world.any(now > deadline)
+                stopped = world.any(bool(interrupted))
                 due = step % rhythm == 0 or step == total or late
                 if due and world.rank == 0:
                     preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"

@@ -125,8 +125,8 @@ class Lab:
         return self.rows[-1]
 
     def draw(self, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], seed: int, **options) -> Tensor:
-        options = {"sampler": ddpm.ddpm_sampler, "seed": seed, "device": self.device, "batch_size": 500, **options}
-        options = {"precision": "bfloat16", **options}
+        common = {"seed": seed, "device": self.device, "batch_size": 500, "precision": "bfloat16"}
+        options = {"sampler": ddpm.ddpm_sampler, **common, **options}
         return ddpm.generate(model, schedule, self.scale.n, (1, 32, 32), steps=times, **options)[0]
 
     def quality(self, key: Row, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], **options) -> Row:
@@ -379,7 +379,7 @@ def plot_ddim_table1(rows: list[Row], figure: Figure) -> None:
 # --- what averaging the weights is worth
 
 
-# How much more training the rate's fall is planned for. At a steady 4e-3, one training in two diverged
+# How much more training the rate's fall is planned for, and where it falls from
 RATES = {"falling rate": (1, 4e-3), "steady rate": (100, 2e-3)}
 
 

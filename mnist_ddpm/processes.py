@@ -6,6 +6,7 @@ Each draws times and noise for the whole batch and computes its share of it, so 
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -101,16 +102,26 @@ def share(world: ddpm.World, n: int) -> range:
     """Which of n things are this process's part. Raises ValueError where there are fewer than processes."""
     if n < world.size and world.size > 1:
         raise ValueError(f"{n} cannot be shared by {world.size} processes: ask for more, or launch fewer")
-    return range(n * world.rank // world.size, n * (world.rank + 1) // world.size)
+    return part(n, world.rank, world.size)
 
 
-def collect(world: ddpm.World, part: Tensor, n: int) -> Tensor:
-    """The n things (n, …) of which each process has its part, for all of them."""
+def part(n: int, rank: int, size: int) -> range:
+    """The rank-th of size parts of n things."""
+    return range(n * rank // size, n * (rank + 1) // size)
+
+
+def collect(world: ddpm.World, own: Tensor, n: int) -> Tensor:
+    """The n things (n, …) of which each process has its own part, for all of them."""
     most = -(-n // world.size)
-    filled = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
+    filled = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
     rows = world.gather(filled.to(getattr(world, "device", "cpu"))).cpu().split(most)
-    sizes = [n * (rank + 1) // world.size - n * rank // world.size for rank in range(world.size)]
-    return torch.cat([row[:size] for row, size in zip(rows, sizes)])
+    return torch.cat([row[: len(part(n, rank, world.size))] for rank, row in enumerate(rows)])
+
+
+def shared(world: ddpm.World, function: Callable[[Tensor], Tensor], things: Tensor) -> Tensor:
+    """function(things), each process doing its part."""
+    mine = share(world, len(things))
+    return collect(world, function(things[mine.start : mine.stop]), len(things))
 
 
 def generate(
@@ -120,8 +131,8 @@ def generate(
     """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part."""
     mine = share(world, n)
     labels = None if labels is None else labels[mine.start : mine.stop]
-    part, film = ddpm.generate(model, schedule, len(mine), shape, start=mine.start, labels=labels, **options)
-    return collect(world, part, n), film
+    own, film = ddpm.generate(model, schedule, len(mine), shape, start=mine.start, labels=labels, **options)
+    return collect(world, own, n), film
 
 
 @dataclass(frozen=True)
@@ -131,9 +142,7 @@ class SharedJudge(Judge):
     world: ddpm.World = field(default_factory=ddpm.World)
 
     def features(self, images: Tensor) -> Tensor:
-        mine = share(self.world, len(images))
-        return collect(self.world, super().features(images[mine.start : mine.stop]), len(images))
+        return shared(self.world, super().features, images)
 
     def logits(self, images: Tensor) -> Tensor:
-        mine = share(self.world, len(images))
-        return collect(self.world, super().logits(images[mine.start : mine.stop]), len(images))
+        return shared(self.world, super().logits, images)

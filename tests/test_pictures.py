@@ -3,6 +3,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from torchvision.utils import make_grid
 
 from mnist_ddpm.ddpm import draw_strip, enlarge, nearest, save_gif, tile
 
@@ -12,6 +13,13 @@ def film():
     """11 moments of 3 images that brighten evenly from black to white."""
     levels = [25 * k for k in range(11)]
     return [(10 - k, *2 * [torch.full((3, 1, 8, 8), v, dtype=torch.uint8)]) for k, v in enumerate(levels)]
+
+
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 8), (5, 3), (6, 3), (7, 1)])
+def test_tile_is_torchvisions_grid(n, columns):
+    images = torch.randint(0, 256, (n, 3, 9, 5), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=64)
+    assert np.array_equal(tile(images, columns), grid.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
