@@ -136,6 +136,7 @@ class Drawing:
     clip: Literal["static", "dynamic", "none"] = "static"  # of the predicted image, to the range that pixels have
     label: tuple[int, ...] = ()  # labels to draw, in turn; all of a conditional checkpoint's unless told
     guidance: float | None = None  # 0 ignores the labels, 1 (unless told) follows them, more exaggerates them
+    guide: Path | None = None  # a worse checkpoint to keep away from: --guidance 1 does not, 2 (unless told) does
     seed: int = 0  # image k depends on seed and k alone
     batch_size: int = 256  # images made at once; lower it if memory runs out
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
@@ -147,22 +148,45 @@ class Drawing:
         world = processes.connect(self.processes, self.device == "cpu")
         return world, pick_device(self.device, world)
 
-    def control(self, model: ddpm.Model, settings: ddpm.Settings) -> tuple[ddpm.Model, torch.Tensor | None]:
-        """The model under guidance, and the labels (n,). Raises ValueError where the checkpoint has no such labels."""
+    @property
+    def scale(self) -> float:
+        """That of guidance, by labels or by a guide."""
+        return self.guidance if self.guidance is not None else 2.0 if self.guide else 1.0
+
+    def control(
+        self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings
+    ) -> tuple[ddpm.Model, torch.Tensor | None]:
+        """The model under guidance, and the labels (n,). Raises ValueError for a label or a guide that does not fit."""
         classes = settings.classes
-        if not classes:
-            if self.label or self.guidance is not None:
-                raise ValueError(
-                    f"{self.checkpoint} was trained without labels: --label and --guidance need one trained with "
-                    "them (train --classes 10)"
-                )
-            return model, None
+        if not classes and (self.label or (self.guidance is not None and not self.guide)):
+            raise ValueError(
+                f"{self.checkpoint} was trained without labels: --label needs one trained with them (train --classes "
+                "10), and --guidance that or a --guide"
+            )
         wrong = [label for label in self.label if not 0 <= label < classes]
         if wrong:
             raise ValueError(f"label {wrong[0]} is not one of {self.checkpoint}'s 0 to {classes - 1}")
         turn = torch.tensor(self.label or range(classes))
-        scale = 1.0 if self.guidance is None else self.guidance
-        return guidance.guided(model, scale), turn[torch.arange(self.n) % len(turn)]
+        labels = turn[torch.arange(self.n) % len(turn)] if classes else None
+        if self.guide:
+            return guidance.autoguided(model, self.weak(model, schedule, settings), schedule, self.scale), labels
+        return (guidance.guided(model, self.scale) if classes else model), labels
+
+    def weak(self, counted: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings) -> ddpm.Model:
+        """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
+        model, _, about = ddpm.load_checkpoint(self.guide, schedule.beta.device)
+        for name in ("image_size", "channels", "classes", "schedule", "T", "beta_1", "beta_T"):
+            ours, theirs = getattr(settings, name), getattr(about, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{self.guide} cannot guide {self.checkpoint}: its {name} is {theirs}, and should be {ours}"
+                )
+
+        def weak(xt: torch.Tensor, t: torch.Tensor, **labels) -> torch.Tensor | ddpm.Prediction:
+            counted.evaluations += len(xt)
+            return model(xt, t, **labels)
+
+        return weak
 
     def sampling(self, settings: ddpm.Settings) -> tuple[Callable[..., ddpm.States], dict]:
         """The sampler, and what to tell it. Raises ValueError for flags that do not go together."""
@@ -196,7 +220,7 @@ class Sample(Drawing):
         world, device = self.connect()
         network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         counted = ddpm.Counted(network)
-        model, labels = self.control(counted, settings)
+        model, labels = self.control(counted, schedule, settings)
         sampler, options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
         if self.mask and not self.init_image:
             raise ValueError("--mask needs the image that it belongs to: give --init-image too")
@@ -307,7 +331,7 @@ class Evaluate(Drawing):
     ) -> tuple[torch.Tensor, dict]:
         """The images to judge, and how they were made and at what cost."""
         counted = ddpm.Counted(model)
-        told, labels = self.control(counted, settings)
+        told, labels = self.control(counted, schedule, settings)
         sampler, options = self.sampling(settings)
         began = time.monotonic()
         images, _ = processes.generate(
@@ -318,10 +342,11 @@ class Evaluate(Drawing):
         how = {name: options[name] for name in ("eta", "variance", "precision") if name in options}
         how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
         if labels is not None:
-            how |= {
-                "labels": list(self.label) or "all in turn",
-                "guidance": 1.0 if self.guidance is None else self.guidance,
-            }
+            how |= {"labels": list(self.label) or "all in turn"}
+        if self.guide:
+            how |= {"guide": str(self.guide)}
+        if labels is not None or self.guide:
+            how |= {"guidance": self.scale}
         evaluations = counted.evaluations / len(processes.share(world, self.n))
         cost = {"evaluations_per_image": evaluations, "seconds_per_image": each}
         return images, {"sampler": {"name": self.sampler or "ddim", **how}, **cost}

@@ -1,9 +1,11 @@
-"""Class labels, and classifier-free guidance (Ho, Salimans, arXiv 2207.12598)."""
+"""Class labels, and guidance: by them, or by a worse network."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Model, PathLike, Prediction, Settings
+from mnist_ddpm.ddpm import Model, PathLike, Prediction, Schedule, Settings, predict
 from mnist_ddpm.image_folder import celeba_attributes
 
 
@@ -49,10 +51,10 @@ def label_names(settings: Settings) -> list[str]:
 
 
 def guided(model: Model, scale: float) -> Model:
-    """A model (xt, t, labels) with uncond + scale (cond - uncond) for its prediction: Eq. 6, with scale = 1 + w.
+    """A model (xt, t, labels) with uncond + scale (cond - uncond) for its prediction.
 
-    0 ignores the label, 1 is the conditional model; both cost one evaluation an image, all others two.
-    A learned variance is the conditional model's.
+    Classifier-free guidance (Ho, Salimans, arXiv 2207.12598, Eq. 6), with scale = 1 + w. 0 ignores the label, 1 is the
+    conditional model; both cost one evaluation an image, all others two. A learned variance is the conditional model's.
     """
 
     def guided_model(xt: Tensor, t: Tensor, labels: Tensor) -> Tensor | Prediction:
@@ -68,5 +70,21 @@ def guided(model: Model, scale: float) -> Model:
             return torch.cat([mixed, told[:, channels:]], dim=1)
         x0_hat, eps_hat = (torch.lerp(untold[i], told[i], scale) for i in range(2))
         return Prediction(x0_hat, eps_hat, told.exponent)
+
+    return guided_model
+
+
+def autoguided(model: Model, weak: Model, schedule: Schedule, scale: float) -> Model:
+    """A model (xt, t, labels or None) with weak + scale (model - weak) for its prediction.
+
+    Autoguidance (Karras et al., arXiv 2406.02507). weak: trained on the same images, but smaller or for less time, so
+    that it errs where model does, only more; it is told the labels too. A learned variance is model's.
+    """
+
+    def guided_model(xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
+        told = [each if labels is None else partial(each, labels=labels) for each in (weak, model)]
+        bad, good = (predict(each, schedule, xt, t) for each in told)
+        x0_hat, eps_hat = (torch.lerp(bad[i], good[i], scale) for i in range(2))
+        return Prediction(x0_hat, eps_hat, good.exponent)
 
     return guided_model

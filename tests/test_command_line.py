@@ -146,6 +146,21 @@ def test_each_flag_of_sample_changes_the_images(conditional, tmp_path, without_f
             assert not np.array_equal(one, other), flags[k]
 
 
+def test_a_guide_counts_and_keeps_images_away_from_its_own(conditional, checkpoint, tmp_path, without_films, capsys):
+    """A guide with the same weights changes nothing, another one does, and at scale 1 it is not heard."""
+    other, settings = tmp_path / "other", ddpm.load_config(conditional)[0]
+    ddpm.save_checkpoint(other, ddpm.make_model(settings), settings)
+    base = ["--checkpoint", conditional, "--n", "2", "--steps", "5"]
+    alone = drawn(tmp_path / "a", *base).astype(int)
+    for guide, more, same in ((conditional, (), True), (other, ("--guidance", "1"), True), (other, (), False)):
+        capsys.readouterr()
+        images = drawn(tmp_path / "b", *base, "--guide", guide, *more).astype(int)
+        assert (np.abs(images - alone).max() <= 1) == same
+        assert "2 images x 10 network evaluations" in capsys.readouterr().out
+    problem = error_of(capsys, "sample", *base, "--guide", checkpoint)
+    assert f"{checkpoint} cannot guide {conditional}: its channels is 3, and should be 1" in problem
+
+
 def test_labels_are_taken_in_turn(conditional, tmp_path, without_films):
     base = ["--checkpoint", conditional, "--steps", "4", "--sampler", "dpmpp"]
     in_turn = drawn(tmp_path / "a", *base, "--n", "4", "--label", "7", "2")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mnist_ddpm.ddpm import (
     Counted,
+    Prediction,
     UNet,
     check_labels,
     ddpm_sampler,
@@ -23,6 +24,7 @@ from mnist_ddpm.ddpm import (
     make_schedule,
     noise_source,
     predict,
+    predict_eps,
     q_sample,
     start_run,
     tile,
@@ -30,7 +32,7 @@ from mnist_ddpm.ddpm import (
     to_uint8,
     training_loop,
 )
-from mnist_ddpm.guidance import guided, load_labels
+from mnist_ddpm.guidance import autoguided, guided, load_labels
 from mnist_ddpm.inpainting import repaint_sampler
 from mnist_ddpm.interpolation import slerp
 from mnist_ddpm.parameterisation import Denoiser
@@ -166,6 +168,39 @@ def test_guidance_works_without_a_learned_variance(paper):
     x, t, labels = torch.ones(2, 3, 4, 4), torch.tensor([1, 30]), torch.tensor([0, 1])
     got = guided(lambda *args: linear(*args)[:, :3], 2.0)(x, t, labels)
     torch.testing.assert_close(got, 2 * linear(x, t, labels)[:, :3] - linear(x, t)[:, :3])
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2.5])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_autoguidance_goes_from_the_worse_model_to_the_better_and_beyond(paper, prediction, scale):
+    """The two may predict different things; only the better has learned a variance."""
+    x, t, labels = torch.linspace(-1, 1, 2).double().view(2, 1, 1, 1), torch.tensor([30, 900]), torch.tensor([1, 2])
+
+    def weak(xt, t, labels=None):
+        return 0.3 * linear(xt, t, labels)[:, :1]
+
+    model = linear if prediction == "eps" else Denoiser(linear, paper, prediction)
+    for given in ({}, {"labels": labels}):
+        good, bad = (predict(partial(each, **given), paper, x, t) for each in (model, weak))
+        got = autoguided(model, weak, paper, scale)(x, t, **given)
+        torch.testing.assert_close(got.x0_hat, bad.x0_hat + scale * (good.x0_hat - bad.x0_hat))
+        torch.testing.assert_close(got.eps_hat, bad.eps_hat + scale * (good.eps_hat - bad.eps_hat))
+        torch.testing.assert_close(got.exponent, good.exponent)
+
+
+def test_autoguidance_undoes_an_error_that_the_guide_makes_twice(paper):
+    """The exact denoiser of POINTS, whose x_0 both models see too bright, the guide twice as much."""
+
+    def brighter(by):
+        def model(xt, t):
+            x0_hat = predict(exact, paper, xt, t).x0_hat + by
+            return Prediction(x0_hat, predict_eps(paper, xt, t, x0_hat))
+
+        return model
+
+    exact, x, t = ideal_denoiser(paper, POINTS), torch.linspace(-1, 1, 5).view(5, 1, 1, 1), torch.full((5,), 400)
+    got = autoguided(brighter(0.1), brighter(0.2), paper, 2.0)(x, t)
+    torch.testing.assert_close(got.x0_hat, exact(x, t).x0_hat)
 
 
 def classes_of_points(schedule):

@@ -301,6 +301,8 @@ def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
     for flags, expected in (([], ("all in turn", 1)), (["--label", "3", "--guidance", "0"], ([3], 0))):
         card = evaluate(tmp_path, tmp_path / "card.json", "--steps", "2", *flags)
         assert (card["sampler"]["labels"], card["sampler"]["guidance"]) == expected
+    card = evaluate(tmp_path, tmp_path / "card.json", "--steps", "2", "--guide", str(tmp_path / "checkpoint"))
+    assert (card["sampler"]["guide"], card["sampler"]["guidance"]) == (str(tmp_path / "checkpoint"), 2)
 
 
 @pytest.mark.parametrize(
