@@ -22,18 +22,20 @@ from peers import processor
 
 from mnist_ddpm import ddpm, evaluation, extractors, planning
 
+FAST = {"batch_size": 32, "learning_rate": 4e-3}
 RECIPES = {
     "batch 128, rate 0.001": {},
-    "batch 32, rate 0.004": {"batch_size": 32, "learning_rate": 4e-3},
-    "batch 32, rate 0.004, v": {"batch_size": 32, "learning_rate": 4e-3, "prediction": "v"},
-    "batch 32, rate 0.004, v, cosine": {
-        "batch_size": 32, "learning_rate": 4e-3, "prediction": "v", "schedule": "cosine",
-    },
     "batch 128, rate 0.004": {"learning_rate": 4e-3},
-    "batch 32, rate 0.002": {"batch_size": 32, "learning_rate": 2e-3},
-    "batch 32, rate 0.004, width 24": {"batch_size": 32, "learning_rate": 4e-3, "base_channels": 24},
-    "batch 32, rate 0.004, width 48": {"batch_size": 32, "learning_rate": 4e-3, "base_channels": 48},
-    "batch 32, rate 0.004, EMA 0.9995": {"batch_size": 32, "learning_rate": 4e-3, "ema_decay": 0.9995},
+    "batch 64, rate 0.004": {"batch_size": 64, "learning_rate": 4e-3},
+    "batch 32, rate 0.004": FAST,
+    "the same, attention at 8 too": {**FAST, "attention_resolutions": (8, 4)},
+    "the same, v": {**FAST, "prediction": "v"},
+    "the same, x0": {**FAST, "prediction": "x0"},
+    "the same, cosine, v": {**FAST, "prediction": "v", "schedule": "cosine"},
+    "the same, width 24": {**FAST, "base_channels": 24},
+    "the same, width 48": {**FAST, "base_channels": 48},
+    "the same, 2 blocks a level": {**FAST, "blocks_per_level": 2},
+    "the same, EMA 0.9995": {**FAST, "ema_decay": 0.9995},
 }  # fmt: skip
 SAMPLERS = {"ancestral, 50 steps": ("ddpm", 50), "DPM-Solver++, 20 steps": ("dpmpp", 20)}
 

@@ -923,19 +923,16 @@ def draw_strip(film: Film, images: int = 2, columns: int = 11) -> Figure:
     """For each of the film's first images: x_t over time, and the predicted x_0 below."""
     chosen = [film[round(i)] for i in np.linspace(0, len(film) - 1, min(columns, len(film)))]
     images = min(images, len(film[0][1]))
-    figure, axes = plt.subplots(
-        2 * images, len(chosen), figsize=(0.85 * len(chosen), 1.75 * images + 0.3),
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.04, wspace=0, hspace=0)
-    for column, (t, xt, x0_hat) in enumerate(chosen):
-        axes[0, column].set_title(f"t = {t}" if column == 0 else f"{t}", fontsize=9)
-        for row in range(2 * images):
-            ax, picture = axes[row, column], (xt, x0_hat)[row % 2][row // 2]
-            ax.imshow(tile(picture[None], 1), interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            if column == 0:
-                ax.set_ylabel((r"$x_t$", r"$\hat{x}_0$")[row % 2], rotation=0, labelpad=10, va="center")
+    rows = [moment[row][image] for image in range(images) for row in (1, 2) for moment in chosen]
+    picture = tile(torch.stack(rows), len(chosen))
+    (height, width, _), inch = picture.shape, 0.85 * len(chosen) / picture.shape[1]
+    figure, ax = plt.subplots(figsize=(inch * width + 0.3, inch * height + 0.25), layout="constrained")
+    ax.imshow(picture, interpolation="nearest")
+    titles = [f"{t}" if k else f"t = {t}" for k, (t, *_) in enumerate(chosen)]
+    ax.set_xticks((np.arange(len(chosen)) + 0.5) * width / len(chosen), titles, fontsize=9)
+    ax.set_yticks((np.arange(2 * images) + 0.5) * height / (2 * images), [r"$x_t$", r"$\hat{x}_0$"] * images)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.spines[:].set_visible(False)
     return figure
 
 
@@ -960,6 +957,8 @@ def save_gif(
     levels = 17  # grey levels 0, 15, …, 255: enough for the eye, and noise compresses badly
     frames = [enlarge(tile(x0_hat if predicted else xt, columns), scale) for _, xt, x0_hat in film]
     frames = [(np.rint(frame / 255 * levels) * (255 / levels)).astype(np.uint8) for frame in frames]
+    if film[0][1].shape[1] == 1:  # grey: no palette to be found, which takes long
+        frames = [frame[..., 0] for frame in frames]
     durations = [1000 * seconds / len(frames)] * (len(frames) - 1) + [2000]
     imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
 
