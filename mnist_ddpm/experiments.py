@@ -30,15 +30,7 @@ from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, solve
 from mnist_ddpm.__main__ import pick_device
 
 Row = dict[str, str | int | float]
-STUDENT = {
-    2: 12.71,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-}  # 97.5 % quantile of t for so many seeds
+STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 97.5 % quantile, by seeds
 
 
 @dataclass(frozen=True)
@@ -191,7 +183,7 @@ def paired(rows: list[Row], name: str, less: Row, more: Row) -> list[float]:
     """Differences of a column between two kinds of rows, for each seed that both have."""
 
     def by_seed(key: Row) -> dict:
-        return {row["seed"]: row[name] for row in matching(rows, key)}
+        return {row["seed"]: row[name] for row in matching(rows, key) if row.get(name, "") != ""}
 
     first, second = by_seed(less), by_seed(more)
     return [first[seed] - second[seed] for seed in first if seed in second]
