@@ -257,6 +257,7 @@ def plot_ddpm_table2(rows: list[Row], figure: Figure) -> None:
     claims = (
         ("L_simple beats L", "eps, L_simple", "eps, L"),
         ("eps with L_simple beats mu with L", "eps, L_simple", "mu, L"),
+        ("eps beats x0", "eps, L_simple", "x0, plain error"),
         ("fixed variance beats learned", "eps, L_simple", "eps, L_hybrid, learned variance"),
     )
     found = [verdict(claim, paired(rows, "frechet", {"arm": a}, {"arm": b})) for claim, a, b in claims]
