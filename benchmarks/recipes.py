@@ -22,12 +22,12 @@ from peers import processor
 
 from mnist_ddpm import ddpm, evaluation, extractors, planning
 
-FAST = {"batch_size": 32, "learning_rate": 4e-3}
+FAST = {"batch_size": 32, "learning_rate": 2e-3}
 RECIPES = {
     "batch 128, rate 0.001": {},
-    "batch 128, rate 0.004": {"learning_rate": 4e-3},
-    "batch 64, rate 0.004": {"batch_size": 64, "learning_rate": 4e-3},
-    "batch 32, rate 0.004": FAST,
+    "batch 128, rate 0.002": {"learning_rate": 2e-3},
+    "batch 64, rate 0.002": {"batch_size": 64, "learning_rate": 2e-3},
+    "batch 32, rate 0.002": FAST,
     "the same, attention at 8 too": {**FAST, "attention_resolutions": (8, 4)},
     "the same, v": {**FAST, "prediction": "v"},
     "the same, x0": {**FAST, "prediction": "x0"},

@@ -81,8 +81,8 @@ def test_differences_are_of_the_same_seed():
     assert paired(rows, "d", {"arm": "b"}, {"arm": "a"}) == [1, 1, 1]
     assert paired(rows[:4], "d", {"arm": "b"}, {"arm": "a"}) == [1]
     assert paired(rows[:4], "d", {"arm": "a"}, {"arm": "b"}) == [-1]
-    without = {"arm": "a", "seed": 1, "d": ""}  # a row about something else
-    assert paired([*rows, without], "d", {"arm": "b"}, {"arm": "a"}) == [1, 1, 1]
+    others = [{"arm": "a", "seed": 1, "d": ""}, {"arm": "b", "seed": 0}]  # rows about something else
+    assert paired([*rows, *others], "d", {"arm": "b"}, {"arm": "a"}) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
