@@ -169,10 +169,11 @@ class Drawing:
         turn = torch.tensor(self.label or range(classes))
         labels = turn[torch.arange(self.n) % len(turn)] if classes else None
         if self.guide:
-            return guidance.autoguided(model, self.weak(model, schedule, settings), schedule, self.scale), labels
+            weak = self.load_guide(model, schedule, settings)
+            return guidance.autoguided(model, weak, schedule, self.scale), labels
         return (guidance.guided(model, self.scale) if classes else model), labels
 
-    def weak(self, counted: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings) -> ddpm.Model:
+    def load_guide(self, counted: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings) -> ddpm.Model:
         """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
         model, _, about = ddpm.load_checkpoint(self.guide, schedule.beta.device)
         for name in ("image_size", "channels", "classes", "schedule", "T", "beta_1", "beta_T"):

@@ -189,6 +189,11 @@ def paired(rows: list[Row], name: str, less: Row, more: Row) -> list[float]:
     return [first[seed] - second[seed] for seed in first if seed in second]
 
 
+def verdicts(rows: list[Row], name: str, *claims: tuple[str, Row, Row]) -> str:
+    """A line for each claim that a column is less in the first kind of rows than in the second."""
+    return "\n".join(verdict(claim, paired(rows, name, less, more)) for claim, less, more in claims)
+
+
 def spread(columns: list[list[float]], log: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The mean of each column (K,) and how far its interval reaches below and above (2, K); log: of logarithms."""
     to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
@@ -254,14 +259,15 @@ def plot_ddpm_table2(rows: list[Row], figure: Figure) -> None:
     points(ax, rows, "frechet", arms, log=True)
     for row in matching(rows, {"arm": "real"}):
         ax.axvline(row["frechet"], color="0.3", ls=":", lw=1)
-    claims = (
-        ("L_simple beats L", "eps, L_simple", "eps, L"),
-        ("eps with L_simple beats mu with L", "eps, L_simple", "mu, L"),
-        ("eps beats x0", "eps, L_simple", "x0, plain error"),
-        ("fixed variance beats learned", "eps, L_simple", "eps, L_hybrid, learned variance"),
-    )
-    found = [verdict(claim, paired(rows, "frechet", {"arm": a}, {"arm": b})) for claim, a, b in claims]
-    ax.set(title="\n".join(found), xlabel="Fréchet distance, ancestral sampling; dotted: real digits")
+    simple = {"arm": "eps, L_simple"}
+    found = verdicts(
+        rows, "frechet",
+        ("L_simple beats L", simple, {"arm": "eps, L"}),
+        ("eps with L_simple beats mu with L", simple, {"arm": "mu, L"}),
+        ("eps beats x0", simple, {"arm": "x0, plain error"}),
+        ("fixed variance beats learned", simple, {"arm": "eps, L_hybrid, learned variance"}),
+    )  # fmt: skip
+    ax.set(title=found, xlabel="Fréchet distance, ancestral sampling; dotted: real digits")
 
 
 # --- Improved DDPM: schedules, learned variance, and chains of few steps
@@ -310,21 +316,23 @@ def bound(lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, variance: str, s
 def plot_iddpm_schedules(rows: list[Row], figure: Figure) -> None:
     first, second, third = figure.subplots(1, 3)
     points(first, rows, "bits_per_dim", list(CHAINS), measure="bound")
-    claims = (
-        ("cosine needs fewer bits than linear", "4k cosine, hybrid", "4k linear, hybrid"),
-        ("hybrid fewer than simple", "4k cosine, hybrid", "4k cosine, simple"),
-        ("vlb fewest", "4k cosine, vlb", "4k cosine, hybrid"),
-    )
-    found = [verdict(claim, paired(rows, "bits_per_dim", {"arm": a}, {"arm": b})) for claim, a, b in claims]
-    first.set(title="\n".join(found), xlabel="bits/dim")
+    hybrid, simple, vlb = ({"arm": f"4k cosine, {kind}"} for kind in ("hybrid", "simple", "vlb"))
+    found = verdicts(
+        rows, "bits_per_dim",
+        ("cosine needs fewer bits than linear", hybrid, {"arm": "4k linear, hybrid"}),
+        ("hybrid fewer than simple", hybrid, simple),
+        ("vlb fewest", vlb, hybrid),
+    )  # fmt: skip
+    first.set(title=found, xlabel="bits/dim")
     chosen = [arm for arm in CHAINS if arm.startswith("4k")]
     lines(second, rows, "frechet", "steps", {arm: {"arm": arm, "skipped": 0.0} for arm in chosen}, log=True)
     few, many = ({"steps": steps, "skipped": 0.0} for steps in (25, 100))
-    claim = paired(rows, "frechet", {"arm": "4k cosine, hybrid", **few}, {"arm": "4k cosine, simple", **few})
-    found = [verdict("learned variance helps in 25 steps", claim)]
-    claim = paired(rows, "frechet", {"arm": "4k cosine, hybrid", **many}, {"arm": "4k cosine, vlb", **many})
-    found.append(verdict("vlb draws worse than hybrid", claim))
-    second.set(title="\n".join(found), xscale="log")
+    found = verdicts(
+        rows, "frechet",
+        ("learned variance helps in 25 steps", hybrid | few, simple | few),
+        ("vlb draws worse than hybrid", hybrid | many, vlb | many),
+    )  # fmt: skip
+    second.set(title=found, xscale="log")
     second.set_ylabel("Fréchet distance")
     second.legend(fontsize=7)
     arms = ("1k linear, simple", "1k cosine, simple")
@@ -371,16 +379,18 @@ def plot_ddim_table1(rows: list[Row], figure: Figure) -> None:
     first, second = figure.subplots(1, 2)
     lines(first, rows, "frechet", "S", {arm: {"arm": arm} for arm in METHODS}, log=True)
     floor_line(first, rows)
-    claim = paired(rows, "frechet", {"arm": "η = 0", "S": 10}, {"arm": "η = 1", "S": 10})
-    claims = [verdict("10 steps: η = 0 beats η = 1", claim)]
-    claim = paired(rows, "frechet", {"arm": "DPM-Solver++", "S": 10}, {"arm": "η = 0", "S": 10})
-    claims.append(verdict("10 steps: second order beats first", claim))
-    first.set(title="\n".join(claims), xscale="log", xlabel="network evaluations")
+    none, full, second_order = ({"arm": arm, "S": 10} for arm in ("η = 0", "η = 1", "DPM-Solver++"))
+    found = verdicts(
+        rows, "frechet",
+        ("10 steps: η = 0 beats η = 1", none, full),
+        ("10 steps: second order beats first", second_order, none),
+    )  # fmt: skip
+    first.set(title=found, xscale="log", xlabel="network evaluations")
     first.set_ylabel("Fréchet distance")
     first.legend(fontsize=7)
     lines(second, rows, "reconstruction", "S", {"encoded and decoded": {"arm": "reconstruction"}}, log=True)
-    claim = paired(rows, "reconstruction", {"arm": "reconstruction", "S": 100}, {"arm": "reconstruction", "S": 10})
-    second.set(title=verdict("more steps, smaller error", claim), xscale="log")
+    few, many = ({"arm": "reconstruction", "S": S} for S in (10, 100))
+    second.set(title=verdicts(rows, "reconstruction", ("more steps, smaller error", many, few)), xscale="log")
     second.set_ylabel("mean squared error of 100 unseen digits")
 
 
@@ -422,8 +432,8 @@ def plot_ema(rows: list[Row], figure: Figure) -> None:
         lines(ax, rows, "frechet", "step", {"raw": raw, "averaged": averaged}, log=True)
         floor_line(ax, rows)
         last = {"step": max(row["step"] for row in matching(rows, raw))}
-        claim = verdict(f"{rate}: averaging helps", paired(rows, "frechet", averaged | last, raw | last))
-        ax.set(title=claim, xlabel="training step")
+        found = verdicts(rows, "frechet", (f"{rate}: averaging helps", averaged | last, raw | last))
+        ax.set(title=found, xlabel="training step")
         ax.legend()
     figure.axes[0].set_ylabel("Fréchet distance, ancestral, 50 steps")
 
@@ -459,10 +469,9 @@ def plot_guidance(rows: list[Row], figure: Figure) -> None:
     first, second, third = figure.axes
     floor_line(first, rows)
     one, two, eight = ({"arm": "guided", "scale": scale} for scale in (1.0, 2.0, 8.0))
-    claims = verdict("some is best: 2 beats 1", paired(rows, "frechet", two, one))
-    first.set_title(claims + "\n" + verdict("2 beats 8", paired(rows, "frechet", two, eight)))
-    second.set_title(verdict("8 costs variety", paired(rows, "recall", eight, one)))
-    third.set_title(verdict("2 gains agreement", paired(rows, "agreement", one, two)))
+    first.set_title(verdicts(rows, "frechet", ("some is best: 2 beats 1", two, one), ("2 beats 8", two, eight)))
+    second.set_title(verdicts(rows, "recall", ("8 costs variety", eight, one)))
+    third.set_title(verdicts(rows, "agreement", ("2 gains agreement", one, two)))
 
 
 EXPERIMENTS: dict[str, tuple[Callable[[Lab], None], Callable[[list[Row], Figure], None], float]] = {

@@ -50,6 +50,12 @@ def label_names(settings: Settings) -> list[str]:
     return [" + ".join(some) or "none" for some in present]
 
 
+def beyond(first: Prediction, second: Prediction, scale: float) -> Prediction:
+    """first + scale (second - first); a learned variance is the second's."""
+    x0_hat, eps_hat = (torch.lerp(first[i], second[i], scale) for i in range(2))
+    return Prediction(x0_hat, eps_hat, second.exponent)
+
+
 def guided(model: Model, scale: float) -> Model:
     """A model (xt, t, labels) with uncond + scale (cond - uncond) for its prediction.
 
@@ -68,8 +74,7 @@ def guided(model: Model, scale: float) -> Model:
             channels = xt.shape[1]
             mixed = torch.lerp(untold[:, :channels], told[:, :channels], scale)
             return torch.cat([mixed, told[:, channels:]], dim=1)
-        x0_hat, eps_hat = (torch.lerp(untold[i], told[i], scale) for i in range(2))
-        return Prediction(x0_hat, eps_hat, told.exponent)
+        return beyond(untold, told, scale)
 
     return guided_model
 
@@ -84,7 +89,6 @@ def autoguided(model: Model, weak: Model, schedule: Schedule, scale: float) -> M
     def guided_model(xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
         told = [each if labels is None else partial(each, labels=labels) for each in (weak, model)]
         bad, good = (predict(each, schedule, xt, t) for each in told)
-        x0_hat, eps_hat = (torch.lerp(bad[i], good[i], scale) for i in range(2))
-        return Prediction(x0_hat, eps_hat, good.exponent)
+        return beyond(bad, good, scale)
 
     return guided_model

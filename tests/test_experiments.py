@@ -13,7 +13,7 @@ from conftest import ROOT
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm, experiments
-from mnist_ddpm.experiments import EXPERIMENTS, QUICK, Lab, Scale, column, interval, number, paired, verdict
+from mnist_ddpm.experiments import EXPERIMENTS, QUICK, Lab, Scale, column, interval, number, paired, verdict, verdicts
 from mnist_ddpm.extractors import Extractor, Judge
 
 TINY = replace(QUICK, epochs=2, n=8, bits=2, seeds=2, long=20)
@@ -83,6 +83,13 @@ def test_differences_are_of_the_same_seed():
     assert paired(rows[:4], "d", {"arm": "a"}, {"arm": "b"}) == [-1]
     others = [{"arm": "a", "seed": 1, "d": ""}, {"arm": "b", "seed": 0}]  # rows about something else
     assert paired([*rows, *others], "d", {"arm": "b"}, {"arm": "a"}) == [1, 1, 1]
+
+
+def test_a_claim_is_that_the_first_kind_has_less():
+    rows = [{"arm": arm, "seed": seed, "d": seed + (arm == "b")} for arm in "ab" for seed in range(3)]
+    a, b = {"arm": "a"}, {"arm": "b"}
+    found = verdicts(rows, "d", ("a below b", a, b), ("b below a", b, a))
+    assert found == "a below b: holds here\nb below a: the other way round here"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
