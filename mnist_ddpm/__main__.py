@@ -555,6 +555,7 @@ def main(arguments: list[str] | None = None) -> int:
     matplotlib.use("Agg")
     arguments = sys.argv[1:] if arguments is None else arguments
     command = tyro.cli(Command, args=arguments, prog="python -m mnist_ddpm")
+    status = 0
     try:
         if isinstance(command, Train):
             start = Train(flags=command.defaults())
@@ -567,8 +568,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)
-        return 130
-    return 0
+        status = 130
+    processes.leave()
+    return status
 
 
 if __name__ == "__main__":

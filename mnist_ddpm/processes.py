@@ -4,6 +4,7 @@ A launcher (`accelerate launch`, `torchrun`, or Accelerate's `notebook_launcher`
 Each draws times and noise for the whole batch and computes its share of it, so that their number does not matter.
 """
 
+import gc
 import math
 import os
 from collections.abc import Callable
@@ -49,9 +50,17 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
         )
     if started() == 1:
         return ddpm.World()
+    import torch.distributed.nn  # noqa: F401  imported after, its functions' defaults would keep the connection open
     from accelerate import Accelerator  # takes its time, and one process does without
 
     return Processes(Accelerator(cpu=cpu))
+
+
+def leave() -> None:
+    """Closes the connection at the end of the work: a process that exits with its threads at work may be aborted."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()  # networks that trained hold on to it
 
 
 def one_first(world: ddpm.World) -> AbstractContextManager:
