@@ -120,7 +120,7 @@ class Contestant:
 
 
 class Ours(Contestant):
-    """Settings(), its training_loop; DPM-Solver++. Until it has trained, the weights of checkpoints/mnist."""
+    """Settings(), its training_loop; ancestral sampling. Until it has trained, the weights of checkpoints/mnist."""
 
     package, names = "mnist_ddpm", ("ddpm",)
 
@@ -141,7 +141,7 @@ class Ours(Contestant):
 
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
         return self.ddpm.generate(
-            self.network, self.schedule, n, (1, 32, 32), sampler=self.ddpm.SAMPLERS["dpmpp"], steps=evaluations,
+            self.network, self.schedule, n, (1, 32, 32), sampler=self.ddpm.ddpm_sampler, steps=evaluations,
             seed=seed, precision=self.task.precision, progress=False,
         )[0]  # fmt: skip
 
