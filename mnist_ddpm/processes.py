@@ -58,7 +58,7 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
 
 def leave() -> None:
     """Closes the connection at the end of the work: a process that exits with its threads at work may be aborted."""
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         gc.collect()  # networks that trained hold on to it
 
