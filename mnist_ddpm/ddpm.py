@@ -72,7 +72,7 @@ class Settings:
     label_dropout: float = 0.1  # share of the labels that training hides, so that it learns to do without
     epochs: float = 20  # passes over the training images; 2.5 ends in the middle of the third
     batch_size: int = 128  # images in a training step
-    learning_rate: float = 1e-3  # Adam's peak rate: after the warm-up, before the decay to 0
+    learning_rate: float = 2e-3  # Adam's peak rate: after the warm-up, before the decay to 0
     warmup_steps: int = 500  # steps in which the learning rate rises from 0
     gradient_clip: float = 1.0  # largest norm of a step's gradient
     ema_decay: float = 0.999  # of the averaged weights, which are the ones that sample

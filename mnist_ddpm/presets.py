@@ -17,7 +17,7 @@ from mnist_ddpm.ddpm import Settings, count_parameters, look_up, make_model
 
 LAPTOP = {
     "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0", "objective": "min-snr",
-    "batch_size": 64, "epochs": 80,
+    "batch_size": 64, "learning_rate": 1e-3, "epochs": 80,
 }  # fmt: skip
 DDPM = {  # the paper's network on 32 x 32 positions, and its way of training: Appendix B
     "base_channels": 128, "channel_mults": (1, 2, 2, 2), "blocks_per_level": 2, "attention_resolutions": (16,),
