@@ -2,7 +2,7 @@
 
 Each recipe trains for so many minutes, its learning rate falling to 0 at their end, and is judged by the Fréchet
 distance of what it draws to the training images, and by its loss on unseen ones. recipes-MINUTES.json holds a recipe
-as soon as it is judged, so that a run that was stopped goes on; the .png of the same name shows them.
+as soon as it is judged, so that a run that was stopped goes on; in the end the .png of the same name shows them.
 """
 
 import json
@@ -101,17 +101,18 @@ def main(asked: Arguments) -> None:
     known = judge.features(images)
     out.parent.mkdir(parents=True, exist_ok=True)
     for name in asked.only or RECIPES:
+        if name in rows:
+            continue
+        print(name, flush=True)
         settings = ddpm.Settings(precision="bfloat16", seed=asked.seed, **ddpm.look_up("recipe", name, RECIPES))
-        if name not in rows:
-            print(name, flush=True)
-            run = trained(settings, images, asked.minutes)
-            did = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
-            rows[name] = did | judged(run, judge, known, unseen, asked.n)
-        rows = {name: rows[name] for name in RECIPES if name in rows}
+        run = trained(settings, images, asked.minutes)
+        rows[name] = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
+        rows[name] |= judged(run, judge, known, unseen, asked.n)
         with ddpm.replacing(out) as path:
             card = {"command": shlex.join(["python", *sys.argv]), **record, "recipes": rows}
             path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        plot(rows, asked.minutes, out.with_suffix(".png"))
+    rows = {name: rows[name] for name in RECIPES if name in rows}
+    plot(rows, asked.minutes, out.with_suffix(".png"))
     for name, row in rows.items():
         scores = [evaluation.Estimate(**row[title]) for title in SAMPLERS]
         print(f"{name}: {row['images']:,} images, {scores[0]}, {scores[1]}, L_simple {row['L_simple']:.4f}")
