@@ -19,6 +19,7 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -91,6 +92,12 @@ class Contestant:
         from accelerate import Accelerator
 
         return Accelerator(cpu=True, mixed_precision="bf16").prepare_model(network)
+
+    @classmethod
+    def described(cls) -> dict:
+        """What a result says of where it comes from."""
+        command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
+        return {"command": command, "how": " ".join(cls.__doc__.split()), "network": cls.NETWORK}
 
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
@@ -275,10 +282,17 @@ PACKAGES = "torch", "numpy", "torchmetrics", "accelerate", *(name for name in CO
 SPAWN = multiprocessing.get_context("spawn")
 
 
+def leave_with_parent() -> None:
+    """Ends this process when the one that started it is gone, even killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def begin(task: Task, threads: int) -> None:
     """In a new process, which leaves Ctrl-C to the one that started it."""
     global contestant
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     torch.manual_seed(task.seed)
     contestant = CONTESTANTS[task.name](task)
@@ -338,7 +352,10 @@ def measure(a: argparse.Namespace, card: dict) -> None:
     rows = {f"{name}, {p}": Task(name, p, a.batch, a.seed, a.rate) for name in a.only for p in PRECISIONS}
     workers = {row: hire(task, a.threads) for row, task in rows.items()}
     # all start before this process imports more: Linux counts a parent's peak memory as its child's
-    found = {row: {"parameters": ask(worker, "parameters"), "starts": []} for row, worker in workers.items()}
+    found = {
+        row: CONTESTANTS[rows[row].name].described() | {"parameters": ask(worker, "parameters"), "starts": []}
+        for row, worker in workers.items()
+    }
     from mnist_ddpm import ddpm, evaluation
 
     images, order, values = mnist(), list(rows), {row: {name: [] for name in FIGURES} for row in rows}
@@ -408,7 +425,7 @@ def compete(name: str, images: np.ndarray, a: argparse.Namespace) -> tuple[dict,
         for first in ddpm.progress_bar(range(0, a.n, PART), desc=f"{name}, drawing", unit="part"):
             part, counted, _ = ask(worker, "draw", min(PART, a.n - first), a.evaluations, 10_000 * a.seed + first)
             parts, evaluations = [*parts, part], evaluations + counted
-    row = {
+    row = CONTESTANTS[name].described() | {
         "precision": task.precision, "images trained": steps * task.batch, "seconds": round(spent, 1), "steps": steps,
         "steps planned": task.steps, "evaluations per image": evaluations / a.n,
     }  # fmt: skip
@@ -483,8 +500,6 @@ def main() -> None:
         card |= {
             "settings": settings, "processor": processor(), "python": platform.python_version(),
             "versions": {name: metadata.version(name) for name in PACKAGES},
-            "contestants": {name: {"how": it.__doc__, "network": it.NETWORK} for name, it in CONTESTANTS.items()},
-            "command": shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
         }  # fmt: skip
         (race if a.race else measure)(a, card)
     except KeyboardInterrupt:
