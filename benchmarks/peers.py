@@ -491,7 +491,7 @@ def main() -> None:
     if any((value or 1) <= 0 for key, value in vars(a).items() if key not in ("only", "seed", "out")):
         parser.error("only --seed may be 0, and nothing below it")
     a.n = a.n or (2000 if a.race else 64)
-    a.batch = a.batch or (None if a.race else 128)
+    a.batch = a.batch or (None if a.race else Contestant.BATCH)
     a.out = a.out or ROOT / "benchmarks" / "results" / (f"race-{a.race:g}.json" if a.race else "peers.json")
     missing = [name for name in a.only if find_spec(CONTESTANTS[name].package) is None]
     if missing:
