@@ -6,7 +6,8 @@ python benchmarks/peers.py --race 10    ten minutes of training for each, then t
 
 The first prints tables with ratios and writes peers.json. Each contestant has a process of its own, one works at a
 time, rounds rotate, the first is discarded. A race trains in the faster precision; race-MINUTES.json holds a contestant
-as soon as it is judged, a grid of its images lies beside it, and the same command goes on where it was stopped.
+as soon as it is judged, a grid of its images lies beside it, and the same command goes on where it was stopped, and
+races again with whoever has other settings now.
 Network evaluations are counted where the network is called, not taken from the settings.
 """
 
@@ -437,6 +438,12 @@ def compete(name: str, images: np.ndarray, a: argparse.Namespace) -> tuple[dict,
     return row, torch.from_numpy(np.concatenate(parts))
 
 
+def outdated(name: str, row: dict) -> bool:
+    """Whether a race was run with other settings than the contestant has now."""
+    now = CONTESTANTS[name].described() if name in CONTESTANTS else {}
+    return any(row.get(key) != json.loads(json.dumps(now[key])) for key in ("how", "network") if key in now)
+
+
 def race(a: argparse.Namespace, card: dict) -> None:
     """Equal time for all; then the distances of what they draw to all training images."""
     import imageio.v3 as imageio
@@ -446,7 +453,7 @@ def race(a: argparse.Namespace, card: dict) -> None:
     torch.set_num_threads(a.threads)
     images, judge = mnist(), extractors.pick_judge(str(ROOT / extractors.FOLDER / "mnist.safetensors"), "mnist")
     rows = card.setdefault("rows", {})
-    missing = [name for name in ("real, unseen", *a.only) if name not in rows]
+    missing = [name for name in ("real, unseen", *a.only) if name not in rows or outdated(name, rows[name])]
     reference = judge.features(torch.from_numpy(images)) if missing else None
     card |= {"extractor": judge.name, "reference": f"{len(images)} training images"}
     for name in missing:
