@@ -99,7 +99,8 @@ class Contestant:
     def described(cls) -> dict:
         """What a result says of where it comes from."""
         command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
-        return {"command": command, "how": " ".join(cls.__doc__.split()), "network": cls.NETWORK}
+        how = " ".join(cls.__doc__.split())
+        return {"command": command, "processor": processor(), "how": how, "network": cls.NETWORK}
 
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
@@ -511,7 +512,7 @@ def main() -> None:
         if card.get("settings", settings) != settings:
             sys.exit(f"{a.out} holds a race with other settings: name another --out")
         card |= {
-            "settings": settings, "processor": processor(), "python": platform.python_version(),
+            "settings": settings, "python": platform.python_version(),
             "versions": {name: metadata.version(name) for name in PACKAGES},
         }  # fmt: skip
         (race if a.race else measure)(a, card)
