@@ -287,8 +287,8 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: int | Tensor, s: 
 # %% ../MNIST_DDPM.ipynb #a208be77
 def time_embedding(t: Tensor, dim: int) -> Tensor:
     """Sines and cosines of t - 1 at dim/2 frequencies, 1 down to 1/10000: (N,) to float32 (N, dim)."""
-    exponent = torch.arange(dim // 2, device=t.device) / max(1, dim // 2 - 1)
-    frequency = torch.exp(-math.log(10_000) * exponent)
+    exponent = -math.log(10_000) * torch.arange(dim // 2, device=t.device) / max(1, dim // 2 - 1)
+    frequency = torch.exp(exponent)
     angle = (t - 1)[:, None].float() * frequency
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim % 2))
 
