@@ -131,7 +131,7 @@ class Drawing:
     sampler: Literal["ddim", "ddpm", "dpmpp", "heun"] | None = None  # ddim unless told; ddpm is ancestral sampling
     steps: int = 50  # sampling steps, 1 to T: one network evaluation each; two with heun, or with guidance
     spacing: Spacing = "trailing"  # of the steps' times
-    eta: float = 0.0  # noise of ddim: 0 none, 1 as much as ddpm
+    eta: float = 0.0  # noise of ddim and dpmpp: 0 none, 1 as much as ddpm
     variance: Variance = "auto"  # of ddpm's steps; auto: learned where the network has learned it, else posterior
     clip: Literal["static", "dynamic", "none"] = "static"  # of the predicted image, to the range that pixels have
     label: tuple[int, ...] = ()  # labels to draw, in turn; all of a conditional checkpoint's unless told
@@ -195,7 +195,7 @@ class Drawing:
         variance, options = pick_variance(self.variance, settings), {"clip": clip, "precision": self.precision}
         if self.sampler == "ddpm":
             options["variance"] = variance
-        elif self.sampler in (None, "ddim"):
+        elif self.sampler != "heun":
             options["eta"] = self.eta
         options["steps"] = ddpm.timesteps(settings.T, self.steps, self.spacing)
         return ddpm.SAMPLERS[self.sampler or "ddim"], options

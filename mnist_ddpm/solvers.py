@@ -1,4 +1,4 @@
-"""Faster solvers of the probability-flow ODE, its reversal, and thresholding of the predicted x_0.
+"""Faster solvers of the probability-flow ODE and SDE, the ODE's reversal, and thresholding of the predicted x_0.
 
 With sigma = sqrt(1 - alpha_bar) / sqrt(alpha_bar) and x / sqrt(alpha_bar) in the place of x, the ODE is
 dx / dsigma = eps_hat(x, sigma). DDIM with eta = 0 is Euler's method for it, of first order; these are of second.
@@ -16,12 +16,16 @@ from mnist_ddpm.ddpm import Clip, Model, Schedule, States, predict, transitions
 @torch.no_grad()
 def dpmpp_2m_sampler(
     model: Model, schedule: Schedule, times: list[int], xT: Tensor, noise: Callable[[], Tensor] | None = None,
-    *, clip: Clip = True,
+    *, eta: float = 0.0, clip: Clip = True,
 ) -> States:  # fmt: skip
     """DPM-Solver++(2M), multistep, one evaluation a step (arXiv 2211.01095, Algorithm 2), first order at both ends.
 
-    Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Draws no noise.
+    eta: noise() brings 1 - exp(-2 eta h) of the variance 1 - alpha_bar_s of x_s, where h is the step in lambda, half
+    the log SNR; the rest stays from x_t. 1 is that paper's SDE-DPM-Solver++(2M), of which ancestral is the first order.
+    Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Raises ValueError unless eta is finite and >= 0.
     """
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta is {eta}: it must be at least 0 (deterministic), such as 1 (as noisy as DDPM)")
     x, older, before = xT, None, -math.inf
     lam = 0.5 * (schedule.alpha_bar / (1 - schedule.alpha_bar)).log()  # inf at t = 0
     for t, s in transitions(times, schedule.T):
@@ -33,7 +37,10 @@ def dpmpp_2m_sampler(
             direction = x0_hat + (x0_hat - older) * (h / (2 * (lam[t].item() - before)))
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         shrink = math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))
-        x = shrink * x - math.sqrt(alpha_bar_s) * math.expm1(-h) * direction
+        kept = math.exp(-eta * h) if eta > 0 else 1.0
+        x = shrink * kept * x - math.sqrt(alpha_bar_s) * math.expm1(-(1 + eta) * h) * direction
+        if eta > 0 and s > 0:
+            x = x + math.sqrt((1 - alpha_bar_s) * (1 - kept**2)) * noise()
         older, before = x0_hat, lam[t].item()
     yield 0, x, x
 

@@ -339,29 +339,31 @@ def test_all_spacings_are_one_list_where_every_time_is_taken():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # numpy's to diffusers
+@pytest.mark.parametrize(("eta", "algorithm"), [(0, "dpmsolver++"), (1, "sde-dpmsolver++")])
 @pytest.mark.parametrize("bound", [None, 1.0, 1e9], ids=["free", "clipped", "thresholded"])
 @pytest.mark.parametrize(
     ("steps", "spacing"),
     [(steps, spacing) for steps in (1, 2, 7, 10, 50) for spacing in SPACINGS] + [(1000, "trailing")],
 )
-def test_dpm_solver_steps_are_those_of_diffusers(paper, steps, spacing, bound):
+def test_dpm_solver_steps_are_those_of_diffusers(paper, steps, spacing, bound, eta, algorithm):
     """Its step() works in float32 whatever it is given, so that there is no float64 here."""
     net, times = network(3), timesteps(1000, steps, spacing)
     clip = {None: False, 1.0: True, 1e9: dynamic_threshold(0.995)}[bound]
-    xs, x0_hats, drawn = walk(dpmpp_2m_sampler, net, paper, times, torch.float32, clip=clip)
-    assert len(drawn) == 1  # x_T
+    xs, x0_hats, drawn = walk(dpmpp_2m_sampler, net, paper, times, torch.float32, eta=eta, clip=clip)
+    assert len(drawn) == (steps if eta else 1)  # x_T, and for every step but the last
+    noise = [*drawn[1:], torch.zeros(SHAPE)] if eta else None
     # thresholding with a largest threshold of 1 is clipping to [-1, 1]
     threshold = {"thresholding": bound is not None, "sample_max_value": bound or 1.0}
-    scheduler = on_our_table(DPMSolverMultistepScheduler(**threshold), paper)
+    scheduler = on_our_table(DPMSolverMultistepScheduler(algorithm_type=algorithm, **threshold), paper)
     config = scheduler.config
-    assert (config.algorithm_type, config.solver_order, config.solver_type) == ("dpmsolver++", 2, "midpoint")
+    assert (config.solver_order, config.solver_type) == (2, "midpoint")
     assert (config.final_sigmas_type, config.lower_order_final) == ("zero", True)
     scheduler.set_timesteps(timesteps=[t - 1 for t in times])
     assert (scheduler.timesteps + 1).tolist() == times
     a = paper.alpha_bar[[*times, 0]]
     scheduler.sigmas = ((1 - a) / a).sqrt()
     their_x0_hats, their_xs = [], []
-    for step in steps_of(scheduler, outputs(net, xs, times), xs, times):
+    for step in steps_of(scheduler, outputs(net, xs, times), xs, times, variance_noise=noise):
         their_x0_hats.append(scheduler.model_outputs[-1])
         their_xs.append(step.prev_sample)
     assert error(x0_hats, torch.stack(their_x0_hats)).max() < 1e-5

@@ -90,7 +90,9 @@ def error_of(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    "sampler", [["ddim", "--eta", "0.5"], ["ddpm"], ["ddpm", "--variance", "beta"], ["dpmpp"], ["heun"]], ids=" ".join
+    "sampler",
+    [["ddim", "--eta", "0.5"], ["ddpm"], ["ddpm", "--variance", "beta"], ["dpmpp"], ["dpmpp", "--eta", "1"], ["heun"]],
+    ids=" ".join,
 )
 def test_sample_writes_everything_it_promises(checkpoint, tmp_path, sampler):
     out = tmp_path / "a & b"
@@ -138,7 +140,7 @@ def test_each_flag_of_sample_changes_the_images(conditional, tmp_path, without_f
     flags = [
         [], ["--sampler", "ddpm"], ["--sampler", "ddpm", "--variance", "beta"], ["--sampler", "dpmpp"],
         ["--sampler", "heun"], ["--spacing", "quadratic"], ["--clip", "none"], ["--clip", "dynamic"], ["--eta", "1"],
-        ["--label", "3"], ["--guidance", "0"], ["--guidance", "3"],
+        ["--sampler", "dpmpp", "--eta", "1"], ["--label", "3"], ["--guidance", "0"], ["--guidance", "3"],
     ]  # fmt: skip
     images = [drawn(tmp_path / str(k), *base, *more) for k, more in enumerate(flags)]
     for k, one in enumerate(images):

@@ -108,8 +108,11 @@ def moments(sampler, schedule, times, draws):
         (partial(ddim, eta=1.0), True, 0.02),
         (heun, False, 0.002),
         (dpmpp, False, 0.002),
+        (partial(dpmpp, eta=0.5), True, 0.002),
+        (partial(dpmpp, eta=1.0), True, 0.002),
+        (partial(dpmpp, eta=1.5), True, 0.003),
     ],
-    ids=["posterior", "beta", "ddim", "ddim-0.5", "ddim-1", "heun", "dpmpp"],
+    ids=["posterior", "beta", "ddim", "ddim-0.5", "ddim-1", "heun", "dpmpp", "dpmpp-0.5", "dpmpp-1", "dpmpp-1.5"],
 )
 @pytest.mark.parametrize("schedule", ["linear", "cosine-zero-snr"])
 def test_samples_have_the_mean_and_the_deviation_of_the_data(schedule, sampler, noisy, error):
@@ -165,6 +168,12 @@ def test_samplers_take_a_threshold_for_clip(fine):
         )
     )
     assert states[0][2].abs().max() == 1
+
+
+@pytest.mark.parametrize("eta", [-0.1, float("inf"), float("nan")])
+def test_noise_that_is_negative_or_without_end_is_refused(fine, eta):
+    with pytest.raises(ValueError, match=f"eta is {eta}: it must be at least 0"):
+        next(dpmpp(gaussian(fine), fine, [4000], start(), no_noise, eta=eta))
 
 
 @pytest.mark.parametrize("quantile", [0, -0.1, 1.1])
