@@ -27,6 +27,7 @@ METHODS = {
     "DDIM, η = 1 (ancestral, β̃)": ("ddim", {"eta": 1.0}),
     "σ̂ (ancestral, β)": ("ddpm", {"variance": "beta"}),
     "DPM-Solver++(2M)": ("dpmpp", {}),
+    "DPM-Solver++(2M), η = 1": ("dpmpp", {"eta": 1.0}),
     "Heun": ("heun", {}),
 }
 DETERMINISTIC = "DDIM, η = 0", "DPM-Solver++(2M)", "Heun"
