@@ -195,7 +195,7 @@ class Drawing:
         variance, options = pick_variance(self.variance, settings), {"clip": clip, "precision": self.precision}
         if self.sampler == "ddpm":
             options["variance"] = variance
-        elif self.sampler != "heun":
+        elif self.sampler in (None, "ddim", "dpmpp"):
             options["eta"] = self.eta
         options["steps"] = ddpm.timesteps(settings.T, self.steps, self.spacing)
         return ddpm.SAMPLERS[self.sampler or "ddim"], options

@@ -14,7 +14,7 @@ ENOUGH = 150_000  # images that a network for faces should see at least
 STEPS = 1500  # that a short training should have at least, by smaller batches (benchmarks/recipes.py, 2 and 6 minutes)
 FEWEST = 20  # steps worth a training
 MARGIN = 0.95  # of the time is planned for
-SAMPLER, SAMPLING_STEPS = "dpmpp --eta 1", 20  # after minutes of training as good as 50 steps of ddpm (README)
+SAMPLER, SAMPLING_STEPS = "--sampler dpmpp --eta 1", 20  # after minutes of training as good as ddpm in 50 (README)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Plan:
         return [
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {s.precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes",
-            f"then 64 images, --sampler {SAMPLER} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
+            f"then 64 images, {SAMPLER} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
             f"without a plan: python -m mnist_ddpm train {' '.join(flags)}",
         ]
 

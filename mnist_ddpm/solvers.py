@@ -37,7 +37,7 @@ def dpmpp_2m_sampler(
             direction = x0_hat + (x0_hat - older) * (h / (2 * (lam[t].item() - before)))
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         shrink = math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))
-        kept = math.exp(-eta * h) if eta > 0 else 1.0
+        kept = math.exp(-eta * h) if eta > 0 else 1.0  # h is infinite at s = 0
         x = shrink * kept * x - math.sqrt(alpha_bar_s) * math.expm1(-(1 + eta) * h) * direction
         if eta > 0 and s > 0:
             x = x + math.sqrt((1 - alpha_bar_s) * (1 - kept**2)) * noise()

@@ -356,7 +356,7 @@ def test_dpm_solver_steps_are_those_of_diffusers(paper, steps, spacing, bound, e
     threshold = {"thresholding": bound is not None, "sample_max_value": bound or 1.0}
     scheduler = on_our_table(DPMSolverMultistepScheduler(algorithm_type=algorithm, **threshold), paper)
     config = scheduler.config
-    assert (config.solver_order, config.solver_type) == (2, "midpoint")
+    assert (config.algorithm_type, config.solver_order, config.solver_type) == (algorithm, 2, "midpoint")
     assert (config.final_sigmas_type, config.lower_order_final) == ("zero", True)
     scheduler.set_timesteps(timesteps=[t - 1 for t in times])
     assert (scheduler.timesteps + 1).tolist() == times
