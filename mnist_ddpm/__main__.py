@@ -189,16 +189,16 @@ class Drawing:
 
         return weak
 
-    def sampling(self, settings: ddpm.Settings) -> tuple[Callable[..., ddpm.States], dict]:
+    def sampling(self, settings: ddpm.Settings, unless_told: str = "ddim") -> tuple[Callable[..., ddpm.States], dict]:
         """The sampler, and what to tell it. Raises ValueError for flags that do not go together."""
+        name, variance = self.sampler or unless_told, pick_variance(self.variance, settings)
+        taken = ddpm.options_of(ddpm.SAMPLERS[name], eta=self.eta, variance=variance)
+        for flag, default in (("eta", 0.0), ("variance", "auto")):
+            if getattr(self, flag) != default and flag not in taken:
+                raise ValueError(f"{name} takes no --{flag}: leave it out, or choose another --sampler")
         clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
-        variance, options = pick_variance(self.variance, settings), {"clip": clip, "precision": self.precision}
-        if self.sampler == "ddpm":
-            options["variance"] = variance
-        elif self.sampler in (None, "ddim", "dpmpp"):
-            options["eta"] = self.eta
-        options["steps"] = ddpm.timesteps(settings.T, self.steps, self.spacing)
-        return ddpm.SAMPLERS[self.sampler or "ddim"], options
+        times = ddpm.timesteps(settings.T, self.steps, self.spacing)
+        return ddpm.SAMPLERS[name], {**taken, "clip": clip, "precision": self.precision, "steps": times}
 
 
 @dataclass
@@ -253,18 +253,17 @@ class Sample(Drawing):
 
     def starting_image(self, settings: ddpm.Settings, device: torch.device) -> tuple[Callable[..., ddpm.States], dict]:
         """As sampling, with --init-image, and --mask if given."""
-        sampler, options = self.sampling(settings)
+        sampler, options = self.sampling(settings, "ddpm" if self.mask else "ddim")
         image, mask = read_image(self.init_image, self.mask, settings)
         if mask is None:
             if not 0 < self.strength <= 1:
                 raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
             last = max(1, round(self.strength * settings.T))
             return sampler, options | {"init": image, "steps": ddpm.timesteps(last, self.steps, self.spacing)}
-        if self.sampler not in (None, "ddpm"):
+        if sampler is not ddpm.ddpm_sampler:
             raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
         known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
-        same = {name: options[name] for name in ("clip", "steps", "precision")}
-        return inpainting.repaint_sampler, same | known | {"variance": pick_variance(self.variance, settings)}
+        return inpainting.repaint_sampler, options | known
 
 
 @dataclass

@@ -11,12 +11,13 @@ __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDUL
            'TrainingStep', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps',
            'check_labels', 'add_gradients', 'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction',
            'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
-           'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'draw_strip', 'enlarge',
-           'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights',
-           'load_config', 'load_checkpoint', 'save_run', 'resume_run', 'writable_folder', 'deferred_interrupt',
-           'save_preview', 'fit']
+           'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'draw_strip',
+           'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict',
+           'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run', 'writable_folder',
+           'deferred_interrupt', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
+import inspect
 import json
 import math
 import os
@@ -830,6 +831,13 @@ def ddim_sampler(
 
 
 SAMPLERS: dict[str, Callable[..., States]] = {"ddpm": ddpm_sampler, "ddim": ddim_sampler}
+
+
+def options_of(sampler: Callable[..., States], **given) -> dict:
+    """Those of the options given that the sampler takes, such as eta or variance."""
+    return {name: value for name, value in given.items() if name in inspect.signature(sampler).parameters}
+
+
 DENOISERS: dict[str, Callable[[UNet, Schedule], Model]] = {"eps": lambda network, schedule: network}
 
 

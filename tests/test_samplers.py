@@ -13,6 +13,7 @@ from mnist_ddpm.ddpm import (
     generate,
     ideal_denoiser,
     noise_source,
+    options_of,
     timesteps,
     transitions,
 )
@@ -135,6 +136,15 @@ def test_clip_bounds_the_prediction(paper):
 def test_eta_out_of_range_is_refused(paper, options, message):
     with pytest.raises(ValueError, match=message):
         next(ddim_sampler(None, paper, [10], torch.zeros(1, 1, 1, 1), no_noise, **options))
+
+
+def test_a_sampler_of_ones_own_is_told_what_it_takes():
+    def mine(model, schedule, times, xT, noise, *, eta=0.0, order=1):
+        yield 0, xT, xT
+
+    given = {"eta": 0.5, "variance": "beta"}
+    assert options_of(mine, **given) == options_of(ddim_sampler, **given) == {"eta": 0.5}
+    assert options_of(ddpm_sampler, **given) == {"variance": "beta"}
 
 
 def test_unknown_variance_is_refused(paper):
