@@ -390,7 +390,7 @@ def plot_ddim_table1(rows: list[Row], figure: Figure) -> None:
     )  # fmt: skip
     first.set(title=found, xscale="log", xlabel="network evaluations")
     first.set_ylabel("Fréchet distance")
-    first.legend(fontsize=7)
+    first.legend(fontsize=7, loc="lower left", ncols=3)
     lines(second, rows, "reconstruction", "S", {"encoded and decoded": {"arm": "reconstruction"}}, log=True)
     few, many = ({"arm": "reconstruction", "S": S} for S in (10, 100))
     second.set(title=verdicts(rows, "reconstruction", ("more steps, smaller error", many, few)), xscale="log")
