@@ -193,8 +193,8 @@ class Drawing:
         """The sampler, and what to tell it. Raises ValueError for flags that do not go together."""
         name, variance = self.sampler or unless_told, pick_variance(self.variance, settings)
         taken = ddpm.options_of(ddpm.SAMPLERS[name], eta=self.eta, variance=variance)
-        for flag, default in (("eta", 0.0), ("variance", "auto")):
-            if getattr(self, flag) != default and flag not in taken:
+        for flag in ("eta", "variance"):
+            if flag not in taken and getattr(self, flag) != getattr(Drawing, flag):  # the class has the defaults
                 raise ValueError(f"{name} takes no --{flag}: leave it out, or choose another --sampler")
         clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
         times = ddpm.timesteps(settings.T, self.steps, self.spacing)
