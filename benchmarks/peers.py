@@ -130,7 +130,8 @@ class Contestant:
 
 
 class Ours(Contestant):
-    """Settings(), its training_loop; ancestral sampling. Until it has trained, the weights of checkpoints/mnist."""
+    """The preset mnist (Muon), its training_loop; DPM-Solver++ with η = 1. Until it has trained, the weights of
+    checkpoints/mnist."""
 
     package, names = "mnist_ddpm", ("ddpm",)
 
@@ -140,9 +141,11 @@ class Ours(Contestant):
         self.network, self.schedule, _ = self.ddpm.load_checkpoint(ROOT / "checkpoints" / "mnist")
 
     def training(self, images: Tensor) -> Iterator:
+        from mnist_ddpm.presets import preset
+
         task, ddpm = self.task, self.ddpm
-        settings = ddpm.Settings(
-            precision=task.precision, batch_size=task.batch, seed=task.seed, warmup_steps=task.warmup,
+        settings = replace(
+            preset("mnist"), precision=task.precision, batch_size=task.batch, seed=task.seed, warmup_steps=task.warmup,
             epochs=task.steps / (len(images) // task.batch),
         )  # fmt: skip
         run = ddpm.start_run(settings)
@@ -151,8 +154,8 @@ class Ours(Contestant):
 
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
         return self.ddpm.generate(
-            self.network, self.schedule, n, (1, 32, 32), sampler=self.ddpm.ddpm_sampler, steps=evaluations,
-            seed=seed, precision=self.task.precision, progress=False,
+            self.network, self.schedule, n, (1, 32, 32), sampler=self.ddpm.SAMPLERS["dpmpp"], eta=1.0,
+            steps=evaluations, seed=seed, precision=self.task.precision, progress=False,
         )[0]  # fmt: skip
 
 

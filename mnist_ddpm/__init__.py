@@ -2,16 +2,16 @@
 
 from collections.abc import MutableMapping
 
-from mnist_ddpm import ddpm, image_folder, learned_variance, parameterisation, schedules, solvers
+from mnist_ddpm import ddpm, image_folder, learned_variance, muon, parameterisation, schedules, solvers
 
 __version__ = "0.3.0"
 
-TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "DENOISERS", "OBJECTIVES", "TIME_SAMPLERS", "SAMPLERS"
+TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "DENOISERS", "OBJECTIVES", "TIME_SAMPLERS", "OPTIMIZERS", "SAMPLERS"
 
 
 def add_methods(namespace: MutableMapping[str, dict]) -> None:
     """Enters this package's methods into the tables of a namespace: of ddpm, or of the notebook."""
-    for module in (image_folder, schedules, parameterisation, learned_variance, solvers):
+    for module in (image_folder, schedules, parameterisation, learned_variance, muon, solvers):
         for table in TABLES:
             namespace.get(table, {}).update(getattr(module, table, {}))
 

@@ -2,19 +2,19 @@
 
 # %% auto #0
 __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS', 'DIFFUSION_SETTINGS',
-           'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'SPACINGS', 'States', 'Clip', 'SAMPLERS', 'DENOISERS',
-           'Film', 'FORMAT', 'PREVIEW_EVERY', 'Settings', 'best_device', 'look_up', 'progress_bar', 'load_mnist',
-           'load_images', 'to_float', 'to_uint8', 'tile', 'show', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
-           'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
-           'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
-           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'compile_network', 'World', 'Run',
-           'TrainingStep', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps',
-           'check_labels', 'add_gradients', 'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction',
-           'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
-           'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'draw_strip',
-           'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict',
-           'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run', 'writable_folder',
-           'deferred_interrupt', 'save_preview', 'fit']
+           'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS', 'States', 'Clip', 'SAMPLERS',
+           'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'Settings', 'best_device', 'look_up', 'progress_bar',
+           'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'show', 'Schedule', 'linear_schedule',
+           'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding',
+           'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet',
+           'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'compile_network', 'World',
+           'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch',
+           'total_steps', 'check_labels', 'add_gradients', 'training_step', 'training_loop', 'timesteps', 'transitions',
+           'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler',
+           'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate',
+           'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
+           'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run',
+           'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import inspect
@@ -73,7 +73,8 @@ class Settings:
     label_dropout: float = 0.1  # share of the labels that training hides, so that it learns to do without
     epochs: float = 20  # passes over the training images; 2.5 ends in the middle of the third
     batch_size: int = 128  # images in a training step
-    learning_rate: float = 2e-3  # Adam's peak rate: after the warm-up, before the decay to 0
+    optimizer: str | None = None  # adam, muon; None: adam, the paper's
+    learning_rate: float | None = None  # after the warm-up, before the decay to 0; None: 2e-3, with muon 5e-3
     warmup_steps: int = 500  # steps in which the learning rate rises from 0
     gradient_clip: float = 1.0  # largest norm of a step's gradient
     ema_decay: float = 0.999  # of the averaged weights, which are the ones that sample
@@ -87,6 +88,10 @@ class Settings:
     def __post_init__(self):
         if self.channels is None:
             object.__setattr__(self, "channels", 1 if self.dataset == "mnist" else 3)
+        if self.optimizer is None:
+            object.__setattr__(self, "optimizer", "adam")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 5e-3 if self.optimizer == "muon" else 2e-3)
         if self.attributes and not self.classes:
             object.__setattr__(self, "classes", 2 ** len(self.attributes))
         sizes = "image_size", "patch_size", "base_channels", "blocks_per_level"
@@ -567,6 +572,15 @@ class TrainingStep(NamedTuple):
     losses: Tensor  # of each image (N,)
 
 # %% ../MNIST_DDPM.ipynb #cc5415f9
+def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The paper's."""
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=fused)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, Settings], torch.optim.Optimizer]] = {"adam": adam}
+
+
 def start_run(
     settings: Settings, device: Device = "cpu", weights: dict[str, Tensor] | None = None, world: World | None = None
 ) -> Run:
@@ -581,8 +595,7 @@ def start_run(
         load_weights(model.state_dict(), weights, settings.init_from or "what is given")
     model.gradient_checkpointing = settings.gradient_checkpointing
     ema = deepcopy(model).eval().requires_grad_(False)
-    fused = torch.device(device).type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=fused)
+    optimizer = look_up("optimizer", settings.optimizer, OPTIMIZERS)(model, settings)
     times = TIME_SAMPLERS.get(settings.objective, UniformTimes)(settings.T).to(device)
     generator = torch.Generator(device).manual_seed(settings.seed)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=settings.precision == "float16")
@@ -1107,7 +1120,7 @@ def save_run(folder: PathLike, run: Run) -> None:
 def resume_run(
     folder: PathLike, settings: Settings | None = None, device: Device = "cpu", world: World | None = None
 ) -> Run:
-    """The run saved in folder, with its own settings or new ones of the same data, network, T, batch and seed.
+    """The run saved in folder, with its own settings or new ones of the same data, network, T, optimizer, batch and seed.
 
     The processes in world may be more or fewer than before: together they do the same.
 
@@ -1123,7 +1136,7 @@ def resume_run(
         reason = (str(error) or repr(error)).splitlines()[0]
         raise ValueError(f"{path} is damaged or no training state ({reason})") from error
     settings = settings or saved
-    for name in ("dataset", "attributes", *NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "batch_size", "seed"):
+    for name in ("dataset", "attributes", *NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "optimizer", "batch_size", "seed"):
         old, new = getattr(saved, name), getattr(settings, name)
         if old != new:
             where = f"in the run in {folder}"

@@ -17,7 +17,7 @@ from mnist_ddpm.ddpm import Settings, count_parameters, look_up, make_model
 
 LAPTOP = {
     "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0", "objective": "min-snr",
-    "batch_size": 64, "learning_rate": 1e-3, "epochs": 80,
+    "batch_size": 64, "optimizer": "muon", "learning_rate": 2e-3, "epochs": 80,
 }  # fmt: skip
 DDPM = {  # the paper's network on 32 x 32 positions, and its way of training: Appendix B
     "base_channels": 128, "channel_mults": (1, 2, 2, 2), "blocks_per_level": 2, "attention_resolutions": (16,),
@@ -26,7 +26,7 @@ DDPM = {  # the paper's network on 32 x 32 positions, and its way of training: A
 
 # What each changes in Settings
 PRESETS: dict[str, dict] = {
-    "mnist": {},
+    "mnist": {"optimizer": "muon"},
     "faces-32": {"dataset": "celeba", "image_size": 32, "patch_size": 2, **LAPTOP},
     "faces-64-small": {"dataset": "celeba", "image_size": 64, "patch_size": 4, **LAPTOP},
     "faces-64": {

@@ -151,6 +151,7 @@ def test_missing_and_surplus_tensors_are_named(saved):
         {"seed": 1},
         {"dataset": "x"},
         {"attributes": ("Male",)},
+        {"optimizer": "muon"},
     ],
     ids=str,
 )

@@ -382,7 +382,7 @@ def test_help_names_every_setting_and_unknown_flags_fail(capsys):
             main([command, "--help"])
         assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert "--learning-rate" in text and "Adam's peak rate" in text and "--eta" in text
+    assert "--learning-rate" in text and "after the warm-up" in text and "--eta" in text
     for wrong in (["train", "--epohcs", "3"], ["sample", "--sampler", "magic"], ["fly"], []):
         with pytest.raises(SystemExit) as stopped:
             main(wrong)

@@ -110,12 +110,13 @@ def test_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(dropout, blobs):
     assert same(first.model, second.model) and same(first.ema, second.ema) and not same(first.model, other.model)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("kill_at", [3, 6, 7])
-def test_resumed_run_continues_bit_for_bit(dropout, blobs, tmp_path, kill_at):
-    schedule = make_schedule(dropout)
-    whole = start_run(dropout)
+def test_resumed_run_continues_bit_for_bit(dropout, blobs, tmp_path, kill_at, optimizer):
+    settings, schedule = replace(dropout, optimizer=optimizer), make_schedule(dropout)
+    whole = start_run(settings)
     list(training_loop(whole, blobs, schedule))
-    killed = start_run(dropout)
+    killed = start_run(settings)
     for step in training_loop(killed, blobs, schedule):
         if step.step == kill_at:
             save_run(tmp_path, killed)
