@@ -3,28 +3,31 @@
 Adam makes all entries of a step about equally large, Muon all of its directions, so that rare ones are learned too.
 """
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
 BORDERS = "conv_in", "conv_out", "label"  # layers with pixels or labels on one side: for Adam, as the authors advise
 
 
-def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """(m, n) with all of its singular values brought near 1 (0.7 … 1.2), by Newton-Schulz iterations.
+def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """(…, m, n) with the singular values of each brought near 1 (0.7 … 1.2), by Newton-Schulz iterations.
 
     Each is x <- p x with p = a + b x x' + c (x x')^2. All p commute, so x x' alone is followed, which is smaller than
     x: it becomes p x x' p.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # the authors': steep at 0, and flat near 1
-    x = matrix if len(matrix) <= matrix.shape[1] else matrix.mT
-    x = x / (x.norm() + 1e-7)
-    one = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
+    one = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     gram, product = x @ x.mT, one
     for _ in range(iterations):
         p = a * one + b * gram + c * gram @ gram
         gram, product = p @ gram @ p, p @ product
     x = product @ x
-    return x if len(matrix) <= matrix.shape[1] else x.mT
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,21 +38,25 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, rate: float, momentum: float = 0.95):
-        named = list(model.named_parameters())
-        matrices = [p for name, p in named if p.ndim > 1 and not name.startswith(BORDERS)]
-        others = [p for name, p in named if p.ndim == 1 or name.startswith(BORDERS)]
+        matrices, others = [], []
+        for name, p in model.named_parameters():
+            (matrices if p.ndim > 1 and not name.startswith(BORDERS) else others).append(p)
         super().__init__([{"params": matrices}, {"params": others}], {"lr": rate, "momentum": momentum})
         self.adam = torch.optim.Adam(others, rate)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """One step, with Nesterov's momentum: the gradient is mixed in twice."""
-        group = self.param_groups[0]
+        group, alike = self.param_groups[0], defaultdict(list)  # by shape, for one product instead of many
         for p in (p for p in group["params"] if p.grad is not None):
             momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
             momentum.lerp_(p.grad, 1 - group["momentum"])
-            update = orthogonalised(p.grad.lerp(momentum, group["momentum"]).flatten(1))
-            p.add_(update.view_as(p), alpha=-0.2 * max(update.shape) ** 0.5 * group["lr"])
+            update = p.grad.lerp(momentum, group["momentum"]).flatten(1)
+            alike[update.shape].append((p, update))
+        for shape, pairs in alike.items():
+            parameters, updates = zip(*pairs)
+            for p, update in zip(parameters, orthogonalised(torch.stack(updates))):
+                p.add_(update.view_as(p), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
         self.adam.param_groups[0]["lr"] = group["lr"]
         self.adam.step()
 

@@ -26,7 +26,7 @@ def with_gradients(model: nn.Module, seed: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 100), (100, 24), (1, 50)])
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
 def test_singular_values_come_near_one_and_singular_vectors_stay(shape, scale):
     matrix = scale * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)

@@ -186,9 +186,11 @@ def test_bfloat16_trains_like_float32(tiny, blobs):
     assert final_loss("bfloat16") == pytest.approx(final_loss("float32"), rel=0.1)
 
 
-def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(tiny, blobs):
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(tiny, blobs, optimizer):
     """A gradient of 1e-8 would be 0 in float16; one above 65,504 is infinite until the scale has come down."""
-    run = start_run(replace(tiny, precision="float16", warmup_steps=0, gradient_clip=1e9))
+    tiny = replace(tiny, precision="float16", optimizer=optimizer, warmup_steps=0)
+    run = start_run(replace(tiny, gradient_clip=1e9))
     assert run.scaler.get_scale() == 65536
     before, schedule = [p.detach().clone() for p in run.model.parameters()], make_schedule(tiny)
     steep = lambda *args: 100 * l_simple(*args)  # noqa: E731
@@ -198,7 +200,7 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(tiny, blobs)
     assert [step.loss > 50 and math.isfinite(step.loss) for step in steps] == [True] * 11
     assert run.scaler.get_scale() >= 128 and not all(map(torch.equal, before, run.model.parameters()))
     assert all(p.isfinite().all() for p in run.model.parameters())
-    faint = start_run(replace(tiny, precision="float16", warmup_steps=0))
+    faint = start_run(tiny)
     list(zip(range(3), training_loop(faint, blobs, schedule, lambda *args: 1e-6 * l_simple(*args))))
     assert faint.model.conv_out.weight.abs().max() > 1e-4, "Adam takes full steps, however small the gradient"
 
