@@ -30,6 +30,8 @@ RECIPES = {
     "batch 32, rate 0.002": {"batch_size": 32},
     "batch 128, rate 0.002, x0": {"prediction": "x0"},
     "batch 128, rate 0.002, v": {"prediction": "v"},
+    "batch 128, rate 0.005, Muon": {"optimizer": "muon"},
+    "batch 64, rate 0.005, Muon": {"optimizer": "muon", "batch_size": 64},
 }
 SAMPLERS = {"ancestral, 50 steps": ("ddpm", 50), "DPM-Solver++, 20 steps": ("dpmpp", 20)}
 
