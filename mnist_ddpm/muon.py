@@ -49,7 +49,9 @@ class Muon(torch.optim.Optimizer):
         """One step, with Nesterov's momentum: the gradient is mixed in twice."""
         group, alike = self.param_groups[0], defaultdict(list)  # by shape, for one product instead of many
         for p in (p for p in group["params"] if p.grad is not None):
-            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            if p not in self.state:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            momentum = self.state[p]["momentum"]
             momentum.lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(momentum, group["momentum"]).flatten(1)
             alike[update.shape].append((p, update))
