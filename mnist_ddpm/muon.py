@@ -21,11 +21,12 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    one = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-    gram, product = x @ x.mT, one
-    for _ in range(iterations):
+    one, gram = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device), x @ x.mT
+    product = p = a * one + b * gram + c * gram @ gram
+    for _ in range(iterations - 1):
+        gram = p @ gram @ p
         p = a * one + b * gram + c * gram @ gram
-        gram, product = p @ gram @ p, p @ product
+        product = p @ product
     x = product @ x
     return x.mT if tall else x
 
