@@ -212,11 +212,15 @@ def points(ax: Axes, rows: list[Row], name: str, arms: list[str], log: bool = Fa
 
 
 def lines(ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row], log: bool = False) -> None:
-    """A line for each arm over x, with its interval over seeds; log: of the logarithms, on a scale of them."""
-    for label, key in arms.items():
+    """A line for each arm over x, with its interval over seeds; log: of the logarithms, on a scale of them.
+
+    What lies at the same x is drawn side by side, lest one interval hide another.
+    """
+    for i, (label, key) in enumerate(arms.items()):
         at = sorted({row[x] for row in matching(rows, key)})
         middle, ends = spread([column(rows, name, **key, **{x: value}) for value in at], log)
-        ax.errorbar(at, middle, ends, label=label, marker="o", ms=3, capsize=2, lw=1)
+        beside = 1.04 ** (i - (len(arms) - 1) / 2)
+        ax.errorbar(np.multiply(at, beside), middle, ends, label=label, marker="o", ms=3, capsize=2, lw=1)
     if log:
         ax.set_yscale("log")
     ax.set_xlabel(x)
