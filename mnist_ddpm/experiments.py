@@ -24,6 +24,7 @@ import torch
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, solvers
@@ -219,8 +220,10 @@ def lines(ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row], lo
     for i, (label, key) in enumerate(arms.items()):
         at = sorted({row[x] for row in matching(rows, key)})
         middle, ends = spread([column(rows, name, **key, **{x: value}) for value in at], log)
-        beside = 1.04 ** (i - (len(arms) - 1) / 2)
-        ax.errorbar(np.multiply(at, beside), middle, ends, label=label, marker="o", ms=3, capsize=2, lw=1)
+        drawn = ax.errorbar(at, middle, ends, label=label, marker="o", ms=3, capsize=2, lw=1)
+        beside = ScaledTranslation((i - (len(arms) - 1) / 2) / 28, 0, ax.figure.dpi_scale_trans)  # inches
+        for artist in drawn.get_children():
+            artist.set_transform(ax.transData + beside)
     if log:
         ax.set_yscale("log")
     ax.set_xlabel(x)

@@ -22,10 +22,14 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
     one, gram = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device), x @ x.mT
-    product = p = a * one + b * gram + c * gram @ gram
+
+    def polynomial(gram: Tensor) -> Tensor:
+        return a * one + b * gram + c * gram @ gram
+
+    product = p = polynomial(gram)
     for _ in range(iterations - 1):
         gram = p @ gram @ p
-        p = a * one + b * gram + c * gram @ gram
+        p = polynomial(gram)
         product = p @ product
     x = product @ x
     return x.mT if tall else x
