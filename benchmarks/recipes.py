@@ -32,6 +32,9 @@ RECIPES = {
     "batch 128, rate 0.002, v": {"prediction": "v"},
     "batch 128, rate 0.005, Muon": {"optimizer": "muon"},
     "batch 64, rate 0.005, Muon": {"optimizer": "muon", "batch_size": 64},
+    "width 24, batch 64, Muon": {"optimizer": "muon", "batch_size": 64, "base_channels": 24},
+    "width 16, batch 64, Muon": {"optimizer": "muon", "batch_size": 64, "base_channels": 16},
+    "width 16, batch 128, Muon": {"optimizer": "muon", "base_channels": 16},
 }
 SAMPLERS = {"ancestral, 50 steps": ("ddpm", 50), "DPM-Solver++, 20 steps": ("dpmpp", 20)}
 
@@ -41,6 +44,7 @@ class Arguments:
     minutes: float = 6.0  # of training, for each
     n: int = 1000  # images drawn
     only: tuple[str, ...] = ()  # recipes; all unless told
+    precision: str = "bfloat16"  # of the networks
     seed: int = 0
     data: Path = Path("data")  # folder that holds MNIST
     out: Path | None = None  # JSON file; benchmarks/results/recipes-MINUTES.json unless told
@@ -64,8 +68,8 @@ def judged(run: ddpm.Run, judge: extractors.Judge, known: torch.Tensor, unseen: 
     settings, schedule = run.settings, ddpm.make_schedule(run.settings)
     model, row = ddpm.make_denoiser(run.ema, schedule, settings), {}
     for title, (sampler, steps) in SAMPLERS.items():
-        options = {"sampler": ddpm.SAMPLERS[sampler], "steps": steps, "seed": settings.seed, "precision": "bfloat16"}
-        drawn, _ = ddpm.generate(model, schedule, n, (1, 32, 32), **options)
+        options = {"sampler": ddpm.SAMPLERS[sampler], "steps": steps, "precision": settings.precision}
+        drawn, _ = ddpm.generate(model, schedule, n, (1, 32, 32), seed=settings.seed, **options)
         row[title] = evaluation.frechet_estimate(known, judge.features(drawn), settings.seed)._asdict()
     loss = evaluation.loss_by_tenth(model, schedule, unseen[:1000], settings.seed, "cpu")
     return row | {"L_simple": loss["mean"]}
@@ -91,8 +95,9 @@ def main(asked: Arguments) -> None:
     images, unseen = (ddpm.load_images(ddpm.Settings(), asked.data, split) for split in ("train", "test"))
     judge = extractors.pick_judge("auto", "mnist")
     record = {
-        "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "extractor": judge.name, "device": "cpu",
-        "threads": torch.get_num_threads(), "processor": processor(), "torch": torch.__version__,
+        "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": asked.precision,
+        "extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads(), "processor": processor(),
+        "torch": torch.__version__,
     }  # fmt: skip
     rows, out = {}, asked.out or Path(f"benchmarks/results/recipes-{asked.minutes:g}.json")
     if out.is_file():
@@ -106,7 +111,8 @@ def main(asked: Arguments) -> None:
         if name in rows:
             continue
         print(name, flush=True)
-        settings = ddpm.Settings(precision="bfloat16", seed=asked.seed, **ddpm.look_up("recipe", name, RECIPES))
+        chosen = ddpm.look_up("recipe", name, RECIPES)
+        settings = ddpm.Settings(precision=asked.precision, seed=asked.seed, **chosen)
         run = trained(settings, images, asked.minutes)
         rows[name] = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
         rows[name] |= judged(run, judge, known, unseen, asked.n)
