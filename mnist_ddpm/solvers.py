@@ -70,22 +70,24 @@ def heun_sampler(
 
 
 @torch.no_grad()
-def ddim_encoder(model: Model, schedule: Schedule, times: list[int], x0: Tensor) -> States:
+def ddim_encoder(
+    model: Model, schedule: Schedule, times: list[int], x0: Tensor, *, clip: Clip = True
+) -> States:  # fmt: skip
     """The way back: from images x0 (N, C, H, W) in [-1, 1] to the noise that DDIM turns into them (DDIM, Eq. 14).
 
-    times fall, as for a sampler. Yields (t, x_t, x0_hat) for 0 and each time, rising. At x_0, where eps_hat is not
-    defined, the network is asked for t = 1.
+    times fall, as for a sampler, and clip must be the sampler's, which would go another way else. Yields
+    (t, x_t, x0_hat) for 0 and each time, rising. At x_0, where eps_hat is not defined, the network is asked for t = 1.
     """
     x = x0
     for t, s in transitions(times, schedule.T)[::-1]:
-        x0_hat, eps_hat, _ = predict(model, schedule, x, max(s, 1))
+        x0_hat, eps_hat, _ = predict(model, schedule, x, max(s, 1), clip)
         yield s, x, x0_hat
         alpha_bar_t = schedule.alpha_bar[t].item()
         if s == 0:
             x = math.sqrt(alpha_bar_t) * x0 + math.sqrt(1 - alpha_bar_t) * eps_hat
         else:
             x = math.sqrt(alpha_bar_t) * x0_hat + math.sqrt(1 - alpha_bar_t) * eps_hat
-    yield t, x, predict(model, schedule, x, t).x0_hat
+    yield t, x, predict(model, schedule, x, t, clip).x0_hat
 
 
 def dynamic_threshold(quantile: float = 0.995) -> Callable[[Tensor], Tensor]:

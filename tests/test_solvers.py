@@ -14,6 +14,7 @@ from mnist_ddpm.ddpm import (
     ddim_sampler,
     ddpm_sampler,
     make_schedule,
+    predict_eps,
     timesteps,
 )
 from mnist_ddpm.solvers import ddim_encoder, dpmpp_2m_sampler, dynamic_threshold, heun_sampler
@@ -133,7 +134,7 @@ def test_encoder_finds_the_noise_of_an_image_and_ddim_the_image_again(fine):
     image, there, back = start() / 2, [], []
     for steps in (100, 200, 400):
         times = timesteps(4000, steps)
-        states = list(ddim_encoder(gaussian(fine), fine, times, image))
+        states = list(ddim_encoder(gaussian(fine), fine, times, image, clip=False))
         assert [t for t, _, _ in states] == [0, *times[::-1]] and torch.equal(states[0][1], image)
         x = states[-1][1]
         there.append((x - flow(fine, image, 0, 4000)).abs().max().item())
@@ -144,10 +145,27 @@ def test_encoder_finds_the_noise_of_an_image_and_ddim_the_image_again(fine):
         )
 
 
+def test_encoder_clips_as_samplers_do_unless_told(fine):
+    """A network whose x0_hat leaves [-1, 1] takes an image to one noise with clipping, to another without."""
+
+    def overshoots(x, t):
+        x0_hat = (3 - 2 * at(fine.alpha_bar, t)) * gaussian(fine)(x, t).x0_hat
+        return Prediction(x0_hat, predict_eps(fine, x, t, x0_hat))
+
+    image = torch.linspace(-0.9, 0.9, 9, dtype=torch.float64).view(3, 1, 1, 3)
+    for options, expected in (({}, 0.5), ({"clip": False}, 1.0)):  # of the error is left with twice the steps
+        lost = []
+        for steps in (200, 400):
+            *_, (_, code, _) = ddim_encoder(overshoots, fine, timesteps(4000, steps), image, **options)
+            again = state_at(ddim_sampler(overshoots, fine, timesteps(4000, steps), code, no_noise), 0)
+            lost.append((again - image).abs().max().item())
+        assert lost[1] / lost[0] == pytest.approx(expected, abs=0.1)
+
+
 def test_encoder_expects_the_image_that_it_came_from(fine):
     """A denoiser that knows the image has no error at all: x_t is q_sample of one and the same noise."""
     image, eps = start() / 2, torch.full((3, 1, 1, 3), 0.7, dtype=torch.float64)
-    for t, x, x0_hat in ddim_encoder(lambda xt, t: eps, fine, timesteps(4000, 9), image):
+    for t, x, x0_hat in ddim_encoder(lambda xt, t: eps, fine, timesteps(4000, 9), image, clip=False):
         a = fine.alpha_bar[t]
         torch.testing.assert_close(x, a.sqrt() * image + (1 - a).sqrt() * eps)
         if t:
