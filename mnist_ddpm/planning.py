@@ -9,8 +9,10 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm, presets
 
-FACES = "faces-64", "faces-64-small", "faces-32"  # the largest first
-ENOUGH = 150_000  # images that a network for faces should see at least
+DIGITS = "mnist", "mnist-small"  # presets, the largest network first
+FACES = "faces-64", "faces-64-small", "faces-32"
+# Images that a network should see at least, lest a smaller one be better (digits: benchmarks/README.md, How wide?)
+ENOUGH = {DIGITS: 300_000, FACES: 150_000}
 STEPS = 1500  # that a short training should have at least, by smaller batches (benchmarks/recipes.py, 2 and 6 minutes)
 FEWEST = 20  # steps worth a training
 MARGIN = 0.95  # of the time is planned for
@@ -91,8 +93,7 @@ def make_plan(
     """
     began = time.monotonic()
     kept = {name: getattr(values, name) for name in ("dataset", "channels", "classes", "attributes", "seed")}
-    names = ("mnist",) if values.dataset == "mnist" else FACES
-    name, settings, pace = choose(names, kept, seconds, device)
+    name, settings, pace = choose(DIGITS if values.dataset == "mnist" else FACES, kept, seconds, device)
     each, measuring = measured_sampling(settings, device), time.monotonic() - began
     images = load(settings)
     deadline, n = time.monotonic() + seconds - measuring, len(images)
@@ -114,18 +115,21 @@ def choose(
     names: tuple[str, ...], kept: dict, seconds: float, device: torch.device
 ) -> tuple[str, ddpm.Settings, float]:
     """The largest preset that gets to see enough in the time, else the smallest; precision, batch, and its pace."""
-    smallest = replace(presets.preset(names[-1]), **kept)
+    smallest, enough = replace(presets.preset(names[-1]), **kept), ENOUGH[names]
+    most = measured_pace(smallest, device, 1.0) * seconds  # images; twice as many in a lower precision
     for name in names:
         settings = replace(presets.preset(name), **kept)
         if name != names[-1]:
+            if most < enough / 2:
+                continue
             heavier = presets.cost(settings).flops / presets.cost(smallest).flops
-            if heavier > 2 and measured_pace(smallest, device, 1.0) / heavier * seconds < ENOUGH / 2:
+            if heavier > 2 and most / heavier < enough / 2:
                 continue  # so far off that measuring it would cost more than it tells
         paces = {
             precision: measured_pace(replace(settings, precision=precision), device) for precision in precisions(device)
         }
         precision = max(paces, key=paces.get)
-        if paces[precision] * seconds > ENOUGH:
+        if paces[precision] * seconds > enough:
             break
     batch_size = settings.batch_size
     while batch_size > 32 and paces[precision] * seconds / batch_size < STEPS:

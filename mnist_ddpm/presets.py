@@ -27,6 +27,7 @@ DDPM = {  # the paper's network on 32 x 32 positions, and its way of training: A
 # What each changes in Settings
 PRESETS: dict[str, dict] = {
     "mnist": {"optimizer": "muon"},
+    "mnist-small": {"optimizer": "muon", "base_channels": 16},  # for minutes
     "faces-32": {"dataset": "celeba", "image_size": 32, "patch_size": 2, **LAPTOP},
     "faces-64-small": {"dataset": "celeba", "image_size": 64, "patch_size": 4, **LAPTOP},
     "faces-64": {

@@ -38,7 +38,7 @@ def plan(minutes, n=9000, **values):
 
 def test_the_time_is_filled_to_a_few_percent(machine):
     """9000 images at 300/s are 30 s an epoch, and a preview 1.22 s."""
-    plan(1)  # counts operations, once
+    plan(60)  # counts operations, once
     for minutes in (1, 3, 10, 60):
         made = plan(minutes)
         assert made.seconds == pytest.approx(0.95 * 60 * minutes, rel=0.03)
@@ -55,9 +55,10 @@ def test_measuring_is_part_of_the_time(machine, monkeypatch):
 
 def test_the_largest_network_that_sees_enough_is_taken(machine):
     assert plan(10).preset == "faces-64-small" and plan(2).preset == "faces-32"
+    digits = [plan(minutes, dataset="mnist").preset for minutes in (2, 30)]
+    assert digits == ["mnist-small", "mnist"], "of 100,000 and 1,500,000 images"
     machine["images"] = 20_000.0
-    assert plan(10).preset == "faces-64", "on a GPU"
-    assert plan(10, dataset="mnist").preset == "mnist"
+    assert plan(10).preset == "faces-64" and plan(2, dataset="mnist").preset == "mnist", "on a GPU"
 
 
 def test_precision_batch_and_averaging_suit_the_machine_and_the_time(machine):
@@ -112,7 +113,8 @@ def test_part_of_an_epoch_is_trained_and_the_learning_rate_ends_there(tiny, blob
 
 def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     tiny = {"base_channels": 8, "channel_mults": (1, 2), "attention_resolutions": (8,), "T": 20, "batch_size": 32}
-    monkeypatch.setitem(presets.PRESETS, "mnist", tiny)
+    for name in planning.DIGITS:
+        monkeypatch.setitem(presets.PRESETS, name, tiny)
     digits = ddpm.load_images(ddpm.Settings(), ROOT / "data")[:256]
     monkeypatch.setattr(ddpm, "load_images", lambda settings, root: digits)
     real = planning.measured_pace

@@ -14,6 +14,7 @@ from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, preset
     ("name", "parameters", "gflop", "gigabytes"),
     [
         ("mnist", 2_736_676, 0.19, 0.32),
+        ("mnist-small", 687_636, 0.05, 0.15),
         ("faces-32", 4_448_076, 0.50, 0.30),
         ("faces-64-small", 4_489_584, 0.52, 0.32),
         ("faces-64", 35_767_052, 12.49, 2.36),
@@ -22,7 +23,7 @@ from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, preset
     ],
 )
 def test_what_each_preset_costs(name, parameters, gflop, gigabytes):
-    assert name in PRESETS and len(PRESETS) == 6
+    assert name in PRESETS and len(PRESETS) == 7
     found = cost(preset(name))
     assert found.parameters == parameters
     assert found.flops / 1e9 == pytest.approx(gflop, abs=5e-3) and found.training / 1e9 == pytest.approx(
@@ -106,7 +107,7 @@ def test_presets_are_settings_of_networks_that_fit_together(name):
     with torch.device("meta"):
         make_model(preset(name))
     assert asdict(preset(name)).items() >= PRESETS[name].items()
-    assert preset(name).channels == (1 if name == "mnist" else 3)
+    assert preset(name).channels == (1 if name.startswith("mnist") else 3)
 
 
 def test_what_is_left_at_its_default_is_filled_in():
@@ -117,7 +118,7 @@ def test_what_is_left_at_its_default_is_filled_in():
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match='preset "faces-128" is unknown: take one of mnist, faces-32'):
+    with pytest.raises(ValueError, match='preset "faces-128" is unknown: take one of mnist, mnist-small, faces-32'):
         preset("faces-128")
 
 
