@@ -11,12 +11,12 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -39,7 +39,7 @@ class Scale:
     """How much is done."""
 
     seeds: int = 3  # trainings of each network, for the intervals
-    epochs: float = 1.5  # of each training
+    epochs: float | None = None  # of each training; None: what the experiment says
     width: int = 16  # of the network's first level
     n: int = 500  # images drawn for a distance
     bits: int = 250  # test images for the bound
@@ -48,12 +48,23 @@ class Scale:
 
 QUICK = Scale(seeds=2, epochs=0.2, n=100, bits=20, long=50)
 
+# Where many networks are compared, each is trained briefly: small batches at a high rate learn most in so short a time
+BRIEFLY = {"epochs": 1.5, "batch_size": 32, "learning_rate": 4e-3, "warmup_steps": 200, "precision": "bfloat16"}
+# Where samplers are, there are as many networks as seeds, and time to train them better
+LONGER = {
+    "epochs": 6.0, "batch_size": 128, "optimizer": "muon", "learning_rate": 5e-3, "warmup_steps": 500,
+    "precision": "float32",
+}  # fmt: skip
+
 
 class Lab:
     """Trains networks and measures them, each once; rows of results go to a CSV file as they come."""
 
-    def __init__(self, out: Path, scale: Scale, data: Path, device: torch.device):
+    def __init__(self, out: Path, scale: Scale, data: Path, device: torch.device, training: dict):
+        if scale.epochs is None:
+            scale = replace(scale, epochs=training["epochs"])
         self.out, self.scale, self.data, self.device = out, scale, data, device
+        self.common = {**training, "base_channels": scale.width, "epochs": scale.epochs}  # settings of all networks
         self.runs = out.parent / ("runs-quick" if scale == QUICK else "runs")  # experiments share their networks
         self.path, self.rows = out / "results.csv", []
         if self.path.is_file():
@@ -77,15 +88,8 @@ class Lab:
         """Features of all training images."""
         return self.judge.features(self.training)
 
-    def common(self) -> dict:
-        """What all networks are trained with: small batches at a high rate learn most in a short time."""
-        return {
-            "base_channels": self.scale.width, "epochs": self.scale.epochs, "batch_size": 32, "learning_rate": 4e-3,
-            "warmup_steps": 200, "precision": "bfloat16",
-        }  # fmt: skip
-
     def settings(self, seed: int, **changes) -> ddpm.Settings:
-        return ddpm.Settings(**{**self.common(), "seed": seed, **changes})
+        return ddpm.Settings(**{**self.common, "seed": seed, **changes})
 
     def training_run(self, folder: Path, settings: ddpm.Settings) -> ddpm.Run:
         """That of a folder, where it was stopped, or a new one. Raises ValueError where it has other settings."""
@@ -118,7 +122,7 @@ class Lab:
         return self.rows[-1]
 
     def draw(self, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], seed: int, **options) -> Tensor:
-        common = {"seed": seed, "device": self.device, "batch_size": 500, "precision": "bfloat16"}
+        common = {"seed": seed, "device": self.device, "precision": self.common["precision"]}
         options = {"sampler": ddpm.ddpm_sampler, **common, **options}
         return ddpm.generate(model, schedule, self.scale.n, (1, 32, 32), steps=times, **options)[0]
 
@@ -361,7 +365,7 @@ METHODS = {
 
 def ddim_table1(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
-        model, schedule, settings = lab.trained("eps, L_simple", seed)
+        model, schedule, settings = lab.trained("eps, longer", seed)
         for S in (10, 20, 50, 100, lab.scale.long):
             for arm, (sampler, options) in METHODS.items():
                 if S == lab.scale.long and arm not in ("η = 0", "η = 1", "σ̂"):
@@ -484,12 +488,19 @@ def plot_guidance(rows: list[Row], figure: Figure) -> None:
     third.set_title(verdicts(rows, "agreement", ("2 gains agreement", one, two)))
 
 
-EXPERIMENTS: dict[str, tuple[Callable[[Lab], None], Callable[[list[Row], Figure], None], float]] = {
-    "ddpm-table2": (ddpm_table2, plot_ddpm_table2, 7.0),  # and the plot's width in inches
-    "iddpm-schedules": (iddpm_schedules, plot_iddpm_schedules, 15.0),
-    "ddim-table1": (ddim_table1, plot_ddim_table1, 11.0),
-    "ema": (ema, plot_ema, 11.0),
-    "guidance": (guidance_scale, plot_guidance, 13.0),
+class Experiment(NamedTuple):
+    run: Callable[[Lab], None]
+    plot: Callable[[list[Row], Figure], None]
+    width: float  # of the plot, in inches
+    training: dict  # settings of its networks
+
+
+EXPERIMENTS = {
+    "ddpm-table2": Experiment(ddpm_table2, plot_ddpm_table2, 7.0, BRIEFLY),
+    "iddpm-schedules": Experiment(iddpm_schedules, plot_iddpm_schedules, 15.0, BRIEFLY),
+    "ddim-table1": Experiment(ddim_table1, plot_ddim_table1, 11.0, LONGER),
+    "ema": Experiment(ema, plot_ema, 11.0, BRIEFLY),
+    "guidance": Experiment(guidance_scale, plot_guidance, 13.0, LONGER),
 }
 
 
@@ -509,10 +520,10 @@ class Arguments(Scale):
 
 def draw_plot(name: str, rows: list[Row], path: Path) -> None:
     """The plot of an experiment's rows, as a PNG."""
-    _, plot, width = EXPERIMENTS[name]
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    plot(rows, figure)
-    wide = int(10 * width / len(figure.axes))  # letters above each part
+    experiment = EXPERIMENTS[name]
+    figure = Figure(figsize=(experiment.width, 4.2), layout="constrained")
+    experiment.plot(rows, figure)
+    wide = int(10 * experiment.width / len(figure.axes))  # letters above each part
     for ax in figure.axes:
         title = "\n".join(textwrap.fill(line, wide) for line in ax.get_title().splitlines())
         ax.set_title(title, fontsize=9)
@@ -528,8 +539,8 @@ def write_record(lab: Lab, command: str) -> None:
         if {**had, "seeds": 0} != {**scale, "seeds": 0}:
             raise ValueError(f"{lab.out} holds results of another scale, {had}: choose another --out")
     record = {
-        "command": command, "scale": scale, "seeds": list(range(lab.scale.seeds)), "training": lab.common(),
-        "drawn in": "bfloat16, mu in float32", "extractor": lab.judge.name, "reference": "60,000 training images",
+        "command": command, "scale": scale, "seeds": list(range(lab.scale.seeds)), "training": lab.common,
+        "extractor": lab.judge.name, "reference": "60,000 training images",
         "device": str(lab.device), "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
     }  # fmt: skip
@@ -542,12 +553,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     asked = tyro.cli(Arguments, args=given, prog="python -m mnist_ddpm.experiments")
     try:
-        run, _, _ = ddpm.look_up("experiment", asked.name, EXPERIMENTS)
+        experiment = ddpm.look_up("experiment", asked.name, EXPERIMENTS)
         scale = QUICK if asked.quick else Scale(**{f.name: getattr(asked, f.name) for f in fields(Scale)})
         out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
-        lab = Lab(out, scale, asked.data, pick_device(asked.device))
+        lab = Lab(out, scale, asked.data, pick_device(asked.device), experiment.training)
         write_record(lab, shlex.join(["python", "-m", "mnist_ddpm.experiments", *given]))
-        run(lab)
+        experiment.run(lab)
         draw_plot(asked.name, lab.rows, out / "plot.png")
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -37,14 +37,22 @@ def small(monkeypatch):
 
 
 def test_rows_come_back_from_the_file_as_they_were(tmp_path):
-    lab = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"))
+    lab = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
     rows = [{"arm": "a, b", "seed": 0, "S": 10, "frechet": 0.1 + 0.2}, {"arm": "real", "n": 500, "scale": 1.0}]
     for row in rows:
         lab.measured({"arm": row["arm"]}, lambda row=row: row)
-    again = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"))
+    again = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
     assert [{k: v for k, v in row.items() if v != ""} for row in again.rows] == rows
     again.measured({"arm": "real", "n": 500}, lambda: pytest.fail("it is there already"))
     assert [number(text) for text in ("3", "3.0", "-1e-5", "x0, L", "")] == [3, 3.0, -1e-5, "x0, L", ""]
+
+
+def test_an_experiment_says_how_long_its_networks_train_unless_told(tmp_path):
+    for training in (experiments.BRIEFLY, experiments.LONGER):
+        for epochs, expected in ((None, training["epochs"]), (0.5, 0.5)):
+            lab = Lab(tmp_path, Scale(epochs=epochs), ROOT / "data", torch.device("cpu"), training)
+            assert lab.common == {**training, "base_channels": 16, "epochs": expected}
+            assert lab.scale.epochs == expected
 
 
 def test_intervals_over_seeds_are_students():
@@ -109,12 +117,12 @@ def test_every_plot_finds_the_rows_that_its_experiment_makes(name, tmp_path, mon
     monkeypatch.setattr(Lab, "measured", measured)
     monkeypatch.setattr(Lab, "trained", trained)
     monkeypatch.setattr(ddpm, "training_loop", lambda *arguments: iter(()))
-    lab = Lab(tmp_path, Scale(), ROOT / "data", torch.device("cpu"))
-    run, plot, width = EXPERIMENTS[name]
-    run(lab)
+    lab = Lab(tmp_path, Scale(), ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
+    experiment = EXPERIMENTS[name]
+    experiment.run(lab)
     assert {row.get("seed") for row in lab.rows} == {0, 1, 2, None}
-    figure = Figure(figsize=(width, 4))
-    plot(lab.rows, figure)
+    figure = Figure(figsize=(experiment.width, 4))
+    experiment.plot(lab.rows, figure)
     titles = " ".join(ax.get_title() for ax in figure.axes)
     assert "here" in titles and "nan" not in titles and "of 0 seeds" not in titles and "of 3 seeds" in titles
     experiments.draw_plot(name, lab.rows, tmp_path / "plot.png")
@@ -127,8 +135,8 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     flags = [name, "--quick", "--out", str(tmp_path), "--device", "cpu", "--data", str(ROOT / "data")]
     if name == "ddim-table1":
         monkeypatch.setattr(experiments, "METHODS", dict(list(experiments.METHODS.items())[:1]))
-        monkeypatch.setattr(experiments, "plot_ddim_table1", None)
-        monkeypatch.setitem(EXPERIMENTS, name, (experiments.ddim_table1, lambda rows, figure: figure.subplots(), 5.0))
+        plain = EXPERIMENTS[name]._replace(plot=lambda rows, figure: figure.subplots())
+        monkeypatch.setitem(EXPERIMENTS, name, plain)
         monkeypatch.setattr(ddpm, "timesteps", lambda T, steps, spacing="trailing": [20, 10, 5])
     assert experiments.main(flags) == 0
     out = tmp_path / f"{name}-quick"
@@ -140,6 +148,7 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     record = json.loads((out / "record.json").read_text())
     assert record["command"].startswith(f"python -m mnist_ddpm.experiments {name} --quick")
     assert record["seeds"] == [0, 1] and record["extractor"] == "untrained" and record["device"] == "cpu"
+    assert record["training"] == {**experiments.LONGER, "base_channels": 16, "epochs": TINY.epochs}
     (out / "plot.png").unlink()
     monkeypatch.setattr(Lab, "draw", lambda *arguments, **options: pytest.fail("it is done already"))
     assert experiments.main(flags) == 0 and (out / "plot.png").is_file()
@@ -150,7 +159,7 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
 def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setattr(ddpm, "timesteps", lambda T, steps, spacing="trailing": [20, 10, 5])
     scale = replace(TINY, seeds=1)
-    lab = Lab(ddpm.writable_folder(tmp_path / "ema"), scale, ROOT / "data", torch.device("cpu"))
+    lab = Lab(ddpm.writable_folder(tmp_path / "ema"), scale, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
     experiments.ema(lab)
     run = ddpm.resume_run(tmp_path / "runs" / "steady-rate-0")
     assert run.step == 6 and {(row["arm"], row["step"]) for row in lab.rows if "step" in row} == {
@@ -173,7 +182,7 @@ def test_bad_requests_end_in_one_line(flags, message, tmp_path, capsys):
 
 
 def test_a_network_of_other_settings_is_not_taken_for_this_one(tmp_path):
-    lab = Lab(tmp_path / "ema", TINY, ROOT / "data", torch.device("cpu"))
+    lab = Lab(tmp_path / "ema", TINY, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
     lab.trained("net", 0)
     assert lab.trained("net", 0)[2] == lab.settings(0)
     with pytest.raises(ValueError, match="net-0 was trained with other settings: remove it"):
