@@ -13,7 +13,7 @@ DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
 # Images that a network should see at least, lest a smaller one be better (digits: benchmarks/README.md, How wide?)
 ENOUGH = {DIGITS: 300_000, FACES: 150_000}
-STEPS = 1500  # that a short training should have at least, by smaller batches (benchmarks/recipes.py, 2 and 6 minutes)
+STEPS = 750  # that a short training should have at least, by smaller batches (the same page, A few minutes)
 FEWEST = 20  # steps worth a training
 MARGIN = 0.95  # of the time is planned for
 SAMPLER, SAMPLING_STEPS = "--sampler dpmpp --eta 1", 20  # after minutes of training as good as ddpm in 50 (README)
