@@ -121,7 +121,7 @@ def choose(
         settings = replace(presets.preset(name), **kept)
         if name != names[-1]:
             if most < enough / 2:
-                continue
+                continue  # not even the smallest sees enough
             heavier = presets.cost(settings).flops / presets.cost(smallest).flops
             if heavier > 2 and most / heavier < enough / 2:
                 continue  # so far off that measuring it would cost more than it tells
