@@ -50,8 +50,10 @@ def heun_sampler(
     model: Model, schedule: Schedule, times: list[int], xT: Tensor, noise: Callable[[], Tensor] | None = None,
     *, clip: Clip = True,
 ) -> States:  # fmt: skip
-    """Heun's method in sigma, two evaluations a step but for the last (EDM, arXiv 2206.00364, Algorithm 1).
+    """Heun's method in sigma, two evaluations a step (EDM, arXiv 2206.00364, Algorithm 1).
 
+    Euler's, with one, to sigma = 0 and where sigma falls more than tenfold in a step, as a cosine schedule's does at
+    first: what eps_hat at the end says of the whole step, times so large a difference, would swamp the image.
     Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Draws no noise.
     """
     x = xT
@@ -60,11 +62,11 @@ def heun_sampler(
         yield t, x, x0_hat
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         euler = math.sqrt(alpha_bar_s) * x0_hat + math.sqrt(1 - alpha_bar_s) * eps_hat
-        if s == 0 or alpha_bar_t == 0:  # sigma is 0, where eps_hat is not defined, or infinite
+        sigma_t, sigma_s = (math.sqrt((1 - a) / a) if a else math.inf for a in (alpha_bar_t, alpha_bar_s))
+        if sigma_t > 10 * sigma_s:  # so too at s = 0, where eps_hat is not defined
             x = euler
             continue
         slope = (eps_hat + predict(model, schedule, euler, s, clip).eps_hat) / 2
-        sigma_t, sigma_s = (math.sqrt((1 - a) / a) for a in (alpha_bar_t, alpha_bar_s))
         x = math.sqrt(alpha_bar_s / alpha_bar_t) * x + math.sqrt(alpha_bar_s) * (sigma_s - sigma_t) * slope
     yield 0, x, x
 
