@@ -88,7 +88,7 @@ def autoguided(model: Model, weak: Model, schedule: Schedule, scale: float) -> M
 
     def guided_model(xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
         told = [each if labels is None else partial(each, labels=labels) for each in (weak, model)]
-        bad, good = (predict(each, schedule, xt, t) for each in told)
+        bad, good = (predict(each, schedule.to(xt.device), xt, t) for each in told)
         return beyond(bad, good, scale)
 
     return guided_model

@@ -188,6 +188,13 @@ def test_autoguidance_goes_from_the_worse_model_to_the_better_and_beyond(paper, 
         torch.testing.assert_close(got.exponent, good.exponent)
 
 
+def test_autoguidance_takes_a_schedule_of_another_device(paper):
+    """As load_checkpoint gives it: tables on the processor, for a network that is not there."""
+    xt, t = torch.zeros(2, 1, 4, 4, device="meta"), torch.ones(2, dtype=torch.long, device="meta")
+    model = lambda xt, t: 0.5 * xt  # noqa: E731
+    assert autoguided(model, model, paper, 2.0)(xt, t).x0_hat.device.type == "meta"
+
+
 def test_autoguidance_undoes_an_error_that_the_guide_makes_twice(paper):
     """The exact denoiser of POINTS, whose x_0 both models see too bright, the guide twice as much."""
 
