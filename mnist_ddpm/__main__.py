@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mnist_ddpm import (
     ddpm,
@@ -154,7 +154,7 @@ class Drawing:
         return self.guidance if self.guidance is not None else 2.0 if self.guide else 1.0
 
     def control(
-        self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings
+        self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
     ) -> tuple[ddpm.Model, torch.Tensor | None]:
         """The model under guidance, and the labels (n,). Raises ValueError for a label or a guide that does not fit."""
         classes = settings.classes
@@ -169,14 +169,14 @@ class Drawing:
         turn = torch.tensor(self.label or range(classes))
         labels = turn[torch.arange(self.n) % len(turn)] if classes else None
         if self.guide:
-            weak = self.load_guide(model, schedule, settings)
+            weak = self.load_guide(model, device, settings)
             return guidance.autoguided(model, weak, schedule, self.scale), labels
         return (guidance.guided(model, self.scale) if classes else model), labels
 
-    def load_guide(self, counted: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings) -> ddpm.Model:
+    def load_guide(self, counted: ddpm.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
         """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
-        model, _, about = ddpm.load_checkpoint(self.guide, schedule.beta.device)
-        for name in ("image_size", "channels", "classes", "schedule", "T", "beta_1", "beta_T"):
+        model, _, about = ddpm.load_checkpoint(self.guide, device)
+        for name in ("image_size", "channels", "classes", "attributes", "schedule", "T", "beta_1", "beta_T"):
             ours, theirs = getattr(settings, name), getattr(about, name)
             if ours != theirs:
                 raise ValueError(
@@ -221,10 +221,14 @@ class Sample(Drawing):
         world, device = self.connect()
         network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         counted = ddpm.Counted(network)
-        model, labels = self.control(counted, schedule, settings)
+        model, labels = self.control(counted, schedule, settings, device)
         sampler, options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
         if self.mask and not self.init_image:
             raise ValueError("--mask needs the image that it belongs to: give --init-image too")
+        if self.strength != Sample.strength and (self.mask or not self.init_image):
+            raise ValueError("--strength is for an --init-image without a --mask: leave it out")
+        if self.resamples != Sample.resamples and not self.mask:
+            raise ValueError("--resamples is for filling in what a --mask hides: leave it out, or give one")
         out = ddpm.writable_folder(self.out)
         columns = 6 if settings.image_size <= 32 else 4  # of the films, and rows: noise makes large files
         began = time.monotonic()
@@ -259,7 +263,7 @@ class Sample(Drawing):
             if not 0 < self.strength <= 1:
                 raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
             last = max(1, round(self.strength * settings.T))
-            return sampler, options | {"init": image, "steps": ddpm.timesteps(last, self.steps, self.spacing)}
+            return sampler, options | {"init": image, "steps": ddpm.timesteps(last, min(self.steps, last), self.spacing)}
         if sampler is not ddpm.ddpm_sampler:
             raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
         known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
@@ -285,6 +289,10 @@ class Evaluate(Drawing):
     command: tyro.conf.Suppress[str] = ""  # that was given, for the card
 
     def run(self) -> None:
+        how = "sampler", "steps", "spacing", "eta", "variance", "clip", "label", "guidance", "guide", "precision"
+        idle = [f"--{name}" for name in how if self.images and getattr(self, name) != getattr(Drawing, name)]
+        if idle:
+            raise ValueError(f"the images in {self.images} are drawn already: leave out {' and '.join(idle)}")
         world, device = self.connect()
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         judge = extractors.pick_judge(self.extractor, settings.dataset, device)
@@ -293,6 +301,8 @@ class Evaluate(Drawing):
             training, held_out = real_images(settings, self.data)
         if self.bits and held_out is None:
             raise ValueError(f"--bits needs held-out images, and {settings.dataset} has none")
+        if self.bits and self.bits < 2:
+            raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         ddpm.writable_folder(self.out.parent)
         if self.images:
             images, origin = read_images(self.images, settings, self.data)[: self.n], {"images": str(self.images)}
@@ -317,7 +327,7 @@ class Evaluate(Drawing):
                 model, schedule, held_out[: self.bits], variance=pick_variance("auto", settings),
                 times_per_image=min(50, schedule.T), margin=margin, seed=self.seed, device=device,
             )  # fmt: skip
-            card["bits_per_dim"] = {"n": self.bits, "value": bound.mean, "standard_error": bound.standard_error}
+            card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
         evaluation.write_card(self.out, card)
         print("\n".join([*evaluation.card_lines(card), f"written to {self.out}"]))
 
@@ -331,7 +341,7 @@ class Evaluate(Drawing):
     ) -> tuple[torch.Tensor, dict]:
         """The images to judge, and how they were made and at what cost."""
         counted = ddpm.Counted(model)
-        told, labels = self.control(counted, schedule, settings)
+        told, labels = self.control(counted, schedule, settings, device)
         sampler, options = self.sampling(settings)
         began = time.monotonic()
         images, _ = processes.generate(
@@ -485,9 +495,7 @@ def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[
     image = image_folder.open_image(path, "L" if settings.channels == 1 else "RGB")
 
     def pixels(image: Image.Image, fill: int, resample: Image.Resampling) -> torch.Tensor:
-        if settings.dataset == "mnist" and image.size == (28, 28):
-            image = ImageOps.expand(image, (side - 28) // 2, fill)
-        square = np.array(image_folder.fitted(image, side, resample=resample))
+        square = np.array(image_folder.fitted(image_folder.padded(image, settings, fill), side, resample=resample))
         return torch.from_numpy(square).reshape(1, side, side, -1).permute(0, 3, 1, 2)
 
     x0 = ddpm.to_float(pixels(image, 0, Image.Resampling.LANCZOS))

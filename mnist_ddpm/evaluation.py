@@ -72,18 +72,26 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
     """The squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401): unbiased, so it may be below 0.
 
-    The interval comes from subsets of both, and is wide, since real images vary in it too.
+    The interval comes from subsets of both, at most half of the larger one, lest they be all alike; it is wide, since
+    real images vary in it too.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(SUBSET, len(real), len(generated))
-    metric = as_metric(KernelInceptionDistance, real.shape[1], subsets=SUBSETS, subset_size=size)
-    metric.update(real.double(), real=True)
-    metric.update(generated.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mean, deviation = metric.compute()
-    return Estimate.of(mean.item(), deviation.item() * math.sqrt(size / len(generated)))
+    def over_subsets(size: int) -> tuple[float, float]:
+        metric = as_metric(KernelInceptionDistance, real.shape[1], subsets=SUBSETS, subset_size=size)
+        metric.update(real.double(), real=True)
+        metric.update(generated.double(), real=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            mean, deviation = metric.compute()
+        return mean.item(), deviation.item()
+
+    size, larger = min(SUBSET, len(real), len(generated)), max(len(real), len(generated))
+    mean, deviation = over_subsets(size)
+    if 2 * size > larger:
+        size = max(2, larger // 2)
+        _, deviation = over_subsets(size)
+    return Estimate.of(mean, deviation * math.sqrt(size / len(generated)))
 
 
 def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
@@ -166,8 +174,9 @@ class Audit(NamedTuple):
 
     @property
     def closer(self) -> Estimate:
-        """The share of generated images nearer than the nearest 1 % of real ones."""
-        return share(self.generated < self.real.quantile(0.01))
+        """The share of generated images nearer than the nearest 1 % of real ones, those that are there twice aside."""
+        once = self.real[self.real > 0.01 * self.real.median()]
+        return share(self.generated < (once.quantile(0.01) if len(once) else 0))
 
     @property
     def copies(self) -> bool:
@@ -182,21 +191,23 @@ class Audit(NamedTuple):
         }  # fmt: skip
 
 
-def nearest_point(queries: Tensor, points: Tensor, themselves: int = 0, rows: int = 100) -> tuple[Tensor, Tensor]:
-    """Distance and index of the point (M, D) nearest to each query (N, D).
+def nearest_point(queries: Tensor, points: Iterable[Tensor], themselves: int = 0) -> tuple[Tensor, Tensor]:
+    """Distance and index of the point nearest to each query (N, D), among points that come in parts (…, D).
 
     themselves: query i is point i, and i + themselves its mirror image if there is one; these do not count.
     """
-    distance, index, first = [], [], 0
-    for part in queries.split(rows):
-        apart = torch.cdist(part, points)
-        for own in range(first, len(points), themselves) if themselves else ():
-            apart[torch.arange(len(part)), torch.arange(own, own + len(part))] = math.inf
-        first += len(part)
+    distance, index, first = queries.new_full((len(queries),), math.inf), torch.zeros(len(queries)).long(), 0
+    own = torch.arange(len(queries))
+    for part in points:
+        apart = torch.cdist(queries, part)
+        for column in (own - first, own + themselves - first) if themselves else ():
+            here = (column >= 0) & (column < len(part))
+            apart[own[here], column[here]] = math.inf
         found = apart.min(dim=1)
-        distance.append(found.values)
-        index.append(found.indices)
-    return torch.cat(distance), torch.cat(index)
+        nearer = found.values < distance
+        distance, index = found.values.where(nearer, distance), (found.indices + first).where(nearer, index)
+        first += len(part)
+    return distance, index
 
 
 def audit(
@@ -209,18 +220,25 @@ def audit(
     so does this. At most 1,000 real images are compared.
     """
     points = extract or (lambda images: images.flatten(1).float() / 255)
-    seen = points(torch.cat([training, training.flip(-1)]) if mirrored else training)
-    real = None if held_out is None else points(held_out[:AUDITED])
-    return audit_points(points(generated), seen, real, len(training))
+
+    def seen() -> Iterator[Tensor]:  # in parts, since all of them as numbers would need many times their memory
+        yield from map(points, training.split(1000))
+        if mirrored:
+            yield from (points(part.flip(-1)) for part in training.split(1000))
+
+    real = points((training if held_out is None else held_out)[:AUDITED])
+    return audit_points(points(generated), seen, len(training), real, themselves=held_out is None)
 
 
-def audit_points(generated: Tensor, seen: Tensor, real: Tensor | None, n: int) -> Audit:
-    """audit, of points (N, D). seen: of the n training images, and of their mirror images if those count."""
-    near, index = nearest_point(generated, seen)
-    if real is None:
-        usual, _ = nearest_point(seen[: min(AUDITED, n)], seen, themselves=n)
-    else:
-        usual, _ = nearest_point(real, seen)
+def audit_points(
+    generated: Tensor, seen: Callable[[], Iterable[Tensor]], n: int, real: Tensor, themselves: bool
+) -> Audit:  # fmt: skip
+    """audit, of points (N, D). seen: gives those of the n training images in parts, then of their mirror images.
+
+    themselves: real ones are the first of the training images.
+    """
+    near, index = nearest_point(generated, seen())
+    usual, _ = nearest_point(real, seen(), themselves=n if themselves else 0)
     return Audit(near.float(), usual.float(), index % n)
 
 
@@ -234,10 +252,11 @@ def audit_line(found: dict) -> str:
 
 
 def loss_by_tenth(model: Model, schedule: Schedule, images: Tensor, seed: int = 0, device: Device = "cpu") -> dict:
-    """L_simple of uint8 images, each at its own t: its mean, and the means over ten stretches of 1 … T."""
+    """L_simple of uint8 images, each at its own t: its mean, and the means over ten stretches of 1 … T, None if empty."""
     t, losses = loss_by_t(model, schedule, images, seed=seed, device=device)
-    parts = [losses[(t - 1) * 10 // schedule.T == k].mean().item() for k in range(10)]
-    return {"n": len(images), "mean": losses.mean().item(), "by_tenth_of_T": [round(part, 6) for part in parts]}
+    parts = [losses[(t - 1) * 10 // schedule.T == k] for k in range(10)]
+    means = [round(part.mean().item(), 6) if len(part) else None for part in parts]
+    return {"n": len(images), "mean": losses.mean().item(), "by_tenth_of_T": means}
 
 
 def judged(
@@ -255,9 +274,9 @@ def judged(
     if getattr(judge.network, "dataset", None) == "mnist":
         card["digits"] = class_balance(judge.logits(images))
     in_pixels = audit(images[:AUDITED], training, held_out, mirrored=mirrored)
-    seen = torch.cat([known, judge.features(training.flip(-1))]) if mirrored else known
-    real = None if unseen is None else unseen[:AUDITED]
-    in_features = audit_points(drawn[:AUDITED], seen, real, len(training))
+    seen = [known, *(judge.features(part.flip(-1)) for part in training.split(10_000) if mirrored)]
+    real = (known if unseen is None else unseen)[:AUDITED]
+    in_features = audit_points(drawn[:AUDITED], lambda: seen, len(training), real, themselves=unseen is None)
     for space, found in (("pixels", in_pixels), ("features", in_features)):
         card[f"nearest_training_image_in_{space}"] = found.figures()
     return card
@@ -327,7 +346,7 @@ def card_lines(card: dict) -> list[str]:
         lines.append(f"in {space}: {audit_line(card[f'nearest_training_image_in_{space}'])}")
     if "L_simple" in card:
         found = card["L_simple"]
-        parts = " ".join(f"{part:.3g}" for part in found["by_tenth_of_T"])
+        parts = " ".join("-" if part is None else f"{part:.3g}" for part in found["by_tenth_of_T"])
         lines.append(f"L_simple {found['mean']:.4f} of {found['n']} held-out images; by tenths of T: {parts}")
     if "bits_per_dim" in card:
         bound = card["bits_per_dim"]

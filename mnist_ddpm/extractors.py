@@ -50,7 +50,7 @@ class Extractor(nn.Module):
         x = to_float(images)
         if self.dataset == "mnist":
             margin = (x.shape[-1] - self.side) // 2
-            x = F.pad(x, [-margin] * 4)
+            x = F.pad(x, [-margin] * 4, value=-1)  # black, where the image is the smaller one
         elif x.shape[-1] != self.side:
             x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
         return self.body(x).mean(dim=(2, 3))
@@ -92,7 +92,7 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: Dev
     """function of uint8 images, float64, on the processor; the same in whatever batches and order."""
     bar = progress_bar(images.split(batch_size), desc="extracting features", unit="batch", leave=False, delay=3)
     standard = {"memory_format": torch.contiguous_format}  # another order of values in memory rounds differently
-    return torch.cat([function(batch.clone(**standard).to(device)).double().cpu() for batch in bar])
+    return torch.cat([function(batch.clone(**standard).to(device)).cpu().double() for batch in bar])
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,13 @@ def fitted(
     return image.resize((size, size), resample, box=(left, top, left + side, top + side))
 
 
+def padded(image: Image.Image, settings: Settings, fill: int = 0) -> Image.Image:
+    """28 x 28 pixels are padded for a model of MNIST, as its training images were; all else stays as it is."""
+    if settings.dataset != "mnist" or image.size != (28, 28):
+        return image
+    return ImageOps.expand(image, (settings.image_size - 28) // 2, fill)
+
+
 def decode(files: Files, settings: Settings, crop: int | None, write: Callable[[bytes], object]) -> list[str]:
     """Writes each image's channels x size x size bytes, in order. Returns the names that it could not read and skipped.
 
@@ -106,7 +113,7 @@ def decode(files: Files, settings: Settings, crop: int | None, write: Callable[[
     def pixels(name: str) -> bytes | str:
         try:
             picture = read_picture(io.BytesIO(archive.read(name)) if archive else files.root / name, mode)
-            square = np.asarray(fitted(picture, settings.image_size, crop))
+            square = np.asarray(fitted(padded(picture, settings), settings.image_size, crop))
             return np.atleast_3d(square).transpose(2, 0, 1).tobytes()
         except Exception as error:
             return unreadable(files.root / name, error)
@@ -225,7 +232,7 @@ def walk(root: PathLike) -> Iterator[tuple[Path, list[str]]]:
 
 
 def load_folder(settings: Settings, folder: PathLike, cache: PathLike = "data/cache") -> Tensor:
-    """All images below a folder, centre-cropped and resized: uint8 (N, channels, image_size, image_size).
+    """All images below a folder, padded or cropped and resized: uint8 (N, channels, image_size, image_size).
 
     They are sorted by path; hidden files and folders do not count. Raises ValueError where there is none, or where
     more than a few cannot be read, OSError where they cannot be kept.
@@ -236,7 +243,8 @@ def load_folder(settings: Settings, folder: PathLike, cache: PathLike = "data/ca
         raise ValueError(f"{folder} holds no images (files such as .png or .jpg)")
     names = [path.relative_to(folder).as_posix() for path in sorted(paths)]
     label = re.sub(r"\W+", "-", Path(folder).resolve().name) or "images"
-    return load_files(Files(Path(folder), names), settings, cache, label)
+    kind = "digits-" if settings.dataset == "mnist" else ""  # these may be padded
+    return load_files(Files(Path(folder), names), settings, cache, kind + label)
 
 
 def zip_folders(path: Path) -> list[tuple[Path, list[str]]]:

@@ -30,6 +30,11 @@ def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varianc
     return 0.5 * (difference + torch.exp(-difference) - 1 + (mean1 - mean2).square() * torch.exp(-log_variance2))
 
 
+def log_ndtr(x: Tensor) -> Tensor:
+    """log of the normal distribution function, by way of the processor where PyTorch has none (Apple's GPUs)."""
+    return torch.special.log_ndtr(x.cpu()).to(x.device) if x.device.type == "mps" else torch.special.log_ndtr(x)
+
+
 def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """log P of each 8-bit value, in nats: a Gaussian's mass between the value's neighbours (DDPM, Eq. 13).
 
@@ -40,8 +45,8 @@ def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -
     upper, lower = upper.masked_fill(x0 > 0.999, math.inf), lower.masked_fill(x0 < -0.999, -math.inf)
     flip = x0 > mean  # the smaller tail is the exact one
     upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    top = torch.special.log_ndtr(upper)
-    return top + torch.log(-torch.expm1((torch.special.log_ndtr(lower) - top).clamp(max=-1e-30)))
+    top = log_ndtr(upper)
+    return top + torch.log(-torch.expm1((log_ndtr(lower) - top).clamp(max=-1e-30)))
 
 
 def step_log_variance(schedule: Schedule, t: Tensor, exponent: Tensor | float) -> Tensor:

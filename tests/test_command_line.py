@@ -187,7 +187,7 @@ def test_masked_pixels_are_filled_in_and_the_others_kept(conditional, tmp_path, 
 def test_little_strength_leaves_the_image_nearly_as_it_was(conditional, tmp_path, digit, without_films):
     error = {}
     for strength in ("0.05", "1"):
-        arguments = ["--init-image", tmp_path / "digit.png", "--strength", strength, "--steps", "1", "--n", "2"]
+        arguments = ["--init-image", tmp_path / "digit.png", "--strength", strength, "--steps", "4", "--n", "2"]
         images = drawn(tmp_path / "out", "--checkpoint", conditional, *arguments)[:, 2:-2, 2:-2]
         error[strength] = np.abs(images.astype(float) - digit).mean()
     assert error["0.05"] < 20 < error["1"]
@@ -326,6 +326,9 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
         (["--init-image", "README.md"], "README.md is not a readable image"),
         (["--init-image", "nowhere.png"], "nowhere.png is not a readable image"),
         (["--init-image", "digit.png", "--strength", "0"], "strength is 0.0"),
+        (["--strength", "0.9"], "--strength is for an --init-image without a --mask"),
+        (["--init-image", "digit.png", "--mask", "mask.png", "--strength", "0.9"], "--strength is for an --init-image"),
+        (["--init-image", "digit.png", "--resamples", "3"], "--resamples is for filling in what a --mask hides"),
         (["--init-image", "digit.png", "--mask", "small.png"], "the mask is 10 x 9 pixels and the image 28 x 28"),
         (["--init-image", "digit.png", "--mask", "mask.png", "--sampler", "heun"], "leave out --sampler heun"),
         (["--init-image", "digit.png", "--mask", "mask.png", "--eta", "1"], "ddpm takes no --eta"),

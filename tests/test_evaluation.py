@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from mnist_ddpm import evaluation, extractors
-from mnist_ddpm.__main__ import main
+from mnist_ddpm.__main__ import main, read_images
 from mnist_ddpm.ddpm import Settings, generate, ideal_denoiser, load_images, make_model, make_schedule, save_checkpoint
 from mnist_ddpm.evaluation import (
     Estimate,
@@ -66,6 +66,14 @@ def test_kernel_distance_is_the_unbiased_estimate():
     pairs = lambda x: (k(x, x).sum() - k(x, x).diag().sum()) / (40 * 39)  # noqa: E731
     expected = pairs(a) + pairs(b) - 2 * k(a, b).mean()
     assert kernel_distance(a, b).value == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(300, 300), (300, 330), (300, 900)])
+def test_the_kernel_distances_interval_is_not_smaller_in_small_sets(n, m):
+    """Where both are hardly larger than a subset, all subsets are alike: their spread says nothing."""
+    found = [kernel_distance(gaussian(n, seed=2 * k), gaussian(m, seed=2 * k + 1)) for k in range(12)]
+    half = np.mean([(e.high - e.low) / 2 for e in found])
+    assert 0.5 < half / 1.96 / np.std([e.value for e in found], ddof=1) < 4
 
 
 def test_the_kernel_distances_interval_holds_the_spread_of_fresh_draws(monkeypatch):
@@ -180,17 +188,35 @@ def test_a_few_near_images_are_not_yet_copies():
         assert found.closer.value == share / 1000 and found.copies is copies
 
 
+@pytest.mark.parametrize("features", [None, lambda x: x[:, :, ::2, ::2].flatten(1).double()], ids=["pixels", "features"])
+def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, features):
+    training = torch.cat([digits[:400], digits[:10]])
+    assert audit(digits[100:200], training, extract=features).copies
+    assert not audit(digits[400:500], training, extract=features).copies
+    assert not audit(digits[400:500], digits[:1].expand(50, -1, -1, -1), extract=features).copies
+
+
 def test_mirrored_copies_are_copies_where_training_saw_them(digits):
     fresh = digits[:30].flip(-1)
     assert not audit(fresh, digits[:500], digits[500:1000]).copies
     found = audit(fresh, digits[:500], digits[500:1000], mirrored=True)
     assert found.copies and found.index.tolist() == list(range(30))
-    alone = audit(fresh, digits[:500], mirrored=True)
-    seen = torch.cat([digits[:500], digits[:500].flip(-1)]).flatten(1) / 255.0
-    brute = torch.cdist(seen[:500], seen)
-    for offset in (0, 500):
-        brute[torch.arange(500), torch.arange(500) + offset] = 1e9
+    n = 1200  # more than are looked at in one part
+    alone = audit(digits[:n].flip(-1), digits[:n], mirrored=True)
+    assert alone.index.tolist() == list(range(n))
+    seen = torch.cat([digits[:n], digits[:n].flip(-1)]).flatten(1) / 255.0
+    brute = torch.cdist(seen[:1000], seen)
+    for offset in (0, n):
+        brute[torch.arange(1000), torch.arange(1000) + offset] = 1e9
     torch.testing.assert_close(alone.real, brute.min(dim=1).values)
+
+
+def test_tenths_without_a_time_are_none():
+    settings = Settings(base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=4)
+    images = torch.zeros(12, 1, 32, 32, dtype=torch.uint8)
+    found = evaluation.loss_by_tenth(make_model(settings), make_schedule(settings), images)["by_tenth_of_T"]
+    assert [k for k, part in enumerate(found) if part is not None] == [0, 2, 5, 7]
+    json.dumps(found, allow_nan=False)
 
 
 # --- cards
@@ -274,6 +300,20 @@ def test_saved_images_are_judged_as_those_in_memory(trained, few_digits, tmp_pat
     assert "frechet_distance" in capsys.readouterr().out
 
 
+def test_digits_without_their_margin_are_padded_like_those_of_training(digits, tmp_path):
+    settings = Settings()
+    for k, image in enumerate(digits[:5, 0]):
+        imageio.imwrite(tmp_path / f"{k}.png", (image[2:-2, 2:-2] if k < 4 else image).numpy())
+    assert torch.equal(read_images(tmp_path, settings, tmp_path), digits[:5])
+    resized = read_images(tmp_path, replace(settings, dataset=str(tmp_path)), tmp_path)
+    assert resized[:4].ne(digits[:4]).any() and torch.equal(resized[4], digits[4]), "not those of another data set"
+
+
+def test_a_card_counts_the_images_that_there_are(trained, few_digits, tmp_path):
+    card = evaluate(trained, tmp_path / "a.json", "--steps", "2", "--bits", "101")
+    assert card["bits_per_dim"]["n"] == 100
+
+
 def test_a_card_says_how_it_came_about(trained, few_digits, tmp_path):
     card = evaluate(trained, tmp_path / "a.json", "--sampler", "heun", "--steps", "4", "--bits", "3", "--device", "cpu")
     assert card["n"] == 20 and card["seed"] == 0 and card["evaluations_per_image"] == 7 and card["device"] == "cpu"
@@ -313,6 +353,8 @@ def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
         (["--extractor", "inception"], "pip install torch-fidelity"),
         (["--images", "README.md"], "README.md is neither a folder nor a samples.npz"),
         (["--checkpoint", "nowhere"], "nowhere is not a checkpoint"),
+        (["--images", "x.npz", "--steps", "9", "--eta", "1"], "x.npz are drawn already: leave out --steps and --eta"),
+        (["--bits", "1"], "--bits is 1: a standard error needs at least 2 images"),
     ],
     ids=" ".join,
 )
