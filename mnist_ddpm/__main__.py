@@ -263,7 +263,8 @@ class Sample(Drawing):
             if not 0 < self.strength <= 1:
                 raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
             last = max(1, round(self.strength * settings.T))
-            return sampler, options | {"init": image, "steps": ddpm.timesteps(last, min(self.steps, last), self.spacing)}
+            times = ddpm.timesteps(last, min(self.steps, last), self.spacing)
+            return sampler, options | {"init": image, "steps": times}
         if sampler is not ddpm.ddpm_sampler:
             raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
         known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}

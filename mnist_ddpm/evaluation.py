@@ -252,7 +252,7 @@ def audit_line(found: dict) -> str:
 
 
 def loss_by_tenth(model: Model, schedule: Schedule, images: Tensor, seed: int = 0, device: Device = "cpu") -> dict:
-    """L_simple of uint8 images, each at its own t: its mean, and the means over ten stretches of 1 … T, None if empty."""
+    """L_simple of uint8 images, each at its own t: its mean, and those over ten stretches of 1 … T (None: of none)."""
     t, losses = loss_by_t(model, schedule, images, seed=seed, device=device)
     parts = [losses[(t - 1) * 10 // schedule.T == k] for k in range(10)]
     means = [round(part.mean().item(), 6) if len(part) else None for part in parts]

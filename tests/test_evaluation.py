@@ -188,12 +188,12 @@ def test_a_few_near_images_are_not_yet_copies():
         assert found.closer.value == share / 1000 and found.copies is copies
 
 
-@pytest.mark.parametrize("features", [None, lambda x: x[:, :, ::2, ::2].flatten(1).double()], ids=["pixels", "features"])
-def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, features):
+@pytest.mark.parametrize("extract", [None, lambda x: x[:, :, ::2, ::2].flatten(1).double()], ids=["pixels", "features"])
+def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, extract):
     training = torch.cat([digits[:400], digits[:10]])
-    assert audit(digits[100:200], training, extract=features).copies
-    assert not audit(digits[400:500], training, extract=features).copies
-    assert not audit(digits[400:500], digits[:1].expand(50, -1, -1, -1), extract=features).copies
+    assert audit(digits[100:200], training, extract=extract).copies
+    assert not audit(digits[400:500], training, extract=extract).copies
+    assert not audit(digits[400:500], digits[:1].expand(50, -1, -1, -1), extract=extract).copies
 
 
 def test_mirrored_copies_are_copies_where_training_saw_them(digits):
