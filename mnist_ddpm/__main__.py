@@ -70,7 +70,8 @@ class Train:
         """What --resume, or else --preset and --init-from, make the defaults of the other flags."""
         if self.resume:
             return TrainingFlags(**asdict(ddpm.load_config(self.out)[0]))
-        started = pretrained(self.flags.init_from)[0] if self.flags.init_from else {}
+        labels = self.flags.dataset in guidance.LABELLED
+        started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
     def run(self) -> None:
@@ -79,7 +80,8 @@ class Train:
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
-        weights = pretrained(settings.init_from)[1] if settings.init_from and not self.resume else None
+        fresh = settings.init_from and not self.resume
+        weights = pretrained(settings.init_from, settings.classes > 0)[1] if fresh else None
         run = processes.train(settings, images, self.out, labels, self.resume, weights, device=device, world=world)
         pace = run.step * settings.batch_size / run.seconds
         if world.rank == 0:

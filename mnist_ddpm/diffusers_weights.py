@@ -250,16 +250,23 @@ def load_diffusers(
     return make_denoiser(network, schedule.to(device), settings), schedule, settings
 
 
-def pretrained(source: PathLike) -> tuple[dict, dict[str, Tensor]]:
+def pretrained(source: PathLike, labels: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Weights to start training from, and the settings that decide their network and what its output means.
 
-    source: a checkpoint's folder, or what load_diffusers reads. Raises as load_checkpoint and load_diffusers.
+    source: a checkpoint's folder, or what load_diffusers reads. labels: whether there are any to train with; without,
+    a network for labels becomes one without, which says what it said where none was told.
+    Raises as load_checkpoint and load_diffusers.
     """
     own = Path(source, "model.safetensors").is_file()
     model, _, settings = load_checkpoint(source) if own else load_diffusers(source)
     decided = {name: getattr(settings, name) for name in (*NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "attributes")}
     del decided["learned_variance"]  # the objective's consequence
-    return decided | {"init_from": str(source)}, unwrapped(model).state_dict()
+    weights = unwrapped(model).state_dict()
+    if settings.classes and not labels:
+        unknown = weights.pop("label.weight")[-1]  # what is added to the embedding of t, which a bias may do too
+        weights["time.2.bias"] = weights["time.2.bias"] + unknown
+        decided |= {"classes": 0, "attributes": ()}
+    return decided | {"init_from": str(source)}, weights
 
 
 def unwrapped(model: Model) -> UNet:

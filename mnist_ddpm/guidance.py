@@ -8,6 +8,8 @@ from torch import Tensor
 from mnist_ddpm.ddpm import Model, PathLike, Prediction, Schedule, Settings, predict
 from mnist_ddpm.image_folder import celeba_attributes
 
+LABELLED = "mnist", "celeba"  # data sets that have labels
+
 
 def load_labels(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
     """The labels of load_images(settings, root, split), int64 (N,): MNIST's digits, or CelebA's attributes.

@@ -1,5 +1,6 @@
 """What to train, and how, in the time there is: measured on this machine for a few seconds."""
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -33,16 +34,15 @@ class Plan:
     def lines(self) -> list[str]:
         """For people."""
         s, base = self.settings, presets.preset(self.preset)
-        flags = [f"--preset {self.preset}"]
+        flags = ["--preset", self.preset]
         for name, value in asdict(s).items():
             if value != getattr(base, name):
-                words = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                flags.append(f"--{name.replace('_', '-')} {words}")
+                flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
         return [
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {s.precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes",
             f"then 64 images, {SAMPLER} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
-            f"without a plan: python -m mnist_ddpm train {' '.join(flags)}",
+            f"without a plan: python -m mnist_ddpm train {shlex.join(flags)}",
         ]
 
 
@@ -89,7 +89,7 @@ def make_plan(
     """The best use of so many seconds, and the images to train on. values: its data, labels and seed are kept.
 
     load: the images for settings, as load_images; what it takes (decoding, the first time) does not count.
-    Raises ValueError where the time is too short for a few steps, or the images are too few for a batch.
+    Raises ValueError where the time is too short for a few steps.
     """
     began = time.monotonic()
     kept = {name: getattr(values, name) for name in ("dataset", "channels", "classes", "attributes", "seed")}
@@ -97,6 +97,7 @@ def make_plan(
     each, measuring = measured_sampling(settings, device), time.monotonic() - began
     images = load(settings)
     deadline, n = time.monotonic() + seconds - measuring, len(images)
+    settings = replace(settings, batch_size=min(n, settings.batch_size))
     preview = 36 * min(20, settings.T) * each + 0.5
     shown = max(n, ddpm.PREVIEW_EVERY * settings.batch_size)  # images between two previews
     epoch = n / pace + preview * n / shown

@@ -285,6 +285,14 @@ def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures,
     assert "there is no folder nowhere" in error_of(capsys, "train", "--init-from", "nowhere", "--out", tmp_path)
 
 
+def test_a_network_for_labels_goes_on_without_where_the_data_have_none(conditional, pictures, fits, tmp_path):
+    start = ["train", "--init-from", str(conditional), "--out", str(tmp_path / "out")]
+    assert main([*start, "--dataset", str(pictures), "--batch-size", "4"]) == 0
+    assert main([*start, "--classes", "0"]) == 0 and main(start) == 0
+    assert [run.settings.classes for run, _, _ in fits] == [0, 0, 10]
+    assert not hasattr(fits[0][0].model, "label") and fits[2][2].max() == 9
+
+
 def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, pictures, tmp_path, capsys):
     out = tmp_path / "run"
     start = [

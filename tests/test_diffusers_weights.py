@@ -494,6 +494,20 @@ def test_training_starts_from_theirs_and_from_ours(tmp_path):
     assert same_weights(start_run(settings, weights=weights).model, unwrapped(load_checkpoint(tmp_path / "ours")[0]))
 
 
+def test_training_without_labels_starts_from_a_network_for_labels(tmp_path):
+    """It then is the network that is told no label, and fits data that have none."""
+    settings = our_settings(dataset="celeba", attributes=("Smiling", "Male"), classes=4)
+    model = our_network(settings)
+    save_checkpoint(tmp_path / "labelled", model, settings)
+    decided, weights = pretrained(tmp_path / "labelled", labels=False)
+    fresh = Settings(**decided, dataset="mine")
+    assert (fresh.classes, fresh.attributes) == (0, ())
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
+    with torch.no_grad():
+        torch.testing.assert_close(start_run(fresh, weights=weights).model(x, t), model(x, t))
+    assert pretrained(tmp_path / "labelled")[0]["classes"] == 4
+
+
 def test_settings_that_diffusers_does_not_decide_have_their_defaults():
     default, given = Settings(), settings_from_diffusers(CIFAR10, SCHEDULER, "google/ddpm-cifar10-32")
     assert given == replace(
