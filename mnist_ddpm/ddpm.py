@@ -587,9 +587,8 @@ def start_run(
     """A run at step 0, determined by settings and the weights to start from (None: random ones).
 
     world: the processes that train it together; None: this one alone.
-    Seeds PyTorch's global generator: dropout draws from it. Raises ValueError for weights of another network.
+    Raises ValueError for weights of another network.
     """
-    torch.manual_seed(settings.seed)
     model = make_model(settings).to(device)
     if weights is not None:
         load_weights(model.state_dict(), weights, settings.init_from or "what is given")
@@ -661,8 +660,12 @@ def add_gradients(
 def training_step(
     run: Run, x0: Tensor, labels: Tensor | None, schedule: Schedule, objective: Objective, rate: float
 ) -> TrainingStep:
-    """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], with this learning rate."""
+    """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], with this learning rate.
+
+    Seeds PyTorch's global generator, of which dropout draws, anew in each step and process.
+    """
     s, device, n = run.settings, run.device, len(x0)
+    torch.manual_seed(int(np.random.default_rng((s.seed, run.step, run.world.rank)).integers(2**63)))
     t, weights = run.times.draw(n, run.generator)
     eps = torch.randn(x0.shape, generator=run.generator, device=device)
     if labels is not None:
@@ -906,7 +909,7 @@ def generate(
     start: int = 0, labels: Tensor | None = None, init: Tensor | None = None, film: int = 0, frames: int = 48,
     device: Device = "cpu", precision: str = "float32", progress: bool = True, **options,
 ) -> tuple[Tensor, Film]:  # fmt: skip
-    """n images as uint8 (n, C, H, W), and a film of the first `film` of them at up to `frames` + 1 times.
+    """n images as uint8 (n, C, H, W), and a film of the first `film` of a batch, at up to `frames` + 1 times.
 
     steps: how many, or the times themselves. labels (n,) go to the model. init: images (1 or n, C, H, W) in
     [-1, 1] that start the way at the first time, noised as q says, instead of pure noise (SDEdit, arXiv 2108.01073).
@@ -1110,7 +1113,6 @@ def save_run(folder: PathLike, run: Run) -> None:
         "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(), "times": run.times.state_dict(), "scaler": run.scaler.state_dict(),
         "generator": run.generator.get_state(), "device": run.device.type,
-        "global_generator": torch.get_rng_state(),
         "step": run.step, "seconds": run.seconds, "losses": run.losses,
     }  # fmt: skip
     with replacing(folder / "training_state.pt") as path:
@@ -1150,7 +1152,6 @@ def resume_run(
         run.scaler.load_state_dict(state["scaler"])
     if run.device.type == state["device"]:  # the state of one device's generator means nothing to another's
         run.generator.set_state(state["generator"])
-    torch.set_rng_state(state["global_generator"])
     run.step, run.seconds, run.losses = state["step"], state["seconds"], state["losses"]
     return run
 
@@ -1217,8 +1218,13 @@ def fit(
     images = images.to(run.device) if images.numel() < 2**31 else images  # above 2 GiB, batch by batch
     averaged = make_denoiser(run.ema, schedule.to(run.device), run.settings)
     folder, epoch_steps = writable_folder(folder), steps_per_epoch(run.settings, images)
-    if run.step == 0 and (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
+
+    def must_be_free() -> None:
+        if (folder / "config.json").exists():
+            raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
+
+    if run.step == 0:
+        must_be_free()
     (folder / "previews").mkdir(exist_ok=True)
     saved_at, last_save, clock = run.step, time.monotonic(), time.monotonic()
     total, rhythm = total_steps(run.settings, images), epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
@@ -1238,6 +1244,8 @@ def fit(
                     save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
                 if due or stopped or now - last_save > 300:
                     if world.rank == 0:
+                        if saved_at == 0:  # another run may have begun there meanwhile
+                            must_be_free()
                         save_run(folder, run)
                     saved_at, last_save, clock = step, now, time.monotonic()
                 if late:

@@ -17,7 +17,7 @@ from mnist_ddpm.extractors import Extractor, Judge
 
 SETTINGS = ddpm.Settings(
     image_size=16, base_channels=8, channel_mults=(1, 2), T=50, batch_size=12, epochs=2, warmup_steps=3, classes=3,
-    objective="vlb", optimizer="muon", accumulation=2,
+    objective="vlb", optimizer="muon", learning_rate=2e-3, accumulation=2,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 import math
 import signal
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from mnist_ddpm.ddpm import (
     UNet,
+    World,
     deferred_interrupt,
     ema_update,
     fit,
@@ -296,6 +298,33 @@ def test_loss_by_t_spreads_times_and_is_zero_for_a_seer(paper):
                           (1 - paper.alpha_bar[t]).sqrt().view(-1, 1, 1, 1), paper, images)  # fmt: skip
     assert t[0] == 1 and t[-1] == 991 and (t.diff() == 10).all()
     assert losses.max() < 1e-6
+
+
+def test_a_run_that_began_in_the_same_folder_meanwhile_is_not_overwritten(tiny, blobs, tmp_path):
+    schedule, other = make_schedule(tiny), start_run(replace(tiny, seed=1))
+
+    def meanwhile(*arguments):
+        if not (tmp_path / "config.json").exists():
+            save_run(tmp_path, other)
+        return l_simple(*arguments)
+
+    with pytest.raises(FileExistsError, match="holds a checkpoint already"):
+        fit(start_run(tiny), blobs, schedule, tmp_path, meanwhile)
+    assert resume_run(tmp_path).settings.seed == 1
+
+
+def test_each_step_and_each_process_draws_its_own_dropout(dropout, blobs):
+    class Second(World):
+        rank, size = 1, 2
+
+        def gather(self, x):
+            return torch.cat([x, x])
+
+    seen = {}
+    for world in (World(), Second()):
+        run = start_run(dropout, world=world)
+        seen[world.rank] = [torch.initial_seed() for _ in islice(training_loop(run, blobs, make_schedule(dropout)), 4)]
+    assert len({*seen[0], *seen[1]}) == 8
 
 
 def test_dropout_changes_training_only(dropout):
