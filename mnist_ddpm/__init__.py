@@ -10,10 +10,13 @@ TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "DENOISERS", "OBJECTIVES", "T
 
 
 def add_methods(namespace: MutableMapping[str, dict]) -> None:
-    """Enters this package's methods into the tables of a namespace: of ddpm, or of the notebook."""
+    """Enters this package's methods into the tables of a namespace, of ddpm or of the notebook: what is there stays."""
     for module in (image_folder, schedules, parameterisation, learned_variance, muon, solvers):
         for table in TABLES:
-            namespace.get(table, {}).update(getattr(module, table, {}))
+            own = namespace.get(table, {})
+            own |= {name: method for name, method in getattr(module, table, {}).items() if name not in own}
+    if "simple" in namespace.get("OBJECTIVES", {}):
+        namespace["OBJECTIVES"]["simple"] = parameterisation.simple(namespace["OBJECTIVES"]["simple"])
 
 
 add_methods(vars(ddpm))

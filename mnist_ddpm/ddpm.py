@@ -764,7 +764,7 @@ class Prediction(NamedTuple):
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """A network's output (N, C or 2C, H, W) as its prediction and the exponent of its variance, 0 … 1."""
+    """A network's output (N, C or 2C, H, W) as its prediction and the exponent of its variance, mostly 0 … 1."""
     if output.shape[1] == channels:
         return output, None
     prediction, v = output.chunk(2, dim=1)

@@ -153,5 +153,10 @@ def named(weight: str) -> Callable[[Settings], Objective]:
     return lambda settings: weighted(settings.prediction, weight)
 
 
+def simple(own: Callable[[Settings], Objective]) -> Callable[[Settings], Objective]:
+    """What "simple" means: own, of the noise, or the plain error of what else is predicted."""
+    return lambda settings: own(settings) if settings.prediction == "eps" else weighted(settings.prediction)
+
+
 DENOISERS = {name: partial(Denoiser, prediction=name) for name in CONVERSIONS if name != "eps"}
-OBJECTIVES = {"simple": named("uniform"), **{weight: named(weight) for weight in WEIGHTS}}
+OBJECTIVES = {weight: named(weight) for weight in WEIGHTS}

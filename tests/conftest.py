@@ -1,6 +1,7 @@
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on all machines alike, on the processor; before torch looks
 
 from dataclasses import replace
 from pathlib import Path

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.__main__ import main
+from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
+from mnist_ddpm.schedules import respace, respaced
 
 SMALL = (
     "--base-channels 8 --channel-mults 1 2 --attention-resolutions 8 --T 20 --batch-size 16 --warmup-steps 2".split()
@@ -38,7 +40,8 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "checkpoint"
-    assert main(["train", "--dataset", str(pictures), "--out", str(out), "--epochs", "1", *SMALL]) == 0
+    data = ["--dataset", str(pictures), "--data", str(out.parent / "data")]
+    assert main(["train", *data, "--out", str(out), "--epochs", "1", *SMALL]) == 0
     return out
 
 
@@ -141,6 +144,7 @@ def test_each_flag_of_sample_changes_the_images(conditional, tmp_path, without_f
         [], ["--sampler", "ddpm"], ["--sampler", "ddpm", "--variance", "beta"], ["--sampler", "dpmpp"],
         ["--sampler", "heun"], ["--spacing", "quadratic"], ["--clip", "none"], ["--clip", "dynamic"], ["--eta", "1"],
         ["--sampler", "dpmpp", "--eta", "1"], ["--label", "3"], ["--guidance", "0"], ["--guidance", "3"],
+        ["--precision", "bfloat16"], ["--seed", "1"],
     ]  # fmt: skip
     images = [drawn(tmp_path / str(k), *base, *more) for k, more in enumerate(flags)]
     for k, one in enumerate(images):
@@ -230,6 +234,12 @@ def test_likelihood_prints_and_writes_the_bound(conditional, tmp_path, capsys):
     card = json.loads(out.read_text())
     assert (card["steps"], card["T"], card["variance"], card["split"]) == (4, 20, "beta", "train")
     assert card["evaluations_per_image"] == len(card["L_0_to_T_minus_1"]) == 4
+    model, schedule, settings = ddpm.load_checkpoint(conditional)
+    images, times = ddpm.load_images(settings, "data")[:6], ddpm.timesteps(20, 4)
+    expected = bits_per_dim(
+        respaced(model, times), respace(schedule, times), images, variance="beta", margin=2, progress=False
+    )
+    assert card["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-6)
     assert main(["likelihood", *arguments, "--times-per-image", "3"]) == 0
     assert json.loads(out.read_text())["evaluations_per_image"] == 3
 
@@ -272,14 +282,15 @@ def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures,
     """The network and its diffusion are the checkpoint's; with a rate of next to nothing the weights stay its own."""
     given = load_file(checkpoint / "model.safetensors")
     settings, out = ddpm.load_config(checkpoint)[0], tmp_path / "tuned"
-    flags = ["--dataset", str(pictures / ".." / pictures.name), "--epochs", "1", "--batch-size", "16"]
+    cache = ["--data", str(tmp_path / "data")]
+    flags = ["--dataset", str(pictures / ".." / pictures.name), *cache, "--epochs", "1", "--batch-size", "16"]
     start = ["train", "--init-from", str(checkpoint), "--out", str(out), *flags, "--learning-rate", "1e-9"]
     assert main(start) == 0
     tuned = ddpm.load_config(out)[0]
     assert (tuned.base_channels, tuned.T, tuned.init_from) == (settings.base_channels, 20, str(checkpoint))
     weights = load_file(out / "model.safetensors")
     assert all((weights[name] - given[name]).abs().max() < 1e-6 for name in given)
-    assert main(["train", "--resume", "--out", str(out), "--epochs", "2"]) == 0
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "2", *cache]) == 0
     start[start.index(str(out))] = str(tmp_path / "again")
     assert "time.0.weight is (32, 8), should be (64, 16)" in error_of(capsys, *start, "--base-channels", "16")
     assert "there is no folder nowhere" in error_of(capsys, "train", "--init-from", "nowhere", "--out", tmp_path)
@@ -287,7 +298,7 @@ def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures,
 
 def test_a_network_for_labels_goes_on_without_where_the_data_have_none(conditional, pictures, fits, tmp_path):
     start = ["train", "--init-from", str(conditional), "--out", str(tmp_path / "out")]
-    assert main([*start, "--dataset", str(pictures), "--batch-size", "4"]) == 0
+    assert main([*start, "--dataset", str(pictures), "--data", str(tmp_path), "--batch-size", "4"]) == 0
     assert main([*start, "--classes", "0"]) == 0 and main(start) == 0
     assert [run.settings.classes for run, _, _ in fits] == [0, 0, 10]
     assert not hasattr(fits[0][0].model, "label") and fits[2][2].max() == 9
@@ -384,7 +395,8 @@ def test_bad_requests_to_train_end_in_one_line(pictures, tmp_path, monkeypatch, 
 
 
 def test_train_does_not_overwrite(checkpoint, pictures, capsys):
-    assert "holds a checkpoint already" in error_of(capsys, "train", "--dataset", pictures, "--out", checkpoint, *SMALL)
+    arguments = ["--dataset", pictures, "--data", checkpoint.parent / "data", "--out", checkpoint, *SMALL]
+    assert "holds a checkpoint already" in error_of(capsys, "train", *arguments)
 
 
 def test_help_names_every_setting_and_unknown_flags_fail(capsys):
@@ -402,7 +414,8 @@ def test_help_names_every_setting_and_unknown_flags_fail(capsys):
 
 def start(out, pictures, epochs, *more):
     """A training process of its own, as from a shell."""
-    arguments = ["train", "--dataset", str(pictures), "--out", str(out), "--epochs", str(epochs), *SMALL, *more]
+    data = ["--dataset", str(pictures), "--data", str(out.parent / "data")]
+    arguments = ["train", *data, "--out", str(out), "--epochs", str(epochs), *SMALL, *more]
     return subprocess.Popen(
         [sys.executable, "-m", "mnist_ddpm", *arguments],
         cwd=ROOT,

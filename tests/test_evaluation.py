@@ -140,6 +140,8 @@ def test_precision_and_recall_of_sets_that_overlap_in_part():
     assert precision.low < 0.5 < precision.high < 0.54
     narrow = precision_recall(real, 0.2 * gaussian(1000, seed=1))
     assert narrow[0].value > 0.95 and narrow[1].value < 0.5, "good images, little variety"
+    named = distances(real, 0.2 * gaussian(1000, seed=1))
+    assert named["precision"].value > 0.95 and named["recall"].value < 0.5
     with pytest.raises(ValueError, match="more than 3 images of each kind, not 3"):
         precision_recall(real, real[:3])
 
@@ -209,6 +211,13 @@ def test_mirrored_copies_are_copies_where_training_saw_them(digits):
     for offset in (0, n):
         brute[torch.arange(1000), torch.arange(1000) + offset] = 1e9
     torch.testing.assert_close(alone.real, brute.min(dim=1).values)
+
+
+def test_a_card_looks_for_mirrored_copies_where_training_saw_them(digits):
+    for mirrored in (False, True):
+        card = judged(digits[:30].flip(-1), digits[:400], digits[400:600], fresh_judge(), mirrored=mirrored)
+        assert card["nearest_training_image_in_pixels"]["copies"] is mirrored
+        assert card["nearest_training_image_in_features"]["copies"] is mirrored
 
 
 def test_tenths_without_a_time_are_none():

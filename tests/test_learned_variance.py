@@ -208,6 +208,18 @@ def test_training_weighs_the_losses_of_the_times_that_were_drawn():
     assert step.loss != pytest.approx(step.losses.mean().item(), rel=0.01)
 
 
+def test_so_do_the_gradients():
+    run, images = start_run(replace(SMALL, gradient_clip=1e9)), torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
+    run.times = filled(SMALL.T)
+    weights = 1 / (SMALL.T * run.times.probability())
+    steep = lambda model, schedule, x0, t, eps: model(x0, t).sum(dim=(1, 2, 3)) * t  # noqa: E731
+    step = next(training_loop(run, images, make_schedule(SMALL), steep))
+    found, pixels = run.model.conv_out.bias.grad, 4 * 4  # of each channel of a patch
+    expected = pixels * (weights[step.t - 1] * step.t).mean().item()
+    torch.testing.assert_close(found, torch.full_like(found, expected))
+    assert expected != pytest.approx(pixels * step.t.double().mean().item(), rel=0.01)
+
+
 def test_only_the_bound_alone_draws_times_by_importance():
     for objective in ("simple", "bound", "hybrid", "vlb"):
         kind = ImportanceTimes if objective == "vlb" else UniformTimes

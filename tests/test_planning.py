@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mnist_ddpm import ddpm, planning, presets
+from mnist_ddpm import ddpm, planning, presets, processes
 from mnist_ddpm.__main__ import main
 
 CPU, COST = torch.device("cpu"), presets.cost
@@ -159,4 +159,9 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     assert main(["plan", "--minutes", "0.08", *out]) == 0
     assert "expected)" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["T"] == 20
+    seen, latest = {}, time.monotonic() + 4.8
+    monkeypatch.setattr(processes, "train", lambda settings, *arguments, **options: seen.update(options, s=settings))
+    with pytest.raises(AttributeError):  # it returns no run
+        main(["plan", "--minutes", "0.08", "--seed", "7", *out])
+    assert seen["s"].seed == 7 and time.monotonic() < seen["deadline"] < latest + 1
     assert main(["plan", "--minutes", "0", *out]) == 1 and "minutes is 0" in capsys.readouterr().err

@@ -129,6 +129,7 @@ def test_a_step_in_parts_with_checkpointing_is_the_same_step(tiny, precision):
     results = []
     for changes in ({}, {"accumulation": 3}, {"gradient_checkpointing": True}):
         run = start_run(replace(settings, **changes))
+        assert run.model.gradient_checkpointing == ("gradient_checkpointing" in changes)
         x0 = torch.linspace(-1, 1, 16 * 32 * 32).view(16, 1, 32, 32)
         steps = [training_step(run, x0, None, make_schedule(tiny), l_simple, 1e-4) for _ in range(2)]
         results.append((torch.cat([s.losses for s in steps]), torch.cat([p.flatten() for p in run.model.parameters()])))

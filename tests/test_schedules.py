@@ -168,8 +168,19 @@ def test_all_methods_are_entered_into_the_notebooks_tables():
 
 
 def test_methods_are_entered_into_a_namespace_that_has_tables():
-    own = {"SCHEDULES": {"mine": None}, "SAMPLERS": {}, "other": {}}
+    own = {"SCHEDULES": {"mine": None, "sigmoid": "mine too"}, "SAMPLERS": {}, "other": {}}
     mnist_ddpm.add_methods(own)
     assert set(own) == {"SCHEDULES", "SAMPLERS", "other"} and own["other"] == {}
     assert own["SCHEDULES"]["cosine"] is cosine_schedule and "mine" in own["SCHEDULES"]
+    assert own["SCHEDULES"]["sigmoid"] == "mine too", "what the user has entered stays"
     assert set(own["SAMPLERS"]) == {"dpmpp", "heun"}
+
+
+def test_the_loss_that_a_user_has_changed_is_the_one_that_trains():
+    """But for another prediction than the noise, of which it knows nothing."""
+    mine = lambda *arguments: None  # noqa: E731
+    own = {"OBJECTIVES": {"simple": lambda settings: mine}}
+    for _ in range(2):  # the notebook enters them several times
+        mnist_ddpm.add_methods(own)
+    assert own["OBJECTIVES"]["simple"](Settings()) is mine
+    assert own["OBJECTIVES"]["simple"](Settings(prediction="v")) is not mine

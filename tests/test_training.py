@@ -2,11 +2,13 @@ import math
 import signal
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import (
     UNet,
     World,
@@ -80,6 +82,14 @@ def test_ema_is_warmed_up(tiny, blobs):
     next(training_loop(run, blobs, make_schedule(tiny)))
     moved = run.model.conv_in.bias.detach() - before
     torch.testing.assert_close(run.ema.conv_in.bias - before, moved * (1 - 2 / 11))
+
+
+def test_the_average_forgets_as_fast_as_ema_decay_says(tiny, blobs):
+    run = start_run(replace(tiny, epochs=4, ema_decay=0.5))
+    for _ in training_loop(run, blobs, make_schedule(tiny)):
+        if run.step == 23:
+            kept = run.ema.conv_out.bias.clone()
+    torch.testing.assert_close(run.ema.conv_out.bias, 0.5 * kept + 0.5 * run.model.conv_out.bias)
 
 
 def test_every_image_has_its_own_time_and_all_times_occur(tiny, blobs):
@@ -186,6 +196,16 @@ def test_bfloat16_trains_like_float32(tiny, blobs):
         )
 
     assert final_loss("bfloat16") == pytest.approx(final_loss("float32"), rel=0.1)
+    seen = []
+
+    def objective(model, schedule, x0, t, eps):
+        seen.append(model(x0, t).dtype)
+        return l_simple(model, schedule, x0, t, eps)
+
+    for precision in ("float32", "bfloat16"):
+        run = start_run(replace(tiny, precision=precision))
+        next(training_loop(run, blobs, make_schedule(tiny), objective))
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -281,6 +301,20 @@ def test_short_epochs_have_no_preview_each(tiny, blobs, tmp_path):
     """Six steps an epoch, so eight epochs are about fifty; the last epoch has one in any case."""
     fit(start_run(replace(tiny, epochs=9)), blobs, make_schedule(tiny), tmp_path)
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["epoch_008.png", "epoch_009.png"]
+
+
+def test_long_epochs_are_saved_every_five_minutes(tiny, blobs, tmp_path, monkeypatch):
+    """Of six steps that take 100 s each, the fourth is the first past 300."""
+    now, saved = [0.0], []
+    monkeypatch.setattr(ddpm, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(ddpm, "save_run", lambda folder, run: saved.append(run.step))
+
+    def slow(*arguments):
+        now[0] += 100
+        return l_simple(*arguments)
+
+    fit(start_run(replace(tiny, epochs=1)), blobs, make_schedule(tiny), tmp_path, slow)
+    assert saved == [4, 6]
 
 
 def test_fit_does_not_overwrite_another_run(tiny, blobs, tmp_path):
