@@ -1,7 +1,8 @@
 """The papers in miniature, on MNIST: `python -m mnist_ddpm.experiments NAME`, or `--help`.
 
 Each writes to experiments/NAME: results.csv (a row for each measurement), plot.png, and record.json (seeds, versions,
-command). What is there already is not done again, so that a run that was stopped goes on; remove it to start anew.
+command). What is there already is not done again, so that a run that was stopped goes on, and one that is complete
+only draws its plot; remove it, or name another --out, to start anew.
 """
 
 import csv
@@ -12,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, solve
 from mnist_ddpm.__main__ import pick_device
 
 Row = dict[str, str | int | float]
+Network = Callable[[], ddpm.Model]  # trained when it is first called, or read
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 97.5 % quantile, by seeds
 
 
@@ -48,9 +50,9 @@ class Scale:
 
 QUICK = Scale(seeds=2, epochs=0.2, n=100, bits=20, long=50)
 
-# Where many networks are compared, each is trained briefly: small batches at a high rate learn most in so short a time
+# Where differences are large: small batches at a high rate
 BRIEFLY = {"epochs": 1.5, "batch_size": 32, "learning_rate": 4e-3, "warmup_steps": 200, "precision": "bfloat16"}
-# Where samplers are, there are as many networks as seeds, and time to train them better
+# Where they are small, or a poor network would hide them
 LONGER = {
     "epochs": 6.0, "batch_size": 128, "optimizer": "muon", "learning_rate": 5e-3, "warmup_steps": 500,
     "precision": "float32",
@@ -60,16 +62,18 @@ LONGER = {
 class Lab:
     """Trains networks and measures them, each once; rows of results go to a CSV file as they come."""
 
-    def __init__(self, out: Path, scale: Scale, data: Path, device: torch.device, training: dict):
+    def __init__(self, out: Path, scale: Scale, data: Path, device: torch.device, training: dict, command: str = ""):
         if scale.epochs is None:
             scale = replace(scale, epochs=training["epochs"])
-        self.out, self.scale, self.data, self.device = out, scale, data, device
+        self.out, self.scale, self.data, self.device, self.command = out, scale, data, device, command
         self.common = {**training, "base_channels": scale.width, "epochs": scale.epochs}  # settings of all networks
         self.runs = out.parent / ("runs-quick" if scale == QUICK else "runs")  # experiments share their networks
         self.path, self.rows = out / "results.csv", []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
                 self.rows = [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        self.known_rows = len(self.rows)
+        self.check_record()
 
     @cached_property
     def training(self) -> Tensor:
@@ -99,21 +103,29 @@ class Lab:
             raise ValueError(f"{folder} was trained with other settings: remove it, or choose another --out")
         return ddpm.resume_run(folder, device=self.device)
 
-    def trained(self, name: str, seed: int, **changes) -> tuple[ddpm.Model, ddpm.Schedule, ddpm.Settings]:
-        """The network of that name and seed, trained to its end, from where it was stopped."""
+    def network(self, name: str, seed: int, **changes) -> tuple[Network, ddpm.Schedule, ddpm.Settings]:
+        """That of a name and a seed: trained to its end, from where it was stopped, but only where it is needed."""
         settings, folder = self.settings(seed, **changes), self.runs / f"{slug(name)}-{seed}"
-        run = self.training_run(folder, settings)
-        if run.step < ddpm.total_steps(settings, self.training):
-            print(f"{name}, seed {seed}", flush=True)
-            labels = guidance.load_labels(settings, self.data)[: len(self.training)] if settings.classes else None
-            ddpm.fit(run, self.training, ddpm.make_schedule(settings), folder, labels=labels)
-        return ddpm.load_checkpoint(folder, self.device)
+
+        @cache
+        def trained() -> ddpm.Model:
+            run = self.training_run(folder, settings)
+            if run.step < ddpm.total_steps(settings, self.training):
+                print(f"{name}, seed {seed}", flush=True)
+                labels = guidance.load_labels(settings, self.data)[: len(self.training)] if settings.classes else None
+                ddpm.fit(run, self.training, ddpm.make_schedule(settings), folder, labels=labels)
+            return ddpm.load_checkpoint(folder, self.device)[0]
+
+        return trained, ddpm.make_schedule(settings), settings
 
     def measured(self, key: Row, measure: Callable[[], Row]) -> Row:
         """The row that begins with key: from the file if it is there, else measured now."""
         if found := matching(self.rows, key):
             return found[0]
-        self.rows.append({**key, **measure()})
+        row = {**key, **measure()}
+        if len(self.rows) == self.known_rows:
+            self.write_record()
+        self.rows.append(row)
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         with ddpm.replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="")
@@ -126,9 +138,9 @@ class Lab:
         options = {"sampler": ddpm.ddpm_sampler, **common, **options}
         return ddpm.generate(model, schedule, self.scale.n, (1, 32, 32), steps=times, **options)[0]
 
-    def quality(self, key: Row, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], **options) -> Row:
+    def quality(self, key: Row, network: Network, schedule: ddpm.Schedule, times: list[int], **options) -> Row:
         """The row of what a sampler draws with the seed in key."""
-        return self.measured(key, lambda: self.distance(self.draw(model, schedule, times, key["seed"], **options)))
+        return self.measured(key, lambda: self.distance(self.draw(network(), schedule, times, key["seed"], **options)))
 
     def distance(self, images: Tensor) -> Row:
         """What a row says of drawn images."""
@@ -138,6 +150,24 @@ class Lab:
         """The row of what real images score: as many unseen ones, chosen at random."""
         order = torch.randperm(len(self.unseen), generator=torch.Generator().manual_seed(0))
         self.measured({"arm": "real"}, partial(self.distance, self.unseen[order[: self.scale.n]]))
+
+    def check_record(self) -> None:
+        """Raises ValueError where the folder holds results of another scale."""
+        path, scale = self.out / "record.json", asdict(self.scale)
+        if path.is_file():
+            had = json.loads(path.read_text(encoding="utf-8"))["scale"]
+            if {**had, "seeds": 0} != {**scale, "seeds": 0}:
+                raise ValueError(f"{self.out} holds results of another scale, {had}: choose another --out")
+
+    def write_record(self) -> None:
+        """How the results come about."""
+        record = {
+            "command": self.command, "scale": asdict(self.scale), "seeds": list(range(self.scale.seeds)),
+            "training": self.common, "extractor": self.judge.name, "reference": "60,000 training images",
+            "device": str(self.device), "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
+        }  # fmt: skip
+        (self.out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def slug(name: str) -> str:
@@ -256,12 +286,12 @@ PREDICTIONS = {
 def ddpm_table2(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
         for arm, changes in PREDICTIONS.items():
-            model, schedule, settings = lab.trained(arm, seed, **changes)
+            network, schedule, settings = lab.network(arm, seed, **changes)
             times = ddpm.timesteps(settings.T, 50)
             for variance in ("posterior", "learned") if settings.learned_variance else ("posterior",):
                 name = f"{arm}, learned variance" if variance == "learned" else arm
                 options = {"variance": variance, "precision": settings.precision}
-                lab.quality({"arm": name, "seed": seed}, model, schedule, times, **options)
+                lab.quality({"arm": name, "seed": seed}, network, schedule, times, **options)
     lab.real()
 
 
@@ -300,25 +330,25 @@ SKIPPED = 0.1, 0.2, 0.3
 def iddpm_schedules(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
         for arm, changes in CHAINS.items():
-            model, schedule, settings = lab.trained(arm if changes else "eps, L_simple", seed, **changes)
+            network, schedule, settings = lab.network(arm, seed, **changes)
             variance = "learned" if settings.learned_variance else "posterior"
             for steps in (10, 25, 50, 100, lab.scale.long)[: 5 if arm in LONG else 4]:
                 times = ddpm.timesteps(settings.T, steps)
                 key = {"arm": arm, "seed": seed, "steps": steps, "skipped": 0.0}
-                lab.quality(key, model, schedule, times, variance=variance)
+                lab.quality(key, network, schedule, times, variance=variance)
             for part in SKIPPED if arm.startswith("1k") else ():
                 times = [t for t in ddpm.timesteps(settings.T, 50) if t <= (1 - part) * settings.T]
                 key = {"arm": arm, "seed": seed, "steps": 50, "skipped": part}
-                lab.quality(key, model, schedule, times, variance=variance)
+                lab.quality(key, network, schedule, times, variance=variance)
             key = {"arm": arm, "seed": seed, "steps": settings.T, "measure": "bound"}
-            lab.measured(key, partial(bound, lab, model, schedule, variance, seed))
+            lab.measured(key, partial(bound, lab, network, schedule, variance, seed))
     lab.real()
 
 
-def bound(lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, variance: str, seed: int) -> Row:
+def bound(lab: Lab, network: Network, schedule: ddpm.Schedule, variance: str, seed: int) -> Row:
     """The bound of unseen digits."""
     found = likelihood.bits_per_dim(
-        model, schedule, lab.unseen[: lab.scale.bits], variance=variance, times_per_image=min(50, schedule.T),
+        network(), schedule, lab.unseen[: lab.scale.bits], variance=variance, times_per_image=min(50, schedule.T),
         margin=2, seed=seed, device=lab.device,
     )  # fmt: skip
     return {"bits_per_dim": found.mean}
@@ -365,23 +395,23 @@ METHODS = {
 
 def ddim_table1(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
-        model, schedule, settings = lab.trained("eps, longer", seed)
+        network, schedule, settings = lab.network("eps, longer", seed)
         for S in (10, 20, 50, 100, lab.scale.long):
             for arm, (sampler, options) in METHODS.items():
                 if S == lab.scale.long and arm not in ("η = 0", "η = 1", "σ̂"):
                     continue
                 times = ddpm.timesteps(settings.T, (S + 1) // 2 if sampler == "heun" else S)
                 options = {"sampler": ddpm.SAMPLERS[sampler], **options}
-                lab.quality({"arm": arm, "seed": seed, "S": S}, model, schedule, times, **options)
+                lab.quality({"arm": arm, "seed": seed, "S": S}, network, schedule, times, **options)
             times = ddpm.timesteps(settings.T, S)
             key = {"arm": "reconstruction", "seed": seed, "S": S}
-            lab.measured(key, partial(reconstruction, lab, model, schedule, times))
+            lab.measured(key, partial(reconstruction, lab, network, schedule, times))
     lab.real()
 
 
-def reconstruction(lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int]) -> Row:
+def reconstruction(lab: Lab, network: Network, schedule: ddpm.Schedule, times: list[int]) -> Row:
     """What 100 unseen digits lose on the way to their noise and back."""
-    x0 = ddpm.to_float(lab.unseen[:100]).to(lab.device)
+    model, x0 = network(), ddpm.to_float(lab.unseen[:100]).to(lab.device)
     *_, (_, code, _) = solvers.ddim_encoder(model, schedule, times, x0)
     *_, (_, again, _) = ddpm.ddim_sampler(model, schedule, times, code, noise=None)
     return {"reconstruction": (again - x0).square().mean().item()}
@@ -436,7 +466,7 @@ def ema(lab: Lab) -> None:
                 ddpm.save_run(folder, run)
                 schedule = ddpm.make_schedule(settings).to(lab.device)
                 for key, model in zip(keys, (run.model, run.ema)):
-                    lab.quality(key, model, schedule, ddpm.timesteps(settings.T, 50))
+                    lab.quality(key, lambda model=model: model, schedule, ddpm.timesteps(settings.T, 50))
     lab.real()
 
 
@@ -457,18 +487,19 @@ def plot_ema(rows: list[Row], figure: Figure) -> None:
 
 def guidance_scale(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
-        model, schedule, settings = lab.trained("v, labels", seed, prediction="v", schedule="cosine", classes=10)
+        network, schedule, settings = lab.network("v, labels", seed, prediction="v", schedule="cosine", classes=10)
         times, labels = ddpm.timesteps(settings.T, 20), torch.arange(lab.scale.n) % 10
         for scale in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0):
             key = {"arm": "guided", "seed": seed, "scale": scale}
-            lab.measured(key, partial(followed, lab, guidance.guided(model, scale), schedule, times, labels, seed))
+            lab.measured(key, partial(followed, lab, network, scale, schedule, times, labels, seed))
     lab.real()
 
 
 def followed(
-    lab: Lab, model: ddpm.Model, schedule: ddpm.Schedule, times: list[int], labels: Tensor, seed: int
+    lab: Lab, network: Network, scale: float, schedule: ddpm.Schedule, times: list[int], labels: Tensor, seed: int
 ) -> Row:  # fmt: skip
     """How good the images of a guided model are, how varied, and how often they are what was asked for."""
+    model = guidance.guided(network(), scale)
     images = lab.draw(model, schedule, times, seed, sampler=ddpm.SAMPLERS["dpmpp"], labels=labels)
     _, recall = evaluation.precision_recall(lab.known, lab.judge.features(images))
     agree = lab.judge.logits(images).argmax(dim=1) == labels[: len(images)]
@@ -497,7 +528,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
     "ddpm-table2": Experiment(ddpm_table2, plot_ddpm_table2, 7.0, BRIEFLY),
-    "iddpm-schedules": Experiment(iddpm_schedules, plot_iddpm_schedules, 15.0, BRIEFLY),
+    "iddpm-schedules": Experiment(iddpm_schedules, plot_iddpm_schedules, 15.0, {**LONGER, "epochs": 3.0}),
     "ddim-table1": Experiment(ddim_table1, plot_ddim_table1, 11.0, LONGER),
     "ema": Experiment(ema, plot_ema, 11.0, BRIEFLY),
     "guidance": Experiment(guidance_scale, plot_guidance, 13.0, LONGER),
@@ -506,7 +537,7 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Scale):
-    """Repeat an experiment of a paper in miniature, on MNIST: up to two hours on one core, less on a GPU.
+    """Repeat an experiment of a paper in miniature, on MNIST: up to four hours on one core, less on a GPU.
 
     For a night's run: --epochs 5 --width 32 --n 2000 --bits 1000 --out night
     """
@@ -531,22 +562,6 @@ def draw_plot(name: str, rows: list[Row], path: Path) -> None:
         figure.savefig(path, dpi=110)
 
 
-def write_record(lab: Lab, command: str) -> None:
-    """How the results come about. Raises ValueError where the folder holds those of another scale."""
-    path, scale = lab.out / "record.json", asdict(lab.scale)
-    if path.is_file():
-        had = json.loads(path.read_text(encoding="utf-8"))["scale"]
-        if {**had, "seeds": 0} != {**scale, "seeds": 0}:
-            raise ValueError(f"{lab.out} holds results of another scale, {had}: choose another --out")
-    record = {
-        "command": command, "scale": scale, "seeds": list(range(lab.scale.seeds)), "training": lab.common,
-        "extractor": lab.judge.name, "reference": "60,000 training images",
-        "device": str(lab.device), "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
-    }  # fmt: skip
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs one experiment and returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
     matplotlib.use("Agg")
@@ -556,8 +571,8 @@ def main(arguments: list[str] | None = None) -> int:
         experiment = ddpm.look_up("experiment", asked.name, EXPERIMENTS)
         scale = QUICK if asked.quick else Scale(**{f.name: getattr(asked, f.name) for f in fields(Scale)})
         out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
-        lab = Lab(out, scale, asked.data, pick_device(asked.device), experiment.training)
-        write_record(lab, shlex.join(["python", "-m", "mnist_ddpm.experiments", *given]))
+        command = shlex.join(["python", "-m", "mnist_ddpm.experiments", *given])
+        lab = Lab(out, scale, asked.data, pick_device(asked.device), experiment.training, command)
         experiment.run(lab)
         draw_plot(asked.name, lab.rows, out / "plot.png")
     except (ValueError, OSError, FloatingPointError) as error:

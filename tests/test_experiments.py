@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import imageio.v3 as imageio
@@ -110,12 +111,12 @@ def test_every_plot_finds_the_rows_that_its_experiment_makes(name, tmp_path, mon
         lab.rows[-1] |= {figure: float(rng.uniform(1, 2)) for figure in figures}
         return lab.rows[-1]
 
-    def trained(lab, name, seed, **changes):
+    def network(lab, name, seed, **changes):
         settings = ddpm.Settings(**{"seed": seed, **changes})
         return None, ddpm.make_schedule(settings), settings
 
     monkeypatch.setattr(Lab, "measured", measured)
-    monkeypatch.setattr(Lab, "trained", trained)
+    monkeypatch.setattr(Lab, "network", network)
     monkeypatch.setattr(ddpm, "training_loop", lambda *arguments: iter(()))
     lab = Lab(tmp_path, Scale(), ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
     experiment = EXPERIMENTS[name]
@@ -150,8 +151,11 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     assert record["seeds"] == [0, 1] and record["extractor"] == "untrained" and record["device"] == "cpu"
     assert record["training"] == {**experiments.LONGER, "base_channels": 16, "epochs": TINY.epochs}
     (out / "plot.png").unlink()
+    shutil.rmtree(tmp_path / "runs-quick")
     monkeypatch.setattr(Lab, "draw", lambda *arguments, **options: pytest.fail("it is done already"))
-    assert experiments.main(flags) == 0 and (out / "plot.png").is_file()
+    monkeypatch.setattr(ddpm, "fit", lambda *arguments, **options: pytest.fail("nothing asks for a network"))
+    assert experiments.main([*flags, "--seeds", "2"]) == 0 and (out / "plot.png").is_file()
+    assert json.loads((out / "record.json").read_text()) == record, "it says how the results came about"
     monkeypatch.setattr(experiments, "QUICK", replace(TINY, n=9))
     assert experiments.main(flags) == 1 and "holds results of another scale" in capsys.readouterr().err
 
@@ -183,7 +187,9 @@ def test_bad_requests_end_in_one_line(flags, message, tmp_path, capsys):
 
 def test_a_network_of_other_settings_is_not_taken_for_this_one(tmp_path):
     lab = Lab(tmp_path / "ema", TINY, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
-    lab.trained("net", 0)
-    assert lab.trained("net", 0)[2] == lab.settings(0)
+    network, _, settings = lab.network("net", 0)
+    assert settings == lab.settings(0) and not (tmp_path / "runs-quick").exists(), "trained when it is needed"
+    assert network() is network() and (tmp_path / "runs-quick" / "net-0" / "model.safetensors").is_file()
+    lab.network("net", 0)[0]()
     with pytest.raises(ValueError, match="net-0 was trained with other settings: remove it"):
-        lab.trained("net", 0, prediction="v")
+        lab.network("net", 0, prediction="v")[0]()
