@@ -257,8 +257,8 @@ def test_likelihood_prints_and_writes_the_bound(conditional, tmp_path, capsys):
     ids=" ".join,
 )
 def test_bad_requests_for_a_likelihood_end_in_one_line(checkpoint, tmp_path, capsys, arguments, message):
-    base = ["--checkpoint", checkpoint, "--split", "train", "--n", "4", "--out", tmp_path / "l.json"]
-    assert message in error_of(capsys, "likelihood", *base, *arguments)
+    base = ["--checkpoint", checkpoint, "--split", "train", "--n", "4", "--data", checkpoint.parent / "data"]
+    assert message in error_of(capsys, "likelihood", *base, "--out", tmp_path / "l.json", *arguments)
 
 
 def test_training_with_labels_is_given_them(fits, monkeypatch, tmp_path):
@@ -305,23 +305,12 @@ def test_a_network_for_labels_goes_on_without_where_the_data_have_none(condition
 
 
 def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, pictures, tmp_path, capsys):
-    out = tmp_path / "run"
-    start = [
-        "train",
-        "--dataset",
-        str(pictures),
-        "--out",
-        str(out),
-        "--epochs",
-        "1",
-        "--learning-rate",
-        "0.002",
-        *SMALL,
-    ]
-    assert main(start) == 0
-    assert main(["train", "--resume", "--out", str(out), "--epochs", "2"]) == 0
+    out, cache = tmp_path / "run", ["--data", str(tmp_path / "data")]
+    start = ["train", "--dataset", str(pictures), *cache, "--out", str(out), "--epochs", "1", *SMALL]
+    assert main([*start, "--learning-rate", "0.002"]) == 0
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "2", *cache]) == 0
     assert "6 steps" in capsys.readouterr().out
-    assert "base_channels was 8" in error_of(capsys, "train", "--resume", "--out", out, "--base-channels", "16")
+    assert "base_channels was 8" in error_of(capsys, "train", "--resume", "--out", out, "--base-channels", "16", *cache)
 
 
 @pytest.mark.parametrize(
