@@ -1239,13 +1239,13 @@ def fit(
                 late = math.isfinite(deadline) and world.any(now > deadline)
                 stopped = world.any(bool(interrupted))
                 due = step % rhythm == 0 or step == total or late
-                if due and world.rank == 0:
-                    preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
-                    save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
                 if due or stopped or now - last_save > 300:
                     if world.rank == 0:
                         if saved_at == 0:  # another run may have begun there meanwhile
                             must_be_free()
+                        if due:
+                            preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
+                            save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
                         save_run(folder, run)
                     saved_at, last_save, clock = step, now, time.monotonic()
                 if late:
