@@ -160,8 +160,12 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     assert "expected)" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["T"] == 20
     seen, latest = {}, time.monotonic() + 4.8
-    monkeypatch.setattr(processes, "train", lambda settings, *arguments, **options: seen.update(options, s=settings))
-    with pytest.raises(AttributeError):  # it returns no run
-        main(["plan", "--minutes", "0.08", "--seed", "7", *out])
-    assert seen["s"].seed == 7 and time.monotonic() < seen["deadline"] < latest + 1
+
+    def train(settings, *arguments, **options):
+        seen.update(options, seed=settings.seed)
+        return SimpleNamespace(step=1)
+
+    monkeypatch.setattr(processes, "train", train)
+    assert main(["plan", "--minutes", "0.08", "--seed", "7", *out]) == 0
+    assert seen["seed"] == 7 and time.monotonic() < seen["deadline"] < latest + 1
     assert main(["plan", "--minutes", "0", *out]) == 1 and "minutes is 0" in capsys.readouterr().err
