@@ -9,7 +9,7 @@ __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDUL
            'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet',
            'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'compile_network', 'World',
            'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch',
-           'total_steps', 'check_labels', 'add_gradients', 'training_step', 'training_loop', 'timesteps', 'transitions',
+           'total_steps', 'add_gradients', 'training_step', 'check_labels', 'training_loop', 'timesteps', 'transitions',
            'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler',
            'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate',
            'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
@@ -131,7 +131,7 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def look_up(what: str, name: str, table: dict[str, Callable]) -> Callable:
+def look_up(what: str, name: str, table: dict):
     """The entry of that name. Raises ValueError for an unknown one."""
     if name not in table:
         raise ValueError(f'{what} "{name}" is unknown: take one of {", ".join(table)}')
@@ -150,8 +150,7 @@ def load_mnist(settings: Settings, root: PathLike = "data", split: str = "train"
     Raises ValueError for sizes below 28, another split, and where archives are damaged and cannot be downloaded again.
     """
     if settings.image_size < 28 or settings.image_size % 2:
-        size = settings.image_size
-        raise ValueError(f"MNIST is padded, not resized: image_size must be even and >= 28, not {size}")
+        raise ValueError(f"MNIST is padded, not resized: image_size must be even and >= 28, not {settings.image_size}")
     if split not in ("train", "test"):
         raise ValueError(f'MNIST has no split "{split}": take train or test')
     from torchvision import datasets  # two seconds, which those who only sample need not wait
@@ -181,8 +180,7 @@ def load_images(settings: Settings, root: PathLike = "data", split: str = "train
     kind = FOLDER if name not in DATASETS and Path(name).is_dir() else name
     images = look_up("data set", kind, DATASETS)(settings, root, split)
     if images.shape[1] != settings.channels:
-        asked, channels = settings.channels, images.shape[1]
-        raise ValueError(f"{name} has {channels} channel(s): set channels to that, not to {asked}")
+        raise ValueError(f"{name} has {images.shape[1]} channel(s): set channels to that, not to {settings.channels}")
     return images
 
 
@@ -208,14 +206,13 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
     return picture
 
 
-def show(picture: np.ndarray, title: str = "", width: float = 6.0) -> None:
+def show(picture: np.ndarray, title: str, width: float = 6.0) -> None:
     """Draws a uint8 picture (height, width, 3) at its own grey levels, without interpolation."""
     height = width * picture.shape[0] / picture.shape[1]
     _, axes = plt.subplots(figsize=(width, height), layout="constrained")
     axes.imshow(picture, interpolation="nearest")
     axes.set_axis_off()
-    if title:
-        axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10)
     plt.show()
 
 # %% ../MNIST_DDPM.ipynb #fb245ac7
@@ -405,8 +402,7 @@ class UNet(nn.Module):
         sides = [image_size // patch_size // 2**i for i in range(levels)]
         attention = set(sides[-1:] if attention_resolutions is None else attention_resolutions)
         if not attention <= set(sides):
-            given = f"attention_resolutions {attention_resolutions}"
-            raise ValueError(f"{given} must be among the levels' sides {sides}")
+            raise ValueError(f"attention_resolutions {attention_resolutions} must be among the levels' sides {sides}")
 
         self.base_channels, self.patch_size, self.classes = base_channels, patch_size, classes
         self.gradient_checkpointing = False  # start_run may set it
@@ -477,7 +473,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 # %% ../MNIST_DDPM.ipynb #ed7cb0a1
-Model = Callable[..., Tensor]  # x_t (N, C, H, W) and times (N,) to eps_hat (N, C, H, W)
+Model = Callable[..., Tensor]  # x_t (N, C, H, W) and times (N,) to eps_hat (N, C, H, W), or to a Prediction, below
 Objective = Callable[[Model, Schedule, Tensor, Tensor, Tensor], Tensor]  # model, schedule, x0, t, eps to (N,)
 
 
@@ -628,18 +624,6 @@ def total_steps(settings: Settings, images: Tensor) -> int:
     return max(1, round(settings.epochs * steps_per_epoch(settings, images)))
 
 # %% ../MNIST_DDPM.ipynb #f41dca47
-def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
-    """Raises ValueError unless labels is (n,), each 0 … classes - 1, or None where classes is 0."""
-    if classes and labels is None:
-        raise ValueError(f"the network takes one of {classes} labels with each image, and there are none")
-    if labels is not None and not classes:
-        raise ValueError("labels are of no use to this network: it was made without (classes = 0)")
-    if labels is not None and labels.shape != (n,):
-        raise ValueError(f"there must be one label for each of {n} images, not labels {tuple(labels.shape)}")
-    if labels is not None and not ((labels >= 0) & (labels < classes)).all():
-        raise ValueError(f"labels must be from 0 to {classes - 1}: found {labels.min()} to {labels.max()}")
-
-
 def add_gradients(
     run: Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor,
     schedule: Schedule, objective: Objective,
@@ -693,12 +677,25 @@ def training_step(
     run.losses.append(loss.item())
     return TrainingStep(run.step, run.losses[-1], t, losses)
 
+# %% ../MNIST_DDPM.ipynb #39d4e995
+def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
+    """Raises ValueError unless labels is (n,), each 0 … classes - 1, or None where classes is 0."""
+    if classes and labels is None:
+        raise ValueError(f"the network takes one of {classes} labels with each image, and there are none")
+    if labels is not None and not classes:
+        raise ValueError("labels are of no use to this network: it was made without (classes = 0)")
+    if labels is not None and labels.shape != (n,):
+        raise ValueError(f"there must be one label for each of {n} images, not labels {tuple(labels.shape)}")
+    if labels is not None and not ((labels >= 0) & (labels < classes)).all():
+        raise ValueError(f"labels must be from 0 to {classes - 1}: found {labels.min()} to {labels.max()}")
+
 
 def training_loop(
-    run: Run, images: Tensor, schedule: Schedule, objective: Objective = l_simple, labels: Tensor | None = None
+    run: Run, images: Tensor, schedule: Schedule, objective: Objective | None = None, labels: Tensor | None = None
 ) -> Iterator[TrainingStep]:
     """Trains run on uint8 images (N, C, H, W), and their labels (N,), up to settings.epochs. Yields after each step.
 
+    objective: the one that settings names unless given.
     Raises ValueError unless there are labels exactly where settings.classes asks for them, FloatingPointError
     where the loss or the gradient is not finite; the weights are still good then.
     """
@@ -706,7 +703,7 @@ def training_loop(
     s, epoch_steps, schedule = run.settings, steps_per_epoch(run.settings, images), schedule.to(run.device)
     if s.batch_size % run.world.size:
         raise ValueError(f"batch_size {s.batch_size} cannot be shared by {run.world.size} processes: take a multiple")
-    augment = AUGMENTATIONS.get(s.dataset, lambda x0, generator: x0)
+    augment, objective = AUGMENTATIONS.get(s.dataset, lambda x0, generator: x0), objective or make_objective(s)
     run.network.train()
     total = total_steps(s, images)
     for epoch in range(run.step // epoch_steps, math.ceil(total / epoch_steps)):
@@ -725,7 +722,7 @@ SPACINGS = "trailing", "leading", "linspace", "quadratic"
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> list[int]:
     """`steps` times from T … 1, falling; 0 would follow. Raises ValueError unless steps is in 1 … T.
 
-    trailing: k T / steps, so T but not 1. leading: 1 + k T / steps, so 1 but not T (unless steps = T).
+    trailing: k T / steps, so always T. leading: 1 + k T / steps, so always 1, but T only if steps = T.
     linspace: evenly from T to 1. quadratic: from T to 1, closer together towards 1 (DDIM, Appendix D.2).
     """
     if not 1 <= steps <= T:
@@ -965,15 +962,8 @@ def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def save_gif(
-    path: PathLike,
-    film: Film,
-    predicted: bool = False,
-    columns: int = 6,
-    scale: int | None = None,
-    seconds: float = 4.0,
-) -> None:
-    """The film as a GIF of a grid (predicted: of x0_hat); runs for `seconds`, then rests for 2.
+def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int = 6, scale: int | None = None) -> None:
+    """The film as a GIF of a grid (predicted: of x0_hat); runs for 4 seconds, then rests for 2.
 
     scale: None enlarges images of up to 32 pixels twice, and larger ones not, lest files of many MB come out.
     """
@@ -983,7 +973,7 @@ def save_gif(
     frames = [(np.rint(frame / 255 * levels) * (255 / levels)).astype(np.uint8) for frame in frames]
     if film[0][1].shape[1] == 1:  # grey: no palette to be found, which takes long
         frames = [frame[..., 0] for frame in frames]
-    durations = [1000 * seconds / len(frames)] * (len(frames) - 1) + [2000]
+    durations = [4000 / len(frames)] * (len(frames) - 1) + [2000]  # milliseconds
     imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
 
 # %% ../MNIST_DDPM.ipynb #a333cbdc
@@ -1207,8 +1197,7 @@ def fit(
 
     Both after each epoch, or where these are short, after so many that they have PREVIEW_EVERY steps; checkpoints
     every five minutes too.
-    objective: the one that settings names unless given. labels (N,): for a network with classes. deadline: when to
-    stop in any case, saved, by time.monotonic().
+    objective, labels: as in training_loop. deadline: when to stop in any case, saved, by time.monotonic().
 
     Raises FileExistsError where a new run would overwrite a checkpoint, FloatingPointError for a loss that
     is not finite, KeyboardInterrupt after Ctrl-C, ConnectionError where another process is lost; the message says what is
@@ -1253,8 +1242,7 @@ def fit(
                 if stopped:
                     raise KeyboardInterrupt(f"stopped after step {step} and saved in {folder}: resume to go on")
         except FloatingPointError as error:
-            good = f"the checkpoint of step {saved_at} in {folder} is good"
-            saved = good if saved_at else "nothing was saved"
+            saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else "nothing was saved"
             raise FloatingPointError(f"{error}; {saved}; try a lower learning_rate, or float32") from error
         except RuntimeError as error:
             if world.size == 1:

@@ -162,7 +162,7 @@ def test_notebook_draws_with_a_checkpoint_whose_images_are_gone(tmp_path):
 
 def test_notebook_alone_trains_where_there_is_no_checkpoint(tmp_path):
     text = run_alone(tmp_path, epochs=1)
-    assert "There is no checkpoint in nowhere: training one now, 1 epochs." in text
+    assert "There is no checkpoint in nowhere: training one, 1 epochs." in text
     assert "the pictures of this part are left out" in text
     assert load_file(tmp_path / "run" / "model.safetensors")["conv_in.weight"].shape == (8, 4, 3, 3)
 
@@ -176,18 +176,23 @@ def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):
     sizes = {"base_channels": 8, "T": 20, "image_size": 16}
     save_noisy(tmp_path / "given", Settings(**{**PRESETS["faces-32"], **sizes, "dataset": "gone"}))
     parameters = {**SMALL, "preset": "faces-32", "dataset": "mine", "image_size": 16, "epochs": 2}
-    parameters |= {"init_from": "given", "learning_rate": 1e-9}
+    parameters |= {"init_from": "given", "learning_rate": 1e-9, "train": True}
     papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False)
-    assert "run: 2 epochs of mine" in re.sub(r": [\d,]+ parameters,", ":", output_text(tmp_path / "out.ipynb"))
+    text = re.sub(r"[\d,]+ parameters", "P parameters", output_text(tmp_path / "out.ipynb"))
+    assert "run: P parameters, for mine, by Muon\ntrained on 64 images" in text and "planned: 2 epochs" in text
     given, tuned = (load_file(tmp_path / name / "model.safetensors") for name in ("given", "run"))
     assert all((tuned[name] - given[name]).abs().max() < 1e-6 for name in given), "trained from there"
     settings, _ = load_config(tmp_path / "run")
     assert (settings.schedule, settings.prediction, settings.batch_size) == ("cosine", "x0", 16), "filled in, and kept"
 
 
-def test_notebook_names_a_bad_parameter(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match='data set "minst" is unknown'):
-        parameters = {"dataset": "minst", "pictures": str(tmp_path)}
+@pytest.mark.parametrize(
+    "bad, message",
+    [({"dataset": "minst"}, 'data set "minst" is unknown'), ({"checkpoint": "minst"}, "no checkpoint in minst")],
+)
+def test_notebook_names_a_bad_parameter(tmp_path, bad, message):
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        parameters = {"pictures": str(tmp_path), **bad}
         papermill.execute_notebook(NOTEBOOK, None, parameters, cwd=ROOT, progress_bar=False)
 
 
