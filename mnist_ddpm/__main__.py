@@ -1,6 +1,5 @@
 """The command line: `python -m mnist_ddpm train`, `sample`, `likelihood`, `evaluate` …, each with `--help`."""
 
-import json
 import math
 import shlex
 import sys
@@ -69,6 +68,8 @@ class Train:
     def defaults(self) -> TrainingFlags:
         """What --resume, or else --preset and --init-from, make the defaults of the other flags."""
         if self.resume:
+            if self.preset != Train.preset:
+                raise ValueError(f"the run in {self.out} has its settings: leave out --preset, or --resume")
             return TrainingFlags(**asdict(ddpm.load_config(self.out)[0]))
         labels = self.flags.dataset in guidance.LABELLED
         started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
@@ -147,6 +148,8 @@ class Drawing:
 
     def connect(self) -> tuple[ddpm.World, torch.device]:
         """The processes that share the work, and this one's device. Raises ValueError where they are others."""
+        if self.n < 1:
+            raise ValueError(f"n is {self.n}: it must be at least 1")
         world = processes.connect(self.processes, self.device == "cpu")
         return world, pick_device(self.device, world)
 
@@ -306,7 +309,7 @@ class Evaluate(Drawing):
             raise ValueError(f"--bits needs held-out images, and {settings.dataset} has none")
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
-        ddpm.writable_folder(self.out.parent)
+        free_file(self.out)
         if self.images:
             images, origin = read_images(self.images, settings, self.data)[: self.n], {"images": str(self.images)}
         else:
@@ -323,12 +326,14 @@ class Evaluate(Drawing):
         if world.rank > 0:
             return
         if held_out is not None:
-            card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], self.seed, device)
+            some = held_out[:1000]
+            card["L_simple"] = evaluation.loss_by_tenth(model, schedule, some, self.batch_size, self.seed, device)
         if self.bits:
             margin = known_margin(settings)
             bound = likelihood.bits_per_dim(
                 model, schedule, held_out[: self.bits], variance=pick_variance("auto", settings),
-                times_per_image=min(50, schedule.T), margin=margin, seed=self.seed, device=device,
+                times_per_image=min(50, schedule.T), margin=margin, batch_size=self.batch_size, seed=self.seed,
+                device=device,
             )  # fmt: skip
             card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
         evaluation.write_card(self.out, card)
@@ -405,9 +410,8 @@ class Likelihood:
     def run(self) -> None:
         device = pick_device(self.device)
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
-        counted, T = ddpm.Counted(model), schedule.T
-        variance = pick_variance(self.variance, settings)
-        model = counted
+        model = counted = ddpm.Counted(model)
+        variance, T = pick_variance(self.variance, settings), schedule.T
         if self.steps is not None:
             times = ddpm.timesteps(T, self.steps, self.spacing)
             model, schedule = schedules.respaced(counted, times), schedules.respace(schedule, times)
@@ -415,7 +419,7 @@ class Likelihood:
             raise ValueError(f"n is {self.n}: a standard error needs at least 2 images")
         images = ddpm.load_images(settings, self.data, self.split)[: self.n]
         margin = known_margin(settings)
-        ddpm.writable_folder(self.out.parent)
+        free_file(self.out)
         began = time.monotonic()
         bound = likelihood.bits_per_dim(
             model, schedule, images, variance=variance, times_per_image=self.times_per_image, margin=margin,
@@ -431,8 +435,7 @@ class Likelihood:
             "checkpoint": str(self.checkpoint), "schedule": settings.schedule, "T": T, "steps": schedule.T,
             "variance": variance, "seed": self.seed, "device": str(device), "torch": torch.__version__,
         }  # fmt: skip
-        with ddpm.replacing(self.out) as path:
-            path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        evaluation.write_card(self.out, card)
         print(
             f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim, an upper bound ({variance} variance, "
             f"{schedule.T} steps), on {side} x {side} pixels of the first {len(images)} {self.split} images"
@@ -458,7 +461,7 @@ class Extractor:
 
     def run(self) -> None:
         device = pick_device(self.device)
-        ddpm.writable_folder(self.out.parent)
+        free_file(self.out)
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists already: name another file")
         began = time.monotonic()
@@ -472,6 +475,13 @@ class Extractor:
         extractors.save_extractor(self.out, network, record)
         count, of = ddpm.count_parameters(network), extractors.HELD_OUT[self.dataset]
         print(f"{self.out}: {count:,} parameters, {accuracy:.2%} right on {of}, {took / 60:.1f} min on {device}")
+
+
+def free_file(path: Path) -> None:
+    """Makes the folder for a result. Raises OSError now, not after hours, where the file could not be written."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and should be a file: name one in it")
+    ddpm.writable_folder(path.parent)
 
 
 def known_margin(settings: ddpm.Settings) -> int:
@@ -529,7 +539,7 @@ def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor
         return image_folder.load_folder(settings, path, data / "cache")
     try:
         images = torch.from_numpy(np.load(path)["images"]).permute(0, 3, 1, 2)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, IndexError, ValueError, EOFError, zipfile.BadZipFile, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is neither a folder nor a samples.npz of the sample command ({error})") from error
     expected = (settings.channels, settings.image_size, settings.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
@@ -575,6 +585,11 @@ def main(arguments: list[str] | None = None) -> int:
         command.run()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        advice = "a lower --batch-size, or for training --accumulation 4 and --gradient-checkpointing"
+        print(f"error: {reason}: what helps is {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)

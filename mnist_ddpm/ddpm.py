@@ -98,8 +98,8 @@ class Settings:
         for name in (*sizes, "T", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.epochs <= 0:
-            raise ValueError(f"epochs is {self.epochs}: it must be above 0")
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs is {self.epochs}: it must be above 0, and finite")
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}: it must be 1 (grey) or 3 (colour)")
         if not 0 < self.beta_1 <= self.beta_T < 1:
@@ -913,8 +913,8 @@ def generate(
     Image k depends on seed and k only, but for rounding; the first is k = start. precision: of the network; x_t
     itself is always float32. options go to the sampler.
     """
-    if n < 1 or batch_size < 1 or seed < 0:
-        raise ValueError(f"n = {n}, batch_size = {batch_size} must be at least 1, seed = {seed} at least 0")
+    if n < 1 or batch_size < 1 or not 0 <= seed < 2**32:  # above, streams (seed, k) would be those of smaller seeds
+        raise ValueError(f"n = {n} and batch_size = {batch_size} must be at least 1, seed = {seed} in 0 … 2^32 - 1")
     for name, given, sizes in (("init", init, (1, n)), ("labels", labels, (n,))):
         if given is not None and len(given) not in sizes:
             raise ValueError(f"{name} has {len(given)} entries: there must be one for each of {n} images")
@@ -1010,11 +1010,16 @@ FORMAT = 1  # of the checkpoint folder
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    Raises OSError where it cannot be written, a full disk among the reasons.
+    """
     temporary = path.with_name(path.name + ".partial")
     try:
         yield temporary
         os.replace(temporary, path)
+    except (SafetensorError, RuntimeError) as error:  # so do safetensors and PyTorch say it
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}): is there room?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -1098,7 +1103,7 @@ def save_run(folder: PathLike, run: Run) -> None:
         "loss_every_100_steps": [round(float(np.mean(part)), 5) for part in hundreds],
     }  # fmt: skip
     folder = Path(folder)
-    save_checkpoint(folder, run.ema, run.settings, record)
+    folder.mkdir(parents=True, exist_ok=True)
     state = {
         "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(), "times": run.times.state_dict(), "scaler": run.scaler.state_dict(),
@@ -1107,6 +1112,7 @@ def save_run(folder: PathLike, run: Run) -> None:
     }  # fmt: skip
     with replacing(folder / "training_state.pt") as path:
         torch.save(state, path)
+    save_checkpoint(folder, run.ema, run.settings, record)  # last, so that a run that has one can be resumed
 
 
 def resume_run(
@@ -1128,7 +1134,8 @@ def resume_run(
         reason = (str(error) or repr(error)).splitlines()[0]
         raise ValueError(f"{path} is damaged or no training state ({reason})") from error
     settings = settings or saved
-    for name in ("dataset", "attributes", *NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "optimizer", "batch_size", "seed"):
+    data = "dataset", "attributes", "init_from"
+    for name in (*data, *NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "optimizer", "batch_size", "seed"):
         old, new = getattr(saved, name), getattr(settings, name)
         if old != new:
             where = f"in the run in {folder}"
@@ -1158,12 +1165,12 @@ def writable_folder(folder: PathLike) -> Path:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list]:
-    """Inside, a first Ctrl-C only fills the list that it gives; a second one interrupts at once. So does SIGTERM."""
+    """Inside, Ctrl-C and SIGTERM only fill the list that it gives; a second Ctrl-C interrupts at once."""
     pressed = []
 
     def handler(signum, frame):
         pressed.append(signum)
-        signal.signal(signum, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
         previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -1181,7 +1188,9 @@ def save_preview(path: Path, model: Model, run: Run, schedule: Schedule, shape: 
     """A grid of 36 images from the averaged model in 20 DDIM steps, always from the same noise."""
     classes, device = run.settings.classes, run.device
     labels = torch.arange(36) % classes if classes else None
-    options = {"steps": min(20, schedule.T), "seed": run.settings.seed, "device": device, "progress": False}
+    size = math.ceil(run.settings.batch_size / run.settings.accumulation)  # what fits in memory while training
+    options = {"steps": min(20, schedule.T), "seed": run.settings.seed, "batch_size": size, "device": device}
+    options["progress"] = False
     images, _ = generate(model, schedule, 36, shape, labels=labels, **options)
     imageio.imwrite(path, enlarge(tile(images, 6), 2))
 
@@ -1214,6 +1223,9 @@ def fit(
 
     if run.step == 0:
         must_be_free()
+    signal_left = schedule.alpha_bar[-1].item()
+    if signal_left > 0.01 and world.rank == 0:
+        print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts without: raise T or beta_T")
     (folder / "previews").mkdir(exist_ok=True)
     saved_at, last_save, clock = run.step, time.monotonic(), time.monotonic()
     total, rhythm = total_steps(run.settings, images), epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
@@ -1232,14 +1244,15 @@ def fit(
                     if world.rank == 0:
                         if saved_at == 0:  # another run may have begun there meanwhile
                             must_be_free()
+                        save_run(folder, run)
                         if due:
                             preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
                             save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
-                        save_run(folder, run)
                     saved_at, last_save, clock = step, now, time.monotonic()
                 if late:
                     break
                 if stopped:
+                    world.any(True)  # none leaves before the checkpoint is written
                     raise KeyboardInterrupt(f"stopped after step {step} and saved in {folder}: resume to go on")
         except FloatingPointError as error:
             saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else "nothing was saved"
@@ -1248,8 +1261,12 @@ def fit(
             if world.size == 1:
                 raise
             if world.rank == 0 and run.step:
+                if saved_at == 0:
+                    must_be_free()
                 save_run(folder, run)
-            problem = f"one of {world.size} processes is lost ({str(error).splitlines()[0]})"
-            raise ConnectionError(f"{problem}; step {run.step} is saved in {folder}: resume to go on") from error
+                saved_at = run.step
+            saved = f"step {saved_at} is saved in {folder}: resume to go on" if saved_at else "no step is known to be saved"
+            problem = f"this or another of {world.size} processes is lost ({str(error).splitlines()[0]})"
+            raise ConnectionError(f"{problem}; {saved}") from error
     world.any(False)  # until the last checkpoint is written, all wait
     return run

@@ -108,14 +108,14 @@ def share(hits: Tensor) -> Estimate:
     return Estimate.of(p, math.sqrt(p * (1 - p) / len(hits)))
 
 
-def within(queries: Tensor, centres: Tensor, radii: Tensor, rows: int = 1000) -> Tensor:
+def within(queries: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
     """Which queries (N, D) lie within the radius (M,) of any centre (M, D): bool (N,)."""
-    return torch.cat([(torch.cdist(part, centres) <= radii).any(dim=1) for part in queries.split(rows)])
+    return torch.cat([(torch.cdist(part, centres) <= radii).any(dim=1) for part in queries.split(1000)])
 
 
-def neighbour_radii(points: Tensor, k: int = NEIGHBOURS, rows: int = 1000) -> Tensor:
+def neighbour_radii(points: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """Distance of each point (N, D) to the k-th nearest of the others, (N,)."""
-    return torch.cat([torch.cdist(part, points).kthvalue(k + 1, dim=1).values for part in points.split(rows)])
+    return torch.cat([torch.cdist(part, points).kthvalue(k + 1, dim=1).values for part in points.split(1000)])
 
 
 def precision_recall(real: Tensor, generated: Tensor) -> tuple[Estimate, Estimate]:
@@ -251,9 +251,11 @@ def audit_line(found: dict) -> str:
     )
 
 
-def loss_by_tenth(model: Model, schedule: Schedule, images: Tensor, seed: int = 0, device: Device = "cpu") -> dict:
+def loss_by_tenth(
+    model: Model, schedule: Schedule, images: Tensor, batch_size: int = 250, seed: int = 0, device: Device = "cpu"
+) -> dict:
     """L_simple of uint8 images, each at its own t: its mean, and those over ten stretches of 1 … T (None: of none)."""
-    t, losses = loss_by_t(model, schedule, images, seed=seed, device=device)
+    t, losses = loss_by_t(model, schedule, images, batch_size=batch_size, seed=seed, device=device)
     parts = [losses[(t - 1) * 10 // schedule.T == k] for k in range(10)]
     means = [round(part.mean().item(), 6) if len(part) else None for part in parts]
     return {"n": len(images), "mean": losses.mean().item(), "by_tenth_of_T": means}
@@ -282,19 +284,14 @@ def judged(
     return card
 
 
-def comparable(a: dict, b: dict) -> None:
-    """Raises ValueError where two cards cannot be compared, with the reason."""
-    for name in ("n", "extractor", "reference"):
-        if a[name] != b[name]:
-            raise ValueError(f"these cards cannot be compared: {name} is {a[name]} in one and {b[name]} in the other")
-
-
 def comparison(a: dict, b: dict) -> list[str]:
     """A line for each figure that two cards share: both values, and whether their intervals are apart.
 
-    Raises ValueError as comparable.
+    Raises ValueError where they cannot be compared, with the reason.
     """
-    comparable(a, b)
+    for name in ("n", "extractor", "reference"):
+        if a[name] != b[name]:
+            raise ValueError(f"these cards cannot be compared: {name} is {a[name]} in one and {b[name]} in the other")
     lines = []
     for name in a["metrics"]:
         first, second = Estimate(**a["metrics"][name]), Estimate(**b["metrics"][name])

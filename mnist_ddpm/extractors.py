@@ -133,8 +133,10 @@ def targets(dataset: str, root: PathLike, split: str) -> tuple[Tensor, Tensor]:
         settings = Settings(classes=10)
         return load_images(settings, root, split), load_labels(settings, root, split)
     settings = Settings(dataset="celeba", image_size=64)
-    images = load_images(settings, root, split)
-    return images, celeba_attributes(root, split)[1].float()
+    images, (_, wanted) = load_images(settings, root, split), celeba_attributes(root, split)
+    if len(images) != len(wanted):  # some could not be read, and there is no cache to say which
+        raise ValueError(f"{len(images)} images of CelebA, and {len(wanted)} with attributes: repair those skipped")
+    return images, wanted.float()
 
 
 def accuracy(extractor: Extractor, images: Tensor, wanted: Tensor, device: Device = "cpu") -> float:

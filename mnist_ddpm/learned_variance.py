@@ -4,6 +4,8 @@ The network has a second output v, of the shape of the first. The variance of a 
 exp(e log beta_t + (1 - e) log beta-tilde_t) with e = (v + 1) / 2. L_simple says nothing of it; the bound does.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -75,13 +77,8 @@ class ImportanceTimes(nn.Module):
             self.seen[index] += 1
 
 
-def hybrid_objective(settings: Settings) -> Objective:
-    return l_hybrid(settings.prediction)
-
-
-def vlb_objective(settings: Settings) -> Objective:
-    return l_vlb(settings.prediction)
-
-
-OBJECTIVES = {"hybrid": hybrid_objective, "vlb": vlb_objective}
+OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {
+    "hybrid": lambda settings: l_hybrid(settings.prediction),
+    "vlb": lambda settings: l_vlb(settings.prediction),
+}
 TIME_SAMPLERS = {"vlb": ImportanceTimes}

@@ -113,17 +113,22 @@ def bits_per_dim(
     the same in expectation, with more noise, and T / times_per_image times faster.
     margin: leave out so many pixels at each edge. The bound is then that of the inner pixels under a model which is
     given the margin, noised as q says, at every t: right where the margin is known, like the padding of MNIST.
-    Raises ValueError for a variance that the model has not learned, a number of times outside 1 … T, a margin too wide.
+    Raises ValueError for a variance that the model has not learned, a number of times outside 1 … T, a margin too wide,
+    a batch without images.
     """
     count = schedule.T if times_per_image is None else times_per_image
     schedule = schedule.to(device)
     ranges = list(strata(schedule.T, count))
     if not 0 <= 2 * margin < images.shape[-1]:
         raise ValueError(f"margin is {margin}: nothing would be left of images of {images.shape[-1]} pixels")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     if isinstance(model, nn.Module):
         model.eval()
     inner = slice(margin, images.shape[-1] - margin)
-    chance = torch.rand(len(images), count, generator=torch.Generator().manual_seed(seed))
+    chance = torch.zeros(len(images), 1).expand(-1, count)  # of no use where every t is taken
+    if count < schedule.T:
+        chance = torch.rand(len(images), count, generator=torch.Generator().manual_seed(seed))
     bits, prior = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.float64)
     sums, visits = torch.zeros(schedule.T, dtype=torch.float64), torch.zeros(schedule.T, dtype=torch.float64)
     batches = [range(i, min(len(images), i + batch_size)) for i in range(0, len(images), batch_size)]

@@ -16,7 +16,6 @@ from mnist_ddpm.ddpm import (
     Schedule,
     Settings,
     at,
-    l_simple,
     look_up,
     predict_eps,
     predict_x0,
@@ -131,12 +130,10 @@ WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 def weighted(prediction: str, weight: str = "uniform") -> Objective:
     """The mean squared error of the network's own output, each image times its weight.
 
-    "uniform" weighs all t alike in the prediction's own units: L_simple for "eps". The names in WEIGHTS mean the
+    "uniform" weighs all t alike in the prediction's own units. The names in WEIGHTS mean the
     same loss whatever is predicted. Raises ValueError for an unknown prediction.
     """
     look_up("prediction", prediction, CONVERSIONS)
-    if (prediction, weight) == ("eps", "uniform"):
-        return l_simple
 
     def objective(model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         xt = q_sample(schedule, x0, t, eps)
@@ -149,14 +146,10 @@ def weighted(prediction: str, weight: str = "uniform") -> Objective:
     return objective
 
 
-def named(weight: str) -> Callable[[Settings], Objective]:
-    return lambda settings: weighted(settings.prediction, weight)
-
-
 def simple(own: Callable[[Settings], Objective]) -> Callable[[Settings], Objective]:
     """What "simple" means: own, of the noise, or the plain error of what else is predicted."""
     return lambda settings: own(settings) if settings.prediction == "eps" else weighted(settings.prediction)
 
 
 DENOISERS = {name: partial(Denoiser, prediction=name) for name in CONVERSIONS if name != "eps"}
-OBJECTIVES = {weight: named(weight) for weight in WEIGHTS}
+OBJECTIVES = {name: lambda settings, name=name: weighted(settings.prediction, name) for name in WEIGHTS}

@@ -78,7 +78,7 @@ def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
 
 def precisions(device: torch.device) -> list[str]:
     """Those worth a measurement."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return ["float32", "float16"]
     return ["float32", "bfloat16"]
 

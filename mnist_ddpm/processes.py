@@ -35,20 +35,16 @@ class Processes(ddpm.World):
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
 
-def started() -> int:
-    """How many processes the launcher says that it has started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
     """This process's world. Raises ValueError unless it is of as many processes as expected; 0: any number."""
-    if expected and started() != expected:
+    started = int(os.environ.get("WORLD_SIZE", 1))  # as the launcher says
+    if expected and started != expected:
         raise ValueError(
-            f"{expected} processes were asked for, and {started()} started: launch them with torchrun "
+            f"{expected} processes were asked for, and {started} started: launch them with torchrun "
             f"--nproc-per-node {expected}, or accelerate launch --multi_gpu --num_processes {expected} (without GPUs "
             "accelerate launch --cpu starts one alone unless its configuration says otherwise)"
         )
-    if started() == 1:
+    if started == 1:
         return ddpm.World()
     import torch.distributed.nn  # noqa: F401  imported after, its functions' defaults would keep the connection open
     from accelerate import Accelerator  # takes its time, and one process does without
@@ -108,9 +104,7 @@ def notebook_process(processes: int, *arguments) -> None:
 
 
 def share(world: ddpm.World, n: int) -> range:
-    """Which of n things are this process's part. Raises ValueError where there are fewer than processes."""
-    if n < world.size and world.size > 1:
-        raise ValueError(f"{n} cannot be shared by {world.size} processes: ask for more, or launch fewer")
+    """Which of n things are this process's part."""
     return part(n, world.rank, world.size)
 
 
@@ -137,7 +131,12 @@ def generate(
     world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, n: int, shape: tuple[int, int, int],
     labels: Tensor | None = None, **options,
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
-    """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part."""
+    """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part.
+
+    Raises ValueError for fewer images than processes.
+    """
+    if n < world.size:
+        raise ValueError(f"{n} images cannot be shared by {world.size} processes: ask for more, or launch fewer")
     mine = share(world, n)
     labels = None if labels is None else labels[mine.start : mine.stop]
     own, film = ddpm.generate(model, schedule, len(mine), shape, start=mine.start, labels=labels, **options)

@@ -72,9 +72,7 @@ def heun_sampler(
 
 
 @torch.no_grad()
-def ddim_encoder(
-    model: Model, schedule: Schedule, times: list[int], x0: Tensor, *, clip: Clip = True
-) -> States:  # fmt: skip
+def ddim_encoder(model: Model, schedule: Schedule, times: list[int], x0: Tensor, *, clip: Clip = True) -> States:
     """The way back: from images x0 (N, C, H, W) in [-1, 1] to the noise that DDIM turns into them (DDIM, Eq. 14).
 
     times fall, as for a sampler, and clip must be the sampler's, which would go another way else. Yields
@@ -85,10 +83,7 @@ def ddim_encoder(
         x0_hat, eps_hat, _ = predict(model, schedule, x, max(s, 1), clip)
         yield s, x, x0_hat
         alpha_bar_t = schedule.alpha_bar[t].item()
-        if s == 0:
-            x = math.sqrt(alpha_bar_t) * x0 + math.sqrt(1 - alpha_bar_t) * eps_hat
-        else:
-            x = math.sqrt(alpha_bar_t) * x0_hat + math.sqrt(1 - alpha_bar_t) * eps_hat
+        x = math.sqrt(alpha_bar_t) * (x0_hat if s else x0) + math.sqrt(1 - alpha_bar_t) * eps_hat
     yield t, x, predict(model, schedule, x, t, clip).x0_hat
 
 

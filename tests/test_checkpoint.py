@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import (
+    fit,
     generate,
     load_checkpoint,
     load_config,
@@ -152,6 +155,7 @@ def test_missing_and_surplus_tensors_are_named(saved):
         {"dataset": "x"},
         {"attributes": ("Male",)},
         {"optimizer": "muon"},
+        {"init_from": "elsewhere"},
     ],
     ids=str,
 )
@@ -177,6 +181,36 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tiny, blobs, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ddpm, "save_checkpoint", killed)
+    run = start_run(tiny)
+    next(training_loop(run, blobs, make_schedule(tiny)))
+    with pytest.raises(KeyboardInterrupt):
+        save_run(tmp_path, run)
+    monkeypatch.undo()
+    assert resume_run(tmp_path).step == 1
+    assert fit(resume_run(tmp_path), blobs, make_schedule(tiny), tmp_path).step == 12
+
+
+@pytest.mark.parametrize("library", ["torch.save", "mnist_ddpm.ddpm.save_file"])
+def test_a_full_disk_is_said_and_leaves_the_old_files(saved, tiny, blobs, monkeypatch, library):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    error = RuntimeError("PytorchStreamWriter failed") if library == "torch.save" else SafetensorError("No space left")
+
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(library, full)
+    with pytest.raises(OSError, match=rf"could not be written \({error}\): is there room\?"):
+        save_run(saved, resume_run(saved))
+    names = before if library == "torch.save" else ("model.safetensors", "config.json")
+    assert all((saved / name).read_bytes() == before[name] for name in names)
+    assert {path.name for path in saved.iterdir()} == set(before), "no part of a file is left"
 
 
 def test_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -316,7 +316,7 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--n", "0"], "n = 0"),
+        (["--n", "0"], "n is 0: it must be at least 1"),
         (["--steps", "0"], "from 1 to T = 20"),
         (["--steps", "21"], "from 1 to T = 20"),
         (["--eta", "-0.5"], "eta is -0.5"),
@@ -364,6 +364,7 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
         (["--image-size", "30"], "image_size 30 is no multiple of"),
         (["--batch-size", "49"], "batch_size 49 is larger than the data set (48 images)"),
         (["--epochs", "0"], "epochs is 0"),
+        (["--epochs", "inf"], "epochs is inf"),
         (["--schedule", "none"], 'schedule "none" is unknown'),
         (["--objective", "none"], 'objective "none" is unknown'),
         (["--prediction", "none"], 'prediction "none" is unknown'),
@@ -373,6 +374,7 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
         (["--dataset", "mnist", "--data", str(ROOT / "data"), "--classes", "3"], "set classes to 10"),
         (["--out", "file/run"], "cannot write to the folder file/run"),
         (["--resume"], "is not a checkpoint"),
+        (["--resume", "--preset", "faces-32"], "has its settings: leave out --preset, or --resume"),
     ],
     ids=" ".join,
 )
@@ -386,6 +388,14 @@ def test_bad_requests_to_train_end_in_one_line(pictures, tmp_path, monkeypatch, 
 def test_train_does_not_overwrite(checkpoint, pictures, capsys):
     arguments = ["--dataset", pictures, "--data", checkpoint.parent / "data", "--out", checkpoint, *SMALL]
     assert "holds a checkpoint already" in error_of(capsys, "train", *arguments)
+
+
+def test_memory_that_ends_is_one_line_with_advice(monkeypatch, capsys):
+    def drawing(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
+
+    monkeypatch.setattr("mnist_ddpm.__main__.Sample.run", drawing)
+    assert "20.00 GiB.: what helps is a lower --batch-size" in error_of(capsys, "sample")
 
 
 def test_help_names_every_setting_and_unknown_flags_fail(capsys):

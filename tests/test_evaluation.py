@@ -1,6 +1,7 @@
 """Figures that judge images: against closed forms, and on images of which it is known what they are."""
 
 import json
+import os
 from dataclasses import replace
 
 import imageio.v3 as imageio
@@ -361,6 +362,9 @@ def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
         (["--extractor", "README.md"], "README.md is damaged or no extractor"),
         (["--extractor", "inception"], "pip install torch-fidelity"),
         (["--images", "README.md"], "README.md is neither a folder nor a samples.npz"),
+        (["--images", os.devnull], f"{os.devnull} is neither a folder nor a samples.npz"),
+        (["--n", "-1"], "n is -1: it must be at least 1"),
+        (["--out", "tests"], "tests is a folder, and should be a file: name one in it"),
         (["--checkpoint", "nowhere"], "nowhere is not a checkpoint"),
         (["--images", "x.npz", "--steps", "9", "--eta", "1"], "x.npz are drawn already: leave out --steps and --eta"),
         (["--bits", "1"], "--bits is 1: a standard error needs at least 2 images"),

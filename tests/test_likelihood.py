@@ -284,6 +284,11 @@ def test_impossible_numbers_of_times_are_refused(count):
         bound_of(silent, cosine_schedule(Settings(T=12)), random_images(1), times_per_image=count)
 
 
+def test_batches_without_images_are_refused(paper):
+    with pytest.raises(ValueError, match="batch_size is -1: it must be at least 1"):
+        bound_of(silent, paper, random_images(1), batch_size=-1)
+
+
 def test_a_margin_that_leaves_nothing_is_refused(paper):
     with pytest.raises(ValueError, match="margin is 1: nothing would be left of images of 2 pixels"):
         bits_per_dim(lambda xt, t: xt, paper, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), margin=1, progress=False)

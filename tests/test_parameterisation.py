@@ -128,8 +128,8 @@ def test_weights_by_hand():
     check(WEIGHTS["bound"](schedule, t), [0.1 / 2 / 0.01, 4 / 9 * 0.9 / 2 / 0.25, 0.8 * 0.5 / 2 / 0.81])
 
 
-def test_eps_with_uniform_weight_is_l_simple():
-    assert weighted("eps") is l_simple and make_objective(Settings()) is l_simple
+def test_simple_loss_of_the_noise_is_the_notebooks():
+    assert make_objective(Settings()) is l_simple
 
 
 def test_settings_choose_prediction_and_weight(paper):

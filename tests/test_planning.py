@@ -93,6 +93,12 @@ def test_precision_batch_and_averaging_suit_the_machine_and_the_time(machine):
     assert planning.precisions(CPU) == ["float32", "bfloat16"]
 
 
+@pytest.mark.parametrize("real, half", [(True, "bfloat16"), (False, "float16")])
+def test_emulated_bfloat16_is_not_worth_a_measurement(monkeypatch, real, half):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: real or including_emulation)
+    assert planning.precisions(torch.device("cuda")) == ["float32", half]
+
+
 def test_what_the_user_asked_for_is_kept(machine):
     settings = plan(10, attributes=("Smiling", "Male"), seed=7).settings
     assert (settings.attributes, settings.classes, settings.seed, settings.channels) == (("Smiling", "Male"), 4, 7, 3)
@@ -154,6 +160,7 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ddpm, "load_images", lambda settings, root: digits)
     real = planning.measured_pace
     monkeypatch.setattr(planning, "measured_pace", lambda settings, device, seconds=2.0: real(settings, device, 0.1))
+    monkeypatch.setattr(planning, "FEWEST", 1)  # on a slow machine too
     out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(["plan", "--minutes", "0.08", "--dry-run", *out]) == 0 and not (tmp_path / "run").exists()
     assert main(["plan", "--minutes", "0.08", *out]) == 0

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def drawn(folder: Path, world: ddpm.World) -> None:
     torch.manual_seed(0)
     judge = Judge(Extractor("mnist", 10, (8, 8)).eval(), "untrained")
     padded = torch.nn.functional.pad(images, [8] * 4)
-    features = processes.SharedJudge(**vars(judge), world=world).features(padded)
+    shared = processes.SharedJudge(**vars(judge), world=world)
+    features = torch.cat([shared.features(padded), shared.features(padded[:1])])  # of one, fewer than processes
     if world.rank == 0:
         torch.save((images, film[-1][1], features), folder / f"drawn-{world.size}.pt")
 
@@ -70,12 +72,18 @@ def stopped(folder: Path, world: ddpm.World) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return objective(*arguments)
 
+    def slowly(*arguments):
+        time.sleep(1)
+        save(*arguments)
+
+    save, ddpm.save_run = ddpm.save_run, slowly
     images, labels = data()
     run = ddpm.start_run(SETTINGS, world=world)
     try:
         ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, pressed, labels)
     except KeyboardInterrupt as interrupt:
-        (folder / f"stopped-{world.rank}").write_text(str(interrupt))
+        there = "" if (folder / "config.json").exists() else ", but it left before that"
+        (folder / f"stopped-{world.rank}").write_text(f"{interrupt}{there}")
 
 
 def killed(folder: Path, world: ddpm.World) -> None:
@@ -156,7 +164,7 @@ def test_a_stop_told_to_one_process_stops_all_after_the_same_step(tmp_path):
 
 def test_a_process_that_dies_ends_the_run_with_an_error_and_a_checkpoint(tmp_path):
     result = launch(2, tmp_path, "killed")
-    assert result.returncode != 0 and "one of 2 processes is lost" in result.stderr
+    assert result.returncode != 0 and "of 2 processes is lost" in result.stderr
     assert ddpm.load_config(tmp_path)[1]["steps"] == 3
     assert ddpm.resume_run(tmp_path).step == 3 and ddpm.load_checkpoint(tmp_path)
 
@@ -185,8 +193,8 @@ def test_what_cannot_be_shared_is_refused():
     schedule = ddpm.make_schedule(SETTINGS)
     with pytest.raises(ValueError, match="batch_size 12 cannot be shared by 5 processes"):
         next(ddpm.training_loop(ddpm.start_run(SETTINGS, world=world), data()[0], schedule, labels=data()[1]))
-    with pytest.raises(ValueError, match="4 cannot be shared by 5 processes"):
-        processes.share(world, 4)
+    with pytest.raises(ValueError, match="4 images cannot be shared by 5 processes"):
+        processes.generate(world, None, schedule, 4, (1, 16, 16))
 
 
 if __name__ == "__main__":

@@ -270,6 +270,13 @@ def test_first_interrupt_waits_and_second_does_not():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_terminating_signals_that_come_twice_wait_too():
+    with deferred_interrupt() as pressed:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert len(pressed) == 2
+
+
 def test_interrupted_fit_saves_and_resumes_bit_for_bit(tiny, blobs, tmp_path):
     def objective(*args):
         if len(run.losses) == 4:
@@ -301,6 +308,35 @@ def test_short_epochs_have_no_preview_each(tiny, blobs, tmp_path):
     """Six steps an epoch, so eight epochs are about fifty; the last epoch has one in any case."""
     fit(start_run(replace(tiny, epochs=9)), blobs, make_schedule(tiny), tmp_path)
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["epoch_008.png", "epoch_009.png"]
+
+
+def test_a_preview_takes_no_larger_batches_than_training(tiny, blobs, tmp_path, monkeypatch):
+    sizes, run = [], start_run(replace(tiny, epochs=1, accumulation=2))
+    run.ema.register_forward_pre_hook(lambda model, inputs: sizes.append(len(inputs[0])))
+    fit(run, blobs, make_schedule(tiny), tmp_path)
+    assert max(sizes) == 8, "of 16 in two parts"
+
+
+def test_a_schedule_that_leaves_signal_is_told(tiny, blobs, tmp_path, capsys):
+    for T, told in ((100, True), (1000, False)):
+        settings = replace(tiny, T=T, epochs=0.1)
+        fit(start_run(settings), blobs, make_schedule(settings), tmp_path / str(T))
+        assert ("At t = T 36% of the signal's power is left" in capsys.readouterr().out) == told
+
+
+def test_of_several_processes_a_failure_claims_no_checkpoint_that_is_not_there(tiny, blobs, tmp_path):
+    def failing(*arguments):
+        if len(run.losses) == fails_at:
+            raise RuntimeError("out of memory")
+        return l_simple(*arguments)
+
+    for rank, fails_at, message in ((0, 0, "no step is known to be saved"), (0, 2, "step 2 is saved in"),
+                                    (1, 2, "no step is known to be saved")):  # fmt: skip
+        world = type("Fake", (ddpm.World,), {"rank": rank, "size": 2, "gather": lambda self, x: x.repeat(2)})()
+        run, folder = start_run(tiny, world=world), tmp_path / f"{rank}-{fails_at}"
+        with pytest.raises(ConnectionError, match=rf"another of 2 processes is lost \(out of memory\); {message}"):
+            fit(run, blobs, make_schedule(tiny), folder, failing)
+        assert (folder / "config.json").exists() == ("is saved" in message)
 
 
 def test_long_epochs_are_saved_every_five_minutes(tiny, blobs, tmp_path, monkeypatch):
