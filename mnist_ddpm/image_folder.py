@@ -338,13 +338,13 @@ def celeba_files(root: PathLike, split: str) -> Files:
 
 def load_celeba(
     settings: Settings, root: PathLike = "data", split: str = "train", *,
-    crop: int = 140, cache: PathLike | None = None, download: bool = False,
+    crop: int = 140, download: bool = False,
 ) -> Tensor:  # fmt: skip
     """CelebA's "train", "valid" or "test" split: uint8 (N, channels, image_size, image_size).
 
-    crop: side of the centred square that is kept of 178 x 218 pixels; of smaller copies, in proportion. cache: a
-    folder, root / "cache" unless told. download: let torchvision try where there is nothing. Raises as celeba_files
-    and load_files do, and ValueError for a crop that does not fit.
+    crop: side of the centred square that is kept of 178 x 218 pixels; of smaller copies, in proportion. download: let
+    torchvision try where there is nothing. Raises as celeba_files and load_files do, and ValueError for a crop that
+    does not fit.
     """
     if not 1 <= crop <= CELEBA_SIZE[0]:
         raise ValueError(f"crop is {crop}: it must be from 1 to {CELEBA_SIZE[0]}, the width of CelebA's images")
@@ -356,12 +356,10 @@ def load_celeba(
         except Exception as error:  # no gdown, no network, Google's quota, a web page in the place of the zip
             reason, advice = " ".join(str(error).split()), CELEBA_HELP.format(Path(root, "celeba"))
             raise ValueError(f"torchvision cannot download CelebA ({reason}): {advice}") from error
-    return load_files(celeba_files(root, split), settings, cache or Path(root, "cache"), f"celeba-{split}", crop)
+    return load_files(celeba_files(root, split), settings, Path(root, "cache"), f"celeba-{split}", crop)
 
 
-def celeba_attributes(
-    root: PathLike = "data", split: str = "train", *, cache: PathLike | None = None
-) -> tuple[list[str], Tensor]:
+def celeba_attributes(root: PathLike = "data", split: str = "train") -> tuple[list[str], Tensor]:
     """The 40 attributes' names, and which each image of load_celeba has: bool (N, 40), in the order of the images.
 
     Call load_celeba first: its cache knows the images that cannot be read, which are left out here too. Raises
@@ -371,7 +369,7 @@ def celeba_attributes(
     if not listed:
         raise ValueError(f"no list_attr_celeba.txt or .csv below {root}: {CELEBA_HELP.format(Path(root, 'celeba'))}")
     skipped = set()
-    for path in Path(cache or Path(root, "cache")).glob(f"celeba-{split}-*-{fingerprint(files)}.npy"):
+    for path in Path(root, "cache").glob(f"celeba-{split}-*-{fingerprint(files)}.npy"):
         array = np.load(path, mmap_mode="r")
         with path.open("rb") as file:
             file.seek(array.offset + array.nbytes)
@@ -383,13 +381,11 @@ def celeba_attributes(
     return listed[0], torch.tensor([listed[1][number] for number in numbers]) > 0
 
 
-def load_ffhq(
-    settings: Settings, root: PathLike = "data", split: str = "train", *, cache: PathLike | None = None
-) -> Tensor:
+def load_ffhq(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
     """FFHQ's "train" or "test" split, its first 60,000 and last 10,000 images: uint8 (N, channels, size, size).
 
     Of several variants, the smallest that need not be enlarged. Anything but all 70,000 images is for training
-    only. cache: a folder, root / "cache" unless told. Raises as load_files does, ValueError where there is nothing.
+    only. Raises as load_files does, ValueError where there is nothing.
     """
     if split not in ("train", "test"):
         raise ValueError(f'FFHQ has no split "{split}": take train or test')
@@ -410,7 +406,7 @@ def load_ffhq(
         names = names[:FFHQ_TRAIN] if split == "train" else names[FFHQ_TRAIN:]
     elif split == "test":
         raise ValueError(f"{place} has {n:,} images, not FFHQ's {FFHQ_TRAIN + FFHQ_TEST:,}: none are held out to test")
-    return load_files(Files(files.root, names), settings, cache or Path(root, "cache"), f"ffhq-{split}")
+    return load_files(Files(files.root, names), settings, Path(root, "cache"), f"ffhq-{split}")
 
 
 def load_own_folder(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:

@@ -6,6 +6,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on all machines alike, on the process
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -53,6 +54,13 @@ def fits(monkeypatch):
 
     monkeypatch.setattr(ddpm, "fit", fit)
     return calls
+
+
+@pytest.fixture
+def without_films(monkeypatch):
+    """Strips and GIFs take most of the time of `sample`: for tests that do not look at them."""
+    monkeypatch.setattr(ddpm, "draw_strip", lambda film: plt.figure())
+    monkeypatch.setattr(ddpm, "save_gif", lambda *arguments, **options: None)
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import imageio.v3 as imageio
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -70,13 +71,6 @@ def digit(tmp_path):
     mask[:, :14] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     return pixels
-
-
-@pytest.fixture
-def without_films(monkeypatch):
-    """Strips and GIFs take most of the time of `sample`, and are not looked at here."""
-    monkeypatch.setattr(ddpm, "draw_strip", lambda film: plt.figure())
-    monkeypatch.setattr(ddpm, "save_gif", lambda *arguments, **options: None)
 
 
 def drawn(out, *arguments):
@@ -404,7 +398,8 @@ def test_help_names_every_setting_and_unknown_flags_fail(capsys):
             main([command, "--help"])
         assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert "--learning-rate" in text and "after the warm-up" in text and "--eta" in text
+    missing = [f.name for f in fields(ddpm.Settings) if not re.search(rf"--{f.name.replace('_', '-')}\b", text)]
+    assert not missing and "--eta" in text
     for wrong in (["train", "--epohcs", "3"], ["sample", "--sampler", "magic"], ["fly"], []):
         with pytest.raises(SystemExit) as stopped:
             main(wrong)

@@ -328,7 +328,7 @@ def test_attributes_become_labels(colour, tmp_path):
             load_labels(replace(settings, **wrong), tmp_path)
 
 
-def test_missing_and_damaged_lists_are_named(colour, tmp_path):
+def test_missing_and_damaged_lists_are_named(tmp_path):
     save_celeba(tmp_path / "celeba" / "img_align_celeba")
     with pytest.raises(ValueError, match="no list_attr_celeba.txt or .csv below .*: download"):
         celeba_attributes(tmp_path)
@@ -579,7 +579,6 @@ def test_cache_that_cannot_be_written_stays_in_memory_if_small(colour, tmp_path,
     monkeypatch.setattr(image_folder, "MEMORY", 5000)
     with pytest.raises(OSError, match="cannot write to the folder .*: the decoded images, .* GB, have no other place"):
         load_celeba(colour, tmp_path)
-    assert numbers(load_celeba(colour, tmp_path, cache=tmp_path / "elsewhere")) == [1, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
@@ -686,7 +685,7 @@ def test_a_data_set_is_known_by_name_and_a_colour_network_trains_on_its_map(colo
 
 
 @pytest.mark.parametrize(("name", "flips"), [("celeba", True), ("ffhq", True), ("own", False)])
-def test_faces_are_mirrored_in_training_by_chance_and_nothing_else_is(colour, tmp_path, name, flips):
+def test_faces_are_mirrored_in_training_by_chance_and_nothing_else_is(colour, name, flips):
     left = torch.zeros(24, 3, 16, 16, dtype=torch.uint8)
     left[..., :8] = 255
     settings, seen = replace(colour, dataset=name, batch_size=24), []

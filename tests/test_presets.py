@@ -31,12 +31,6 @@ def test_what_each_preset_costs(name, parameters, gflop, gigabytes):
     )
 
 
-def test_faces_fit_into_the_memory_of_small_gpus():
-    """In float32, with room for what a device's libraries take."""
-    assert cost(preset("faces-64")).training < 3e9
-    assert cost(preset("ddpm-celebahq")).training < 12e9
-
-
 def test_operations_are_those_of_the_layers_shapes():
     """By hand: 2 x (values out) x (values in that each depends on), for every convolution and product."""
     settings = Settings(

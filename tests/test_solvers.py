@@ -45,11 +45,11 @@ def gaussian(schedule, mean=MEAN, std=STD):
     return model
 
 
-def flow(schedule, x, t, s, mean=MEAN, std=STD):
+def flow(schedule, x, t, s):
     """Where the probability-flow ODE leads x_t at time s: each quantile stays a quantile."""
     a, b = schedule.alpha_bar[t], schedule.alpha_bar[s]
-    score = (x - a.sqrt() * mean) / (a * std**2 + 1 - a).sqrt()
-    return b.sqrt() * mean + (b * std**2 + 1 - b).sqrt() * score
+    score = (x - a.sqrt() * MEAN) / (a * STD**2 + 1 - a).sqrt()
+    return b.sqrt() * MEAN + (b * STD**2 + 1 - b).sqrt() * score
 
 
 def state_at(states, time):

@@ -117,7 +117,6 @@ def test_an_epoch_shows_every_image_once(tiny):
 def test_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(dropout, blobs):
     first, second, other = (start_run(replace(dropout, seed=seed)) for seed in (0, 0, 1))
     for run in (first, second, other):
-        torch.manual_seed(run.settings.seed)
         list(training_loop(run, blobs, make_schedule(dropout)))
     assert same(first.model, second.model) and same(first.ema, second.ema) and not same(first.model, other.model)
 
@@ -397,7 +396,7 @@ def test_each_step_and_each_process_draws_its_own_dropout(dropout, blobs):
     assert len({*seen[0], *seen[1]}) == 8
 
 
-def test_dropout_changes_training_only(dropout):
+def test_dropout_changes_training_only():
     model = UNet(base_channels=8, dropout=0.5)
     torch.nn.init.normal_(model.conv_out.weight)
     for block in model.down:

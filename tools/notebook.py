@@ -33,13 +33,6 @@ def smaller(png: bytes) -> bytes:
     red, green, blue = image.split()
     if red.tobytes() == green.tobytes() == blue.tobytes():
         image = red
-    elif colours := image.getcolors(256):
-        palette = sorted(colour for _, colour in colours)
-        numbers = {colour: k for k, colour in enumerate(palette)}
-        indexed = Image.new("P", image.size)
-        indexed.putpalette([value for colour in palette for value in colour])
-        indexed.putdata([numbers[colour] for colour in image.getdata()])
-        image = indexed
     buffer = io.BytesIO()
     image.save(buffer, "png", optimize=True)
     return min(buffer.getvalue(), png, key=len)
