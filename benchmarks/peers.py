@@ -288,7 +288,7 @@ class SmallDiffusion(Contestant):
 CONTESTANTS: dict[str, type[Contestant]] = {
     OURS: Ours, "denoising-diffusion-pytorch": Lucidrains, "diffusers": Diffusers, "smalldiffusion": SmallDiffusion,
 }  # fmt: skip
-PACKAGES = "torch", "numpy", "torchmetrics", "accelerate", *(name for name in CONTESTANTS if name != OURS)
+PACKAGES = "torch", "numpy", "torchmetrics", "accelerate"  # and those of the contestants at work
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -514,9 +514,10 @@ def main() -> None:
         card = json.loads(a.out.read_text(encoding="utf-8")) if a.race and a.out.exists() else {}
         if card.get("settings", settings) != settings:
             sys.exit(f"{a.out} holds a race with other settings: name another --out")
+        names = [*PACKAGES, *(name for name in a.only if name != OURS)]
         card |= {
             "settings": settings, "python": platform.python_version(),
-            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "versions": card.get("versions", {}) | {name: metadata.version(name) for name in names},
         }  # fmt: skip
         (race if a.race else measure)(a, card)
     except KeyboardInterrupt:

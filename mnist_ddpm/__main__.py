@@ -36,7 +36,7 @@ from mnist_ddpm import (
 )
 from mnist_ddpm.diffusers_weights import pretrained
 
-Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
+Spacing = Literal[ddpm.SPACINGS]
 Variance = Literal["auto", "posterior", "beta", "learned"]
 
 
@@ -131,7 +131,7 @@ class Drawing:
 
     checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
     n: int = 64  # number of images
-    sampler: Literal["ddim", "ddpm", "dpmpp", "heun"] | None = None  # ddim unless told; ddpm is ancestral sampling
+    sampler: Literal[tuple(ddpm.SAMPLERS)] | None = None  # ddim unless told; ddpm is ancestral sampling
     steps: int = 50  # sampling steps, 1 to T: one network evaluation each; two with heun, or with guidance
     spacing: Spacing = "trailing"  # of the steps' times
     eta: float = 0.0  # noise of ddim and dpmpp: 0 none, 1 as much as ddpm

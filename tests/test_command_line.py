@@ -229,7 +229,7 @@ def test_likelihood_prints_and_writes_the_bound(conditional, tmp_path, capsys):
     assert (card["steps"], card["T"], card["variance"], card["split"]) == (4, 20, "beta", "train")
     assert card["evaluations_per_image"] == len(card["L_0_to_T_minus_1"]) == 4
     model, schedule, settings = ddpm.load_checkpoint(conditional)
-    images, times = ddpm.load_images(settings, "data")[:6], ddpm.timesteps(20, 4)
+    images, times = ddpm.load_images(settings, ROOT / "data")[:6], ddpm.timesteps(20, 4)
     expected = bits_per_dim(
         respaced(model, times), respace(schedule, times), images, variance="beta", margin=2, progress=False
     )

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from mnist_ddpm import ddpm
@@ -141,7 +142,7 @@ def test_resumed_run_continues_bit_for_bit(dropout, blobs, tmp_path, kill_at, op
 
 
 def test_training_fits_64_digits(tiny):
-    images = load_images(tiny, "data")[:64]
+    images = load_images(tiny, ROOT / "data")[:64]
     settings = replace(
         tiny, base_channels=16, T=1000, epochs=120, batch_size=32, learning_rate=4e-3, warmup_steps=20, ema_decay=0.99
     )
