@@ -71,7 +71,7 @@ def judged(run: ddpm.Run, judge: extractors.Judge, known: torch.Tensor, unseen: 
         options = {"sampler": ddpm.SAMPLERS[sampler], "steps": steps, "precision": settings.precision}
         drawn, _ = ddpm.generate(model, schedule, n, (1, 32, 32), seed=settings.seed, **options)
         row[title] = evaluation.frechet_estimate(known, judge.features(drawn), settings.seed)._asdict()
-    loss = evaluation.loss_by_tenth(model, schedule, unseen[:1000], settings.seed, "cpu")
+    loss = evaluation.loss_by_tenth(model, schedule, unseen[:1000], seed=settings.seed)
     return row | {"L_simple": loss["mean"]}
 
 

@@ -58,7 +58,7 @@ class Train:
     """
 
     flags: tyro.conf.OmitArgPrefixes[TrainingFlags] = field(default_factory=TrainingFlags)
-    preset: Literal[tuple(presets.PRESETS)] = "mnist"  # settings that belong together: defaults of all other flags
+    preset: Literal[tuple(presets.PRESETS)] = "mnist"  # settings that belong together: a new run's defaults
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     resume: bool = False  # go on with the run in --out; its settings become the defaults of all other flags
     data: Path = Path("data")  # folder that holds the data sets known by name
@@ -68,9 +68,9 @@ class Train:
     def defaults(self) -> TrainingFlags:
         """What --resume, or else --preset and --init-from, make the defaults of the other flags."""
         if self.resume:
-            if self.preset != Train.preset:
-                raise ValueError(f"the run in {self.out} has its settings: leave out --preset, or --resume")
-            return TrainingFlags(**asdict(ddpm.load_config(self.out)[0]))
+            whole = (self.out / "config.json").exists() or not (self.out / "training_state.pt").exists()
+            saved = ddpm.load_config(self.out)[0] if whole else ddpm.resume_run(self.out).settings
+            return TrainingFlags(**asdict(saved))
         labels = self.flags.dataset in guidance.LABELLED
         started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
@@ -148,8 +148,9 @@ class Drawing:
 
     def connect(self) -> tuple[ddpm.World, torch.device]:
         """The processes that share the work, and this one's device. Raises ValueError where they are others."""
-        if self.n < 1:
-            raise ValueError(f"n is {self.n}: it must be at least 1")
+        for name in ("n", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         world = processes.connect(self.processes, self.device == "cpu")
         return world, pick_device(self.device, world)
 
@@ -326,14 +327,13 @@ class Evaluate(Drawing):
         if world.rank > 0:
             return
         if held_out is not None:
-            some = held_out[:1000]
-            card["L_simple"] = evaluation.loss_by_tenth(model, schedule, some, self.batch_size, self.seed, device)
+            options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
+            card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
         if self.bits:
             margin = known_margin(settings)
             bound = likelihood.bits_per_dim(
                 model, schedule, held_out[: self.bits], variance=pick_variance("auto", settings),
-                times_per_image=min(50, schedule.T), margin=margin, batch_size=self.batch_size, seed=self.seed,
-                device=device,
+                times_per_image=min(50, schedule.T), margin=margin, **options,
             )  # fmt: skip
             card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
         evaluation.write_card(self.out, card)
@@ -587,9 +587,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        advice = "a lower --batch-size, or for training --accumulation 4 and --gradient-checkpointing"
-        print(f"error: {reason}: what helps is {advice}", file=sys.stderr)
+        advice = "take less at once (--batch-size; to train, --accumulation 4 or --gradient-checkpointing)"
+        print(f"error: {str(error).splitlines()[0]}: {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)

@@ -3,16 +3,16 @@
 # %% auto #0
 __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS', 'DIFFUSION_SETTINGS',
            'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS', 'States', 'Clip', 'SAMPLERS',
-           'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'Settings', 'best_device', 'look_up', 'progress_bar',
-           'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'show', 'Schedule', 'linear_schedule',
-           'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding',
-           'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet',
-           'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'compile_network', 'World',
-           'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch',
-           'total_steps', 'add_gradients', 'training_step', 'check_labels', 'training_loop', 'timesteps', 'transitions',
-           'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler',
-           'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate',
-           'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
+           'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'check_seed', 'Settings', 'best_device', 'look_up',
+           'progress_bar', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'show', 'Schedule',
+           'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior',
+           'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample',
+           'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes',
+           'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update',
+           'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step', 'check_labels', 'training_loop',
+           'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step',
+           'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted',
+           'generate', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
            'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run',
            'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
 
@@ -49,6 +49,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 # %% ../MNIST_DDPM.ipynb #72287aaa
+def check_seed(seed: int) -> None:
+    """Raises ValueError for one out of range: above it, image k's stream (seed, k) would be one of a smaller seed."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: it must be from 0 to 2^32 - 1")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides a training run. Raises ValueError for a value out of range."""
@@ -104,8 +110,9 @@ class Settings:
             raise ValueError(f"channels is {self.channels}: it must be 1 (grey) or 3 (colour)")
         if not 0 < self.beta_1 <= self.beta_T < 1:
             raise ValueError(f"0 < beta_1 <= beta_T < 1 must hold, not {self.beta_1} and {self.beta_T}")
-        if min(self.learning_rate, self.gradient_clip) <= 0 or min(self.warmup_steps, self.seed) < 0:
-            raise ValueError("learning_rate and gradient_clip must be > 0, warmup_steps and seed >= 0")
+        if min(self.learning_rate, self.gradient_clip) <= 0 or self.warmup_steps < 0:
+            raise ValueError("learning_rate and gradient_clip must be > 0, warmup_steps >= 0")
+        check_seed(self.seed)
         for name in ("dropout", "label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be in [0, 1)")
@@ -913,8 +920,9 @@ def generate(
     Image k depends on seed and k only, but for rounding; the first is k = start. precision: of the network; x_t
     itself is always float32. options go to the sampler.
     """
-    if n < 1 or batch_size < 1 or not 0 <= seed < 2**32:  # above, streams (seed, k) would be those of smaller seeds
-        raise ValueError(f"n = {n} and batch_size = {batch_size} must be at least 1, seed = {seed} in 0 … 2^32 - 1")
+    check_seed(seed)
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n = {n} and batch_size = {batch_size} must be at least 1")
     for name, given, sizes in (("init", init, (1, n)), ("labels", labels, (n,))):
         if given is not None and len(given) not in sizes:
             raise ValueError(f"{name} has {len(given)} entries: there must be one for each of {n} images")
@@ -1018,8 +1026,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except torch.OutOfMemoryError:
+        raise
     except (SafetensorError, RuntimeError) as error:  # so do safetensors and PyTorch say it
-        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}): is there room?") from error
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise OSError(f"{path} could not be written ({reason}): is there room?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -1118,7 +1129,7 @@ def save_run(folder: PathLike, run: Run) -> None:
 def resume_run(
     folder: PathLike, settings: Settings | None = None, device: Device = "cpu", world: World | None = None
 ) -> Run:
-    """The run saved in folder, with its own settings or new ones of the same data, network, T, optimizer, batch and seed.
+    """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
 
     The processes in world may be more or fewer than before: together they do the same.
 
@@ -1139,7 +1150,7 @@ def resume_run(
         old, new = getattr(saved, name), getattr(settings, name)
         if old != new:
             where = f"in the run in {folder}"
-            raise ValueError(f"{name} was {old} {where} and cannot become {new}: train a new run for that")
+            raise ValueError(f"{name} was {old!r} {where} and cannot become {new!r}: train a new run for that")
     run = start_run(settings, device, world=world)
     load_weights(run.model.state_dict(), state["model"], path)
     load_weights(run.ema.state_dict(), state["ema"], path)
@@ -1170,7 +1181,8 @@ def deferred_interrupt() -> Iterator[list]:
 
     def handler(signum, frame):
         pressed.append(signum)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
         previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -1188,7 +1200,7 @@ def save_preview(path: Path, model: Model, run: Run, schedule: Schedule, shape: 
     """A grid of 36 images from the averaged model in 20 DDIM steps, always from the same noise."""
     classes, device = run.settings.classes, run.device
     labels = torch.arange(36) % classes if classes else None
-    size = math.ceil(run.settings.batch_size / run.settings.accumulation)  # what fits in memory while training
+    size = math.ceil(run.settings.batch_size / run.world.size / run.settings.accumulation)  # what fits in training
     options = {"steps": min(20, schedule.T), "seed": run.settings.seed, "batch_size": size, "device": device}
     options["progress"] = False
     images, _ = generate(model, schedule, 36, shape, labels=labels, **options)
@@ -1218,16 +1230,16 @@ def fit(
     folder, epoch_steps = writable_folder(folder), steps_per_epoch(run.settings, images)
 
     def must_be_free() -> None:
-        if (folder / "config.json").exists():
+        if any((folder / name).exists() for name in ("config.json", "training_state.pt")):
             raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
 
     if run.step == 0:
         must_be_free()
     signal_left = schedule.alpha_bar[-1].item()
     if signal_left > 0.01 and world.rank == 0:
-        print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts without: raise T or beta_T")
+        print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts from noise: raise T or beta_T")
     (folder / "previews").mkdir(exist_ok=True)
-    saved_at, last_save, clock = run.step, time.monotonic(), time.monotonic()
+    began, saved_at, last_save, clock = run.step, run.step, time.monotonic(), time.monotonic()
     total, rhythm = total_steps(run.settings, images), epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
     bar = progress_bar(total=total, initial=run.step, desc="training", unit="step", disable=world.rank > 0)
     with bar, deferred_interrupt() as interrupted:
@@ -1245,15 +1257,20 @@ def fit(
                         if saved_at == 0:  # another run may have begun there meanwhile
                             must_be_free()
                         save_run(folder, run)
-                        if due:
-                            preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
-                            save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
-                    saved_at, last_save, clock = step, now, time.monotonic()
+                    saved_at = step
+                    if due and world.rank == 0:
+                        preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
+                        save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
+                    last_save, clock = now, time.monotonic()
                 if late:
                     break
                 if stopped:
                     world.any(True)  # none leaves before the checkpoint is written
                     raise KeyboardInterrupt(f"stopped after step {step} and saved in {folder}: resume to go on")
+            if run.step == began and world.rank == 0:
+                print(f"{folder} was trained to its end before: more epochs would go on")
+                save_run(folder, run)  # perhaps it was not saved whole
+            world.any(False)  # until the last checkpoint is written, all wait
         except FloatingPointError as error:
             saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else "nothing was saved"
             raise FloatingPointError(f"{error}; {saved}; try a lower learning_rate, or float32") from error
@@ -1265,8 +1282,8 @@ def fit(
                     must_be_free()
                 save_run(folder, run)
                 saved_at = run.step
-            saved = f"step {saved_at} is saved in {folder}: resume to go on" if saved_at else "no step is known to be saved"
-            problem = f"this or another of {world.size} processes is lost ({str(error).splitlines()[0]})"
+            saved = f"step {saved_at} is saved in {folder}: resume to go on" if saved_at else "nothing was saved"
+            saved = saved if world.rank == 0 else f"what the first of them has saved is in {folder}"
+            problem = f"one of {world.size} processes failed, this or another ({str(error).splitlines()[0]})"
             raise ConnectionError(f"{problem}; {saved}") from error
-    world.any(False)  # until the last checkpoint is written, all wait
     return run

@@ -252,7 +252,7 @@ def audit_line(found: dict) -> str:
 
 
 def loss_by_tenth(
-    model: Model, schedule: Schedule, images: Tensor, batch_size: int = 250, seed: int = 0, device: Device = "cpu"
+    model: Model, schedule: Schedule, images: Tensor, *, batch_size: int = 250, seed: int = 0, device: Device = "cpu"
 ) -> dict:
     """L_simple of uint8 images, each at its own t: its mean, and those over ten stretches of 1 … T (None: of none)."""
     t, losses = loss_by_t(model, schedule, images, batch_size=batch_size, seed=seed, device=device)

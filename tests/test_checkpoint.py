@@ -161,7 +161,7 @@ def test_missing_and_surplus_tensors_are_named(saved):
 )
 def test_resuming_with_what_may_not_change_is_refused(saved, tiny, change):
     (name,) = change
-    with pytest.raises(ValueError, match=re.escape(f"{name} was {getattr(tiny, name)} in")):
+    with pytest.raises(ValueError, match=re.escape(f"{name} was {getattr(tiny, name)!r} in")):
         resume_run(saved, replace(tiny, **change))
 
 
@@ -187,14 +187,14 @@ def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tiny, b
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ddpm, "save_checkpoint", killed)
-    run = start_run(tiny)
-    next(training_loop(run, blobs, make_schedule(tiny)))
-    with pytest.raises(KeyboardInterrupt):
-        save_run(tmp_path, run)
-    monkeypatch.undo()
-    assert resume_run(tmp_path).step == 1
-    assert fit(resume_run(tmp_path), blobs, make_schedule(tiny), tmp_path).step == 12
+    schedule = make_schedule(tiny)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ddpm, "save_checkpoint", killed)
+        fit(start_run(tiny), blobs, schedule, tmp_path)  # of twelve steps, saved once: at its end
+    with pytest.raises(FileExistsError, match="holds a checkpoint already: resume it"):
+        fit(start_run(tiny), blobs, schedule, tmp_path)
+    assert fit(resume_run(tmp_path), blobs, schedule, tmp_path).step == 12
+    load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("library", ["torch.save", "mnist_ddpm.ddpm.save_file"])

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import papermill
@@ -15,7 +15,7 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from mnist_ddpm.ddpm import Settings, load_config, make_model, save_checkpoint
+from mnist_ddpm.ddpm import Settings, fit, load_config, make_model, make_schedule, save_checkpoint, start_run
 from mnist_ddpm.presets import PRESETS
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -130,8 +130,8 @@ SMALL = {
 }  # fmt: skip
 
 
-def run_alone(folder, **parameters):
-    """The text of a run as in Colab, opened from a link: no project around it. MNIST's files are small, of noise."""
+def run_in(folder, **parameters):
+    """The text of a run in a folder without the project, as in Colab. MNIST's files are small, of noise."""
     shutil.copy(NOTEBOOK, folder)
     raw, rng = folder / "data" / "MNIST" / "raw", np.random.default_rng(0)
     raw.mkdir(parents=True)
@@ -154,17 +154,27 @@ def save_noisy(folder, settings):
 
 def test_notebook_draws_with_a_checkpoint_whose_images_are_gone(tmp_path):
     save_noisy(tmp_path / "given", Settings(dataset="gone", image_size=16, base_channels=8, T=30))
-    text = run_alone(tmp_path, checkpoint="given", short_run=48)
+    text = run_in(tmp_path, checkpoint="given", short_run=48)
     assert "trained with another dataset, image_size, channels, T: using its own." in text
     assert 'Its images are not at hand, and what compares with them is left out: data set "gone" is unknown' in text
     assert "4 images x 5 network evaluations" in text
 
 
 def test_notebook_alone_trains_where_there_is_no_checkpoint(tmp_path):
-    text = run_alone(tmp_path, epochs=1)
+    text = run_in(tmp_path, epochs=1)
     assert "There is no checkpoint in nowhere: training one, 1 epochs." in text
     assert "the pictures of this part are left out" in text
     assert load_file(tmp_path / "run" / "model.safetensors")["conv_in.weight"].shape == (8, 4, 3, 3)
+
+
+def test_notebook_resumes_a_run_with_its_own_settings(tmp_path):
+    (tmp_path / "mnist_ddpm").symlink_to(ROOT / "mnist_ddpm")
+    begun = Settings(base_channels=8, T=20, batch_size=8, channel_mults=(1, 2), epochs=1)
+    fit(start_run(begun), torch.zeros(48, 1, 32, 32, dtype=torch.uint8), make_schedule(begun), tmp_path / "run")
+    text = run_in(tmp_path, resume=True, base_channels=32, T=1000, batch_size=128, epochs=2)
+    settings, record = load_config(tmp_path / "run")
+    assert settings == replace(begun, epochs=2) and record["steps"] == 12, "what was left as it is came from the run"
+    assert "Set to train: 2 epochs of mnist in batches of 8, Adam" in text
 
 
 def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):

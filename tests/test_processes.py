@@ -164,7 +164,7 @@ def test_a_stop_told_to_one_process_stops_all_after_the_same_step(tmp_path):
 
 def test_a_process_that_dies_ends_the_run_with_an_error_and_a_checkpoint(tmp_path):
     result = launch(2, tmp_path, "killed")
-    assert result.returncode != 0 and "of 2 processes is lost" in result.stderr
+    assert result.returncode != 0 and "one of 2 processes failed" in result.stderr
     assert ddpm.load_config(tmp_path)[1]["steps"] == 3
     assert ddpm.resume_run(tmp_path).step == 3 and ddpm.load_checkpoint(tmp_path)
 
