@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -537,6 +537,10 @@ class World:
         """The model as training calls it. With several, its gradients are the mean of all processes' own."""
         return model
 
+    def accumulating(self, model: nn.Module) -> AbstractContextManager:
+        """Inside, gradients add up in each process by itself, to be shared with the next ones outside."""
+        return nullcontext()
+
     def gather(self, x: Tensor) -> Tensor:
         """That of all processes (size * N, …), in their order."""
         return x
@@ -641,9 +645,10 @@ def add_gradients(
     mine, size = range(world.rank * share, (world.rank + 1) * share), math.ceil(share / run.settings.accumulation)
     for part in (slice(i, min(i + size, mine.stop)) for i in mine[::size]):
         model = run.network if labels is None else partial(run.network, labels=labels[part])
-        with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
-            each = objective(model, schedule, x0[part], t[part], eps[part])
-        run.scaler.scale((weights[part] * each).sum() / share).backward()
+        with world.accumulating(run.network) if part.stop < mine.stop else nullcontext():
+            with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+                each = objective(model, schedule, x0[part], t[part], eps[part])
+            run.scaler.scale((weights[part] * each).sum() / share).backward()
         losses.append(each.detach())
     return world.gather(torch.cat(losses))
 

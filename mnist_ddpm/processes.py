@@ -28,6 +28,9 @@ class Processes(ddpm.World):
     def join(self, model: nn.Module) -> nn.Module:
         return self.accelerator.prepare_model(model)
 
+    def accumulating(self, model: nn.Module) -> AbstractContextManager:
+        return self.accelerator.no_sync(model)
+
     def gather(self, x: Tensor) -> Tensor:
         return self.accelerator.gather(x.contiguous())
 

@@ -39,11 +39,17 @@ def whole(folder: Path, world: ddpm.World) -> None:
 
 
 def half(folder: Path, world: ddpm.World) -> None:
-    """Five steps, and a checkpoint of them."""
+    """Five steps, and a checkpoint of them. Of a batch in two parts, gradients are shared with the second."""
     images, labels = data()
-    run, objective = ddpm.start_run(SETTINGS, world=world), ddpm.make_objective(SETTINGS)
-    loop = ddpm.training_loop(run, images, ddpm.make_schedule(SETTINGS), objective, labels)
+    run, objective, shared = ddpm.start_run(SETTINGS, world=world), ddpm.make_objective(SETTINGS), []
+
+    def watched(*arguments):
+        shared.append(run.network.require_backward_grad_sync)
+        return objective(*arguments)
+
+    loop = ddpm.training_loop(run, images, ddpm.make_schedule(SETTINGS), watched, labels)
     assert len([*islice(loop, 5)]) == 5
+    assert shared == [False, True] * 5
     if world.rank == 0:
         ddpm.save_run(folder, run)
 
