@@ -62,6 +62,9 @@ def test_intervals_over_seeds_are_students():
     mean, half = interval(column(rows, "d", arm="a"))
     assert mean == 3 and half == pytest.approx(4.303 * math.sqrt(7 / 3))
     assert interval(column(rows, "d", arm="b"))[0] == 9 and math.isnan(interval([9])[1])
+    for n, quantile in ((9, 2.306), (20, 2.093), (100, 1.984)):
+        values = [-1.0, 1.0, *[0.0] * (n - 2)]
+        assert interval(values)[1] == pytest.approx(quantile * np.std(values, ddof=1) / math.sqrt(n), rel=0.005)
     assert column(rows, "d", arm="c") == [] and math.isnan(interval([])[0])
 
 
