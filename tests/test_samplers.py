@@ -190,10 +190,10 @@ def test_film_holds_the_first_images_from_noise_to_the_result(paper):
     assert torch.equal(film[-1][1], images[:2]) and images.shape == (5, 1, 1, 1) and images.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": -3}, {"batch_size": 0}, {"seed": -1}], ids=str)
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": -3}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**32}], ids=str)
 def test_impossible_requests_are_refused(paper, wrong):
     options = {"n": 1, **wrong}
-    with pytest.raises(ValueError, match="must be at least"):
+    with pytest.raises(ValueError, match=r"must be (at least 1|from 0 to 2\^32 - 1)"):
         generate(ideal_denoiser(paper, POINTS), paper, shape=(1, 1, 1), **options)
 
 
