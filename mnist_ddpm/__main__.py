@@ -52,7 +52,8 @@ class TrainingFlags(ddpm.Settings):
 class Train:
     """Train a noise predictor and save it as a checkpoint.
 
-    Progress shows the time left. The checkpoint is saved after every epoch, every five minutes, and on Ctrl-C.
+    Progress shows the time left. The checkpoint is saved after every epoch (of 50 steps or more), every five minutes,
+    and on Ctrl-C.
 
     Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
     """

@@ -1207,8 +1207,7 @@ def save_preview(path: Path, model: Model, run: Run, schedule: Schedule, shape: 
     labels = torch.arange(36) % classes if classes else None
     size = math.ceil(run.settings.batch_size / run.world.size / run.settings.accumulation)  # what fits in training
     options = {"steps": min(20, schedule.T), "seed": run.settings.seed, "batch_size": size, "device": device}
-    options["progress"] = False
-    images, _ = generate(model, schedule, 36, shape, labels=labels, **options)
+    images, _ = generate(model, schedule, 36, shape, labels=labels, progress=False, **options)
     imageio.imwrite(path, enlarge(tile(images, 6), 2))
 
 
@@ -1238,6 +1237,14 @@ def fit(
         if any((folder / name).exists() for name in ("config.json", "training_state.pt")):
             raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
 
+    def save() -> None:  # by the first process, for all
+        nonlocal saved_at
+        if world.rank == 0:
+            if saved_at == 0:  # another run may have begun there meanwhile
+                must_be_free()
+            save_run(folder, run)
+        saved_at = run.step
+
     if run.step == 0:
         must_be_free()
     signal_left = schedule.alpha_bar[-1].item()
@@ -1245,6 +1252,7 @@ def fit(
         print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts from noise: raise T or beta_T")
     (folder / "previews").mkdir(exist_ok=True)
     began, saved_at, last_save, clock = run.step, run.step, time.monotonic(), time.monotonic()
+    late = stopped = False
     total, rhythm = total_steps(run.settings, images), epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
     bar = progress_bar(total=total, initial=run.step, desc="training", unit="step", disable=world.rank > 0)
     with bar, deferred_interrupt() as interrupted:
@@ -1258,35 +1266,28 @@ def fit(
                 stopped = world.any(bool(interrupted))
                 due = step % rhythm == 0 or step == total or late
                 if due or stopped or now - last_save > 300:
-                    if world.rank == 0:
-                        if saved_at == 0:  # another run may have begun there meanwhile
-                            must_be_free()
-                        save_run(folder, run)
-                    saved_at = step
+                    save()
                     if due and world.rank == 0:
                         preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
                         save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
                     last_save, clock = now, time.monotonic()
-                if late:
+                if late or stopped:
                     break
-                if stopped:
-                    world.any(True)  # none leaves before the checkpoint is written
-                    raise KeyboardInterrupt(f"stopped after step {step} and saved in {folder}: resume to go on")
-            if run.step == began and world.rank == 0:
-                print(f"{folder} was trained to its end before: more epochs would go on")
-                save_run(folder, run)  # perhaps it was not saved whole
+            if run.step == began:
+                save()  # perhaps it was not saved whole
+                if world.rank == 0:
+                    print(f"{folder} was trained to its end before: more epochs would go on")
             world.any(False)  # until the last checkpoint is written, all wait
+            if stopped and not late:
+                raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")
         except FloatingPointError as error:
             saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else "nothing was saved"
             raise FloatingPointError(f"{error}; {saved}; try a lower learning_rate, or float32") from error
         except RuntimeError as error:
             if world.size == 1:
                 raise
-            if world.rank == 0 and run.step:
-                if saved_at == 0:
-                    must_be_free()
-                save_run(folder, run)
-                saved_at = run.step
+            if run.step:
+                save()
             saved = f"step {saved_at} is saved in {folder}: resume to go on" if saved_at else "nothing was saved"
             saved = saved if world.rank == 0 else f"what the first of them has saved is in {folder}"
             problem = f"one of {world.size} processes failed, this or another ({str(error).splitlines()[0]})"

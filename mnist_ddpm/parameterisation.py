@@ -130,8 +130,8 @@ WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 def weighted(prediction: str, weight: str = "uniform") -> Objective:
     """The mean squared error of the network's own output, each image times its weight.
 
-    "uniform" weighs all t alike in the prediction's own units. The names in WEIGHTS mean the
-    same loss whatever is predicted. Raises ValueError for an unknown prediction.
+    "uniform" weighs all t alike in the prediction's own units. The names in WEIGHTS mean the same loss whatever is
+    predicted. Raises ValueError for an unknown prediction.
     """
     look_up("prediction", prediction, CONVERSIONS)
 

@@ -305,6 +305,10 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
     assert main(["train", "--resume", "--out", str(out), "--epochs", "2", *cache]) == 0
     assert "6 steps" in capsys.readouterr().out
     assert "base_channels was 8" in error_of(capsys, "train", "--resume", "--out", out, "--base-channels", "16", *cache)
+    for name in ("config.json", "model.safetensors"):  # as after a kill in the first save
+        (out / name).unlink()
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "3", *cache]) == 0
+    assert ddpm.load_config(out)[0].epochs == 3
 
 
 @pytest.mark.parametrize(
