@@ -116,9 +116,7 @@ def main(asked: Arguments) -> None:
         run = trained(settings, images, asked.minutes)
         rows[name] = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
         rows[name] |= judged(run, judge, known, unseen, asked.n)
-        with ddpm.replacing(out) as path:
-            card = {"command": shlex.join(["python", *sys.argv]), **record, "recipes": rows}
-            path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        evaluation.write_card(out, {"command": shlex.join(["python", *sys.argv]), **record, "recipes": rows})
     rows = {name: rows[name] for name in RECIPES if name in rows}
     plot(rows, asked.minutes, out.with_suffix(".png"))
     for name, row in rows.items():

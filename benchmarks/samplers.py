@@ -9,7 +9,6 @@ deterministic samplers the RMS distance of the first 100 images, pixels in [-1, 
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -84,7 +83,7 @@ def main() -> None:
         "extractor": judge.name, "reference": "60,000 training images", "device": "cpu",
         "torch": torch.__version__, "command": shlex.join(["python", "benchmarks/samplers.py", *sys.argv[1:]]),
     }  # fmt: skip
-    (arguments.out / "samplers.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    evaluation.write_card(arguments.out / "samplers.json", card)
 
 
 if __name__ == "__main__":

@@ -341,13 +341,9 @@ class Evaluate(Drawing):
         print("\n".join([*evaluation.card_lines(card), f"written to {self.out}"]))
 
     def draw(
-        self,
-        world: ddpm.World,
-        model: ddpm.Model,
-        schedule: ddpm.Schedule,
-        settings: ddpm.Settings,
+        self, world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, settings: ddpm.Settings,
         device: torch.device,
-    ) -> tuple[torch.Tensor, dict]:
+    ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """The images to judge, and how they were made and at what cost."""
         counted = ddpm.Counted(model)
         told, labels = self.control(counted, schedule, settings, device)

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -297,8 +297,7 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: int | Tensor, s: 
 # %% ../MNIST_DDPM.ipynb #a208be77
 def time_embedding(t: Tensor, dim: int) -> Tensor:
     """Sines and cosines of t - 1 at dim/2 frequencies, 1 down to 1/10000: (N,) to float32 (N, dim)."""
-    exponent = -math.log(10_000) * torch.arange(dim // 2, device=t.device) / max(1, dim // 2 - 1)
-    frequency = torch.exp(exponent)
+    frequency = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / max(1, dim // 2 - 1))
     angle = (t - 1)[:, None].float() * frequency
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim % 2))
 
@@ -414,26 +413,23 @@ class UNet(nn.Module):
         self.base_channels, self.patch_size, self.classes = base_channels, patch_size, classes
         self.gradient_checkpointing = False  # start_run may set it
         c_time, widths = 4 * base_channels, [base_channels * m for m in channel_mults]
-
-        def block(c_in: int, c_out: int, attention: bool) -> Block:
-            return Block(c_in, c_out, c_time, dropout, attention)
-
+        block = partial(Block, c_time=c_time, dropout=dropout)
         self.time = nn.Sequential(nn.Linear(base_channels, c_time), nn.SiLU(), nn.Linear(c_time, c_time))
         self.conv_in = nn.Conv2d(channels * patch_size**2, base_channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         c, skips = base_channels, [base_channels]
         for i, (width, side) in enumerate(zip(widths, sides)):
             for _ in range(blocks_per_level):
-                self.down.append(block(c, width, side in attention))
+                self.down.append(block(c, width, attention=side in attention))
                 c = width
                 skips.append(c)
             if i + 1 < len(widths):
                 self.down.append(Downsample(c))
                 skips.append(c)
-        self.middle = nn.ModuleList([block(c, c, True), block(c, c, False)])
+        self.middle = nn.ModuleList([block(c, c, attention=attend) for attend in (True, False)])
         for i, (width, side) in reversed(list(enumerate(zip(widths, sides)))):
             for _ in range(blocks_per_level + 1):
-                self.up.append(block(c + skips.pop(), width, side in attention))
+                self.up.append(block(c + skips.pop(), width, attention=side in attention))
                 c = width
             if i > 0:
                 self.up.append(Upsample(c))
@@ -462,10 +458,7 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)
 
 # %% ../MNIST_DDPM.ipynb #a20417ac
-NETWORK_SETTINGS = (
-    "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level", "attention_resolutions",
-    "patch_size", "dropout", "learned_variance", "classes",
-)  # fmt: skip
+NETWORK_SETTINGS = tuple(inspect.signature(UNet).parameters)
 DIFFUSION_SETTINGS = "schedule", "T", "beta_1", "beta_T", "prediction", "objective"
 
 
@@ -533,14 +526,6 @@ class World:
 
     rank, size = 0, 1
 
-    def join(self, model: nn.Module) -> nn.Module:
-        """The model as training calls it. With several, its gradients are the mean of all processes' own."""
-        return model
-
-    def accumulating(self, model: nn.Module) -> AbstractContextManager:
-        """Inside, gradients add up in each process by itself, to be shared with the next ones outside."""
-        return nullcontext()
-
     def gather(self, x: Tensor) -> Tensor:
         """That of all processes (size * N, …), in their order."""
         return x
@@ -588,12 +573,9 @@ def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 OPTIMIZERS: dict[str, Callable[[nn.Module, Settings], torch.optim.Optimizer]] = {"adam": adam}
 
 
-def start_run(
-    settings: Settings, device: Device = "cpu", weights: dict[str, Tensor] | None = None, world: World | None = None
-) -> Run:
+def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Tensor] | None = None) -> Run:
     """A run at step 0, determined by settings and the weights to start from (None: random ones).
 
-    world: the processes that train it together; None: this one alone.
     Raises ValueError for weights of another network.
     """
     model = make_model(settings).to(device)
@@ -605,10 +587,9 @@ def start_run(
     times = TIME_SAMPLERS.get(settings.objective, UniformTimes)(settings.T).to(device)
     generator = torch.Generator(device).manual_seed(settings.seed)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=settings.precision == "float16")
-    world = world or World()
     if settings.compile:
         compile_network(model, device)
-    return Run(settings, world, model, world.join(model), ema, optimizer, generator, times, scaler)
+    return Run(settings, World(), model, model, ema, optimizer, generator, times, scaler)
 
 
 def learning_rate_at(step: int, total: int, settings: Settings) -> float:
@@ -645,7 +626,8 @@ def add_gradients(
     mine, size = range(world.rank * share, (world.rank + 1) * share), math.ceil(share / run.settings.accumulation)
     for part in (slice(i, min(i + size, mine.stop)) for i in mine[::size]):
         model = run.network if labels is None else partial(run.network, labels=labels[part])
-        with world.accumulating(run.network) if part.stop < mine.stop else nullcontext():
+        alone = getattr(run.network, "no_sync", nullcontext)  # of several processes, which share gradients at the end
+        with alone() if part.stop < mine.stop else nullcontext():
             with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
                 each = objective(model, schedule, x0[part], t[part], eps[part])
             run.scaler.scale((weights[part] * each).sum() / share).backward()
@@ -673,8 +655,7 @@ def training_step(
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.gradient_clip)
     # gradients that overflow in float16 make the scaler leave the step out and halve the scale, which helps down to 1
-    tolerant = run.scaler.is_enabled() and run.scaler.get_scale() > 1
-    if not torch.isfinite(loss if tolerant else loss + norm):
+    if not torch.isfinite(loss if run.scaler.get_scale() > 1 else loss + norm):
         run.scaler.update()  # ready for another step
         worst = t[losses.nan_to_num(math.inf).argmax()].item()
         problem = f"loss {loss.item()}, gradient norm {norm.item()}"
@@ -739,13 +720,11 @@ def timesteps(T: int, steps: int, spacing: str = "trailing") -> list[int]:
     """
     if not 1 <= steps <= T:
         raise ValueError(f"the number of sampling steps is {steps}: it must be from 1 to T = {T}")
-    if spacing not in SPACINGS:
-        raise ValueError(f'spacing "{spacing}" is unknown: take one of {", ".join(SPACINGS)}')
     k, fraction = np.arange(steps), np.linspace(1, 0, steps)[::-1]
-    rising = {
+    rising = look_up("spacing", spacing, {
         "trailing": np.round(T * (k + 1) / steps), "leading": 1 + T * k // steps,
         "linspace": 1 + np.round((T - 1) * fraction), "quadratic": 1 + np.round((T - 1) * fraction**2),
-    }[spacing]  # fmt: skip
+    })  # fmt: skip
     times = []
     for t in rising:  # quadratic spacing would repeat some small times
         times.append(max(int(t), times[-1] + 1 if times else 1))
@@ -776,8 +755,8 @@ def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None
     """A network's output (N, C or 2C, H, W) as its prediction and the exponent of its variance, mostly 0 … 1."""
     if output.shape[1] == channels:
         return output, None
-    prediction, v = output.chunk(2, dim=1)
-    return prediction, (v + 1) / 2
+    prediction, raw = output.chunk(2, dim=1)
+    return prediction, (raw + 1) / 2
 
 
 def predict(model: Model, schedule: Schedule, xt: Tensor, t: int | Tensor, clip: Clip = False) -> Prediction:
@@ -1023,10 +1002,11 @@ FORMAT = 1  # of the checkpoint folder
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error.
+    """A temporary path beside `path`, whose folder is made, that takes its place if the block ends without an error.
 
     Raises OSError where it cannot be written, a full disk among the reasons.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     try:
         yield temporary
@@ -1042,17 +1022,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def save_checkpoint(folder: PathLike, model: UNet, settings: Settings, training: dict | None = None) -> None:
     """Writes model.safetensors and config.json into folder. training is a record for people."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {
         "format": FORMAT, "settings": asdict(settings), "data_range": [-1, 1],
         "parameters": count_parameters(model), "training": training or {},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
-    with replacing(folder / "model.safetensors") as path:
+    with replacing(Path(folder, "model.safetensors")) as path:
         save_file(weights, path)
-    with replacing(folder / "config.json") as path:
+    with replacing(Path(folder, "config.json")) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -1118,25 +1096,19 @@ def save_run(folder: PathLike, run: Run) -> None:
         "device": str(run.device), "threads": torch.get_num_threads(),
         "loss_every_100_steps": [round(float(np.mean(part)), 5) for part in hundreds],
     }  # fmt: skip
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(), "times": run.times.state_dict(), "scaler": run.scaler.state_dict(),
         "generator": run.generator.get_state(), "device": run.device.type,
         "step": run.step, "seconds": run.seconds, "losses": run.losses,
     }  # fmt: skip
-    with replacing(folder / "training_state.pt") as path:
+    with replacing(Path(folder, "training_state.pt")) as path:
         torch.save(state, path)
     save_checkpoint(folder, run.ema, run.settings, record)  # last, so that a run that has one can be resumed
 
 
-def resume_run(
-    folder: PathLike, settings: Settings | None = None, device: Device = "cpu", world: World | None = None
-) -> Run:
+def resume_run(folder: PathLike, settings: Settings | None = None, device: Device = "cpu") -> Run:
     """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
-
-    The processes in world may be more or fewer than before: together they do the same.
 
     Raises FileNotFoundError where there is none, ValueError where it is damaged or a setting cannot change.
     """
@@ -1156,7 +1128,7 @@ def resume_run(
         if old != new:
             where = f"in the run in {folder}"
             raise ValueError(f"{name} was {old!r} {where} and cannot become {new!r}: train a new run for that")
-    run = start_run(settings, device, world=world)
+    run = start_run(settings, device)
     load_weights(run.model.state_dict(), state["model"], path)
     load_weights(run.ema.state_dict(), state["ema"], path)
     run.optimizer.load_state_dict(state["optimizer"])
@@ -1192,8 +1164,7 @@ def deferred_interrupt() -> Iterator[list]:
     try:
         previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread, where Ctrl-C does not arrive
-        yield pressed
-        return
+        previous = {}
     try:
         yield pressed
     finally:
@@ -1252,7 +1223,7 @@ def fit(
         print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts from noise: raise T or beta_T")
     (folder / "previews").mkdir(exist_ok=True)
     began, saved_at, last_save, clock = run.step, run.step, time.monotonic(), time.monotonic()
-    late = stopped = False
+    late, stopped, drawn = False, False, run.generator.get_state()
     total, rhythm = total_steps(run.settings, images), epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
     bar = progress_bar(total=total, initial=run.step, desc="training", unit="step", disable=world.rank > 0)
     with bar, deferred_interrupt() as interrupted:
@@ -1260,6 +1231,7 @@ def fit(
             for step, *_ in training_loop(run, images, schedule, objective, labels):
                 now = time.monotonic()
                 run.seconds, clock = run.seconds + now - clock, now
+                drawn = run.generator.get_state()
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
                 late = math.isfinite(deadline) and world.any(now > deadline)
@@ -1286,6 +1258,7 @@ def fit(
         except RuntimeError as error:
             if world.size == 1:
                 raise
+            run.generator.set_state(drawn)  # the step that failed comes again, with the same times and noise
             if run.step:
                 save()
             saved = f"step {saved_at} is saved in {folder}: resume to go on" if saved_at else "nothing was saved"

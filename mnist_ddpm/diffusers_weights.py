@@ -288,8 +288,6 @@ def save_diffusers(folder: PathLike, model: Model, settings: Settings) -> None:
     tensors = diffusers_tensors(network, settings.blocks_per_level)
     weights = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}  # sharing no memory
     unet, scheduling = Path(folder, "unet"), Path(folder, "scheduler")
-    for part in (unet, scheduling):
-        part.mkdir(parents=True, exist_ok=True)
     with replacing(unet / WEIGHTS[0]) as path:
         save_file(weights, path, metadata={"format": "pt"})
     files = {unet / CONFIG: config, scheduling / SCHEDULER: scheduler, Path(folder, INDEX): index}

@@ -21,8 +21,9 @@ SUBSET = 1000  # features in each of the subsets that the kernel distance is ave
 SUBSETS = 100
 RESAMPLES = 50  # bootstrap samples behind an interval
 NEIGHBOURS = 3  # k of precision and recall
-AUDITED = 1000  # images, at most, whose nearest training image a card looks for
-SMALL = 5000  # with fewer images, a distance is mostly bias
+AUDITED = 1000  # real images, at most, whose nearest training image is looked for too
+EXACT = 0.01  # of the usual distance to the nearest image: what is nearer is the same image
+SMALL = 5000  # with fewer images, a good model's distance is mostly bias
 
 
 class Estimate(NamedTuple):
@@ -34,8 +35,13 @@ class Estimate(NamedTuple):
     def of(cls, value: float, standard_error: float) -> "Estimate":
         return cls(value, value - 1.96 * standard_error, value + 1.96 * standard_error)
 
+    @property
+    def half(self) -> float:
+        """Of the interval's width."""
+        return (self.high - self.low) / 2
+
     def __str__(self) -> str:
-        return f"{self.value:.4g} ± {(self.high - self.low) / 2:.2g}"
+        return f"{self.value:.4g} ± {self.half:.2g}"
 
 
 def as_metric(metric: type, width: int, **options) -> nn.Module:
@@ -45,6 +51,11 @@ def as_metric(metric: type, width: int, **options) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save", UserWarning)
         return metric(feature=identity, **options)
+
+
+def shuffled(rows: Tensor, seed: int) -> Tensor:
+    """The same rows (N, …), in an order of their own."""
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
 
 def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
@@ -72,8 +83,8 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
     """The squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401): unbiased, so it may be below 0.
 
-    The interval comes from subsets of both, at most half of the larger one, lest they be all alike; it is wide, since
-    real images vary in it too.
+    The interval comes from subsets, of half of either at most, lest they be all alike. It is wide, since real images
+    vary in it too, and where the two hardly differ wider than need be.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -86,26 +97,39 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
             mean, deviation = metric.compute()
         return mean.item(), deviation.item()
 
-    size, larger = min(SUBSET, len(real), len(generated)), max(len(real), len(generated))
-    mean, deviation = over_subsets(size)
-    if 2 * size > larger:
-        size = max(2, larger // 2)
-        _, deviation = over_subsets(size)
-    return Estimate.of(mean, deviation * math.sqrt(size / len(generated)))
+    mean, _ = over_subsets(min(SUBSET, len(real), len(generated)))
+    size = max(2, min(SUBSET, len(real) // 2, len(generated) // 2))
+    _, deviation = over_subsets(size)
+    return Estimate.of(mean, deviation * math.sqrt(size / (len(generated) - size)))  # as of the delete-d jackknife
 
 
 def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
-    """The Fréchet distance, with the spread that resampling the generated features gives."""
+    """The Fréchet distance, with the spread that resampling the generated features gives.
+
+    That is the spread of what n images get, bias included (frechet_bias); near 0 it is up to 1.7 times too wide.
+    """
     generator, n = torch.Generator().manual_seed(seed), len(generated)
     resampled = (generated[torch.randint(n, (n,), generator=generator)] for _ in range(RESAMPLES))
     value, *others = frechet_distances(real, chain([generated], resampled))
     return Estimate.of(value, torch.tensor(others, dtype=torch.float64).std().item())
 
 
+def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
+    """How much too large the Fréchet distance of n generated features is to be expected: c/n (arXiv 1911.07023).
+
+    That of n/2 is too large by as much again: here in the mean over ten halvings. Raises ValueError for fewer than 4.
+    """
+    size = len(generated) // 2
+    halves = (half for k in range(10) for half in shuffled(generated, 10 * seed + k).split(size)[:2])
+    value, *others = frechet_distances(real, chain([generated], halves))
+    return sum(others) / len(others) - value
+
+
 def share(hits: Tensor) -> Estimate:
-    """Of a bool tensor (N,), with its binomial interval."""
-    p = hits.double().mean().item()
-    return Estimate.of(p, math.sqrt(p * (1 - p) / len(hits)))
+    """Of a bool tensor (N,), with its binomial interval (Wilson's)."""
+    p, spare = hits.double().mean().item(), 1.96**2 / len(hits)
+    centre, half = (p + spare / 2) / (1 + spare), math.sqrt(p * (1 - p) * spare + spare**2 / 4) / (1 + spare)
+    return Estimate(p, centre - half, centre + half)
 
 
 def within(queries: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
@@ -121,7 +145,8 @@ def neighbour_radii(points: Tensor, k: int = NEIGHBOURS) -> Tensor:
 def precision_recall(real: Tensor, generated: Tensor) -> tuple[Estimate, Estimate]:
     """Share of generated features on the manifold of real ones, and the reverse (arXiv 1904.06991), k = 3.
 
-    Both sets are cut to the size of the smaller one. Raises ValueError for k or fewer.
+    Both sets are cut to the size of the smaller one. Each interval takes the other set as given, and so is up to a
+    third too narrow. Raises ValueError for k or fewer.
     """
     n = min(len(real), len(generated))
     if n <= NEIGHBOURS:
@@ -132,9 +157,12 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[Estimate, Estimat
 
 
 def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estimate]:
-    """All of the above. The features of real images are shuffled first, since precision and recall take a part."""
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-    precision, recall = precision_recall(real[order], generated)
+    """All of the above, whatever the order of generated features (N, D).
+
+    Both kinds are shuffled first, since precision and recall take a part of the more.
+    """
+    generated = shuffled(generated[generated.sum(dim=1).argsort()], seed)
+    precision, recall = precision_recall(shuffled(real, seed), generated)
     return {
         "frechet_distance": frechet_estimate(real, generated, seed),
         "kernel_distance": kernel_distance(real, generated, seed),
@@ -145,8 +173,7 @@ def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estim
 
 def floors(training: Tensor, held_out: Tensor | None, n: int, seed: int = 0) -> dict[str, dict]:
     """What real images score in the place of n generated ones: the best that a model can hope for."""
-    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
-    first, second = training[order].chunk(2)
+    first, second = shuffled(training, seed).chunk(2)
     found = {"training half against half": {"n": min(n, len(first)), **distances(second, first[:n], seed)}}
     if held_out is not None:
         found["held out against training"] = {"n": min(n, len(held_out)), **distances(training, held_out[:n], seed)}
@@ -173,21 +200,31 @@ class Audit(NamedTuple):
     index: Tensor  # (N,) which training image is nearest to each generated one
 
     @property
+    def twice(self) -> Tensor:
+        """Which real images are there twice, in training too: bool (M,)."""
+        return self.real <= EXACT * self.real.median()
+
+    @property
     def closer(self) -> Estimate:
         """The share of generated images nearer than the nearest 1 % of real ones, those that are there twice aside."""
-        once = self.real[self.real > 0.01 * self.real.median()]
+        once = self.real[~self.twice]
         return share(self.generated < (once.quantile(0.01) if len(once) else 0))
 
     @property
+    def exact(self) -> Estimate:
+        """The share of generated images that are training images."""
+        return share(self.generated <= EXACT * self.real.median())
+
+    @property
     def copies(self) -> bool:
-        """Whether five times as many as by chance are that near, beyond the interval."""
-        return self.closer.low > 0.05
+        """Whether five times as many as by chance are that near, beyond the interval, or more exact than among real."""
+        return self.closer.low > 0.05 or self.exact.value > 2 * share(self.twice).value
 
     def figures(self) -> dict:
         """For a card."""
         return {
             "n": len(self.generated), "median": self.generated.median().item(), "real": self.real.median().item(),
-            "closer": self.closer, "copies": self.copies,
+            "closer": self.closer, "exact": self.exact.value, "copies": self.copies,
         }  # fmt: skip
 
 
@@ -217,7 +254,7 @@ def audit(
     """Is the model copying? uint8 images (N, C, H, W); held_out None: training images are compared with each other.
 
     extract: to features (N, D), instead of pixels in [0, 1]. mirrored: training saw each image from both sides, and
-    so does this. At most 1,000 real images are compared.
+    so does this. Of the real images the first 1,000 are compared.
     """
     points = extract or (lambda images: images.flatten(1).float() / 255)
 
@@ -227,27 +264,29 @@ def audit(
             yield from (points(part.flip(-1)) for part in training.split(1000))
 
     real = points((training if held_out is None else held_out)[:AUDITED])
-    return audit_points(points(generated), seen, len(training), real, themselves=held_out is None)
+    parts = map(points, generated.split(max(1, 2**28 // generated[0].numel())))
+    return audit_points(parts, seen, len(training), real, themselves=held_out is None)
 
 
 def audit_points(
-    generated: Tensor, seen: Callable[[], Iterable[Tensor]], n: int, real: Tensor, themselves: bool
+    generated: Iterable[Tensor], seen: Callable[[], Iterable[Tensor]], n: int, real: Tensor, themselves: bool
 ) -> Audit:  # fmt: skip
-    """audit, of points (N, D). seen: gives those of the n training images in parts, then of their mirror images.
+    """audit, of points in parts (…, D). seen: gives those of the n training images, then of their mirror images.
 
     themselves: real ones are the first of the training images.
     """
-    near, index = nearest_point(generated, seen())
+    near, index = zip(*(nearest_point(part, seen()) for part in generated))
     usual, _ = nearest_point(real, seen(), themselves=n if themselves else 0)
-    return Audit(near.float(), usual.float(), index % n)
+    return Audit(torch.cat(near).float(), usual.float(), torch.cat(index) % n)
 
 
 def audit_line(found: dict) -> str:
     """Of Audit.figures, for people."""
     verdict = "it copies" if found["copies"] else "no sign of copying"
+    exact = f", {found['exact']:.1%} are copies" if found["exact"] else ""
     return (
         f"nearest training image at a distance of {found['median']:.3g} in the median, of real images at "
-        f"{found['real']:.3g}; {found['closer'].value:.1%} are nearer than the nearest 1 % of those: {verdict}"
+        f"{found['real']:.3g}; {found['closer'].value:.1%} are nearer than the nearest 1 % of those{exact}: {verdict}"
     )
 
 
@@ -266,26 +305,27 @@ def judged(
 ) -> dict:
     """A card's figures, of uint8 images (N, C, H, W): distances, the same for real images, digits, nearest images.
 
-    mirrored: training saw each image from both sides. The search for copies takes the first 1,000 images.
+    mirrored: training saw each image from both sides.
     """
     if held_out is not None:  # in no order, since the first part of a data set may be the easier one
-        held_out = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))]
+        held_out = shuffled(held_out, seed)
     known, drawn = judge.features(training), judge.features(images)
     unseen = None if held_out is None else judge.features(held_out)
-    card = {"metrics": distances(known, drawn, seed), "floor": floors(known, unseen, len(images), seed)}
+    card = {"metrics": distances(known, drawn, seed), "frechet_bias": frechet_bias(known, drawn, seed)}
+    card["floor"] = floors(known, unseen, len(images), seed)
     if getattr(judge.network, "dataset", None) == "mnist":
         card["digits"] = class_balance(judge.logits(images))
-    in_pixels = audit(images[:AUDITED], training, held_out, mirrored=mirrored)
-    seen = [known, *(judge.features(part.flip(-1)) for part in training.split(10_000) if mirrored)]
+    in_pixels = audit(images, training, held_out, mirrored=mirrored)
+    seen = [*known.split(1000), *(judge.features(part.flip(-1)) for part in training.split(1000) if mirrored)]
     real = (known if unseen is None else unseen)[:AUDITED]
-    in_features = audit_points(drawn[:AUDITED], lambda: seen, len(training), real, themselves=unseen is None)
+    in_features = audit_points([drawn], lambda: seen, len(training), real, themselves=unseen is None)
     for space, found in (("pixels", in_pixels), ("features", in_features)):
         card[f"nearest_training_image_in_{space}"] = found.figures()
     return card
 
 
 def comparison(a: dict, b: dict) -> list[str]:
-    """A line for each figure that two cards share: both values, and whether their intervals are apart.
+    """A line for each figure that two cards share: both values, and whether 0 is outside their difference's interval.
 
     Raises ValueError where they cannot be compared, with the reason.
     """
@@ -295,7 +335,7 @@ def comparison(a: dict, b: dict) -> list[str]:
     lines = []
     for name in a["metrics"]:
         first, second = Estimate(**a["metrics"][name]), Estimate(**b["metrics"][name])
-        apart = first.high < second.low or second.high < first.low
+        apart = abs(first.value - second.value) > math.hypot(first.half, second.half)
         lines.append(f"{name}: {first} against {second}, {'different' if apart else 'no difference to be seen'}")
     return lines
 
@@ -329,8 +369,8 @@ def card_lines(card: dict) -> list[str]:
         lines.append(f"{title} (n = {row['n']}): {figures}")
     if card["n"] < SMALL:
         lines.append(
-            f"n = {card['n']} is small: the Fréchet distance of so many real images, above, is mostly bias, and as "
-            "much of the other one is; take n = 10,000 where you can"
+            f"n = {card['n']} is small: about {card['frechet_bias']:.2g} of the Fréchet distance is bias, and so is "
+            "most of what as many real images get; it falls as 1/n, so take n = 10,000 where you can"
         )
     if "digits" in card:
         digits = card["digits"]

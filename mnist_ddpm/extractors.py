@@ -187,11 +187,9 @@ def train_extractor(
 
 def save_extractor(path: PathLike, extractor: Extractor, record: dict) -> None:
     """One .safetensors file, with what rebuilds the network and a record for people in its header."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"dataset": extractor.dataset, "outputs": extractor.outputs, "widths": extractor.widths, "record": record}
     weights = {name: tensor.cpu().contiguous() for name, tensor in extractor.state_dict().items()}
-    with replacing(path) as partial:
+    with replacing(Path(path)) as partial:
         save_file(weights, partial, metadata={"extractor": json.dumps(header)})
 
 

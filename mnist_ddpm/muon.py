@@ -12,8 +12,9 @@ BORDERS = "conv_in", "conv_out", "label"  # layers with pixels or labels on one 
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """(…, m, n) with the singular values of each brought near 1 (0.7 … 1.2), by Newton-Schulz iterations.
+    """(…, m, n) with the singular values of each brought near 1, by Newton-Schulz iterations.
 
+    To 0.7 … 1.2 those above 1/500 of the root of the sum of their squares; smaller ones grow up to 485 times.
     Each is x <- p x with p = a + b x x' + c (x x')^2. All p commute, so x x' alone is followed, which is smaller than
     x: it becomes p x x' p.
     """

@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class Plan:
     deadline: float  # when the time is up, by time.monotonic()
     sampling: float  # seconds an image, with SAMPLER in SAMPLING_STEPS
 
+    @property
+    def finish(self) -> str:
+        """The time of day, if training begins now."""
+        return f"{datetime.now() + timedelta(seconds=self.seconds):%H:%M}"
+
     def lines(self) -> list[str]:
         """For people."""
         s, base = self.settings, presets.preset(self.preset)
@@ -40,7 +46,7 @@ class Plan:
                 flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
         return [
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {s.precision}: {self.pace:.0f} "
-            f"images/s measured, about {self.seconds / 60:.1f} minutes",
+            f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
             f"then 64 images, {SAMPLER} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
             f"without a plan: python -m mnist_ddpm train {shlex.join(flags)}",
         ]

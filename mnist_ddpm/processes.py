@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.extractors import Judge
@@ -24,12 +24,6 @@ class Processes(ddpm.World):
     def __init__(self, accelerator):
         self.accelerator = accelerator
         self.rank, self.size, self.device = accelerator.process_index, accelerator.num_processes, accelerator.device
-
-    def join(self, model: nn.Module) -> nn.Module:
-        return self.accelerator.prepare_model(model)
-
-    def accumulating(self, model: nn.Module) -> AbstractContextManager:
-        return self.accelerator.no_sync(model)
 
     def gather(self, x: Tensor) -> Tensor:
         return self.accelerator.gather(x.contiguous())
@@ -48,6 +42,8 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
             "accelerate launch --cpu starts one alone unless its configuration says otherwise)"
         )
     if started == 1:
+        if "ACCELERATE_MIXED_PRECISION" in os.environ and not expected:  # which accelerate launch sets
+            print("accelerate launch has started one process; if it was to be several, --processes N tells why not")
         return ddpm.World()
     import torch.distributed.nn  # noqa: F401  imported after, its functions' defaults would keep the connection open
     from accelerate import Accelerator  # takes its time, and one process does without
@@ -67,18 +63,24 @@ def one_first(world: ddpm.World) -> AbstractContextManager:
     return nullcontext() if world.size == 1 else world.accelerator.local_main_process_first()
 
 
+def join(run: ddpm.Run, world: ddpm.World) -> ddpm.Run:
+    """The run as one of these processes trains it: its gradients are the mean of all processes' own."""
+    run.world = world
+    if isinstance(world, Processes):
+        run.network = world.accelerator.prepare_model(run.model)
+    return run
+
+
 def train(
     settings: ddpm.Settings, images: Tensor, folder: ddpm.PathLike, labels: Tensor | None = None, resume: bool = False,
     weights: dict[str, Tensor] | None = None, deadline: float = math.inf, device: ddpm.Device = "cpu",
     world: ddpm.World | None = None,
 ) -> ddpm.Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world."""
-    if resume:
-        run = ddpm.resume_run(folder, settings, device, world)
-    else:
-        run = ddpm.start_run(settings, device, weights, world)
-    if world is None or world.rank == 0:
-        many = f"{world.size} processes" if world and world.size > 1 else str(device)
+    run = ddpm.resume_run(folder, settings, device) if resume else ddpm.start_run(settings, device, weights)
+    join(run, world or ddpm.World())
+    if run.world.rank == 0:
+        many = f"{run.world.size} processes" if run.world.size > 1 else str(device)
         count = ddpm.count_parameters(run.model)
         print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {many}", flush=True)
     return ddpm.fit(run, images, ddpm.make_schedule(settings), folder, labels=labels, deadline=deadline)

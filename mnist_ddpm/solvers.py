@@ -21,7 +21,8 @@ def dpmpp_2m_sampler(
     """DPM-Solver++(2M), multistep, one evaluation a step (arXiv 2211.01095, Algorithm 2), first order at both ends.
 
     eta: noise() brings 1 - exp(-2 eta h) of the variance 1 - alpha_bar_s of x_s, where h is the step in lambda, half
-    the log SNR; the rest stays from x_t. 1 is that paper's SDE-DPM-Solver++(2M), of which ancestral is the first order.
+    the log SNR; the rest stays from x_t. 1 is that paper's SDE-DPM-Solver++(2M), of which ancestral is the first order;
+    below 1 it is more than DDIM's eta of that value brings.
     Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Raises ValueError unless eta is finite and >= 0.
     """
     if not 0 <= eta < math.inf:
@@ -53,7 +54,8 @@ def heun_sampler(
     """Heun's method in sigma, two evaluations a step (EDM, arXiv 2206.00364, Algorithm 1).
 
     Euler's, with one, to sigma = 0 and where sigma falls more than tenfold in a step, as a cosine schedule's does at
-    first: what eps_hat at the end says of the whole step, times so large a difference, would swamp the image.
+    first, and each one's in very few steps: what eps_hat at the end says of the whole step, times so large a
+    difference, would swamp the image.
     Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Draws no noise.
     """
     x = xT

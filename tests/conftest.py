@@ -21,6 +21,18 @@ TINY = Settings(
 )
 
 
+def restless(model: torch.nn.Module, std: float = 0.1) -> torch.nn.Module:
+    """The network with random weights everywhere, also where they start at zero."""
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data.copy_(std * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+def no_noise():
+    raise AssertionError("noise must not be drawn here")
+
+
 @pytest.fixture
 def tiny() -> Settings:
     return TINY

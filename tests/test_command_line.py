@@ -13,7 +13,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, restless
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -53,11 +53,7 @@ def conditional(tmp_path_factory):
     settings = ddpm.Settings(
         base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, objective="hybrid", classes=10
     )
-    model = ddpm.make_model(settings)
-    generator = torch.Generator().manual_seed(0)
-    for p in model.parameters():  # also those that start at zero
-        p.data = 0.1 * torch.randn(p.shape, generator=generator)
-    ddpm.save_checkpoint(folder, model, settings)
+    ddpm.save_checkpoint(folder, restless(ddpm.make_model(settings)), settings)
     return folder
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, restless
 from PIL import Image
 
 from mnist_ddpm.ddpm import (
@@ -44,13 +44,6 @@ POINTS = torch.tensor([-0.9, -0.3, 0.4, 0.8]).view(4, 1, 1, 1)  # the first two 
 def only_the_start(model, schedule, times, xT, noise):
     """A sampler that returns what it is given."""
     yield 0, xT, xT
-
-
-def restless(model):
-    generator = torch.Generator().manual_seed(0)
-    for p in model.parameters():
-        p.data.copy_(0.1 * torch.randn(p.shape, generator=generator))
-    return model.eval()
 
 
 # labels

@@ -67,8 +67,3 @@ def test_unknown_missing_and_empty_data_sets_are_refused(tiny, tmp_path):
 def test_wrong_number_of_channels_is_refused(tiny):
     with pytest.raises(ValueError, match=r"mnist has 1 channel\(s\): set channels to that, not to 3"):
         load_images(replace(tiny, channels=3), ROOT / "data")
-
-
-def test_a_folder_has_no_test_split(tiny, tmp_path):
-    with pytest.raises(ValueError, match="has no test split"):
-        load_images(replace(tiny, dataset=str(tmp_path)), split="test")

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from itertools import pairwise
 
 import imageio.v3 as imageio
 import numpy as np
@@ -12,7 +13,20 @@ from conftest import ROOT
 
 from mnist_ddpm import evaluation, extractors
 from mnist_ddpm.__main__ import main, read_images
-from mnist_ddpm.ddpm import Settings, generate, ideal_denoiser, load_images, make_model, make_schedule, save_checkpoint
+from mnist_ddpm.ddpm import (
+    Prediction,
+    Settings,
+    generate,
+    ideal_denoiser,
+    load_images,
+    make_model,
+    make_schedule,
+    predict_eps,
+    q_sample,
+    save_checkpoint,
+    time_embedding,
+    to_float,
+)
 from mnist_ddpm.evaluation import (
     Estimate,
     audit,
@@ -22,6 +36,7 @@ from mnist_ddpm.evaluation import (
     comparison,
     distances,
     floors,
+    frechet_bias,
     frechet_distance,
     frechet_estimate,
     judged,
@@ -52,6 +67,16 @@ def test_frechet_distance_of_two_gaussians_is_the_closed_form():
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
 
 
+def test_frechet_distance_of_gaussians_turned_against_each_other_is_the_closed_form():
+    """In two dimensions tr (A B)^½ = (tr A B + 2 (det A B)^½)^½, also where A and B do not commute."""
+    a, b = exactly([0, 0], [1, 3]), exactly([0, 0], [1, 3], seed=1)
+    turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
+    A, B = torch.diag(torch.tensor([1.0, 9.0], dtype=torch.float64)), turn.T @ torch.diag(a.T.cov().diag()) @ turn
+    root = ((A @ B).trace() + 2 * (A.det() * B.det()).sqrt()).sqrt()
+    expected = (A.trace() + B.trace() - 2 * root).item()
+    assert frechet_distance(a, b @ turn) == pytest.approx(expected, rel=1e-6) and expected > 1
+
+
 def test_identical_features_are_at_distance_zero_and_a_shift_at_its_square():
     a = gaussian(500)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
@@ -73,8 +98,13 @@ def test_kernel_distance_is_the_unbiased_estimate():
 def test_the_kernel_distances_interval_is_not_smaller_in_small_sets(n, m):
     """Where both are hardly larger than a subset, all subsets are alike: their spread says nothing."""
     found = [kernel_distance(gaussian(n, seed=2 * k), gaussian(m, seed=2 * k + 1)) for k in range(12)]
-    half = np.mean([(e.high - e.low) / 2 for e in found])
-    assert 0.5 < half / 1.96 / np.std([e.value for e in found], ddof=1) < 4
+    assert 0.5 < np.mean([e.half for e in found]) / 1.96 / np.std([e.value for e in found], ddof=1) < 4
+
+
+def test_the_kernel_distances_interval_holds_the_spread_of_few_images_beside_many_real_ones():
+    real = gaussian(3000)
+    found = [kernel_distance(real, 1.6 * gaussian(200, seed=seed) + 0.3) for seed in range(1, 13)]
+    assert 0.7 < np.mean([e.half for e in found]) / 1.96 / np.std([e.value for e in found], ddof=1) < 4
 
 
 def test_the_kernel_distances_interval_holds_the_spread_of_fresh_draws(monkeypatch):
@@ -82,8 +112,7 @@ def test_the_kernel_distances_interval_holds_the_spread_of_fresh_draws(monkeypat
     monkeypatch.setattr(evaluation, "SUBSET", 100)
     real = gaussian(5000)
     found = [kernel_distance(real, 1.2 * gaussian(900, seed=seed)) for seed in range(1, 13)]
-    half = np.mean([(e.high - e.low) / 2 for e in found])
-    assert 0.8 < half / 1.96 / np.std([e.value for e in found], ddof=1) < 4
+    assert 0.8 < np.mean([e.half for e in found]) / 1.96 / np.std([e.value for e in found], ddof=1) < 4
 
 
 def test_radii_are_the_distances_to_the_kth_neighbour():
@@ -102,20 +131,35 @@ def test_estimates_depend_on_the_seed_alone():
     assert distances(a, b, seed=4)["kernel_distance"] != first["kernel_distance"]
 
 
+def test_estimates_do_not_depend_on_the_order_of_the_images(monkeypatch):
+    monkeypatch.setattr(evaluation, "SUBSET", 100)
+    real, generated = gaussian(300), gaussian(400, seed=1) + torch.linspace(0, 1, 400).unsqueeze(1)
+    turned = distances(real, generated.flip(0))
+    for name, estimate in distances(real, generated).items():
+        assert turned[name] == pytest.approx(estimate, rel=1e-9), name
+
+
 def test_the_interval_holds_the_spread_of_fresh_draws():
     """95 % of them should fall into one as wide around their mean; of 40, at least 30."""
     real = gaussian(20_000)
     estimate = frechet_estimate(real, 1.2 * gaussian(1000, seed=1))
     values = torch.tensor([frechet_distance(real, 1.2 * gaussian(1000, seed=seed)) for seed in range(2, 42)])
-    half = (estimate.high - estimate.low) / 2
-    assert ((values - values.mean()).abs() < half).sum() >= 30
-    assert half < 4 * values.std()
+    assert ((values - values.mean()).abs() < estimate.half).sum() >= 30
+    assert estimate.half < 4 * values.std()
 
 
 def test_the_bias_of_real_images_falls_as_one_over_n():
     real = gaussian(40_000)
     mean = {n: np.mean([frechet_distance(real, gaussian(n, seed=s)) for s in range(1, 13)]) for n in (250, 1000)}
     assert mean[250] / mean[1000] == pytest.approx(4, rel=0.35)
+
+
+def test_the_bias_to_be_expected_is_that_of_fresh_draws():
+    real = gaussian(40_000)
+    values = [frechet_distance(real, gaussian(400, seed=s)) for s in range(1, 21)]
+    assert frechet_bias(real, gaussian(400, seed=1)) == pytest.approx(np.mean(values), rel=0.3)
+    far = frechet_bias(real, gaussian(400, seed=1) + 10), np.mean(values)
+    assert 0 < far[0] < 30 * far[1], "the distance itself, 400, is no part of it"
 
 
 def test_floors_say_what_real_images_would_get(monkeypatch):
@@ -175,6 +219,36 @@ def test_a_model_that_knows_fifty_images_by_heart_is_flagged(digits):
         assert torch.equal(drawn, digits[found.index]), "and says which images"
 
 
+class Learner(torch.nn.Module):
+    """A small perceptron that predicts x_0 of 14 x 14 pixels."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        sizes, self.schedule = (14 * 14 + 32, 512, 512, 14 * 14), schedule
+        first, *others = (torch.nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.layers = torch.nn.Sequential(first, *(part for layer in others for part in (torch.nn.SiLU(), layer)))
+
+    def forward(self, xt, t):
+        x0_hat = self.layers(torch.cat([xt.flatten(1), time_embedding(t, 32)], dim=1)).view(xt.shape)
+        return Prediction(x0_hat, predict_eps(self.schedule, xt, t, x0_hat))
+
+
+@pytest.mark.parametrize(("n", "copies"), [(50, True), (5000, False)])
+def test_a_network_overfitted_on_fifty_images_is_flagged_and_on_five_thousand_is_not(digits, n, copies):
+    torch.manual_seed(0)
+    small, schedule = digits[:, :, 2:30:2, 2:30:2], make_schedule(Settings(T=100, beta_1=1e-3, beta_T=0.1))
+    model = Learner(schedule)
+    optimizer, x0 = torch.optim.Adam(model.parameters(), 3e-3), to_float(small[:n])
+    for _ in range(800):
+        x, t = x0[torch.randint(n, (100,))], torch.randint(1, 101, (100,))
+        loss = (model(q_sample(schedule, x, t, torch.randn(x.shape)), t).x0_hat - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    drawn, _ = generate(model, schedule, 100, (1, 14, 14), steps=20, progress=False)
+    assert audit(drawn, small[:n], small[5000:6000]).copies is copies
+
+
 def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
     found = audit(digits[1000:1500], digits[:1000], digits[1500:2500])
     assert not found.copies and found.closer.value < 0.03
@@ -184,11 +258,20 @@ def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
 
 def test_a_few_near_images_are_not_yet_copies():
     """By chance 1 % are nearer than the nearest 1 % of real ones; 3 % may be, 20 % may not."""
-    real = torch.arange(1, 1001).double()
+    real = torch.arange(101, 1101).double()
     for share, copies in ((30, False), (200, True)):
-        generated = torch.where(torch.arange(1000) < share, 0.5, 500.0)
+        generated = torch.where(torch.arange(1000) < share, 50.0, 500.0)
         found = evaluation.Audit(generated.double(), real, torch.zeros(1000))
         assert found.closer.value == share / 1000 and found.copies is copies
+
+
+def test_one_exact_copy_is_one_too_many_unless_real_images_are_there_twice_as_often():
+    usual = torch.arange(101, 1101).double()
+    generated = torch.cat([torch.zeros(1), torch.full((999,), 500.0)]).double()
+    for twice, copies in ((0, True), (1, False)):
+        found = evaluation.Audit(generated, torch.where(torch.arange(1000) < twice, 0, usual), torch.zeros(1000))
+        assert found.exact.value == 0.001 and found.copies is copies
+        assert ("0.1% are copies: it copies" in audit_line(found.figures())) is copies
 
 
 @pytest.mark.parametrize("extract", [None, lambda x: x[:, :, ::2, ::2].flatten(1).double()], ids=["pixels", "features"])
@@ -390,7 +473,18 @@ def test_without_held_out_images_training_images_are_compared_with_each_other(di
 
 def test_estimates_are_told_with_their_interval():
     assert str(Estimate.of(1.5, 0.1)) == "1.5 ± 0.2"
-    assert evaluation.share(torch.tensor([True, False])).value == 0.5
+    half, none = evaluation.share(torch.arange(100) < 50), evaluation.share(torch.zeros(100, dtype=torch.bool))
+    assert half == pytest.approx((0.5, 0.404, 0.596), abs=1e-3), "Wilson's interval"
+    assert none == pytest.approx((0, 0, 0.037), abs=1e-3)
+
+
+def test_cards_differ_where_the_interval_of_their_difference_leaves_out_zero():
+    def card(value):
+        metrics = {"frechet_distance": Estimate.of(value, 1)._asdict()}
+        return {"n": 1, "extractor": "x", "reference": "y", "metrics": metrics}
+
+    assert comparison(card(0), card(2.7))[0].endswith("no difference to be seen")
+    assert comparison(card(0), card(2.8))[0].endswith("different")
 
 
 # --- extractors

@@ -190,15 +190,6 @@ def test_draws_have_their_probability_and_weights_make_up_for_it():
     assert (weights * losses[t - 1]).mean().item() == pytest.approx(losses.mean().item(), rel=0.02)
 
 
-def test_importance_times_are_saved_and_loaded():
-    times, other = filled(), ImportanceTimes(3)
-    times.update(torch.tensor([1]), torch.tensor([5.0]))
-    other.load_state_dict(times.state_dict())
-    for both in (times, other):
-        both.update(torch.tensor([1, 3]), torch.tensor([8.0, 9.0]))
-    assert torch.equal(times.probability(), other.probability()) and torch.equal(times.seen, other.seen)
-
-
 def test_training_weighs_the_losses_of_the_times_that_were_drawn():
     run, images = start_run(SMALL), torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
     run.times = filled(SMALL.T)

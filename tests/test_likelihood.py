@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import restless
 from test_solvers import gaussian
 
 from mnist_ddpm.ddpm import Prediction, Settings, UNet, ideal_denoiser, make_schedule, q_posterior, q_sample, to_float
@@ -295,9 +296,7 @@ def test_a_margin_that_leaves_nothing_is_refused(paper):
 
 
 def test_dropout_is_off_while_the_bound_is_measured(paper):
-    model = UNet(base_channels=8, channel_mults=(1,), image_size=8, dropout=0.5)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
+    model = restless(UNet(base_channels=8, channel_mults=(1,), image_size=8, dropout=0.5))
     images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     a, b = (bits_per_dim(model.train(), paper, images, times_per_image=5, progress=False).bits for _ in range(2))
     assert torch.equal(a, b)

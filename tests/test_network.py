@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import restless
 
 from mnist_ddpm.ddpm import Downsample, SelfAttention, Settings, UNet, group_norm, make_model, time_embedding
 
@@ -51,17 +52,13 @@ def test_fresh_network_predicts_zero_and_trained_parts_matter():
 
 
 def test_network_does_not_ignore_t():
-    model = UNet(base_channels=8)
-    for p in model.parameters():  # leave the zero initialisation behind
-        torch.nn.init.normal_(p, std=0.1)
+    model = restless(UNet(base_channels=8))
     x = torch.randn(1, 1, 32, 32)
     assert not torch.allclose(model(x, torch.tensor([10])), model(x, torch.tensor([11])), atol=1e-4)
 
 
 def test_every_parameter_takes_part():
-    model = UNet(base_channels=8)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
+    model = restless(UNet(base_channels=8))
     model(torch.randn(2, 1, 32, 32), torch.tensor([3, 700])).square().mean().backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not idle
@@ -69,9 +66,7 @@ def test_every_parameter_takes_part():
 
 def test_gradients_are_those_of_finite_differences():
     """Nothing on the way, such as a detached skip connection, may cut them."""
-    model = UNet(base_channels=4).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
+    model = restless(UNet(base_channels=4).double())
     x, t = torch.randn(1, 1, 32, 32).double(), torch.tensor([300])
     model(x, t).square().mean().backward()
     with torch.no_grad():
@@ -95,9 +90,7 @@ def test_downsampling_pads_below_and_right_as_the_papers_weights_need():
 
 
 def test_images_of_a_batch_do_not_mix():
-    model = UNet(base_channels=8).eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
+    model = restless(UNet(base_channels=8))
     x, t = torch.randn(3, 1, 32, 32), torch.tensor([5, 50, 500])
     together = model(x, t)
     for k in range(3):

@@ -4,6 +4,7 @@ import json
 import shlex
 import time
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import cache
 from types import SimpleNamespace
 
@@ -114,6 +115,12 @@ def test_the_command_that_a_plan_tells_is_one_for_a_shell(machine):
     *_, line = plan(10, dataset="my faces & others").lines()
     words = shlex.split(line)
     assert words[words.index("--dataset") + 1] == "my faces & others"
+
+
+def test_a_plan_tells_when_it_will_be_done(machine):
+    made, now = plan(90), datetime.now()
+    ends = {f"{now + timedelta(seconds=made.seconds + late):%H:%M}" for late in (0, 1)}
+    assert made.lines()[0].rsplit(" ", 1)[1] in ends
 
 
 def test_too_little_time_is_said(machine):

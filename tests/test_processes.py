@@ -34,14 +34,14 @@ def whole(folder: Path, world: ddpm.World) -> None:
     """Ten steps, at once or from where they were stopped."""
     images, labels = data()
     started = (folder / "training_state.pt").is_file()
-    run = ddpm.resume_run(folder, world=world) if started else ddpm.start_run(SETTINGS, world=world)
+    run = processes.join(ddpm.resume_run(folder) if started else ddpm.start_run(SETTINGS), world)
     ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, labels=labels)
 
 
 def half(folder: Path, world: ddpm.World) -> None:
     """Five steps, and a checkpoint of them. Of a batch in two parts, gradients are shared with the second."""
     images, labels = data()
-    run, objective, shared = ddpm.start_run(SETTINGS, world=world), ddpm.make_objective(SETTINGS), []
+    run, objective, shared = processes.join(ddpm.start_run(SETTINGS), world), ddpm.make_objective(SETTINGS), []
 
     def watched(*arguments):
         shared.append(run.network.require_backward_grad_sync)
@@ -84,7 +84,7 @@ def stopped(folder: Path, world: ddpm.World) -> None:
 
     save, ddpm.save_run = ddpm.save_run, slowly
     images, labels = data()
-    run = ddpm.start_run(SETTINGS, world=world)
+    run = processes.join(ddpm.start_run(SETTINGS), world)
     try:
         ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, pressed, labels)
     except KeyboardInterrupt as interrupt:
@@ -103,7 +103,7 @@ def killed(folder: Path, world: ddpm.World) -> None:
         return objective(*arguments)
 
     images, labels = data()
-    run = ddpm.start_run(SETTINGS, world=world)
+    run = processes.join(ddpm.start_run(SETTINGS), world)
     ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, deadly, labels)
 
 
@@ -183,6 +183,15 @@ def test_as_many_processes_must_be_there_as_were_asked_for(tmp_path, monkeypatch
         processes.connect(2)
 
 
+def test_one_process_of_accelerate_launch_is_told_that_it_is_alone(monkeypatch, capsys):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for launcher in ({}, {"ACCELERATE_MIXED_PRECISION": "no"}):
+        for name, value in launcher.items():
+            monkeypatch.setenv(name, value)
+        assert processes.connect().size == 1
+        assert ("has started one process" in capsys.readouterr().out) == bool(launcher)
+
+
 @pytest.mark.parametrize("n", [3, 7, 9])
 def test_shares_are_disjoint_and_nearly_equal(n):
     worlds = [type("Fake", (ddpm.World,), {"rank": rank, "size": 3})() for rank in range(3)]
@@ -198,7 +207,8 @@ def test_what_cannot_be_shared_is_refused():
     world = type("Fake", (ddpm.World,), {"size": 5})()
     schedule = ddpm.make_schedule(SETTINGS)
     with pytest.raises(ValueError, match="batch_size 12 cannot be shared by 5 processes"):
-        next(ddpm.training_loop(ddpm.start_run(SETTINGS, world=world), data()[0], schedule, labels=data()[1]))
+        run = processes.join(ddpm.start_run(SETTINGS), world)
+        next(ddpm.training_loop(run, data()[0], schedule, labels=data()[1]))
     with pytest.raises(ValueError, match="4 images cannot be shared by 5 processes"):
         processes.generate(world, None, schedule, 4, (1, 16, 16))
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import no_noise
 
 from mnist_ddpm.ddpm import (
     Counted,
@@ -58,10 +59,6 @@ def state_at(states, time):
 
 def start():
     return torch.tensor([-1.3, 0.4, 2.0], dtype=torch.float64).view(3, 1, 1, 1).expand(3, 1, 1, 3)
-
-
-def no_noise():
-    raise AssertionError("noise must not be drawn here")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from mnist_ddpm.ddpm import (
     steps_per_epoch,
     training_loop,
 )
+from mnist_ddpm.processes import join
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -333,10 +334,15 @@ def test_of_several_processes_a_failure_claims_no_checkpoint_that_is_not_there(t
     for rank, fails_at, message in ((0, 0, "nothing was saved"), (0, 2, "step 2 is saved in"),
                                     (1, 2, "what the first of them has saved is in")):  # fmt: skip
         world = type("Fake", (ddpm.World,), {"rank": rank, "size": 2, "gather": lambda self, x: x.repeat(2)})()
-        run, folder = start_run(tiny, world=world), tmp_path / f"{rank}-{fails_at}"
+        run, folder = join(start_run(tiny), world), tmp_path / f"{rank}-{fails_at}"
         with pytest.raises(ConnectionError, match=rf"one of 2 processes failed, .* \(out of memory\); {message}"):
             fit(run, blobs, make_schedule(tiny), folder, failing)
         assert (folder / "config.json").exists() == ("is saved" in message)
+        if "is saved" in message:  # and what the step that failed had drawn is drawn again
+            undisturbed = join(start_run(tiny), world)
+            list(islice(training_loop(undisturbed, blobs, make_schedule(tiny)), fails_at))
+            resumed = resume_run(folder)
+            assert torch.equal(resumed.generator.get_state(), undisturbed.generator.get_state())
 
 
 def test_long_epochs_are_saved_every_five_minutes(tiny, blobs, tmp_path, monkeypatch):
@@ -392,7 +398,7 @@ def test_each_step_and_each_process_draws_its_own_dropout(dropout, blobs):
 
     seen = {}
     for world in (World(), Second()):
-        run = start_run(dropout, world=world)
+        run = join(start_run(dropout), world)
         seen[world.rank] = [torch.initial_seed() for _ in islice(training_loop(run, blobs, make_schedule(dropout)), 4)]
     assert len({*seen[0], *seen[1]}) == 8
 
