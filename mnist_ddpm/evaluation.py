@@ -58,6 +58,11 @@ def shuffled(rows: Tensor, seed: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
 
+def reordered(features: Tensor, seed: int) -> Tensor:
+    """The same features (N, D), in an order that depends on nothing but them and the seed."""
+    return shuffled(features[features.sum(dim=1).argsort()], seed)
+
+
 def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
     """frechet_distance to each of several sets of features; those of real images are summed up once."""
     from torchmetrics.image.fid import FrechetInceptionDistance  # here, since it takes long
@@ -120,7 +125,7 @@ def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
     That of n/2 is too large by as much again: here in the mean over ten halvings. Raises ValueError for fewer than 4.
     """
     size = len(generated) // 2
-    halves = (half for k in range(10) for half in shuffled(generated, 10 * seed + k).split(size)[:2])
+    halves = (half for k in range(10) for half in reordered(generated, 10 * seed + k).split(size)[:2])
     value, *others = frechet_distances(real, chain([generated], halves))
     return sum(others) / len(others) - value
 
@@ -161,7 +166,7 @@ def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estim
 
     Both kinds are shuffled first, since precision and recall take a part of the more.
     """
-    generated = shuffled(generated[generated.sum(dim=1).argsort()], seed)
+    generated = reordered(generated, seed)
     precision, recall = precision_recall(shuffled(real, seed), generated)
     return {
         "frechet_distance": frechet_estimate(real, generated, seed),
@@ -211,20 +216,20 @@ class Audit(NamedTuple):
         return share(self.generated < (once.quantile(0.01) if len(once) else 0))
 
     @property
-    def exact(self) -> Estimate:
+    def exact(self) -> float:
         """The share of generated images that are training images."""
-        return share(self.generated <= EXACT * self.real.median())
+        return (self.generated <= EXACT * self.real.median()).double().mean().item()
 
     @property
     def copies(self) -> bool:
         """Whether five times as many as by chance are that near, beyond the interval, or more exact than among real."""
-        return self.closer.low > 0.05 or self.exact.value > 2 * share(self.twice).value
+        return self.closer.low > 0.05 or self.exact > 2 * self.twice.double().mean().item()
 
     def figures(self) -> dict:
         """For a card."""
         return {
             "n": len(self.generated), "median": self.generated.median().item(), "real": self.real.median().item(),
-            "closer": self.closer, "exact": self.exact.value, "copies": self.copies,
+            "closer": self.closer, "exact": self.exact, "copies": self.copies,
         }  # fmt: skip
 
 
