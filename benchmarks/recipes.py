@@ -81,7 +81,7 @@ def plot(rows: dict, minutes: float, path: Path) -> None:
     for k, title in enumerate(SAMPLERS):
         places = [i + (k - 0.5) * height for i in range(len(rows))]
         values = [row[title]["value"] for row in rows.values()]
-        spread = [(row[title]["high"] - row[title]["low"]) / 2 for row in rows.values()]
+        spread = [evaluation.Estimate(**row[title]).half for row in rows.values()]
         ax.barh(places, values, height, xerr=spread, label=title, error_kw={"lw": 0.8})
     ax.set_yticks(range(len(rows)), rows)
     ax.invert_yaxis()

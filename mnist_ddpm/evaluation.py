@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Device, Model, PathLike, Schedule, loss_by_t, replacing
+from mnist_ddpm.ddpm import Device, Model, PathLike, Schedule, loss_by_t, progress_bar, replacing
 from mnist_ddpm.extractors import Judge
 
 SUBSET = 1000  # features in each of the subsets that the kernel distance is averaged over
@@ -89,7 +89,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
     """The squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401): unbiased, so it may be below 0.
 
     The interval comes from subsets, of half of either at most, lest they be all alike. It is wide, since real images
-    vary in it too, and where the two hardly differ wider than need be.
+    vary in it too, and where the two hardly differ wider than need be. Raises ValueError for fewer than 4 of either.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -102,8 +102,10 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
             mean, deviation = metric.compute()
         return mean.item(), deviation.item()
 
+    if min(len(real), len(generated)) < 4:
+        raise ValueError("a kernel distance needs at least 4 images")
     mean, _ = over_subsets(min(SUBSET, len(real), len(generated)))
-    size = max(2, min(SUBSET, len(real) // 2, len(generated) // 2))
+    size = min(SUBSET, len(real) // 2, len(generated) // 2)
     _, deviation = over_subsets(size)
     return Estimate.of(mean, deviation * math.sqrt(size / (len(generated) - size)))  # as of the delete-d jackknife
 
@@ -222,7 +224,7 @@ class Audit(NamedTuple):
 
     @property
     def copies(self) -> bool:
-        """Whether five times as many as by chance are that near, beyond the interval, or more exact than among real."""
+        """Whether five times as many as by chance are that near, beyond the interval; or too many exact, as real go."""
         return self.closer.low > 0.05 or self.exact > 2 * self.twice.double().mean().item()
 
     def figures(self) -> dict:
@@ -238,8 +240,8 @@ def nearest_point(queries: Tensor, points: Iterable[Tensor], themselves: int = 0
 
     themselves: query i is point i, and i + themselves its mirror image if there is one; these do not count.
     """
-    distance, index, first = queries.new_full((len(queries),), math.inf), torch.zeros(len(queries)).long(), 0
-    own = torch.arange(len(queries))
+    own, first = torch.arange(len(queries), device=queries.device), 0
+    distance, index = queries.new_full((len(queries),), math.inf), torch.zeros_like(own)
     for part in points:
         apart = torch.cdist(queries, part)
         for column in (own - first, own + themselves - first) if themselves else ():
@@ -254,23 +256,25 @@ def nearest_point(queries: Tensor, points: Iterable[Tensor], themselves: int = 0
 
 def audit(
     generated: Tensor, training: Tensor, held_out: Tensor | None = None,
-    extract: Callable[[Tensor], Tensor] | None = None, mirrored: bool = False,
+    extract: Callable[[Tensor], Tensor] | None = None, mirrored: bool = False, device: Device = "cpu",
 ) -> Audit:  # fmt: skip
     """Is the model copying? uint8 images (N, C, H, W); held_out None: training images are compared with each other.
 
     extract: to features (N, D), instead of pixels in [0, 1]. mirrored: training saw each image from both sides, and
-    so does this. Of the real images the first 1,000 are compared.
+    so does this. Of the real images the first 1,000 are compared. device: where pixels are.
     """
-    points = extract or (lambda images: images.flatten(1).float() / 255)
+    points = extract or (lambda images: images.to(device).flatten(1).float() / 255)
+    size = training[0].numel()  # all of them as numbers would need many times their memory
+    parts, queries = training.split(max(1, min(1000, 2**24 // size))), generated.split(max(1, 2**26 // size))
 
-    def seen() -> Iterator[Tensor]:  # in parts, since all of them as numbers would need many times their memory
-        yield from map(points, training.split(1000))
+    def seen() -> Iterator[Tensor]:
+        yield from map(points, parts)
         if mirrored:
-            yield from (points(part.flip(-1)) for part in training.split(1000))
+            yield from (points(part.flip(-1)) for part in parts)
 
     real = points((training if held_out is None else held_out)[:AUDITED])
-    parts = map(points, generated.split(max(1, 2**28 // generated[0].numel())))
-    return audit_points(parts, seen, len(training), real, themselves=held_out is None)
+    bar = progress_bar(queries, desc="looking for copies", unit="part", leave=False, disable=len(queries) == 1)
+    return audit_points(map(points, bar), seen, len(training), real, themselves=held_out is None)
 
 
 def audit_points(
@@ -282,13 +286,14 @@ def audit_points(
     """
     near, index = zip(*(nearest_point(part, seen()) for part in generated))
     usual, _ = nearest_point(real, seen(), themselves=n if themselves else 0)
-    return Audit(torch.cat(near).float(), usual.float(), torch.cat(index) % n)
+    return Audit(torch.cat(near).float().cpu(), usual.float().cpu(), torch.cat(index).cpu() % n)
 
 
 def audit_line(found: dict) -> str:
     """Of Audit.figures, for people."""
     verdict = "it copies" if found["copies"] else "no sign of copying"
-    exact = f", {found['exact']:.1%} are copies" if found["exact"] else ""
+    exact = f", {round(found['exact'] * found['n'])} are training images" if found["exact"] else ""
+    exact += "" if not exact or found["copies"] else ", as many as of real ones"
     return (
         f"nearest training image at a distance of {found['median']:.3g} in the median, of real images at "
         f"{found['real']:.3g}; {found['closer'].value:.1%} are nearer than the nearest 1 % of those{exact}: {verdict}"
@@ -320,7 +325,7 @@ def judged(
     card["floor"] = floors(known, unseen, len(images), seed)
     if getattr(judge.network, "dataset", None) == "mnist":
         card["digits"] = class_balance(judge.logits(images))
-    in_pixels = audit(images, training, held_out, mirrored=mirrored)
+    in_pixels = audit(images, training, held_out, mirrored=mirrored, device=judge.device)
     seen = [*known.split(1000), *(judge.features(part.flip(-1)) for part in training.split(1000) if mirrored)]
     real = (known if unseen is None else unseen)[:AUDITED]
     in_features = audit_points([drawn], lambda: seen, len(training), real, themselves=unseen is None)
@@ -340,7 +345,8 @@ def comparison(a: dict, b: dict) -> list[str]:
     lines = []
     for name in a["metrics"]:
         first, second = Estimate(**a["metrics"][name]), Estimate(**b["metrics"][name])
-        apart = abs(first.value - second.value) > math.hypot(first.half, second.half)
+        more, less = (first, second) if first.value > second.value else (second, first)
+        apart = more.value - less.value > math.hypot(more.value - more.low, less.high - less.value)
         lines.append(f"{name}: {first} against {second}, {'different' if apart else 'no difference to be seen'}")
     return lines
 

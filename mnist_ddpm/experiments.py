@@ -360,7 +360,7 @@ def plot_iddpm_schedules(rows: list[Row], figure: Figure) -> None:
     found = verdicts(
         rows, "bits_per_dim",
         ("cosine needs fewer bits than linear", hybrid, {"arm": "4k linear, hybrid"}),
-        ("4000 steps fewer than 1000", simple, {"arm": "1k cosine, simple"}),
+        ("with it, 4000 steps fewer than 1000", simple, {"arm": "1k cosine, simple"}),
         ("hybrid fewer than simple", hybrid, simple),
         ("vlb fewest", vlb, hybrid),
     )  # fmt: skip

@@ -89,7 +89,7 @@ class Inception(nn.Module):
 
 @torch.no_grad()
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: Device, batch_size: int = 500) -> Tensor:
-    """function of uint8 images, float64, on the processor; the same in whatever batches and order."""
+    """function of uint8 images, float64, on the processor; the same in whatever batches and order, but for rounding."""
     bar = progress_bar(images.split(batch_size), desc="extracting features", unit="batch", leave=False, delay=3)
     standard = {"memory_format": torch.contiguous_format}  # another order of values in memory rounds differently
     return torch.cat([function(batch.clone(**standard).to(device)).cpu().double() for batch in bar])

@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on all machines alike, on the processor; before torch looks
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for each of the processes that share the tests
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = Settings(
     base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=50, epochs=2, batch_size=16, warmup_steps=2
 )
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # once, before these processes would all unpack MNIST
+        for split in ("train", "test"):
+            ddpm.load_mnist(Settings(), ROOT / "data", split)
 
 
 def restless(model: torch.nn.Module, std: float = 0.1) -> torch.nn.Module:

@@ -184,7 +184,8 @@ def test_as_many_processes_must_be_there_as_were_asked_for(tmp_path, monkeypatch
 
 
 def test_one_process_of_accelerate_launch_is_told_that_it_is_alone(monkeypatch, capsys):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
     for launcher in ({}, {"ACCELERATE_MIXED_PRECISION": "no"}):
         for name, value in launcher.items():
             monkeypatch.setenv(name, value)
