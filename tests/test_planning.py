@@ -123,6 +123,10 @@ def test_a_plan_tells_when_it_will_be_done(machine):
     assert made.lines()[0].rsplit(" ", 1)[1] in ends
 
 
+def test_a_plan_advises_fresh_noise_for_digits_and_none_for_faces(machine):
+    assert [" --eta 1 " in plan(10, dataset=name).lines()[1] for name in ("mnist", "celeba")] == [True, False]
+
+
 def test_too_little_time_is_said(machine):
     with pytest.raises(ValueError, match=r"0\.02 minutes are enough for \d+ steps here: give it more"):
         plan(0.02)
