@@ -380,8 +380,8 @@ def card_lines(card: dict) -> list[str]:
         lines.append(f"{title} (n = {row['n']}): {figures}")
     if card["n"] < SMALL:
         lines.append(
-            f"n = {card['n']} is small: expect a Fréchet distance about {card['frechet_bias']:.2g} too large, as are those of "
-            "real images above; that falls as 1/n, so take n = 10,000 where you can"
+            f"n = {card['n']} is small: expect a Fréchet distance about {card['frechet_bias']:.2g} too large, as are "
+            "those of real images above; that falls as 1/n, so take n = 10,000 where you can"
         )
     if "digits" in card:
         digits = card["digits"]
