@@ -58,9 +58,9 @@ def shuffled(rows: Tensor, seed: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
 
-def reordered(features: Tensor, seed: int) -> Tensor:
-    """The same features (N, D), in an order that depends on nothing but them and the seed."""
-    return shuffled(features[features.sum(dim=1).argsort()], seed)
+def in_order(features: Tensor) -> Tensor:
+    """The same features (N, D), in an order that depends on nothing but them."""
+    return features[features.sum(dim=1).argsort()]
 
 
 def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
@@ -104,9 +104,10 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
 
     if min(len(real), len(generated)) < 4:
         raise ValueError("a kernel distance needs at least 4 images")
-    mean, _ = over_subsets(min(SUBSET, len(real), len(generated)))
-    size = min(SUBSET, len(real) // 2, len(generated) // 2)
-    _, deviation = over_subsets(size)
+    whole, size = (min(SUBSET, len(real) // part, len(generated) // part) for part in (1, 2))
+    mean, deviation = over_subsets(whole)
+    if size < whole:
+        _, deviation = over_subsets(size)
     return Estimate.of(mean, deviation * math.sqrt(size / (len(generated) - size)))  # as of the delete-d jackknife
 
 
@@ -126,8 +127,8 @@ def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
 
     That of n/2 is too large by as much again: here in the mean over ten halvings. Raises ValueError for fewer than 4.
     """
-    size = len(generated) // 2
-    halves = (half for k in range(10) for half in reordered(generated, 10 * seed + k).split(size)[:2])
+    size, ordered = len(generated) // 2, in_order(generated)
+    halves = (half for k in range(10) for half in shuffled(ordered, 10 * seed + k).split(size)[:2])
     value, *others = frechet_distances(real, chain([generated], halves))
     return sum(others) / len(others) - value
 
@@ -168,7 +169,7 @@ def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estim
 
     Both kinds are shuffled first, since precision and recall take a part of the more.
     """
-    generated = reordered(generated, seed)
+    generated = shuffled(in_order(generated), seed)
     precision, recall = precision_recall(shuffled(real, seed), generated)
     return {
         "frechet_distance": frechet_estimate(real, generated, seed),

@@ -49,12 +49,21 @@ def x0_from_mu(schedule: Schedule, xt: Tensor, t: int | Tensor, mu: Tensor) -> T
     return (mu - xt_weight.to(xt.dtype) * xt) / x0_weight.to(xt.dtype)
 
 
+def mu_from_x0(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
+    """The mean of q(x_{t-1} | x_t, x_0)."""
+    return q_posterior(schedule, x0, xt, t, t - 1)[0]
+
+
+def same(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
+    return x0
+
+
 # name: (to x_0, from x_0), each called with schedule, xt, t, value
 CONVERSIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "eps": (predict_x0, predict_eps),
-    "x0": (lambda schedule, xt, t, x0: x0,) * 2,
+    "x0": (same, same),
     "v": (x0_from_v, v_from_x0),
-    "mu": (x0_from_mu, lambda schedule, xt, t, x0: q_posterior(schedule, x0, xt, t, t - 1)[0]),
+    "mu": (x0_from_mu, mu_from_x0),
 }
 
 

@@ -18,7 +18,7 @@ ENOUGH = {DIGITS: 300_000, FACES: 150_000}
 STEPS = 750  # that a short training should have at least, by smaller batches (the same page, A few minutes)
 FEWEST = 20  # steps worth a training
 MARGIN = 0.95  # of the time is planned for
-SAMPLER, SAMPLING_STEPS = "--sampler dpmpp", 20  # with fresh noise as good as ddpm in 50; faces do without (README)
+SAMPLER, SAMPLING_STEPS = {DIGITS: "--sampler dpmpp --eta 1", FACES: "--sampler dpmpp"}, 20  # README, How good
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Plan:
         for name, value in asdict(s).items():
             if value != getattr(base, name):
                 flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-        noise = " --eta 1" if s.dataset == "mnist" else ""
+        sampler = SAMPLER[DIGITS if self.preset in DIGITS else FACES]
         return [
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {s.precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
-            f"then 64 images, {SAMPLER}{noise} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
+            f"then 64 images, {sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
             f"without a plan: python -m mnist_ddpm train {shlex.join(flags)}",
         ]
 
