@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import shlex
 import signal
 import sys
@@ -107,6 +106,8 @@ class Contestant:
 
     def memory(self) -> float:
         """The most that this process has held so far, in MB."""
+        import resource  # here, since Windows has none, and other scripts use this one there
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
     def load(self, images: np.ndarray) -> None:

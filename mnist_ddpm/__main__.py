@@ -72,7 +72,7 @@ class Train:
             whole = (self.out / "config.json").exists() or not (self.out / "training_state.pt").exists()
             saved = ddpm.load_config(self.out)[0] if whole else ddpm.resume_run(self.out).settings
             return TrainingFlags(**asdict(saved))
-        labels = self.flags.dataset in guidance.LABELLED
+        labels = presets.dataset(self.preset, self.flags.dataset) in guidance.LABELLED
         started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
@@ -552,7 +552,7 @@ def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
         device = ddpm.best_device() if name == "auto" else torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device "{name}" is not to be had here ({str(error).splitlines()[0]})') from error
+        raise ValueError(f'device "{name}" is not to be had here ({ddpm.first_line(error)})') from error
     return device
 
 
@@ -585,7 +585,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except torch.OutOfMemoryError as error:
         advice = "take less at once (--batch-size; to train, --accumulation 4 or --gradient-checkpointing)"
-        print(f"error: {str(error).splitlines()[0]}: {advice}", file=sys.stderr)
+        print(f"error: {ddpm.first_line(error)}: {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)

@@ -4,8 +4,8 @@
 __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS', 'DIFFUSION_SETTINGS',
            'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS', 'States', 'Clip', 'SAMPLERS',
            'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'check_seed', 'Settings', 'best_device', 'look_up',
-           'progress_bar', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'show', 'Schedule',
-           'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior',
+           'first_line', 'progress_bar', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'show',
+           'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior',
            'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample',
            'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes',
            'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update',
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -133,6 +133,7 @@ PathLike = str | Path
 
 def best_device() -> torch.device:
     """A CUDA GPU, else Apple's, else the processor."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asked so, a forked process can still use the GPUs
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -143,6 +144,11 @@ def look_up(what: str, name: str, table: dict):
     if name not in table:
         raise ValueError(f'{what} "{name}" is unknown: take one of {", ".join(table)}')
     return table[name]
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says, or of its name where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def progress_bar(iterable=None, **kwargs) -> tqdm:
@@ -426,7 +432,7 @@ class UNet(nn.Module):
             if i + 1 < len(widths):
                 self.down.append(Downsample(c))
                 skips.append(c)
-        self.middle = nn.ModuleList([block(c, c, attention=attend) for attend in (True, False)])
+        self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c, attention=False)])
         for i, (width, side) in reversed(list(enumerate(zip(widths, sides)))):
             for _ in range(blocks_per_level + 1):
                 self.up.append(block(c + skips.pop(), width, attention=side in attention))
@@ -515,7 +521,7 @@ def compile_network(model: nn.Module, device: Device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
     except Exception as error:  # of many kinds: none is a reason not to train
-        print(f"torch.compile does not work here, so the network runs as it is: {str(error).strip().splitlines()[0]}")
+        print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
         return
     print("compiling the network: a minute or two, or less where the compiler's cache knows it", flush=True)
     model.compile()
@@ -626,8 +632,8 @@ def add_gradients(
     mine, size = range(world.rank * share, (world.rank + 1) * share), math.ceil(share / run.settings.accumulation)
     for part in (slice(i, min(i + size, mine.stop)) for i in mine[::size]):
         model = run.network if labels is None else partial(run.network, labels=labels[part])
-        alone = getattr(run.network, "no_sync", nullcontext)  # of several processes, which share gradients at the end
-        with alone() if part.stop < mine.stop else nullcontext():
+        unshared = getattr(run.network, "no_sync", nullcontext)  # several processes share gradients at the end
+        with unshared() if part.stop < mine.stop else nullcontext():
             with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
                 each = objective(model, schedule, x0[part], t[part], eps[part])
             run.scaler.scale((weights[part] * each).sum() / share).backward()
@@ -644,13 +650,13 @@ def training_step(
     """
     s, device, n = run.settings, run.device, len(x0)
     torch.manual_seed(int(np.random.default_rng((s.seed, run.step, run.world.rank)).integers(2**63)))
-    t, weights = run.times.draw(n, run.generator)
+    t, weights = run.times.draw(n, run.generator)  # Algorithm 1: its step 1
     eps = torch.randn(x0.shape, generator=run.generator, device=device)
     if labels is not None:
         hidden = torch.rand(n, generator=run.generator, device=device) < s.label_dropout
         labels = labels.masked_fill(hidden, s.classes)
     run.optimizer.zero_grad()
-    losses = add_gradients(run, x0, labels, t, eps, weights, schedule, objective)
+    losses = add_gradients(run, x0, labels, t, eps, weights, schedule, objective)  # 2, and the gradient of 3
     loss = (weights * losses).mean()
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.gradient_clip)
@@ -662,7 +668,7 @@ def training_step(
         raise FloatingPointError(f"{problem} in step {run.step + 1}, worst at t = {worst}")
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    run.scaler.step(run.optimizer)
+    run.scaler.step(run.optimizer)  # 3
     run.scaler.update()
     run.step += 1
     ema_update(run.ema, run.model, min(s.ema_decay, (1 + run.step) / (10 + run.step)))
@@ -1011,11 +1017,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):  # the device's own
         raise
     except (SafetensorError, RuntimeError) as error:  # so do safetensors and PyTorch say it
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise OSError(f"{path} could not be written ({reason}): is there room?") from error
+        raise OSError(f"{path} could not be written ({first_line(error)}): is there room?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -1119,8 +1124,7 @@ def resume_run(folder: PathLike, settings: Settings | None = None, device: Devic
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved = settings_from_dict(state["settings"])
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(f"{path} is damaged or no training state ({reason})") from error
+        raise ValueError(f"{path} is damaged or no training state ({first_line(error)})") from error
     settings = settings or saved
     data = "dataset", "attributes", "init_from"
     for name in (*data, *NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "optimizer", "batch_size", "seed"):
@@ -1131,6 +1135,8 @@ def resume_run(folder: PathLike, settings: Settings | None = None, device: Devic
     run = start_run(settings, device)
     load_weights(run.model.state_dict(), state["model"], path)
     load_weights(run.ema.state_dict(), state["ema"], path)
+    for group, own in zip(state["optimizer"].get("param_groups", []), run.optimizer.param_groups):
+        group["fused"] = own.get("fused")  # as suits this device, not the one that saved
     run.optimizer.load_state_dict(state["optimizer"])
     run.times.load_state_dict(state.get("times", {}))
     if state.get("scaler"):
@@ -1153,13 +1159,13 @@ def writable_folder(folder: PathLike) -> Path:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list]:
-    """Inside, Ctrl-C and SIGTERM only fill the list that it gives; a second Ctrl-C interrupts at once."""
+    """Inside, Ctrl-C and SIGTERM only fill the list that it gives; Ctrl-C a second later interrupts at once."""
     pressed = []
 
-    def handler(signum, frame):
-        pressed.append(signum)
-        if signum == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    def handler(signum, frame):  # launchers pass a signal on that has come already, so one press may come twice
+        pressed.append(time.monotonic())
+        if signum == signal.SIGINT and pressed[-1] > pressed[0] + 1:
+            raise KeyboardInterrupt
 
     try:
         previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -1260,9 +1266,10 @@ def fit(
                 raise
             run.generator.set_state(drawn)  # the step that failed comes again, with the same times and noise
             if run.step:
-                save()
+                with suppress(OSError, RuntimeError):  # the first error is the one to tell
+                    save()
             saved = f"step {saved_at} is saved in {folder}: resume to go on" if saved_at else "nothing was saved"
             saved = saved if world.rank == 0 else f"what the first of them has saved is in {folder}"
-            problem = f"one of {world.size} processes failed, this or another ({str(error).splitlines()[0]})"
+            problem = f"one of {world.size} processes failed, this or another ({first_line(error)})"
             raise ConnectionError(f"{problem}; {saved}") from error
     return run

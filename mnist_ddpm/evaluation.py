@@ -45,12 +45,12 @@ class Estimate(NamedTuple):
 
 
 def as_metric(metric: type, width: int, **options) -> nn.Module:
-    """A torchmetrics metric that takes features where it would take images."""
+    """A torchmetrics metric that takes features where it would take images, and asks no other process for more."""
     identity = nn.Identity()
     identity.num_features = width
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save", UserWarning)
-        return metric(feature=identity, **options)
+        return metric(feature=identity, sync_on_compute=False, **options)
 
 
 def shuffled(rows: Tensor, seed: int) -> Tensor:

@@ -72,6 +72,8 @@ class Lab:
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
                 self.rows = [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        record = out / "record.json"  # what it says when the work begins
+        self.before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         self.check_record()
 
     @cached_property
@@ -123,7 +125,7 @@ class Lab:
         if found := matching(self.rows, key):
             return found[0]
         self.rows.append({**key, **measure()})
-        self.write_record()
+        evaluation.write_card(self.out / "record.json", self.record())
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         with ddpm.replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="")
@@ -150,22 +152,24 @@ class Lab:
         self.measured({"arm": "real"}, partial(self.distance, self.unseen[order[: self.scale.n]]))
 
     def check_record(self) -> None:
-        """Raises ValueError where the folder holds results of another scale."""
-        path, scale = self.out / "record.json", asdict(self.scale)
-        if path.is_file():
-            had = json.loads(path.read_text(encoding="utf-8"))["scale"]
-            if {**had, "seeds": 0} != {**scale, "seeds": 0}:
-                raise ValueError(f"{self.out} holds results of another scale, {had}: choose another --out")
+        """Raises ValueError where the folder holds results of another scale (but for seeds), training or extractor."""
+        for name in ("scale", "training", "extractor") if self.before else ():
+            had, now = self.before[name], self.record()[name]
+            if had != now and (name != "scale" or had | {"seeds": 0} != now | {"seeds": 0}):
+                raise ValueError(f"{self.out} holds results of another {name}, {had}, not {now}: choose another --out")
 
-    def write_record(self) -> None:
-        """How the results come about."""
-        record = {
-            "command": self.command, "scale": asdict(self.scale), "seeds": list(range(self.scale.seeds)),
-            "training": self.common, "extractor": self.judge.name, "reference": "60,000 training images",
+    def record(self) -> dict:
+        """How the results come about, those of earlier runs on another machine among them."""
+        here = {
             "device": str(self.device), "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
         }  # fmt: skip
-        evaluation.write_card(self.out / "record.json", record)
+        there = {name: self.before[name] for name in here if self.before}
+        earlier = self.before.get("earlier", []) + [there] * (there not in ({}, here))
+        return {
+            "command": self.command, "scale": asdict(self.scale), "seeds": list(range(self.scale.seeds)),
+            "training": self.common, "extractor": self.judge.name, "reference": "60,000 training images", **here,
+        } | ({"earlier": earlier} if earlier else {})  # fmt: skip
 
 
 def slug(name: str) -> str:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Device, PathLike, Settings, load_images, progress_bar, replacing, to_float
+from mnist_ddpm.ddpm import Device, PathLike, Settings, first_line, load_images, progress_bar, replacing, to_float
 from mnist_ddpm.guidance import load_labels
 from mnist_ddpm.image_folder import celeba_attributes, mirrored
 
@@ -203,5 +203,5 @@ def load_extractor(path: PathLike) -> tuple[Extractor, dict]:
             extractor = Extractor(header["dataset"], header["outputs"], tuple(header["widths"]))
             extractor.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged or no extractor ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path} is damaged or no extractor ({first_line(error)})") from error
     return extractor.eval().requires_grad_(False), header["record"]

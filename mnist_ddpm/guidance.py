@@ -20,7 +20,7 @@ def load_labels(settings: Settings, root: PathLike = "data", split: str = "train
     if settings.dataset == "celeba":
         return attribute_labels(settings, root, split)
     if settings.dataset != "mnist":
-        raise ValueError(f"{settings.dataset} has no labels: set classes to 0")
+        raise ValueError(f"{settings.dataset} has no labels: set classes to 0, and name no attributes")
     if settings.attributes or settings.classes != 10:
         raise ValueError(f"mnist has labels 0 to 9, no attributes: set classes to 10, not {settings.classes}")
     from torchvision import datasets  # here, since it takes two seconds
@@ -49,7 +49,7 @@ def label_names(settings: Settings) -> list[str]:
     if not names:
         return [str(label) for label in range(settings.classes)]
     present = [[name for i, name in enumerate(names) if label >> i & 1] for label in range(2 ** len(names))]
-    return [" + ".join(some) or "none" for some in present]
+    return [" + ".join(some) or "none of them" for some in present]
 
 
 def beyond(first: Prediction, second: Prediction, scale: float) -> Prediction:

@@ -72,9 +72,11 @@ class ImportanceTimes(nn.Module):
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Remembers the losses (N,) at times t (N,), the oldest of each t making room."""
+        seen = self.seen.tolist()  # read and written once: on a GPU each time is a wait
         for index, loss in zip((t - 1).tolist(), losses):
-            self.losses[index, self.seen[index] % self.losses.shape[1]] = loss
-            self.seen[index] += 1
+            self.losses[index, seen[index] % self.losses.shape[1]] = loss
+            seen[index] += 1
+        self.seen.copy_(torch.tensor(seen))
 
 
 OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {

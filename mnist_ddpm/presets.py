@@ -51,6 +51,11 @@ def fill_in(values: dict, *bases: dict) -> dict:
     return values | filled | {name: value for name, value in values.items() if value != defaults[name]}
 
 
+def dataset(preset: str, asked: str) -> str:
+    """The data set of a run: the one asked for, or where that is Settings' default, the preset's. Raises as preset."""
+    return fill_in({"dataset": asked}, look_up("preset", preset, PRESETS))["dataset"]
+
+
 def preset(name: str) -> Settings:
     """The settings of that name. Raises ValueError for an unknown one."""
     return Settings(**look_up("preset", name, PRESETS))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Processes(ddpm.World):
 
 
 def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
-    """This process's world. Raises ValueError unless it is of as many processes as expected; 0: any number."""
+    """This process's world. Raises ValueError unless it is of as many processes as expected; 0: as launched."""
     started = int(os.environ.get("WORLD_SIZE", 1))  # as the launcher says
     if expected and started != expected:
         raise ValueError(
@@ -45,10 +46,17 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
         if "ACCELERATE_MIXED_PRECISION" in os.environ and not expected:  # which accelerate launch sets
             print("accelerate launch has started one process; if it was to be several, --processes N tells why not")
         return ddpm.World()
-    import torch.distributed.nn  # noqa: F401  imported after, its functions' defaults would keep the connection open
-    from accelerate import Accelerator  # takes its time, and one process does without
+    import torch.distributed.nn  # imported after, its functions' defaults would keep the connection open
+    from accelerate import Accelerator, InitProcessGroupKwargs  # takes its time, and one process does without
 
-    return Processes(Accelerator(cpu=cpu))
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while one decodes a data set
+    cpu = cpu or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])  # precision is a setting's
+    world = Processes(accelerator)
+    if world.size != started:
+        problem = f"the launcher speaks of {started} processes, and Accelerate has connected {world.size}"
+        raise ValueError(f"{problem}: launch them with torchrun or accelerate launch")
+    return world
 
 
 def leave() -> None:
@@ -67,6 +75,8 @@ def join(run: ddpm.Run, world: ddpm.World) -> ddpm.Run:
     """The run as one of these processes trains it: its gradients are the mean of all processes' own."""
     run.world = world
     if isinstance(world, Processes):
+        if run.settings.compile and run.settings.gradient_checkpointing:  # which older PyTorch cannot cut into buckets
+            torch._dynamo.config.optimize_ddp = False
         run.network = world.accelerator.prepare_model(run.model)
     return run
 

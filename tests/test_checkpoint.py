@@ -213,6 +213,20 @@ def test_a_full_disk_is_said_and_leaves_the_old_files(saved, tiny, blobs, monkey
     assert {path.name for path in saved.iterdir()} == set(before), "no part of a file is left"
 
 
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
+def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
+    error = getattr(torch, name, torch.OutOfMemoryError)
+    with pytest.raises(error, match="CUDA error"), replacing(tmp_path / "file"):
+        raise error("CUDA error")
+
+
+def test_a_run_from_another_device_takes_the_kind_of_step_that_suits_this_one(saved):
+    state = torch.load(saved / "training_state.pt", weights_only=True)
+    state["optimizer"]["param_groups"][0]["fused"] = False
+    torch.save(state, saved / "training_state.pt")
+    assert resume_run(saved).optimizer.param_groups[0]["fused"]
+
+
 def test_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot write to the folder .*: choose another"):

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.__main__ import main
+from mnist_ddpm.__main__ import Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
 from mnist_ddpm.schedules import respace, respaced
@@ -292,6 +292,12 @@ def test_a_network_for_labels_goes_on_without_where_the_data_have_none(condition
     assert main([*start, "--classes", "0"]) == 0 and main(start) == 0
     assert [run.settings.classes for run, _, _ in fits] == [0, 0, 10]
     assert not hasattr(fits[0][0].model, "label") and fits[2][2].max() == 9
+
+
+def test_a_presets_data_set_decides_whether_there_are_labels(conditional):
+    flags = TrainingFlags(init_from=str(conditional))
+    kept = {preset: Train(flags=flags, preset=preset).defaults().classes for preset in ("faces-32", "ddpm-celebahq")}
+    assert kept == {"faces-32": 10, "ddpm-celebahq": 0}, "CelebA has, FFHQ has not"
 
 
 def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, pictures, tmp_path, capsys):

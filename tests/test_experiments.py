@@ -159,8 +159,24 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     monkeypatch.setattr(ddpm, "fit", lambda *arguments, **options: pytest.fail("nothing asks for a network"))
     assert experiments.main([*flags, "--seeds", "2"]) == 0 and (out / "plot.png").is_file()
     assert json.loads((out / "record.json").read_text()) == record, "it says how the results came about"
-    monkeypatch.setattr(experiments, "QUICK", replace(TINY, n=9))
-    assert experiments.main(flags) == 1 and "holds results of another scale" in capsys.readouterr().err
+    with monkeypatch.context() as other:
+        other.setattr(experiments, "QUICK", replace(TINY, n=9))
+        assert experiments.main(flags) == 1 and "holds results of another scale" in capsys.readouterr().err
+    with monkeypatch.context() as other:
+        other.setitem(experiments.LONGER, "batch_size", 127)
+        assert experiments.main(flags) == 1 and "holds results of another training" in capsys.readouterr().err
+
+
+def test_a_record_keeps_the_machine_of_earlier_rows(tmp_path):
+    options = Scale(seeds=1), ROOT / "data", torch.device("cpu"), experiments.BRIEFLY
+    path, record = tmp_path / "record.json", Lab(tmp_path, *options).record()
+    path.write_text(json.dumps(record | {"device": "cuda"}))
+    lab = Lab(tmp_path, *options)
+    for x in range(2):
+        lab.measured({"x": x}, dict)
+    there = {"device": "cuda", "threads": record["threads"], "versions": record["versions"]}
+    assert json.loads(path.read_text()) == record | {"earlier": [there]}
+    assert Lab(tmp_path, *options).record()["earlier"] == [there]
 
 
 def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path, monkeypatch):

@@ -317,7 +317,7 @@ def test_attributes_become_labels(colour, tmp_path):
     assert settings.classes == 8
     found = dict(zip(numbers(load_images(settings, tmp_path)), load_labels(settings, tmp_path).tolist()))
     assert found == {1: 2, 2: 0, 3: 1, 4: 0, 5: 0, 6: 0, 7: 4}, "the i-th attribute counts 2^i"
-    assert label_names(settings)[:4] == ["none", "Attribute_3", "Attribute_1", "Attribute_3 + Attribute_1"]
+    assert label_names(settings)[:4] == ["none of them", "Attribute_3", "Attribute_1", "Attribute_3 + Attribute_1"]
     for wrong, message in (
         ({"attributes": ()}, "0 attribute.s. of CelebA make 1 label.s., not 8: name some in attributes"),
         ({"classes": 10}, "3 attribute.s. of CelebA make 8 label.s., not 10"),

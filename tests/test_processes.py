@@ -8,11 +8,12 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from conftest import ROOT
 
-from mnist_ddpm import ddpm, processes
+from mnist_ddpm import ddpm, evaluation, processes
 from mnist_ddpm.__main__ import main
 from mnist_ddpm.extractors import Extractor, Judge
 
@@ -55,7 +56,7 @@ def half(folder: Path, world: ddpm.World) -> None:
 
 
 def drawn(folder: Path, world: ddpm.World) -> None:
-    """Seven images of a checkpoint, and their features."""
+    """Seven images of a checkpoint, their features, and distances of some that each process has all of."""
     model, schedule, _ = ddpm.load_checkpoint(folder)
     options = {"labels": torch.arange(7) % 3, "sampler": ddpm.ddpm_sampler, "steps": 5, "seed": 3, "film": 2}
     images, film = processes.generate(world, model, schedule, 7, (1, 16, 16), **options)
@@ -64,8 +65,10 @@ def drawn(folder: Path, world: ddpm.World) -> None:
     padded = torch.nn.functional.pad(images, [8] * 4)
     shared = processes.SharedJudge(**vars(judge), world=world)
     features = torch.cat([shared.features(padded), shared.features(padded[:1])])  # of one, fewer than processes
+    blobs = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
+    distances = torch.tensor([estimate.value for estimate in evaluation.distances(*blobs).values()])
     if world.rank == 0:
-        torch.save((images, film[-1][1], features), folder / f"drawn-{world.size}.pt")
+        torch.save((images, film[-1][1], features, distances), folder / f"drawn-{world.size}.pt")
 
 
 def stopped(folder: Path, world: ddpm.World) -> None:
@@ -145,6 +148,7 @@ def test_two_processes_and_then_three_train_and_draw_like_one(alone, tmp_path):
     drawn(tmp_path, ddpm.World())
     for theirs, own in zip(*(torch.load(tmp_path / f"drawn-{size}.pt") for size in (3, 1)), strict=True):
         torch.testing.assert_close(theirs.double(), own.double(), rtol=0, atol=1 if own.dtype == torch.uint8 else 0.1)
+    assert torch.equal(theirs, own), "the distances, last"
 
 
 def test_a_notebook_trains_on_two(alone, tmp_path):
@@ -181,6 +185,25 @@ def test_as_many_processes_must_be_there_as_were_asked_for(tmp_path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="2 processes were asked for, and 3 started: launch them with torchrun"):
         processes.connect(2)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_accelerate_must_connect_all_and_leave_the_precision_to_the_settings(gpu, monkeypatch):
+    asked = []
+
+    class Lone:  # as Accelerate says where it knows no way to connect
+        process_index, num_processes, device = 0, 1, torch.device("cpu")
+
+        def __init__(self, **options):
+            asked.append(options)
+
+    monkeypatch.setattr(accelerate, "Accelerator", Lone)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="speaks of 2 processes, and Accelerate has connected 1"):
+        processes.connect()
+    assert asked[0]["cpu"] is not gpu and asked[0]["mixed_precision"] == "no"
+    assert asked[0]["kwargs_handlers"][0].timeout.total_seconds() > 3600, "one may decode a data set for all"
 
 
 def test_one_process_of_accelerate_launch_is_told_that_it_is_alone(monkeypatch, capsys):
