@@ -151,10 +151,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def progress_bar(iterable=None, **kwargs) -> tqdm:
-    """A text progress bar with time left, on a terminal as well as in a notebook."""
+def progress_bar(iterable=None, disable: bool = False, **kwargs) -> tqdm:
+    """A text progress bar with time left, on a terminal as well as in a notebook; of several processes, the first's."""
     stream = sys.stderr if sys.stderr.isatty() else sys.stdout
-    return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, **kwargs)
+    disable = disable or os.environ.get("RANK", "0") != "0"  # as launchers number them
+    return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, disable=disable, **kwargs)
 
 # %% ../MNIST_DDPM.ipynb #d57427a7
 def load_mnist(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
@@ -1231,7 +1232,7 @@ def fit(
     began, saved_at, last_save, clock = run.step, run.step, time.monotonic(), time.monotonic()
     late, stopped, drawn = False, False, run.generator.get_state()
     total, rhythm = total_steps(run.settings, images), epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
-    bar = progress_bar(total=total, initial=run.step, desc="training", unit="step", disable=world.rank > 0)
+    bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
     with bar, deferred_interrupt() as interrupted:
         try:
             for step, *_ in training_loop(run, images, schedule, objective, labels):

@@ -1,6 +1,7 @@
 """Several processes do what one does. Run as a script, by torchrun, this file is one of them."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import accelerate
 import pytest
 import torch
 from conftest import ROOT
+from torch.distributed.run import get_args_parser
 
 from mnist_ddpm import ddpm, evaluation, processes
 from mnist_ddpm.__main__ import main
@@ -185,6 +187,14 @@ def test_as_many_processes_must_be_there_as_were_asked_for(tmp_path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="2 processes were asked for, and 3 started: launch them with torchrun"):
         processes.connect(2)
+
+
+def test_readme_launches_what_it_says():
+    lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "bin/torchrun " in line]
+    parsed = [get_args_parser().parse_args(shlex.split(line)[1:]) for line in lines]
+    assert [(p.module, p.training_script, p.training_script_args[0]) for p in parsed] == [
+        (True, "mnist_ddpm", "train"), (True, "mnist_ddpm", "train"), (True, "mnist_ddpm", "evaluate"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("gpu", [False, True])
