@@ -500,7 +500,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file, in benchmarks/results unless given")
     a = parser.parse_args()
-    if any((value or 1) <= 0 for key, value in vars(a).items() if key not in ("only", "seed", "out")):
+    numbers = [value for key, value in vars(a).items() if key not in ("only", "seed", "out")]
+    if a.seed < 0 or any(value is not None and value <= 0 for value in numbers):
         parser.error("only --seed may be 0, and nothing below it")
     a.n = a.n or (2000 if a.race else 64)
     a.batch = a.batch or (None if a.race else Contestant.BATCH)

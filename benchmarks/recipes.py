@@ -1,4 +1,4 @@
-"""Which settings give the best digits after equal time: `python benchmarks/recipes.py --minutes 6`, or `--help`.
+"""Which settings give the best digits after equal time: `python benchmarks/recipes.py --out mine.json`, or `--help`.
 
 Each recipe trains for so many minutes, its learning rate falling to 0 at their end, and is judged by the Fréchet
 distance of what it draws to the training images, and by its loss on unseen ones. recipes-MINUTES.json holds a recipe

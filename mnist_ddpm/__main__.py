@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -68,6 +69,8 @@ class Train:
 
     def defaults(self) -> TrainingFlags:
         """What --resume, or else --preset and --init-from, make the defaults of the other flags."""
+        if self.resume and self.preset != Train.preset:
+            raise ValueError("a resumed run has settings of its own: leave out --preset")
         if self.resume:
             whole = (self.out / "config.json").exists() or not (self.out / "training_state.pt").exists()
             saved = ddpm.load_config(self.out)[0] if whole else ddpm.resume_run(self.out).settings
@@ -111,16 +114,17 @@ class Plan:
 
     def run(self) -> None:
         device = pick_device(self.device)
-        if self.minutes <= 0:
-            raise ValueError(f"minutes is {self.minutes}: it must be above 0")
+        if not self.dry_run:
+            ddpm.must_be_free(self.out)
         asked = {name: getattr(self, name) for name in ("dataset", "classes", "attributes", "seed")}
         load = partial(ddpm.load_images, root=self.data)
         plan, images = planning.make_plan(ddpm.Settings(**asked), load, 60 * self.minutes, device)
+        settings = plan.settings
+        labels = guidance.load_labels(settings, self.data) if settings.classes else None
         print("\n".join(plan.lines()), flush=True)
         if self.dry_run:
             return
-        settings, began = plan.settings, time.monotonic()
-        labels = guidance.load_labels(settings, self.data) if settings.classes else None
+        began = time.monotonic()
         run = processes.train(settings, images, self.out, labels, deadline=plan.deadline, device=device)
         took, expected = (time.monotonic() - began) / 60, plan.seconds / 60
         print(f"{self.out}: {run.step} steps in {took:.1f} min ({expected:.1f} expected)")
@@ -138,7 +142,7 @@ class Drawing:
     eta: float = 0.0  # noise of ddim and dpmpp: 0 none, 1 as much as ddpm
     variance: Variance = "auto"  # of ddpm's steps; auto: learned where the network has learned it, else posterior
     clip: Literal["static", "dynamic", "none"] = "static"  # of the predicted image, to the range that pixels have
-    label: tuple[int, ...] = ()  # labels to draw, in turn; all of a conditional checkpoint's unless told
+    label: tuple[int, ...] = ()  # labels to draw, in turn; unless told all (evaluate: as often as in training)
     guidance: float | None = None  # 0 ignores the labels, 1 (unless told) follows them, more exaggerates them
     guide: Path | None = None  # a worse checkpoint to keep away from: --guidance 1 does not, 2 (unless told) does
     seed: int = 0  # image k depends on seed and k alone
@@ -173,12 +177,20 @@ class Drawing:
         wrong = [label for label in self.label if not 0 <= label < classes]
         if wrong:
             raise ValueError(f"label {wrong[0]} is not one of {self.checkpoint}'s 0 to {classes - 1}")
-        turn = torch.tensor(self.label or range(classes))
-        labels = turn[torch.arange(self.n) % len(turn)] if classes else None
+        if guidance.always_told(settings) and self.scale != 1 and not self.guide:
+            raise ValueError(
+                f"{self.checkpoint} was always told its label (label_dropout 0): only --guidance 1 fits it"
+            )
+        labels = self.labels(settings) if classes else None
         if self.guide:
             weak = self.load_guide(model, device, settings)
             return guidance.autoguided(model, weak, schedule, self.scale), labels
         return (guidance.guided(model, self.scale) if classes else model), labels
+
+    def labels(self, settings: ddpm.Settings) -> torch.Tensor:
+        """Those to draw, (n,): in turn."""
+        turn = torch.tensor(self.label or range(settings.classes))
+        return turn[torch.arange(self.n) % len(turn)]
 
     def load_guide(self, counted: ddpm.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
         """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
@@ -220,7 +232,7 @@ class Sample(Drawing):
 
     out: Path = Path("images&samples/latest")  # folder for the results
     init_image: Path | None = None  # start from this image, partly noised (or with --mask: fill it in)
-    strength: float = 0.5  # how far --init-image is noised: 0 not at all, 1 beyond recognition
+    strength: float = 0.5  # how far --init-image is noised: near 0 hardly, 1 beyond recognition
     mask: Path | None = None  # of --init-image's size: white stays, black is filled in (RePaint)
     resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
 
@@ -307,13 +319,23 @@ class Evaluate(Drawing):
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):
             training, held_out = real_images(settings, self.data)
-        if self.bits and held_out is None:
-            raise ValueError(f"--bits needs held-out images, and {settings.dataset} has none")
+        least = evaluation.NEIGHBOURS + 1
+        if min(self.n, len(training) // 2) < least:
+            enough = f"{least} images and {2 * least} of the training set"
+            raise ValueError(f"a card needs {enough} at least, and there are {self.n} and {len(training)}")
+        if held_out is not None and len(held_out) < least:
+            held_out = None  # too few to tell anything
+        judge.features(training[:1])  # says now where it is not for such images
+        if self.bits and (held_out is None or guidance.always_told(settings)):
+            raise ValueError("--bits needs held-out images, and a network that can do without its labels")
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         free_file(self.out)
         if self.images:
-            images, origin = read_images(self.images, settings, self.data)[: self.n], {"images": str(self.images)}
+            found, origin = read_images(self.images, settings, self.data), {"images": str(self.images)}
+            images = found if len(found) <= self.n else evaluation.shuffled(found, self.seed)[: self.n]
+            if len(images) < len(found):
+                print(f"judging {len(images):,} of {len(found):,} images, drawn at random: --n {len(found)} takes all")
         else:
             images, origin = self.draw(world, model, schedule, settings, device)
         card = {
@@ -327,7 +349,7 @@ class Evaluate(Drawing):
         card |= evaluation.judged(images, training, held_out, judge, seed=self.seed, mirrored=flips)
         if world.rank > 0:
             return
-        if held_out is not None:
+        if held_out is not None and not guidance.always_told(settings):
             options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
             card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
         if self.bits:
@@ -339,6 +361,12 @@ class Evaluate(Drawing):
             card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
         evaluation.write_card(self.out, card)
         print("\n".join([*evaluation.card_lines(card), f"written to {self.out}"]))
+
+    def labels(self, settings: ddpm.Settings) -> torch.Tensor:
+        """Unless told, each as often as in training, lest it be the labels' shares that distances measure."""
+        if self.label:
+            return super().labels(settings)
+        return guidance.typical_labels(guidance.load_labels(settings, self.data), self.n, self.seed)
 
     def draw(
         self, world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, settings: ddpm.Settings,
@@ -357,7 +385,7 @@ class Evaluate(Drawing):
         how = {name: options[name] for name in ("eta", "variance", "precision") if name in options}
         how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
         if labels is not None:
-            how |= {"labels": list(self.label) or "all in turn"}
+            how |= {"labels": list(self.label) or "as in training"}
         if self.guide:
             how |= {"guide": str(self.guide)}
         if labels is not None or self.guide:
@@ -412,9 +440,17 @@ class Likelihood:
         if self.steps is not None:
             times = ddpm.timesteps(T, self.steps, self.spacing)
             model, schedule = schedules.respaced(counted, times), schedules.respace(schedule, times)
-        if self.n < 2:
-            raise ValueError(f"n is {self.n}: a standard error needs at least 2 images")
-        images = ddpm.load_images(settings, self.data, self.split)[: self.n]
+        elif self.spacing != Likelihood.spacing:
+            raise ValueError("--spacing is that of --steps: name them too, or leave it out")
+        if guidance.always_told(settings):
+            raise ValueError(
+                f"{self.checkpoint} was always told its label (label_dropout 0): this judges without labels"
+            )
+        images = ddpm.load_images(settings, self.data, self.split)[: max(0, self.n)]
+        if len(images) < 2:
+            raise ValueError(
+                f"a standard error needs at least 2 images, and there are {len(images)}: see --n and --split"
+            )
         margin = known_margin(settings)
         free_file(self.out)
         began = time.monotonic()
@@ -532,11 +568,23 @@ def real_images(settings: ddpm.Settings, data: Path) -> tuple[torch.Tensor, torc
 
 def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor:
     """uint8 (N, C, H, W) from a samples.npz or a folder of pictures. Raises ValueError where they do not fit."""
+    if path.is_dir() and (path / "samples.npz").is_file():  # the sample command's, with pictures of them all
+        path = path / "samples.npz"
     if path.is_dir():
         return image_folder.load_folder(settings, path, data / "cache")
     try:
         images = torch.from_numpy(np.load(path)["images"]).permute(0, 3, 1, 2)
-    except (OSError, KeyError, IndexError, ValueError, EOFError, zipfile.BadZipFile, TypeError, RuntimeError) as error:
+    except (
+        OSError,
+        KeyError,
+        IndexError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        TypeError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{path} is neither a folder nor a samples.npz of the sample command ({error})") from error
     expected = (settings.channels, settings.image_size, settings.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
@@ -584,7 +632,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
-        advice = "take less at once (--batch-size; to train, --accumulation 4 or --gradient-checkpointing)"
+        advice = "take less at once (--batch-size; to train, a larger --accumulation, or --gradient-checkpointing)"
         print(f"error: {ddpm.first_line(error)}: {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:

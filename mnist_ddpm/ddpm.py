@@ -14,7 +14,7 @@ __all__ = ['Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDUL
            'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted',
            'generate', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
            'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run',
-           'writable_folder', 'deferred_interrupt', 'save_preview', 'fit']
+           'writable_folder', 'deferred_interrupt', 'must_be_free', 'saved_whole', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import inspect
@@ -110,8 +110,8 @@ class Settings:
             raise ValueError(f"channels is {self.channels}: it must be 1 (grey) or 3 (colour)")
         if not 0 < self.beta_1 <= self.beta_T < 1:
             raise ValueError(f"0 < beta_1 <= beta_T < 1 must hold, not {self.beta_1} and {self.beta_T}")
-        if min(self.learning_rate, self.gradient_clip) <= 0 or self.warmup_steps < 0:
-            raise ValueError("learning_rate and gradient_clip must be > 0, warmup_steps >= 0")
+        if not (0 < self.learning_rate < math.inf and 0 < self.gradient_clip < math.inf and self.warmup_steps >= 0):
+            raise ValueError("learning_rate and gradient_clip must be > 0 and finite, warmup_steps >= 0")
         check_seed(self.seed)
         for name in ("dropout", "label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -1179,6 +1179,20 @@ def deferred_interrupt() -> Iterator[list]:
             signal.signal(signum, handled)
 
 
+def must_be_free(folder: PathLike) -> None:
+    """Raises FileExistsError where a new run would overwrite another."""
+    if any(Path(folder, name).exists() for name in ("config.json", "training_state.pt")):
+        raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
+
+
+def saved_whole(folder: Path, run: Run) -> bool:
+    """Whether the checkpoint in a folder is of the run's last step."""
+    try:
+        return load_config(folder)[1].get("steps") == run.step
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def save_preview(path: Path, model: Model, run: Run, schedule: Schedule, shape: tuple[int, int, int]) -> None:
     """A grid of 36 images from the averaged model in 20 DDIM steps, always from the same noise."""
     classes, device = run.settings.classes, run.device
@@ -1211,20 +1225,16 @@ def fit(
     averaged = make_denoiser(run.ema, schedule.to(run.device), run.settings)
     folder, epoch_steps = writable_folder(folder), steps_per_epoch(run.settings, images)
 
-    def must_be_free() -> None:
-        if any((folder / name).exists() for name in ("config.json", "training_state.pt")):
-            raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
-
     def save() -> None:  # by the first process, for all
         nonlocal saved_at
         if world.rank == 0:
             if saved_at == 0:  # another run may have begun there meanwhile
-                must_be_free()
+                must_be_free(folder)
             save_run(folder, run)
         saved_at = run.step
 
     if run.step == 0:
-        must_be_free()
+        must_be_free(folder)
     signal_left = schedule.alpha_bar[-1].item()
     if signal_left > 0.01 and world.rank == 0:
         print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts from noise: raise T or beta_T")
@@ -1253,7 +1263,8 @@ def fit(
                 if late or stopped:
                     break
             if run.step == began:
-                save()  # perhaps it was not saved whole
+                if not saved_whole(folder, run):
+                    save()
                 if world.rank == 0:
                     print(f"{folder} was trained to its end before: more epochs would go on")
             world.any(False)  # until the last checkpoint is written, all wait

@@ -196,7 +196,8 @@ def save_extractor(path: PathLike, extractor: Extractor, record: dict) -> None:
 def load_extractor(path: PathLike) -> tuple[Extractor, dict]:
     """An extractor, and its record. Raises FileNotFoundError where there is none, ValueError for a damaged one."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no extractor {path}: train it with python -m mnist_ddpm extractor")
+        advice = "start from the project's folder, name a file, or train one (python -m mnist_ddpm extractor)"
+        raise FileNotFoundError(f"there is no extractor {path}: {advice}")
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["extractor"])

@@ -22,7 +22,9 @@ def load_labels(settings: Settings, root: PathLike = "data", split: str = "train
     if settings.dataset != "mnist":
         raise ValueError(f"{settings.dataset} has no labels: set classes to 0, and name no attributes")
     if settings.attributes or settings.classes != 10:
-        raise ValueError(f"mnist has labels 0 to 9, no attributes: set classes to 10, not {settings.classes}")
+        raise ValueError(
+            f"mnist has labels 0 to 9, no attributes: set classes to 10, not {settings.classes}, and name none"
+        )
     from torchvision import datasets  # here, since it takes two seconds
 
     return datasets.MNIST(root, train=split == "train", download=True).targets
@@ -41,6 +43,17 @@ def attribute_labels(settings: Settings, root: PathLike, split: str) -> Tensor:
     if unknown or len(set(asked)) < len(asked):
         raise ValueError(f"attributes {asked} must be different ones of CelebA's: {', '.join(names)}")
     return (present[:, [names.index(name) for name in asked]] * 2 ** torch.arange(len(asked))).sum(dim=1)
+
+
+def typical_labels(labels: Tensor, n: int, seed: int = 0) -> Tensor:
+    """n labels, each as often as among labels (N,), in an order of their own."""
+    evenly = labels.sort().values[(torch.arange(n) + 0.5).mul(len(labels) / n).long()]
+    return evenly[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+
+
+def always_told(settings: Settings) -> bool:
+    """Whether a network with labels has never trained without, and so knows nothing without them."""
+    return settings.classes > 0 and settings.label_dropout == 0
 
 
 def label_names(settings: Settings) -> list[str]:

@@ -5,6 +5,7 @@ tells data set, size and channels, and a digest of the files' names, sizes and t
 anew, and the old one removed. A run that is killed while making it leaves a .partial file, which counts for nothing.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -56,7 +57,12 @@ class Files(NamedTuple):
 def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
     """The picture in a file, upright, transparency on white, 16 bits as 8, in Pillow's mode "L" or "RGB"."""
     with Image.open(source) as opened:
-        image = ImageOps.exif_transpose(opened)
+        try:
+            image = ImageOps.exif_transpose(opened)
+        except Exception:  # of many kinds, where tags are malformed that it writes anew
+            image = opened
+        if image.mode == "F":
+            raise ValueError("floating-point pixels, whose range nothing tells: save it with 8 or 16 bits")
         if image.mode.startswith("I"):  # 16 bits, at times stored as 32; Pillow would cut off all above 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
         if image.has_transparency_data:
@@ -116,6 +122,11 @@ def decode(files: Files, settings: Settings, crop: int | None, write: Callable[[
             square = np.asarray(fitted(padded(picture, settings), settings.image_size, crop))
             return np.atleast_3d(square).transpose(2, 0, 1).tobytes()
         except Exception as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                problem = (
+                    f"{files.root / name} cannot be opened ({error.strerror})"  # no matter of the cache: it may pass
+                )
+                raise ValueError(f"{problem}: make it readable, and run again") from error
             return unreadable(files.root / name, error)
 
     bar = progress_bar(total=n, desc="decoding images", unit="image", leave=False, delay=2)

@@ -17,6 +17,7 @@ FACES = "faces-64", "faces-64-small", "faces-32"
 ENOUGH = {DIGITS: 300_000, FACES: 150_000}
 STEPS = 750  # that a short training should have at least, by smaller batches (the same page, A few minutes)
 FEWEST = 20  # steps worth a training
+YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.95  # of the time is planned for
 SAMPLER, SAMPLING_STEPS = {DIGITS: "--sampler dpmpp --eta 1", FACES: "--sampler dpmpp"}, 20  # README, How good
 
@@ -96,20 +97,23 @@ def make_plan(
     """The best use of so many seconds, and the images to train on. values: its data, labels and seed are kept.
 
     load: the images for settings, as load_images; what it takes (decoding, the first time) does not count.
-    Raises ValueError where the time is too short for a few steps.
+    Raises ValueError where the time is too short for a few steps, or longer than a year.
     """
+    if not 0 < seconds <= YEAR:
+        raise ValueError(f"minutes is {seconds / 60:g}: it must be above 0, and at most a year")
     began = time.monotonic()
     kept = {name: getattr(values, name) for name in ("dataset", "channels", "classes", "attributes", "seed")}
     name, settings, pace = choose(DIGITS if values.dataset == "mnist" else FACES, kept, seconds, device)
     each, measuring = measured_sampling(settings, device), time.monotonic() - began
     images = load(settings)
     deadline, n = time.monotonic() + seconds - measuring, len(images)
-    settings = replace(settings, batch_size=min(n, settings.batch_size))
-    preview = 36 * min(20, settings.T) * each + 0.5
-    shown = max(n, ddpm.PREVIEW_EVERY * settings.batch_size)  # images between two previews
-    epoch = n / pace + preview * n / shown
-    epochs = round(MARGIN * (seconds - measuring) / epoch, 2)
-    total = round(epochs * (n // settings.batch_size))
+    if n < settings.batch_size:
+        settings = replace(settings, batch_size=n)
+        pace = measured_pace(settings, device)
+    steps, preview = n // settings.batch_size, 36 * min(20, settings.T) * each + 0.5
+    epoch = steps * settings.batch_size / pace + preview / max(1, ddpm.PREVIEW_EVERY // steps)  # as fit does both
+    epochs = float(f"{MARGIN * (seconds - measuring) / epoch:.4g}")
+    total = round(epochs * steps)
     if total < FEWEST:
         raise ValueError(f"{seconds / 60:.3g} minutes are enough for {max(0, total)} steps here: give it more")
     settings = replace(

@@ -213,6 +213,15 @@ def test_a_full_disk_is_said_and_leaves_the_old_files(saved, tiny, blobs, monkey
     assert {path.name for path in saved.iterdir()} == set(before), "no part of a file is left"
 
 
+def test_a_finished_run_keeps_its_record_when_nothing_is_left_to_train(tiny, blobs, tmp_path, capsys):
+    schedule = make_schedule(tiny)
+    fit(start_run(tiny), blobs, schedule, tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    fit(resume_run(tmp_path, replace(tiny, epochs=1, learning_rate=0.5)), blobs, schedule, tmp_path)
+    assert "was trained to its end before" in capsys.readouterr().out
+    assert (tmp_path / "config.json").read_bytes() == before and resume_run(tmp_path).settings == tiny
+
+
 @pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
 def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
     error = getattr(torch, name, torch.OutOfMemoryError)

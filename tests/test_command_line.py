@@ -351,6 +351,13 @@ def test_bad_requests_to_sample_end_in_one_line(checkpoint, tmp_path, digit, mon
     assert message in error_of(capsys, "sample", "--checkpoint", checkpoint, "--steps", "6", *arguments)
 
 
+def test_spacing_is_that_of_fewer_steps(checkpoint, tmp_path, capsys):
+    given = ["likelihood", "--checkpoint", checkpoint, "--out", tmp_path / "x.json"]
+    assert "--spacing is that of --steps" in error_of(capsys, *given, "--spacing", "quadratic")
+    few = ["--split", "train", "--n", "1", "--data", tmp_path]
+    assert "needs at least 2 images, and there are 1" in error_of(capsys, *given, *few)
+
+
 @pytest.mark.parametrize("label", ["10", "-1"])
 def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, label):
     arguments = ["--checkpoint", conditional, "--out", tmp_path, "--label", "3", label]
@@ -367,6 +374,9 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
         (["--epochs", "0"], "epochs is 0"),
         (["--epochs", "inf"], "epochs is inf"),
         (["--schedule", "none"], 'schedule "none" is unknown'),
+        (["--gradient-clip", "inf"], "learning_rate and gradient_clip must be > 0 and finite"),
+        (["--learning-rate", "nan"], "learning_rate and gradient_clip must be > 0 and finite"),
+        (["--resume", "--preset", "faces-32"], "a resumed run has settings of its own: leave out --preset"),
         (["--objective", "none"], 'objective "none" is unknown'),
         (["--prediction", "none"], 'prediction "none" is unknown'),
         (["--prediction", "none", "--objective", "vlb"], 'prediction "none" is unknown'),

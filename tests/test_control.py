@@ -110,7 +110,7 @@ def test_a_network_without_labels_refuses_them():
 def test_data_without_labels_is_named():
     with pytest.raises(ValueError, match="photos has no labels: set classes to 0"):
         load_labels(replace(TINY, dataset="photos", classes=10))
-    with pytest.raises(ValueError, match="set classes to 10, not 4"):
+    with pytest.raises(ValueError, match="set classes to 10, not 4, and name none"):
         load_labels(replace(TINY, classes=4))
 
 

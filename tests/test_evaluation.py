@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mnist_ddpm import evaluation, extractors
+from mnist_ddpm import evaluation, extractors, guidance
 from mnist_ddpm.__main__ import main, read_images
 from mnist_ddpm.ddpm import (
     Prediction,
@@ -257,6 +257,22 @@ def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
     assert "no sign of copying" in audit_line(found.figures())
 
 
+def test_few_real_images_do_not_make_copies_of_honest_ones():
+    """The nearest of twenty is no measure of how near one in a hundred is."""
+    generator, flagged = torch.Generator().manual_seed(0), 0
+    for _ in range(50):
+        generated, real = (torch.rand(n, generator=generator).sqrt() + 1 for n in (5000, 20))
+        flagged += evaluation.Audit(generated, real, torch.zeros(5000)).copies
+    assert flagged <= 3
+    assert evaluation.Audit(torch.full((60,), 0.1), 1 + torch.rand(17), torch.zeros(60)).copies
+
+
+def test_a_copy_among_large_bright_images_is_exact():
+    images = 255 - (torch.rand(20, 3, 128, 128, generator=torch.Generator().manual_seed(0)) > 0.995).byte() * 255
+    found = audit(images[:3], images[:10], images[10:])
+    assert found.generated.max() < 1e-4 and found.exact == 1 and found.copies
+
+
 def test_a_few_near_images_are_not_yet_copies():
     """By chance 1 % are nearer than the nearest 1 % of real ones; 3 % may be, 20 % may not."""
     real = torch.arange(101, 1101).double()
@@ -433,11 +449,49 @@ def test_a_card_says_how_it_came_about(trained, few_digits, tmp_path):
     assert card["metrics"]["frechet_distance"].keys() == {"value", "low", "high"}
 
 
+def test_labels_to_judge_are_as_frequent_as_in_training():
+    labels = torch.tensor([2] * 70 + [0] * 25 + [1] * 5)[torch.randperm(100)]
+    drawn = guidance.typical_labels(labels, 20, seed=1)
+    assert drawn.bincount().tolist() == [5, 1, 14] and drawn.tolist() != drawn.sort().values.tolist()
+    assert torch.equal(drawn, guidance.typical_labels(labels, 20, seed=1))
+    assert guidance.typical_labels(labels, 1000).bincount().tolist() == [250, 50, 700]
+
+
+def test_a_network_always_told_its_label_is_not_asked_without(few_digits, tmp_path, capsys):
+    settings = Settings(
+        base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, classes=10, label_dropout=0.0
+    )
+    save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
+    extractors.save_extractor(tmp_path / "judge.safetensors", fresh_judge().network, {})
+    assert "L_simple" not in evaluate(tmp_path, tmp_path / "card.json", "--steps", "2")
+    for flags in (["evaluate", "--bits", "5"], ["sample", "--guidance", "2"], ["likelihood"]):
+        assert main([*flags, "--checkpoint", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "x")]) == 1
+        assert "its label" in capsys.readouterr().err
+
+
+def test_of_too_many_saved_images_a_part_is_judged_at_random(trained, few_digits, tmp_path, monkeypatch, capsys):
+    images, seen = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1).expand(30, 32, 32, 1), []
+    (tmp_path / "out").mkdir()
+    np.savez(tmp_path / "out" / "samples.npz", images=images.numpy())
+    imageio.imwrite(tmp_path / "out" / "samples.png", images[0, :, :, 0].numpy())
+    real = evaluation.judged
+
+    def judged(images, *rest, **more):
+        seen.append(images)
+        return real(images, *rest, **more)
+
+    monkeypatch.setattr(evaluation, "judged", judged)
+    evaluate(trained, tmp_path / "card.json", "--images", str(tmp_path / "out"))
+    assert "judging 20 of 30 images, drawn at random" in capsys.readouterr().out
+    values = seen[0][:, 0, 0, 0].tolist()
+    assert len(set(values)) == 20 and values != list(range(20)), "those of samples.npz, not the pictures beside it"
+
+
 def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
     settings = Settings(base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, classes=10)
     save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
     extractors.save_extractor(tmp_path / "judge.safetensors", fresh_judge().network, {})
-    for flags, expected in (([], ("all in turn", 1)), (["--label", "3", "--guidance", "0"], ([3], 0))):
+    for flags, expected in (([], ("as in training", 1)), (["--label", "3", "--guidance", "0"], ([3], 0))):
         card = evaluate(tmp_path, tmp_path / "card.json", "--steps", "2", *flags)
         assert (card["sampler"]["labels"], card["sampler"]["guidance"]) == expected
     card = evaluate(tmp_path, tmp_path / "card.json", "--steps", "2", "--guide", str(tmp_path / "checkpoint"))
@@ -447,7 +501,8 @@ def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--extractor", "nowhere"], "there is no extractor nowhere: train it with"),
+        (["--extractor", "nowhere"], "there is no extractor nowhere: start from the project's folder"),
+        (["--n", "3"], "a card needs 4 images and 8 of the training set at least, and there are 3 and 300"),
         (["--extractor", "README.md"], "README.md is damaged or no extractor"),
         (["--extractor", "inception"], "pip install torch-fidelity"),
         (["--images", "README.md"], "README.md is neither a folder nor a samples.npz"),

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from mnist_ddpm import image_folder
 from mnist_ddpm.ddpm import load_images, make_schedule, start_run, training_loop
 from mnist_ddpm.guidance import label_names, load_labels
-from mnist_ddpm.image_folder import celeba_attributes, load_celeba, load_ffhq, load_folder
+from mnist_ddpm.image_folder import celeba_attributes, load_celeba, load_ffhq, load_folder, open_image
 
 NAMES = [f"{k:06d}.jpg" for k in range(1, 8)]
 ORIGINAL, HALF = (178, 218), (89, 109)
@@ -159,6 +159,38 @@ def test_every_mode_ends_as_colour_or_grey(colour, tmp_path, name):
     grey = load_folder(replace(colour, channels=1), tmp_path, tmp_path / "cache")[0]
     luma = round(0.299 * expected[0] + 0.587 * expected[1] + 0.114 * expected[2])
     assert grey.shape == (1, 16, 16) and grey.unique().tolist() == [luma]
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.new("F", (20, 20), 0.5).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a.tif is not a readable image \(floating-point pixels, .* 8 or 16 bits\)"):
+        open_image(tmp_path / "a.tif", "RGB")
+
+
+def test_malformed_exif_costs_no_image(colour, tmp_path, monkeypatch):
+    def malformed(image):
+        raise SyntaxError("not a TIFF file (header b'garbage' not valid)")
+
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    monkeypatch.setattr(image_folder.ImageOps, "exif_transpose", malformed)
+    assert len(load_folder(colour, tmp_path, tmp_path / "cache")) == 1
+
+
+def test_a_passing_failure_is_no_damaged_image(colour, tmp_path, monkeypatch):
+    """It would be cached: the folder has not changed when the file can be opened again."""
+    for k in range(40):
+        Image.new("RGB", (20, 20), (k, 0, 0)).save(tmp_path / f"{k}.png")
+    real = image_folder.read_picture
+
+    def read_picture(source, mode):
+        if source.name == "7.png":
+            raise PermissionError(13, "Permission denied")
+        return real(source, mode)
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="7.png cannot be opened .* run again"):
+        patched.setattr(image_folder, "read_picture", read_picture)
+        load_folder(colour, tmp_path, tmp_path / "cache")
+    assert len(load_folder(colour, tmp_path, tmp_path / "cache")) == 40
 
 
 def test_transparent_palette_colour_is_white(colour, tmp_path):

@@ -66,6 +66,17 @@ def test_the_time_is_filled_to_a_few_percent(machine):
         assert made.deadline == 100 + 60 * minutes
 
 
+@pytest.mark.parametrize("n", [100, 127, 1700, 5_000_000])
+def test_what_is_planned_is_what_fit_will_do(machine, n):
+    """Whole batches only, and a preview after each epoch, or where these are short, after some."""
+    made = plan(60, n)
+    steps, batch = n // made.settings.batch_size, made.settings.batch_size
+    done = round(made.settings.epochs * steps)
+    previews = done / (steps * max(1, ddpm.PREVIEW_EVERY // steps))
+    assert done * batch / made.pace + 1.22 * previews == pytest.approx(made.seconds, rel=0.01)
+    assert made.seconds == pytest.approx(0.95 * 3600, rel=0.01)
+
+
 def test_measuring_is_part_of_the_time(machine, monkeypatch):
     whole = plan(1).seconds
 
@@ -174,9 +185,13 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(planning, "FEWEST", 1)  # on a slow machine too
     out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(["plan", "--minutes", "0.08", "--dry-run", *out]) == 0 and not (tmp_path / "run").exists()
+    assert main(["plan", "--minutes", "0.08", "--classes", "5", "--dry-run", *out]) == 1
+    assert "set classes to 10, not 5" in capsys.readouterr().err, "before it is planned, not when it is to be trained"
     assert main(["plan", "--minutes", "0.08", *out]) == 0
     assert "expected)" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["T"] == 20
+    assert main(["plan", "--minutes", "0.08", *out]) == 1 and "holds a checkpoint already" in capsys.readouterr().err
+    out[1] += "-2"
     seen, latest = {}, time.monotonic() + 4.8
 
     def train(settings, *arguments, **options):
@@ -186,4 +201,6 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(processes, "train", train)
     assert main(["plan", "--minutes", "0.08", "--seed", "7", *out]) == 0
     assert seen["seed"] == 7 and time.monotonic() < seen["deadline"] < latest + 1
-    assert main(["plan", "--minutes", "0", *out]) == 1 and "minutes is 0" in capsys.readouterr().err
+    for minutes in ("0", "inf", "nan", "1e9"):
+        assert main(["plan", "--minutes", minutes, *out]) == 1
+        assert f"minutes is {float(minutes):g}: it must be" in capsys.readouterr().err
