@@ -572,7 +572,10 @@ def main(arguments: list[str] | None = None) -> int:
     asked = tyro.cli(Arguments, args=given, prog="python -m mnist_ddpm.experiments")
     try:
         experiment = ddpm.look_up("experiment", asked.name, EXPERIMENTS)
-        scale = QUICK if asked.quick else Scale(**{f.name: getattr(asked, f.name) for f in fields(Scale)})
+        scale = Scale(**{f.name: getattr(asked, f.name) for f in fields(Scale)})
+        if asked.quick and scale != Scale():
+            raise ValueError("--quick has numbers of its own: leave out the others")
+        scale = QUICK if asked.quick else scale
         out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
         command = shlex.join(["python", "-m", "mnist_ddpm.experiments", *given])
         lab = Lab(out, scale, asked.data, pick_device(asked.device), experiment.training, command)

@@ -157,8 +157,9 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     shutil.rmtree(tmp_path / "runs-quick")
     monkeypatch.setattr(Lab, "draw", lambda *arguments, **options: pytest.fail("it is done already"))
     monkeypatch.setattr(ddpm, "fit", lambda *arguments, **options: pytest.fail("nothing asks for a network"))
-    assert experiments.main([*flags, "--seeds", "2"]) == 0 and (out / "plot.png").is_file()
+    assert experiments.main(flags) == 0 and (out / "plot.png").is_file()
     assert json.loads((out / "record.json").read_text()) == record, "it says how the results came about"
+    assert experiments.main([*flags, "--n", "9"]) == 1 and "leave out the others" in capsys.readouterr().err
     with monkeypatch.context() as other:
         other.setattr(experiments, "QUICK", replace(TINY, n=9))
         assert experiments.main(flags) == 1 and "holds results of another scale" in capsys.readouterr().err
