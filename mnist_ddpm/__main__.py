@@ -575,16 +575,8 @@ def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor
     try:
         images = torch.from_numpy(np.load(path)["images"]).permute(0, 3, 1, 2)
     except (
-        OSError,
-        KeyError,
-        IndexError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        TypeError,
-        RuntimeError,
-    ) as error:
+        OSError, LookupError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, RuntimeError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is neither a folder nor a samples.npz of the sample command ({error})") from error
     expected = (settings.channels, settings.image_size, settings.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
