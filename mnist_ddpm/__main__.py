@@ -80,6 +80,8 @@ class Train:
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
     def run(self) -> None:
+        if not self.resume:
+            ddpm.must_be_free(self.out)
         world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
         device = pick_device(self.device, world)
         with processes.one_first(world):
@@ -116,9 +118,11 @@ class Plan:
         device = pick_device(self.device)
         if not self.dry_run:
             ddpm.must_be_free(self.out)
-        asked = {name: getattr(self, name) for name in ("dataset", "classes", "attributes", "seed")}
+        asked = ddpm.Settings(**{name: getattr(self, name) for name in ("dataset", "classes", "attributes", "seed")})
+        if asked.classes and self.dataset != "celeba":  # whose images must be there first
+            guidance.load_labels(asked, self.data)
         load = partial(ddpm.load_images, root=self.data)
-        plan, images = planning.make_plan(ddpm.Settings(**asked), load, 60 * self.minutes, device)
+        plan, images = planning.make_plan(asked, load, 60 * self.minutes, device)
         settings = plan.settings
         labels = guidance.load_labels(settings, self.data) if settings.classes else None
         print("\n".join(plan.lines()), flush=True)
@@ -319,10 +323,11 @@ class Evaluate(Drawing):
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):
             training, held_out = real_images(settings, self.data)
-        least = evaluation.NEIGHBOURS + 1
-        if min(self.n, len(training) // 2) < least:
+        given = read_images(self.images, settings, self.data) if self.images else None
+        n, least = self.n if given is None else min(self.n, len(given)), evaluation.NEIGHBOURS + 1
+        if min(n, len(training) // 2) < least:
             enough = f"{least} images and {2 * least} of the training set"
-            raise ValueError(f"a card needs {enough} at least, and there are {self.n} and {len(training)}")
+            raise ValueError(f"a card needs {enough} at least, and there are {n} and {len(training)}")
         if held_out is not None and len(held_out) < least:
             held_out = None  # too few to tell anything
         judge.features(training[:1])  # says now where it is not for such images
@@ -331,11 +336,11 @@ class Evaluate(Drawing):
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         free_file(self.out)
-        if self.images:
-            found, origin = read_images(self.images, settings, self.data), {"images": str(self.images)}
-            images = found if len(found) <= self.n else evaluation.shuffled(found, self.seed)[: self.n]
-            if len(images) < len(found):
-                print(f"judging {len(images):,} of {len(found):,} images, drawn at random: --n {len(found)} takes all")
+        if given is not None:
+            order = torch.randperm(len(given), generator=torch.Generator().manual_seed(self.seed))
+            images, origin = given if n == len(given) else given[order[:n]], {"images": str(self.images)}
+            if n < len(given):
+                print(f"judging {n:,} of {len(given):,} images, drawn at random: --n {len(given)} takes all")
         else:
             images, origin = self.draw(world, model, schedule, settings, device)
         card = {
@@ -366,7 +371,11 @@ class Evaluate(Drawing):
         """Unless told, each as often as in training, lest it be the labels' shares that distances measure."""
         if self.label:
             return super().labels(settings)
-        return guidance.typical_labels(guidance.load_labels(settings, self.data), self.n, self.seed)
+        try:
+            known = guidance.load_labels(settings, self.data)
+        except ValueError as error:
+            raise ValueError(f"{error}; or name those to draw, in turn, with --label") from error
+        return guidance.typical_labels(known, self.n, self.seed)
 
     def draw(
         self, world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, settings: ddpm.Settings,
@@ -570,6 +579,7 @@ def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor
     """uint8 (N, C, H, W) from a samples.npz or a folder of pictures. Raises ValueError where they do not fit."""
     if path.is_dir() and (path / "samples.npz").is_file():  # the sample command's, with pictures of them all
         path = path / "samples.npz"
+        print(f"judging those in {path}")
     if path.is_dir():
         return image_folder.load_folder(settings, path, data / "cache")
     try:

@@ -110,8 +110,8 @@ class Settings:
             raise ValueError(f"channels is {self.channels}: it must be 1 (grey) or 3 (colour)")
         if not 0 < self.beta_1 <= self.beta_T < 1:
             raise ValueError(f"0 < beta_1 <= beta_T < 1 must hold, not {self.beta_1} and {self.beta_T}")
-        if not (0 < self.learning_rate < math.inf and 0 < self.gradient_clip < math.inf and self.warmup_steps >= 0):
-            raise ValueError("learning_rate and gradient_clip must be > 0 and finite, warmup_steps >= 0")
+        if not (0 < self.learning_rate < math.inf and self.gradient_clip > 0 and self.warmup_steps >= 0):
+            raise ValueError("learning_rate and gradient_clip must be > 0, warmup_steps >= 0")
         check_seed(self.seed)
         for name in ("dropout", "label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -133,7 +133,8 @@ PathLike = str | Path
 
 def best_device() -> torch.device:
     """A CUDA GPU, else Apple's, else the processor."""
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asked so, a forked process can still use the GPUs
+    if torch.cuda.device_count() > 1:  # asked without touching them, the GPUs can still be used by forked processes
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -154,8 +155,9 @@ def first_line(error: BaseException) -> str:
 def progress_bar(iterable=None, disable: bool = False, **kwargs) -> tqdm:
     """A text progress bar with time left, on a terminal as well as in a notebook; of several processes, the first's."""
     stream = sys.stderr if sys.stderr.isatty() else sys.stdout
-    disable = disable or os.environ.get("RANK", "0") != "0"  # as launchers number them
-    return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, disable=disable, **kwargs)
+    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    other = size > 1 and rank > 0  # as launchers number them
+    return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, disable=disable or other, **kwargs)
 
 # %% ../MNIST_DDPM.ipynb #d57427a7
 def load_mnist(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
@@ -1188,7 +1190,7 @@ def must_be_free(folder: PathLike) -> None:
 def saved_whole(folder: Path, run: Run) -> bool:
     """Whether the checkpoint in a folder is of the run's last step."""
     try:
-        return load_config(folder)[1].get("steps") == run.step
+        return load_config(folder)[1].get("steps") == run.step and (folder / "model.safetensors").is_file()
     except (FileNotFoundError, ValueError):
         return False
 

@@ -263,7 +263,8 @@ def pretrained(source: PathLike, labels: bool = True) -> tuple[dict, dict[str, T
     del decided["learned_variance"]  # the objective's consequence
     weights = unwrapped(model).state_dict()
     if settings.classes and not labels:
-        unknown = weights.pop("label.weight")[-1]  # what is added to the embedding of t, which a bias may do too
+        *told, unknown = weights.pop("label.weight")  # what is added to the embedding of t, which a bias may do too
+        unknown = unknown if settings.label_dropout else torch.stack(told).mean(dim=0)  # else it was never trained
         weights["time.2.bias"] = weights["time.2.bias"] + unknown
         decided |= {"classes": 0, "attributes": ()}
     return decided | {"init_from": str(source)}, weights

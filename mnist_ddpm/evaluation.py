@@ -251,15 +251,15 @@ def nearest_point(queries: Tensor, points: Iterable[Tensor], themselves: int = 0
     own, first = torch.arange(len(queries), device=queries.device), 0
     distance, index = queries.new_full((len(queries),), math.inf), torch.zeros_like(own)
     for part in points:
-        apart = torch.cdist(queries, part)
+        if not first:  # from here on all are seen from the first point: far away, rounding would hide what is near
+            centre, queries = part[0], queries - part[0]
+        apart = torch.cdist(queries, part - centre)
         for column in (own - first, own + themselves - first) if themselves else ():
             here = (column >= 0) & (column < len(part))
             apart[own[here], column[here]] = math.inf
         found = apart.min(dim=1)
-        exact = (queries - part[found.indices]).norm(dim=1)  # cdist's rounding hides copies among large bright images
-        values = exact.where(found.values.isfinite(), found.values)
-        nearer = values < distance
-        distance, index = values.where(nearer, distance), (found.indices + first).where(nearer, index)
+        nearer = found.values < distance
+        distance, index = found.values.where(nearer, distance), (found.indices + first).where(nearer, index)
         first += len(part)
     return distance, index
 

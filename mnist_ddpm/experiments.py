@@ -154,7 +154,8 @@ class Lab:
     def check_record(self) -> None:
         """Raises ValueError where the folder holds results of another scale (but for seeds), training or extractor."""
         for name in ("scale", "training", "extractor") if self.before else ():
-            had, now = self.before[name], self.record()[name]
+            now = self.record()[name]
+            had = self.before.get(name, now)
             if had != now and (name != "scale" or had | {"seeds": 0} != now | {"seeds": 0}):
                 raise ValueError(f"{self.out} holds results of another {name}, {had}, not {now}: choose another --out")
 
@@ -164,8 +165,9 @@ class Lab:
             "device": str(self.device), "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
         }  # fmt: skip
-        there = {name: self.before[name] for name in here if self.before}
-        earlier = self.before.get("earlier", []) + [there] * (there not in ({}, here))
+        there = {name: self.before[name] for name in here if name in self.before}
+        earlier = [machine for machine in self.before.get("earlier", []) if machine not in (here, there)]
+        earlier += [there] if there and there != here else []
         return {
             "command": self.command, "scale": asdict(self.scale), "seeds": list(range(self.scale.seeds)),
             "training": self.common, "extractor": self.judge.name, "reference": "60,000 training images", **here,

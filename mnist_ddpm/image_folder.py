@@ -26,7 +26,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mnist_ddpm.ddpm import FOLDER, PathLike, Settings, progress_bar, writable_folder
@@ -49,18 +49,32 @@ FFHQ_HELP = (
 )
 
 
+# By EXIF's orientation
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
 class Files(NamedTuple):
     root: Path  # a folder, or a .zip archive
     names: list[str]  # of image files below it, with "/" between folders, in the order of the data set
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF tells. (Pillow's exif_transpose writes all tags anew too, and fails at malformed ones.)"""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # of many kinds
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
     """The picture in a file, upright, transparency on white, 16 bits as 8, in Pillow's mode "L" or "RGB"."""
     with Image.open(source) as opened:
-        try:
-            image = ImageOps.exif_transpose(opened)
-        except Exception:  # of many kinds, where tags are malformed that it writes anew
-            image = opened
+        image = upright(opened)
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range nothing tells: save it with 8 or 16 bits")
         if image.mode.startswith("I"):  # 16 bits, at times stored as 32; Pillow would cut off all above 255
@@ -118,15 +132,18 @@ def decode(files: Files, settings: Settings, crop: int | None, write: Callable[[
 
     def pixels(name: str) -> bytes | str:
         try:
-            picture = read_picture(io.BytesIO(archive.read(name)) if archive else files.root / name, mode)
+            data = archive.read(name) if archive else (files.root / name).read_bytes()
+        except OSError as error:
+            if error.errno == errno.ENOENT:  # a link to nowhere
+                return unreadable(files.root / name, error)
+            raise ValueError(f"{files.root / name} cannot be read now ({error}): repair that, and run again") from error
+        except Exception as error:
+            return unreadable(files.root / name, error)
+        try:
+            picture = read_picture(io.BytesIO(data), mode)
             square = np.asarray(fitted(padded(picture, settings), settings.image_size, crop))
             return np.atleast_3d(square).transpose(2, 0, 1).tobytes()
         except Exception as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-                problem = (
-                    f"{files.root / name} cannot be opened ({error.strerror})"  # no matter of the cache: it may pass
-                )
-                raise ValueError(f"{problem}: make it readable, and run again") from error
             return unreadable(files.root / name, error)
 
     bar = progress_bar(total=n, desc="decoding images", unit="image", leave=False, delay=2)

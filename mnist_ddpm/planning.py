@@ -112,7 +112,7 @@ def make_plan(
         pace = measured_pace(settings, device)
     steps, preview = n // settings.batch_size, 36 * min(20, settings.T) * each + 0.5
     epoch = steps * settings.batch_size / pace + preview / max(1, ddpm.PREVIEW_EVERY // steps)  # as fit does both
-    epochs = float(f"{MARGIN * (seconds - measuring) / epoch:.4g}")
+    epochs = float(f"{MARGIN * (deadline - time.monotonic()) / epoch:.4g}")
     total = round(epochs * steps)
     if total < FEWEST:
         raise ValueError(f"{seconds / 60:.3g} minutes are enough for {max(0, total)} steps here: give it more")

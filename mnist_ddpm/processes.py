@@ -49,7 +49,7 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
     import torch.distributed.nn  # imported after, its functions' defaults would keep the connection open
     from accelerate import Accelerator, InitProcessGroupKwargs  # takes its time, and one process does without
 
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while one decodes a data set
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the others wait while one decodes a data set
     cpu = cpu or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])  # precision is a setting's
     world = Processes(accelerator)

@@ -268,9 +268,10 @@ def test_few_real_images_do_not_make_copies_of_honest_ones():
 
 
 def test_a_copy_among_large_bright_images_is_exact():
-    images = 255 - (torch.rand(20, 3, 128, 128, generator=torch.Generator().manual_seed(0)) > 0.995).byte() * 255
-    found = audit(images[:3], images[:10], images[10:])
-    assert found.generated.max() < 1e-4 and found.exact == 1 and found.copies
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(200, 256, (80, 3, 128, 128), generator=generator, dtype=torch.uint8)
+    found = audit(images[:30], images[:40], images[40:])  # more rows than PyTorch computes one by one
+    assert found.generated.max() < 0.1 * evaluation.EXACT * found.real.median() and found.copies
 
 
 def test_a_few_near_images_are_not_yet_copies():

@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import struct
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -167,28 +168,30 @@ def test_floating_point_pixels_are_refused(tmp_path):
         open_image(tmp_path / "a.tif", "RGB")
 
 
-def test_malformed_exif_costs_no_image(colour, tmp_path, monkeypatch):
-    def malformed(image):
-        raise SyntaxError("not a TIFF file (header b'garbage' not valid)")
-
-    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
-    monkeypatch.setattr(image_folder.ImageOps, "exif_transpose", malformed)
-    assert len(load_folder(colour, tmp_path, tmp_path / "cache")) == 1
+@pytest.mark.parametrize("tag", [0x0111, 0x011A])
+def test_malformed_exif_costs_no_image(tmp_path, tag):
+    """Nor does it hide which way is up."""
+    entries = [struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0), struct.pack("<HHI4s", tag, 2, 4, b"abc")]  # text, no number
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(sorted(entries)) + bytes(4)
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises((TypeError, struct.error)):
+        ImageOps.exif_transpose(image)
+    assert open_image(tmp_path / "a.jpg", "RGB").size == (10, 20)
 
 
 def test_a_passing_failure_is_no_damaged_image(colour, tmp_path, monkeypatch):
     """It would be cached: the folder has not changed when the file can be opened again."""
     for k in range(40):
         Image.new("RGB", (20, 20), (k, 0, 0)).save(tmp_path / f"{k}.png")
-    real = image_folder.read_picture
+    real = Path.read_bytes
 
-    def read_picture(source, mode):
-        if source.name == "7.png":
+    def read_bytes(path):
+        if path.name == "7.png":
             raise PermissionError(13, "Permission denied")
-        return real(source, mode)
+        return real(path)
 
-    with monkeypatch.context() as patched, pytest.raises(ValueError, match="7.png cannot be opened .* run again"):
-        patched.setattr(image_folder, "read_picture", read_picture)
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="7.png cannot be read now .* run again"):
+        patched.setattr(Path, "read_bytes", read_bytes)
         load_folder(colour, tmp_path, tmp_path / "cache")
     assert len(load_folder(colour, tmp_path, tmp_path / "cache")) == 40
 
