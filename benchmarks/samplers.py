@@ -47,12 +47,12 @@ def main() -> None:
     judge, shape = extractors.pick_judge("auto", settings.dataset), tuple(training.shape[1:])
     reference = judge.features(training)
     unseen = ddpm.load_images(settings, arguments.data, "test")  # in no order: MNIST's first half is the neater one
-    chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(arguments.seed))[: arguments.n]
+    chosen = evaluation.shuffled(unseen, arguments.seed, arguments.n)
 
     def distance(images: Tensor) -> evaluation.Estimate:
         return evaluation.frechet_estimate(reference, judge.features(images), arguments.seed)
 
-    floor = distance(unseen[chosen])
+    floor = distance(chosen)
     print(f"real: {floor} ({len(chosen)} random test images against all training images)", flush=True)
 
     def draw(sampler: str, steps: int, n: int, options: dict) -> Tensor:

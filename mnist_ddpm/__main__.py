@@ -69,9 +69,9 @@ class Train:
 
     def defaults(self) -> TrainingFlags:
         """What --resume, or else --preset and --init-from, make the defaults of the other flags."""
-        if self.resume and self.preset != Train.preset:
-            raise ValueError("a resumed run has settings of its own: leave out --preset")
         if self.resume:
+            if self.preset != Train.preset:
+                raise ValueError("a resumed run has settings of its own: leave out --preset")
             whole = (self.out / "config.json").exists() or not (self.out / "training_state.pt").exists()
             saved = ddpm.load_config(self.out)[0] if whole else ddpm.resume_run(self.out).settings
             return TrainingFlags(**asdict(saved))
@@ -337,9 +337,9 @@ class Evaluate(Drawing):
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         free_file(self.out)
         if given is not None:
-            order = torch.randperm(len(given), generator=torch.Generator().manual_seed(self.seed))
-            images, origin = given if n == len(given) else given[order[:n]], {"images": str(self.images)}
+            images, origin = given, {"images": str(self.images)}
             if n < len(given):
+                images = evaluation.shuffled(given, self.seed, n)
                 print(f"judging {n:,} of {len(given):,} images, drawn at random: --n {len(given)} takes all")
         else:
             images, origin = self.draw(world, model, schedule, settings, device)

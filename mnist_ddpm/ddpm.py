@@ -155,8 +155,7 @@ def first_line(error: BaseException) -> str:
 def progress_bar(iterable=None, disable: bool = False, **kwargs) -> tqdm:
     """A text progress bar with time left, on a terminal as well as in a notebook; of several processes, the first's."""
     stream = sys.stderr if sys.stderr.isatty() else sys.stdout
-    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    other = size > 1 and rank > 0  # as launchers number them
+    other = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"  # as launchers number them
     return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, disable=disable or other, **kwargs)
 
 # %% ../MNIST_DDPM.ipynb #d57427a7

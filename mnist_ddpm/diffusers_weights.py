@@ -23,6 +23,7 @@ from mnist_ddpm.ddpm import (
     Schedule,
     Settings,
     UNet,
+    first_line,
     load_checkpoint,
     load_weights,
     look_up,
@@ -175,10 +176,9 @@ def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
 
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # of the package, the name, the hub, the network or the disk
-        reason = (str(error) or repr(error)).splitlines()[0]
         raise OSError(
-            f"{name} is no folder here, and the hub does not give it ({reason}): check the name and the network, "
-            "or copy its files into a folder and name that"
+            f"{name} is no folder here, and the hub does not give it ({first_line(error)}): check the name and the "
+            "network, or copy its files into a folder and name that"
         ) from error
 
 
@@ -203,8 +203,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise ValueError("it holds something else than tensors")
         return weights
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(f"{path} is damaged or holds no weights ({reason})") from error
+        raise ValueError(f"{path} is damaged or holds no weights ({first_line(error)})") from error
 
 
 def load_diffusers(

@@ -53,9 +53,9 @@ def as_metric(metric: type, width: int, **options) -> nn.Module:
         return metric(feature=identity, sync_on_compute=False, **options)
 
 
-def shuffled(rows: Tensor, seed: int) -> Tensor:
-    """The same rows (N, …), in an order of their own."""
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+def shuffled(rows: Tensor, seed: int, n: int | None = None) -> Tensor:
+    """The same rows (N, …), or n of them, in an order of their own."""
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]]
 
 
 def in_order(features: Tensor) -> Tensor:
@@ -213,10 +213,14 @@ class Audit(NamedTuple):
         return self.real <= EXACT * self.real.median()
 
     @property
+    def once(self) -> Tensor:
+        """The real ones of those that are not there twice."""
+        return self.real[~self.twice]
+
+    @property
     def near(self) -> Tensor:
-        """Within which distance the nearest 1 % of real images lie, those that are there twice aside."""
-        once = self.real[~self.twice]
-        return once.quantile(0.01) if len(once) else torch.zeros(())
+        """Within which distance the nearest 1 % of these lie."""
+        return self.once.quantile(0.01) if len(self.once) else torch.zeros(())
 
     @property
     def closer(self) -> Estimate:
@@ -231,8 +235,7 @@ class Audit(NamedTuple):
     @property
     def copies(self) -> bool:
         """Whether five times as many as by chance are that near, beyond both intervals; or too many exact."""
-        once = self.real[~self.twice]
-        chance = share(once < self.near).high if len(once) else 0.0  # of a few real images' nearest 1 % little is known
+        chance = share(self.once < self.near).high if len(self.once) else 0.0  # of few real images little is known
         return self.closer.low > max(0.05, chance) or self.exact > 2 * self.twice.double().mean().item()
 
     def figures(self) -> dict:
@@ -353,7 +356,7 @@ def comparison(a: dict, b: dict) -> list[str]:
         if a[name] != b[name]:
             raise ValueError(f"these cards cannot be compared: {name} is {a[name]} in one and {b[name]} in the other")
     lines = []
-    for name in (name for name in a["metrics"] if name in b["metrics"]):
+    for name in [name for name in a["metrics"] if name in b["metrics"]]:
         first, second = Estimate(**a["metrics"][name]), Estimate(**b["metrics"][name])
         more, less = (first, second) if first.value > second.value else (second, first)
         apart = more.value - less.value > math.hypot(more.value - more.low, less.high - less.value)
@@ -376,7 +379,7 @@ def read_card(path: PathLike) -> dict:
     """Raises ValueError for a file that is no card."""
     try:
         card = json.loads(Path(path).read_text(encoding="utf-8"))
-        [Estimate(**figure).half for figure in card["metrics"].values()]
+        [Estimate(**figure).half for figure in card["metrics"].values()]  # raises where one is damaged
         return {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no card of the evaluate command ({error!r})") from error

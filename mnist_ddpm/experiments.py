@@ -148,14 +148,15 @@ class Lab:
 
     def real(self) -> None:
         """The row of what real images score: as many unseen ones, chosen at random."""
-        order = torch.randperm(len(self.unseen), generator=torch.Generator().manual_seed(0))
-        self.measured({"arm": "real"}, partial(self.distance, self.unseen[order[: self.scale.n]]))
+        self.measured({"arm": "real"}, partial(self.distance, evaluation.shuffled(self.unseen, 0, self.scale.n)))
 
     def check_record(self) -> None:
         """Raises ValueError where the folder holds results of another scale (but for seeds), training or extractor."""
-        for name in ("scale", "training", "extractor") if self.before else ():
-            now = self.record()[name]
-            had = self.before.get(name, now)
+        if not self.before:
+            return
+        record = self.record()
+        for name in ("scale", "training", "extractor"):
+            had, now = self.before.get(name, record[name]), record[name]
             if had != now and (name != "scale" or had | {"seeds": 0} != now | {"seeds": 0}):
                 raise ValueError(f"{self.out} holds results of another {name}, {had}, not {now}: choose another --out")
 

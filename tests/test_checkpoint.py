@@ -220,6 +220,9 @@ def test_a_finished_run_keeps_its_record_when_nothing_is_left_to_train(tiny, blo
     fit(resume_run(tmp_path, replace(tiny, epochs=1, learning_rate=0.5)), blobs, schedule, tmp_path)
     assert "was trained to its end before" in capsys.readouterr().out
     assert (tmp_path / "config.json").read_bytes() == before and resume_run(tmp_path).settings == tiny
+    (tmp_path / "model.safetensors").unlink()
+    fit(resume_run(tmp_path), blobs, schedule, tmp_path)
+    load_checkpoint(tmp_path)  # whole again
 
 
 @pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])

@@ -477,6 +477,15 @@ def test_a_network_that_ours_cannot_express_is_refused_before_its_weights_are_do
     assert len(hub) == 1
 
 
+def test_without_labels_a_network_that_was_always_told_one_says_what_it_said_of_all_in_the_mean(tmp_path):
+    settings = Settings(base_channels=8, channel_mults=(1, 2), classes=3, label_dropout=0.0)
+    network = our_network(settings)
+    save_checkpoint(tmp_path, network, settings)
+    _, weights = pretrained(tmp_path, labels=False)
+    expected = network.time[2].bias + network.label.weight[:3].mean(dim=0)
+    torch.testing.assert_close(weights["time.2.bias"], expected.detach())
+
+
 def test_training_starts_from_theirs_and_from_ours(tmp_path):
     save(tmp_path / "theirs", scheduler={**SCHEDULER, "beta_schedule": "squaredcos_cap_v2"})
     decided, weights = pretrained(tmp_path / "theirs")

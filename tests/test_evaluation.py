@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from dataclasses import replace
 from itertools import pairwise
 
@@ -544,6 +545,27 @@ def test_cards_differ_where_the_interval_of_their_difference_leaves_out_zero():
 
     assert comparison(card(0), card(2.7))[0].endswith("no difference to be seen")
     assert comparison(card(0), card(2.8))[0].endswith("different")
+
+
+def test_cards_are_compared_by_the_figures_that_both_have(tmp_path):
+    figure = {"value": 1.0, "low": 0.5, "high": 1.5}
+    card = {"n": 1, "extractor": "x", "reference": "y", "metrics": {"a": figure, "b": figure}}
+    assert [line[:2] for line in comparison(card, card | {"metrics": {"b": figure}})] == ["b:"]
+    for damaged in ({"value": 1.0}, {"value": 1.0, "low": "0.5", "high": 1.5}, 1.0):
+        (tmp_path / "card.json").write_text(json.dumps(card | {"metrics": {"a": damaged}}))
+        with pytest.raises(ValueError, match="is no card of the evaluate command"):
+            read_card(tmp_path / "card.json")
+
+
+def test_a_damaged_archive_is_told(tmp_path):
+    path = tmp_path / "samples.npz"
+    np.savez_compressed(path, images=np.zeros((50, 32, 32, 1), np.uint8))
+    data = bytearray(path.read_bytes())
+    begin = 30 + sum(struct.unpack("<HH", data[26:30]))  # behind the header, a name and an extra field
+    data[begin] = 0b111  # no kind of block that there is
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="is neither a folder nor a samples.npz"):
+        read_images(path, Settings(), tmp_path)
 
 
 # --- extractors

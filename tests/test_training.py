@@ -1,4 +1,5 @@
 import math
+import os
 import signal
 from dataclasses import replace
 from itertools import islice
@@ -259,6 +260,27 @@ def test_training_starts_from_given_weights(tiny):
 def test_batch_larger_than_the_data_is_refused(tiny, blobs):
     with pytest.raises(ValueError, match=r"batch_size 97 is larger than the data set \(96 images\)"):
         steps_per_epoch(replace(tiny, batch_size=97), blobs)
+
+
+@pytest.mark.parametrize("rank, size, shown", [("0", "2", True), ("1", "2", False), ("3", "1", True)])
+def test_of_several_processes_the_first_shows_its_progress(monkeypatch, rank, size, shown):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert ddpm.progress_bar([]).disable is not shown
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_several_gpus_are_asked_for_without_touching_them(monkeypatch, gpus):
+    """Else a process forked from a notebook could not use them."""
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "")  # restored in the end
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(
+        torch.cuda, "is_available", lambda: asked.append(os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"))
+    )
+    asked = []
+    ddpm.best_device()
+    assert asked == (["1"] if gpus > 1 else [None])
 
 
 def test_first_interrupt_waits_and_one_a_second_later_does_not(monkeypatch):
