@@ -235,6 +235,7 @@ def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
 def test_a_run_from_another_device_takes_the_kind_of_step_that_suits_this_one(saved):
     state = torch.load(saved / "training_state.pt", weights_only=True)
     state["optimizer"]["param_groups"][0]["fused"] = False
+    state["device"], state["generator"] = "cuda", torch.zeros(16, dtype=torch.uint8)  # of that one's size
     torch.save(state, saved / "training_state.pt")
     assert resume_run(saved).optimizer.param_groups[0]["fused"]
 

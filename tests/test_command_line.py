@@ -232,6 +232,11 @@ def test_likelihood_prints_and_writes_the_bound(conditional, tmp_path, capsys):
     assert card["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-6)
     assert main(["likelihood", *arguments, "--times-per-image", "3"]) == 0
     assert json.loads(out.read_text())["evaluations_per_image"] == 3
+    found = set()
+    for more in ([], ["--seed", "1"], ["--spacing", "quadratic"]):
+        assert main(["likelihood", *arguments, "--steps", "4", *more]) == 0
+        found.add(json.loads(out.read_text())["bits_per_dim"])
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mnist_ddpm import evaluation, extractors, guidance
-from mnist_ddpm.__main__ import main, read_images
+from mnist_ddpm import ddpm, evaluation, extractors, guidance
+from mnist_ddpm.__main__ import Evaluate, main, read_images
 from mnist_ddpm.ddpm import (
     Prediction,
     Settings,
     generate,
     ideal_denoiser,
+    load_checkpoint,
     load_images,
     make_model,
     make_schedule,
@@ -47,6 +48,7 @@ from mnist_ddpm.evaluation import (
     write_card,
 )
 from mnist_ddpm.extractors import Extractor, Judge
+from mnist_ddpm.likelihood import bits_per_dim
 
 
 def gaussian(n, width=4, seed=0, **options):
@@ -120,6 +122,15 @@ def test_radii_are_the_distances_to_the_kth_neighbour():
     line = torch.tensor([[0.0], [1], [3], [7]])
     assert evaluation.neighbour_radii(line, k=1).tolist() == [1, 1, 2, 4]
     assert evaluation.neighbour_radii(line, k=2).tolist() == [3, 2, 3, 6]
+
+
+def test_neighbours_are_found_across_the_parts_that_are_looked_at_in_turn():
+    points = gaussian(1500)
+    apart = torch.cdist(points, points)
+    radii = apart.sort(dim=1).values[:, 3]
+    torch.testing.assert_close(evaluation.neighbour_radii(points), radii, rtol=0, atol=1e-6)
+    found = evaluation.within(points, points[1400:], radii[1400:] / 2)
+    assert torch.equal(found, (apart[:, 1400:] <= radii[1400:] / 2).any(dim=1)) and 100 < found.sum() < 1500
 
 
 def test_estimates_depend_on_the_seed_alone():
@@ -431,7 +442,7 @@ def test_a_card_counts_the_images_that_there_are(trained, few_digits, tmp_path):
     assert card["bits_per_dim"]["n"] == 100
 
 
-def test_a_card_says_how_it_came_about(trained, few_digits, tmp_path):
+def test_a_card_says_how_it_came_about(trained, few_digits, digits, tmp_path):
     card = evaluate(trained, tmp_path / "a.json", "--sampler", "heun", "--steps", "4", "--bits", "3", "--device", "cpu")
     assert card["n"] == 20 and card["seed"] == 0 and card["evaluations_per_image"] == 7 and card["device"] == "cpu"
     assert card["command"].startswith("python -m mnist_ddpm evaluate --checkpoint") and "--bits 3" in card["command"]
@@ -447,7 +458,10 @@ def test_a_card_says_how_it_came_about(trained, few_digits, tmp_path):
     assert card["L_simple"]["n"] == 100 and len(card["L_simple"]["by_tenth_of_T"]) == 10
     mean = np.mean(card["L_simple"]["by_tenth_of_T"])
     assert card["L_simple"]["mean"] == pytest.approx(mean, rel=1e-4), "the times are spread evenly"
-    assert card["bits_per_dim"]["n"] == 3 and card["bits_per_dim"]["value"] > 0
+    model, schedule, _ = load_checkpoint(trained / "checkpoint")
+    bound = bits_per_dim(model, schedule, digits[300:303], margin=2, times_per_image=20, progress=False)
+    assert card["bits_per_dim"]["n"] == 3
+    assert card["bits_per_dim"]["value"] == pytest.approx(bound.mean, rel=1e-4), "of the 28 x 28 pixels"
     assert card["metrics"]["frechet_distance"].keys() == {"value", "low", "high"}
 
 
@@ -457,6 +471,22 @@ def test_labels_to_judge_are_as_frequent_as_in_training():
     assert drawn.bincount().tolist() == [5, 1, 14] and drawn.tolist() != drawn.sort().values.tolist()
     assert torch.equal(drawn, guidance.typical_labels(labels, 20, seed=1))
     assert guidance.typical_labels(labels, 1000).bincount().tolist() == [250, 50, 700]
+
+
+def test_a_card_draws_labels_as_often_as_in_training_unless_they_are_named(monkeypatch):
+    known = torch.tensor([2] * 90 + [5] * 10)
+    monkeypatch.setattr(guidance, "load_labels", lambda settings, root: known)
+    settings = Settings(classes=10)
+    assert Evaluate(n=20).labels(settings).bincount().tolist() == [0, 0, 18, 0, 0, 2]
+    assert Evaluate(n=4, label=(3, 1)).labels(settings).tolist() == [3, 1, 3, 1]
+
+
+def test_evaluate_looks_for_mirrored_copies_where_training_mirrors(trained, few_digits, digits, tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", images=digits[:20].flip(-1).permute(0, 2, 3, 1).numpy())
+    drawn = "--images", str(tmp_path / "x.npz")
+    assert not evaluate(trained, tmp_path / "a", *drawn)["nearest_training_image_in_pixels"]["copies"]
+    monkeypatch.setitem(ddpm.AUGMENTATIONS, "mnist", lambda x0, generator: x0)
+    assert evaluate(trained, tmp_path / "a", *drawn)["nearest_training_image_in_pixels"]["copies"]
 
 
 def test_a_network_always_told_its_label_is_not_asked_without(few_digits, tmp_path, capsys):
@@ -591,10 +621,11 @@ def test_the_margin_of_digits_and_the_size_of_faces_do_not_matter(digits):
     judge, wide = fresh_judge(), torch.nn.functional.pad(digits[:3], [4] * 4)
     assert torch.equal(judge.features(wide), judge.features(digits[:3]))
     faces = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    large = faces.repeat_interleave(16, dim=2).repeat_interleave(16, dim=3)
-    small = faces.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    close = (fresh_judge("celeba").features(large), fresh_judge("celeba").features(small))
-    torch.testing.assert_close(*close, rtol=0.1, atol=0.02)
+    judge, seen = fresh_judge("celeba"), []
+    judge.network.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., 3::8, 3::8]))
+    for times in (8, 16):
+        judge.features(faces.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3))
+    torch.testing.assert_close(seen, [to_float(faces)] * 2, rtol=0, atol=1e-5)  # inside its squares, of 64 x 64 pixels
 
 
 def test_shifts_move_an_image_and_repeat_its_edge():
@@ -620,6 +651,23 @@ def test_an_extractor_learns_and_comes_back_from_its_file(digits, monkeypatch, t
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     with pytest.raises(ValueError, match='no extractor for "ffhq"'):
         extractors.train_extractor("ffhq")
+
+
+def test_the_extractor_command_saves_what_it_trained_and_overwrites_nothing(tmp_path, monkeypatch, capsys):
+    asked, out = [], tmp_path / "a.safetensors"
+
+    def train(dataset, root, **options):
+        asked.append((dataset, options))
+        return fresh_judge().network, 0.75
+
+    monkeypatch.setattr(extractors, "train_extractor", train)
+    command = ["extractor", "--epochs", "3", "--seed", "5", "--device", "cpu", "--out", str(out)]
+    assert main(command) == 0 and "75.00% right on the 10,000 test" in capsys.readouterr().out
+    assert asked == [("mnist", {"epochs": 3, "seed": 5, "device": torch.device("cpu")})]
+    network, record = extractors.load_extractor(out)
+    assert record["accuracy"] == 0.75 and record["epochs"] == 3
+    assert all(map(torch.equal, network.parameters(), fresh_judge().network.parameters()))
+    assert main(command) == 1 and "exists already" in capsys.readouterr().err
 
 
 def test_attributes_are_learnt_too(monkeypatch):

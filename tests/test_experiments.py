@@ -184,7 +184,15 @@ def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_p
     monkeypatch.setattr(ddpm, "timesteps", lambda T, steps, spacing="trailing": [20, 10, 5])
     scale = replace(TINY, seeds=1)
     lab = Lab(ddpm.writable_folder(tmp_path / "ema"), scale, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
+    frozen, draw = [], Lab.draw
+
+    def watched(lab, model, *rest, **more):
+        frozen.append(not any(p.requires_grad for p in model.parameters()))
+        return draw(lab, model, *rest, **more)
+
+    monkeypatch.setattr(Lab, "draw", watched)
     experiments.ema(lab)
+    assert frozen == [row["arm"].startswith("averaged") for row in lab.rows if "step" in row]
     run = ddpm.resume_run(tmp_path / "runs" / "steady-rate-0")
     assert run.step == 6 and {(row["arm"], row["step"]) for row in lab.rows if "step" in row} == {
         (f"{weights}, {rate} rate", step)

@@ -153,6 +153,23 @@ def test_the_command_of_a_plan_makes_the_same_settings(machine, fits, monkeypatc
     assert [run.settings for run, _, _ in fits] == [made.settings]
 
 
+def test_speeds_are_images_a_second_and_seconds_an_image(tiny, monkeypatch):
+    now, step = [0.0], ddpm.training_step
+
+    def takes(seconds, function):
+        def slow(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+
+        return slow
+
+    monkeypatch.setattr(planning, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(ddpm, "training_step", takes(0.5, step))
+    assert planning.measured_pace(tiny, CPU, 1.0) == 32, "two steps of 16 in a second"
+    monkeypatch.setattr(ddpm.UNet, "forward", takes(0.72, ddpm.UNet.forward))
+    assert planning.measured_sampling(tiny, CPU) == pytest.approx(0.02), "36 images at once"
+
+
 def test_speeds_are_measured(tiny):
     pace = planning.measured_pace(replace(tiny, classes=3), CPU, 0.05)
     assert 10 < pace < 1e6 and 0 < planning.measured_sampling(tiny, CPU) < 1

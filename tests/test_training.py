@@ -390,6 +390,9 @@ def test_fit_does_not_overwrite_another_run(tiny, blobs, tmp_path):
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(FileExistsError, match="holds a checkpoint already"):
         fit(start_run(replace(tiny, seed=1)), blobs, schedule, tmp_path)
+    (tmp_path / "training_state.pt").unlink()  # as in a checkpoint that is shipped
+    with pytest.raises(FileExistsError, match="holds a checkpoint already"):
+        fit(start_run(replace(tiny, seed=1)), blobs, schedule, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
@@ -412,6 +415,25 @@ def test_a_run_that_began_in_the_same_folder_meanwhile_is_not_overwritten(tiny, 
     with pytest.raises(FileExistsError, match="holds a checkpoint already"):
         fit(start_run(tiny), blobs, schedule, tmp_path, meanwhile)
     assert resume_run(tmp_path).settings.seed == 1
+
+
+def test_the_seed_decides_order_times_noise_and_dropout(tiny, blobs):
+    seen = []
+
+    def objective(model, schedule, x0, t, eps):
+        seen.append((x0, t, eps, torch.tensor(torch.initial_seed())))
+        return l_simple(model, schedule, x0, t, eps)
+
+    for seed in (0, 1):
+        next(training_loop(start_run(replace(tiny, seed=seed)), blobs, make_schedule(tiny), objective))
+    assert not any(map(torch.equal, *seen))
+
+
+def test_previews_are_of_averaged_weights_and_know_what_they_predict(tiny, blobs, tmp_path, monkeypatch):
+    seen, settings = [], replace(tiny, prediction="v", epochs=0.2)
+    monkeypatch.setattr(ddpm, "save_preview", lambda path, model, *rest: seen.append(model))
+    run = fit(start_run(settings), blobs, make_schedule(settings), tmp_path)
+    assert [(model.prediction, model.network) for model in seen] == [("v", run.ema)]
 
 
 def test_each_step_and_each_process_draws_its_own_dropout(dropout, blobs):
