@@ -146,7 +146,7 @@ class Drawing:
     eta: float = 0.0  # noise of ddim and dpmpp: 0 none, 1 as much as ddpm
     variance: Variance = "auto"  # of ddpm's steps; auto: learned where the network has learned it, else posterior
     clip: Literal["static", "dynamic", "none"] = "static"  # of the predicted image, to the range that pixels have
-    label: tuple[int, ...] = ()  # labels to draw, in turn; unless told all (evaluate: as often as in training)
+    label: tuple[int, ...] = ()  # labels to draw, in turn; unless told all (evaluate: at random from training's)
     guidance: float | None = None  # 0 ignores the labels, 1 (unless told) follows them, more exaggerates them
     guide: Path | None = None  # a worse checkpoint to keep away from: --guidance 1 does not, 2 (unless told) does
     seed: int = 0  # image k depends on seed and k alone
@@ -368,7 +368,7 @@ class Evaluate(Drawing):
         print("\n".join([*evaluation.card_lines(card), f"written to {self.out}"]))
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
-        """Unless told, each as often as in training, lest it be the labels' shares that distances measure."""
+        """Unless told, those of training drawn at random, lest it be the labels' shares that distances measure."""
         if self.label:
             return super().labels(settings)
         try:

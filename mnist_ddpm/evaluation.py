@@ -125,7 +125,8 @@ def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate
 def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
     """How much too large the Fréchet distance of n generated features is to be expected: c/n (arXiv 1911.07023).
 
-    That of n/2 is too large by as much again: here in the mean over ten halvings. Raises ValueError for fewer than 4.
+    That of n/2 is too large by as much again: here in the mean over ten halvings. What the number of real features
+    adds is no part of it. Raises ValueError for fewer than 4.
     """
     size, ordered = len(generated) // 2, in_order(generated)
     halves = (half for k in range(10) for half in shuffled(ordered, 10 * seed + k).split(size)[:2])
@@ -180,7 +181,10 @@ def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estim
 
 
 def floors(training: Tensor, held_out: Tensor | None, n: int, seed: int = 0) -> dict[str, dict]:
-    """What real images score in the place of n generated ones: the best that a model can hope for."""
+    """What real images score in the place of n generated ones: about the best that a model can hope for.
+
+    A half is compared with the other half only, so the bias that the number of reference images brings is twice as large.
+    """
     first, second = shuffled(training, seed).chunk(2)
     found = {"training half against half": {"n": min(n, len(first)), **distances(second, first[:n], seed)}}
     if held_out is not None:
@@ -394,8 +398,8 @@ def card_lines(card: dict) -> list[str]:
         lines.append(f"{title} (n = {row['n']}): {figures}")
     if card["n"] < SMALL:
         lines.append(
-            f"n = {card['n']} is small: expect a Fréchet distance about {card['frechet_bias']:.2g} too large, as are "
-            "those of real images above; that falls as 1/n, so take n = 10,000 where you can"
+            f"n = {card['n']} is small: expect a Fréchet distance about {card['frechet_bias']:.2g} too large, and as "
+            "many real images above alike; that falls as 1/n, so take n = 10,000 where you can"
         )
     if "digits" in card:
         digits = card["digits"]

@@ -51,7 +51,7 @@ def rescaled(make: Callable[[Settings], Schedule]) -> Callable[[Settings], Sched
         if settings.prediction == "eps":
             raise ValueError(
                 f'schedule "{settings.schedule}" ends in pure noise, from which no x_0 follows by its noise: '
-                'take prediction "v" or "x0"'
+                'take prediction "v", "x0" or "mu"'
             )
         return zero_terminal_snr(make(settings))
 

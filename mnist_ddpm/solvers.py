@@ -20,29 +20,31 @@ def dpmpp_2m_sampler(
 ) -> States:  # fmt: skip
     """DPM-Solver++(2M), multistep, one evaluation a step (arXiv 2211.01095, Algorithm 2), first order at both ends.
 
-    eta: noise() brings 1 - exp(-2 eta h) of the variance 1 - alpha_bar_s of x_s, where h is the step in lambda, half
-    the log SNR; the rest stays from x_t. 1 is that paper's SDE-DPM-Solver++(2M), of which ancestral is the first order;
-    below 1 it is more than DDIM's eta of that value brings.
+    h is the step in lambda, half the log SNR. Where it is more than twice the step before, as at the end of "linspace"
+    and "leading", the order is the first too: what x0_hat did in so short a step says nothing of so long a one.
+    eta: noise() brings 1 - exp(-2 eta h) of the variance 1 - alpha_bar_s of x_s; the rest stays from x_t. 1 is that
+    paper's SDE-DPM-Solver++(2M), of which ancestral is the first order; below 1 it is more than DDIM's eta of that
+    value brings.
     Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Raises ValueError unless eta is finite and >= 0.
     """
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta is {eta}: it must be at least 0 (deterministic), such as 1 (as noisy as DDPM)")
-    x, older, before = xT, None, -math.inf
+    x, older, last_h = xT, xT, 0.0
     lam = 0.5 * (schedule.alpha_bar / (1 - schedule.alpha_bar)).log()  # inf at t = 0
     for t, s in transitions(times, schedule.T):
         x0_hat = predict(model, schedule, x, t, clip).x0_hat
         yield t, x, x0_hat
         h = (lam[s] - lam[t]).item()
         direction = x0_hat
-        if older is not None and s > 0:
-            direction = x0_hat + (x0_hat - older) * (h / (2 * (lam[t].item() - before)))
+        if s > 0 and h <= 2 * last_h:  # at s = 0 h is infinite
+            direction = x0_hat + (x0_hat - older) * (h / (2 * last_h))
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         shrink = math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))
         kept = math.exp(-eta * h) if eta > 0 else 1.0  # h is infinite at s = 0
         x = shrink * kept * x - math.sqrt(alpha_bar_s) * math.expm1(-(1 + eta) * h) * direction
         if eta > 0 and s > 0:
             x = x + math.sqrt((1 - alpha_bar_s) * (1 - kept**2)) * noise()
-        older, before = x0_hat, lam[t].item()
+        older, last_h = x0_hat, h
     yield 0, x, x
 
 

@@ -385,7 +385,7 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
         (["--objective", "none"], 'objective "none" is unknown'),
         (["--prediction", "none"], 'prediction "none" is unknown'),
         (["--prediction", "none", "--objective", "vlb"], 'prediction "none" is unknown'),
-        (["--schedule", "cosine-zero-snr"], 'take prediction "v" or "x0"'),
+        (["--schedule", "cosine-zero-snr"], 'take prediction "v", "x0" or "mu"'),
         (["--classes", "10"], "has no labels: set classes to 0"),
         (["--dataset", "mnist", "--data", str(ROOT / "data"), "--classes", "3"], "set classes to 10"),
         (["--out", "file/run"], "cannot write to the folder file/run"),

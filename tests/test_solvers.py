@@ -86,6 +86,17 @@ def test_many_steps_follow_the_flow_to_the_image(fine, sampler, steps, error):
     torch.testing.assert_close(got, flow(fine, x, 4000, 0), rtol=0, atol=error)
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "quadratic"])
+@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+def test_second_order_is_no_worse_than_first_for_any_spacing(paper, spacing, steps):
+    """The last two steps of leading and linspace are far longer, in lambda, than those before."""
+    times, x, errors = timesteps(1000, steps, spacing), start(), []
+    for sampler in (dpmpp, ddim):
+        got = state_at(sampler(gaussian(paper), paper, times, x, no_noise), 0)
+        errors.append((got - flow(paper, x, times[0], 0)).square().mean().sqrt().item())
+    assert errors[0] < errors[1]
+
+
 def moments(sampler, schedule, times, draws):
     """Mean and deviation of the samples, exact: with a linear denoiser, a sample is linear in each of its noises."""
     unit = torch.eye(draws + 2, dtype=torch.float64).view(-1, draws + 2, 1, 1, 1)
