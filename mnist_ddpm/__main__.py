@@ -7,7 +7,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -72,9 +72,7 @@ class Train:
         if self.resume:
             if self.preset != Train.preset:
                 raise ValueError("a resumed run has settings of its own: leave out --preset")
-            whole = (self.out / "config.json").exists() or not (self.out / "training_state.pt").exists()
-            saved = ddpm.load_config(self.out)[0] if whole else ddpm.resume_run(self.out).settings
-            return TrainingFlags(**asdict(saved))
+            return TrainingFlags(**asdict(presets.of_run(self.out)))
         labels = presets.dataset(self.preset, self.flags.dataset) in guidance.LABELLED
         started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
@@ -256,7 +254,7 @@ class Sample(Drawing):
         columns = 6 if settings.image_size <= 32 else 4  # of the films, and rows: noise makes large files
         began = time.monotonic()
         images, film = processes.generate(
-            world, model, schedule, self.n, (settings.channels, settings.image_size, settings.image_size),
+            world, model, schedule, self.n, settings.shape,
             sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, film=columns**2, device=device,
             **options,
         )  # fmt: skip
@@ -309,6 +307,7 @@ class Evaluate(Drawing):
     bits: int = 0  # also the bound in bits/dim, of so many held-out images; 0: not
     extractor: str = "auto"  # a file, or "inception" for comparisons with papers; auto: the data set's own
     out: Path = Path("images&samples/latest/card.json")  # file for the card
+    dataset: str | None = None  # where the training images are now, if it is a folder that has moved
     data: Path = Path("data")  # folder that holds the data sets known by name
     command: tyro.conf.Suppress[str] = ""  # that was given, for the card
 
@@ -319,6 +318,7 @@ class Evaluate(Drawing):
             raise ValueError(f"the images in {self.images} are drawn already: leave out {' and '.join(idle)}")
         world, device = self.connect()
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        settings = replace(settings, dataset=self.dataset or settings.dataset)
         judge = extractors.pick_judge(self.extractor, settings.dataset, device)
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):
@@ -387,7 +387,7 @@ class Evaluate(Drawing):
         sampler, options = self.sampling(settings)
         began = time.monotonic()
         images, _ = processes.generate(
-            world, told, schedule, self.n, (settings.channels, settings.image_size, settings.image_size),
+            world, told, schedule, self.n, settings.shape,
             sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, device=device, **options,
         )  # fmt: skip
         each = round((time.monotonic() - began) / self.n, 5)
@@ -588,7 +588,7 @@ def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor
         OSError, LookupError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, RuntimeError,
     ) as error:  # fmt: skip
         raise ValueError(f"{path} is neither a folder nor a samples.npz of the sample command ({error})") from error
-    expected = (settings.channels, settings.image_size, settings.image_size)
+    expected = settings.shape
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
         raise ValueError(f"{path} holds {images.dtype} {tuple(images.shape)}, not uint8 (n, {expected})")
     return images
@@ -639,6 +639,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)
+        if isinstance(command, Train | Plan) and (command.out / "training_state.pt").exists():
+            how = shlex.join(["python", "-m", "mnist_ddpm", "train", "--resume", "--out", str(command.out)])
+            print(f"to go on: {how}", file=sys.stderr)
         status = 130
     processes.leave()
     return status

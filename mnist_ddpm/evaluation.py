@@ -183,7 +183,7 @@ def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estim
 def floors(training: Tensor, held_out: Tensor | None, n: int, seed: int = 0) -> dict[str, dict]:
     """What real images score in the place of n generated ones: about the best that a model can hope for.
 
-    A half is compared with the other half only, so the bias that the number of reference images brings is twice as large.
+    A half is compared with the other half only: the bias that the number of reference images brings is twice as large.
     """
     first, second = shuffled(training, seed).chunk(2)
     found = {"training half against half": {"n": min(n, len(first)), **distances(second, first[:n], seed)}}

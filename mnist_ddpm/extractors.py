@@ -120,7 +120,10 @@ def pick_judge(name: str, dataset: str, device: Device = "cpu") -> Judge:
     if name == "inception":
         return Judge(Inception().to(device).eval(), "inception-v3-compat, 2048 features", device)
     if name == "auto" and dataset not in FOR:
-        raise ValueError(f'no extractor knows the data set {dataset}: name one (a file, or "inception")')
+        raise ValueError(
+            f"no extractor knows the data set {dataset}: name one, such as {FOLDER / 'celeba.safetensors'} for colour, "
+            'or "inception"'
+        )
     path = FOLDER / f"{FOR[dataset]}.safetensors" if name == "auto" else Path(name)
     network, _ = load_extractor(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -58,8 +58,7 @@ def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float =
     """Images trained a second with these settings, after a warm-up; at least two steps are timed."""
     run, schedule = ddpm.start_run(settings, device), ddpm.make_schedule(settings).to(device)
     objective = ddpm.make_objective(settings)
-    size = settings.batch_size, settings.channels, settings.image_size, settings.image_size
-    x0, labels = torch.zeros(size, device=device), None
+    x0, labels = torch.zeros(settings.batch_size, *settings.shape, device=device), None
     if settings.classes:
         labels = torch.zeros(settings.batch_size, dtype=torch.long, device=device)
     steps, began = -2, 0.0
@@ -74,7 +73,7 @@ def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float =
 def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
     """Seconds an image, in a batch of 36, of one network evaluation."""
     model = ddpm.make_model(settings).to(device).eval()
-    x = torch.zeros(36, settings.channels, settings.image_size, settings.image_size, device=device)
+    x = torch.zeros(36, *settings.shape, device=device)
     t = torch.ones(36, dtype=torch.long, device=device)
     with torch.no_grad():
         model(x, t)

@@ -4,6 +4,7 @@ import math
 import weakref
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_ddpm.ddpm import Settings, count_parameters, look_up, make_model
+from mnist_ddpm.ddpm import PathLike, Settings, count_parameters, load_config, look_up, make_model, resume_run
 
 LAPTOP = {
     "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0", "objective": "min-snr",
@@ -61,6 +62,12 @@ def preset(name: str) -> Settings:
     return Settings(**look_up("preset", name, PRESETS))
 
 
+def of_run(folder: PathLike) -> Settings:
+    """Those of a saved run, also where its first save was cut short. Raises as load_config or resume_run."""
+    whole = Path(folder, "config.json").exists() or not Path(folder, "training_state.pt").exists()
+    return load_config(folder)[0] if whole else resume_run(folder).settings
+
+
 class Cost(NamedTuple):
     parameters: int
     flops: int  # of one evaluation of one image: two for each multiplication with an addition
@@ -103,7 +110,7 @@ def cost(settings: Settings) -> Cost:
     s = settings
     with FakeTensorMode():
         model = make_model(s).train()
-        x = torch.zeros(math.ceil(s.batch_size / s.accumulation), s.channels, s.image_size, s.image_size)
+        x = torch.zeros(math.ceil(s.batch_size / s.accumulation), *s.shape)
         t = torch.ones(len(x), dtype=torch.long)
         labels = torch.zeros_like(t) if s.classes else None
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -232,6 +232,14 @@ def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
         raise error("CUDA error")
 
 
+def test_a_folder_of_images_may_move_between_parts_of_a_run(tiny, tmp_path):
+    settings = replace(tiny, dataset="there", channels=1)
+    save_run(tmp_path, start_run(settings))
+    assert resume_run(tmp_path, replace(settings, dataset="here")).settings.dataset == "here"
+    with pytest.raises(ValueError, match="dataset was 'there' .* cannot become 'mnist'"):
+        resume_run(tmp_path, replace(settings, dataset="mnist"))
+
+
 def test_a_run_from_another_device_takes_the_kind_of_step_that_suits_this_one(saved):
     state = torch.load(saved / "training_state.pt", weights_only=True)
     state["optimizer"]["param_groups"][0]["fused"] = False

@@ -491,6 +491,25 @@ def test_evaluate_looks_for_mirrored_copies_where_training_mirrors(trained, few_
     assert evaluate(trained, tmp_path / "a", *drawn)["nearest_training_image_in_pixels"]["copies"]
 
 
+def test_a_folder_of_training_images_may_have_moved(trained, digits, tmp_path, capsys):
+    settings = Settings(
+        dataset="gone", channels=1, base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20
+    )
+    save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
+    (tmp_path / "moved").mkdir()
+    for k, image in enumerate(digits[:20, 0]):
+        imageio.imwrite(tmp_path / "moved" / f"{k:02d}.png", image.numpy())
+    common = ["--checkpoint", str(tmp_path / "checkpoint"), "--n", "8", "--steps", "2"]
+    common += ["--out", str(tmp_path / "card"), "--data", str(tmp_path)]
+    judge = ["--extractor", str(trained / "judge.safetensors")]
+    assert main(["evaluate", *common]) == 1
+    assert "no extractor knows the data set gone: name one, such as checkpoints/ext" in capsys.readouterr().err
+    assert main(["evaluate", *common, *judge]) == 1 and '"gone" is unknown' in capsys.readouterr().err
+    assert main(["evaluate", *common, *judge, "--dataset", str(tmp_path / "moved")]) == 0
+    card = json.loads((tmp_path / "card").read_text())
+    assert card["reference"] == f"{tmp_path / 'moved'}, 20 training images of 32 pixels"
+
+
 def test_a_network_always_told_its_label_is_not_asked_without(few_digits, tmp_path, capsys):
     settings = Settings(
         base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, classes=10, label_dropout=0.0

@@ -169,11 +169,14 @@ def test_notebook_alone_trains_where_there_is_no_checkpoint(tmp_path):
 
 def test_notebook_resumes_a_run_with_its_own_settings(tmp_path):
     (tmp_path / "mnist_ddpm").symlink_to(ROOT / "mnist_ddpm")
-    begun = Settings(base_channels=8, T=20, batch_size=8, channel_mults=(1, 2), epochs=1)
+    begun = Settings(base_channels=8, T=20, batch_size=8, channel_mults=(1, 2), epochs=1, precision="bfloat16")
     fit(start_run(begun), torch.zeros(48, 1, 32, 32, dtype=torch.uint8), make_schedule(begun), tmp_path / "run")
-    text = run_in(tmp_path, resume=True, base_channels=32, T=1000, batch_size=128, epochs=2)
+    (tmp_path / "run" / "config.json").unlink()  # as after a first save that was cut short
+    text = run_in(tmp_path, resume=True, base_channels=32, T=1000, batch_size=128, epochs=2, precision="float32")
     settings, record = load_config(tmp_path / "run")
-    assert settings == replace(begun, epochs=2) and record["steps"] == 12, "what was left as it is came from the run"
+    after = replace(begun, epochs=2, precision="float32")
+    assert settings == after and record["steps"] == 12, "what was left as it is came from the run"
+    assert "From the run in run: base_channels 8, T 20, batch_size 8" in text
     assert "Set to train: 2 epochs of mnist in batches of 8, Adam" in text
 
 
@@ -212,4 +215,5 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
-    assert names["images"].shape == (64, 1, 32, 32) and (tmp_path / "digits.png").is_file()
+    assert names["images"].shape == (64, 1, 32, 32)
+    assert (tmp_path / "digits.png").is_file() and (tmp_path / "digits.gif").is_file()

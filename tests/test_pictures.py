@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.utils import make_grid
 
-from mnist_ddpm.ddpm import draw_strip, enlarge, nearest, save_gif, tile
+from mnist_ddpm.ddpm import draw_strip, enlarge, generate, ideal_denoiser, nearest, save_gif, tile
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_enlarge_makes_squares():
 @pytest.mark.parametrize("predicted", [False, True])
 def test_gif_has_every_frame_in_order_and_true_levels(film, tmp_path, predicted, channels):
     film = [(t, x.repeat(1, channels, 1, 1), y.repeat(1, channels, 1, 1)) for t, x, y in film]
-    save_gif(tmp_path / "film.gif", film, predicted, columns=3, scale=2)
+    save_gif(tmp_path / "film.gif", film, predicted, columns=3)
     frames = imageio.imread(tmp_path / "film.gif", index=None)
     assert len(frames) == 11 and frames.shape[1:3] == (2 * (2 + 10), 2 * (2 + 3 * 10))
     middle = frames[:, 10, 10, 0].astype(int)
@@ -71,6 +71,14 @@ def test_strip_of_a_single_image_and_few_moments(film):
     figure = draw_strip([(t, x[:1], y[:1]) for t, x, y in film[:2]], images=4)
     assert figure.axes[0].images[0].get_array().shape[:2] == (2 + 2 * 10, 2 + 2 * 10)
     plt.close(figure)
+
+
+def test_a_film_that_was_not_asked_for_is_told(paper, tmp_path):
+    model = ideal_denoiser(paper, torch.zeros(1, 1, 8, 8))
+    _, film = generate(model, paper, 2, (1, 8, 8), steps=2, progress=False)
+    for picture in (draw_strip, lambda film: save_gif(tmp_path / "a.gif", film)):
+        with pytest.raises(ValueError, match="the film is empty: generate keeps as many images .* film says"):
+            picture(film)
 
 
 def test_nearest_finds_copies_across_chunks():

@@ -296,6 +296,20 @@ def test_first_interrupt_waits_and_one_a_second_later_does_not(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before and len(pressed) == 3
 
 
+def test_a_first_interrupt_says_what_it_waits_for(capsys):
+    with deferred_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert capsys.readouterr().out == "\nstopping after this step, to save it; once more stops at once\n"
+
+
+def test_too_few_steps_for_the_warm_up_are_told(tiny, blobs, tmp_path, capsys):
+    for warmup, told in ((7, True), (6, False)):  # of twelve
+        settings = replace(tiny, warmup_steps=warmup)
+        fit(start_run(settings), blobs, make_schedule(settings), tmp_path / str(warmup))
+        assert ("12 steps in all, and the learning rate needs 7 to rise" in capsys.readouterr().out) is told
+
+
 def test_terminating_signals_that_come_twice_wait_too():
     with deferred_interrupt() as pressed:
         signal.raise_signal(signal.SIGTERM)
