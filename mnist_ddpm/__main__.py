@@ -81,7 +81,7 @@ class Train:
         if not self.resume:
             ddpm.must_be_free(self.out)
         world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
-        device = pick_device(self.device, world)
+        device = processes.pick_device(self.device, world)
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
@@ -113,7 +113,7 @@ class Plan:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
 
     def run(self) -> None:
-        device = pick_device(self.device)
+        device = processes.pick_device(self.device)
         if not self.dry_run:
             ddpm.must_be_free(self.out)
         asked = ddpm.Settings(**{name: getattr(self, name) for name in ("dataset", "classes", "attributes", "seed")})
@@ -159,7 +159,7 @@ class Drawing:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         world = processes.connect(self.processes, self.device == "cpu")
-        return world, pick_device(self.device, world)
+        return world, processes.pick_device(self.device, world)
 
     @property
     def scale(self) -> float:
@@ -442,7 +442,7 @@ class Likelihood:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
 
     def run(self) -> None:
-        device = pick_device(self.device)
+        device = processes.pick_device(self.device)
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         model = counted = ddpm.Counted(model)
         variance, T = pick_variance(self.variance, settings), schedule.T
@@ -502,7 +502,7 @@ class Extractor:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
 
     def run(self) -> None:
-        device = pick_device(self.device)
+        device = processes.pick_device(self.device)
         free_file(self.out)
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists already: name another file")
@@ -592,18 +592,6 @@ def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
         raise ValueError(f"{path} holds {images.dtype} {tuple(images.shape)}, not uint8 (n, {expected})")
     return images
-
-
-def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
-    """The device of that name, or the one of a process among several. Raises ValueError where PyTorch has none."""
-    if world is not None and world.size > 1:
-        return world.device
-    try:
-        device = ddpm.best_device() if name == "auto" else torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device "{name}" is not to be had here ({ddpm.first_line(error)})') from error
-    return device
 
 
 Command = (

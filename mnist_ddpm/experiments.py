@@ -28,8 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
-from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, solvers
-from mnist_ddpm.__main__ import pick_device
+from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, processes, solvers
 
 Row = dict[str, str | int | float]
 Network = Callable[[], ddpm.Model]  # trained when it is first called, or read
@@ -581,7 +580,7 @@ def main(arguments: list[str] | None = None) -> int:
         scale = QUICK if asked.quick else scale
         out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
         command = shlex.join(["python", "-m", "mnist_ddpm.experiments", *given])
-        lab = Lab(out, scale, asked.data, pick_device(asked.device), experiment.training, command)
+        lab = Lab(out, scale, asked.data, processes.pick_device(asked.device), experiment.training, command)
         experiment.run(lab)
         draw_plot(asked.name, lab.rows, out / "plot.png")
     except (ValueError, OSError, FloatingPointError) as error:

@@ -59,6 +59,18 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
     return world
 
 
+def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
+    """The device of that name, or the one of a process among several. Raises ValueError where PyTorch has none."""
+    if world is not None and world.size > 1:
+        return world.device
+    try:
+        device = ddpm.best_device() if name == "auto" else torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'device "{name}" is not to be had here ({ddpm.first_line(error)})') from error
+    return device
+
+
 def leave() -> None:
     """Closes the connection at the end of the work: a process that exits with its threads at work may be aborted."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
