@@ -296,6 +296,8 @@ class Sample(Drawing):
 class Evaluate(Drawing):
     """Judge images: print a card of figures, beside what real images would score, and write it as JSON.
 
+    A picture beside it, …-closest.png, shows the images nearest to training images, with these below.
+
     Without --images it draws them. Reference is the checkpoint's training images. Distances, precision and recall
     are of the features of a network in checkpoints/extractors, of images rounded to 8 bits as a file would be.
 
@@ -365,7 +367,15 @@ class Evaluate(Drawing):
             )  # fmt: skip
             card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
         evaluation.write_card(self.out, card)
-        print("\n".join([*evaluation.card_lines(card), f"written to {self.out}"]))
+        pairs, picture = card["nearest_training_image_in_features"]["closest"], self.closest_pairs
+        shown = torch.cat([source[[pair[k] for pair in pairs]] for k, source in enumerate((images, training))])
+        imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(shown, len(pairs)), 2))
+        print("\n".join([*evaluation.card_lines(card), f"written to {self.out}; the closest pairs to {picture}"]))
+
+    @property
+    def closest_pairs(self) -> Path:
+        """The file for a picture of the images nearest to training images, by features, with these below."""
+        return self.out.with_name(f"{self.out.stem}-closest.png")
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
         """Unless told, those of training drawn at random, lest it be the labels' shares that distances measure."""

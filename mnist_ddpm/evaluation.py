@@ -23,6 +23,7 @@ RESAMPLES = 50  # bootstrap samples behind an interval
 NEIGHBOURS = 3  # k of precision and recall
 AUDITED = 1000  # real images, at most, whose nearest training image is looked for too
 EXACT = 0.01  # of the usual distance to the nearest image: what is nearer is the same image
+CLOSEST = 8  # pairs of a generated and a training image that a card names, the nearest first
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias
 
 
@@ -247,6 +248,7 @@ class Audit(NamedTuple):
         return {
             "n": len(self.generated), "median": self.generated.median().item(), "real": self.real.median().item(),
             "closer": self.closer, "exact": self.exact, "copies": self.copies,
+            "closest": [[i, self.index[i].item()] for i in self.generated.argsort()[:CLOSEST].tolist()],
         }  # fmt: skip
 
 
@@ -342,6 +344,8 @@ def judged(
     card["floor"] = floors(known, unseen, len(images), seed)
     if getattr(judge.network, "dataset", None) == "mnist":
         card["digits"] = class_balance(judge.logits(images))
+        if held_out is not None:
+            card["digits"]["held_out"] = class_balance(judge.logits(held_out[: len(images)]))
     in_pixels = audit(images, training, held_out, mirrored=mirrored, device=judge.device)
     seen = [*known.split(1000), *(judge.features(part.flip(-1)) for part in training.split(1000) if mirrored)]
     real = (known if unseen is None else unseen)[:AUDITED]
@@ -408,6 +412,10 @@ def card_lines(card: dict) -> list[str]:
             f"digits 0 to 9 in %: {shares}; the classifier is {digits['mean_confidence']:.1%} sure on average, above "
             f"90 % for {digits['share_above_0.9']:.1%} of the images"
         )
+        if "held_out" in digits:
+            real = digits["held_out"]
+            shares = " ".join(f"{100 * value:.1f}" for value in real["shares"])
+            lines.append(f"held-out ones: {shares}; {real['mean_confidence']:.1%}, {real['share_above_0.9']:.1%}")
     for space in ("pixels", "features"):
         lines.append(f"in {space}: {audit_line(card[f'nearest_training_image_in_{space}'])}")
     if "L_simple" in card:

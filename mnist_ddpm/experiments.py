@@ -554,8 +554,8 @@ class Arguments(Scale):
     device: str = "auto"  # cpu, cuda, mps
 
 
-def draw_plot(name: str, rows: list[Row], path: Path) -> None:
-    """The plot of an experiment's rows, as a PNG."""
+def draw_plot(name: str, rows: list[Row], path: Path, note: str | None = None) -> None:
+    """The plot of an experiment's rows, as a PNG, with a note above it."""
     experiment = EXPERIMENTS[name]
     figure = Figure(figsize=(experiment.width, 4.2), layout="constrained")
     experiment.plot(rows, figure)
@@ -563,6 +563,7 @@ def draw_plot(name: str, rows: list[Row], path: Path) -> None:
     for ax in figure.axes:
         title = "\n".join(textwrap.fill(line, wide) for line in ax.get_title().splitlines())
         ax.set_title(title, fontsize=9)
+    figure.suptitle(note, fontsize=9, color="tab:red")
     with matplotlib.rc_context({"axes.formatter.min_exponent": 4}):  # on logarithmic scales 20, not 2 × 10¹
         figure.savefig(path, dpi=110)
 
@@ -582,7 +583,8 @@ def main(arguments: list[str] | None = None) -> int:
         command = shlex.join(["python", "-m", "mnist_ddpm.experiments", *given])
         lab = Lab(out, scale, asked.data, processes.pick_device(asked.device), experiment.training, command)
         experiment.run(lab)
-        draw_plot(asked.name, lab.rows, out / "plot.png")
+        note = "--quick: too little was trained and drawn to tell anything" if asked.quick else None
+        draw_plot(asked.name, lab.rows, out / "plot.png", note)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ FACES = "faces-64", "faces-64-small", "faces-32"
 ENOUGH = {DIGITS: 300_000, FACES: 150_000}
 STEPS = 750  # that a short training should have at least, by smaller batches (the same page, A few minutes)
 FEWEST = 20  # steps worth a training
+COMPILING = 1200  # seconds of which a GPU may spend a minute or two on compiling the network
 YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.95  # of the time is planned for
 SAMPLER, SAMPLING_STEPS = {DIGITS: "--sampler dpmpp --eta 1", FACES: "--sampler dpmpp"}, 20  # README, How good
@@ -44,10 +45,12 @@ class Plan:
         flags = ["--preset", self.preset]
         for name, value in asdict(s).items():
             if value != getattr(base, name):
-                flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+                values = [] if value is True else value if isinstance(value, tuple) else [value]
+                flags += [f"--{name.replace('_', '-')}", *map(str, values)]
         sampler = SAMPLER[DIGITS if self.preset in DIGITS else FACES]
+        precision = f"{s.precision}, compiled" if s.compile else s.precision
         return [
-            f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {s.precision}: {self.pace:.0f} "
+            f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
             f"then 64 images, {sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
             f"without a plan: python -m mnist_ddpm train {shlex.join(flags)}",
@@ -125,7 +128,10 @@ def make_plan(
 def choose(
     names: tuple[str, ...], kept: dict, seconds: float, device: torch.device
 ) -> tuple[str, ddpm.Settings, float]:
-    """The largest preset that gets to see enough in the time, else the smallest; precision, batch, and its pace."""
+    """The largest preset that gets to see enough in the time, else the smallest; precision, batch, and its pace.
+
+    Where there is time enough for it a GPU compiles the network too, if that pays.
+    """
     smallest, enough = replace(presets.preset(names[-1]), **kept), ENOUGH[names]
     most = measured_pace(smallest, device, 1.0) * seconds  # images; twice as many in a lower precision
     for name in names:
@@ -145,5 +151,12 @@ def choose(
     batch_size = settings.batch_size
     while batch_size > 32 and paces[precision] * seconds / batch_size < STEPS:
         batch_size //= 2
-    chosen = replace(settings, precision=precision, batch_size=batch_size)
-    return name, chosen, paces[precision] if batch_size == settings.batch_size else measured_pace(chosen, device)
+    chosen, pace = replace(settings, precision=precision, batch_size=batch_size), paces[precision]
+    if batch_size < settings.batch_size:
+        pace = measured_pace(chosen, device)
+    if device.type == "cuda" and seconds >= COMPILING:
+        compiled = replace(chosen, compile=True)
+        faster = measured_pace(compiled, device)
+        if faster > 1.05 * pace:
+            return name, compiled, faster
+    return name, chosen, pace

@@ -442,6 +442,27 @@ def test_a_card_counts_the_images_that_there_are(trained, few_digits, tmp_path):
     assert card["bits_per_dim"]["n"] == 100
 
 
+def test_evaluate_shows_the_closest_pairs(trained, few_digits, digits, tmp_path):
+    drawn = digits[350:370].clone()
+    drawn[7] = digits[123]
+    np.savez(tmp_path / "x.npz", images=drawn.permute(0, 2, 3, 1).numpy())
+    card = evaluate(trained, tmp_path / "a.json", "--images", str(tmp_path / "x.npz"))
+    for space in ("pixels", "features"):
+        pairs = card[f"nearest_training_image_in_{space}"]["closest"]
+        assert pairs[0] == [7, 123] and len({i for i, _ in pairs}) == len(pairs) == 8
+    picture = imageio.imread(tmp_path / "a-closest.png")[::2, ::2, 0]
+    assert picture.shape == (2 + 2 * 34, 2 + 8 * 34)
+    for row in (2, 36):  # above the image, and below the one it copies
+        assert np.array_equal(picture[row : row + 32, 2:34], digits[123, 0])
+
+
+def test_a_card_says_what_the_classifier_makes_of_real_digits(digits):
+    judge = fresh_judge()
+    card = judged(digits[600:640], digits[:400], digits[400:500], judge)
+    expected = evaluation.class_balance(judge.logits(evaluation.shuffled(digits[400:500], 0)[:40]))
+    assert card["digits"]["held_out"] == expected != evaluation.class_balance(judge.logits(digits[600:640]))
+
+
 def test_a_card_says_how_it_came_about(trained, few_digits, digits, tmp_path):
     card = evaluate(trained, tmp_path / "a.json", "--sampler", "heun", "--steps", "4", "--bits", "3", "--device", "cpu")
     assert card["n"] == 20 and card["seed"] == 0 and card["evaluations_per_image"] == 7 and card["device"] == "cpu"

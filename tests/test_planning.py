@@ -105,6 +105,22 @@ def test_precision_batch_and_averaging_suit_the_machine_and_the_time(machine):
     assert planning.precisions(CPU) == ["float32", "bfloat16"]
 
 
+@pytest.mark.parametrize(
+    ("gain", "device", "minutes", "compiled"),
+    [(1.5, "cuda", 60, True), (1.02, "cuda", 60, False), (1.5, "cuda", 10, False), (1.5, "cpu", 60, False)],
+)
+def test_a_gpu_compiles_where_there_is_time_and_it_pays(machine, monkeypatch, gain, device, minutes, compiled):
+    eager = planning.measured_pace
+    monkeypatch.setattr(planning, "measured_pace", lambda s, *rest: eager(s, *rest) * (gain if s.compile else 1))
+    monkeypatch.setattr(planning, "precisions", lambda device: ["float32", "bfloat16"])
+    settings = ddpm.Settings(dataset="celeba")
+    made, _ = planning.make_plan(settings, images(9000), 60 * minutes, torch.device(device))
+    first, *_, command = made.lines()
+    assert made.settings.compile is compiled
+    assert (", bfloat16, compiled: 450 images/s" in first) is compiled
+    assert ("--compile" in command) is compiled and "True" not in command, "a flag without a value"
+
+
 @pytest.mark.parametrize("real, half", [(True, "bfloat16"), (False, "float16")])
 def test_emulated_bfloat16_is_not_worth_a_measurement(monkeypatch, real, half):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: real or including_emulation)
