@@ -92,6 +92,9 @@ def plot(rows: dict, minutes: float, path: Path) -> None:
 
 
 def main(asked: Arguments) -> None:
+    for name in asked.only or ():
+        if name not in RECIPES:
+            raise SystemExit(f'error: recipe "{name}" is unknown: take one of {", ".join(RECIPES)}')
     images, unseen = (ddpm.load_images(ddpm.Settings(), asked.data, split) for split in ("train", "test"))
     judge = extractors.pick_judge("auto", "mnist")
     record = {
@@ -111,8 +114,7 @@ def main(asked: Arguments) -> None:
         if name in rows:
             continue
         print(name, flush=True)
-        chosen = ddpm.look_up("recipe", name, RECIPES)
-        settings = ddpm.Settings(precision=asked.precision, seed=asked.seed, **chosen)
+        settings = ddpm.Settings(precision=asked.precision, seed=asked.seed, **RECIPES[name])
         run = trained(settings, images, asked.minutes)
         rows[name] = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
         rows[name] |= judged(run, judge, known, unseen, asked.n)

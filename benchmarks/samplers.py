@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, nargs="+", default=[10, 20, 50])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")  # Greek letters, where a console knows none
     arguments.out.mkdir(parents=True, exist_ok=True)
     model, schedule, settings = ddpm.load_checkpoint(arguments.checkpoint)
     training = ddpm.load_images(settings, arguments.data)
@@ -80,7 +81,7 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     card = {
         "rows": rows, "n": arguments.n, "seed": arguments.seed, "checkpoint": str(arguments.checkpoint),
-        "extractor": judge.name, "reference": "60,000 training images", "device": "cpu",
+        "extractor": judge.name, "reference": f"{len(training):,} training images", "device": "cpu",
         "torch": torch.__version__, "command": shlex.join(["python", "benchmarks/samplers.py", *sys.argv[1:]]),
     }  # fmt: skip
     evaluation.write_card(arguments.out / "samplers.json", card)

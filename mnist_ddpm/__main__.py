@@ -338,13 +338,15 @@ class Evaluate(Drawing):
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         free_file(self.out)
-        if given is not None:
-            images, origin = given, {"images": str(self.images)}
-            if n < len(given):
-                images = evaluation.shuffled(given, self.seed, n)
-                print(f"judging {n:,} of {len(given):,} images, drawn at random: --n {len(given)} takes all")
-        else:
+        if given is None:
             images, origin = self.draw(world, model, schedule, settings, device)
+            chosen = torch.arange(n)
+        else:
+            origin, chosen = {"images": str(self.images)}, torch.arange(len(given))
+            if n < len(given):
+                chosen = evaluation.shuffled(chosen, self.seed, n)
+                print(f"judging {n:,} of {len(given):,} images, drawn at random: --n {len(given)} takes all")
+            images = given[chosen]
         card = {
             "n": len(images), "seed": self.seed, "extractor": judge.name,
             "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
@@ -366,16 +368,15 @@ class Evaluate(Drawing):
                 times_per_image=min(50, schedule.T), margin=margin, **options,
             )  # fmt: skip
             card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
+        picture = self.out.with_name(f"{self.out.stem}-closest.png")
+        mine, theirs = zip(*card["nearest_training_image_in_features"]["closest"])
+        pairs = torch.cat([images[list(mine)], training[list(theirs)]])
+        imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(mine)), 2))
+        for space in ("pixels", "features"):  # numbered as in the file of images
+            found = card[f"nearest_training_image_in_{space}"]
+            found["closest"] = [[chosen[i].item(), j] for i, j in found["closest"]]
         evaluation.write_card(self.out, card)
-        pairs, picture = card["nearest_training_image_in_features"]["closest"], self.closest_pairs
-        shown = torch.cat([source[[pair[k] for pair in pairs]] for k, source in enumerate((images, training))])
-        imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(shown, len(pairs)), 2))
         print("\n".join([*evaluation.card_lines(card), f"written to {self.out}; the closest pairs to {picture}"]))
-
-    @property
-    def closest_pairs(self) -> Path:
-        """The file for a picture of the images nearest to training images, by features, with these below."""
-        return self.out.with_name(f"{self.out.stem}-closest.png")
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
         """Unless told, those of training drawn at random, lest it be the labels' shares that distances measure."""
@@ -637,9 +638,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)
-        if isinstance(command, Train | Plan) and (command.out / "training_state.pt").exists():
-            how = shlex.join(["python", "-m", "mnist_ddpm", "train", "--resume", "--out", str(command.out)])
-            print(f"to go on: {how}", file=sys.stderr)
+        resumable = isinstance(command, Train | Plan) and (command.out / "training_state.pt").exists()
+        if resumable and "resume to go on" in str(error) and ddpm.first_process():
+            how = ["train", "--resume"]
+            for flag, usual in (("out", Train.out), ("data", Train.data), ("device", Train.device)):
+                if getattr(command, flag) != usual:
+                    how += [f"--{flag}", str(getattr(command, flag))]
+            print(f"that is: python -m mnist_ddpm {shlex.join(how)}", file=sys.stderr)
         status = 130
     processes.leave()
     return status

@@ -4,16 +4,16 @@
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
            'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'check_seed', 'Settings',
-           'best_device', 'look_up', 'first_line', 'progress_bar', 'load_mnist', 'load_images', 'to_float', 'to_uint8',
-           'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps',
-           'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block',
-           'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective',
-           'UniformTimes', 'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at',
-           'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step', 'check_labels',
-           'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance',
-           'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source',
-           'ideal_denoiser', 'Counted', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif', 'nearest',
-           'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config',
+           'best_device', 'look_up', 'first_line', 'first_process', 'progress_bar', 'load_mnist', 'load_images',
+           'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample',
+           'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock',
+           'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple',
+           'make_objective', 'UniformTimes', 'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run',
+           'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step',
+           'check_labels', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict',
+           'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser',
+           'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif',
+           'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config',
            'load_checkpoint', 'save_run', 'resume_run', 'writable_folder', 'deferred_interrupt', 'must_be_free',
            'saved_whole', 'save_preview', 'fit']
 
@@ -159,11 +159,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
+def first_process() -> bool:
+    """Whether this is the first of those that a launcher has started, or the only one."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def progress_bar(iterable=None, disable: bool = False, **kwargs) -> tqdm:
     """A text progress bar with time left, on a terminal as well as in a notebook; of several processes, the first's."""
     stream = sys.stderr if sys.stderr.isatty() else sys.stdout
-    other = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"  # as launchers number them
-    return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, disable=disable or other, **kwargs)
+    return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, disable=disable or not first_process(), **kwargs)
 
 # %% ../MNIST_DDPM.ipynb #d57427a7
 def load_mnist(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
@@ -515,15 +519,16 @@ class UniformTimes(nn.Module):
 TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}  # by objective; UniformTimes for all others
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
-def compile_network(model: nn.Module, device: Device) -> None:
-    """Has torch.compile translate the model when it is first called; where it finds no compiler, only says so."""
+def compile_network(model: nn.Module, device: Device) -> bool:
+    """Has torch.compile translate the model when it is first called. False where it finds no compiler, which it says."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
-        return
+        return False
     print("compiling the network: a minute or two, or less where the compiler's cache knows it", flush=True)
     model.compile()
+    return True
 
 
 class World:
@@ -553,6 +558,7 @@ class Run:
     generator: torch.Generator  # of times and noise
     times: nn.Module  # draws t
     scaler: torch.amp.GradScaler  # of the loss, lest float16 round small gradients to 0
+    n: int = 0  # training images; 0: not known yet
     step: int = 0  # training steps done
     seconds: float = 0.0  # time spent on them
     losses: list[float] = field(default_factory=list)  # the loss of every step
@@ -694,10 +700,13 @@ def training_loop(
     """Trains run on uint8 images (N, C, H, W), and their labels (N,), up to settings.epochs. Yields after each step.
 
     objective: the one that settings names unless given.
-    Raises ValueError unless there are labels exactly where settings.classes asks for them, FloatingPointError
-    where the loss or the gradient is not finite; the weights are still good then.
+    Raises ValueError unless there are labels exactly where settings.classes asks for them, and as many images as
+    before, FloatingPointError where the loss or the gradient is not finite; the weights are still good then.
     """
     check_labels(labels, len(images), run.settings.classes)
+    if run.n not in (0, len(images)):
+        raise ValueError(f"the run is one of {run.n} images, and here are {len(images)}: init_from goes on with others")
+    run.n = len(images)
     s, epoch_steps, schedule = run.settings, steps_per_epoch(run.settings, images), schedule.to(run.device)
     if s.batch_size % run.world.size:
         raise ValueError(f"batch_size {s.batch_size} cannot be shared by {run.world.size} processes: take a multiple")
@@ -1115,7 +1124,7 @@ def save_run(folder: PathLike, run: Run) -> None:
         "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(), "times": run.times.state_dict(), "scaler": run.scaler.state_dict(),
         "generator": run.generator.get_state(), "device": run.device.type,
-        "step": run.step, "seconds": run.seconds, "losses": run.losses,
+        "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
     }  # fmt: skip
     with replacing(Path(folder, "training_state.pt")) as path:
         torch.save(state, path)
@@ -1155,7 +1164,8 @@ def resume_run(folder: PathLike, settings: Settings | None = None, device: Devic
         run.scaler.load_state_dict(state["scaler"])
     if run.device.type == state["device"]:  # the state of one device's generator means nothing to another's
         run.generator.set_state(state["generator"])
-    run.step, run.seconds, run.losses = state["step"], state["seconds"], state["losses"]
+    run.n, run.step = state.get("n", 0), state["step"]
+    run.seconds, run.losses = state["seconds"], state["losses"]
     return run
 
 # %% ../MNIST_DDPM.ipynb #7344c858
@@ -1178,9 +1188,10 @@ def deferred_interrupt() -> Iterator[list]:
         pressed.append(time.monotonic())
         if signum == signal.SIGINT and pressed[-1] > pressed[0] + 1:
             raise KeyboardInterrupt("interrupted within a step: what was saved before is good")
-        if len(pressed) == 1:
-            with suppress(RuntimeError):  # of a stream that was just being written
-                print("\nstopping after this step, to save it; once more stops at once", flush=True)
+        if len(pressed) == 1 and first_process():
+            more = "; once more stops at once" if signum == signal.SIGINT else ""
+            with suppress(RuntimeError, OSError, ValueError):  # of a stream in the midst of its work, broken, or closed
+                print(f"\nstopping after this step, to save it{more}", flush=True)
 
     try:
         previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}

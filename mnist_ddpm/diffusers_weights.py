@@ -36,6 +36,7 @@ from mnist_ddpm.parameterisation import Denoiser
 
 DEFAULTS = {  # where a configuration is silent, as far as our network does not do the same
     "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "norm_eps": 1e-5, "attention_head_dim": 8,
+    "norm_num_groups": 32,
 }  # fmt: skip
 LEVELS = {"DownBlock2D": "UpBlock2D", "AttnDownBlock2D": "AttnUpBlock2D"}  # each way down, and its way up
 BETAS = {"linear": "linear", "squaredcos_cap_v2": "cosine", "scaled_linear": "quadratic", "sigmoid": "sigmoid"}

@@ -64,6 +64,7 @@ class Files(NamedTuple):
 
 def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF tells. (Pillow's exif_transpose writes all tags anew too, and fails at malformed ones.)"""
+    image.load()  # which turns a TIFF, and takes the tag away
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # of many kinds

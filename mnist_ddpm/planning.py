@@ -142,9 +142,15 @@ def choose(
             heavier = presets.cost(settings).flops / presets.cost(smallest).flops
             if heavier > 2 and most / heavier < enough / 2:
                 continue  # so far off that measuring it would cost more than it tells
-        paces = {
-            precision: measured_pace(replace(settings, precision=precision), device) for precision in precisions(device)
-        }
+        try:
+            paces = {
+                precision: measured_pace(replace(settings, precision=precision), device)
+                for precision in precisions(device)
+            }
+        except torch.OutOfMemoryError:
+            if name == names[-1]:
+                raise
+            continue
         precision = max(paces, key=paces.get)
         if paces[precision] * seconds > enough:
             break
@@ -154,9 +160,13 @@ def choose(
     chosen, pace = replace(settings, precision=precision, batch_size=batch_size), paces[precision]
     if batch_size < settings.batch_size:
         pace = measured_pace(chosen, device)
-    if device.type == "cuda" and seconds >= COMPILING:
+    if device.type == "cuda" and seconds >= COMPILING and ddpm.compile_network(torch.nn.Identity(), device):
         compiled = replace(chosen, compile=True)
-        faster = measured_pace(compiled, device)
+        try:
+            faster = measured_pace(compiled, device)
+        except Exception as error:  # of many kinds: none is a reason not to train
+            print(f"not compiled, since that failed: {ddpm.first_line(error)}")
+            faster = 0.0
         if faster > 1.05 * pace:
             return name, compiled, faster
     return name, chosen, pace

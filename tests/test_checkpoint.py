@@ -232,6 +232,12 @@ def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
         raise error("CUDA error")
 
 
+def test_a_run_goes_on_with_as_many_images_only(tiny, blobs, tmp_path):
+    fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path)
+    with pytest.raises(ValueError, match="the run is one of 96 images, and here are 95: init_from goes on"):
+        fit(resume_run(tmp_path, replace(tiny, epochs=3)), blobs[:95], make_schedule(tiny), tmp_path)
+
+
 def test_a_folder_of_images_may_move_between_parts_of_a_run(tiny, tmp_path):
     settings = replace(tiny, dataset="there", channels=1)
     save_run(tmp_path, start_run(settings))

@@ -469,4 +469,5 @@ def test_ctrl_c_saves_and_says_how_to_go_on(pictures, tmp_path):
     assert f"saved in {tmp_path / 'run'}: resume to go on" in errors
     step = torch.load(tmp_path / "run" / "training_state.pt", weights_only=True)["step"]
     assert f"stopped after step {step} " in errors
-    assert f"to go on: python -m mnist_ddpm train --resume --out {tmp_path / 'run'}" in errors
+    places = f"--out {tmp_path / 'run'} --data {tmp_path / 'data'}"
+    assert f"that is: python -m mnist_ddpm train --resume {places}" in errors

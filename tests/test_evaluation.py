@@ -454,6 +454,8 @@ def test_evaluate_shows_the_closest_pairs(trained, few_digits, digits, tmp_path)
     assert picture.shape == (2 + 2 * 34, 2 + 8 * 34)
     for row in (2, 36):  # above the image, and below the one it copies
         assert np.array_equal(picture[row : row + 32, 2:34], digits[123, 0])
+    few = evaluate(trained, tmp_path / "b.json", "--images", str(tmp_path / "x.npz"), "--n", "19", "--seed", "1")
+    assert few["n"] == 19 and few["nearest_training_image_in_pixels"]["closest"][0] == [7, 123], "as in the file"
 
 
 def test_a_card_says_what_the_classifier_makes_of_real_digits(digits):

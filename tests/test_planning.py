@@ -113,12 +113,46 @@ def test_a_gpu_compiles_where_there_is_time_and_it_pays(machine, monkeypatch, ga
     eager = planning.measured_pace
     monkeypatch.setattr(planning, "measured_pace", lambda s, *rest: eager(s, *rest) * (gain if s.compile else 1))
     monkeypatch.setattr(planning, "precisions", lambda device: ["float32", "bfloat16"])
+    monkeypatch.setattr(ddpm, "compile_network", lambda model, device: True)
     settings = ddpm.Settings(dataset="celeba")
     made, _ = planning.make_plan(settings, images(9000), 60 * minutes, torch.device(device))
     first, *_, command = made.lines()
     assert made.settings.compile is compiled
     assert (", bfloat16, compiled: 450 images/s" in first) is compiled
     assert ("--compile" in command) is compiled and "True" not in command, "a flag without a value"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "error", "told"),
+    [(True, RuntimeError("BackendCompilerFailed: no\nmore"), "failed: BackendCompilerFailed: no\n"), (False, None, "")],
+)
+def test_a_plan_outlives_a_compiler_that_fails(machine, monkeypatch, capsys, compiler, error, told):
+    eager = planning.measured_pace
+
+    def failing(settings, *rest):
+        if settings.compile:
+            raise error
+        return eager(settings, *rest)
+
+    monkeypatch.setattr(planning, "measured_pace", failing)
+    monkeypatch.setattr(planning, "precisions", lambda device: ["float32"])
+    monkeypatch.setattr(ddpm, "compile_network", lambda model, device: compiler)
+    made, _ = planning.make_plan(ddpm.Settings(dataset="celeba"), images(9000), 3600, torch.device("cuda"))
+    assert not made.settings.compile and told in capsys.readouterr().out
+
+
+def test_a_network_too_large_for_the_memory_leaves_the_place_to_a_smaller_one(machine, monkeypatch):
+    eager = planning.measured_pace
+    machine["images"] = 20_000.0
+
+    def measured(settings, *rest):
+        if settings.base_channels == presets.preset("faces-64").base_channels:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return eager(settings, *rest)
+
+    assert plan(10).preset == "faces-64"
+    monkeypatch.setattr(planning, "measured_pace", measured)
+    assert plan(10).preset == "faces-64-small"
 
 
 @pytest.mark.parametrize("real, half", [(True, "bfloat16"), (False, "float16")])

@@ -303,6 +303,19 @@ def test_a_first_interrupt_says_what_it_waits_for(capsys):
     assert capsys.readouterr().out == "\nstopping after this step, to save it; once more stops at once\n"
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_an_interrupt_that_cannot_be_told_is_one_all_the_same(monkeypatch, error):
+    """Ctrl-C ends what the output is piped to as well, and training must be saved still."""
+
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("builtins.print", broken)
+    with deferred_interrupt() as pressed:
+        signal.raise_signal(signal.SIGINT)
+    assert len(pressed) == 1
+
+
 def test_too_few_steps_for_the_warm_up_are_told(tiny, blobs, tmp_path, capsys):
     for warmup, told in ((7, True), (6, False)):  # of twelve
         settings = replace(tiny, warmup_steps=warmup)
