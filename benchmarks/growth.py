@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -70,18 +71,28 @@ def measure(arguments: dict) -> dict:
 
 
 def plot(growth: dict, path: Path) -> None:
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    """Seconds with both axes logarithmic, beside a dotted line of growth in proportion (to pixels, for their side)."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
     axes = figure.subplots(2, len(growth), sharex="col")
     for column, (name, rows) in zip(axes.T, growth.items()):
         what = "a training step" if "batch" in rows[0] else "drawing, with a GIF"
-        for ax, unit in zip(column, ("seconds", "MB")):
-            ax.plot([row[name] for row in rows], [row[unit] for row in rows], "o-", ms=3, lw=1)
+        x, seconds, memory = (np.array([row[key] for row in rows]) for key in (name, "seconds", "MB"))
+        column[0].plot(x, seconds[0] * (x / x[0]) ** (2 if name == "image_size" else 1), ":", color="grey", lw=1)
+        for ax, y in zip(column, (seconds, memory)):
+            ax.plot(x, y, "o-", ms=3, lw=1)
             ax.set_xscale("log")
-            ax.set_xticks([row[name] for row in rows], [f"{row[name]:,}" for row in rows], rotation=40)
+            ax.set_xticks(x, [f"{value:,}" for value in x], rotation=40)
             ax.minorticks_off()
-            ax.set_ylim(bottom=0, top=1.2 * max(row[unit] for row in rows))
             ax.grid(alpha=0.3)
+        if name == "batch":
+            for size, y in zip(x, seconds):
+                column[0].annotate(f"{size / y:.0f}", (size, y), (4, -9), textcoords="offset points", fontsize=7)
+            what += ", images/s beside"
+        column[0].set(yscale="log", ylim=(0.5 * seconds.min(), 2 * max(seconds.max(), 10 * seconds.min())))
+        column[0].minorticks_off()
+        column[0].yaxis.set_major_formatter("{x:g}")
         column[0].set_title(f"{what}:\n{name.replace('_', ' ')}", fontsize=10)
+        column[1].set_ylim(bottom=0, top=1.2 * max(memory))
         column[1].set_xlabel(name.replace("_", " "))
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory, MB")
