@@ -216,6 +216,15 @@ def test_accelerate_must_connect_all_and_leave_the_precision_to_the_settings(gpu
     assert asked[0]["kwargs_handlers"][0].timeout.total_seconds() > 3600, "one may decode a data set for all"
 
 
+def test_accelerate_launch_that_starts_one_of_two_in_silence_is_refused(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["-m", "mnist_ddpm", "train", "--processes", "2", "--out", str(tmp_path / "run")]
+    unconfigured = {**os.environ, "HF_HOME": str(tmp_path)}
+    result = subprocess.run(command, env=unconfigured, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert result.returncode != 0 and not (tmp_path / "run").exists()
+    assert "error: 2 processes were asked for, and 1 started" in result.stderr
+
+
 def test_one_process_of_accelerate_launch_is_told_that_it_is_alone(monkeypatch, capsys):
     for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(name, raising=False)
