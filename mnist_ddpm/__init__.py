@@ -15,6 +15,7 @@ def add_methods(namespace: MutableMapping[str, dict]) -> None:
         for table in TABLES:
             own = namespace.get(table, {})
             own |= {name: method for name, method in getattr(module, table, {}).items() if name not in own}
+    namespace.get("LEARNED_VARIANCE", set()).update(ddpm.LEARNED_VARIANCE)
     if "simple" in namespace.get("OBJECTIVES", {}):
         namespace["OBJECTIVES"]["simple"] = parameterisation.simple(namespace["OBJECTIVES"]["simple"])
 

@@ -1,6 +1,7 @@
 """The command line: `python -m mnist_ddpm train`, `sample`, `likelihood`, `evaluate` …, each with `--help`."""
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -320,6 +321,8 @@ class Evaluate(Drawing):
             raise ValueError(f"the images in {self.images} are drawn already: leave out {' and '.join(idle)}")
         world, device = self.connect()
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        if self.dataset and {self.dataset, settings.dataset} & {*ddpm.DATASETS}:
+            raise ValueError(f"--dataset is for a folder that has moved, and these images are {settings.dataset}")
         settings = replace(settings, dataset=self.dataset or settings.dataset)
         judge = extractors.pick_judge(self.extractor, settings.dataset, device)
         judge = processes.SharedJudge(**vars(judge), world=world)
@@ -368,14 +371,14 @@ class Evaluate(Drawing):
                 times_per_image=min(50, schedule.T), margin=margin, **options,
             )  # fmt: skip
             card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
-        picture = self.out.with_name(f"{self.out.stem}-closest.png")
         mine, theirs = zip(*card["nearest_training_image_in_features"]["closest"])
         pairs = torch.cat([images[list(mine)], training[list(theirs)]])
-        imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(mine)), 2))
         for space in ("pixels", "features"):  # numbered as in the file of images
             found = card[f"nearest_training_image_in_{space}"]
             found["closest"] = [[chosen[i].item(), j] for i, j in found["closest"]]
         evaluation.write_card(self.out, card)
+        picture = self.out.with_name(f"{self.out.stem}-closest.png")
+        imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(mine)), 2))
         print("\n".join([*evaluation.card_lines(card), f"written to {self.out}; the closest pairs to {picture}"]))
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
@@ -638,8 +641,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)
-        resumable = isinstance(command, Train | Plan) and (command.out / "training_state.pt").exists()
-        if resumable and "resume to go on" in str(error) and ddpm.first_process():
+        saved = isinstance(command, Train | Plan) and "resume to go on" in str(error)
+        if saved and os.environ.get("WORLD_SIZE", "1") == "1":  # several go on by their launcher's command
             how = ["train", "--resume"]
             for flag, usual in (("out", Train.out), ("data", Train.data), ("device", Train.device)):
                 if getattr(command, flag) != usual:

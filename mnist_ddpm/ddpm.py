@@ -519,16 +519,15 @@ class UniformTimes(nn.Module):
 TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}  # by objective; UniformTimes for all others
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
-def compile_network(model: nn.Module, device: Device) -> bool:
-    """Has torch.compile translate the model when it is first called. False where it finds no compiler, which it says."""
+def compile_network(model: nn.Module, device: Device) -> None:
+    """Has torch.compile translate the model when it is first called; where it finds no compiler, only says so."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
-        return False
+        return
     print("compiling the network: a minute or two, or less where the compiler's cache knows it", flush=True)
     model.compile()
-    return True
 
 
 class World:
@@ -1187,7 +1186,7 @@ def deferred_interrupt() -> Iterator[list]:
     def handler(signum, frame):  # launchers pass a signal on that has come already, so one press may come twice
         pressed.append(time.monotonic())
         if signum == signal.SIGINT and pressed[-1] > pressed[0] + 1:
-            raise KeyboardInterrupt("interrupted within a step: what was saved before is good")
+            raise KeyboardInterrupt("interrupted within a step: what was saved before, if anything, is good")
         if len(pressed) == 1 and first_process():
             more = "; once more stops at once" if signum == signal.SIGINT else ""
             with suppress(RuntimeError, OSError, ValueError):  # of a stream in the midst of its work, broken, or closed
@@ -1264,9 +1263,9 @@ def fit(
     if signal_left > 0.01 and world.rank == 0:
         print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts from noise: raise T or beta_T")
     total, warmup = total_steps(run.settings, images), run.settings.warmup_steps
-    if run.step == 0 and total < 2 * warmup and world.rank == 0:
-        few = f"{total} steps in all, and the learning rate needs {warmup} to rise: little will be learned"
-        print(f"{few}. Take more epochs, smaller batches or fewer warmup_steps, or let a plan choose")
+    if run.step == 0 and total < 2 * warmup and not run.settings.init_from and world.rank == 0:
+        few = f"{total} steps in all, and in the first {warmup} the learning rate only rises"
+        print(f"{few}: more epochs, smaller batches or fewer warmup_steps would learn more")
     (folder / "previews").mkdir(exist_ok=True)
     began, saved_at, last_save, clock = run.step, run.step, time.monotonic(), time.monotonic()
     late, stopped, drawn = False, False, run.generator.get_state()

@@ -194,7 +194,7 @@ def floors(training: Tensor, held_out: Tensor | None, n: int, seed: int = 0) -> 
 
 
 def class_balance(logits: Tensor) -> dict:
-    """What a classifier makes of generated digits, from its logits (N, 10): shares, and how sure it is."""
+    """What a classifier makes of digits, from its logits (N, 10): shares, and how sure it is."""
     probabilities = torch.softmax(logits.double(), dim=1)
     confidence, label = probabilities.max(dim=1)
     shares = torch.bincount(label, minlength=logits.shape[1]) / len(label)
@@ -415,7 +415,8 @@ def card_lines(card: dict) -> list[str]:
         if "held_out" in digits:
             real = digits["held_out"]
             shares = " ".join(f"{100 * value:.1f}" for value in real["shares"])
-            lines.append(f"held-out ones: {shares}; {real['mean_confidence']:.1%}, {real['share_above_0.9']:.1%}")
+            sure = f"{real['mean_confidence']:.1%} sure, above 90 % for {real['share_above_0.9']:.1%}"
+            lines.append(f"of as many held-out ones, or all: {shares}; {sure}")
     for space in ("pixels", "features"):
         lines.append(f"in {space}: {audit_line(card[f'nearest_training_image_in_{space}'])}")
     if "L_simple" in card:

@@ -563,7 +563,8 @@ def draw_plot(name: str, rows: list[Row], path: Path, note: str | None = None) -
     for ax in figure.axes:
         title = "\n".join(textwrap.fill(line, wide) for line in ax.get_title().splitlines())
         ax.set_title(title, fontsize=9)
-    figure.suptitle(note, fontsize=9, color="tab:red")
+    if note:
+        figure.suptitle(note, fontsize=9, color="tab:red")
     with matplotlib.rc_context({"axes.formatter.min_exponent": 4}):  # on logarithmic scales 20, not 2 × 10¹
         figure.savefig(path, dpi=110)
 

@@ -526,11 +526,13 @@ def test_a_folder_of_training_images_may_have_moved(trained, digits, tmp_path, c
     common += ["--out", str(tmp_path / "card"), "--data", str(tmp_path)]
     judge = ["--extractor", str(trained / "judge.safetensors")]
     assert main(["evaluate", *common]) == 1
-    assert "no extractor knows the data set gone: name one, such as checkpoints/ext" in capsys.readouterr().err
+    assert f"no extractor knows the data set gone: name one, such as {extractors.FOLDER}" in capsys.readouterr().err
     assert main(["evaluate", *common, *judge]) == 1 and '"gone" is unknown' in capsys.readouterr().err
     assert main(["evaluate", *common, *judge, "--dataset", str(tmp_path / "moved")]) == 0
     card = json.loads((tmp_path / "card").read_text())
     assert card["reference"] == f"{tmp_path / 'moved'}, 20 training images of 32 pixels"
+    assert main(["evaluate", "--checkpoint", str(trained / "checkpoint"), "--dataset", str(tmp_path / "moved")]) == 1
+    assert "--dataset is for a folder that has moved" in capsys.readouterr().err
 
 
 def test_a_network_always_told_its_label_is_not_asked_without(few_digits, tmp_path, capsys):

@@ -320,7 +320,7 @@ def test_too_few_steps_for_the_warm_up_are_told(tiny, blobs, tmp_path, capsys):
     for warmup, told in ((7, True), (6, False)):  # of twelve
         settings = replace(tiny, warmup_steps=warmup)
         fit(start_run(settings), blobs, make_schedule(settings), tmp_path / str(warmup))
-        assert ("12 steps in all, and the learning rate needs 7 to rise" in capsys.readouterr().out) is told
+        assert ("12 steps in all, and in the first 7 the learning rate only" in capsys.readouterr().out) is told
 
 
 def test_terminating_signals_that_come_twice_wait_too():
