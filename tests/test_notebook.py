@@ -90,7 +90,7 @@ def test_defaults_of_the_parameters_are_those_of_the_settings():
     (parameters,) = [source(cell) for cell in CELLS if "parameters" in cell["metadata"].get("tags", [])]
     values = {}
     exec(parameters, values)
-    defaults = {f.name: f.default for f in fields(Settings)}
+    defaults = {f.name: f.default for f in fields(Settings)} | {"precision": None}  # for that of a resumed run
     shared = values.keys() & defaults.keys()
     assert {name: values[name] for name in shared} == {name: defaults[name] for name in shared} and len(shared) >= 12
 
@@ -165,6 +165,13 @@ def test_notebook_alone_trains_where_there_is_no_checkpoint(tmp_path):
     assert "There is no checkpoint in nowhere: training one, 1 epochs." in text
     assert "the pictures of this part are left out" in text
     assert load_file(tmp_path / "run" / "model.safetensors")["conv_in.weight"].shape == (8, 4, 3, 3)
+
+
+def test_notebook_alone_says_what_it_lacks(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match='schedule "cosine" is unknown: take one of linear'):
+        run_in(tmp_path, noise_schedule="cosine", sampler="heun")
+    hint = "cosine, heun: unless you write such a method below, it needs the project's folder"
+    assert hint in output_text(tmp_path / "out.ipynb")
 
 
 def test_notebook_resumes_a_run_with_its_own_settings(tmp_path):
