@@ -30,7 +30,9 @@ class Arguments:
     images: float = 32e6  # seen in all: DDPM's 256 x 256 models took 0.5 million steps of 64, and more
     share: float = 0.4  # of the GPU's rate that a training gets
     price: float = 2.0  # of an hour of one GPU
-    measure: tuple[str, ...] = ()  # presets to train for some seconds here, in bfloat16, instead of all this
+    measure: tuple[str, ...] = ()  # presets to train for some seconds here, instead of all this
+    precision: str = "bfloat16"  # of what is measured
+    compile: bool = False  # what is measured
 
 
 def computed(asked: Arguments) -> None:
@@ -57,13 +59,13 @@ def matrix_rate(device: torch.device, seconds: float = 3.0) -> float:
     return 2 * size**3 * products / (time.perf_counter() - began)
 
 
-def measured(names: tuple[str, ...]) -> None:
+def measured(asked: Arguments) -> None:
     device = ddpm.best_device()
     rate = matrix_rate(device)
     print(f"{device}, {torch.get_num_threads()} threads: {rate / 1e12:.3g} TFLOP/s with large bfloat16 matrices")
     print("\n| preset | images trained a second | TFLOP/s | share of the matrix rate |\n|---|---|---|---|")
-    for name in names:
-        settings = replace(preset(name), precision="bfloat16")
+    for name in asked.measure:
+        settings = replace(preset(name), precision=asked.precision, compile=asked.compile)
         pace = planning.measured_pace(settings, device, 10.0)
         done = 3 * cost(settings).flops * pace
         print(f"| {name} | {pace:.3g} | {done / 1e12:.3g} | {done / rate:.0%} |", flush=True)
@@ -72,6 +74,6 @@ def measured(names: tuple[str, ...]) -> None:
 if __name__ == "__main__":
     asked = tyro.cli(Arguments, description=__doc__)
     try:
-        measured(asked.measure) if asked.measure else computed(asked)
+        measured(asked) if asked.measure else computed(asked)
     except ValueError as error:
         sys.exit(f"error: {error}")

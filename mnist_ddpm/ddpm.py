@@ -88,7 +88,7 @@ class Settings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network while training
     accumulation: int = 1  # parts in which a batch is computed one after the other: the same step in less memory
     gradient_checkpointing: bool = False  # compute blocks again on the way back: less memory, a third more work
-    compile: bool = False  # the network, by torch.compile: worth its minute or two on a GPU, hardly on a processor
+    compile: bool = False  # the network, by torch.compile: worth its minute or two in a long training
     init_from: str = ""  # where the weights came from that training started with; nothing: from random ones
     seed: int = 0  # of weights, data order, times and noise
 

@@ -17,7 +17,7 @@ FACES = "faces-64", "faces-64-small", "faces-32"
 ENOUGH = {DIGITS: 300_000, FACES: 150_000}
 STEPS = 750  # that a short training should have at least, by smaller batches (the same page, A few minutes)
 FEWEST = 20  # steps worth a training
-COMPILING = 1200  # seconds of which a GPU may spend a minute or two on compiling the network
+COMPILING = 1200  # seconds of which a minute or two may go into compiling the network
 YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.95  # of the time is planned for
 SAMPLER, SAMPLING_STEPS = {DIGITS: "--sampler dpmpp --eta 1", FACES: "--sampler dpmpp"}, 20  # README, How good
@@ -130,7 +130,7 @@ def choose(
 ) -> tuple[str, ddpm.Settings, float]:
     """The largest preset that gets to see enough in the time, else the smallest; precision, batch, and its pace.
 
-    Where there is time enough for it a GPU compiles the network too, if that pays.
+    Where there is time enough for it the network is compiled too, if that pays.
     """
     smallest, enough = replace(presets.preset(names[-1]), **kept), ENOUGH[names]
     most = measured_pace(smallest, device, 1.0) * seconds  # images; twice as many in a lower precision
@@ -160,7 +160,7 @@ def choose(
     chosen, pace = replace(settings, precision=precision, batch_size=batch_size), paces[precision]
     if batch_size < settings.batch_size:
         pace = measured_pace(chosen, device)
-    if device.type == "cuda" and seconds >= COMPILING:
+    if device.type != "mps" and seconds >= COMPILING:
         compiled = replace(chosen, compile=True)
         try:
             faster = measured_pace(compiled, device)

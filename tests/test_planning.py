@@ -107,9 +107,15 @@ def test_precision_batch_and_averaging_suit_the_machine_and_the_time(machine):
 
 @pytest.mark.parametrize(
     ("gain", "device", "minutes", "compiled"),
-    [(1.5, "cuda", 60, True), (1.02, "cuda", 60, False), (1.5, "cuda", 10, False), (1.5, "cpu", 60, False)],
+    [
+        (1.5, "cuda", 60, True),
+        (1.02, "cuda", 60, False),
+        (1.5, "cuda", 10, False),
+        (1.5, "cpu", 60, True),
+        (1.5, "mps", 60, False),
+    ],
 )
-def test_a_gpu_compiles_where_there_is_time_and_it_pays(machine, monkeypatch, gain, device, minutes, compiled):
+def test_a_plan_compiles_where_there_is_time_and_it_pays(machine, monkeypatch, gain, device, minutes, compiled):
     eager = planning.measured_pace
     monkeypatch.setattr(planning, "measured_pace", lambda s, *rest: eager(s, *rest) * (gain if s.compile else 1))
     monkeypatch.setattr(planning, "precisions", lambda device: ["float32", "bfloat16"])
