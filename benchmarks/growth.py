@@ -4,7 +4,6 @@ Each measurement has a process of its own, so that its peak memory is its own. R
 """
 
 import json
-import resource
 import shlex
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peers import processor
+from peers import peak_memory, processor
 
 from mnist_ddpm import ddpm
 
@@ -66,8 +65,7 @@ def measured(arguments: dict) -> dict:
 
 def measure(arguments: dict) -> dict:
     seconds = (training if "batch" in arguments else sampling)(**arguments)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**arguments, "seconds": seconds, "MB": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    return {**arguments, "seconds": seconds, "MB": peak_memory()}
 
 
 def plot(growth: dict, path: Path) -> None:

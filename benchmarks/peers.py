@@ -105,10 +105,7 @@ class Contestant:
         return sum(p.numel() for p in self.network.parameters())
 
     def memory(self) -> float:
-        """The most that this process has held so far, in MB."""
-        import resource  # here, since Windows has none, and other scripts use this one there
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        return peak_memory()
 
     def load(self, images: np.ndarray) -> None:
         self.steps = self.training(torch.from_numpy(images))
@@ -477,6 +474,13 @@ def race(a: argparse.Namespace, card: dict) -> None:
         [row, *(rows[row].get(key, "") for key in did), *scores[row], f"{scores[row][0].value / best:.3f}"]
         for row in rows
     ])  # fmt: skip
+
+
+def peak_memory() -> float:
+    """The most that this process has held so far, in MB."""
+    import resource  # here, since Windows has none, and other scripts use this one there
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def processor() -> str:

@@ -92,9 +92,7 @@ def plot(rows: dict, minutes: float, path: Path) -> None:
 
 
 def main(asked: Arguments) -> None:
-    for name in asked.only or ():
-        if name not in RECIPES:
-            raise SystemExit(f'error: recipe "{name}" is unknown: take one of {", ".join(RECIPES)}')
+    recipes = {name: ddpm.look_up("recipe", name, RECIPES) for name in asked.only or RECIPES}
     images, unseen = (ddpm.load_images(ddpm.Settings(), asked.data, split) for split in ("train", "test"))
     judge = extractors.pick_judge("auto", "mnist")
     record = {
@@ -110,11 +108,11 @@ def main(asked: Arguments) -> None:
         rows = found["recipes"]
     known = judge.features(images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for name in asked.only or RECIPES:
+    for name, changes in recipes.items():
         if name in rows:
             continue
         print(name, flush=True)
-        settings = ddpm.Settings(precision=asked.precision, seed=asked.seed, **RECIPES[name])
+        settings = ddpm.Settings(precision=asked.precision, seed=asked.seed, **changes)
         run = trained(settings, images, asked.minutes)
         rows[name] = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
         rows[name] |= judged(run, judge, known, unseen, asked.n)
@@ -127,4 +125,7 @@ def main(asked: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -341,15 +341,14 @@ class Evaluate(Drawing):
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         free_file(self.out)
+        origin = {"images": str(self.images)}
         if given is None:
-            images, origin = self.draw(world, model, schedule, settings, device)
-            chosen = torch.arange(n)
-        else:
-            origin, chosen = {"images": str(self.images)}, torch.arange(len(given))
-            if n < len(given):
-                chosen = evaluation.shuffled(chosen, self.seed, n)
-                print(f"judging {n:,} of {len(given):,} images, drawn at random: --n {len(given)} takes all")
-            images = given[chosen]
+            given, origin = self.draw(world, model, schedule, settings, device)
+        chosen = torch.arange(len(given))
+        if n < len(given):
+            chosen = evaluation.shuffled(chosen, self.seed, n)
+            print(f"judging {n:,} of {len(given):,} images, drawn at random: --n {len(given)} takes all")
+        images = given[chosen]
         card = {
             "n": len(images), "seed": self.seed, "extractor": judge.name,
             "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
@@ -371,14 +370,13 @@ class Evaluate(Drawing):
                 times_per_image=min(50, schedule.T), margin=margin, **options,
             )  # fmt: skip
             card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
-        mine, theirs = zip(*card["nearest_training_image_in_features"]["closest"])
-        pairs = torch.cat([images[list(mine)], training[list(theirs)]])
         for space in ("pixels", "features"):  # numbered as in the file of images
             found = card[f"nearest_training_image_in_{space}"]
             found["closest"] = [[chosen[i].item(), j] for i, j in found["closest"]]
         evaluation.write_card(self.out, card)
         picture = self.out.with_name(f"{self.out.stem}-closest.png")
-        imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(mine)), 2))
+        pairs = evaluation.closest_pairs(card, given, training)
+        imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(pairs) // 2), 2))
         print("\n".join([*evaluation.card_lines(card), f"written to {self.out}; the closest pairs to {picture}"]))
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:

@@ -355,6 +355,12 @@ def judged(
     return card
 
 
+def closest_pairs(card: dict, images: Tensor, training: Tensor) -> Tensor:
+    """The images nearest to training images, by features, as a card numbers them, then these: uint8 (2 K, C, H, W)."""
+    mine, theirs = zip(*card["nearest_training_image_in_features"]["closest"])
+    return torch.cat([images[list(mine)], training[list(theirs)]])
+
+
 def comparison(a: dict, b: dict) -> list[str]:
     """A line for each figure that two cards share: both values, and whether 0 is outside their difference's interval.
 

@@ -73,6 +73,15 @@ def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float =
     return steps * settings.batch_size / (time.monotonic() - began)
 
 
+def measured_compiled(settings: ddpm.Settings, device: ddpm.Device) -> float:
+    """measured_pace of the compiled network; 0 where compiling fails, which it says."""
+    try:
+        return measured_pace(settings, device)
+    except Exception as error:  # of many kinds: none is a reason not to train
+        print(f"not compiled, since that failed: {ddpm.first_line(error)}")
+        return 0.0
+
+
 def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
     """Seconds an image, in a batch of 36, of one network evaluation."""
     model = ddpm.make_model(settings).to(device).eval()
@@ -162,11 +171,7 @@ def choose(
         pace = measured_pace(chosen, device)
     if device.type != "mps" and seconds >= COMPILING:
         compiled = replace(chosen, compile=True)
-        try:
-            faster = measured_pace(compiled, device)
-        except Exception as error:  # of many kinds: none is a reason not to train
-            print(f"not compiled, since that failed: {ddpm.first_line(error)}")
-            faster = 0.0
+        faster = measured_compiled(compiled, device)
         if faster > 1.05 * pace:
             return name, compiled, faster
     return name, chosen, pace
