@@ -8,7 +8,6 @@ With --measure and names of presets, it measures that share on this machine, of 
 """
 
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,13 +49,7 @@ def matrix_rate(device: torch.device, seconds: float = 3.0) -> float:
     """Operations a second of the product of two large bfloat16 matrices."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
-    products, began = -2, 0.0
-    while products < 2 or time.perf_counter() - began < seconds:
-        if products == 0:
-            began = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
-        products += 1
-    return 2 * size**3 * products / (time.perf_counter() - began)
+    return 2 * size**3 * planning.per_second(lambda: (a @ b)[0, 0].item(), seconds)
 
 
 def measured(asked: Arguments) -> None:

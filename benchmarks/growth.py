@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -88,6 +89,7 @@ def plot(growth: dict, path: Path) -> None:
             what += ", images/s beside"
         column[0].set(yscale="log", ylim=(0.5 * seconds.min(), 2 * max(seconds.max(), 10 * seconds.min())))
         column[0].minorticks_off()
+        column[0].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         column[0].yaxis.set_major_formatter("{x:g}")
         column[0].set_title(f"{what}:\n{name.replace('_', ' ')}", fontsize=10)
         column[1].set_ylim(bottom=0, top=1.2 * max(memory))

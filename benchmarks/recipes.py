@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from peers import processor
 
 from mnist_ddpm import ddpm, evaluation, extractors, planning
 
+SMALL = {"optimizer": "muon", "batch_size": 64, "base_channels": 16}
+STEADY = {"learning_rate": 2.5e-3, "epochs": 100.0}  # the rate's fall is planned for a hundred times the time
 RECIPES = {
     "batch 128, rate 0.001": {"learning_rate": 1e-3},
     "batch 128, rate 0.002": {},
@@ -33,8 +36,14 @@ RECIPES = {
     "batch 128, rate 0.005, Muon": {"optimizer": "muon"},
     "batch 64, rate 0.005, Muon": {"optimizer": "muon", "batch_size": 64},
     "width 24, batch 64, Muon": {"optimizer": "muon", "batch_size": 64, "base_channels": 24},
-    "width 16, batch 64, Muon": {"optimizer": "muon", "batch_size": 64, "base_channels": 16},
+    "width 16, batch 64, Muon": SMALL,
     "width 16, batch 128, Muon": {"optimizer": "muon", "base_channels": 16},
+    "width 16, batch 64, Muon, EMA 0.99": {**SMALL, "ema_decay": 0.99},
+    "width 16, batch 64, Muon, EMA 0.9": {**SMALL, "ema_decay": 0.9},
+    "width 16, batch 64, Muon, steady rate": {**SMALL, **STEADY},
+    "width 16, batch 64, Muon, steady rate, EMA 0.99": {**SMALL, **STEADY, "ema_decay": 0.99},
+    "width 16, batch 64, Muon, min-snr": {**SMALL, "objective": "min-snr"},
+    "width 16, batch 64, Muon, p2": {**SMALL, "objective": "p2"},
 }
 SAMPLERS = {"ancestral, 50 steps": ("ddpm", 50), "DPM-Solver++, 20 steps": ("dpmpp", 20)}
 
@@ -50,14 +59,15 @@ class Arguments:
     out: Path | None = None  # JSON file; benchmarks/results/recipes-MINUTES.json unless told
 
 
-def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float) -> ddpm.Run:
-    """As many steps as the time is enough for, by the pace of this machine."""
+def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float, planned: float = 1.0) -> ddpm.Run:
+    """As many steps as the time is enough for, by the pace of this machine; the rate's fall takes `planned` of them."""
     pace = planning.measured_pace(settings, "cpu", 10.0)
     settings = replace(settings, epochs=0.97 * 60 * minutes * pace / len(images))
-    settings = replace(settings, warmup_steps=min(500, ddpm.total_steps(settings, images) // 10))
+    total = ddpm.total_steps(settings, images)
+    settings = replace(settings, warmup_steps=min(500, total // 10), epochs=planned * settings.epochs)
     run, deadline, began = ddpm.start_run(settings), time.monotonic() + 60 * minutes, time.monotonic()
     loop = ddpm.training_loop(run, images, ddpm.make_schedule(settings), ddpm.make_objective(settings))
-    for _ in ddpm.progress_bar(loop, total=ddpm.total_steps(settings, images), unit="step"):
+    for _ in ddpm.progress_bar(islice(loop, total), total=total, unit="step"):
         if time.monotonic() > deadline:
             break
     run.seconds = time.monotonic() - began
@@ -113,7 +123,7 @@ def main(asked: Arguments) -> None:
             continue
         print(name, flush=True)
         settings = ddpm.Settings(precision=asked.precision, seed=asked.seed, **changes)
-        run = trained(settings, images, asked.minutes)
+        run = trained(settings, images, asked.minutes, changes.get("epochs", 1.0))
         rows[name] = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
         rows[name] |= judged(run, judge, known, unseen, asked.n)
         evaluation.write_card(out, {"command": shlex.join(["python", *sys.argv]), **record, "recipes": rows})

@@ -1,5 +1,6 @@
 """The command line: `python -m mnist_ddpm train`, `sample`, `likelihood`, `evaluate` …, each with `--help`."""
 
+import io
 import math
 import os
 import shlex
@@ -7,7 +8,6 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -211,8 +211,8 @@ class Drawing:
 
         return weak
 
-    def sampling(self, settings: ddpm.Settings, unless_told: str = "ddim") -> tuple[Callable[..., ddpm.States], dict]:
-        """The sampler, and what to tell it. Raises ValueError for flags that do not go together."""
+    def sampling(self, settings: ddpm.Settings, unless_told: str = "ddim") -> dict:
+        """The sampler, and what to tell it, for generate. Raises ValueError for flags that do not go together."""
         name, variance = self.sampler or unless_told, pick_variance(self.variance, settings)
         taken = ddpm.options_of(ddpm.SAMPLERS[name], eta=self.eta, variance=variance)
         for flag in ("eta", "variance"):
@@ -220,7 +220,8 @@ class Drawing:
                 raise ValueError(f"{name} takes no --{flag}: leave it out, or choose another --sampler")
         clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
         times = ddpm.timesteps(settings.T, self.steps, self.spacing)
-        return ddpm.SAMPLERS[name], {**taken, "clip": clip, "precision": self.precision, "steps": times}
+        common = {"sampler": ddpm.SAMPLERS[name], "clip": clip, "precision": self.precision, "steps": times}
+        return common | taken
 
 
 @dataclass
@@ -244,7 +245,7 @@ class Sample(Drawing):
         network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         counted = ddpm.Counted(network)
         model, labels = self.control(counted, schedule, settings, device)
-        sampler, options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
+        options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
         if self.mask and not self.init_image:
             raise ValueError("--mask needs the image that it belongs to: give --init-image too")
         if self.strength != Sample.strength and (self.mask or not self.init_image):
@@ -256,8 +257,7 @@ class Sample(Drawing):
         began = time.monotonic()
         images, film = processes.generate(
             world, model, schedule, self.n, settings.shape,
-            sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, film=columns**2, device=device,
-            **options,
+            seed=self.seed, batch_size=self.batch_size, labels=labels, film=columns**2, device=device, **options,
         )  # fmt: skip
         if world.rank > 0:
             return
@@ -277,20 +277,20 @@ class Sample(Drawing):
             names = enumerate(guidance.label_names(settings))
             print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
 
-    def starting_image(self, settings: ddpm.Settings, device: torch.device) -> tuple[Callable[..., ddpm.States], dict]:
+    def starting_image(self, settings: ddpm.Settings, device: torch.device) -> dict:
         """As sampling, with --init-image, and --mask if given."""
-        sampler, options = self.sampling(settings, "ddpm" if self.mask else "ddim")
+        options = self.sampling(settings, "ddpm" if self.mask else "ddim")
         image, mask = read_image(self.init_image, self.mask, settings)
         if mask is None:
             if not 0 < self.strength <= 1:
                 raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
             last = max(1, round(self.strength * settings.T))
             times = ddpm.timesteps(last, min(self.steps, last), self.spacing)
-            return sampler, options | {"init": image, "steps": times}
-        if sampler is not ddpm.ddpm_sampler:
+            return options | {"init": image, "steps": times}
+        if options["sampler"] is not ddpm.ddpm_sampler:
             raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
         known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
-        return inpainting.repaint_sampler, options | known
+        return options | known | {"sampler": inpainting.repaint_sampler}
 
 
 @dataclass
@@ -328,7 +328,7 @@ class Evaluate(Drawing):
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):
             training, held_out = real_images(settings, self.data)
-        given = read_images(self.images, settings, self.data) if self.images else None
+            given = read_images(self.images, settings, self.data) if self.images else None
         n, least = self.n if given is None else min(self.n, len(given)), evaluation.NEIGHBOURS + 1
         if min(n, len(training) // 2) < least:
             enough = f"{least} images and {2 * least} of the training set"
@@ -360,8 +360,8 @@ class Evaluate(Drawing):
         card |= evaluation.judged(images, training, held_out, judge, seed=self.seed, mirrored=flips)
         if world.rank > 0:
             return
+        options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
         if held_out is not None and not guidance.always_told(settings):
-            options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
             card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
         if self.bits:
             margin = known_margin(settings)
@@ -396,11 +396,11 @@ class Evaluate(Drawing):
         """The images to judge, and how they were made and at what cost."""
         counted = ddpm.Counted(model)
         told, labels = self.control(counted, schedule, settings, device)
-        sampler, options = self.sampling(settings)
+        options = self.sampling(settings)
         began = time.monotonic()
         images, _ = processes.generate(
             world, told, schedule, self.n, settings.shape,
-            sampler=sampler, seed=self.seed, batch_size=self.batch_size, labels=labels, device=device, **options,
+            seed=self.seed, batch_size=self.batch_size, labels=labels, device=device, **options,
         )  # fmt: skip
         each = round((time.monotonic() - began) / self.n, 5)
         how = {name: options[name] for name in ("eta", "variance", "precision") if name in options}
@@ -620,6 +620,9 @@ Command = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
     matplotlib.use("Agg")
+    for stream in (sys.stdout, sys.stderr):  # a file's name may have letters that it cannot write
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     command = tyro.cli(Command, args=arguments, prog="python -m mnist_ddpm")
     status = 0
@@ -633,7 +636,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         advice = "take less at once (--batch-size; to train, a larger --accumulation, or --gradient-checkpointing)"
         print(f"error: {ddpm.first_line(error)}: {advice}", file=sys.stderr)
         return 1

@@ -101,8 +101,7 @@ class Settings:
             object.__setattr__(self, "learning_rate", 5e-3 if self.optimizer == "muon" else 2e-3)
         if self.attributes and not self.classes:
             object.__setattr__(self, "classes", 2 ** len(self.attributes))
-        sizes = "image_size", "patch_size", "base_channels", "blocks_per_level"
-        for name in (*sizes, "T", "batch_size", "accumulation"):
+        for name in ("image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if not 0 < self.epochs < math.inf:
@@ -634,7 +633,8 @@ def add_gradients(
     world, dtype, losses = run.world, getattr(torch, run.settings.precision), []
     share = len(x0) // world.size  # of the images, for each process
     mine, size = range(world.rank * share, (world.rank + 1) * share), math.ceil(share / run.settings.accumulation)
-    for part in (slice(i, min(i + size, mine.stop)) for i in mine[::size]):
+    for first in mine[::size]:
+        part = slice(first, min(first + size, mine.stop))
         model = run.network if labels is None else partial(run.network, labels=labels[part])
         unshared = getattr(run.network, "no_sync", nullcontext)  # several processes share gradients at the end
         with unshared() if part.stop < mine.stop else nullcontext():
@@ -738,10 +738,8 @@ def timesteps(T: int, steps: int, spacing: str = "trailing") -> list[int]:
         "trailing": np.round(T * (k + 1) / steps), "leading": 1 + T * k // steps,
         "linspace": 1 + np.round((T - 1) * fraction), "quadratic": 1 + np.round((T - 1) * fraction**2),
     })  # fmt: skip
-    times = []
-    for t in rising:  # quadratic spacing would repeat some small times
-        times.append(max(int(t), times[-1] + 1 if times else 1))
-    return times[::-1]
+    distinct = np.maximum.accumulate(rising - k) + k  # quadratic spacing would repeat some small times
+    return distinct.astype(int).tolist()[::-1]
 
 
 def transitions(times: list[int], T: int) -> list[tuple[int, int]]:
@@ -907,7 +905,7 @@ Film = list[tuple[int, Tensor, Tensor]]
 def generate(
     model: Model, schedule: Schedule, n: int, shape: tuple[int, int, int], *,
     sampler: Callable = ddim_sampler, steps: int | list[int] = 50, seed: int = 0, batch_size: int = 256,
-    start: int = 0, labels: Tensor | None = None, init: Tensor | None = None, film: int = 0, frames: int = 48,
+    start: int = 0, labels: Tensor | None = None, init: Tensor | None = None, film: int = 0, frames: int = 50,
     device: Device | None = None, precision: str = "float32", progress: bool = True, **options,
 ) -> tuple[Tensor, Film]:  # fmt: skip
     """n images as uint8 (n, C, H, W), and a film of the first `film` of a batch, at up to `frames` + 1 times.
@@ -940,9 +938,11 @@ def generate(
             if init is not None:
                 xT = q_sample(schedule, (init if len(init) == 1 else init[batch]).to(device), times[0], xT)
             for i, (t, x, x0_hat) in enumerate(sampler(told, schedule, times, xT, noise, **options)):
-                if first == 0 and film and (i * frames // len(times) > (i - 1) * frames // len(times) or t == 0):
+                if first == 0 and film and (i * frames % len(times) < frames or t == 0):
                     reel.append((t, to_uint8(x[:film]).cpu(), to_uint8(x0_hat[:film]).cpu()))
                 bar.update(t > 0)
+            if x.isnan().any():
+                raise FloatingPointError("the network says NaN: take another precision than float16, or a sound checkpoint")
             images.append(to_uint8(x).cpu())
     return torch.cat(images), reel
 
@@ -1217,13 +1217,13 @@ def saved_whole(folder: Path, run: Run) -> bool:
         return False
 
 
-def save_preview(path: Path, model: Model, run: Run, schedule: Schedule, shape: tuple[int, int, int]) -> None:
+def save_preview(path: Path, model: Model, run: Run, schedule: Schedule) -> None:
     """A grid of 36 images from the averaged model in 20 DDIM steps, always from the same noise."""
     classes, device = run.settings.classes, run.device
     labels = torch.arange(36) % classes if classes else None
     size = math.ceil(run.settings.batch_size / run.world.size / run.settings.accumulation)  # what fits in training
     options = {"steps": min(20, schedule.T), "seed": run.settings.seed, "batch_size": size, "device": device}
-    images, _ = generate(model, schedule, 36, shape, labels=labels, progress=False, **options)
+    images, _ = generate(model, schedule, 36, run.settings.shape, labels=labels, progress=False, **options)
     imageio.imwrite(path, enlarge(tile(images, 6), 2))
 
 
@@ -1286,7 +1286,7 @@ def fit(
                     save()
                     if due and world.rank == 0:
                         preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
-                        save_preview(preview, averaged, run, schedule, tuple(images.shape[1:]))
+                        save_preview(preview, averaged, run, schedule)
                     last_save, clock = now, time.monotonic()
                 if late or stopped:
                     break

@@ -160,8 +160,8 @@ def with_new_names(weights: dict[str, Tensor], source: PathLike) -> dict[str, Te
         new = old.sub(lambda match: f".{OLD_NAMES[match[1]]}.{match[2]}", name)
         if new in given:
             raise ValueError(f"{source} holds {new} twice, under its old name too")
-        # attention was of 1 x 1 convolutions once
-        given[new] = weight[..., 0, 0] if weight.ndim == 4 and ".attentions." in new else weight
+        was_convolution = ".attentions." in new and weight.shape[2:] == (1, 1)  # attention was of such ones once
+        given[new] = weight[..., 0, 0] if was_convolution else weight
     return given
 
 
@@ -233,7 +233,7 @@ def load_diffusers(
     try:
         settings = settings_from_diffusers(config, betas, str(source))
         schedule = make_schedule(settings)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"damaged configuration, {error!r}"
         raise ValueError(f"{source} cannot become a network of ours: {reason}") from error
     for name in WEIGHTS:
@@ -257,7 +257,8 @@ def pretrained(source: PathLike, labels: bool = True) -> tuple[dict, dict[str, T
     a network for labels becomes one without, which says what it said where none was told.
     Raises as load_checkpoint and load_diffusers.
     """
-    own = Path(source, "model.safetensors").is_file()
+    config = Path(source, CONFIG)
+    own = config.is_file() and "format" in read_json(config)
     model, _, settings = load_checkpoint(source) if own else load_diffusers(source)
     decided = {name: getattr(settings, name) for name in (*NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "attributes")}
     del decided["learned_variance"]  # the objective's consequence

@@ -252,20 +252,23 @@ class Audit(NamedTuple):
         }  # fmt: skip
 
 
-def nearest_point(queries: Tensor, points: Iterable[Tensor], themselves: int = 0) -> tuple[Tensor, Tensor]:
+def nearest_point(
+    queries: Tensor, points: Iterable[Tensor], own: Tensor | None = None, n: int = 0
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Distance and index of the point nearest to each query (N, D), among points that come in parts (…, D).
 
-    themselves: query i is point i, and i + themselves its mirror image if there is one; these do not count.
+    own (N,): query i is point own[i], and own[i] + n its mirror image if there is one; these do not count.
     """
-    own, first = torch.arange(len(queries), device=queries.device), 0
-    distance, index = queries.new_full((len(queries),), math.inf), torch.zeros_like(own)
+    first, own = 0, None if own is None else own.to(queries.device)
+    distance = queries.new_full((len(queries),), math.inf)
+    index = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
     for part in points:
         if not first:  # from here on all are seen from the first point: far away, rounding would hide what is near
             centre, queries = part[0], queries - part[0]
         apart = torch.cdist(queries, part - centre)
-        for column in (own - first, own + themselves - first) if themselves else ():
-            here = (column >= 0) & (column < len(part))
-            apart[own[here], column[here]] = math.inf
+        for column in () if own is None else (own - first, own + n - first):
+            here = ((column >= 0) & (column < len(part))).nonzero().flatten()
+            apart[here, column[here]] = math.inf
         found = apart.min(dim=1)
         nearer = found.values < distance
         distance, index = found.values.where(nearer, distance), (found.indices + first).where(nearer, index)
@@ -280,7 +283,8 @@ def audit(
     """Is the model copying? uint8 images (N, C, H, W); held_out None: training images are compared with each other.
 
     extract: to features (N, D), instead of pixels in [0, 1]. mirrored: training saw each image from both sides, and
-    so does this. Of the real images the first 1,000 are compared. device: where pixels are.
+    so does this. Of the real images 1,000 are compared: the first held out, or training images drawn at random.
+    device: where pixels are.
     """
     points = extract or (lambda images: images.to(device).flatten(1).float() / 255)
     size = training[0].numel()  # all of them as numbers would need many times their memory
@@ -291,20 +295,26 @@ def audit(
         if mirrored:
             yield from (points(part.flip(-1)) for part in parts)
 
-    real = points((training if held_out is None else held_out)[:AUDITED])
+    own = some_of(training) if held_out is None else None
+    real = points(held_out[:AUDITED] if own is None else training[own])
     bar = progress_bar(queries, desc="looking for copies", unit="part", leave=False, disable=len(queries) == 1)
-    return audit_points(map(points, bar), seen, len(training), real, themselves=held_out is None)
+    return audit_points(map(points, bar), seen, len(training), real, own)
+
+
+def some_of(training: Tensor) -> Tensor:
+    """Which training images an audit compares with the others: drawn at random, since a folder may be in order."""
+    return shuffled(torch.arange(len(training)), 0, AUDITED)
 
 
 def audit_points(
-    generated: Iterable[Tensor], seen: Callable[[], Iterable[Tensor]], n: int, real: Tensor, themselves: bool
+    generated: Iterable[Tensor], seen: Callable[[], Iterable[Tensor]], n: int, real: Tensor, own: Tensor | None
 ) -> Audit:  # fmt: skip
     """audit, of points in parts (…, D). seen: gives those of the n training images, then of their mirror images.
 
-    themselves: real ones are the first of the training images.
+    own: which training images the real ones are, if they are.
     """
     near, index = zip(*(nearest_point(part, seen()) for part in generated))
-    usual, _ = nearest_point(real, seen(), themselves=n if themselves else 0)
+    usual, _ = nearest_point(real, seen(), own, n)
     return Audit(torch.cat(near).float().cpu(), usual.float().cpu(), torch.cat(index).cpu() % n)
 
 
@@ -336,20 +346,23 @@ def judged(
 
     mirrored: training saw each image from both sides.
     """
-    if held_out is not None:  # in no order, since the first part of a data set may be the easier one
-        held_out = shuffled(held_out, seed)
+    digits, unseen = getattr(judge.network, "dataset", None) == "mnist", None
     known, drawn = judge.features(training), judge.features(images)
-    unseen = None if held_out is None else judge.features(held_out)
+    if held_out is not None:  # in no order, since the first part of a data set may be the easier one
+        order = shuffled(torch.arange(len(held_out)), seed)
+        unseen = judge.features(held_out)[order]
+        held_out = held_out[order[: max(AUDITED, len(images) if digits else 0)]]  # all may be more than memory holds
     card = {"metrics": distances(known, drawn, seed), "frechet_bias": frechet_bias(known, drawn, seed)}
     card["floor"] = floors(known, unseen, len(images), seed)
-    if getattr(judge.network, "dataset", None) == "mnist":
+    if digits:
         card["digits"] = class_balance(judge.logits(images))
         if held_out is not None:
             card["digits"]["held_out"] = class_balance(judge.logits(held_out[: len(images)]))
     in_pixels = audit(images, training, held_out, mirrored=mirrored, device=judge.device)
     seen = [*known.split(1000), *(judge.features(part.flip(-1)) for part in training.split(1000) if mirrored)]
-    real = (known if unseen is None else unseen)[:AUDITED]
-    in_features = audit_points([drawn], lambda: seen, len(training), real, themselves=unseen is None)
+    own = some_of(training) if unseen is None else None
+    real = unseen[:AUDITED] if own is None else known[own]
+    in_features = audit_points([drawn], lambda: seen, len(training), real, own)
     for space, found in (("pixels", in_pixels), ("features", in_features)):
         card[f"nearest_training_image_in_{space}"] = found.figures()
     return card
@@ -411,18 +424,12 @@ def card_lines(card: dict) -> list[str]:
             f"n = {card['n']} is small: expect a Fréchet distance about {card['frechet_bias']:.2g} too large, and as "
             "many real images above alike; that falls as 1/n, so take n = 10,000 where you can"
         )
-    if "digits" in card:
-        digits = card["digits"]
-        shares = " ".join(f"{100 * value:.1f}" for value in digits["shares"])
-        lines.append(
-            f"digits 0 to 9 in %: {shares}; the classifier is {digits['mean_confidence']:.1%} sure on average, above "
-            f"90 % for {digits['share_above_0.9']:.1%} of the images"
-        )
-        if "held_out" in digits:
-            real = digits["held_out"]
-            shares = " ".join(f"{100 * value:.1f}" for value in real["shares"])
-            sure = f"{real['mean_confidence']:.1%} sure, above 90 % for {real['share_above_0.9']:.1%}"
-            lines.append(f"of as many held-out ones, or all: {shares}; {sure}")
+    digits = card.get("digits", {})
+    for title, found in (("digits 0 to 9 in %", digits), ("of as many held-out ones, or all", digits.get("held_out"))):
+        if found:
+            shares = " ".join(f"{100 * value:.1f}" for value in found["shares"])
+            sure = f"{found['mean_confidence']:.1%} sure on average, above 90 % for {found['share_above_0.9']:.1%}"
+            lines.append(f"{title}: {shares}; the classifier is {sure}")
     for space in ("pixels", "features"):
         lines.append(f"in {space}: {audit_line(card[f'nearest_training_image_in_{space}'])}")
     if "L_simple" in card:

@@ -90,7 +90,8 @@ class Inception(nn.Module):
 @torch.no_grad()
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: Device, batch_size: int = 500) -> Tensor:
     """function of uint8 images, float64, on the processor; the same in whatever batches and order, but for rounding."""
-    bar = progress_bar(images.split(batch_size), desc="extracting features", unit="batch", leave=False, delay=3)
+    size = max(1, min(batch_size, 2**26 // images[0].numel())) if len(images) else 1  # of large images fewer at once
+    bar = progress_bar(images.split(size), desc="extracting features", unit="batch", leave=False, delay=3)
     standard = {"memory_format": torch.contiguous_format}  # another order of values in memory rounds differently
     return torch.cat([function(batch.clone(**standard).to(device)).cpu().double() for batch in bar])
 
@@ -136,7 +137,7 @@ def targets(dataset: str, root: PathLike, split: str) -> tuple[Tensor, Tensor]:
         settings = Settings(classes=10)
         return load_images(settings, root, split), load_labels(settings, root, split)
     settings = Settings(dataset="celeba", image_size=64)
-    images, (_, wanted) = load_images(settings, root, split), celeba_attributes(root, split)
+    images, (_, wanted) = load_images(settings, root, split), celeba_attributes(settings, root, split)
     if len(images) != len(wanted):  # some could not be read, and there is no cache to say which
         raise ValueError(f"{len(images)} images of CelebA, and {len(wanted)} with attributes: repair those skipped")
     return images, wanted.float()

@@ -38,7 +38,7 @@ def attribute_labels(settings: Settings, root: PathLike, split: str) -> Tensor:
             f"{len(asked)} attribute(s) of CelebA make {2 ** len(asked)} label(s), not {classes}: name some in "
             "attributes, such as Smiling and Male, and leave classes at 0"
         )
-    names, present = celeba_attributes(root, split)
+    names, present = celeba_attributes(settings, root, split)
     unknown = [name for name in asked if name not in names]
     if unknown or len(set(asked)) < len(asked):
         raise ValueError(f"attributes {asked} must be different ones of CelebA's: {', '.join(names)}")

@@ -37,6 +37,7 @@ CELEBA_LAST = 162_770, 182_637, 202_599  # number of the last image in each
 CELEBA_NAMES, FFHQ_NAMES = r"\d{6}\.(jpe?g|png|webp)", r"(img)?(\d{5}|\d{8})\.(png|jpe?g|webp)"
 FFHQ_TRAIN, FFHQ_TEST = 60_000, 10_000
 HELD_OUT = 500  # images for validation, where only training images are at hand, and more than ten times as many
+DECODING = 2  # of caches: to be raised when the same file gives other pixels
 MEMORY = 2**30  # the most bytes to keep in memory where no cache can be written
 CELEBA_HELP = (
     "download img_align_celeba.zip, list_eval_partition.txt and (for labels) list_attr_celeba.txt from CelebA's page, "
@@ -76,10 +77,12 @@ def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
     """The picture in a file, upright, transparency on white, 16 bits as 8, in Pillow's mode "L" or "RGB"."""
     with Image.open(source) as opened:
         image = upright(opened)
-        if image.mode == "F":
-            raise ValueError("floating-point pixels, whose range nothing tells: save it with 8 or 16 bits")
+        if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
+            raise ValueError("floating-point or 32-bit pixels, whose range nothing tells: save it with 8 or 16 bits")
         if image.mode.startswith("I"):  # 16 bits, at times stored as 32; Pillow would cut off all above 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+            values, clear = np.asarray(image), image.info.get("transparency")
+            values = np.where(values == clear, 65535, values.clip(0, 65535))
+            image = Image.fromarray((values / 257).round().astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -87,7 +90,9 @@ def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
 
 
 def unreadable(source: object, error: Exception) -> str:
-    """A line for people about a file that Pillow's readers raised an error of any kind for."""
+    """A line for people about a file that Pillow's readers raised an error of any kind for; not of memory."""
+    if isinstance(error, MemoryError):  # which is no fault of the file
+        raise error
     reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
     return f"{source} is not a readable image ({reason})"
 
@@ -110,7 +115,7 @@ def fitted(
     width, height = image.size
     side = min(width, height)
     if crop and abs(width / height * CELEBA_SIZE[1] / CELEBA_SIZE[0] - 1) < 0.02:
-        side = crop * min(width / CELEBA_SIZE[0], height / CELEBA_SIZE[1])
+        side = min(side, crop * min(width / CELEBA_SIZE[0], height / CELEBA_SIZE[1]))
     left, top = (width - side) / 2, (height - side) / 2
     return image.resize((size, size), resample, box=(left, top, left + side, top + side))
 
@@ -135,7 +140,7 @@ def decode(files: Files, settings: Settings, crop: int | None, write: Callable[[
         try:
             data = archive.read(name) if archive else (files.root / name).read_bytes()
         except OSError as error:
-            if error.errno == errno.ENOENT:  # a link to nowhere
+            if error.errno == errno.ENOENT and (files.root / name).is_symlink():  # to nowhere
                 return unreadable(files.root / name, error)
             raise ValueError(f"{files.root / name} cannot be read now ({error}): repair that, and run again") from error
         except Exception as error:
@@ -171,7 +176,7 @@ def decode(files: Files, settings: Settings, crop: int | None, write: Callable[[
 
 def fingerprint(files: Files) -> str:
     """A digest of the names, sizes and times of the files, or of the archive that holds them."""
-    digest, archive = hashlib.sha256(), None if files.root.is_dir() else files.root.stat()
+    digest, archive = hashlib.sha256(f"{DECODING}\n".encode()), None if files.root.is_dir() else files.root.stat()
     for name in files.names:
         size, changed = -1, -1
         with suppress(OSError):  # a link to nowhere: told when it is decoded
@@ -237,7 +242,11 @@ def load_files(files: Files, settings: Settings, cache: PathLike, label: str, cr
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        try:
+            os.replace(unfinished, path)
+        except PermissionError:  # on Windows, where another run has made it meanwhile and uses it
+            if open_cache(path, shape) is None:
+                raise
     except OSError as error:
         raise OSError(f"cannot write {path}, of {need:,} bytes ({error.strerror or error}): make room") from error
     finally:
@@ -249,10 +258,13 @@ def load_files(files: Files, settings: Settings, cache: PathLike, label: str, cr
     return open_cache(path, shape)
 
 
-def walk(root: PathLike) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder from root downwards with its files, sorted; not the hidden ones, and none twice through links."""
+def walk(root: PathLike, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder from root downwards with its files, sorted; not the hidden ones, and none twice through links.
+
+    onerror: what becomes of a folder that cannot be read; None: it is left out.
+    """
     seen = set()
-    for folder, below, names in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, onerror=onerror, followlinks=True):
         real = os.path.realpath(folder)
         below[:] = sorted(name for name in below if real not in seen and not name.startswith("."))
         if real not in seen:
@@ -267,7 +279,12 @@ def load_folder(settings: Settings, folder: PathLike, cache: PathLike = "data/ca
     more than a few cannot be read, OSError where they cannot be kept.
     """
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    paths = [at / name for at, names in walk(folder) for name in names if os.path.splitext(name)[1].lower() in known]
+
+    def told(error: OSError) -> None:  # lest a part be taken for all
+        raise error
+
+    files = [at / name for at, names in walk(folder, told) for name in names]
+    paths = [path for path in files if path.suffix.lower() in known]
     if not paths:
         raise ValueError(f"{folder} holds no images (files such as .png or .jpg)")
     names = [path.relative_to(folder).as_posix() for path in sorted(paths)]
@@ -388,17 +405,18 @@ def load_celeba(
     return load_files(celeba_files(root, split), settings, Path(root, "cache"), f"celeba-{split}", crop)
 
 
-def celeba_attributes(root: PathLike = "data", split: str = "train") -> tuple[list[str], Tensor]:
+def celeba_attributes(settings: Settings, root: PathLike = "data", split: str = "train") -> tuple[list[str], Tensor]:
     """The 40 attributes' names, and which each image of load_celeba has: bool (N, 40), in the order of the images.
 
-    Call load_celeba first: its cache knows the images that cannot be read, which are left out here too. Raises
-    ValueError where list_attr_celeba is missing or lacks an image.
+    Call load_celeba with the same settings first: its cache knows the images that cannot be read, which are left out
+    here too. Raises ValueError where list_attr_celeba is missing or lacks an image.
     """
     files, listed = celeba_files(root, split), read_list(root, "list_attr_celeba")
     if not listed:
         raise ValueError(f"no list_attr_celeba.txt or .csv below {root}: {CELEBA_HELP.format(Path(root, 'celeba'))}")
-    skipped = set()
-    for path in Path(root, "cache").glob(f"celeba-{split}-*-{fingerprint(files)}.npy"):
+    skipped, size = set(), settings.image_size
+    cached = f"celeba-{split}-{size}x{size}x{settings.channels}-*-{fingerprint(files)}.npy"
+    for path in Path(root, "cache").glob(cached):
         array = np.load(path, mmap_mode="r")
         with path.open("rb") as file:
             file.seek(array.offset + array.nbytes)

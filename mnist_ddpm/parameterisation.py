@@ -54,14 +54,10 @@ def mu_from_x0(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> T
     return q_posterior(schedule, x0, xt, t, t - 1)[0]
 
 
-def same(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
-    return x0
-
-
 # name: (to x_0, from x_0), each called with schedule, xt, t, value
 CONVERSIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "eps": (predict_x0, predict_eps),
-    "x0": (same, same),
+    "x0": (lambda schedule, xt, t, x0: x0, lambda schedule, xt, t, x0: x0),
     "v": (x0_from_v, v_from_x0),
     "mu": (x0_from_mu, mu_from_x0),
 }

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,20 +58,26 @@ class Plan:
         ]
 
 
+def per_second(work: Callable[[], object], seconds: float) -> float:
+    """How many times a second it can be done, after two to warm up; at least two are timed."""
+    times, began = -2, 0.0
+    while times < 2 or time.monotonic() - began < seconds:
+        if times == 0:
+            began = time.monotonic()
+        work()
+        times += 1
+    return times / (time.monotonic() - began)
+
+
 def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float = 2.0) -> float:
-    """Images trained a second with these settings, after a warm-up; at least two steps are timed."""
+    """Images trained a second with these settings."""
     run, schedule = ddpm.start_run(settings, device), ddpm.make_schedule(settings).to(device)
     objective = ddpm.make_objective(settings)
     x0, labels = torch.zeros(settings.batch_size, *settings.shape, device=device), None
     if settings.classes:
         labels = torch.zeros(settings.batch_size, dtype=torch.long, device=device)
-    steps, began = -2, 0.0
-    while steps < 2 or time.monotonic() - began < seconds:
-        if steps == 0:
-            began = time.monotonic()
-        ddpm.training_step(run, x0, labels, schedule, objective, 0.0)  # waits for the device, to read the loss
-        steps += 1
-    return steps * settings.batch_size / (time.monotonic() - began)
+    step = partial(ddpm.training_step, run, x0, labels, schedule, objective, 0.0)  # which reads the loss at the end
+    return settings.batch_size * per_second(step, seconds)
 
 
 def measured_compiled(settings: ddpm.Settings, device: ddpm.Device) -> float:
@@ -88,11 +95,7 @@ def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
     x = torch.zeros(36, *settings.shape, device=device)
     t = torch.ones(36, dtype=torch.long, device=device)
     with torch.no_grad():
-        model(x, t)
-        began = time.monotonic()
-        for _ in range(3):
-            model(x, t).sum().item()
-    return (time.monotonic() - began) / 3 / 36
+        return 1 / (36 * per_second(lambda: model(x, t).sum().item(), 0.0))
 
 
 def precisions(device: torch.device) -> list[str]:

@@ -44,12 +44,10 @@ PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
-def fill_in(values: dict, *bases: dict) -> dict:
-    """The values for Settings; of those left at Settings' defaults, what the bases say, the last one first."""
-    defaults, filled = {f.name: f.default for f in fields(Settings)}, {}
-    for base in bases:
-        filled |= base
-    return values | filled | {name: value for name, value in values.items() if value != defaults[name]}
+def fill_in(values: dict, base: dict) -> dict:
+    """The values for Settings; of those left at Settings' defaults, what the base says."""
+    defaults = {f.name: f.default for f in fields(Settings)}
+    return values | base | {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def dataset(preset: str, asked: str) -> str:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit status, one line for an error, files on disk."""
 
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.__main__ import Train, TrainingFlags, main
+from mnist_ddpm.__main__ import Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
 from mnist_ddpm.schedules import respace, respaced
@@ -471,3 +472,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(pictures, tmp_path):
     assert f"stopped after step {step} " in errors
     places = f"--out {tmp_path / 'run'} --data {tmp_path / 'data'}"
     assert f"that is: python -m mnist_ddpm train --resume {places}" in errors
+
+
+def test_names_that_the_terminal_cannot_write_stop_nothing(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr(Sample, "run", lambda self: print(os.fsdecode(b"caf\xe9.png"), "日"))
+    assert main(["sample"]) == 0
+    sys.stdout.flush()
+    assert b"caf\\udce9.png" in written.getvalue()

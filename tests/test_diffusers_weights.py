@@ -276,6 +276,8 @@ def test_googles_pipelines_with_all_files_in_one_folder_are_read(tmp_path):
         ({"class_embed_type": "timestep"}, "class_embed_type is timestep"),
         ({"block_out_channels": ...}, "damaged configuration, KeyError.'block_out_channels'"),
         ({"layers_per_block": "two"}, "damaged configuration, TypeError"),
+        ({"block_out_channels": []}, "damaged configuration, IndexError"),
+        ({"block_out_channels": [0, 14]}, "damaged configuration, ZeroDivisionError"),
     ],
     ids=str,
 )
@@ -484,6 +486,14 @@ def test_without_labels_a_network_that_was_always_told_one_says_what_it_said_of_
     _, weights = pretrained(tmp_path, labels=False)
     expected = network.time[2].bias + network.label.weight[:3].mean(dim=0)
     torch.testing.assert_close(weights["time.2.bias"], expected.detach())
+
+
+def test_a_checkpoint_that_lost_its_weights_is_told_as_one(tmp_path):
+    settings = Settings(base_channels=8, channel_mults=(1, 2))
+    save_checkpoint(tmp_path, our_network(settings), settings)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        pretrained(tmp_path)
 
 
 def test_training_starts_from_theirs_and_from_ours(tmp_path):

@@ -1,6 +1,7 @@
 """Figures that judge images: against closed forms, and on images of which it is known what they are."""
 
 import json
+import math
 import os
 import struct
 from dataclasses import replace
@@ -269,6 +270,19 @@ def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
     assert "no sign of copying" in audit_line(found.figures())
 
 
+def test_folders_in_order_are_no_sign_of_copying(digits, monkeypatch):
+    """Zeros come first, which are further from each other than ones are."""
+    labels = guidance.load_labels(Settings(classes=10), ROOT / "data")[:3000]
+    monkeypatch.setattr(evaluation, "AUDITED", 300)
+    fresh, in_order = digits[3000:3300], digits[:3000][(labels != 0).int().argsort(stable=True)]
+    assert not audit(fresh, in_order).copies and audit(fresh, in_order).closer.value < 0.03
+    own, features = evaluation.some_of(in_order), fresh_judge().features(in_order)
+    apart = torch.cdist(features[own], features).scatter(1, own[:, None], math.inf)
+    card = judged(fresh, in_order, None, fresh_judge())
+    usual = apart.min(dim=1).values.float().median().item()
+    assert card["nearest_training_image_in_features"]["real"] == pytest.approx(usual, rel=1e-4)
+
+
 def test_few_real_images_do_not_make_copies_of_honest_ones():
     """The nearest of twenty is no measure of how near one in a hundred is."""
     generator, flagged = torch.Generator().manual_seed(0), 0
@@ -323,9 +337,10 @@ def test_mirrored_copies_are_copies_where_training_saw_them(digits):
     alone = audit(digits[:n].flip(-1), digits[:n], mirrored=True)
     assert alone.index.tolist() == list(range(n))
     seen = torch.cat([digits[:n], digits[:n].flip(-1)]).flatten(1) / 255.0
-    brute = torch.cdist(seen[:1000], seen)
+    own = evaluation.some_of(digits[:n])
+    brute = torch.cdist(seen[own], seen)
     for offset in (0, n):
-        brute[torch.arange(1000), torch.arange(1000) + offset] = 1e9
+        brute[torch.arange(1000), own + offset] = 1e9
     torch.testing.assert_close(alone.real, brute.min(dim=1).values)
 
 
@@ -334,6 +349,13 @@ def test_a_card_looks_for_mirrored_copies_where_training_saw_them(digits):
         card = judged(digits[:30].flip(-1), digits[:400], digits[400:600], fresh_judge(), mirrored=mirrored)
         assert card["nearest_training_image_in_pixels"]["copies"] is mirrored
         assert card["nearest_training_image_in_features"]["copies"] is mirrored
+
+
+def test_a_card_takes_no_more_held_out_images_into_memory_than_it_compares(digits, monkeypatch):
+    copied, real = [], evaluation.shuffled
+    monkeypatch.setattr(evaluation, "shuffled", lambda rows, *how: copied.append(rows.ndim) or real(rows, *how))
+    judged(digits[:30], digits[:400], digits[400:600], fresh_judge())
+    assert max(copied) <= 2, "features and indices, not images"
 
 
 def test_tenths_without_a_time_are_none():

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from mnist_ddpm import image_folder
 from mnist_ddpm.ddpm import load_images, make_schedule, start_run, training_loop
 from mnist_ddpm.guidance import label_names, load_labels
-from mnist_ddpm.image_folder import celeba_attributes, load_celeba, load_ffhq, load_folder, open_image
+from mnist_ddpm.image_folder import celeba_attributes, fitted, load_celeba, load_ffhq, load_folder, open_image
 
 NAMES = [f"{k:06d}.jpg" for k in range(1, 8)]
 ORIGINAL, HALF = (178, 218), (89, 109)
@@ -94,6 +94,12 @@ def test_celeba_crop_to_the_pixel(colour, tmp_path, given, size, left, top, side
     assert (image[1] - (top + centres)[:, None]).abs().max() <= 0.51
 
 
+def test_celeba_crop_of_the_whole_width_fits_copies_of_any_size():
+    """178 * (46 / 178) is a little more than 46."""
+    for width in range(8, 200):
+        assert fitted(Image.new("RGB", (width, round(width * 218 / 178))), 16, crop=178).size == (16, 16)
+
+
 def test_celeba_crop_is_an_argument_and_part_of_the_cache_key(colour, tmp_path):
     save(tmp_path / "celeba" / "000001.jpg", ramp(*ORIGINAL))
     settings = replace(colour, image_size=64)
@@ -162,9 +168,10 @@ def test_every_mode_ends_as_colour_or_grey(colour, tmp_path, name):
     assert grey.shape == (1, 16, 16) and grey.unique().tolist() == [luma]
 
 
-def test_floating_point_pixels_are_refused(tmp_path):
-    Image.new("F", (20, 20), 0.5).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"a.tif is not a readable image \(floating-point pixels, .* 8 or 16 bits\)"):
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_whose_range_nothing_tells_are_refused(tmp_path, dtype):
+    Image.fromarray(np.full((20, 20), 200, dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a.tif is not a readable image \(floating-point or 32-bit .* 8 or 16 bits\)"):
         open_image(tmp_path / "a.tif", "RGB")
 
 
@@ -179,7 +186,8 @@ def test_malformed_exif_costs_no_image(tmp_path, tag):
     assert open_image(tmp_path / "a.jpg", "RGB").size == (10, 20)
 
 
-def test_a_passing_failure_is_no_damaged_image(colour, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "gone")], ids=repr)
+def test_a_passing_failure_is_no_damaged_image(colour, tmp_path, monkeypatch, error):
     """It would be cached: the folder has not changed when the file can be opened again."""
     for k in range(40):
         Image.new("RGB", (20, 20), (k, 0, 0)).save(tmp_path / f"{k}.png")
@@ -187,13 +195,30 @@ def test_a_passing_failure_is_no_damaged_image(colour, tmp_path, monkeypatch):
 
     def read_bytes(path):
         if path.name == "7.png":
-            raise PermissionError(13, "Permission denied")
+            raise error
         return real(path)
 
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="7.png cannot be read now .* run again"):
         patched.setattr(Path, "read_bytes", read_bytes)
         load_folder(colour, tmp_path, tmp_path / "cache")
     assert len(load_folder(colour, tmp_path, tmp_path / "cache")) == 40
+
+
+def test_too_little_memory_is_no_damaged_image(colour, tmp_path, monkeypatch):
+    save_some(tmp_path / "in")
+
+    def read_picture(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(image_folder, "read_picture", read_picture)
+    with pytest.raises(MemoryError):
+        load_folder(colour, tmp_path / "in", tmp_path / "cache")
+    assert listing(tmp_path / "cache") == []
+
+
+def test_transparent_colour_of_sixteen_bits_is_white(colour, tmp_path):
+    Image.fromarray(np.full((20, 20), 2770, np.uint16)).save(tmp_path / "a.png", transparency=2770)
+    assert (load_folder(colour, tmp_path, tmp_path / "cache") == 255).all()
 
 
 def test_transparent_palette_colour_is_white(colour, tmp_path):
@@ -343,7 +368,8 @@ def test_attributes_come_in_the_order_of_the_images(colour, tmp_path, csv):
     save_celeba(tmp_path / "celeba" / "img_align_celeba")
     (tmp_path / "celeba" / "list_eval_partition.txt").write_text("".join(f"{n} {p}\n" for n, p in PARTITION.items()))
     write_attributes(tmp_path / "celeba" / f"list_attr_celeba.{'csv' if csv else 'txt'}", NAMES[::-1], csv)
-    names, attributes = celeba_attributes(tmp_path, "train")
+    load_celeba(colour, tmp_path)
+    names, attributes = celeba_attributes(colour, tmp_path, "train")
     assert names == COLUMNS and attributes.dtype == torch.bool and attributes.shape == (2, 40)
     assert attributes.nonzero()[:, 1].tolist() == numbers(load_celeba(colour, tmp_path)) == [2, 4]
 
@@ -354,7 +380,24 @@ def test_attributes_leave_out_the_images_that_were_skipped(colour, tmp_path):
     (tmp_path / "celeba" / "000003.jpg").write_text("no image")
     write_attributes(tmp_path / "celeba" / "list_attr_celeba.txt", names)
     loaded = numbers(load_celeba(colour, tmp_path))
-    assert len(loaded) == 19 and celeba_attributes(tmp_path)[1].nonzero()[:, 1].tolist() == loaded
+    assert len(loaded) == 19 and celeba_attributes(colour, tmp_path)[1].nonzero()[:, 1].tolist() == loaded
+
+
+def test_attributes_are_those_of_the_cache_that_is_used(colour, tmp_path, monkeypatch):
+    names, real = [f"{k:06d}.jpg" for k in range(1, 21)], image_folder.fitted
+    save_celeba(tmp_path / "celeba", names)
+    write_attributes(tmp_path / "celeba" / "list_attr_celeba.txt", names)
+    failures = iter([True])
+
+    def fitted(*arguments):
+        if next(failures, False):
+            raise ValueError
+        return real(*arguments)
+
+    monkeypatch.setattr(image_folder, "fitted", fitted)
+    larger = replace(colour, image_size=24)
+    assert [len(load_celeba(settings, tmp_path)) for settings in (larger, colour)] == [19, 20]
+    assert [len(celeba_attributes(settings, tmp_path)[1]) for settings in (larger, colour)] == [19, 20]
 
 
 def test_attributes_become_labels(colour, tmp_path):
@@ -375,18 +418,18 @@ def test_attributes_become_labels(colour, tmp_path):
             load_labels(replace(settings, **wrong), tmp_path)
 
 
-def test_missing_and_damaged_lists_are_named(tmp_path):
+def test_missing_and_damaged_lists_are_named(colour, tmp_path):
     save_celeba(tmp_path / "celeba" / "img_align_celeba")
     with pytest.raises(ValueError, match="no list_attr_celeba.txt or .csv below .*: download"):
-        celeba_attributes(tmp_path)
+        celeba_attributes(colour, tmp_path)
     path = tmp_path / "celeba" / "list_attr_celeba.txt"
     write_attributes(path, NAMES[:-2])
     with pytest.raises(ValueError, match="no line for 2 images, such as 000006"):
-        celeba_attributes(tmp_path)
+        celeba_attributes(colour, tmp_path)
     write_attributes(path, NAMES)
     path.write_text(path.read_text()[:-10])
     with pytest.raises(ValueError, match=r"list_attr_celeba\.txt is damaged"):
-        celeba_attributes(tmp_path)
+        celeba_attributes(colour, tmp_path)
 
 
 def test_missing_celeba_says_what_to_do(colour, tmp_path, capsys):
@@ -604,6 +647,35 @@ def test_two_starts_at_once_do_not_disturb_each_other(colour, tmp_path, monkeypa
     assert numbers(images) == numbers(other[0]) == [0, 1, 2, 3, 4, 5] and len(listing(tmp_path / "cache")) == 1
 
 
+def test_a_cache_that_another_start_made_and_uses_is_used_too(colour, tmp_path, monkeypatch):
+    """Windows does not let a mapped file be replaced."""
+    save_some(tmp_path / "in")
+    real = os.replace
+
+    def replace_mapped(source, target):
+        real(source, target)
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(os, "replace", replace_mapped)
+    assert numbers(load_folder(colour, tmp_path / "in", tmp_path / "cache")) == [0, 1, 2, 3, 4, 5]
+
+    def denied(source, target):
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(os, "replace", denied)
+    with pytest.raises(OSError, match="cannot write"):
+        load_folder(replace(colour, channels=1), tmp_path / "in", tmp_path / "cache")
+
+
+def test_cache_is_made_anew_when_decoding_changes(colour, tmp_path, monkeypatch):
+    save_some(tmp_path / "in")
+    load_folder(colour, tmp_path / "in", tmp_path / "cache")
+    before = listing(tmp_path / "cache")
+    monkeypatch.setattr(image_folder, "DECODING", 99)
+    load_folder(colour, tmp_path / "in", tmp_path / "cache")
+    assert len(before) == 1 and listing(tmp_path / "cache") != before
+
+
 @pytest.mark.parametrize("damage", ["empty", "header", "short", "text"])
 def test_damaged_cache_is_made_anew(colour, tmp_path, damage):
     save_some(tmp_path / "in")
@@ -713,6 +785,22 @@ def test_hidden_files_and_other_files_do_not_count(colour, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no images"):
         load_folder(colour, tmp_path / "empty", tmp_path / "cache")
+
+
+def test_a_folder_that_cannot_be_read_is_told(colour, tmp_path, monkeypatch):
+    """Or the rest would be taken for the whole."""
+    save_some(tmp_path / "in")
+    save(tmp_path / "in" / "below" / "9.png", plain(9))
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "below":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="below"):
+        load_folder(colour, tmp_path / "in", tmp_path / "cache")
 
 
 # --- training

@@ -106,9 +106,9 @@ def test_presets_are_settings_of_networks_that_fit_together(name):
 
 def test_what_is_left_at_its_default_is_filled_in():
     values = {"epochs": 3, "image_size": 32, "T": 1000}
-    filled = fill_in(values, {"image_size": 64, "epochs": 90, "T": 500}, {"T": 250})
+    filled = fill_in(values, {"image_size": 64, "epochs": 90, "T": 250})
     assert filled == {"epochs": 3, "image_size": 64, "T": 250}
-    assert fill_in(values) == values
+    assert fill_in(values, {}) == values
 
 
 def test_an_unknown_preset_is_named():

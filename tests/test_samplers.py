@@ -182,6 +182,11 @@ def test_impossible_requests_are_refused(paper, wrong):
         generate(ideal_denoiser(paper, POINTS), paper, shape=(1, 1, 1), **options)
 
 
+def test_images_that_are_no_numbers_are_no_pictures(paper):
+    with pytest.raises(FloatingPointError, match="NaN"):
+        generate(lambda x, t: x * math.nan, paper, 2, (1, 2, 2), steps=2, progress=False)
+
+
 def test_sampling_turns_dropout_off(paper):
     model = restless(UNet(base_channels=8, dropout=0.5), 0.05).train()
     a, b = (generate(model, paper, 2, (1, 32, 32), steps=3)[0] for _ in range(2))
