@@ -128,8 +128,8 @@ class Contestant:
 
 
 class Ours(Contestant):
-    """The preset mnist (Muon), its training_loop; DPM-Solver++ with η = 1. Until it has trained, the weights of
-    checkpoints/mnist."""
+    """The preset mnist (Muon) with P2's weights, as `plan` trains it, its training_loop; DPM-Solver++ with η = 1. Until
+    it has trained, the weights of checkpoints/mnist."""
 
     package, names = "mnist_ddpm", ("ddpm",)
 
@@ -143,8 +143,8 @@ class Ours(Contestant):
 
         task, ddpm = self.task, self.ddpm
         settings = replace(
-            preset("mnist"), precision=task.precision, batch_size=task.batch, seed=task.seed, warmup_steps=task.warmup,
-            epochs=task.steps / (len(images) // task.batch),
+            preset("mnist"), objective="p2", precision=task.precision, batch_size=task.batch, seed=task.seed,
+            warmup_steps=task.warmup, epochs=task.steps / (len(images) // task.batch),
         )  # fmt: skip
         run = ddpm.start_run(settings)
         self.network = run.ema

@@ -59,19 +59,22 @@ class Arguments:
     out: Path | None = None  # JSON file; benchmarks/results/recipes-MINUTES.json unless told
 
 
-def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float, planned: float = 1.0) -> ddpm.Run:
-    """As many steps as the time is enough for, by the pace of this machine; the rate's fall takes `planned` of them."""
+def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float, fall: float = 1.0) -> tuple[ddpm.Run, int]:
+    """A run of as many steps as the pace of this machine lets expect, and their number; late, it has fewer.
+
+    fall: how many times as many the learning rate takes to 0.
+    """
     pace = planning.measured_pace(settings, "cpu", 10.0)
     settings = replace(settings, epochs=0.97 * 60 * minutes * pace / len(images))
     total = ddpm.total_steps(settings, images)
-    settings = replace(settings, warmup_steps=min(500, total // 10), epochs=planned * settings.epochs)
+    settings = replace(settings, warmup_steps=min(500, total // 10), epochs=fall * settings.epochs)
     run, deadline, began = ddpm.start_run(settings), time.monotonic() + 60 * minutes, time.monotonic()
-    loop = ddpm.training_loop(run, images, ddpm.make_schedule(settings), ddpm.make_objective(settings))
+    loop = ddpm.training_loop(run, images, ddpm.make_schedule(settings))
     for _ in ddpm.progress_bar(islice(loop, total), total=total, unit="step"):
         if time.monotonic() > deadline:
             break
     run.seconds = time.monotonic() - began
-    return run
+    return run, total
 
 
 def judged(run: ddpm.Run, judge: extractors.Judge, known: torch.Tensor, unseen: torch.Tensor, n: int) -> dict:
@@ -123,8 +126,11 @@ def main(asked: Arguments) -> None:
             continue
         print(name, flush=True)
         settings = ddpm.Settings(precision=asked.precision, seed=asked.seed, **changes)
-        run = trained(settings, images, asked.minutes, changes.get("epochs", 1.0))
-        rows[name] = {"images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step}
+        run, total = trained(settings, images, asked.minutes, changes.get("epochs", 1.0))
+        rows[name] = {
+            "images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step,
+            "planned": total,
+        }  # fmt: skip
         rows[name] |= judged(run, judge, known, unseen, asked.n)
         evaluation.write_card(out, {"command": shlex.join(["python", *sys.argv]), **record, "recipes": rows})
     rows = {name: rows[name] for name in RECIPES if name in rows}

@@ -83,15 +83,22 @@ class Train:
             ddpm.must_be_free(self.out)
         world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
         device = processes.pick_device(self.device, world)
+        ddpm.writable_folder(self.out), ddpm.make_schedule(settings), ddpm.make_objective(settings)  # or raise now
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
         fresh = settings.init_from and not self.resume
         weights = pretrained(settings.init_from, settings.classes > 0)[1] if fresh else None
         run = processes.train(settings, images, self.out, labels, self.resume, weights, device=device, world=world)
-        pace = run.step * settings.batch_size / run.seconds
+        pace = run.step * settings.batch_size / max(run.seconds, 1e-9)
         if world.rank == 0:
             print(f"{self.out}: {run.step} steps in {run.seconds / 60:.1f} min, {pace:.0f} images/s")
+
+
+def places(command: "Train | Plan") -> list[str]:
+    """The flags of train for the same folders and device."""
+    differ = [name for name in ("out", "data", "device") if getattr(command, name) != getattr(Train, name)]
+    return [part for name in differ for part in (f"--{name}", str(getattr(command, name)))]
 
 
 @dataclass
@@ -117,6 +124,7 @@ class Plan:
         device = processes.pick_device(self.device)
         if not self.dry_run:
             ddpm.must_be_free(self.out)
+            ddpm.writable_folder(self.out)
         asked = ddpm.Settings(**{name: getattr(self, name) for name in ("dataset", "classes", "attributes", "seed")})
         if asked.classes and self.dataset != "celeba":  # whose images must be there first
             guidance.load_labels(asked, self.data)
@@ -124,7 +132,7 @@ class Plan:
         plan, images = planning.make_plan(asked, load, 60 * self.minutes, device)
         settings = plan.settings
         labels = guidance.load_labels(settings, self.data) if settings.classes else None
-        print("\n".join(plan.lines()), flush=True)
+        print("\n".join(plan.lines(places(self))), flush=True)
         if self.dry_run:
             return
         began = time.monotonic()
@@ -630,13 +638,19 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(command, Train):
             start = Train(flags=command.defaults())
             command = tyro.cli(Train, default=start, args=arguments[1:], prog="python -m mnist_ddpm train")
+            if not command.flags.classes and command.flags.attributes == start.flags.attributes:
+                command.flags = replace(command.flags, attributes=())  # or they would bring the labels back
         if isinstance(command, Evaluate):
             command.command = shlex.join(["python", "-m", "mnist_ddpm", *arguments])
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not isinstance(command, Train | Sample | Evaluate):
+            raise ValueError("this command is for one process: start it without a launcher")
         command.run()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not planning.out_of_memory(error):
+            raise
         advice = "take less at once (--batch-size; to train, a larger --accumulation, or --gradient-checkpointing)"
         print(f"error: {ddpm.first_line(error)}: {advice}", file=sys.stderr)
         return 1
@@ -644,11 +658,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)
         saved = isinstance(command, Train | Plan) and "resume to go on" in str(error)
         if saved and os.environ.get("WORLD_SIZE", "1") == "1":  # several go on by their launcher's command
-            how = ["train", "--resume"]
-            for flag, usual in (("out", Train.out), ("data", Train.data), ("device", Train.device)):
-                if getattr(command, flag) != usual:
-                    how += [f"--{flag}", str(getattr(command, flag))]
-            print(f"that is: python -m mnist_ddpm {shlex.join(how)}", file=sys.stderr)
+            print(f"that is: python -m mnist_ddpm train {shlex.join(['--resume', *places(command)])}", file=sys.stderr)
         status = 130
     processes.leave()
     return status

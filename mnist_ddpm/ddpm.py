@@ -4,18 +4,18 @@
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
            'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'check_seed', 'Settings',
-           'best_device', 'look_up', 'first_line', 'first_process', 'progress_bar', 'load_mnist', 'load_images',
-           'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample',
-           'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock',
-           'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple',
-           'make_objective', 'UniformTimes', 'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run',
-           'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step',
-           'check_labels', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict',
-           'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser',
-           'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif',
-           'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config',
-           'load_checkpoint', 'save_run', 'resume_run', 'writable_folder', 'deferred_interrupt', 'must_be_free',
-           'saved_whole', 'save_preview', 'fit']
+           'best_device', 'look_up', 'first_line', 'first_process', 'progress_bar', 'read_mnist', 'load_mnist',
+           'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
+           'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
+           'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
+           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'compile_network', 'World', 'Run',
+           'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps',
+           'add_gradients', 'training_step', 'check_labels', 'training_loop', 'timesteps', 'transitions', 'Prediction',
+           'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
+           'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'check_film',
+           'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
+           'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run',
+           'writable_folder', 'deferred_interrupt', 'must_be_free', 'saved_whole', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import inspect
@@ -169,26 +169,34 @@ def progress_bar(iterable=None, disable: bool = False, **kwargs) -> tqdm:
     return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, disable=disable or not first_process(), **kwargs)
 
 # %% ../MNIST_DDPM.ipynb #d57427a7
-def load_mnist(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
-    """MNIST's "train" or "test" split, zero-padded: uint8 (60000 or 10000, 1, image_size, image_size).
+def read_mnist(root: PathLike = "data", split: str = "train") -> tuple[Tensor, Tensor]:
+    """MNIST's "train" or "test" split: digits, uint8 (60000 or 10000, 28, 28), and labels, int64 (60000 or 10000,).
 
-    Raises ValueError for sizes below 28, another split, and where archives are damaged and cannot be downloaded again.
+    Raises ValueError for another split, and where archives are damaged and cannot be downloaded again.
     """
-    if settings.image_size < 28 or settings.image_size % 2:
-        raise ValueError(f"MNIST is padded, not resized: image_size must be even and >= 28, not {settings.image_size}")
     if split not in ("train", "test"):
         raise ValueError(f'MNIST has no split "{split}": take train or test')
     from torchvision import datasets  # two seconds, which those who only sample need not wait
 
     try:
-        images = datasets.MNIST(root, train=split == "train", download=True).data
+        digits = datasets.MNIST(root, train=split == "train", download=True)
+        return digits.data, digits.targets
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
         raise ValueError(
             f"MNIST in {Path(root, 'MNIST', 'raw')} is missing or damaged and cannot be downloaded "
             f"({' '.join(str(error).split())}): restore the four .gz archives there, delete every "
             "other file beside them, and run again"
         ) from error
-    return F.pad(images.unsqueeze(1), [(settings.image_size - 28) // 2] * 4)
+
+
+def load_mnist(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
+    """MNIST's digits, zero-padded: uint8 (60000 or 10000, 1, image_size, image_size).
+
+    Raises ValueError for sizes below 28, and as read_mnist.
+    """
+    if settings.image_size < 28 or settings.image_size % 2:
+        raise ValueError(f"MNIST is padded, not resized: image_size must be even and >= 28, not {settings.image_size}")
+    return F.pad(read_mnist(root, split)[0].unsqueeze(1), [(settings.image_size - 28) // 2] * 4)
 
 # %% ../MNIST_DDPM.ipynb #7aac3762
 DATASETS: dict[str, Callable[..., Tensor]] = {"mnist": load_mnist}
@@ -473,7 +481,7 @@ DIFFUSION_SETTINGS = "schedule", "T", "beta_1", "beta_T", "prediction", "objecti
 def make_model(settings: Settings) -> UNet:
     """A freshly initialised network; the weights depend on settings.seed alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)  # the processor's alone
         return UNet(**{name: getattr(settings, name) for name in NETWORK_SETTINGS})
 
 
@@ -560,6 +568,7 @@ class Run:
     step: int = 0  # training steps done
     seconds: float = 0.0  # time spent on them
     losses: list[float] = field(default_factory=list)  # the loss of every step
+    home: Path | None = None  # the folder where it is saved
 
     @property
     def device(self) -> torch.device:
@@ -1034,13 +1043,21 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".partial")
     try:
         yield temporary
-        os.replace(temporary, path)
+        for wait in (0.1, 1, 5, 0):
+            try:
+                os.replace(temporary, path)
+                break
+            except PermissionError:
+                if os.name != "nt" or not wait:
+                    raise
+                time.sleep(wait)  # on Windows somebody may be reading it
     except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):  # the device's own
         raise
     except (SafetensorError, RuntimeError) as error:  # so do safetensors and PyTorch say it
         raise OSError(f"{path} could not be written ({first_line(error)}): is there room?") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: PathLike, model: UNet, settings: Settings, training: dict | None = None) -> None:
@@ -1164,7 +1181,7 @@ def resume_run(folder: PathLike, settings: Settings | None = None, device: Devic
     if run.device.type == state["device"]:  # the state of one device's generator means nothing to another's
         run.generator.set_state(state["generator"])
     run.n, run.step = state.get("n", 0), state["step"]
-    run.seconds, run.losses = state["seconds"], state["losses"]
+    run.seconds, run.losses, run.home = state["seconds"], state["losses"], Path(folder).resolve()
     return run
 
 # %% ../MNIST_DDPM.ipynb #7344c858
@@ -1240,24 +1257,26 @@ def fit(
     every five minutes too.
     objective, labels: as in training_loop. deadline: when to stop in any case, saved, by time.monotonic().
 
-    Raises FileExistsError where a new run would overwrite a checkpoint, FloatingPointError for a loss that
+    Raises FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
     is not finite, KeyboardInterrupt after Ctrl-C, ConnectionError where another process is lost; the message says what is
     saved and how to go on.
     """
     world, objective = run.world, objective or make_objective(run.settings)
-    images = images.to(run.device) if images.numel() < 2**31 else images  # above 2 GiB, batch by batch
+    room = torch.cuda.mem_get_info(run.device)[0] // 4 if run.device.type == "cuda" else 2**31
+    images = images.to(run.device) if images.numel() < min(2**31, room) else images  # else batch by batch
     averaged = make_denoiser(run.ema, schedule.to(run.device), run.settings)
     folder, epoch_steps = writable_folder(folder), steps_per_epoch(run.settings, images)
 
     def save() -> None:  # by the first process, for all
         nonlocal saved_at
         if world.rank == 0:
-            if saved_at == 0:  # another run may have begun there meanwhile
+            if run.home != folder.resolve():  # another run may have begun there meanwhile
                 must_be_free(folder)
             save_run(folder, run)
+            run.home = folder.resolve()
         saved_at = run.step
 
-    if run.step == 0:
+    if run.home != folder.resolve():
         must_be_free(folder)
     signal_left = schedule.alpha_bar[-1].item()
     if signal_left > 0.01 and world.rank == 0:

@@ -93,7 +93,8 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: Dev
     size = max(1, min(batch_size, 2**26 // images[0].numel())) if len(images) else 1  # of large images fewer at once
     bar = progress_bar(images.split(size), desc="extracting features", unit="batch", leave=False, delay=3)
     standard = {"memory_format": torch.contiguous_format}  # another order of values in memory rounds differently
-    return torch.cat([function(batch.clone(**standard).to(device)).cpu().double() for batch in bar])
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # and so do GPUs' shorter numbers
+        return torch.cat([function(batch.clone(**standard).to(device)).cpu().double() for batch in bar])
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,10 @@ class Judge:
 def pick_judge(name: str, dataset: str, device: Device = "cpu") -> Judge:
     """The extractor in a file, or "inception"; "auto": the shipped one for a data set.
 
+    On Apple's GPUs it stays on the processor: PyTorch lacks operations there, or takes vast memory for them.
     Raises ValueError where there is none, or a damaged one.
     """
+    device = "cpu" if torch.device(device).type == "mps" else device
     if name == "inception":
         return Judge(Inception().to(device).eval(), "inception-v3-compat, 2048 features", device)
     if name == "auto" and dataset not in FOR:

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Model, PathLike, Prediction, Schedule, Settings, predict
+from mnist_ddpm.ddpm import Model, PathLike, Prediction, Schedule, Settings, predict, read_mnist
 from mnist_ddpm.image_folder import celeba_attributes
 
 LABELLED = "mnist", "celeba"  # data sets that have labels
@@ -15,7 +15,7 @@ def load_labels(settings: Settings, root: PathLike = "data", split: str = "train
     """The labels of load_images(settings, root, split), int64 (N,): MNIST's digits, or CelebA's attributes.
 
     Of k attributes, the i-th that settings.attributes names counts 2^i: 2^k labels. Raises ValueError where the data
-    set has no labels, not these or not so many, and as celeba_attributes does.
+    set has no labels, not these or not so many, and as read_mnist or celeba_attributes does.
     """
     if settings.dataset == "celeba":
         return attribute_labels(settings, root, split)
@@ -25,9 +25,7 @@ def load_labels(settings: Settings, root: PathLike = "data", split: str = "train
         raise ValueError(
             f"mnist has labels 0 to 9, no attributes: set classes to 10, not {settings.classes}, and name none"
         )
-    from torchvision import datasets  # here, since it takes two seconds
-
-    return datasets.MNIST(root, train=split == "train", download=True).targets
+    return read_mnist(root, split)[1]
 
 
 def attribute_labels(settings: Settings, root: PathLike, split: str) -> Tensor:

@@ -127,6 +127,7 @@ def train_in_notebook(
 
 def notebook_process(processes: int, *arguments) -> None:
     world = connect(processes, cpu=not torch.cuda.is_available())
+    torch.set_num_threads(1)  # OpenMP's others do not outlive the fork: what they share would wait for them for ever
     train(*arguments, device=world.device, world=world)
 
 

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from mnist_ddpm.ddpm import Film, tile
+from mnist_ddpm.ddpm import Film, check_film, tile
 
 TEMPLATE = """<div style="width: {width}px; font-family: sans-serif; font-size: 13px">
 <div style="width: {width}px; height: {height}px; overflow: hidden">
@@ -25,6 +25,7 @@ def film_slider(film: Film, columns: int = 8, scale: int = 2) -> str:
 
     One picture holds all moments, in 16 grey levels or 64 colours, to stay small.
     """
+    check_film(film)
     moments = [np.concatenate([tile(x[:columns], columns) for x in (xt, x0_hat)]) for _, xt, x0_hat in film]
     height, width, _ = moments[0].shape
     picture = Image.fromarray(np.concatenate(moments))

@@ -225,6 +225,26 @@ def test_a_finished_run_keeps_its_record_when_nothing_is_left_to_train(tiny, blo
     load_checkpoint(tmp_path)  # whole again
 
 
+def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path, monkeypatch):
+    path, real, tries, waits = tmp_path / "file", os.replace, [], []
+
+    def replace_unless_read(source, target):
+        tries.append(target)
+        if len(tries) < 4:
+            raise PermissionError(13, "in use")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_unless_read)
+    monkeypatch.setattr(ddpm.time, "sleep", waits.append)
+    with pytest.raises(PermissionError), replacing(path) as new:
+        new.write_text("new")
+    assert len(tries) == 1 and waits == [], "elsewhere it is told at once"
+    with monkeypatch.context() as windows, replacing(path) as new:
+        new.write_text("new")
+        windows.setattr(os, "name", "nt")
+    assert path.read_text() == "new" and len(waits) == 2
+
+
 @pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
 def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
     error = getattr(torch, name, torch.OutOfMemoryError)

@@ -300,6 +300,24 @@ def test_a_network_for_labels_goes_on_without_where_the_data_have_none(condition
     assert not hasattr(fits[0][0].model, "label") and fits[2][2].max() == 9
 
 
+def test_classes_0_takes_back_the_attributes_of_the_network_to_start_from(fits, tmp_path, monkeypatch):
+    sizes = {"base_channels": 8, "channel_mults": (1, 2), "attention_resolutions": (8,)}
+    settings = ddpm.Settings(dataset="celeba", attributes=("Smiling",), **sizes)
+    ddpm.save_checkpoint(tmp_path / "faces", ddpm.make_model(settings), settings)
+    monkeypatch.setattr(ddpm, "load_images", lambda s, root: torch.zeros(8, *s.shape, dtype=torch.uint8))
+    start = ["train", "--init-from", str(tmp_path / "faces"), "--dataset", "celeba", "--classes", "0"]
+    assert main([*start, "--batch-size", "4", "--out", str(tmp_path / "out")]) == 0
+    assert (fits[0][0].settings.classes, fits[0][0].settings.attributes) == (0, ())
+
+
+def test_what_cannot_be_trained_is_told_before_images_are_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ddpm, "load_images", lambda *_: pytest.fail("this may take minutes"))
+    (tmp_path / "file").write_text("text")
+    assert "cannot write to the folder" in error_of(capsys, "train", "--out", tmp_path / "file")
+    for flag in ("schedule", "objective"):
+        assert f'{flag} "none" is unknown' in error_of(capsys, "train", "--out", tmp_path / "out", f"--{flag}", "none")
+
+
 def test_a_presets_data_set_decides_whether_there_are_labels(conditional):
     flags = TrainingFlags(init_from=str(conditional))
     kept = {preset: Train(flags=flags, preset=preset).defaults().classes for preset in ("faces-32", "ddpm-celebahq")}
@@ -406,12 +424,21 @@ def test_train_does_not_overwrite(checkpoint, pictures, capsys):
     assert "holds a checkpoint already" in error_of(capsys, "train", *arguments)
 
 
-def test_memory_that_ends_is_one_line_with_advice(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 20.00 GiB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 20.00 GiB"),
+        MemoryError("20.00 GiB"),
+    ],
+)
+def test_memory_that_ends_is_one_line_with_advice(monkeypatch, capsys, failure):
     def drawing(self):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
+        raise failure
 
-    monkeypatch.setattr("mnist_ddpm.__main__.Sample.run", drawing)
-    assert "20.00 GiB.: take less at once (--batch-size;" in error_of(capsys, "sample")
+    monkeypatch.setattr(Sample, "run", drawing)
+    assert re.search(r"20.00 GiB.*: take less at once \(--batch-size;", error_of(capsys, "sample"))
 
 
 def test_help_names_every_setting_and_unknown_flags_fail(capsys):

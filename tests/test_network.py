@@ -97,6 +97,11 @@ def test_images_of_a_batch_do_not_mix():
         torch.testing.assert_close(together[k : k + 1], model(x[k : k + 1], t[k : k + 1]), rtol=1e-3, atol=1e-4)
 
 
+def test_making_a_network_leaves_the_generators_of_gpus_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("they are the user's"))
+    make_model(Settings(base_channels=8))
+
+
 def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(5)
     a = make_model(Settings(base_channels=8)).state_dict()

@@ -184,7 +184,7 @@ def test_notebook_resumes_a_run_with_its_own_settings(tmp_path):
     after = replace(begun, epochs=2, precision="float32")
     assert settings == after and record["steps"] == 12, "what was left as it is came from the run"
     assert "From the run in run: base_channels 8, T 20, batch_size 8" in text
-    assert "Set to train: 2 epochs of mnist in batches of 8, Adam" in text
+    assert "Training: 2 epochs of mnist in batches of 8, Adam" in text
 
 
 def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):

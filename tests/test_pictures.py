@@ -6,6 +6,7 @@ import torch
 from torchvision.utils import make_grid
 
 from mnist_ddpm.ddpm import draw_strip, enlarge, generate, ideal_denoiser, nearest, save_gif, tile
+from mnist_ddpm.slider import film_slider
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_strip_of_a_single_image_and_few_moments(film):
 def test_a_film_that_was_not_asked_for_is_told(paper, tmp_path):
     model = ideal_denoiser(paper, torch.zeros(1, 1, 8, 8))
     _, film = generate(model, paper, 2, (1, 8, 8), steps=2, progress=False)
-    for picture in (draw_strip, lambda film: save_gif(tmp_path / "a.gif", film)):
+    for picture in (draw_strip, film_slider, lambda film: save_gif(tmp_path / "a.gif", film)):
         with pytest.raises(ValueError, match="the film is empty: generate keeps as many images .* film says"):
             picture(film)
 

@@ -15,6 +15,7 @@ from conftest import ROOT
 from mnist_ddpm import ddpm, planning, presets, processes
 from mnist_ddpm.__main__ import main
 
+PLANNED = (2, "mnist"), (30, "mnist"), (10, "celeba")
 CPU, COST = torch.device("cpu"), presets.cost
 
 
@@ -42,10 +43,12 @@ def machine(monkeypatch):
         work = cost(settings).flops / cost(presets.preset("faces-64-small")).flops
         return speed["images"] / work / (1 if settings.precision == "bfloat16" else 2)
 
-    monkeypatch.setattr(planning, "time", SimpleNamespace(monotonic=lambda: speed["now"]))
+    clock = lambda: speed["now"]  # noqa: E731
+    monkeypatch.setattr(planning, "time", SimpleNamespace(monotonic=clock, perf_counter=clock))
     monkeypatch.setattr(presets, "cost", cost)
     monkeypatch.setattr(planning, "measured_pace", pace)
     monkeypatch.setattr(planning, "measured_sampling", lambda settings, device: 1e-3)
+    monkeypatch.setattr(planning, "try_compiler", lambda device: None)
     return speed
 
 
@@ -141,13 +144,29 @@ def test_a_plan_outlives_a_compiler_that_fails(machine, monkeypatch, capsys):
     assert not made.settings.compile and "that failed: BackendCompilerFailed: no\n" in capsys.readouterr().out
 
 
-def test_a_network_too_large_for_the_memory_leaves_the_place_to_a_smaller_one(machine, monkeypatch):
+def test_without_a_compiler_nothing_is_called_compiled(machine, monkeypatch, capsys):
+    """Even where the second measurement happens to be the faster one."""
+    eager = planning.measured_pace
+    monkeypatch.setattr(planning, "measured_pace", lambda s, *rest: eager(s, *rest) * (1.5 if s.compile else 1))
+
+    def missing(device):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(planning, "try_compiler", missing)
+    assert not plan(60).settings.compile and "that failed: no compiler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory (MPS allocated: 1)")],
+)
+def test_a_network_too_large_for_the_memory_leaves_the_place_to_a_smaller_one(machine, monkeypatch, error):
     eager = planning.measured_pace
     machine["images"] = 20_000.0
 
     def measured(settings, *rest):
         if settings.base_channels == presets.preset("faces-64").base_channels:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return eager(settings, *rest)
 
     assert plan(10).preset == "faces-64"
@@ -165,6 +184,11 @@ def test_what_the_user_asked_for_is_kept(machine):
     settings = plan(10, attributes=("Smiling", "Male"), seed=7).settings
     assert (settings.attributes, settings.classes, settings.seed, settings.channels) == (("Smiling", "Male"), 4, 7, 3)
     assert plan(10, dataset="mnist", classes=10).settings.classes == 10
+
+
+def test_digits_are_planned_with_the_weights_of_p2(machine):
+    objectives = [plan(minutes, dataset=name).settings.objective for minutes, name in PLANNED]
+    assert objectives == ["p2", "p2", "min-snr"]
 
 
 def test_few_images_make_a_small_batch(machine):
@@ -193,11 +217,12 @@ def test_too_little_time_is_said(machine):
         plan(0.02)
 
 
-def test_the_command_of_a_plan_makes_the_same_settings(machine, fits, monkeypatch, tmp_path):
-    made = plan(10, attributes=("Smiling", "Male"), seed=7)
+@pytest.mark.parametrize(("minutes", "name"), PLANNED)
+def test_the_command_of_a_plan_makes_the_same_settings(machine, fits, monkeypatch, tmp_path, minutes, name):
+    made = plan(minutes, dataset=name, attributes=("Smiling", "Male") if name == "celeba" else (), seed=7)
     command = made.lines()[-1].split("python -m mnist_ddpm ")[1].split()
 
-    monkeypatch.setattr(ddpm, "load_images", lambda settings, data: torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
+    monkeypatch.setattr(ddpm, "load_images", lambda s, data: torch.zeros(64, *s.shape, dtype=torch.uint8))
     monkeypatch.setattr("mnist_ddpm.guidance.load_labels", lambda settings, data: torch.zeros(64, dtype=torch.long))
     assert main([*command, "--out", str(tmp_path)]) == 0
     assert [run.settings for run, _, _ in fits] == [made.settings]
@@ -213,7 +238,7 @@ def test_speeds_are_images_a_second_and_seconds_an_image(tiny, monkeypatch):
 
         return slow
 
-    monkeypatch.setattr(planning, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(ddpm, "training_step", takes(0.5, step))
     assert planning.measured_pace(tiny, CPU, 1.0) == 32, "two steps of 16 in a second"
     monkeypatch.setattr(ddpm.UNet, "forward", takes(0.72, ddpm.UNet.forward))
@@ -252,6 +277,7 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(planning, "FEWEST", 1)  # on a slow machine too
     out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(["plan", "--minutes", "0.08", "--dry-run", *out]) == 0 and not (tmp_path / "run").exists()
+    assert f"--out {tmp_path / 'run'} --device cpu" in capsys.readouterr().out, "in the command that it tells"
     with monkeypatch.context() as early:
         early.setattr(planning, "make_plan", lambda *arguments: pytest.fail("nothing is measured for that"))
         assert main(["plan", "--minutes", "0.08", "--classes", "5", "--dry-run", *out]) == 1

@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_ddpm.ddpm import Settings, l_simple, make_model, make_schedule, start_run, training_step
-from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, preset
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import (
+    Settings,
+    l_simple,
+    make_model,
+    make_schedule,
+    resume_run,
+    save_run,
+    start_run,
+    training_step,
+)
+from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, of_run, preset
 
 
 @pytest.mark.parametrize(
@@ -102,6 +112,18 @@ def test_presets_are_settings_of_networks_that_fit_together(name):
         make_model(preset(name))
     assert asdict(preset(name)).items() >= PRESETS[name].items()
     assert preset(name).channels == (1 if name.startswith("mnist") else 3)
+
+
+def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(tiny, tmp_path, monkeypatch):
+    save_run(tmp_path, start_run(tiny))
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ddpm, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space"):
+        save_run(tmp_path, resume_run(tmp_path, replace(tiny, epochs=40)))
+    assert of_run(tmp_path).epochs == 40
 
 
 def test_what_is_left_at_its_default_is_filled_in():

@@ -115,6 +115,8 @@ def killed(folder: Path, world: ddpm.World) -> None:
 def from_notebook(folder: Path, world: ddpm.World) -> None:
     """What one process does that launches two, and goes on by itself."""
     images, labels = data()
+    torch.set_num_threads(2)
+    torch.rand(2, 10**6).mul(2).sum()  # by OpenMP's threads, which the two will not have
     processes.train_in_notebook(2, SETTINGS, images, folder, labels)
     assert ddpm.resume_run(folder).step == 10
 
@@ -223,6 +225,14 @@ def test_accelerate_launch_that_starts_one_of_two_in_silence_is_refused(tmp_path
     result = subprocess.run(command, env=unconfigured, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert result.returncode != 0 and not (tmp_path / "run").exists()
     assert "error: 2 processes were asked for, and 1 started" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["plan", "--dry-run"], ["likelihood"]], ids=" ".join)
+def test_what_one_process_does_is_not_done_by_several(monkeypatch, capsys, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("mnist_ddpm.planning.make_plan", lambda *_: pytest.fail("nothing is measured for that"))
+    assert main(command) == 1
+    assert "this command is for one process" in capsys.readouterr().err
 
 
 def test_one_process_of_accelerate_launch_is_told_that_it_is_alone(monkeypatch, capsys):

@@ -423,6 +423,17 @@ def test_fit_does_not_overwrite_another_run(tiny, blobs, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_a_run_does_not_move_into_the_folder_of_another(tiny, blobs, tmp_path):
+    schedule = make_schedule(tiny)
+    for seed in (0, 1):
+        fit(start_run(replace(tiny, seed=seed)), blobs, schedule, tmp_path / f"{seed}")
+    longer = resume_run(tmp_path / "0", replace(tiny, epochs=3))
+    with pytest.raises(FileExistsError, match="holds a checkpoint already"):
+        fit(longer, blobs, schedule, tmp_path / "1")
+    assert fit(longer, blobs, schedule, tmp_path / "0").step == 18 and resume_run(tmp_path / "1").settings.seed == 1
+    assert fit(longer, blobs, schedule, tmp_path / "new").step == 18, "an empty one is as good as its own"
+
+
 def test_loss_by_t_spreads_times_and_is_zero_for_a_seer(paper):
     images = torch.zeros(100, 1, 2, 2, dtype=torch.uint8)
     t, losses = loss_by_t(lambda xt, t: (xt + paper.alpha_bar[t].sqrt().view(-1, 1, 1, 1)) /
