@@ -1,8 +1,8 @@
 """Which settings give the best digits after equal time: `python benchmarks/recipes.py --out mine.json`, or `--help`.
 
-Each recipe trains for so many minutes, its learning rate falling to 0 at their end, and is judged by the Fréchet
-distance of what it draws to the training images, and by its loss on unseen ones. recipes-MINUTES.json holds a recipe
-as soon as it is judged, so that a run that was stopped goes on; in the end the .png of the same name shows them.
+Each recipe trains for so many minutes, its learning rate falling to 0 at their end unless steady, and is judged by the
+Fréchet distance of what it draws to the training images, and by its loss on unseen ones. recipes-MINUTES.json holds a
+recipe as soon as it is judged, so that a run that was stopped goes on; in the end the .png of the same name shows them.
 """
 
 import json
@@ -62,7 +62,7 @@ class Arguments:
 def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float, fall: float = 1.0) -> tuple[ddpm.Run, int]:
     """A run of as many steps as the pace of this machine lets expect, and their number; late, it has fewer.
 
-    fall: how many times as many the learning rate takes to 0.
+    fall: the learning rate would be at 0 after so many times these steps.
     """
     pace = planning.measured_pace(settings, "cpu", 10.0)
     settings = replace(settings, epochs=0.97 * 60 * minutes * pace / len(images))

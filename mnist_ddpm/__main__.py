@@ -105,7 +105,8 @@ def places(command: "Train | Plan") -> list[str]:
 class Plan:
     """Train as well as this machine can in the time you have: measures it for some seconds, and chooses.
 
-    Preset, precision, batch and epochs are chosen and told, with what they are expected to take.
+    Preset, precision, batch and epochs are chosen and told, with what they are expected to take. Digits are trained
+    with P2's loss weights.
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """

@@ -14,8 +14,8 @@ __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGM
            'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
            'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'check_film',
            'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
-           'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'resume_run',
-           'writable_folder', 'deferred_interrupt', 'must_be_free', 'saved_whole', 'save_preview', 'fit']
+           'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'load_state',
+           'resume_run', 'writable_folder', 'deferred_interrupt', 'must_be_free', 'saved_whole', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import inspect
@@ -951,7 +951,7 @@ def generate(
                     reel.append((t, to_uint8(x[:film]).cpu(), to_uint8(x0_hat[:film]).cpu()))
                 bar.update(t > 0)
             if x.isnan().any():
-                raise FloatingPointError("the network says NaN: take another precision than float16, or a sound checkpoint")
+                raise FloatingPointError("the images are NaN: take another precision than float16, or a sound checkpoint")
             images.append(to_uint8(x).cpu())
     return torch.cat(images), reel
 
@@ -1145,21 +1145,27 @@ def save_run(folder: PathLike, run: Run) -> None:
     with replacing(Path(folder, "training_state.pt")) as path:
         torch.save(state, path)
     save_checkpoint(folder, run.ema, run.settings, record)  # last, so that a run that has one can be resumed
+    run.home = Path(folder).resolve()
 
 
-def resume_run(folder: PathLike, settings: Settings | None = None, device: Device = "cpu") -> Run:
-    """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
-
-    Raises FileNotFoundError where there is none, ValueError where it is damaged or a setting cannot change.
-    """
+def load_state(folder: PathLike) -> tuple[dict, Settings]:
+    """The training state saved in folder, and its settings. Raises FileNotFoundError, or ValueError where it is damaged."""
     path = Path(folder, "training_state.pt")
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = settings_from_dict(state["settings"])
+        return state, settings_from_dict(state["settings"])
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no training state ({first_line(error)})") from error
+
+
+def resume_run(folder: PathLike, settings: Settings | None = None, device: Device = "cpu") -> Run:
+    """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
+
+    Raises as load_state, and ValueError where a setting cannot change.
+    """
+    (state, saved), path = load_state(folder), Path(folder, "training_state.pt")
     settings = settings or saved
     data = ["attributes", "init_from"]
     if {saved.dataset, settings.dataset} & {*DATASETS}:  # a folder may have moved
@@ -1273,8 +1279,7 @@ def fit(
             if run.home != folder.resolve():  # another run may have begun there meanwhile
                 must_be_free(folder)
             save_run(folder, run)
-            run.home = folder.resolve()
-        saved_at = run.step
+        saved_at, run.home = run.step, folder.resolve()
 
     if run.home != folder.resolve():
         must_be_free(folder)
@@ -1305,7 +1310,8 @@ def fit(
                     save()
                     if due and world.rank == 0:
                         preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
-                        save_preview(preview, averaged, run, schedule)
+                        with suppress(FloatingPointError):  # the loss tells when it is not finite
+                            save_preview(preview, averaged, run, schedule)
                     last_save, clock = now, time.monotonic()
                 if late or stopped:
                     break

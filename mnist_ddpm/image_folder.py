@@ -38,6 +38,7 @@ CELEBA_NAMES, FFHQ_NAMES = r"\d{6}\.(jpe?g|png|webp)", r"(img)?(\d{5}|\d{8})\.(p
 FFHQ_TRAIN, FFHQ_TEST = 60_000, 10_000
 HELD_OUT = 500  # images for validation, where only training images are at hand, and more than ten times as many
 DECODING = 2  # of caches: to be raised when the same file gives other pixels
+LOST = "lost+found"  # a file system's own folder, for root alone
 MEMORY = 2**30  # the most bytes to keep in memory where no cache can be written
 CELEBA_HELP = (
     "download img_align_celeba.zip, list_eval_partition.txt and (for labels) list_attr_celeba.txt from CelebA's page, "
@@ -266,7 +267,7 @@ def walk(root: PathLike, onerror: Callable[[OSError], object] | None = None) -> 
     seen = set()
     for folder, below, names in os.walk(root, onerror=onerror, followlinks=True):
         real = os.path.realpath(folder)
-        below[:] = sorted(name for name in below if real not in seen and not name.startswith("."))
+        below[:] = sorted(name for name in below if real not in seen and not name.startswith(".") and name != LOST)
         if real not in seen:
             seen.add(real)
             yield Path(folder), sorted(name for name in names if not name.startswith("."))
@@ -276,7 +277,7 @@ def load_folder(settings: Settings, folder: PathLike, cache: PathLike = "data/ca
     """All images below a folder, padded or cropped and resized: uint8 (N, channels, image_size, image_size).
 
     They are sorted by path; hidden files and folders do not count. Raises ValueError where there is none, or where
-    more than a few cannot be read, OSError where they cannot be kept.
+    more than a few cannot be read, OSError where a folder cannot be, or where they cannot be kept.
     """
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_ddpm.ddpm import PathLike, Settings, count_parameters, load_config, look_up, make_model, resume_run
+from mnist_ddpm.ddpm import PathLike, Settings, count_parameters, load_config, load_state, look_up, make_model
 
 LAPTOP = {
     "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0", "objective": "min-snr",
@@ -61,9 +61,9 @@ def preset(name: str) -> Settings:
 
 
 def of_run(folder: PathLike) -> Settings:
-    """Those of a saved run, also where a save was cut short. Raises as load_config or resume_run."""
+    """Those of a saved run, also where a save was cut short. Raises as load_config or load_state."""
     resumable = Path(folder, "training_state.pt").exists()  # which is written first
-    return resume_run(folder).settings if resumable else load_config(folder)[0]
+    return load_state(folder)[1] if resumable else load_config(folder)[0]
 
 
 class Cost(NamedTuple):

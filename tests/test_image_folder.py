@@ -776,7 +776,7 @@ def test_damaged_image_in_a_zip_is_named(colour, tmp_path):
 
 def test_hidden_files_and_other_files_do_not_count(colour, tmp_path):
     save_some(tmp_path / "in", 2)
-    for name in (".ipynb_checkpoints/0.png", ".thumbnail.png"):
+    for name in (".ipynb_checkpoints/0.png", ".thumbnail.png", "lost+found/0.png"):
         save(tmp_path / "in" / name, plain(9))
     for name in ("notes.txt", "paper.pdf", "._0.png"):
         (tmp_path / "in" / name).write_text("no image")

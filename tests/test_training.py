@@ -432,6 +432,9 @@ def test_a_run_does_not_move_into_the_folder_of_another(tiny, blobs, tmp_path):
         fit(longer, blobs, schedule, tmp_path / "1")
     assert fit(longer, blobs, schedule, tmp_path / "0").step == 18 and resume_run(tmp_path / "1").settings.seed == 1
     assert fit(longer, blobs, schedule, tmp_path / "new").step == 18, "an empty one is as good as its own"
+    saved = start_run(tiny)
+    save_run(tmp_path / "saved", saved)
+    assert fit(saved, blobs, schedule, tmp_path / "saved").step == 12
 
 
 def test_loss_by_t_spreads_times_and_is_zero_for_a_seer(paper):
@@ -472,6 +475,14 @@ def test_previews_are_of_averaged_weights_and_know_what_they_predict(tiny, blobs
     monkeypatch.setattr(ddpm, "save_preview", lambda path, model, *rest: seen.append(model))
     run = fit(start_run(settings), blobs, make_schedule(settings), tmp_path)
     assert [(model.prediction, model.network) for model in seen] == [("v", run.ema)]
+
+
+def test_a_preview_that_fails_does_not_end_the_training(tiny, blobs, tmp_path, monkeypatch):
+    def failing(*_):
+        raise FloatingPointError("the images are NaN")
+
+    monkeypatch.setattr(ddpm, "save_preview", failing)
+    assert fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path).step == 12
 
 
 def test_each_step_and_each_process_draws_its_own_dropout(dropout, blobs):
