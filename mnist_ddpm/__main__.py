@@ -83,7 +83,9 @@ class Train:
             ddpm.must_be_free(self.out)
         world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
         device = processes.pick_device(self.device, world)
-        ddpm.writable_folder(self.out), ddpm.make_schedule(settings), ddpm.make_objective(settings)  # or raise now
+        ddpm.writable_folder(self.out)  # what cannot be is told now, not after the images are decoded
+        ddpm.make_schedule(settings)
+        ddpm.make_objective(settings)
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
@@ -634,7 +636,7 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     command = tyro.cli(Command, args=arguments, prog="python -m mnist_ddpm")
-    status = 0
+    status, several = 0, int(os.environ.get("WORLD_SIZE", 1)) > 1  # processes, as the launcher says
     try:
         if isinstance(command, Train):
             start = Train(flags=command.defaults())
@@ -643,7 +645,7 @@ def main(arguments: list[str] | None = None) -> int:
                 command.flags = replace(command.flags, attributes=())  # or they would bring the labels back
         if isinstance(command, Evaluate):
             command.command = shlex.join(["python", "-m", "mnist_ddpm", *arguments])
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not isinstance(command, Train | Sample | Evaluate):
+        if several and not isinstance(command, Train | Sample | Evaluate):
             raise ValueError("this command is for one process: start it without a launcher")
         command.run()
     except (ValueError, OSError, FloatingPointError) as error:
@@ -658,7 +660,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\n{error or 'interrupted'}", file=sys.stderr)
         saved = isinstance(command, Train | Plan) and "resume to go on" in str(error)
-        if saved and os.environ.get("WORLD_SIZE", "1") == "1":  # several go on by their launcher's command
+        if saved and not several:  # they go on by their launcher's command
             print(f"that is: python -m mnist_ddpm train {shlex.join(['--resume', *places(command)])}", file=sys.stderr)
         status = 130
     processes.leave()

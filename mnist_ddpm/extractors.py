@@ -90,7 +90,7 @@ class Inception(nn.Module):
 @torch.no_grad()
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: Device, batch_size: int = 500) -> Tensor:
     """function of uint8 images, float64, on the processor; the same in whatever batches and order, but for rounding."""
-    size = max(1, min(batch_size, 2**26 // images[0].numel())) if len(images) else 1  # of large images fewer at once
+    size = min(batch_size, max(1, 2**26 // images.shape[1:].numel()))  # of large images fewer at once
     bar = progress_bar(images.split(size), desc="extracting features", unit="batch", leave=False, delay=3)
     standard = {"memory_format": torch.contiguous_format}  # another order of values in memory rounds differently
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # and so do GPUs' shorter numbers

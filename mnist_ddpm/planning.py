@@ -190,6 +190,6 @@ def choose(
     if device.type != "mps" and seconds >= COMPILING:
         compiled = replace(chosen, compile=True)
         faster = measured_compiled(compiled, device)
-        if faster > 1.05 * max(pace, measured_pace(chosen, device)):  # beside it, since paces vary
+        if faster > 1.05 * pace and faster > 1.05 * measured_pace(chosen, device):  # beside it, since paces vary
             return name, compiled, faster
     return name, chosen, pace

@@ -43,8 +43,8 @@ def machine(monkeypatch):
         work = cost(settings).flops / cost(presets.preset("faces-64-small")).flops
         return speed["images"] / work / (1 if settings.precision == "bfloat16" else 2)
 
-    clock = lambda: speed["now"]  # noqa: E731
-    monkeypatch.setattr(planning, "time", SimpleNamespace(monotonic=clock, perf_counter=clock))
+    clocks = dict.fromkeys(("monotonic", "perf_counter"), lambda: speed["now"])
+    monkeypatch.setattr(planning, "time", SimpleNamespace(**clocks))
     monkeypatch.setattr(presets, "cost", cost)
     monkeypatch.setattr(planning, "measured_pace", pace)
     monkeypatch.setattr(planning, "measured_sampling", lambda settings, device: 1e-3)
