@@ -1,8 +1,8 @@
 """What a training on GPUs would take, from its operations: `python benchmarks/cost.py`, or `--help`. Nothing is run.
 
-Operations of a step are three times those of an evaluation: the way there, and twice as much on the way back. The
-GPUs' rates are their makers' (bfloat16, float16 for V100 and T4; dense). The share of the rate that a training gets
-is assumed, as is the price.
+Operations of a step are three times those of an evaluation: the way there, and twice as much on the way back (and once
+more for --gradient-checkpointing). The GPUs' rates are their makers' (bfloat16, float16 for V100 and T4; dense). The
+share of the rate that a training gets is assumed, as is the price.
 
 With --measure and names of presets, it measures that share on this machine, of its own rate with large matrices.
 """
@@ -29,13 +29,14 @@ class Arguments:
     images: float = 32e6  # seen in all: DDPM's 256 x 256 models took 0.5 million steps of 64, and more
     share: float = 0.4  # of the GPU's rate that a training gets
     price: float = 2.0  # of an hour of one GPU
+    gradient_checkpointing: bool = False  # blocks are computed again on the way back, where memory is short
     measure: tuple[str, ...] = ()  # presets to train for some seconds here, instead of all this
     precision: str = "bfloat16"  # of what is measured
     compile: bool = False  # what is measured
 
 
 def computed(asked: Arguments) -> None:
-    operations = 3 * cost(preset(asked.preset)).flops * asked.images
+    operations = (3 + asked.gradient_checkpointing) * cost(preset(asked.preset)).flops * asked.images
     print(
         f"{asked.preset}, {asked.images:g} images: {operations:.3g} operations, at {asked.share:.0%} of the GPUs' rate"
     )

@@ -19,9 +19,9 @@ from matplotlib.ticker import LogLocator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peers import peak_memory, processor
+from peers import peak_memory
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, processes
 
 RESULTS = Path(__file__).parent / "results"
 TRAINING, SAMPLING = {"image_size": 32, "batch": 128, "data_set": 2000}, {"n": 64, "steps": 20}
@@ -106,7 +106,7 @@ def main() -> None:
         growth[name] = [measured({**base, name: value}) for value in ddpm.progress_bar(values, desc=name)]
     record = {
         "command": shlex.join(["python", *sys.argv]), "growth": growth, "threads": torch.get_num_threads(),
-        "device": "cpu", "processor": processor(), "torch": torch.__version__,
+        "device": "cpu", "processor": processes.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "growth.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -97,9 +97,11 @@ class Contestant:
     @classmethod
     def described(cls) -> dict:
         """What a result says of where it comes from."""
+        from mnist_ddpm.processes import hardware
+
         command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
         how = " ".join(cls.__doc__.split())
-        return {"command": command, "processor": processor(), "how": how, "network": cls.NETWORK}
+        return {"command": command, "processor": hardware("cpu"), "how": how, "network": cls.NETWORK}
 
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
@@ -481,12 +483,6 @@ def peak_memory() -> float:
     import resource  # here, since Windows has none, and other scripts use this one there
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:

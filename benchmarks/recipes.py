@@ -19,9 +19,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peers import processor
 
-from mnist_ddpm import ddpm, evaluation, extractors, planning
+from mnist_ddpm import ddpm, evaluation, extractors, planning, processes
 
 SMALL = {"optimizer": "muon", "batch_size": 64, "base_channels": 16}
 STEADY = {"learning_rate": 2.5e-3, "epochs": 100.0}  # the rate's fall is planned for a hundred times the time
@@ -110,8 +109,8 @@ def main(asked: Arguments) -> None:
     judge = extractors.pick_judge("auto", "mnist")
     record = {
         "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": asked.precision,
-        "extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads(), "processor": processor(),
-        "torch": torch.__version__,
+        "extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads(),
+        "processor": processes.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
     rows, out = {}, asked.out or Path(f"benchmarks/results/recipes-{asked.minutes:g}.json")
     if out.is_file():

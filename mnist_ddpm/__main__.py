@@ -1,8 +1,10 @@
 """The command line: `python -m mnist_ddpm train`, `sample`, `likelihood`, `evaluate` …, each with `--help`."""
 
+import hashlib
 import io
 import math
 import os
+import platform
 import shlex
 import sys
 import time
@@ -54,13 +56,15 @@ class TrainingFlags(ddpm.Settings):
 class Train:
     """Train a noise predictor and save it as a checkpoint.
 
-    Progress shows the time left. The checkpoint is saved after every epoch (of 50 steps or more), every five minutes,
-    and on Ctrl-C.
+    Progress shows the time left. The checkpoint is saved after every epoch (of 50 steps or more, and some seconds),
+    every five minutes, and on Ctrl-C.
 
     Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
     """
 
-    flags: tyro.conf.OmitArgPrefixes[TrainingFlags] = field(default_factory=TrainingFlags)
+    flags: tyro.conf.OmitArgPrefixes[TrainingFlags] = field(
+        default_factory=lambda: TrainingFlags(**presets.PRESETS[Train.preset])
+    )
     preset: Literal[tuple(presets.PRESETS)] = "mnist"  # settings that belong together: a new run's defaults
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     resume: bool = False  # go on with the run in --out; its settings become the defaults of all other flags
@@ -84,8 +88,11 @@ class Train:
         world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
         device = processes.pick_device(self.device, world)
         ddpm.writable_folder(self.out)  # what cannot be is told now, not after the images are decoded
-        ddpm.make_schedule(settings)
+        ddpm.make_schedule(settings)  # and what is no method, or no network
         ddpm.make_objective(settings)
+        ddpm.look_up("optimizer", settings.optimizer, ddpm.OPTIMIZERS)
+        with torch.device("meta"):
+            ddpm.make_model(settings)
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
@@ -115,6 +122,7 @@ class Plan:
 
     minutes: float = 10.0  # for measuring and training; decoding a data set, the first time, comes on top
     dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
+    channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
     classes: int = 0  # 10 trains with MNIST's labels
     attributes: tuple[str, ...] = ()  # of celeba, as labels
     seed: int = 0  # of weights, data order, times and noise
@@ -128,7 +136,8 @@ class Plan:
         if not self.dry_run:
             ddpm.must_be_free(self.out)
             ddpm.writable_folder(self.out)
-        asked = ddpm.Settings(**{name: getattr(self, name) for name in ("dataset", "classes", "attributes", "seed")})
+        kept = "dataset", "channels", "classes", "attributes", "seed"
+        asked = ddpm.Settings(**{name: getattr(self, name) for name in kept})
         if asked.classes and self.dataset != "celeba":  # whose images must be there first
             guidance.load_labels(asked, self.data)
         load = partial(ddpm.load_images, root=self.data)
@@ -225,14 +234,13 @@ class Drawing:
     def sampling(self, settings: ddpm.Settings, unless_told: str = "ddim") -> dict:
         """The sampler, and what to tell it, for generate. Raises ValueError for flags that do not go together."""
         name, variance = self.sampler or unless_told, pick_variance(self.variance, settings)
-        taken = ddpm.options_of(ddpm.SAMPLERS[name], eta=self.eta, variance=variance)
-        for flag in ("eta", "variance"):
+        clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
+        taken = ddpm.options_of(ddpm.SAMPLERS[name], eta=self.eta, variance=variance, clip=clip)
+        for flag in ("eta", "variance", "clip"):
             if flag not in taken and getattr(self, flag) != getattr(Drawing, flag):  # the class has the defaults
                 raise ValueError(f"{name} takes no --{flag}: leave it out, or choose another --sampler")
-        clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
         times = ddpm.timesteps(settings.T, self.steps, self.spacing)
-        common = {"sampler": ddpm.SAMPLERS[name], "clip": clip, "precision": self.precision, "steps": times}
-        return common | taken
+        return {"sampler": ddpm.SAMPLERS[name], "precision": self.precision, "steps": times} | taken
 
 
 @dataclass
@@ -273,6 +281,8 @@ class Sample(Drawing):
         if world.rank > 0:
             return
         took = time.monotonic() - began
+        with ddpm.replacing(out / "samples.npz") as path, path.open("wb") as file:
+            np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
         shown = images[:400]
         imageio.imwrite(out / "samples.png", ddpm.enlarge(ddpm.tile(shown, math.ceil(math.sqrt(len(shown)))), 2))
         strip = ddpm.draw_strip(film)
@@ -280,8 +290,6 @@ class Sample(Drawing):
         plt.close(strip)
         ddpm.save_gif(out / "generation.gif", film, columns=columns)
         ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True, columns=columns)
-        with ddpm.replacing(out / "samples.npz") as path, path.open("wb") as file:
-            np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
         each = counted.evaluations / len(processes.share(world, self.n))
         print(f"{out}: {self.n} images x {each:.0f} network evaluations in {took:.1f} s on {device}")
         if settings.attributes:
@@ -335,6 +343,8 @@ class Evaluate(Drawing):
         if self.dataset and {self.dataset, settings.dataset} & {*ddpm.DATASETS}:
             raise ValueError(f"--dataset is for a folder that has moved, and these images are {settings.dataset}")
         settings = replace(settings, dataset=self.dataset or settings.dataset)
+        counted = ddpm.Counted(model)
+        drawing = None if self.images else (*self.control(counted, schedule, settings, device), self.sampling(settings))
         judge = extractors.pick_judge(self.extractor, settings.dataset, device)
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):
@@ -346,7 +356,7 @@ class Evaluate(Drawing):
             raise ValueError(f"a card needs {enough} at least, and there are {n} and {len(training)}")
         if held_out is not None and len(held_out) < least:
             held_out = None  # too few to tell anything
-        judge.features(training[:1])  # says now where it is not for such images
+        judge.features(training[: world.size])  # says now where it is not for such images
         if self.bits and (held_out is None or guidance.always_told(settings)):
             raise ValueError("--bits needs held-out images, and a network that can do without its labels")
         if self.bits and self.bits < 2:
@@ -354,7 +364,7 @@ class Evaluate(Drawing):
         free_file(self.out)
         origin = {"images": str(self.images)}
         if given is None:
-            given, origin = self.draw(world, model, schedule, settings, device)
+            given, origin = self.draw(world, counted, schedule, settings, device, *drawing)
         chosen = torch.arange(len(given))
         if n < len(given):
             chosen = evaluation.shuffled(chosen, self.seed, n)
@@ -363,9 +373,10 @@ class Evaluate(Drawing):
         card = {
             "n": len(images), "seed": self.seed, "extractor": judge.name,
             "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
+            "reference_sha256": hashlib.sha256(training.contiguous().numpy()).hexdigest()[:16],
             "checkpoint": str(self.checkpoint), **origin, "command": self.command, "device": str(device),
-            "threads": torch.get_num_threads(), "processes": world.size,
-            "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
+            "hardware": processes.hardware(device), "threads": torch.get_num_threads(), "processes": world.size,
+            "versions": versions(),
         }  # fmt: skip
         flips = settings.dataset in ddpm.AUGMENTATIONS
         card |= evaluation.judged(images, training, held_out, judge, seed=self.seed, mirrored=flips)
@@ -384,11 +395,12 @@ class Evaluate(Drawing):
         for space in ("pixels", "features"):  # numbered as in the file of images
             found = card[f"nearest_training_image_in_{space}"]
             found["closest"] = [[chosen[i].item(), j] for i, j in found["closest"]]
+        print("\n".join(evaluation.card_lines(card)))  # first, since no disk can be too full for that
         evaluation.write_card(self.out, card)
         picture = self.out.with_name(f"{self.out.stem}-closest.png")
         pairs = evaluation.closest_pairs(card, given, training)
         imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(pairs) // 2), 2))
-        print("\n".join([*evaluation.card_lines(card), f"written to {self.out}; the closest pairs to {picture}"]))
+        print(f"written to {self.out}; the closest pairs to {picture}")
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
         """Unless told, those of training drawn at random, lest it be the labels' shares that distances measure."""
@@ -401,13 +413,10 @@ class Evaluate(Drawing):
         return guidance.typical_labels(known, self.n, self.seed)
 
     def draw(
-        self, world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, settings: ddpm.Settings,
-        device: torch.device,
+        self, world: ddpm.World, counted: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings,
+        device: torch.device, told: ddpm.Model, labels: torch.Tensor | None, options: dict,
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
-        """The images to judge, and how they were made and at what cost."""
-        counted = ddpm.Counted(model)
-        told, labels = self.control(counted, schedule, settings, device)
-        options = self.sampling(settings)
+        """The images to judge, by control and sampling, and how they were made and at what cost."""
         began = time.monotonic()
         images, _ = processes.generate(
             world, told, schedule, self.n, settings.shape,
@@ -498,16 +507,16 @@ class Likelihood:
             "dataset": settings.dataset, "split": self.split, "pixels": [settings.channels, side, side],
             "L_T": bound.prior, "L_0_to_T_minus_1": terms, "evaluations_per_image": each, "seconds": round(took, 1),
             "checkpoint": str(self.checkpoint), "schedule": settings.schedule, "T": T, "steps": schedule.T,
-            "variance": variance, "seed": self.seed, "device": str(device), "torch": torch.__version__,
+            "variance": variance, "seed": self.seed, "device": str(device), "hardware": processes.hardware(device),
+            "versions": versions(),
         }  # fmt: skip
-        evaluation.write_card(self.out, card)
         print(
             f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim, an upper bound ({variance} variance, "
             f"{schedule.T} steps), on {side} x {side} pixels of the first {len(images)} {self.split} images"
         )
-        print(
-            f"{each:.0f} network evaluations an image, {took:.0f} s, seed {self.seed}, {device}; written to {self.out}"
-        )
+        print(f"{each:.0f} network evaluations an image, {took:.0f} s, seed {self.seed}, {device}")
+        evaluation.write_card(self.out, card)
+        print(f"written to {self.out}")
 
 
 @dataclass
@@ -547,6 +556,11 @@ def free_file(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, and should be a file: name one in it")
     ddpm.writable_folder(path.parent)
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchmetrics", "numpy")}
 
 
 def known_margin(settings: ddpm.Settings) -> int:

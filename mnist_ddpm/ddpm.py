@@ -4,20 +4,21 @@
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
            'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'check_seed', 'Settings',
-           'best_device', 'look_up', 'first_line', 'first_process', 'progress_bar', 'read_mnist', 'load_mnist',
-           'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
-           'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
+           'best_device', 'check_precision', 'look_up', 'first_line', 'first_process', 'progress_bar', 'read_mnist',
+           'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule',
+           'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
            'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
-           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'compile_network', 'World', 'Run',
-           'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps',
-           'add_gradients', 'training_step', 'check_labels', 'training_loop', 'timesteps', 'transitions', 'Prediction',
-           'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
-           'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate', 'check_film',
-           'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
+           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'try_compiler', 'compile_network', 'World',
+           'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch',
+           'total_steps', 'add_gradients', 'training_step', 'check_labels', 'training_loop', 'timesteps', 'transitions',
+           'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler',
+           'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate',
+           'check_film', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
            'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'load_state',
            'resume_run', 'writable_folder', 'deferred_interrupt', 'must_be_free', 'saved_whole', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
+import errno
 import inspect
 import json
 import math
@@ -33,6 +34,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -101,13 +103,17 @@ class Settings:
             object.__setattr__(self, "learning_rate", 5e-3 if self.optimizer == "muon" else 2e-3)
         if self.attributes and not self.classes:
             object.__setattr__(self, "classes", 2 ** len(self.attributes))
+        for f in fields(self):
+            value, whole = getattr(self, f.name), f.type is int
+            if f.type in (int, float) and not isinstance(value, Integral if whole else Real):
+                raise ValueError(f"{f.name} is {value!r}: it must be a {'whole ' * whole}number")
         for name in ("image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if not 0 < self.epochs < math.inf:
             raise ValueError(f"epochs is {self.epochs}: it must be above 0, and finite")
         if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels}: it must be 1 (grey) or 3 (colour)")
+            raise ValueError(f"channels is {self.channels!r}: it must be 1 (grey) or 3 (colour)")
         if not 0 < self.beta_1 <= self.beta_T < 1:
             raise ValueError(f"0 < beta_1 <= beta_T < 1 must hold, not {self.beta_1} and {self.beta_T}")
         if not (0 < self.learning_rate < math.inf and self.gradient_clip > 0 and self.warmup_steps >= 0):
@@ -146,6 +152,13 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def check_precision(precision: str, device: Device) -> None:
+    """Raises ValueError for bfloat16 on an NVIDIA GPU that would only emulate it, slowly."""
+    if precision == "bfloat16" and torch.device(device).type == "cuda":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
+
+
 def look_up(what: str, name: str, table: dict):
     """The entry of that name. Raises ValueError for an unknown one."""
     if name not in table:
@@ -165,14 +178,17 @@ def first_process() -> bool:
 
 def progress_bar(iterable=None, disable: bool = False, **kwargs) -> tqdm:
     """A text progress bar with time left, on a terminal as well as in a notebook; of several processes, the first's."""
-    stream = sys.stderr if sys.stderr.isatty() else sys.stdout
-    return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, disable=disable or not first_process(), **kwargs)
+    stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # a notebook shows the latter in red
+    if disable or not first_process():
+        kwargs["disable"] = True  # else it is as the environment says: TQDM_DISABLE
+    return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, **kwargs)
 
 # %% ../MNIST_DDPM.ipynb #d57427a7
 def read_mnist(root: PathLike = "data", split: str = "train") -> tuple[Tensor, Tensor]:
     """MNIST's "train" or "test" split: digits, uint8 (60000 or 10000, 28, 28), and labels, int64 (60000 or 10000,).
 
-    Raises ValueError for another split, and where archives are damaged and cannot be downloaded again.
+    Raises ValueError for another split, and where archives are damaged and cannot be downloaded again, OSError where
+    there is no room to unpack them.
     """
     if split not in ("train", "test"):
         raise ValueError(f'MNIST has no split "{split}": take train or test')
@@ -182,6 +198,8 @@ def read_mnist(root: PathLike = "data", split: str = "train") -> tuple[Tensor, T
         digits = datasets.MNIST(root, train=split == "train", download=True)
         return digits.data, digits.targets
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
+        if getattr(error, "errno", None) in (errno.EACCES, errno.ENOSPC, errno.EROFS):
+            raise  # sound archives that cannot be unpacked
         raise ValueError(
             f"MNIST in {Path(root, 'MNIST', 'raw')} is missing or damaged and cannot be downloaded "
             f"({' '.join(str(error).split())}): restore the four .gz archives there, delete every "
@@ -273,8 +291,11 @@ SCHEDULES: dict[str, Callable[[Settings], Schedule]] = {"linear": linear_schedul
 
 
 def make_schedule(settings: Settings) -> Schedule:
-    """The schedule that settings.schedule names. Raises ValueError for an unknown name."""
-    return look_up("schedule", settings.schedule, SCHEDULES)(settings)
+    """The schedule that settings.schedule names. Raises ValueError for an unknown name, or one of another T."""
+    schedule = look_up("schedule", settings.schedule, SCHEDULES)(settings)
+    if schedule.T != settings.T:
+        raise ValueError(f"the tables of {settings.schedule} end at {schedule.T}: they must have entries 0 to T = {settings.T}")
+    return schedule
 
 
 def at(table: Tensor, t: int | Tensor) -> Tensor:
@@ -354,7 +375,9 @@ class SelfAttention(nn.Module):
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # each (N, 1, H*W, C)
+        rows = self.qkv(self.norm(x)).flatten(2).mT  # (N, H*W, 3 * C)
+        rows = rows.contiguous() if x.is_cuda else rows  # without which CUDA takes its slow way
+        q, k, v = rows.unsqueeze(1).chunk(3, dim=-1)  # each (N, 1, H*W, C)
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.out(h.mT.reshape(x.shape))
 
@@ -526,10 +549,15 @@ class UniformTimes(nn.Module):
 TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}  # by objective; UniformTimes for all others
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
+def try_compiler(device: Device) -> None:
+    """Raises where torch.compile finds no compiler: a network would run as it is."""
+    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+
+
 def compile_network(model: nn.Module, device: Device) -> None:
     """Has torch.compile translate the model when it is first called; where it finds no compiler, only says so."""
     try:
-        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+        try_compiler(device)
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
         return
@@ -541,6 +569,10 @@ class World:
     """The processes that share the work of a run: here one, alone. mnist_ddpm.processes has that of several."""
 
     rank, size = 0, 1
+
+    def share(self, n: int) -> slice:
+        """This process's part of n things, which all share equally."""
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
     def gather(self, x: Tensor) -> Tensor:
         """That of all processes (size * N, …), in their order."""
@@ -594,8 +626,9 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, Settings], torch.optim.Optimizer]] = 
 def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Tensor] | None = None) -> Run:
     """A run at step 0, determined by settings and the weights to start from (None: random ones).
 
-    Raises ValueError for weights of another network.
+    Raises ValueError for weights of another network, and as check_precision.
     """
+    check_precision(settings.precision, device)
     model = make_model(settings).to(device)
     if weights is not None:
         load_weights(model.state_dict(), weights, settings.init_from or "what is given")
@@ -640,15 +673,19 @@ def add_gradients(
 ) -> Tensor:  # fmt: skip
     """Adds those of the mean of the weighted losses, part by part, each process its share. Returns all losses (N,)."""
     world, dtype, losses = run.world, getattr(torch, run.settings.precision), []
-    share = len(x0) // world.size  # of the images, for each process
-    mine, size = range(world.rank * share, (world.rank + 1) * share), math.ceil(share / run.settings.accumulation)
-    for first in mine[::size]:
+    mine = world.share(len(x0))
+    share = mine.stop - mine.start
+    size = math.ceil(share / run.settings.accumulation)
+    for first in range(mine.start, mine.stop, size):
         part = slice(first, min(first + size, mine.stop))
         model = run.network if labels is None else partial(run.network, labels=labels[part])
         unshared = getattr(run.network, "no_sync", nullcontext)  # several processes share gradients at the end
         with unshared() if part.stop < mine.stop else nullcontext():
             with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
                 each = objective(model, schedule, x0[part], t[part], eps[part])
+            if each.shape != t[part].shape:
+                given, wanted = tuple(each.shape), tuple(t[part].shape)
+                raise ValueError(f"the objective gave a tensor {given}: it must be one loss an image, {wanted}")
             run.scaler.scale((weights[part] * each).sum() / share).backward()
         losses.append(each.detach())
     return world.gather(torch.cat(losses))
@@ -673,11 +710,12 @@ def training_step(
     loss = (weights * losses).mean()
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.gradient_clip)
+    loss, norm = torch.stack([loss.float(), norm]).tolist()  # the step's one wait for its device
     # gradients that overflow in float16 make the scaler leave the step out and halve the scale, which helps down to 1
-    if not torch.isfinite(loss if run.scaler.get_scale() > 1 else loss + norm):
+    if not math.isfinite(loss if run.scaler.get_scale() > 1 else loss + norm):
         run.scaler.update()  # ready for another step
         worst = t[losses.nan_to_num(math.inf).argmax()].item()
-        problem = f"loss {loss.item()}, gradient norm {norm.item()}"
+        problem = f"loss {loss}, gradient norm {norm}"
         raise FloatingPointError(f"{problem} in step {run.step + 1}, worst at t = {worst}")
     for group in run.optimizer.param_groups:
         group["lr"] = rate
@@ -686,8 +724,8 @@ def training_step(
     run.step += 1
     ema_update(run.ema, run.model, min(s.ema_decay, (1 + run.step) / (10 + run.step)))
     run.times.update(t, losses)
-    run.losses.append(loss.item())
-    return TrainingStep(run.step, run.losses[-1], t, losses)
+    run.losses.append(loss)
+    return TrainingStep(run.step, loss, t, losses)
 
 # %% ../MNIST_DDPM.ipynb #39d4e995
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
@@ -720,12 +758,14 @@ def training_loop(
         raise ValueError(f"batch_size {s.batch_size} cannot be shared by {run.world.size} processes: take a multiple")
     augment, objective = AUGMENTATIONS.get(s.dataset, lambda x0, generator: x0), objective or make_objective(s)
     run.network.train()
-    total = total_steps(s, images)
+    total, mine = total_steps(s, images), run.world.share(s.batch_size)
     for epoch in range(run.step // epoch_steps, math.ceil(total / epoch_steps)):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1000 * s.seed + epoch))
         for position in range(run.step % epoch_steps, min(epoch_steps, total - epoch * epoch_steps)):
             batch = order[position * s.batch_size : (position + 1) * s.batch_size]
-            x0 = augment(to_float(images[batch.to(images.device)].to(run.device)), run.generator)
+            x0 = torch.zeros(s.batch_size, *images.shape[1:], device=run.device)  # whose other parts are for others
+            x0[mine] = to_float(images[batch[mine].to(images.device)].to(run.device))
+            x0 = augment(x0, run.generator)
             y = None if labels is None else labels[batch.to(labels.device)].to(run.device)
             rate = learning_rate_at(run.step + 1, total, s)
             yield training_step(run, x0, y, schedule, objective, rate)
@@ -935,6 +975,7 @@ def generate(
     if isinstance(model, nn.Module):
         place = next(model.eval().parameters(), place)
     device = device or place.device
+    check_precision(precision, device)
     images, reel, batches = [], [], range(0, n, batch_size)
     total, title = len(batches) * len(times), f"drawing {n} images"
     autocast = torch.autocast(torch.device(device).type, getattr(torch, precision), enabled=precision != "float32")
@@ -943,13 +984,15 @@ def generate(
             batch = slice(first, min(n, first + batch_size))
             noise = noise_source(seed, range(start + batch.start, start + batch.stop), shape, device)
             told = model if labels is None else partial(model, labels=labels[batch].to(device))
-            xT = noise()
+            xT, t = noise(), None
             if init is not None:
                 xT = q_sample(schedule, (init if len(init) == 1 else init[batch]).to(device), times[0], xT)
             for i, (t, x, x0_hat) in enumerate(sampler(told, schedule, times, xT, noise, **options)):
                 if first == 0 and film and (i * frames % len(times) < frames or t == 0):
                     reel.append((t, to_uint8(x[:film]).cpu(), to_uint8(x0_hat[:film]).cpu()))
                 bar.update(t > 0)
+            if t != 0:
+                raise ValueError(f"the sampler ended at t = {t}: it must also yield x_0, with t = 0, which is the image")
             if x.isnan().any():
                 raise FloatingPointError("the images are NaN: take another precision than float16, or a sound checkpoint")
             images.append(to_uint8(x).cpu())
@@ -998,7 +1041,7 @@ def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int =
     frames = [(np.rint(frame / 255 * levels) * (255 / levels)).astype(np.uint8) for frame in frames]
     if film[0][1].shape[1] == 1:  # grey: no palette to be found, which takes long
         frames = [frame[..., 0] for frame in frames]
-    durations = [4000 / len(frames)] * (len(frames) - 1) + [2000]  # milliseconds
+    durations = [4000 / len(frames)] * (len(frames) - 1) + [2000] if len(frames) > 1 else 2000  # milliseconds
     imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
 
 # %% ../MNIST_DDPM.ipynb #a333cbdc
@@ -1157,7 +1200,8 @@ def load_state(folder: PathLike) -> tuple[dict, Settings]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state, settings_from_dict(state["settings"])
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no training state ({first_line(error)})") from error
+        instead = "init_from can start a new run from the weights beside it"
+        raise ValueError(f"{path} is damaged or no training state ({first_line(error)}): {instead}") from error
 
 
 def resume_run(folder: PathLike, settings: Settings | None = None, device: Device = "cpu") -> Run:
@@ -1246,7 +1290,8 @@ def save_preview(path: Path, model: Model, run: Run, schedule: Schedule) -> None
     labels = torch.arange(36) % classes if classes else None
     size = math.ceil(run.settings.batch_size / run.world.size / run.settings.accumulation)  # what fits in training
     options = {"steps": min(20, schedule.T), "seed": run.settings.seed, "batch_size": size, "device": device}
-    images, _ = generate(model, schedule, 36, run.settings.shape, labels=labels, progress=False, **options)
+    options |= {"precision": run.settings.precision, "labels": labels, "progress": False}
+    images, _ = generate(model, schedule, 36, run.settings.shape, **options)
     imageio.imwrite(path, enlarge(tile(images, 6), 2))
 
 
@@ -1259,8 +1304,8 @@ def fit(
 ) -> Run:  # fmt: skip
     """Trains run to settings.epochs on uint8 images (N, C, H, W); checkpoints and previews go to folder.
 
-    Both after each epoch, or where these are short, after so many that they have PREVIEW_EVERY steps; checkpoints
-    every five minutes too.
+    Both after each epoch, or where these are short, after so many that they have PREVIEW_EVERY steps, and that saving
+    takes no more than 3 s and a twentieth of the time; checkpoints every five minutes too.
     objective, labels: as in training_loop. deadline: when to stop in any case, saved, by time.monotonic().
 
     Raises FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
@@ -1291,7 +1336,8 @@ def fit(
         few = f"{total} steps in all, and in the first {warmup} the learning rate only rises"
         print(f"{few}: more epochs, smaller batches or fewer warmup_steps would learn more")
     (folder / "previews").mkdir(exist_ok=True)
-    began, saved_at, last_save, clock = run.step, run.step, time.monotonic(), time.monotonic()
+    began, saved_at, saving = run.step, run.step, 0.0
+    start = last_save = clock = time.monotonic()
     late, stopped, drawn = False, False, run.generator.get_state()
     rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
     bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
@@ -1305,14 +1351,15 @@ def fit(
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
                 late = math.isfinite(deadline) and world.any(now > deadline)
                 stopped = world.any(bool(interrupted))
-                due = step % rhythm == 0 or step == total or late
+                due = step == total or late or (step % rhythm == 0 and saving < 3 + (now - start) / 20)
                 if due or stopped or now - last_save > 300:
                     save()
                     if due and world.rank == 0:
                         preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
-                        with suppress(FloatingPointError):  # the loss tells when it is not finite
+                        with suppress(FloatingPointError, OSError):  # the loss and the next save tell
                             save_preview(preview, averaged, run, schedule)
                     last_save, clock = now, time.monotonic()
+                    saving += clock - now
                 if late or stopped:
                     break
             if run.step == began:
@@ -1323,9 +1370,10 @@ def fit(
             world.any(False)  # until the last checkpoint is written, all wait
             if stopped and not late:
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")
-        except FloatingPointError as error:
+        except (FloatingPointError, OSError) as error:
             saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else "nothing was saved"
-            raise FloatingPointError(f"{error}; {saved}; try a lower learning_rate, or float32") from error
+            advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
+            raise type(error)(f"{error}; {saved}{advice}") from error
         except RuntimeError as error:
             if world.size == 1:
                 raise

@@ -197,11 +197,11 @@ def class_balance(logits: Tensor) -> dict:
     """What a classifier makes of digits, from its logits (N, 10): shares, and how sure it is."""
     probabilities = torch.softmax(logits.double(), dim=1)
     confidence, label = probabilities.max(dim=1)
-    shares = torch.bincount(label, minlength=logits.shape[1]) / len(label)
+    error = confidence.std().item() / math.sqrt(len(label))
     return {
-        "shares": [round(value, 5) for value in shares.tolist()],
-        "mean_confidence": confidence.mean().item(),
-        "share_above_0.9": (confidence > 0.9).double().mean().item(),
+        "shares": [share(label == kind) for kind in range(logits.shape[1])],
+        "mean_confidence": Estimate.of(confidence.mean().item(), error),
+        "share_above_0.9": share(confidence > 0.9),
     }
 
 
@@ -379,7 +379,8 @@ def comparison(a: dict, b: dict) -> list[str]:
 
     Raises ValueError where they cannot be compared, with the reason.
     """
-    for name in ("n", "extractor", "reference"):
+    same = "reference_sha256"  # the same images, wherever they lie
+    for name in ("n", "extractor", same if a.get(same) and b.get(same) else "reference"):
         if a[name] != b[name]:
             raise ValueError(f"these cards cannot be compared: {name} is {a[name]} in one and {b[name]} in the other")
     lines = []
@@ -396,7 +397,9 @@ def write_card(path: PathLike, card: dict) -> None:
 
     def plain(value: object) -> object:
         value = value._asdict() if isinstance(value, Estimate) else value
-        return {name: plain(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            return {name: plain(inner) for name, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, list) else value
 
     with replacing(Path(path)) as partial:
         partial.write_text(json.dumps(plain(card), indent=2) + "\n", encoding="utf-8")
@@ -407,7 +410,8 @@ def read_card(path: PathLike) -> dict:
     try:
         card = json.loads(Path(path).read_text(encoding="utf-8"))
         [Estimate(**figure).half for figure in card["metrics"].values()]  # raises where one is damaged
-        return {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
+        kept = {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
+        return kept | {"reference_sha256": card.get("reference_sha256")}  # which older cards lack
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no card of the evaluate command ({error!r})") from error
 
@@ -427,9 +431,11 @@ def card_lines(card: dict) -> list[str]:
     digits = card.get("digits", {})
     for title, found in (("digits 0 to 9 in %", digits), ("of as many held-out ones, or all", digits.get("held_out"))):
         if found:
-            shares = " ".join(f"{100 * value:.1f}" for value in found["shares"])
-            sure = f"{found['mean_confidence']:.1%} sure on average, above 90 % for {found['share_above_0.9']:.1%}"
-            lines.append(f"{title}: {shares}; the classifier is {sure}")
+            shares = " ".join(f"{100 * each.value:.1f}" for each in found["shares"])
+            error = max(100 * each.half for each in found["shares"])
+            average, often = found["mean_confidence"].value, found["share_above_0.9"].value
+            sure = f"{average:.1%} sure on average, above 90 % for {often:.1%}"
+            lines.append(f"{title}: {shares} (each ± {error:.1f} at most); the classifier is {sure}")
     for space in ("pixels", "features"):
         lines.append(f"in {space}: {audit_line(card[f'nearest_training_image_in_{space}'])}")
     if "L_simple" in card:

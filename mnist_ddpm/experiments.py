@@ -162,7 +162,8 @@ class Lab:
     def record(self) -> dict:
         """How the results come about, those of earlier runs on another machine among them."""
         here = {
-            "device": str(self.device), "threads": torch.get_num_threads(),
+            "device": str(self.device), "hardware": processes.hardware(self.device),
+            "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
         }  # fmt: skip
         there = {name: self.before[name] for name in here if name in self.before}
@@ -327,8 +328,9 @@ CHAINS = {
     "4k cosine, hybrid": {"T": 4000, "schedule": "cosine", "objective": "hybrid"},
     "4k cosine, vlb": {"T": 4000, "schedule": "cosine", "objective": "vlb"},
 }
-LONG = "4k cosine, simple", "4k cosine, hybrid"  # those that also draw with the long chain
-SKIPPED = 0.1, 0.2, 0.3
+# Those that also draw with the long chain: all of their steps for the first two
+LONG = "1k linear, simple", "1k cosine, simple", "4k cosine, simple", "4k cosine, hybrid"
+SKIPPED = 0.1, 0.2, 0.3, 0.4, 0.5
 
 
 def iddpm_schedules(lab: Lab) -> None:
@@ -405,8 +407,8 @@ def ddim_table1(lab: Lab) -> None:
         network, schedule, settings = lab.network("eps, longer", seed)
         for S in (10, 20, 50, 100, lab.scale.long):
             for arm, (sampler, options) in METHODS.items():
-                if S == lab.scale.long and arm not in ("η = 0", "η = 1", "σ̂"):
-                    continue
+                if S == lab.scale.long and sampler in ("heun", "dpmpp"):
+                    continue  # second order has converged long before
                 times = ddpm.timesteps(settings.T, (S + 1) // 2 if sampler == "heun" else S)
                 options = {"sampler": ddpm.SAMPLERS[sampler], **options}
                 lab.quality({"arm": arm, "seed": seed, "S": S}, network, schedule, times, **options)

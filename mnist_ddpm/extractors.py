@@ -122,7 +122,12 @@ def pick_judge(name: str, dataset: str, device: Device = "cpu") -> Judge:
     """
     device = "cpu" if torch.device(device).type == "mps" else device
     if name == "inception":
-        return Judge(Inception().to(device).eval(), "inception-v3-compat, 2048 features", device)
+        network = Inception()
+        weights = hashlib.sha256()
+        for tensor in network.state_dict().values():
+            weights.update(tensor.numpy().tobytes())
+        name = f"inception-v3-compat, 2048 features, SHA-256 {weights.hexdigest()[:16]}"
+        return Judge(network.to(device).eval(), name, device)
     if name == "auto" and dataset not in FOR:
         raise ValueError(
             f"no extractor knows the data set {dataset}: name one, such as {FOLDER / 'celeba.safetensors'} for colour, "

@@ -29,7 +29,7 @@ def repaint_sampler(
     N images are drawn at once, a batch of `generate`'s. mask (1 or N, 1 or C, H, W): 1 where the image is known, 0
     where it is to be filled in. At every step, the known part is replaced by its own noised self. Every `jump` steps
     are walked `resamples` times, with noise added in between to go back up, so that the new part can adapt to the
-    known one; resamples = 1 is plain replacement. Unlike in the paper's code, the last few, down to x_0, are so too.
+    known one; resamples = 1 is plain replacement. Unlike in the paper's code, the first jump - 1 and the last are too.
     Costs about len(times) * resamples evaluations. Yields (t, x_t, x0_hat) on the last walk over each time, then
     (0, x_0, x_0). Raises ValueError where shapes do not fit or a mask is not of zeros and ones.
     """

@@ -80,15 +80,10 @@ def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float =
     return settings.batch_size * per_second(step, seconds)
 
 
-def try_compiler(device: ddpm.Device) -> None:
-    """Raises where torch.compile finds no compiler: a network would run as it is."""
-    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-
-
 def measured_compiled(settings: ddpm.Settings, device: ddpm.Device) -> float:
     """measured_pace of the compiled network; 0 where compiling fails, which it says."""
     try:
-        try_compiler(device)
+        ddpm.try_compiler(device)
         return measured_pace(settings, device)
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"not compiled, since that failed: {ddpm.first_line(error)}")
@@ -140,7 +135,8 @@ def make_plan(
         settings = replace(settings, batch_size=n)
         pace = measured_pace(settings, device)
     steps, preview = n // settings.batch_size, 36 * min(20, settings.T) * each + 0.5
-    epoch = steps * settings.batch_size / pace + preview / max(1, ddpm.PREVIEW_EVERY // steps)  # as fit does both
+    epoch = steps * settings.batch_size / pace
+    epoch += min(preview / max(1, ddpm.PREVIEW_EVERY // steps), epoch / 20)  # as fit does both
     epochs = float(f"{MARGIN * (deadline - time.monotonic()) / epoch:.4g}")
     total = round(epochs * steps)
     if total < FEWEST:
@@ -167,7 +163,7 @@ def choose(
             if most < enough / 2:
                 continue  # not even the smallest sees enough
             heavier = presets.cost(settings).flops / presets.cost(smallest).flops
-            if heavier > 2 and most / heavier < enough / 2:
+            if device.type == "cpu" and heavier > 2 and most / heavier < enough / 2:
                 continue  # so far off that measuring it would cost more than it tells
         try:
             paces = {

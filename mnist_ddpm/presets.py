@@ -20,7 +20,9 @@ LAPTOP = {
     "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0", "objective": "min-snr",
     "batch_size": 64, "optimizer": "muon", "learning_rate": 2e-3, "epochs": 80,
 }  # fmt: skip
-DDPM = {  # the paper's network on 32 x 32 positions, and its way of training: Appendix B
+# The paper's network on 32 x 32 positions and its training (Appendix B; the warm-up is its code's), but for the rate's
+# fall to 0
+DDPM = {
     "base_channels": 128, "channel_mults": (1, 2, 2, 2), "blocks_per_level": 2, "attention_resolutions": (16,),
     "learning_rate": 2e-4, "warmup_steps": 5000, "ema_decay": 0.9999,
 }  # fmt: skip

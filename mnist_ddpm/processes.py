@@ -7,10 +7,12 @@ Each draws times and noise for the whole batch and computes its share of it, so 
 import gc
 import math
 import os
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -69,6 +71,15 @@ def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f'device "{name}" is not to be had here ({ddpm.first_line(error)})') from error
     return device
+
+
+def hardware(device: ddpm.Device) -> str:
+    """What a device is called by its maker, as far as can be told."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def leave() -> None:

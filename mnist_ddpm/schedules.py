@@ -26,7 +26,10 @@ def quadratic_schedule(settings: Settings) -> Schedule:
 
 
 def sigmoid_schedule(settings: Settings) -> Schedule:
-    """beta_t rises from beta_1 to beta_T along a sigmoid over [-6, 6] (GeoDiff, arXiv 2203.02923)."""
+    """beta_t rises from near beta_1 (above it by 0.25 % of the rise) to near beta_T, along a sigmoid over [-6, 6].
+
+    GeoDiff, arXiv 2203.02923.
+    """
     rise = torch.linspace(-6, 6, settings.T, dtype=torch.float64).sigmoid()
     return Schedule.from_beta(settings.beta_1 + (settings.beta_T - settings.beta_1) * rise)
 
@@ -51,7 +54,7 @@ def rescaled(make: Callable[[Settings], Schedule]) -> Callable[[Settings], Sched
         if settings.prediction == "eps":
             raise ValueError(
                 f'schedule "{settings.schedule}" ends in pure noise, from which no x_0 follows by its noise: '
-                'take prediction "v", "x0" or "mu"'
+                'take prediction "v" or "x0"'
             )
         return zero_terminal_snr(make(settings))
 

@@ -314,8 +314,13 @@ def test_what_cannot_be_trained_is_told_before_images_are_read(tmp_path, capsys,
     monkeypatch.setattr(ddpm, "load_images", lambda *_: pytest.fail("this may take minutes"))
     (tmp_path / "file").write_text("text")
     assert "cannot write to the folder" in error_of(capsys, "train", "--out", tmp_path / "file")
-    for flag in ("schedule", "objective"):
-        assert f'{flag} "none" is unknown' in error_of(capsys, "train", "--out", tmp_path / "out", f"--{flag}", "none")
+    new = "train", "--out", tmp_path / "out"
+    for flag in ("schedule", "objective", "optimizer"):
+        assert f'{flag} "none" is unknown' in error_of(capsys, *new, f"--{flag}", "none")
+    assert "image_size 50 is no multiple of 16" in error_of(capsys, *new, "--preset", "faces-64", "--image-size", "50")
+    drawn = "evaluate", "--checkpoint", ROOT / "checkpoints/mnist"
+    for flags, message in ((["--steps", "0"], "it must be from 1 to T = 1000"), (["--label", "3"], "without labels")):
+        assert message in error_of(capsys, *drawn, *flags)
 
 
 def test_a_presets_data_set_decides_whether_there_are_labels(conditional):
@@ -404,7 +409,7 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
         (["--objective", "none"], 'objective "none" is unknown'),
         (["--prediction", "none"], 'prediction "none" is unknown'),
         (["--prediction", "none", "--objective", "vlb"], 'prediction "none" is unknown'),
-        (["--schedule", "cosine-zero-snr"], 'take prediction "v", "x0" or "mu"'),
+        (["--schedule", "cosine-zero-snr"], 'take prediction "v" or "x0"'),
         (["--classes", "10"], "has no labels: set classes to 0"),
         (["--dataset", "mnist", "--data", str(ROOT / "data"), "--classes", "3"], "set classes to 10"),
         (["--out", "file/run"], "cannot write to the folder file/run"),
@@ -439,6 +444,25 @@ def test_memory_that_ends_is_one_line_with_advice(monkeypatch, capsys, failure):
 
     monkeypatch.setattr(Sample, "run", drawing)
     assert re.search(r"20.00 GiB.*: take less at once \(--batch-size;", error_of(capsys, "sample"))
+
+
+def test_other_failures_keep_their_traceback(monkeypatch):
+    def drawing(self):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(Sample, "run", drawing)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        main(["sample"])
+
+
+def test_a_sampler_of_ones_own_needs_no_options(checkpoint, tmp_path, monkeypatch, capsys):
+    def mine(model, schedule, times, xT, noise):
+        yield 0, xT, xT
+
+    monkeypatch.setitem(ddpm.SAMPLERS, "ddim", mine)  # the one that is taken where none is named
+    common = ["--checkpoint", checkpoint, "--n", "1", "--steps", "4", "--out", tmp_path]
+    assert main(["sample", *map(str, common)]) == 0
+    assert "ddim takes no --clip: leave it out" in error_of(capsys, "sample", *common, "--clip", "none")
 
 
 def test_help_names_every_setting_and_unknown_flags_fail(capsys):

@@ -30,6 +30,12 @@ def test_unknown_schedule_is_named():
         make_schedule(replace(Settings(), schedule="cosin"))
 
 
+def test_a_schedule_of_another_length_is_refused(monkeypatch):
+    monkeypatch.setitem(ddpm.SCHEDULES, "mine", lambda settings: Schedule.from_beta(torch.tensor([0.5, 0.5])))
+    with pytest.raises(ValueError, match="the tables of mine end at 2: they must have entries 0 to T = 9"):
+        make_schedule(Settings(schedule="mine", T=9))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -52,6 +58,20 @@ def test_unknown_schedule_is_named():
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"T": 1e3}, "T is 1000.0: it must be a whole number"),
+        ({"batch_size": "64"}, "batch_size is '64': it must be a whole number"),
+        ({"beta_1": "0.1"}, "beta_1 is '0.1': it must be a number"),
+        ({"channels": "1"}, "channels is '1': it must be 1 .grey. or 3"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**values)
 
 
 def test_closed_form_equals_the_chain(paper):

@@ -1,5 +1,6 @@
 """Figures that judge images: against closed forms, and on images of which it is known what they are."""
 
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import torch
 from conftest import ROOT
 
 from mnist_ddpm import ddpm, evaluation, extractors, guidance
-from mnist_ddpm.__main__ import Evaluate, main, read_images
+from mnist_ddpm.__main__ import Evaluate, known_margin, main, read_images, real_images
 from mnist_ddpm.ddpm import (
     Prediction,
     Settings,
@@ -210,8 +211,12 @@ def test_class_balance_counts_digits_and_certainty():
     logits[0, 3] = logits[1, 3] = logits[2, 7] = 100.0
     logits[3, :2] = 100.0
     found = class_balance(logits)
-    assert found["shares"][3] == 0.5 and found["shares"][7] == 0.25 and sum(found["shares"]) == 1
-    assert found["mean_confidence"] == pytest.approx(3.5 / 4) and found["share_above_0.9"] == 0.75
+    shares = [each.value for each in found["shares"]]
+    assert shares[3] == 0.5 and shares[7] == 0.25 and sum(shares) == 1
+    assert found["shares"][3] == evaluation.share(torch.tensor([True, True, False, False])), "with its interval"
+    sure = found["mean_confidence"]
+    assert sure.value == pytest.approx(3.5 / 4) and sure.half == pytest.approx(1.96 * 0.25 / 2), "of 1, 1, 1, 0.5"
+    assert found["share_above_0.9"].value == 0.75
 
 
 # --- copies
@@ -328,6 +333,14 @@ def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, ex
     assert not audit(digits[400:500], digits[:1].expand(50, -1, -1, -1), extract=extract).copies
 
 
+def test_what_is_nearer_than_the_nearest_hundredth_is_counted_and_more_than_a_twentieth_are_copies():
+    real, far = torch.arange(101.0, 1101), torch.full((1000,), 500.0)
+    index = torch.zeros(1000, dtype=torch.long)
+    for near, copies in ((60, False), (70, True)):  # Wilson's interval of 6 % begins at 4.7 %, of 7 % at 5.6 %
+        found = evaluation.Audit(torch.cat([torch.full((near,), 50.0), far[near:]]), real, index)
+        assert found.near == pytest.approx(110.99) and found.closer.value == near / 1000 and found.copies is copies
+
+
 def test_mirrored_copies_are_copies_where_training_saw_them(digits):
     fresh = digits[:30].flip(-1)
     assert not audit(fresh, digits[:500], digits[500:1000]).copies
@@ -356,6 +369,16 @@ def test_a_card_takes_no_more_held_out_images_into_memory_than_it_compares(digit
     monkeypatch.setattr(evaluation, "shuffled", lambda rows, *how: copied.append(rows.ndim) or real(rows, *how))
     judged(digits[:30], digits[:400], digits[400:600], fresh_judge())
     assert max(copied) <= 2, "features and indices, not images"
+    monkeypatch.setattr(evaluation, "AUDITED", 20)
+    audited = []
+    real_audit = evaluation.audit
+    monkeypatch.setattr(
+        evaluation,
+        "audit",
+        lambda x, y, held_out, **how: audited.append(len(held_out)) or real_audit(x, y, held_out, **how),
+    )
+    judged(digits[:30], digits[:400], digits[400:600], fresh_judge())
+    assert audited == [30], "of 200, as many as are judged"
 
 
 def test_tenths_without_a_time_are_none():
@@ -401,6 +424,20 @@ def test_cards_that_differ_in_what_they_measure_are_refused(tmp_path, change, ca
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     (name,) = change
     assert f"cannot be compared: {name} is" in capsys.readouterr().err
+
+
+def test_cards_are_of_one_reference_if_its_images_are_the_same(tmp_path):
+    """Wherever they lie; cards without a digest have to say the same."""
+    here = {"n": 100, "extractor": "x", "reference": "pics", "reference_sha256": "1", "metrics": {}}
+    older = {name: value for name, value in here.items() if name != "reference_sha256"}
+    cards = here, here | {"reference": "/home/pics"}, here | {"reference_sha256": "2"}, older
+    for k, card in enumerate(cards):
+        write_card(tmp_path / f"{k}", card)
+    same, moved, changed, old = (read_card(tmp_path / f"{k}") for k in range(4))
+    assert comparison(same, moved) == comparison(same, old) == []
+    for a, b in ((same, changed), (moved, old)):
+        with pytest.raises(ValueError, match="cannot be compared: reference"):
+            comparison(a, b)
 
 
 def test_what_is_no_card_is_named(tmp_path, capsys):
@@ -485,6 +522,7 @@ def test_a_card_says_what_the_classifier_makes_of_real_digits(digits):
     card = judged(digits[600:640], digits[:400], digits[400:500], judge)
     expected = evaluation.class_balance(judge.logits(evaluation.shuffled(digits[400:500], 0)[:40]))
     assert card["digits"]["held_out"] == expected != evaluation.class_balance(judge.logits(digits[600:640]))
+    assert all(isinstance(each, Estimate) for each in expected["shares"])
 
 
 def test_a_card_says_how_it_came_about(trained, few_digits, digits, tmp_path):
@@ -500,6 +538,12 @@ def test_a_card_says_how_it_came_about(trained, few_digits, digits, tmp_path):
     }
     assert card["extractor"].startswith("judge.safetensors, SHA-256 ") and card["versions"]["torch"]
     assert card["reference"] == "mnist, 300 training images of 32 pixels"
+    assert card["reference_sha256"] == hashlib.sha256(digits[:300].numpy().tobytes()).hexdigest()[:16]
+    assert (
+        card["hardware"]
+        and card["versions"]["python"]
+        and card["digits"]["shares"][0].keys() == {"value", "low", "high"}
+    )
     assert card["L_simple"]["n"] == 100 and len(card["L_simple"]["by_tenth_of_T"]) == 10
     mean = np.mean(card["L_simple"]["by_tenth_of_T"])
     assert card["L_simple"]["mean"] == pytest.approx(mean, rel=1e-4), "the times are spread evenly"
@@ -508,6 +552,44 @@ def test_a_card_says_how_it_came_about(trained, few_digits, digits, tmp_path):
     assert card["bits_per_dim"]["n"] == 3
     assert card["bits_per_dim"]["value"] == pytest.approx(bound.mean, rel=1e-4), "of the 28 x 28 pixels"
     assert card["metrics"]["frechet_distance"].keys() == {"value", "low", "high"}
+
+
+def test_a_card_has_the_bound_of_the_variance_that_was_learned(trained, few_digits, digits, tmp_path):
+    settings = Settings(
+        base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, schedule="cosine", objective="hybrid"
+    )
+    model = make_model(settings)
+    torch.nn.init.normal_(model.conv_out.weight, std=0.1)
+    save_checkpoint(tmp_path / "checkpoint", model, settings)
+    flags = "--checkpoint", str(tmp_path / "checkpoint"), "--steps", "2", "--bits", "3"
+    card = evaluate(trained, tmp_path / "a.json", *flags)
+    model, schedule, _ = load_checkpoint(tmp_path / "checkpoint")
+    options = {"margin": 2, "times_per_image": 20, "progress": False}
+    own, other = (
+        bits_per_dim(model, schedule, digits[300:303], variance=v, **options).mean for v in ("learned", "posterior")
+    )
+    assert card["bits_per_dim"]["value"] == pytest.approx(own, rel=1e-4) != pytest.approx(other, rel=1e-2)
+
+
+def test_only_the_black_margin_of_mnist_is_known():
+    faces = Settings(dataset="celeba", image_size=64)
+    assert known_margin(Settings()) == 2 and known_margin(Settings(image_size=64)) == 18 and known_margin(faces) == 0
+
+
+def test_what_training_has_not_seen_is_the_part_kept_for_that(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def load(settings, root, split="train"):
+        asked.append((settings.dataset, split))
+        if settings.dataset == "ffhq" and split != "train":
+            raise ValueError("it has no such part")
+        return torch.zeros(1, 1, 2, 2)
+
+    monkeypatch.setattr(ddpm, "load_images", load)
+    found = {name: real_images(Settings(dataset=name), tmp_path)[1] for name in ("mnist", "celeba", "ffhq", "mine")}
+    assert {name for name, held_out in found.items() if held_out is None} == {"ffhq", "mine"}
+    assert {("mnist", "test"), ("celeba", "valid")} < {*asked} and ("mine", "test") not in asked
+    assert "it has no such part" in capsys.readouterr().out
 
 
 def test_labels_to_judge_are_as_frequent_as_in_training_and_vary_as_real_ones_do():
@@ -564,7 +646,7 @@ def test_a_network_always_told_its_label_is_not_asked_without(few_digits, tmp_pa
     save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
     extractors.save_extractor(tmp_path / "judge.safetensors", fresh_judge().network, {})
     assert "L_simple" not in evaluate(tmp_path, tmp_path / "card.json", "--steps", "2")
-    for flags in (["evaluate", "--bits", "5"], ["sample", "--guidance", "2"], ["likelihood"]):
+    for flags in (["evaluate", "--bits", "5", "--steps", "2"], ["sample", "--guidance", "2"], ["likelihood"]):
         assert main([*flags, "--checkpoint", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "x")]) == 1
         assert "its label" in capsys.readouterr().err
 
@@ -618,6 +700,7 @@ def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
 def test_bad_requests_end_in_one_line(trained, few_digits, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(ROOT)
     common = ["--checkpoint", str(trained / "checkpoint"), "--extractor", str(trained / "judge.safetensors")]
+    common += [] if "--images" in flags else ["--steps", "4"]
     assert main(["evaluate", *common, "--n", "4", "--out", str(tmp_path / "card"), *flags]) == 1
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1

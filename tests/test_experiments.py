@@ -104,14 +104,36 @@ def test_a_claim_is_that_the_first_kind_has_less():
     assert found == "a below b: holds here\nb below a: the other way round here"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_plot_finds_the_rows_that_its_experiment_makes(name, tmp_path, monkeypatch):
+FIGURES = "frechet", "recall", "agreement", "reconstruction", "bits_per_dim"
+CLAIMS = {  # kinds of rows: that which the claim names, and the other
+    ("ddpm-table2", "L_simple beats L"): ({"arm": "eps, L_simple"}, {"arm": "eps, L"}),
+    ("iddpm-schedules", "vlb fewest"): (
+        {"arm": "4k cosine, vlb", "measure": "bound"},
+        {"arm": "4k cosine, hybrid", "measure": "bound"},
+    ),
+    ("iddpm-schedules", "vlb draws worse than hybrid"): (
+        {"arm": "4k cosine, hybrid", "steps": 100},
+        {"arm": "4k cosine, vlb", "steps": 100},
+    ),
+    ("ddim-table1", "10 steps: η = 0 beats η = 1"): ({"arm": "η = 0", "S": 10}, {"arm": "η = 1", "S": 10}),
+    ("ddim-table1", "more steps, smaller error"): (
+        {"arm": "reconstruction", "S": 100},
+        {"arm": "reconstruction", "S": 10},
+    ),
+    ("ema", "steady rate: averaging helps"): ({"arm": "averaged, steady rate"}, {"arm": "raw, steady rate"}),
+    ("guidance", "2 beats 8"): ({"arm": "guided", "scale": 2.0}, {"arm": "guided", "scale": 8.0}),
+    ("guidance", "8 costs variety"): ({"arm": "guided", "scale": 8.0}, {"arm": "guided", "scale": 1.0}),
+}
+
+
+@pytest.fixture
+def rows_of(tmp_path, monkeypatch):
+    """The rows that an experiment makes, of random figures: nothing is trained or drawn."""
     rng = np.random.default_rng(0)
 
     def measured(lab, key, measure):
         lab.rows.append({"n": 8, **dict.fromkeys(["frechet", "recall", "agreement"], 0.0), **key})
-        figures = "frechet", "recall", "agreement", "reconstruction", "bits_per_dim"
-        lab.rows[-1] |= {figure: float(rng.uniform(1, 2)) for figure in figures}
+        lab.rows[-1] |= {figure: float(rng.uniform(1, 2)) for figure in FIGURES}
         return lab.rows[-1]
 
     def network(lab, name, seed, **changes):
@@ -121,15 +143,37 @@ def test_every_plot_finds_the_rows_that_its_experiment_makes(name, tmp_path, mon
     monkeypatch.setattr(Lab, "measured", measured)
     monkeypatch.setattr(Lab, "network", network)
     monkeypatch.setattr(ddpm, "training_loop", lambda *arguments: iter(()))
-    lab = Lab(tmp_path, Scale(), ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
-    experiment = EXPERIMENTS[name]
-    experiment.run(lab)
-    assert {row.get("seed") for row in lab.rows} == {0, 1, 2, None}
+
+    def make(name):
+        lab = Lab(tmp_path, Scale(), ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
+        EXPERIMENTS[name].run(lab)
+        return lab.rows
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "claim"), CLAIMS)
+def test_claims_hold_where_the_one_that_is_named_has_less(name, claim, rows_of):
+    rows = rows_of(name)
+    for key, value in zip(CLAIMS[name, claim], (1.0, 2.0)):
+        chosen = [row for row in rows if all(row.get(name) == wanted for name, wanted in key.items())]
+        assert len(chosen) >= 3
+        for row in chosen:
+            row |= dict.fromkeys(FIGURES, value + row["seed"] / 9)
+    figure = Figure(figsize=(12, 4))
+    EXPERIMENTS[name].plot(rows, figure)
+    assert f"{claim}: holds here" in "\n".join(ax.get_title() for ax in figure.axes)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_plot_finds_the_rows_that_its_experiment_makes(name, rows_of, tmp_path):
+    rows, experiment = rows_of(name), EXPERIMENTS[name]
+    assert {row.get("seed") for row in rows} == {0, 1, 2, None}
     figure = Figure(figsize=(experiment.width, 4))
-    experiment.plot(lab.rows, figure)
+    experiment.plot(rows, figure)
     titles = " ".join(ax.get_title() for ax in figure.axes)
     assert "here" in titles and "nan" not in titles and "of 0 seeds" not in titles and "of 3 seeds" in titles
-    experiments.draw_plot(name, lab.rows, tmp_path / "plot.png")
+    experiments.draw_plot(name, rows, tmp_path / "plot.png")
     assert imageio.imread(tmp_path / "plot.png").std() > 10
 
 
@@ -175,7 +219,7 @@ def test_a_record_keeps_the_machine_of_earlier_rows(tmp_path):
     lab = Lab(tmp_path, *options)
     for x in range(2):
         lab.measured({"x": x}, dict)
-    there = {"device": "cuda", "threads": record["threads"], "versions": record["versions"]}
+    there = {name: record[name] for name in ("hardware", "threads", "versions")} | {"device": "cuda"}
     assert json.loads(path.read_text()) == record | {"earlier": [there]}
     assert Lab(tmp_path, *options).record()["earlier"] == [there]
 

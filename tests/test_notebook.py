@@ -122,6 +122,9 @@ def test_notebook_loads_the_shipped_checkpoint_and_draws(tmp_path):
     assert {"samples.png", "steps.png", "generation.gif", "predicted_x0.gif"} <= {p.name for p in pictures.iterdir()}
     text = output_text(out)
     assert "checkpoints/mnist: 2,736,676 parameters" in text and "4 images x 3 network evaluations" in text
+    card = json.loads((pictures / "small-card.json").read_text(encoding="utf-8"))
+    assert card["checkpoint"] == "checkpoints/mnist" and card["metrics"]["precision"]["value"] > 0.75
+    assert card["digits"]["mean_confidence"]["value"] > 0.95, "digits, and good ones"
 
 
 SMALL = {
@@ -174,6 +177,30 @@ def test_notebook_alone_says_what_it_lacks(tmp_path):
     assert hint in output_text(tmp_path / "out.ipynb")
 
 
+PLANNING = """
+import time
+from types import SimpleNamespace
+
+def make_plan(asked, load, seconds, device):
+    assert load(asked).shape == (48, 1, 32, 32) and asked.seed == 7 and seconds == 120
+    settings = type(asked)(base_channels=8, T=20, batch_size=8, epochs=2, seed=asked.seed)
+    return SimpleNamespace(settings=settings, lines=lambda: ["as planned"]), None
+"""
+
+
+def test_notebook_trains_as_planned_and_not_over_another_run(tmp_path):
+    """With a planner that does not measure."""
+    shutil.copytree(ROOT / "mnist_ddpm", tmp_path / "mnist_ddpm")
+    (tmp_path / "mnist_ddpm" / "planning.py").write_text(PLANNING)
+    text = run_in(tmp_path, train=True, minutes=2.0, seed=7, base_channels=32, T=1000)
+    settings, record = load_config(tmp_path / "run")
+    assert "as planned\n" in text and "Training: 2 epochs of mnist in batches of 8" in text
+    assert (settings.base_channels, settings.T, settings.seed, record["steps"]) == (8, 20, 7, 12)
+    again = {**SMALL, "train": True}
+    with pytest.raises(papermill.PapermillExecutionError, match="run holds a checkpoint already: set resume"):
+        papermill.execute_notebook(NOTEBOOK, None, again, cwd=tmp_path, progress_bar=False)
+
+
 def test_notebook_resumes_a_run_with_its_own_settings(tmp_path):
     (tmp_path / "mnist_ddpm").symlink_to(ROOT / "mnist_ddpm")
     begun = Settings(base_channels=8, T=20, batch_size=8, channel_mults=(1, 2), epochs=1, precision="bfloat16")
@@ -204,11 +231,17 @@ def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):
     assert all((tuned[name] - given[name]).abs().max() < 1e-6 for name in given), "trained from there"
     settings, _ = load_config(tmp_path / "run")
     assert (settings.schedule, settings.prediction, settings.batch_size) == ("cosine", "x0", 16), "filled in, and kept"
+    assert re.search("From preset faces-32 and given: .*objective 'min-snr'", text), "and said"
 
 
 @pytest.mark.parametrize(
     "bad, message",
-    [({"dataset": "minst"}, 'data set "minst" is unknown'), ({"checkpoint": "minst"}, "no checkpoint in minst")],
+    [
+        ({"dataset": "minst"}, 'data set "minst" is unknown'),
+        ({"checkpoint": "minst"}, "no checkpoint in minst"),
+        ({"T": 1e3}, "T is 1000.0: it must be a whole number"),
+        ({"n_images": 0}, "n_images is 0"),
+    ],
 )
 def test_notebook_names_a_bad_parameter(tmp_path, bad, message):
     with pytest.raises(papermill.PapermillExecutionError, match=message):

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import (
     Settings,
+    UNet,
     l_simple,
     make_model,
     make_schedule,
@@ -136,6 +137,21 @@ def test_what_is_left_at_its_default_is_filled_in():
 def test_an_unknown_preset_is_named():
     with pytest.raises(ValueError, match='preset "faces-128" is unknown: take one of mnist, mnist-small, faces-32'):
         preset("faces-128")
+
+
+def test_what_is_computed_again_drops_out_the_same():
+    """Else the gradients would be those of another network."""
+    torch.manual_seed(0)
+    network = UNet(base_channels=8, channel_mults=(1, 2), dropout=0.5).train()
+    torch.nn.init.normal_(network.conv_out.weight)
+    found = []
+    for again in (False, True):
+        network.gradient_checkpointing = again
+        network.zero_grad()
+        torch.manual_seed(1)
+        network(torch.ones(2, 1, 16, 16), torch.ones(2, dtype=torch.long)).square().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

@@ -121,13 +121,15 @@ def from_notebook(folder: Path, world: ddpm.World) -> None:
     assert ddpm.resume_run(folder).step == 10
 
 
-def launch(size: int, folder: Path, *jobs: str) -> subprocess.CompletedProcess:
-    """torchrun's result of that many processes that do the jobs one after the other."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*command, __file__, str(folder), *jobs], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200
-    )
+TORCHRUN = "torch.distributed.run", "--standalone", "--nproc-per-node"
+ACCELERATE = "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", "--num_processes"
+
+
+def launch(size: int, folder: Path, *jobs: str, launcher: tuple[str, ...] = TORCHRUN) -> subprocess.CompletedProcess:
+    """The launcher's result of that many processes that do the jobs one after the other."""
+    command = [sys.executable, "-m", *launcher, str(size), __file__, str(folder), *jobs]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(folder)}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +142,8 @@ def alone(tmp_path_factory) -> Path:
 
 def test_two_processes_and_then_three_train_and_draw_like_one(alone, tmp_path):
     """The bound's loss, whose times are chosen by all losses so far; labels; batches in parts."""
-    for size, *jobs in ((2, "half"), (3, "whole", "drawn")):
-        result = launch(size, tmp_path, *jobs)
+    for launcher, size, *jobs in ((ACCELERATE, 2, "half"), (TORCHRUN, 3, "whole", "drawn")):
+        result = launch(size, tmp_path, *jobs, launcher=launcher)
         assert result.returncode == 0, result.stderr
     one, several = (torch.load(folder / "training_state.pt", weights_only=True) for folder in (alone, tmp_path))
     assert len(one["losses"]) == len(several["losses"]) == 10

@@ -132,6 +132,16 @@ def test_a_sampler_of_ones_own_is_told_what_it_takes():
     assert options_of(ddpm_sampler, **given) == {"variance": "beta"}
 
 
+@pytest.mark.parametrize("moments", [[], [(5, 1)], [(5, 1), (2, 0)]])
+def test_a_sampler_that_does_not_end_at_the_image_is_refused(paper, moments):
+    def mine(model, schedule, times, xT, noise):
+        for t, _ in moments:
+            yield t, xT, xT
+
+    with pytest.raises(ValueError, match="it must also yield x_0, with t = 0"):
+        generate(lambda xt, t: xt, paper, 1, (1, 2, 2), sampler=mine, steps=[5], progress=False)
+
+
 def test_unknown_variance_is_refused(paper):
     with pytest.raises(ValueError, match='variance is "small"'):
         next(ddpm_sampler(lambda xt, t: xt, paper, [10], torch.zeros(1, 1, 1, 1), no_noise, variance="small"))

@@ -21,6 +21,7 @@ from mnist_ddpm.ddpm import (
     l_simple,
     learning_rate_at,
     load_checkpoint,
+    load_config,
     load_images,
     loss_by_t,
     make_schedule,
@@ -124,10 +125,12 @@ def test_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(dropout, blobs):
     assert same(first.model, second.model) and same(first.ema, second.ema) and not same(first.model, other.model)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer, dataset", [("adam", "mnist"), ("muon", "mnist"), ("adam", "celeba")])
 @pytest.mark.parametrize("kill_at", [3, 6, 7])
-def test_resumed_run_continues_bit_for_bit(dropout, blobs, tmp_path, kill_at, optimizer):
-    settings, schedule = replace(dropout, optimizer=optimizer), make_schedule(dropout)
+def test_resumed_run_continues_bit_for_bit(dropout, blobs, tmp_path, kill_at, optimizer, dataset):
+    """With dropout, and with faces, which are mirrored at random."""
+    settings = replace(dropout, optimizer=optimizer, dataset=dataset, channels=1)
+    schedule = make_schedule(settings)
     whole = start_run(settings)
     list(training_loop(whole, blobs, schedule))
     killed = start_run(settings)
@@ -182,10 +185,12 @@ def test_infinite_gradient_stops_too(tiny, blobs, tmp_path):
         fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path, explode)
 
 
-def test_gradients_are_clipped(tiny, blobs):
-    run = start_run(replace(tiny, gradient_clip=1e-3))
-    huge = lambda *args: 1e4 * l_simple(*args)  # noqa: E731
-    next(training_loop(run, blobs, make_schedule(tiny), huge))
+@pytest.mark.parametrize(("precision", "factor"), [("float32", 1e4), ("float16", 0.1)])
+def test_gradients_are_clipped(tiny, blobs, precision, factor):
+    """In float16 those of the loss itself, not of what it is scaled to."""
+    run = start_run(replace(tiny, gradient_clip=1e-3, precision=precision))
+    objective = lambda *args: factor * l_simple(*args)  # noqa: E731
+    next(training_loop(run, blobs, make_schedule(tiny), objective))
     norm = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -407,8 +412,52 @@ def test_long_epochs_are_saved_every_five_minutes(tiny, blobs, tmp_path, monkeyp
         now[0] += 100
         return l_simple(*arguments)
 
-    fit(start_run(replace(tiny, epochs=1)), blobs, make_schedule(tiny), tmp_path, slow)
-    assert saved == [4, 6]
+    run = fit(start_run(replace(tiny, epochs=1)), blobs, make_schedule(tiny), tmp_path, slow)
+    assert saved == [4, 6] and run.seconds == 600
+
+
+def test_a_run_remembers_its_seconds(tiny, tmp_path):
+    run = start_run(tiny)
+    run.seconds = 123.4
+    save_run(tmp_path, run)
+    assert resume_run(tmp_path).seconds == 123.4 and load_config(tmp_path)[1]["seconds"] == 123.4
+
+
+def test_previews_are_of_the_same_noise_and_of_all_labels_in_turn(tiny, blobs, tmp_path, monkeypatch):
+    settings, asked = replace(tiny, classes=3, seed=4), []
+    real = ddpm.generate
+    monkeypatch.setattr(ddpm, "generate", lambda *given, **options: asked.append(options) or real(*given, **options))
+    monkeypatch.setattr(ddpm, "PREVIEW_EVERY", 6)
+    fit(start_run(settings), blobs, make_schedule(settings), tmp_path, labels=torch.arange(len(blobs)) % 3)
+    assert [options["seed"] for options in asked] == [4, 4]
+    assert asked[0]["labels"].tolist() == [0, 1, 2] * 12
+
+
+@pytest.mark.parametrize("fails", ["save_run", "save_preview"])
+def test_a_disk_that_is_full_is_told_with_what_is_saved_and_is_no_reason_to_end_for_a_preview(
+    tiny, blobs, tmp_path, monkeypatch, fails
+):  # fmt: skip
+    monkeypatch.setattr(ddpm, "PREVIEW_EVERY", 6)
+    real = getattr(ddpm, fails)
+
+    def full(*given):
+        if (tmp_path / "config.json").exists():
+            raise OSError("No space left on device")
+        real(*given)
+
+    monkeypatch.setattr(ddpm, fails, full)
+    if fails == "save_preview":
+        assert fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path).step == 12
+        return
+    with pytest.raises(OSError, match=f"No space left on device; the checkpoint of step 6 in {tmp_path} is good"):
+        fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path)
+
+
+def test_an_objective_that_is_no_loss_for_each_image_is_refused(tiny, blobs):
+    for shape in ((), (16, 1, 1, 1)):
+        flat = lambda *given, shape=shape: l_simple(*given).mean().expand(shape)  # noqa: E731
+        with pytest.raises(ValueError, match=r"it must be one loss an image, \(16,\)"):
+            next(training_loop(start_run(tiny), blobs, make_schedule(tiny), flat))
 
 
 def test_fit_does_not_overwrite_another_run(tiny, blobs, tmp_path):
@@ -443,6 +492,8 @@ def test_loss_by_t_spreads_times_and_is_zero_for_a_seer(paper):
                           (1 - paper.alpha_bar[t]).sqrt().view(-1, 1, 1, 1), paper, images)  # fmt: skip
     assert t[0] == 1 and t[-1] == 991 and (t.diff() == 10).all()
     assert losses.max() < 1e-6
+    _, losses = loss_by_t(lambda xt, t: torch.full_like(xt, 3.0), paper, images)
+    assert losses.mean().item() == pytest.approx(10, abs=0.5), "E (3 - eps)^2: the prediction as it is, not clipped"
 
 
 def test_a_run_that_began_in_the_same_folder_meanwhile_is_not_overwritten(tiny, blobs, tmp_path):
