@@ -438,7 +438,7 @@ class Evaluate(Drawing):
 
 @dataclass
 class Compare:
-    """Set two cards of `evaluate` side by side. Cards that differ in n, extractor or reference are refused.
+    """Set two cards of `evaluate` side by side. Cards that differ in n, extractor or training images are refused.
 
     Example: python -m mnist_ddpm compare a.json b.json
     """

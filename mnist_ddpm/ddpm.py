@@ -73,8 +73,8 @@ class Settings:
     dropout: float = 0.0  # in the residual blocks, while training
     schedule: str = "linear"  # linear, cosine, quadratic, sigmoid; each also with "-zero-snr" appended
     T: int = 1000  # diffusion steps
-    beta_1: float = 1e-4  # variance added by the first step
-    beta_T: float = 0.02  # variance added by the last step
+    beta_1: float = 1e-4  # variance added by the first step (cosine has its own; sigmoid begins just above it)
+    beta_T: float = 0.02  # variance added by the last step (cosine has its own)
     prediction: str = "eps"  # what the network says: eps, x0, v, mu
     objective: str = "simple"  # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2
     classes: int = 0  # kinds of labels that the network is told; 0: none

@@ -549,7 +549,7 @@ EXPERIMENTS = {
 class Arguments(Scale):
     """Repeat an experiment of a paper in miniature, on MNIST: up to four hours on one core, less on a GPU.
 
-    For a night's run: --epochs 5 --width 32 --n 2000 --bits 1000 --out night
+    For a night or two: --epochs 5 --width 32 --n 2000 --bits 1000 --long 250 --out night
     """
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(help="one of " + ", ".join(EXPERIMENTS))]]

@@ -416,6 +416,63 @@ def test_long_epochs_are_saved_every_five_minutes(tiny, blobs, tmp_path, monkeyp
     assert saved == [4, 6] and run.seconds == 600
 
 
+def test_saving_and_previews_take_little_of_the_time(tiny, blobs, tmp_path, monkeypatch):
+    """Epochs of six steps, each a second, and 4 s to save."""
+    now, saved, settings = [0.0], [], replace(tiny, epochs=60)
+    monkeypatch.setattr(ddpm, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(ddpm, "PREVIEW_EVERY", 6)
+    monkeypatch.setattr(ddpm, "save_preview", lambda *_: None)
+
+    def save(folder, run):
+        saved.append(run.step)
+        now[0] += 4
+
+    def step(run, *_):
+        run.step += 1
+        run.losses.append(1.0)
+        now[0] += 1
+        return ddpm.TrainingStep(run.step, 1.0, None, None)
+
+    monkeypatch.setattr(ddpm, "save_run", save)
+    monkeypatch.setattr(ddpm, "training_step", step)
+    fit(start_run(settings), blobs, make_schedule(tiny), tmp_path)
+    assert saved[:2] == [6, 18] and saved[-1] == 360 and 4 * len(saved) <= 3 + 4 + 4 + now[0] / 20
+
+
+def test_each_process_reads_its_own_images_only(tiny, blobs):
+    class Watched:
+        device, shape, read = blobs.device, blobs.shape, 0
+
+        def __len__(self):
+            return len(blobs)
+
+        def __getitem__(self, which):
+            self.read += len(which)
+            return blobs[which]
+
+    world = type("Second", (World,), {"rank": 1, "size": 2, "gather": lambda self, x: x.repeat(2)})()
+    images, seen = Watched(), []
+
+    def objective(model, schedule, x0, t, eps):
+        seen.append(x0)
+        return l_simple(model, schedule, x0, t, eps)
+
+    next(training_loop(join(start_run(tiny), world), images, make_schedule(tiny), objective))
+    next(training_loop(start_run(tiny), blobs, make_schedule(tiny), objective))
+    assert images.read == 8 and torch.equal(seen[0], seen[1][8:])
+
+
+def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    for precision in ("float32", "float16"):
+        ddpm.check_precision(precision, "cuda")
+    ddpm.check_precision("bfloat16", "cpu")
+    with pytest.raises(ValueError, match="no bfloat16 arithmetic: take precision float16"):
+        start_run(replace(tiny, precision="bfloat16"), "cuda")
+    with pytest.raises(ValueError, match="no bfloat16 arithmetic: take precision float16"):
+        generate(None, make_schedule(tiny), 1, (1, 2, 2), device="cuda", precision="bfloat16")
+
+
 def test_a_run_remembers_its_seconds(tiny, tmp_path):
     run = start_run(tiny)
     run.seconds = 123.4
