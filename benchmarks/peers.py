@@ -362,9 +362,9 @@ def measure(a: argparse.Namespace, card: dict) -> None:
     rows = {f"{name}, {p}": Task(name, p, a.batch, a.seed, a.rate) for name in a.only for p in PRECISIONS}
     workers = {row: hire(task, a.threads) for row, task in rows.items()}
     # all start before this process imports more: Linux counts a parent's peak memory as its child's
+    parameters = {row: ask(worker, "parameters") for row, worker in workers.items()}
     found = {
-        row: CONTESTANTS[rows[row].name].described() | {"parameters": ask(worker, "parameters"), "starts": []}
-        for row, worker in workers.items()
+        row: CONTESTANTS[rows[row].name].described() | {"parameters": parameters[row], "starts": []} for row in rows
     }
     from mnist_ddpm import ddpm, evaluation
 

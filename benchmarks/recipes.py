@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import matplotlib
 import torch
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -43,6 +45,7 @@ RECIPES = {
     "width 16, batch 64, Muon, steady rate, EMA 0.99": {**SMALL, **STEADY, "ema_decay": 0.99},
     "width 16, batch 64, Muon, min-snr": {**SMALL, "objective": "min-snr"},
     "width 16, batch 64, Muon, p2": {**SMALL, "objective": "p2"},
+    "width 32, batch 64, Muon, p2": {**SMALL, "base_channels": 32, "objective": "p2"},
 }
 SAMPLERS = {"ancestral, 50 steps": ("ddpm", 50), "DPM-Solver++, 20 steps": ("dpmpp", 20)}
 
@@ -56,6 +59,7 @@ class Arguments:
     seed: int = 0
     data: Path = Path("data")  # folder that holds MNIST
     out: Path | None = None  # JSON file; benchmarks/results/recipes-MINUTES.json unless told
+    over_time: tuple[Path, ...] = ()  # instead of all this, draw what these files hold against their minutes, to --out
 
 
 def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float, fall: float = 1.0) -> tuple[ddpm.Run, int]:
@@ -103,7 +107,35 @@ def plot(rows: dict, minutes: float, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
+    """A line for each recipe that is in all the files, made alike but for their minutes."""
+    made = sorted(
+        (json.loads(file.read_text(encoding="utf-8")) for file in files), key=lambda record: record["minutes"]
+    )
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    for ax, title in zip(figure.subplots(1, 2, sharey=True), SAMPLERS):
+        for name in RECIPES:
+            if all(name in record["recipes"] for record in made):
+                found = [evaluation.Estimate(**record["recipes"][name][title]) for record in made]
+                values, spread = [each.value for each in found], [each.half for each in found]
+                ax.errorbar(
+                    [record["minutes"] for record in made], values, spread, label=name, marker="o", ms=3, capsize=2
+                )
+        ticks = [record["minutes"] for record in made]
+        ax.set(xscale="log", yscale="log", xlabel="minutes of training", title=title)
+        ax.set_xticks(ticks, [f"{minutes:g}" for minutes in ticks])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.grid(alpha=0.3, which="both")
+    figure.axes[0].set_ylabel("Fréchet distance")
+    figure.axes[0].legend(fontsize=8)
+    with matplotlib.rc_context({"axes.formatter.min_exponent": 4}):  # 20, not 2 × 10¹
+        figure.savefig(path, dpi=100)
+
+
 def main(asked: Arguments) -> None:
+    if asked.over_time:
+        plot_over_time(asked.over_time, asked.out or Path("benchmarks/results/over-time.png"))
+        return
     recipes = {name: ddpm.look_up("recipe", name, RECIPES) for name in asked.only or RECIPES}
     images, unseen = (ddpm.load_images(ddpm.Settings(), asked.data, split) for split in ("train", "test"))
     judge = extractors.pick_judge("auto", "mnist")

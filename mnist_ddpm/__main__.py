@@ -4,7 +4,6 @@ import hashlib
 import io
 import math
 import os
-import platform
 import shlex
 import sys
 import time
@@ -12,7 +11,6 @@ import zipfile
 import zlib
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,6 +91,7 @@ class Train:
         ddpm.look_up("optimizer", settings.optimizer, ddpm.OPTIMIZERS)
         with torch.device("meta"):
             ddpm.make_model(settings)
+        ddpm.check_precision(settings.precision, device)
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
@@ -180,17 +179,17 @@ class Drawing:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         world = processes.connect(self.processes, self.device == "cpu")
-        return world, processes.pick_device(self.device, world)
+        device = processes.pick_device(self.device, world)
+        ddpm.check_precision(self.precision, device)
+        return world, device
 
     @property
     def scale(self) -> float:
         """That of guidance, by labels or by a guide."""
         return self.guidance if self.guidance is not None else 2.0 if self.guide else 1.0
 
-    def control(
-        self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
-    ) -> tuple[ddpm.Model, torch.Tensor | None]:
-        """The model under guidance, and the labels (n,). Raises ValueError for a label or a guide that does not fit."""
+    def check_labels(self, settings: ddpm.Settings) -> None:
+        """Raises ValueError for a label or a guidance that the network does not know."""
         classes = settings.classes
         if not classes and (self.label or (self.guidance is not None and not self.guide)):
             raise ValueError(
@@ -204,11 +203,17 @@ class Drawing:
             raise ValueError(
                 f"{self.checkpoint} was always told its label (label_dropout 0): only --guidance 1 fits it"
             )
-        labels = self.labels(settings) if classes else None
+
+    def control(
+        self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
+    ) -> tuple[ddpm.Model, torch.Tensor | None]:
+        """The model under guidance, and the labels (n,). Raises as check_labels, and for a guide that does not fit."""
+        self.check_labels(settings)
+        labels = self.labels(settings) if settings.classes else None
         if self.guide:
             weak = self.load_guide(model, device, settings)
             return guidance.autoguided(model, weak, schedule, self.scale), labels
-        return (guidance.guided(model, self.scale) if classes else model), labels
+        return (guidance.guided(model, self.scale) if settings.classes else model), labels
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
         """Those to draw, (n,): in turn."""
@@ -290,7 +295,7 @@ class Sample(Drawing):
         plt.close(strip)
         ddpm.save_gif(out / "generation.gif", film, columns=columns)
         ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True, columns=columns)
-        each = counted.evaluations / len(processes.share(world, self.n))
+        each = counted.evaluations / len(world.share(self.n))
         print(f"{out}: {self.n} images x {each:.0f} network evaluations in {took:.1f} s on {device}")
         if settings.attributes:
             names = enumerate(guidance.label_names(settings))
@@ -343,8 +348,9 @@ class Evaluate(Drawing):
         if self.dataset and {self.dataset, settings.dataset} & {*ddpm.DATASETS}:
             raise ValueError(f"--dataset is for a folder that has moved, and these images are {settings.dataset}")
         settings = replace(settings, dataset=self.dataset or settings.dataset)
-        counted = ddpm.Counted(model)
-        drawing = None if self.images else (*self.control(counted, schedule, settings, device), self.sampling(settings))
+        if not self.images:  # what cannot be drawn is told before images are read
+            self.check_labels(settings)
+            self.sampling(settings)
         judge = extractors.pick_judge(self.extractor, settings.dataset, device)
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):
@@ -364,7 +370,7 @@ class Evaluate(Drawing):
         free_file(self.out)
         origin = {"images": str(self.images)}
         if given is None:
-            given, origin = self.draw(world, counted, schedule, settings, device, *drawing)
+            given, origin = self.draw(world, model, schedule, settings, device)
         chosen = torch.arange(len(given))
         if n < len(given):
             chosen = evaluation.shuffled(chosen, self.seed, n)
@@ -373,15 +379,15 @@ class Evaluate(Drawing):
         card = {
             "n": len(images), "seed": self.seed, "extractor": judge.name,
             "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
-            "reference_sha256": hashlib.sha256(training.contiguous().numpy()).hexdigest()[:16],
             "checkpoint": str(self.checkpoint), **origin, "command": self.command, "device": str(device),
             "hardware": processes.hardware(device), "threads": torch.get_num_threads(), "processes": world.size,
-            "versions": versions(),
+            "versions": processes.versions(),
         }  # fmt: skip
         flips = settings.dataset in ddpm.AUGMENTATIONS
         card |= evaluation.judged(images, training, held_out, judge, seed=self.seed, mirrored=flips)
         if world.rank > 0:
             return
+        card["reference_sha256"] = hashlib.sha256(training.contiguous().numpy()).hexdigest()[:16]
         options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
         if held_out is not None and not guidance.always_told(settings):
             card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
@@ -413,10 +419,13 @@ class Evaluate(Drawing):
         return guidance.typical_labels(known, self.n, self.seed)
 
     def draw(
-        self, world: ddpm.World, counted: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings,
-        device: torch.device, told: ddpm.Model, labels: torch.Tensor | None, options: dict,
+        self, world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, settings: ddpm.Settings,
+        device: torch.device,
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
-        """The images to judge, by control and sampling, and how they were made and at what cost."""
+        """The images to judge, and how they were made and at what cost."""
+        counted = ddpm.Counted(model)
+        told, labels = self.control(counted, schedule, settings, device)
+        options = self.sampling(settings)
         began = time.monotonic()
         images, _ = processes.generate(
             world, told, schedule, self.n, settings.shape,
@@ -424,14 +433,15 @@ class Evaluate(Drawing):
         )  # fmt: skip
         each = round((time.monotonic() - began) / self.n, 5)
         how = {name: options[name] for name in ("eta", "variance", "precision") if name in options}
-        how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
+        how |= {"steps": self.steps, "spacing": self.spacing}
+        how |= {"clip": self.clip} if "clip" in options else {}
         if labels is not None:
             how |= {"labels": list(self.label) or "as in training"}
         if self.guide:
             how |= {"guide": str(self.guide)}
         if labels is not None or self.guide:
             how |= {"guidance": self.scale}
-        evaluations = counted.evaluations / len(processes.share(world, self.n))
+        evaluations = counted.evaluations / len(world.share(self.n))
         cost = {"evaluations_per_image": evaluations, "seconds_per_image": each}
         return images, {"sampler": {"name": self.sampler or "ddim", **how}, **cost}
 
@@ -508,7 +518,7 @@ class Likelihood:
             "L_T": bound.prior, "L_0_to_T_minus_1": terms, "evaluations_per_image": each, "seconds": round(took, 1),
             "checkpoint": str(self.checkpoint), "schedule": settings.schedule, "T": T, "steps": schedule.T,
             "variance": variance, "seed": self.seed, "device": str(device), "hardware": processes.hardware(device),
-            "versions": versions(),
+            "versions": processes.versions(),
         }  # fmt: skip
         print(
             f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim, an upper bound ({variance} variance, "
@@ -556,11 +566,6 @@ def free_file(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, and should be a file: name one in it")
     ddpm.writable_folder(path.parent)
-
-
-def versions() -> dict[str, str]:
-    """Of what a result depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchmetrics", "numpy")}
 
 
 def known_margin(settings: ddpm.Settings) -> int:

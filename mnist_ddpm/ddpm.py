@@ -4,18 +4,19 @@
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
            'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'check_seed', 'Settings',
-           'best_device', 'check_precision', 'look_up', 'first_line', 'first_process', 'progress_bar', 'read_mnist',
-           'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule',
-           'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
-           'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
-           'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'try_compiler', 'compile_network', 'World',
-           'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch',
-           'total_steps', 'add_gradients', 'training_step', 'check_labels', 'training_loop', 'timesteps', 'transitions',
-           'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler',
-           'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted', 'generate',
-           'check_film', 'draw_strip', 'enlarge', 'save_gif', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint',
-           'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint', 'save_run', 'load_state',
-           'resume_run', 'writable_folder', 'deferred_interrupt', 'must_be_free', 'saved_whole', 'save_preview', 'fit']
+           'best_device', 'emulates_bfloat16', 'check_precision', 'look_up', 'first_line', 'first_process',
+           'progress_bar', 'read_mnist', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule',
+           'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior',
+           'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample',
+           'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes',
+           'try_compiler', 'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at',
+           'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step', 'check_labels',
+           'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance',
+           'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source',
+           'ideal_denoiser', 'Counted', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif', 'nearest',
+           'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config',
+           'load_checkpoint', 'save_run', 'load_state', 'resume_run', 'writable_folder', 'deferred_interrupt',
+           'must_be_free', 'saved_whole', 'save_preview', 'fit']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import errno
@@ -34,7 +35,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -104,9 +104,9 @@ class Settings:
         if self.attributes and not self.classes:
             object.__setattr__(self, "classes", 2 ** len(self.attributes))
         for f in fields(self):
-            value, whole = getattr(self, f.name), f.type is int
-            if f.type in (int, float) and not isinstance(value, Integral if whole else Real):
-                raise ValueError(f"{f.name} is {value!r}: it must be a {'whole ' * whole}number")
+            value, kind = getattr(self, f.name), (int,) if f.type is int else (int, float)
+            if f.type in (int, float, float | None) and type(value) not in kind:
+                raise ValueError(f"{f.name} is {value!r}: it must be a {'whole number (int)' if len(kind) == 1 else 'number'}")
         for name in ("image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -152,11 +152,15 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def emulates_bfloat16(device: Device) -> bool:
+    """Whether it is an NVIDIA GPU without such arithmetic, which is slow then."""
+    return torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def check_precision(precision: str, device: Device) -> None:
-    """Raises ValueError for bfloat16 on an NVIDIA GPU that would only emulate it, slowly."""
-    if precision == "bfloat16" and torch.device(device).type == "cuda":
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
+    """Raises ValueError for bfloat16 where it is emulated."""
+    if precision == "bfloat16" and emulates_bfloat16(device):
+        raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
 
 
 def look_up(what: str, name: str, table: dict):
@@ -570,9 +574,10 @@ class World:
 
     rank, size = 0, 1
 
-    def share(self, n: int) -> slice:
-        """This process's part of n things, which all share equally."""
-        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+    def share(self, n: int, rank: int | None = None) -> range:
+        """Which of n things are this process's part, or another's."""
+        rank = self.rank if rank is None else rank
+        return range(rank * n // self.size, (rank + 1) * n // self.size)
 
     def gather(self, x: Tensor) -> Tensor:
         """That of all processes (size * N, …), in their order."""
@@ -674,9 +679,8 @@ def add_gradients(
     """Adds those of the mean of the weighted losses, part by part, each process its share. Returns all losses (N,)."""
     world, dtype, losses = run.world, getattr(torch, run.settings.precision), []
     mine = world.share(len(x0))
-    share = mine.stop - mine.start
-    size = math.ceil(share / run.settings.accumulation)
-    for first in range(mine.start, mine.stop, size):
+    share, size = len(mine), math.ceil(len(mine) / run.settings.accumulation)
+    for first in mine[::size]:
         part = slice(first, min(first + size, mine.stop))
         model = run.network if labels is None else partial(run.network, labels=labels[part])
         unshared = getattr(run.network, "no_sync", nullcontext)  # several processes share gradients at the end
@@ -763,8 +767,8 @@ def training_loop(
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1000 * s.seed + epoch))
         for position in range(run.step % epoch_steps, min(epoch_steps, total - epoch * epoch_steps)):
             batch = order[position * s.batch_size : (position + 1) * s.batch_size]
-            x0 = torch.zeros(s.batch_size, *images.shape[1:], device=run.device)  # whose other parts are for others
-            x0[mine] = to_float(images[batch[mine].to(images.device)].to(run.device))
+            x0 = torch.zeros(s.batch_size, *images.shape[1:], device=run.device)  # others fill in their own
+            x0[mine.start : mine.stop] = to_float(images[batch[mine.start : mine.stop].to(images.device)].to(run.device))
             x0 = augment(x0, run.generator)
             y = None if labels is None else labels[batch.to(labels.device)].to(run.device)
             rate = learning_rate_at(run.step + 1, total, s)
@@ -1336,7 +1340,7 @@ def fit(
         few = f"{total} steps in all, and in the first {warmup} the learning rate only rises"
         print(f"{few}: more epochs, smaller batches or fewer warmup_steps would learn more")
     (folder / "previews").mkdir(exist_ok=True)
-    began, saved_at, saving = run.step, run.step, 0.0
+    began, saved_at, saving = run.step, run.step if run.home == folder.resolve() else 0, 0.0
     start = last_save = clock = time.monotonic()
     late, stopped, drawn = False, False, run.generator.get_state()
     rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
@@ -1372,6 +1376,7 @@ def fit(
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")
         except (FloatingPointError, OSError) as error:
             saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else "nothing was saved"
+            saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"
             advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
             raise type(error)(f"{error}; {saved}{advice}") from error
         except RuntimeError as error:

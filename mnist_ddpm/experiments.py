@@ -14,7 +14,6 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property, partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -164,7 +163,7 @@ class Lab:
         here = {
             "device": str(self.device), "hardware": processes.hardware(self.device),
             "threads": torch.get_num_threads(),
-            "versions": {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
+            "versions": processes.versions(),
         }  # fmt: skip
         there = {name: self.before[name] for name in here if name in self.before}
         earlier = [machine for machine in self.before.get("earlier", []) if machine not in (here, there)]
@@ -328,7 +327,7 @@ CHAINS = {
     "4k cosine, hybrid": {"T": 4000, "schedule": "cosine", "objective": "hybrid"},
     "4k cosine, vlb": {"T": 4000, "schedule": "cosine", "objective": "vlb"},
 }
-# Those that also draw with the long chain: all of their steps for the first two
+# Those that also draw with the long chain, by default all steps of the first two
 LONG = "1k linear, simple", "1k cosine, simple", "4k cosine, simple", "4k cosine, hybrid"
 SKIPPED = 0.1, 0.2, 0.3, 0.4, 0.5
 
@@ -340,8 +339,8 @@ def iddpm_schedules(lab: Lab) -> None:
             network, schedule, settings = lab.network(name, seed, **changes)
             variance = "learned" if settings.learned_variance else "posterior"
             for steps in (10, 25, 50, 100, lab.scale.long)[: 5 if arm in LONG else 4]:
-                times = ddpm.timesteps(settings.T, steps)
-                key = {"arm": arm, "seed": seed, "steps": steps, "skipped": 0.0}
+                times = ddpm.timesteps(settings.T, min(steps, settings.T))
+                key = {"arm": arm, "seed": seed, "steps": len(times), "skipped": 0.0}
                 lab.quality(key, network, schedule, times, variance=variance)
             for part in SKIPPED if arm.startswith("1k") else ():
                 times = [t for t in ddpm.timesteps(settings.T, 50) if t <= (1 - part) * settings.T]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -82,6 +83,11 @@ def hardware(device: ddpm.Device) -> str:
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchmetrics", "numpy")}
+
+
 def leave() -> None:
     """Closes the connection at the end of the work: a process that exits with its threads at work may be aborted."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -142,27 +148,17 @@ def notebook_process(processes: int, *arguments) -> None:
     train(*arguments, device=world.device, world=world)
 
 
-def share(world: ddpm.World, n: int) -> range:
-    """Which of n things are this process's part."""
-    return part(n, world.rank, world.size)
-
-
-def part(n: int, rank: int, size: int) -> range:
-    """The rank-th of size parts of n things."""
-    return range(n * rank // size, n * (rank + 1) // size)
-
-
 def collect(world: ddpm.World, own: Tensor, n: int) -> Tensor:
     """The n things (n, …) of which each process has its own part, for all of them."""
     most = -(-n // world.size)
     filled = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
     rows = world.gather(filled.to(getattr(world, "device", "cpu"))).cpu().split(most)
-    return torch.cat([row[: len(part(n, rank, world.size))] for rank, row in enumerate(rows)])
+    return torch.cat([row[: len(world.share(n, rank))] for rank, row in enumerate(rows)])
 
 
 def shared(world: ddpm.World, function: Callable[[Tensor], Tensor], things: Tensor) -> Tensor:
     """function(things), each process doing its part."""
-    mine = share(world, len(things))
+    mine = world.share(len(things))
     return collect(world, function(things[mine.start : mine.stop]), len(things))
 
 
@@ -176,7 +172,7 @@ def generate(
     """
     if n < world.size:
         raise ValueError(f"{n} images cannot be shared by {world.size} processes: ask for more, or launch fewer")
-    mine = share(world, n)
+    mine = world.share(n)
     labels = None if labels is None else labels[mine.start : mine.stop]
     own, film = ddpm.generate(model, schedule, len(mine), shape, start=mine.start, labels=labels, **options)
     return collect(world, own, n), film

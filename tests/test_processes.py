@@ -250,7 +250,7 @@ def test_one_process_of_accelerate_launch_is_told_that_it_is_alone(monkeypatch, 
 @pytest.mark.parametrize("n", [3, 7, 9])
 def test_shares_are_disjoint_and_nearly_equal(n):
     worlds = [type("Fake", (ddpm.World,), {"rank": rank, "size": 3})() for rank in range(3)]
-    shares = [processes.share(world, n) for world in worlds]
+    shares = [world.share(n) for world in worlds]
     assert [k for share in shares for k in share] == [*range(n)]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     padded = torch.cat([torch.tensor([*share] + [-1] * (-(-n // 3) - len(share))) for share in shares])
