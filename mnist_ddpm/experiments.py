@@ -545,7 +545,7 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Scale):
-    """Repeat an experiment of a paper in miniature, on MNIST: up to four hours on one core, less on a GPU.
+    """Repeat an experiment of a paper in miniature, on MNIST: up to five hours on one core, less on a GPU.
 
     For a night or two: --epochs 5 --width 32 --n 2000 --bits 1000 --long 250 --out night
     """
