@@ -21,7 +21,6 @@ from matplotlib.ticker import NullLocator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-
 from mnist_ddpm import ddpm, evaluation, extractors, planning, processes
 
 SMALL = {"optimizer": "muon", "batch_size": 64, "base_channels": 16}
@@ -109,21 +108,18 @@ def plot(rows: dict, minutes: float, path: Path) -> None:
 
 def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
     """A line for each recipe that is in all the files, made alike but for their minutes."""
-    made = sorted(
-        (json.loads(file.read_text(encoding="utf-8")) for file in files), key=lambda record: record["minutes"]
-    )
+    made = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    made.sort(key=lambda record: record["minutes"])
+    minutes = [record["minutes"] for record in made]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for ax, title in zip(figure.subplots(1, 2, sharey=True), SAMPLERS):
         for name in RECIPES:
             if all(name in record["recipes"] for record in made):
                 found = [evaluation.Estimate(**record["recipes"][name][title]) for record in made]
                 values, spread = [each.value for each in found], [each.half for each in found]
-                ax.errorbar(
-                    [record["minutes"] for record in made], values, spread, label=name, marker="o", ms=3, capsize=2
-                )
-        ticks = [record["minutes"] for record in made]
+                ax.errorbar(minutes, values, spread, label=name, marker="o", ms=3, capsize=2)
         ax.set(xscale="log", yscale="log", xlabel="minutes of training", title=title)
-        ax.set_xticks(ticks, [f"{minutes:g}" for minutes in ticks])
+        ax.set_xticks(minutes, [f"{each:g}" for each in minutes])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(alpha=0.3, which="both")
     figure.axes[0].set_ylabel("Fréchet distance")

@@ -162,8 +162,7 @@ class Lab:
         """How the results come about, those of earlier runs on another machine among them."""
         here = {
             "device": str(self.device), "hardware": processes.hardware(self.device),
-            "threads": torch.get_num_threads(),
-            "versions": processes.versions(),
+            "threads": torch.get_num_threads(), "versions": processes.versions(),
         }  # fmt: skip
         there = {name: self.before[name] for name in here if name in self.before}
         earlier = [machine for machine in self.before.get("earlier", []) if machine not in (here, there)]

@@ -97,6 +97,14 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: Dev
         return torch.cat([function(batch.clone(**standard).to(device)).cpu().double() for batch in bar])
 
 
+def digest(*parts: bytes | Tensor) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of their bytes, which says exactly which they are."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part if isinstance(part, bytes) else part.contiguous().numpy())
+    return found.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Judge:
     """An extractor in evaluation mode, with the name that says exactly which."""
@@ -123,10 +131,7 @@ def pick_judge(name: str, dataset: str, device: Device = "cpu") -> Judge:
     device = "cpu" if torch.device(device).type == "mps" else device
     if name == "inception":
         network = Inception()
-        weights = hashlib.sha256()
-        for tensor in network.state_dict().values():
-            weights.update(tensor.numpy().tobytes())
-        name = f"inception-v3-compat, 2048 features, SHA-256 {weights.hexdigest()[:16]}"
+        name = f"inception-v3-compat, 2048 features, SHA-256 {digest(*network.state_dict().values())}"
         return Judge(network.to(device).eval(), name, device)
     if name == "auto" and dataset not in FOR:
         raise ValueError(
@@ -135,8 +140,7 @@ def pick_judge(name: str, dataset: str, device: Device = "cpu") -> Judge:
         )
     path = FOLDER / f"{FOR[dataset]}.safetensors" if name == "auto" else Path(name)
     network, _ = load_extractor(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return Judge(network.to(device), f"{path.name}, SHA-256 {digest}", device)
+    return Judge(network.to(device), f"{path.name}, SHA-256 {digest(path.read_bytes())}", device)
 
 
 def targets(dataset: str, root: PathLike, split: str) -> tuple[Tensor, Tensor]:

@@ -752,6 +752,12 @@ def test_a_damaged_archive_is_told(tmp_path):
 # --- extractors
 
 
+def test_a_digest_is_that_of_all_bytes_in_a_tensors_order():
+    images, count = torch.arange(6, dtype=torch.uint8).view(2, 3).mT, torch.tensor(7, dtype=torch.uint8)
+    assert extractors.digest(images, count) == hashlib.sha256(bytes([0, 3, 1, 4, 2, 5, 7])).hexdigest()[:16]
+    assert extractors.digest(b"ab") == extractors.digest(b"a", b"b") != extractors.digest(b"ba")
+
+
 def test_features_do_not_depend_on_batches_or_order(digits):
     judge, images = fresh_judge(), digits[:30]
     whole = judge.features(images)
