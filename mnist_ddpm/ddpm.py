@@ -43,7 +43,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -287,8 +286,7 @@ class Schedule:
 
 def linear_schedule(settings: Settings) -> Schedule:
     """beta_t linear in t from beta_1 to beta_T (DDPM, Section 4)."""
-    beta = torch.linspace(settings.beta_1, settings.beta_T, settings.T, dtype=torch.float64)
-    return Schedule.from_beta(beta)
+    return Schedule.from_beta(torch.linspace(settings.beta_1, settings.beta_T, settings.T, dtype=torch.float64))
 
 
 SCHEDULES: dict[str, Callable[[Settings], Schedule]] = {"linear": linear_schedule}
@@ -444,10 +442,8 @@ class UNet(nn.Module):
         if image_size % unit:
             below = image_size // unit * unit
             fits = " or ".join(str(side) for side in (below, below + unit) if side)
-            raise ValueError(
-                f"image_size {image_size} is no multiple of {unit} (patch_size {patch_size}, halved at "
-                f"{levels - 1} levels): take {fits}, or fewer levels"
-            )
+            why = f"patch_size {patch_size}, halved at {levels - 1} levels"
+            raise ValueError(f"image_size {image_size} is no multiple of {unit} ({why}): take {fits}, or fewer levels")
         sides = [image_size // patch_size // 2**i for i in range(levels)]
         attention = set(sides[-1:] if attention_resolutions is None else attention_resolutions)
         if not attention <= set(sides):
@@ -606,6 +602,7 @@ class Run:
     seconds: float = 0.0  # time spent on them
     losses: list[float] = field(default_factory=list)  # the loss of every step
     home: Path | None = None  # the folder where it is saved
+    drawn: Tensor | None = None  # the generator's state after the last step
 
     @property
     def device(self) -> torch.device:
@@ -725,7 +722,7 @@ def training_step(
         group["lr"] = rate
     run.scaler.step(run.optimizer)  # 3
     run.scaler.update()
-    run.step += 1
+    run.step, run.drawn = run.step + 1, run.generator.get_state()
     ema_update(run.ema, run.model, min(s.ema_decay, (1 + run.step) / (10 + run.step)))
     run.times.update(t, losses)
     run.losses.append(loss)
@@ -1009,7 +1006,7 @@ def check_film(film: Film) -> None:
         raise ValueError("the film is empty: generate keeps as many images of it as its argument film says, such as 36")
 
 
-def draw_strip(film: Film, images: int = 2, columns: int = 11) -> Figure:
+def draw_strip(film: Film, images: int = 2, columns: int = 11) -> plt.Figure:
     """For each of the film's first images: x_t over time, and the predicted x_0 below. Raises as save_gif."""
     check_film(film)
     chosen = [film[round(i)] for i in np.linspace(0, len(film) - 1, min(columns, len(film)))]
@@ -1252,7 +1249,7 @@ def writable_folder(folder: PathLike) -> Path:
 @contextmanager
 def deferred_interrupt() -> Iterator[list]:
     """Inside, Ctrl-C and SIGTERM only fill the list that it gives; Ctrl-C a second later interrupts at once."""
-    pressed = []
+    pressed, previous = [], {}
 
     def handler(signum, frame):  # launchers pass a signal on that has come already, so one press may come twice
         pressed.append(time.monotonic())
@@ -1264,10 +1261,9 @@ def deferred_interrupt() -> Iterator[list]:
                 print(f"\nstopping after this step, to save it{more}", flush=True)
 
     try:
-        previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where Ctrl-C does not arrive
-        previous = {}
-    try:
+        with suppress(ValueError):  # not in the main thread, where Ctrl-C does not arrive
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                previous[signum] = signal.signal(signum, handler)
         yield pressed
     finally:
         for signum, handled in previous.items():
@@ -1313,8 +1309,7 @@ def fit(
     objective, labels: as in training_loop. deadline: when to stop in any case, saved, by time.monotonic().
 
     Raises FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
-    is not finite, KeyboardInterrupt after Ctrl-C, ConnectionError where another process is lost; the message says what is
-    saved and how to go on.
+    is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved and how to go on.
     """
     world, objective = run.world, objective or make_objective(run.settings)
     room = torch.cuda.mem_get_info(run.device)[0] // 4 if run.device.type == "cuda" else 2**31
@@ -1342,7 +1337,7 @@ def fit(
     (folder / "previews").mkdir(exist_ok=True)
     began, saved_at, saving = run.step, run.step if run.home == folder.resolve() else 0, 0.0
     start = last_save = clock = time.monotonic()
-    late, stopped, drawn = False, False, run.generator.get_state()
+    late, stopped = False, False
     rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
     bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
     with bar, deferred_interrupt() as interrupted:
@@ -1350,7 +1345,6 @@ def fit(
             for step, *_ in training_loop(run, images, schedule, objective, labels):
                 now = time.monotonic()
                 run.seconds, clock = run.seconds + now - clock, now
-                drawn = run.generator.get_state()
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
                 late = math.isfinite(deadline) and world.any(now > deadline)
@@ -1379,15 +1373,4 @@ def fit(
             saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"
             advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
             raise type(error)(f"{error}; {saved}{advice}") from error
-        except RuntimeError as error:
-            if world.size == 1:
-                raise
-            run.generator.set_state(drawn)  # the step that failed comes again, with the same times and noise
-            if run.step:
-                with suppress(OSError, RuntimeError):  # the first error is the one to tell
-                    save()
-            saved = f"step {saved_at} is saved in {folder}: resume to go on" if saved_at else "nothing was saved"
-            saved = saved if world.rank == 0 else f"what the first of them has saved is in {folder}"
-            problem = f"one of {world.size} processes failed, this or another ({first_line(error)})"
-            raise ConnectionError(f"{problem}; {saved}") from error
     return run

@@ -425,11 +425,11 @@ def card_lines(card: dict) -> list[str]:
         lines.append(f"{title} (n = {row['n']}): {figures}")
     if card["n"] < SMALL:
         lines.append(
-            f"n = {card['n']} is small: expect a Fréchet distance about {card['frechet_bias']:.2g} too large, and as "
-            "many real images above alike; that falls as 1/n, so take n = 10,000 where you can"
+            f"n = {card['n']} is small: the Fréchet distance comes out about {card['frechet_bias']:.2g} too large, and "
+            "so does that of as many real images above; that falls as 1/n, so take n = 10,000 where you can"
         )
     digits = card.get("digits", {})
-    for title, found in (("digits 0 to 9 in %", digits), ("of as many held-out ones, or all", digits.get("held_out"))):
+    for title, found in (("digits 0 to 9 in %", digits), ("the same of held-out ones", digits.get("held_out"))):
         if found:
             shares = " ".join(f"{100 * each.value:.1f}" for each in found["shares"])
             error = max(100 * each.half for each in found["shares"])

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
@@ -110,6 +110,36 @@ def join(run: ddpm.Run, world: ddpm.World) -> ddpm.Run:
     return run
 
 
+def fit(run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.PathLike, **options) -> ddpm.Run:
+    """ddpm.fit, which where one of several processes fails saves what the first has, and raises ConnectionError."""
+    if run.world.size == 1:
+        return ddpm.fit(run, images, schedule, folder, **options)
+    folder, run.drawn = Path(folder), run.generator.get_state()
+    with ddpm.deferred_interrupt():  # a launcher that ends the others must not break into the saving
+        try:
+            return ddpm.fit(run, images, schedule, folder, **options)
+        except RuntimeError as error:
+            saved = f"what the first of them has saved is in {folder}"
+            if run.world.rank == 0:
+                run.generator.set_state(run.drawn)  # the step that failed comes again, with the same times and noise
+                saved = save_what_is_there(run, folder)
+            problem = f"one of {run.world.size} processes failed, this or another ({ddpm.first_line(error)})"
+            raise ConnectionError(f"{problem}; {saved}") from error
+
+
+def save_what_is_there(run: ddpm.Run, folder: Path) -> str:
+    """Saves the run, if it can. Returns what is saved then."""
+    with suppress(OSError, RuntimeError):  # the first error is the one to tell
+        if run.home != folder.resolve():
+            ddpm.must_be_free(folder)
+        if run.step:
+            ddpm.save_run(folder, run)
+    with suppress(OSError, ValueError):
+        if run.home == folder.resolve():
+            return f"step {ddpm.load_config(folder)[1]['steps']} is saved in {folder}: resume to go on"
+    return "nothing was saved"
+
+
 def train(
     settings: ddpm.Settings, images: Tensor, folder: ddpm.PathLike, labels: Tensor | None = None, resume: bool = False,
     weights: dict[str, Tensor] | None = None, deadline: float = math.inf, device: ddpm.Device = "cpu",
@@ -122,7 +152,7 @@ def train(
         many = f"{run.world.size} processes" if run.world.size > 1 else str(device)
         count = ddpm.count_parameters(run.model)
         print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {many}", flush=True)
-    return ddpm.fit(run, images, ddpm.make_schedule(settings), folder, labels=labels, deadline=deadline)
+    return fit(run, images, ddpm.make_schedule(settings), folder, labels=labels, deadline=deadline)
 
 
 def train_in_notebook(

@@ -109,7 +109,7 @@ def killed(folder: Path, world: ddpm.World) -> None:
 
     images, labels = data()
     run = processes.join(ddpm.start_run(SETTINGS), world)
-    ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, deadly, labels)
+    processes.fit(run, images, ddpm.make_schedule(SETTINGS), folder, objective=deadly, labels=labels)
 
 
 def from_notebook(folder: Path, world: ddpm.World) -> None:

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, processes
 from mnist_ddpm.ddpm import (
     UNet,
     World,
@@ -31,7 +31,6 @@ from mnist_ddpm.ddpm import (
     steps_per_epoch,
     training_loop,
 )
-from mnist_ddpm.processes import join
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -391,12 +390,12 @@ def test_of_several_processes_a_failure_claims_no_checkpoint_that_is_not_there(t
     for rank, fails_at, message in ((0, 0, "nothing was saved"), (0, 2, "step 2 is saved in"),
                                     (1, 2, "what the first of them has saved is in")):  # fmt: skip
         world = type("Fake", (ddpm.World,), {"rank": rank, "size": 2, "gather": lambda self, x: x.repeat(2)})()
-        run, folder = join(start_run(tiny), world), tmp_path / f"{rank}-{fails_at}"
+        run, folder = processes.join(start_run(tiny), world), tmp_path / f"{rank}-{fails_at}"
         with pytest.raises(ConnectionError, match=rf"one of 2 processes failed, .* \(out of memory\); {message}"):
-            fit(run, blobs, make_schedule(tiny), folder, failing)
+            processes.fit(run, blobs, make_schedule(tiny), folder, objective=failing)
         assert (folder / "config.json").exists() == ("is saved" in message)
         if "is saved" in message:  # and what the step that failed had drawn is drawn again
-            undisturbed = join(start_run(tiny), world)
+            undisturbed = processes.join(start_run(tiny), world)
             list(islice(training_loop(undisturbed, blobs, make_schedule(tiny)), fails_at))
             resumed = resume_run(folder)
             assert torch.equal(resumed.generator.get_state(), undisturbed.generator.get_state())
@@ -457,7 +456,7 @@ def test_each_process_reads_its_own_images_only(tiny, blobs):
         seen.append(x0)
         return l_simple(model, schedule, x0, t, eps)
 
-    next(training_loop(join(start_run(tiny), world), images, make_schedule(tiny), objective))
+    next(training_loop(processes.join(start_run(tiny), world), images, make_schedule(tiny), objective))
     next(training_loop(start_run(tiny), blobs, make_schedule(tiny), objective))
     assert images.read == 8 and torch.equal(seen[0], seen[1][8:])
 
@@ -602,7 +601,7 @@ def test_each_step_and_each_process_draws_its_own_dropout(dropout, blobs):
 
     seen = {}
     for world in (World(), Second()):
-        run = join(start_run(dropout), world)
+        run = processes.join(start_run(dropout), world)
         seen[world.rank] = [torch.initial_seed() for _ in islice(training_loop(run, blobs, make_schedule(dropout)), 4)]
     assert len({*seen[0], *seen[1]}) == 8
 
