@@ -83,11 +83,7 @@ def stopped(folder: Path, world: ddpm.World) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return objective(*arguments)
 
-    def slowly(*arguments):
-        time.sleep(1)
-        save(*arguments)
-
-    save, ddpm.save_run = ddpm.save_run, slowly
+    save_slowly()
     images, labels = data()
     run = processes.join(ddpm.start_run(SETTINGS), world)
     try:
@@ -95,6 +91,16 @@ def stopped(folder: Path, world: ddpm.World) -> None:
     except KeyboardInterrupt as interrupt:
         there = "" if (folder / "config.json").exists() else ", but it left before that"
         (folder / f"stopped-{world.rank}").write_text(f"{interrupt}{there}")
+
+
+def save_slowly() -> None:
+    """Leaves a launcher the time to break into it."""
+
+    def slowly(*arguments):
+        time.sleep(1)
+        save(*arguments)
+
+    save, ddpm.save_run = ddpm.save_run, slowly
 
 
 def killed(folder: Path, world: ddpm.World) -> None:
@@ -107,6 +113,7 @@ def killed(folder: Path, world: ddpm.World) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return objective(*arguments)
 
+    save_slowly()
     images, labels = data()
     run = processes.join(ddpm.start_run(SETTINGS), world)
     processes.fit(run, images, ddpm.make_schedule(SETTINGS), folder, objective=deadly, labels=labels)
