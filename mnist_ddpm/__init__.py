@@ -6,18 +6,27 @@ from mnist_ddpm import ddpm, image_folder, learned_variance, muon, parameterisat
 
 __version__ = "0.3.0"
 
-TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "DENOISERS", "OBJECTIVES", "TIME_SAMPLERS", "OPTIMIZERS", "SAMPLERS"
+TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "OBJECTIVES", "TIME_SAMPLERS", "OPTIMIZERS", "SAMPLERS"
 
 
 def add_methods(namespace: MutableMapping[str, dict]) -> None:
     """Enters this package's methods into the tables of a namespace, of ddpm or of the notebook: what is there stays."""
     for module in (image_folder, schedules, parameterisation, learned_variance, muon, solvers):
         for table in TABLES:
-            own = namespace.get(table, {})
-            own |= {name: method for name, method in getattr(module, table, {}).items() if name not in own}
+            enter(namespace.get(table, {}), getattr(module, table, {}))
+    enter(namespace.get("DENOISERS", {}), parameterisation.denoisers())
     namespace.get("LEARNED_VARIANCE", set()).update(ddpm.LEARNED_VARIANCE)
-    if "simple" in namespace.get("OBJECTIVES", {}):
-        namespace["OBJECTIVES"]["simple"] = parameterisation.simple(namespace["OBJECTIVES"]["simple"])
+    knowing = [*parameterisation.OBJECTIVES.values(), *learned_variance.OBJECTIVES.values()]  # what is predicted
+    objectives = namespace.get("OBJECTIVES", {})
+    objectives |= {
+        name: own if own in knowing else parameterisation.for_any_prediction(name, own)
+        for name, own in objectives.items()
+    }
+
+
+def enter(table: dict, methods: dict) -> None:
+    """Those whose names the table does not have."""
+    table |= {name: method for name, method in methods.items() if name not in table}
 
 
 add_methods(vars(ddpm))

@@ -1,5 +1,6 @@
 """The command line: `python -m mnist_ddpm train`, `sample`, `likelihood`, `evaluate` …, each with `--help`."""
 
+import inspect
 import io
 import math
 import os
@@ -75,7 +76,7 @@ class Train:
             if self.preset != Train.preset:
                 raise ValueError("a resumed run has settings of its own: leave out --preset")
             return TrainingFlags(**asdict(presets.of_run(self.out)))
-        labels = presets.dataset(self.preset, self.flags.dataset) in guidance.LABELLED
+        labels = presets.dataset(self.preset, self.flags.dataset) in guidance.LABELS
         started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
@@ -160,7 +161,7 @@ class Drawing:
     sampler: Literal[tuple(ddpm.SAMPLERS)] | None = None  # ddim unless told; ddpm is ancestral sampling
     steps: int = 50  # sampling steps, 1 to T: one network evaluation each; two with heun, or with guidance
     spacing: Spacing = "trailing"  # of the steps' times
-    eta: float = 0.0  # noise of ddim and dpmpp: 0 none, 1 as much as ddpm
+    eta: float | None = None  # noise of ddim and dpmpp: 0 (unless told) none, 1 as much as ddpm
     variance: Variance = "auto"  # of ddpm's steps; auto: learned where the network has learned it, else posterior
     clip: Literal["static", "dynamic", "none"] = "static"  # of the predicted image, to the range that pixels have
     label: tuple[int, ...] = ()  # labels to draw, in turn; unless told all (evaluate: at random from training's)
@@ -238,8 +239,12 @@ class Drawing:
     def sampling(self, settings: ddpm.Settings, unless_told: str = "ddim") -> dict:
         """The sampler, and what to tell it, for generate. Raises ValueError for flags that do not go together."""
         name, variance = self.sampler or unless_told, pick_variance(self.variance, settings)
+        own = {key: it.default for key, it in inspect.signature(ddpm.SAMPLERS[name]).parameters.items()}
+        if self.variance == "auto" and own.get("variance", "posterior") != "posterior":  # a sampler's that is yours
+            variance = own["variance"]
+        eta = own.get("eta") if self.eta is None else self.eta
         clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
-        taken = ddpm.options_of(ddpm.SAMPLERS[name], eta=self.eta, variance=variance, clip=clip)
+        taken = ddpm.options_of(ddpm.SAMPLERS[name], eta=eta, variance=variance, clip=clip)
         for flag in ("eta", "variance", "clip"):
             if flag not in taken and getattr(self, flag) != getattr(Drawing, flag):  # the class has the defaults
                 raise ValueError(f"{name} takes no --{flag}: leave it out, or choose another --sampler")
@@ -382,11 +387,14 @@ class Evaluate(Drawing):
             "hardware": processes.hardware(device), "threads": torch.get_num_threads(), "processes": world.size,
             "versions": processes.versions(),
         }  # fmt: skip
-        flips = settings.dataset in ddpm.AUGMENTATIONS
-        card |= evaluation.judged(images, training, held_out, judge, seed=self.seed, mirrored=flips)
+        flips = ddpm.AUGMENTATIONS.get(settings.dataset) is image_folder.mirrored
+        card |= evaluation.judged(
+            images, training, held_out, judge, seed=self.seed, mirrored=flips, dataset=settings.dataset
+        )
         if world.rank > 0:
             return
         card["reference_sha256"] = extractors.digest(training)
+        card["checkpoint_sha256"] = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
         options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
         if held_out is not None and not guidance.always_told(settings):
             card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
@@ -458,6 +466,7 @@ class Compare:
     def run(self) -> None:
         cards = [evaluation.read_card(path) for path in (self.first, self.second)]
         print("\n".join(evaluation.comparison(*cards)))
+        print("(± is for other images of the same network: another training of it may differ by more)")
 
 
 @dataclass
@@ -607,7 +616,7 @@ def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[
 def real_images(settings: ddpm.Settings, data: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The training images of a checkpoint's data set, and those held out, or None where it has none."""
     training = ddpm.load_images(settings, data)
-    if settings.dataset not in ("mnist", "celeba", "ffhq"):
+    if settings.dataset not in ddpm.DATASETS:  # a folder
         return training, None
     try:
         return training, ddpm.load_images(settings, data, "valid" if settings.dataset == "celeba" else "test")

@@ -239,7 +239,9 @@ def load_images(settings: Settings, root: PathLike = "data", split: str = "train
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0 … 255 to float32 in [-1, 1]."""
+    """uint8 0 … 255 to float32 in [-1, 1]. Raises ValueError for floats."""
+    if images.is_floating_point():
+        raise ValueError(f"images must be uint8, 0 to 255, and these are {images.dtype}")
     return images.float() / 127.5 - 1
 
 
@@ -293,10 +295,12 @@ SCHEDULES: dict[str, Callable[[Settings], Schedule]] = {"linear": linear_schedul
 
 
 def make_schedule(settings: Settings) -> Schedule:
-    """The schedule that settings.schedule names. Raises ValueError for an unknown name, or one of another T."""
+    """The schedule that settings.schedule names. Raises ValueError for an unknown name, another T, or a wrong beta."""
     schedule = look_up("schedule", settings.schedule, SCHEDULES)(settings)
     if schedule.T != settings.T:
         raise ValueError(f"the tables of {settings.schedule} end at {schedule.T}: they must have entries 0 to T = {settings.T}")
+    if not ((schedule.beta[1:] > 0) & (schedule.beta[1:] <= 1)).all():
+        raise ValueError(f"the tables of {settings.schedule} are no schedule's: each beta_t must be above 0, and at most 1")
     return schedule
 
 
@@ -622,6 +626,7 @@ def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=fused)
 
 
+# Of each, all groups of parameters get the same learning rate
 OPTIMIZERS: dict[str, Callable[[nn.Module, Settings], torch.optim.Optimizer]] = {"adam": adam}
 
 
@@ -971,6 +976,8 @@ def generate(
     for name, given, sizes in (("init", init, (1, n)), ("labels", labels, (n,))):
         if given is not None and len(given) not in sizes:
             raise ValueError(f"{name} has {len(given)} entries: there must be one for each of {n} images")
+    if init is not None and not init.is_floating_point():
+        raise ValueError("init must be images in [-1, 1]: to_float makes them of uint8")
     times = timesteps(schedule.T, steps) if isinstance(steps, int) else steps
     place = schedule.alpha_bar
     if isinstance(model, nn.Module):
@@ -1166,7 +1173,8 @@ def load_checkpoint(folder: PathLike, device: Device = "cpu") -> tuple[Model, Sc
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-    load_weights(model.state_dict(), weights, path)
+    unknown = "" if settings.objective in OBJECTIVES else f' (of objective "{settings.objective}", unknown here)'
+    load_weights(model.state_dict(), weights, f"{path}{unknown}")
     schedule = make_schedule(settings)
     model = make_denoiser(model.to(device).eval().requires_grad_(False), schedule.to(device), settings)
     return model, schedule, settings
@@ -1220,6 +1228,8 @@ def resume_run(folder: PathLike, settings: Settings | None = None, device: Devic
         if old != new:
             where = f"in the run in {folder}"
             raise ValueError(f"{name} was {old!r} {where} and cannot become {new!r}: train a new run for that")
+    if settings.epochs != saved.epochs and first_process():
+        print(f"epochs were {saved.epochs:g} and are {settings.epochs:g} now: the learning rate goes on as in a run of that length")
     run = start_run(settings, device)
     load_weights(run.model.state_dict(), state["model"], path)
     load_weights(run.ema.state_dict(), state["ema"], path)

@@ -32,7 +32,6 @@ from mnist_ddpm.ddpm import (
     make_schedule,
     replacing,
 )
-from mnist_ddpm.parameterisation import Denoiser
 
 DEFAULTS = {  # where a configuration is silent, as far as our network does not do the same
     "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "norm_eps": 1e-5, "attention_head_dim": 8,
@@ -273,7 +272,7 @@ def pretrained(source: PathLike, labels: bool = True) -> tuple[dict, dict[str, T
 
 def unwrapped(model: Model) -> UNet:
     """The network itself of what load_checkpoint and load_diffusers give."""
-    return model.network if isinstance(model, Denoiser) else model
+    return getattr(model, "network", model)
 
 
 def save_diffusers(folder: PathLike, model: Model, settings: Settings) -> None:

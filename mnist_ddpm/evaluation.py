@@ -24,6 +24,7 @@ NEIGHBOURS = 3  # k of precision and recall
 AUDITED = 1000  # real images, at most, whose nearest training image is looked for too
 EXACT = 0.01  # of the usual distance to the nearest image: what is nearer is the same image
 CLOSEST = 8  # pairs of a generated and a training image that a card names, the nearest first
+ABOUT = "checkpoint", "checkpoint_sha256", "images", "sampler", "seed"  # in which two cards that compare may differ
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias
 
 
@@ -340,13 +341,14 @@ def loss_by_tenth(
 
 
 def judged(
-    images: Tensor, training: Tensor, held_out: Tensor | None, judge: Judge, *, seed: int = 0, mirrored: bool = False
-) -> dict:
+    images: Tensor, training: Tensor, held_out: Tensor | None, judge: Judge, *, seed: int = 0, mirrored: bool = False,
+    dataset: str = "mnist",
+) -> dict:  # fmt: skip
     """A card's figures, of uint8 images (N, C, H, W): distances, the same for real images, digits, nearest images.
 
-    mirrored: training saw each image from both sides.
+    mirrored: training saw each image from both sides. dataset: only of "mnist" are there digits to be counted.
     """
-    digits, unseen = getattr(judge.network, "dataset", None) == "mnist", None
+    digits, unseen = dataset == "mnist" == getattr(judge.network, "dataset", None), None
     known, drawn = judge.features(training), judge.features(images)
     if held_out is not None:  # in no order, since the first part of a data set may be the easier one
         order = shuffled(torch.arange(len(held_out)), seed)
@@ -377,13 +379,20 @@ def closest_pairs(card: dict, images: Tensor, training: Tensor) -> Tensor:
 def comparison(a: dict, b: dict) -> list[str]:
     """A line for each figure that two cards share: both values, and whether 0 is outside their difference's interval.
 
-    Raises ValueError where they cannot be compared, with the reason.
+    Before, in what else they differ. Raises ValueError where they cannot be compared, with the reason.
     """
     same = "reference_sha256"  # the same images, wherever they lie
     for name in ("n", "extractor", same if a.get(same) and b.get(same) else "reference"):
         if a[name] != b[name]:
             raise ValueError(f"these cards cannot be compared: {name} is {a[name]} in one and {b[name]} in the other")
     lines = []
+    for name in [name for name in ABOUT if a.get(name) != b.get(name)]:
+        pair = [card.get(name) for card in (a, b)]
+        if all(isinstance(value, dict) for value in pair):
+            differ = [key for key in pair[0] | pair[1] if pair[0].get(key) != pair[1].get(key)]
+            pair = [", ".join(f"{key} {value[key]}" for key in differ if key in value) for value in pair]
+        first, second = ("not told" if value is None else value for value in pair)
+        lines.append(f"{name}: {first} against {second}")
     for name in [name for name in a["metrics"] if name in b["metrics"]]:
         first, second = Estimate(**a["metrics"][name]), Estimate(**b["metrics"][name])
         more, less = (first, second) if first.value > second.value else (second, first)
@@ -411,7 +420,7 @@ def read_card(path: PathLike) -> dict:
         card = json.loads(Path(path).read_text(encoding="utf-8"))
         [Estimate(**figure).half for figure in card["metrics"].values()]  # raises where one is damaged
         kept = {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
-        return kept | {"reference_sha256": card.get("reference_sha256")}  # which older cards lack
+        return kept | {name: card.get(name) for name in ("reference_sha256", *ABOUT)}  # which older cards may lack
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no card of the evaluate command ({error!r})") from error
 

@@ -135,8 +135,8 @@ def pick_judge(name: str, dataset: str, device: Device = "cpu") -> Judge:
         return Judge(network.to(device).eval(), name, device)
     if name == "auto" and dataset not in FOR:
         raise ValueError(
-            f"no extractor knows the data set {dataset}: name one, such as {FOLDER / 'celeba.safetensors'} for colour, "
-            'or "inception"'
+            f"no extractor knows the data set {dataset}: name one, such as {FOLDER / 'celeba.safetensors'} for "
+            f'colour and {FOLDER / "mnist.safetensors"} for grey, or "inception"'
         )
     path = FOLDER / f"{FOR[dataset]}.safetensors" if name == "auto" else Path(name)
     network, _ = load_extractor(path)

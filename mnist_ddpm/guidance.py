@@ -1,5 +1,6 @@
 """Class labels, and guidance: by them, or by a worse network."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,19 +9,19 @@ from torch import Tensor
 from mnist_ddpm.ddpm import Model, PathLike, Prediction, Schedule, Settings, predict, read_mnist
 from mnist_ddpm.image_folder import celeba_attributes
 
-LABELLED = "mnist", "celeba"  # data sets that have labels
-
 
 def load_labels(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
-    """The labels of load_images(settings, root, split), int64 (N,): MNIST's digits, or CelebA's attributes.
+    """The labels of load_images(settings, root, split), int64 (N,), each 0 … settings.classes - 1.
 
-    Of k attributes, the i-th that settings.attributes names counts 2^i: 2^k labels. Raises ValueError where the data
-    set has no labels, not these or not so many, and as read_mnist or celeba_attributes does.
+    Raises ValueError where the data set has none, not these or not so many, and as read_mnist or celeba_attributes.
     """
-    if settings.dataset == "celeba":
-        return attribute_labels(settings, root, split)
-    if settings.dataset != "mnist":
+    if settings.dataset not in LABELS:
         raise ValueError(f"{settings.dataset} has no labels: set classes to 0, and name no attributes")
+    return LABELS[settings.dataset](settings, root, split)
+
+
+def digit_labels(settings: Settings, root: PathLike, split: str) -> Tensor:
+    """load_labels for MNIST."""
     if settings.attributes or settings.classes != 10:
         raise ValueError(
             f"mnist has labels 0 to 9, no attributes: set classes to 10, not {settings.classes}, and name none"
@@ -29,7 +30,7 @@ def load_labels(settings: Settings, root: PathLike = "data", split: str = "train
 
 
 def attribute_labels(settings: Settings, root: PathLike, split: str) -> Tensor:
-    """load_labels for CelebA."""
+    """load_labels for CelebA: of k attributes, the i-th that settings.attributes names counts 2^i."""
     asked, classes = settings.attributes, settings.classes
     if not asked or classes != 2 ** len(asked):
         raise ValueError(
@@ -41,6 +42,9 @@ def attribute_labels(settings: Settings, root: PathLike, split: str) -> Tensor:
     if unknown or len(set(asked)) < len(asked):
         raise ValueError(f"attributes {asked} must be different ones of CelebA's: {', '.join(names)}")
     return (present[:, [names.index(name) for name in asked]] * 2 ** torch.arange(len(asked))).sum(dim=1)
+
+
+LABELS: dict[str, Callable[[Settings, PathLike, str], Tensor]] = {"mnist": digit_labels, "celeba": attribute_labels}
 
 
 def typical_labels(labels: Tensor, n: int, seed: int = 0) -> Tensor:

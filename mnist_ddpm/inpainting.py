@@ -31,13 +31,15 @@ def repaint_sampler(
     are walked `resamples` times, with noise added in between to go back up, so that the new part can adapt to the
     known one; resamples = 1 is plain replacement. Unlike in the paper's code, the first jump - 1 and the last are too.
     Costs about len(times) * resamples evaluations. Yields (t, x_t, x0_hat) on the last walk over each time, then
-    (0, x_0, x_0). Raises ValueError where shapes do not fit or a mask is not of zeros and ones.
+    (0, x_0, x_0). Raises ValueError where shapes or types do not fit or a mask is not of zeros and ones.
     """
     for name, tensor in (("image", known), ("mask", mask)):
         wanted, given = tuple(xT.shape), tuple(tensor.shape)
         fits = len(given) == 4 and given[0] in (1, wanted[0]) and given[1] in (1, wanted[1]) and given[2:] == wanted[2:]
         if not fits:
             raise ValueError(f"the {name} is {given}, which does not fit images (N, C, H, W) = {wanted}")
+    if not known.is_floating_point():
+        raise ValueError("the image must be in [-1, 1]: to_float makes it of uint8")
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError("the mask must be of zeros (to fill in) and ones (known)")
     if resamples < 1 or jump < 1:

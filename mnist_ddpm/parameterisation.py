@@ -4,6 +4,7 @@ Given x_t, each says the same as each other, so all convert by way of x_0. What 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -54,7 +55,7 @@ def mu_from_x0(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> T
     return q_posterior(schedule, x0, xt, t, t - 1)[0]
 
 
-# name: (to x_0, from x_0), each called with schedule, xt, t, value
+# name: (to x_0, from x_0), each called with schedule, xt, t, value. What a module of yours enters here is a prediction
 CONVERSIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "eps": (predict_x0, predict_eps),
     "x0": (lambda schedule, xt, t, x0: x0, lambda schedule, xt, t, x0: x0),
@@ -92,14 +93,13 @@ class Denoiser(nn.Module):
 
 
 def x0_factor(schedule: Schedule, t: Tensor, prediction: str) -> Tensor:
-    """How many times larger a squared error of the prediction is than that of the x_0 that follows, (N, 1, 1, 1)."""
-    ratio = snr(schedule, t)
-    return {
-        "eps": ratio,
-        "x0": torch.ones_like(ratio),
-        "v": 1 + ratio,
-        "mu": posterior_weights(schedule, t)[0].square(),
-    }[prediction]
+    """How many times larger a squared error of the prediction is than that of the x_0 that follows, (N, 1, 1, 1).
+
+    A prediction must be a multiple of x_0, by a factor that depends on t alone, plus a function of x_t.
+    """
+    _, from_x0 = look_up("prediction", prediction, CONVERSIONS)
+    zero = torch.zeros_like(at(schedule.alpha_bar, t))
+    return (from_x0(schedule, zero, t, zero + 1) - from_x0(schedule, zero, t, zero)).square()
 
 
 def snr(schedule: Schedule, t: Tensor) -> Tensor:
@@ -142,10 +142,45 @@ def weighted(prediction: str, weight: str = "uniform") -> Objective:
     return objective
 
 
-def simple(own: Callable[[Settings], Objective]) -> Callable[[Settings], Objective]:
+@dataclass
+class OfAny:
+    """Makes an objective for any prediction, of one that takes what the model says for the noise."""
+
+    own: Callable[[Settings], Objective]
+
+    def __call__(self, settings: Settings) -> Objective:
+        objective, prediction = self.own(settings), settings.prediction
+        if prediction == "eps":
+            return objective
+
+        def told_the_noise(model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+            def noise(xt: Tensor, t: Tensor) -> Tensor:
+                value, *variance = model(xt, t).to(xt.dtype).split(xt.shape[1], dim=1)
+                return torch.cat([convert(schedule, xt, t, value, prediction, "eps"), *variance], dim=1)
+
+            return objective(noise, schedule, x0, t, eps)
+
+        return told_the_noise
+
+
+@dataclass
+class Simple(OfAny):
     """What "simple" means: own, of the noise, or the plain error of what else is predicted."""
-    return lambda settings: own(settings) if settings.prediction == "eps" else weighted(settings.prediction)
+
+    def __call__(self, settings: Settings) -> Objective:
+        return self.own(settings) if settings.prediction == "eps" else weighted(settings.prediction)
 
 
-DENOISERS = {name: partial(Denoiser, prediction=name) for name in CONVERSIONS if name != "eps"}
+def for_any_prediction(name: str, own: Callable[[Settings], Objective]) -> Callable[[Settings], Objective]:
+    """The maker of the objective of that name, for networks too that say something else than the noise."""
+    if isinstance(own, OfAny):
+        return own
+    return Simple(own) if name == "simple" else OfAny(own)
+
+
+def denoisers() -> dict[str, Callable]:
+    """Those of all predictions."""
+    return {name: partial(Denoiser, prediction=name) for name in CONVERSIONS if name != "eps"}
+
+
 OBJECTIVES = {name: lambda settings, name=name: weighted(settings.prediction, name) for name in WEIGHTS}

@@ -135,6 +135,15 @@ def test_weights_of_another_architecture_are_named_with_both_shapes(saved):
         load_checkpoint(saved)
 
 
+def test_an_objective_that_is_not_at_hand_is_named_where_weights_do_not_fit(saved):
+    """It may have been one that learns the variance."""
+    edit_config(saved, objective="mine")
+    load_checkpoint(saved)
+    edit_config(saved, objective="mine", base_channels=16)
+    with pytest.raises(ValueError, match=r'safetensors \(of objective "mine", unknown here\) does not fit the network'):
+        load_checkpoint(saved)
+
+
 def test_missing_and_surplus_tensors_are_named(saved):
     path = saved / "model.safetensors"
     weights = load_file(path)

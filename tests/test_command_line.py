@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 
 import imageio.v3 as imageio
 import numpy as np
@@ -23,6 +24,7 @@ from mnist_ddpm.__main__ import Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
 from mnist_ddpm.schedules import respace, respaced
+from mnist_ddpm.solvers import dpmpp_2m_sampler
 
 SMALL = (
     "--base-channels 8 --channel-mults 1 2 --attention-resolutions 8 --T 20 --batch-size 16 --warmup-steps 2".split()
@@ -532,3 +534,15 @@ def test_names_that_the_terminal_cannot_write_stop_nothing(monkeypatch):
     assert main(["sample"]) == 0
     sys.stdout.flush()
     assert b"caf\\udce9.png" in written.getvalue()
+
+
+def test_a_samplers_own_defaults_hold_unless_told(monkeypatch):
+    monkeypatch.setitem(ddpm.SAMPLERS, "noisy", partial(dpmpp_2m_sampler, eta=1.0))
+    monkeypatch.setitem(ddpm.SAMPLERS, "wide", partial(ddpm.ddpm_sampler, variance="beta"))
+    for flags, name, wanted in (
+        ({}, "eta", 0.0), ({"sampler": "dpmpp"}, "eta", 0.0), ({"sampler": "noisy"}, "eta", 1.0),
+        ({"sampler": "noisy", "eta": 0.0}, "eta", 0.0), ({"sampler": "ddpm"}, "variance", "posterior"),
+        ({"sampler": "wide"}, "variance", "beta"),
+        ({"sampler": "wide", "variance": "posterior"}, "variance", "posterior"),
+    ):  # fmt: skip
+        assert Sample(**flags).sampling(ddpm.Settings())[name] == wanted, flags

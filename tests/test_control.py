@@ -12,6 +12,7 @@ import torch
 from conftest import TINY, restless
 from PIL import Image
 
+from mnist_ddpm import guidance
 from mnist_ddpm.ddpm import (
     Counted,
     Prediction,
@@ -29,6 +30,7 @@ from mnist_ddpm.ddpm import (
     start_run,
     tile,
     timesteps,
+    to_float,
     to_uint8,
     training_loop,
 )
@@ -112,6 +114,11 @@ def test_data_without_labels_is_named():
         load_labels(replace(TINY, dataset="photos", classes=10))
     with pytest.raises(ValueError, match="set classes to 10, not 4, and name none"):
         load_labels(replace(TINY, classes=4))
+
+
+def test_a_data_set_of_ones_own_may_have_labels(monkeypatch):
+    monkeypatch.setitem(guidance.LABELS, "photos", lambda settings, root, split: torch.arange(settings.classes))
+    assert load_labels(replace(TINY, dataset="photos", classes=3)).tolist() == [0, 1, 2]
 
 
 def test_labels_are_split_across_batches(paper):
@@ -297,6 +304,7 @@ def test_cost_and_states(paper, resamples, jump):
         ({"jump": 0}, "resamples = 10 and jump = 0 must be at least 1"),
         ({"variance": "small"}, 'variance is "small"'),
         ({"variance": "learned"}, "has learned no variance"),
+        ({"known": torch.zeros(1, 1, 1, 2, dtype=torch.uint8)}, "must be in .-1, 1.: to_float makes it of uint8"),
     ],
     ids=str,
 )
@@ -314,6 +322,14 @@ def test_filling_in_works_through_generate_and_in_colour(paper):
 
 
 # given beginnings
+
+
+def test_images_that_are_not_floats_are_refused_where_they_would_become_black(paper):
+    digits = torch.full((2, 1, 2, 2), 200, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="init must be images in .-1, 1.: to_float makes them of uint8"):
+        generate(None, paper, 2, (1, 2, 2), sampler=only_the_start, init=digits, progress=False)
+    with pytest.raises(ValueError, match="images must be uint8, 0 to 255, and these are torch.float32"):
+        to_float(digits.float())
 
 
 def test_a_given_beginning_is_noised_as_far_as_the_first_time_says(paper):

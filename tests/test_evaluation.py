@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mnist_ddpm import ddpm, evaluation, extractors, guidance
+from mnist_ddpm import ddpm, evaluation, extractors, guidance, image_folder
 from mnist_ddpm.__main__ import Evaluate, known_margin, main, read_images, real_images
 from mnist_ddpm.ddpm import (
     Prediction,
@@ -435,6 +435,11 @@ def test_cards_are_of_one_reference_if_its_images_are_the_same(tmp_path):
         write_card(tmp_path / f"{k}", card)
     same, moved, changed, old = (read_card(tmp_path / f"{k}") for k in range(4))
     assert comparison(same, moved) == comparison(same, old) == []
+    drawn = same | {"sampler": {"name": "ddim", "steps": 3, "eta": 0.0}, "checkpoint": "a", "seed": 0}
+    other = same | {"sampler": {"name": "dpmpp", "steps": 3}, "checkpoint": "a", "seed": 5}
+    found = ["sampler: name ddim, eta 0.0 against name dpmpp", "seed: 0 against 5"]
+    assert comparison(drawn, other) == found, "and what else differs is said"
+    assert comparison(same, drawn)[0] == "checkpoint: not told against a"
     for a, b in ((same, changed), (moved, old)):
         with pytest.raises(ValueError, match="cannot be compared: reference"):
             comparison(a, b)
@@ -520,6 +525,7 @@ def test_evaluate_shows_the_closest_pairs(trained, few_digits, digits, tmp_path)
 def test_a_card_says_what_the_classifier_makes_of_real_digits(digits):
     judge = fresh_judge()
     card = judged(digits[600:640], digits[:400], digits[400:500], judge)
+    assert "digits" not in judged(digits[600:640], digits[:400], digits[400:500], judge, dataset="fashion")
     expected = evaluation.class_balance(judge.logits(evaluation.shuffled(digits[400:500], 0)[:40]))
     assert card["digits"]["held_out"] == expected != evaluation.class_balance(judge.logits(digits[600:640]))
     assert all(isinstance(each, Estimate) for each in expected["shares"])
@@ -586,9 +592,11 @@ def test_what_training_has_not_seen_is_the_part_kept_for_that(monkeypatch, tmp_p
         return torch.zeros(1, 1, 2, 2)
 
     monkeypatch.setattr(ddpm, "load_images", load)
-    found = {name: real_images(Settings(dataset=name), tmp_path)[1] for name in ("mnist", "celeba", "ffhq", "mine")}
+    monkeypatch.setitem(ddpm.DATASETS, "own", None)
+    names = "mnist", "celeba", "ffhq", "own", "mine"
+    found = {name: real_images(Settings(dataset=name), tmp_path)[1] for name in names}
     assert {name for name, held_out in found.items() if held_out is None} == {"ffhq", "mine"}
-    assert {("mnist", "test"), ("celeba", "valid")} < {*asked} and ("mine", "test") not in asked
+    assert {("mnist", "test"), ("celeba", "valid"), ("own", "test")} < {*asked} and ("mine", "test") not in asked
     assert "it has no such part" in capsys.readouterr().out
 
 
@@ -613,8 +621,9 @@ def test_a_card_draws_labels_as_often_as_in_training_unless_they_are_named(monke
 def test_evaluate_looks_for_mirrored_copies_where_training_mirrors(trained, few_digits, digits, tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", images=digits[:20].flip(-1).permute(0, 2, 3, 1).numpy())
     drawn = "--images", str(tmp_path / "x.npz")
-    assert not evaluate(trained, tmp_path / "a", *drawn)["nearest_training_image_in_pixels"]["copies"]
     monkeypatch.setitem(ddpm.AUGMENTATIONS, "mnist", lambda x0, generator: x0)
+    assert not evaluate(trained, tmp_path / "a", *drawn)["nearest_training_image_in_pixels"]["copies"]
+    monkeypatch.setitem(ddpm.AUGMENTATIONS, "mnist", image_folder.mirrored)
     assert evaluate(trained, tmp_path / "a", *drawn)["nearest_training_image_in_pixels"]["copies"]
 
 

@@ -212,6 +212,7 @@ def test_notebook_resumes_a_run_with_its_own_settings(tmp_path):
     assert settings == after and record["steps"] == 12, "what was left as it is came from the run"
     assert "From the run in run: base_channels 8, T 20, batch_size 8" in text
     assert "Training: 2 epochs of mnist in batches of 8, Adam" in text
+    assert "epochs were 1 and are 2 now: the learning rate goes on as in a run of that length" in text
 
 
 def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):

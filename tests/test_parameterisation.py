@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import mnist_ddpm
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import (
     Prediction,
@@ -23,8 +24,9 @@ from mnist_ddpm.ddpm import (
     start_run,
     training_loop,
 )
+from mnist_ddpm.diffusers_weights import pretrained
 from mnist_ddpm.likelihood import bound_term
-from mnist_ddpm.parameterisation import CONVERSIONS, WEIGHTS, Denoiser, bound_weight, convert, snr, weighted
+from mnist_ddpm.parameterisation import CONVERSIONS, WEIGHTS, Denoiser, bound_weight, convert, snr, weighted, x0_factor
 
 KINDS = list(CONVERSIONS)
 TIMES = torch.tensor([1, 2, 400, 1000])
@@ -142,6 +144,52 @@ def test_settings_choose_prediction_and_weight(paper):
     assert make_denoiser(network, paper, Settings()) is network
     for kind in ("x0", "v", "mu"):
         assert make_denoiser(network, paper, Settings(prediction=kind)).prediction == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_objective_of_the_noise_is_one_for_every_prediction(paper, kind):
+    own = {"OBJECTIVES": {"mine": lambda settings: l_simple, "exponents": lambda settings: exponents}}
+    exponents = lambda model, schedule, x0, t, eps: model(x0, t)[:, 1:].mean(dim=(1, 2, 3))  # noqa: E731
+    for _ in range(3):  # as the notebook does
+        mnist_ddpm.add_methods(own)
+    x0, eps, _ = example(paper)
+
+    def off_by_a_half(xt, t):
+        return convert(paper, xt, t, eps + 0.5, "eps", kind)
+
+    def learned(xt, t):
+        return torch.cat([off_by_a_half(xt, t), torch.full_like(xt, 7.0)], dim=1)
+
+    for model, name, wanted in ((off_by_a_half, "mine", 0.25), (learned, "exponents", 7.0)):
+        objective = own["OBJECTIVES"][name](Settings(prediction=kind))
+        losses = objective(model, paper, x0, TIMES, eps)
+        torch.testing.assert_close(losses, torch.full_like(losses, wanted), rtol=0, atol=1e-6)
+
+
+def test_a_prediction_that_a_module_enters_is_one_for_everything(paper, tiny, blobs, tmp_path, monkeypatch):
+    def to_x0(schedule, xt, t, u):
+        alpha_bar = ddpm.at(schedule.alpha_bar, t)
+        signal, noise = alpha_bar.sqrt().to(xt.dtype), (1 - alpha_bar).sqrt().to(xt.dtype)
+        return (xt - noise * u) / (signal + noise)
+
+    def from_x0(schedule, xt, t, x0):
+        return ddpm.predict_eps(schedule, xt, t, x0) - x0
+
+    monkeypatch.setitem(CONVERSIONS, "u", (to_x0, from_x0))
+    monkeypatch.setattr(ddpm, "DENOISERS", dict(ddpm.DENOISERS))
+    mnist_ddpm.add_methods(vars(ddpm))
+    x0, eps, xt = example(paper)
+    torch.testing.assert_close(to_x0(paper, xt, TIMES, eps - x0), x0)
+    torch.testing.assert_close(x0_factor(paper, TIMES, "u"), (1 + snr(paper, TIMES).sqrt()).square())
+    losses = weighted("u", "p2")(lambda xt, t: eps - x0 + 0.1, paper, x0, TIMES, eps)
+    torch.testing.assert_close(losses, 0.01 * (WEIGHTS["p2"](paper, TIMES) / x0_factor(paper, TIMES, "u")).flatten())
+    settings = replace(tiny, prediction="u", objective="min-snr")
+    ddpm.fit(start_run(settings), blobs, make_schedule(settings), tmp_path)
+    model, schedule, _ = ddpm.load_checkpoint(tmp_path)
+    assert ddpm.generate(model, schedule, 2, settings.shape, steps=2, progress=False)[0].shape == (2, *settings.shape)
+    decided, weights = pretrained(tmp_path)
+    assert decided["prediction"] == "u"
+    start_run(settings, weights=weights)
 
 
 def test_unknown_predictions_are_refused(paper):
