@@ -72,6 +72,7 @@ class Lab:
                 self.rows = [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
         record = out / "record.json"  # what it says when the work begins
         self.before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        self.networks = dict(self.before.get("networks", {}))  # by name, what each changes in the common settings
         self.check_record()
 
     @cached_property
@@ -106,6 +107,7 @@ class Lab:
     def network(self, name: str, seed: int, **changes) -> tuple[Network, ddpm.Schedule, ddpm.Settings]:
         """That of a name and a seed: trained to its end, from where it was stopped, but only where it is needed."""
         settings, folder = self.settings(seed, **changes), self.runs / f"{slug(name)}-{seed}"
+        self.networks[name] = changes
 
         @cache
         def trained() -> ddpm.Model:
@@ -169,7 +171,8 @@ class Lab:
         earlier += [there] if there and there != here else []
         return {
             "command": self.command, "scale": asdict(self.scale), "seeds": list(range(self.scale.seeds)),
-            "training": self.common, "extractor": self.judge.name, "reference": "60,000 training images", **here,
+            "training": self.common, "networks": self.networks, "extractor": self.judge.name,
+            "reference": "60,000 training images", **here,
         } | ({"earlier": earlier} if earlier else {})  # fmt: skip
 
 

@@ -197,6 +197,8 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     assert record["command"].startswith(f"python -m mnist_ddpm.experiments {name} --quick")
     assert record["seeds"] == [0, 1] and record["extractor"] == "untrained" and record["device"] == "cpu"
     assert record["training"] == {**experiments.LONGER, "base_channels": 16, "epochs": TINY.epochs}
+    trained = {folder.name.rpartition("-")[0] for folder in (tmp_path / "runs-quick").iterdir()}
+    assert {experiments.slug(network) for network in record["networks"]} == trained, "with what each changes"
     (out / "plot.png").unlink()
     shutil.rmtree(tmp_path / "runs-quick")
     monkeypatch.setattr(Lab, "draw", lambda *arguments, **options: pytest.fail("it is done already"))
