@@ -16,12 +16,8 @@ def add_methods(namespace: MutableMapping[str, dict]) -> None:
             enter(namespace.get(table, {}), getattr(module, table, {}))
     enter(namespace.get("DENOISERS", {}), parameterisation.denoisers())
     namespace.get("LEARNED_VARIANCE", set()).update(ddpm.LEARNED_VARIANCE)
-    knowing = [*parameterisation.OBJECTIVES.values(), *learned_variance.OBJECTIVES.values()]  # what is predicted
     objectives = namespace.get("OBJECTIVES", {})
-    objectives |= {
-        name: own if own in knowing else parameterisation.for_any_prediction(name, own)
-        for name, own in objectives.items()
-    }
+    objectives |= {name: parameterisation.for_any_prediction(name, own) for name, own in objectives.items()}
 
 
 def enter(table: dict, methods: dict) -> None:

@@ -239,11 +239,12 @@ class Drawing:
     def sampling(self, settings: ddpm.Settings, unless_told: str = "ddim") -> dict:
         """The sampler, and what to tell it, for generate. Raises ValueError for flags that do not go together."""
         name, variance = self.sampler or unless_told, pick_variance(self.variance, settings)
-        own = {key: it.default for key, it in inspect.signature(ddpm.SAMPLERS[name]).parameters.items()}
+        parameters = inspect.signature(ddpm.SAMPLERS[name]).parameters
+        own = {key: it.default for key, it in parameters.items() if it.default is not it.empty}
         if self.variance == "auto" and own.get("variance", "posterior") != "posterior":  # a sampler's that is yours
             variance = own["variance"]
-        eta = own.get("eta") if self.eta is None else self.eta
-        clip = {"static": True, "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
+        eta = own.get("eta", 0.0) if self.eta is None else self.eta
+        clip = {"static": own.get("clip", True), "none": False, "dynamic": solvers.dynamic_threshold()}[self.clip]
         taken = ddpm.options_of(ddpm.SAMPLERS[name], eta=eta, variance=variance, clip=clip)
         for flag in ("eta", "variance", "clip"):
             if flag not in taken and getattr(self, flag) != getattr(Drawing, flag):  # the class has the defaults
@@ -351,6 +352,7 @@ class Evaluate(Drawing):
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         if self.dataset and {self.dataset, settings.dataset} & {*ddpm.DATASETS}:
             raise ValueError(f"--dataset is for a folder that has moved, and these images are {settings.dataset}")
+        signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
         settings = replace(settings, dataset=self.dataset or settings.dataset)
         if not self.images:  # what cannot be drawn is told before images are read
             self.check_labels(settings)
@@ -383,9 +385,9 @@ class Evaluate(Drawing):
         card = {
             "n": len(images), "seed": self.seed, "extractor": judge.name,
             "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
-            "checkpoint": str(self.checkpoint), **origin, "command": self.command, "device": str(device),
-            "hardware": processes.hardware(device), "threads": torch.get_num_threads(), "processes": world.size,
-            "versions": processes.versions(),
+            "checkpoint": str(self.checkpoint), "checkpoint_sha256": signed, **origin, "command": self.command,
+            "device": str(device), "hardware": processes.hardware(device), "threads": torch.get_num_threads(),
+            "processes": world.size, "versions": processes.versions(),
         }  # fmt: skip
         flips = ddpm.AUGMENTATIONS.get(settings.dataset) is image_folder.mirrored
         card |= evaluation.judged(
@@ -394,7 +396,6 @@ class Evaluate(Drawing):
         if world.rank > 0:
             return
         card["reference_sha256"] = extractors.digest(training)
-        card["checkpoint_sha256"] = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
         options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
         if held_out is not None and not guidance.always_told(settings):
             card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)

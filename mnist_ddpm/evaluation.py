@@ -390,15 +390,21 @@ def comparison(a: dict, b: dict) -> list[str]:
         pair = [card.get(name) for card in (a, b)]
         if all(isinstance(value, dict) for value in pair):
             differ = [key for key in pair[0] | pair[1] if pair[0].get(key) != pair[1].get(key)]
-            pair = [", ".join(f"{key} {value[key]}" for key in differ if key in value) for value in pair]
-        first, second = ("not told" if value is None else value for value in pair)
-        lines.append(f"{name}: {first} against {second}")
+            pair = [{key: value.get(key, "not told") for key in differ} for value in pair]
+        lines.append(f"{name}: {' against '.join(map(in_words, pair))}")
     for name in [name for name in a["metrics"] if name in b["metrics"]]:
         first, second = Estimate(**a["metrics"][name]), Estimate(**b["metrics"][name])
         more, less = (first, second) if first.value > second.value else (second, first)
         apart = more.value - less.value > math.hypot(more.value - more.low, less.high - less.value)
         lines.append(f"{name}: {first} against {second}, {'different' if apart else 'no difference to be seen'}")
     return lines
+
+
+def in_words(value: object) -> str:
+    """What a field of a card says."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
+    return "not told" if value is None else str(value)
 
 
 def write_card(path: PathLike, card: dict) -> None:

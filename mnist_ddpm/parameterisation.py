@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import (
+    LEARNED_VARIANCE,
     Model,
     Objective,
     Prediction,
@@ -142,6 +143,9 @@ def weighted(prediction: str, weight: str = "uniform") -> Objective:
     return objective
 
 
+AWARE = {*WEIGHTS, *LEARNED_VARIANCE}  # objectives that mind what is predicted by themselves: all others need not
+
+
 @dataclass
 class OfAny:
     """Makes an objective for any prediction, of one that takes what the model says for the noise."""
@@ -173,7 +177,7 @@ class Simple(OfAny):
 
 def for_any_prediction(name: str, own: Callable[[Settings], Objective]) -> Callable[[Settings], Objective]:
     """The maker of the objective of that name, for networks too that say something else than the noise."""
-    if isinstance(own, OfAny):
+    if isinstance(own, OfAny) or name in AWARE:
         return own
     return Simple(own) if name == "simple" else OfAny(own)
 

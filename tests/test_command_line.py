@@ -538,11 +538,15 @@ def test_names_that_the_terminal_cannot_write_stop_nothing(monkeypatch):
 
 def test_a_samplers_own_defaults_hold_unless_told(monkeypatch):
     monkeypatch.setitem(ddpm.SAMPLERS, "noisy", partial(dpmpp_2m_sampler, eta=1.0))
+    monkeypatch.setitem(ddpm.SAMPLERS, "free", partial(ddpm.ddim_sampler, clip=False))
+    monkeypatch.setitem(ddpm.SAMPLERS, "asking", lambda model, schedule, times, xT, noise, *, eta: None)
     monkeypatch.setitem(ddpm.SAMPLERS, "wide", partial(ddpm.ddpm_sampler, variance="beta"))
     for flags, name, wanted in (
         ({}, "eta", 0.0), ({"sampler": "dpmpp"}, "eta", 0.0), ({"sampler": "noisy"}, "eta", 1.0),
         ({"sampler": "noisy", "eta": 0.0}, "eta", 0.0), ({"sampler": "ddpm"}, "variance", "posterior"),
         ({"sampler": "wide"}, "variance", "beta"),
         ({"sampler": "wide", "variance": "posterior"}, "variance", "posterior"),
+        ({}, "clip", True), ({"sampler": "free"}, "clip", False), ({"clip": "none"}, "clip", False),
+        ({"sampler": "asking"}, "eta", 0.0),
     ):  # fmt: skip
         assert Sample(**flags).sampling(ddpm.Settings())[name] == wanted, flags

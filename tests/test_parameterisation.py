@@ -149,6 +149,7 @@ def test_settings_choose_prediction_and_weight(paper):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_objective_of_the_noise_is_one_for_every_prediction(paper, kind):
     own = {"OBJECTIVES": {"mine": lambda settings: l_simple, "exponents": lambda settings: exponents}}
+    own["OBJECTIVES"]["p2"] = lambda settings: weighted(settings.prediction)  # one of those that mind it by themselves
     exponents = lambda model, schedule, x0, t, eps: model(x0, t)[:, 1:].mean(dim=(1, 2, 3))  # noqa: E731
     for _ in range(3):  # as the notebook does
         mnist_ddpm.add_methods(own)
@@ -164,6 +165,8 @@ def test_an_objective_of_the_noise_is_one_for_every_prediction(paper, kind):
         objective = own["OBJECTIVES"][name](Settings(prediction=kind))
         losses = objective(model, paper, x0, TIMES, eps)
         torch.testing.assert_close(losses, torch.full_like(losses, wanted), rtol=0, atol=1e-6)
+    plain, entered = weighted(kind), own["OBJECTIVES"]["p2"](Settings(prediction=kind))
+    assert torch.equal(*(each(off_by_a_half, paper, x0, TIMES, eps) for each in (plain, entered)))
 
 
 def test_a_prediction_that_a_module_enters_is_one_for_everything(paper, tiny, blobs, tmp_path, monkeypatch):
