@@ -10,7 +10,7 @@ TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "OBJECTIVES", "TIME_SAMPLERS"
 
 
 def add_methods(namespace: MutableMapping[str, dict]) -> None:
-    """Enters this package's methods into the tables of a namespace, of ddpm or of the notebook: what is there stays."""
+    """Enters this package's methods into the tables of a namespace, ddpm's or the notebook's, replacing none."""
     for module in (image_folder, schedules, parameterisation, learned_variance, muon, solvers):
         for table in TABLES:
             enter(namespace.get(table, {}), getattr(module, table, {}))
@@ -21,7 +21,7 @@ def add_methods(namespace: MutableMapping[str, dict]) -> None:
 
 
 def enter(table: dict, methods: dict) -> None:
-    """Those whose names the table does not have."""
+    """Adds methods whose names the table lacks."""
     table |= {name: method for name, method in methods.items() if name not in table}
 
 

@@ -54,8 +54,8 @@ class TrainingFlags(ddpm.Settings):
 class Train:
     """Train a noise predictor and save it as a checkpoint.
 
-    Progress shows the time left. The checkpoint is saved after every epoch (of 50 steps or more, and some seconds),
-    every five minutes, and on Ctrl-C.
+    Progress shows the time left. The checkpoint is saved after every epoch (at least some 50 steps and a few seconds
+    apart), every five minutes, and on Ctrl-C.
 
     Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
     """
@@ -67,8 +67,8 @@ class Train:
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     resume: bool = False  # go on with the run in --out; its settings become the defaults of all other flags
     data: Path = Path("data")  # folder that holds the data sets known by name
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
-    processes: int = 0  # that must be at work, each on its device, started by torchrun or accelerate launch
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+    processes: int = 0  # processes expected, each on its device, from torchrun or accelerate launch; 0: any number
 
     def defaults(self) -> TrainingFlags:
         """What --resume, or else --preset and --init-from, make the defaults of the other flags."""
@@ -111,24 +111,24 @@ def places(command: "Train | Plan") -> list[str]:
 
 @dataclass
 class Plan:
-    """Train as well as this machine can in the time you have: measures it for some seconds, and chooses.
+    """Train as well as this machine can in the time you have, after measuring it for a few seconds.
 
-    Preset, precision, batch and epochs are chosen and told, with what they are expected to take. Digits are trained
+    Preset, precision, batch size and epochs are chosen and printed, with the time they should take. Digits are trained
     with P2's loss weights.
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """
 
-    minutes: float = 10.0  # for measuring and training; decoding a data set, the first time, comes on top
+    minutes: float = 10.0  # for measuring and training; decoding a data set, the first time, is not counted
     dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
     channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
     classes: int = 0  # 10 trains with MNIST's labels
-    attributes: tuple[str, ...] = ()  # of celeba, as labels
+    attributes: tuple[str, ...] = ()  # of celeba, as labels, such as Smiling Male
     seed: int = 0  # of weights, data order, times and noise
     dry_run: bool = False  # only say what would be done
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     data: Path = Path("data")  # folder that holds the data sets known by name
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
 
     def run(self) -> None:
         device = processes.pick_device(self.device)
@@ -158,23 +158,23 @@ class Drawing:
 
     checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
     n: int = 64  # number of images
-    sampler: Literal[tuple(ddpm.SAMPLERS)] | None = None  # ddim unless told; ddpm is ancestral sampling
-    steps: int = 50  # sampling steps, 1 to T: one network evaluation each; two with heun, or with guidance
-    spacing: Spacing = "trailing"  # of the steps' times
-    eta: float | None = None  # noise of ddim and dpmpp: 0 (unless told) none, 1 as much as ddpm
+    sampler: Literal[tuple(ddpm.SAMPLERS)] | None = None  # ddpm is ancestral sampling; None: ddim
+    steps: int = 50  # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
+    spacing: Spacing = "trailing"  # how the steps' times are spaced
+    eta: float | None = None  # noise added by ddim and dpmpp: 0 none, 1 as much as ddpm; None: 0
     variance: Variance = "auto"  # of ddpm's steps; auto: learned where the network has learned it, else posterior
-    clip: Literal["static", "dynamic", "none"] = "static"  # of the predicted image, to the range that pixels have
-    label: tuple[int, ...] = ()  # labels to draw, in turn; unless told all (evaluate: at random from training's)
-    guidance: float | None = None  # 0 ignores the labels, 1 (unless told) follows them, more exaggerates them
-    guide: Path | None = None  # a worse checkpoint to keep away from: --guidance 1 does not, 2 (unless told) does
+    clip: Literal["static", "dynamic", "none"] = "static"  # how the predicted image is clipped to the pixel range
+    label: tuple[int, ...] = ()  # labels to draw, in turn; by default all (evaluate: drawn at random from training's)
+    guidance: float | None = None  # 0 ignores labels, 1 follows them, more exaggerates them; None: 1, or 2 with --guide
+    guide: Path | None = None  # a worse checkpoint to steer away from: not at --guidance 1, the more the higher it is
     seed: int = 0  # image k depends on seed and k alone
     batch_size: int = 256  # images made at once; lower it if memory runs out
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
-    processes: int = 0  # that must be at work, each on its device, started by torchrun or accelerate launch
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+    processes: int = 0  # processes expected, each on its device, from torchrun or accelerate launch; 0: any number
 
     def connect(self) -> tuple[ddpm.World, torch.device]:
-        """The processes that share the work, and this one's device. Raises ValueError where they are others."""
+        """The processes that share the work, and this one's device. Raises ValueError if flags do not fit."""
         for name in ("n", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -185,7 +185,7 @@ class Drawing:
 
     @property
     def scale(self) -> float:
-        """That of guidance, by labels or by a guide."""
+        """The guidance scale, for labels or a guide."""
         return self.guidance if self.guidance is not None else 2.0 if self.guide else 1.0
 
     def check_labels(self, settings: ddpm.Settings) -> None:
@@ -193,15 +193,15 @@ class Drawing:
         classes = settings.classes
         if not classes and (self.label or (self.guidance is not None and not self.guide)):
             raise ValueError(
-                f"{self.checkpoint} was trained without labels: --label needs one trained with them (train --classes "
-                "10), and --guidance that or a --guide"
+                f"{self.checkpoint} was trained without labels: --label needs a checkpoint with them (train --classes "
+                "10), and --guidance needs one too, or a --guide"
             )
         wrong = [label for label in self.label if not 0 <= label < classes]
         if wrong:
             raise ValueError(f"label {wrong[0]} is not one of {self.checkpoint}'s 0 to {classes - 1}")
         if guidance.always_told(settings) and self.scale != 1 and not self.guide:
             raise ValueError(
-                f"{self.checkpoint} was always told its label (label_dropout 0): only --guidance 1 fits it"
+                f"{self.checkpoint} was always told its label (label_dropout 0): use --guidance 1, or a --guide"
             )
 
     def control(
@@ -326,20 +326,20 @@ class Sample(Drawing):
 class Evaluate(Drawing):
     """Judge images: print a card of figures, beside what real images would score, and write it as JSON.
 
-    A picture beside it, …-closest.png, shows the images nearest to training images, with these below.
+    Beside it, …-closest.png shows the images nearest to training images, each above its nearest one.
 
-    Without --images it draws them. Reference is the checkpoint's training images. Distances, precision and recall
-    are of the features of a network in checkpoints/extractors, of images rounded to 8 bits as a file would be.
+    Without --images it draws them, rounded to 8 bits as in a file. The reference is the checkpoint's training images.
+    Distances, precision and recall are computed from the features of a network in checkpoints/extractors.
 
     Example: python -m mnist_ddpm evaluate --checkpoint checkpoints/mnist --n 10000 --sampler dpmpp --steps 20
     """
 
     n: int = 10_000  # number of images
     images: Path | None = None  # judge these: a folder of pictures, or a samples.npz of the sample command
-    bits: int = 0  # also the bound in bits/dim, of so many held-out images; 0: not
+    bits: int = 0  # also measure the bound in bits/dim, on so many held-out images; 0: do not
     extractor: str = "auto"  # a file, or "inception" for comparisons with papers; auto: the data set's own
     out: Path = Path("images&samples/latest/card.json")  # file for the card
-    dataset: str | None = None  # where the training images are now, if it is a folder that has moved
+    dataset: str | None = None  # where the folder of training images is now, if it has moved
     data: Path = Path("data")  # folder that holds the data sets known by name
     command: tyro.conf.Suppress[str] = ""  # that was given, for the card
 
@@ -351,7 +351,9 @@ class Evaluate(Drawing):
         world, device = self.connect()
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         if self.dataset and {self.dataset, settings.dataset} & {*ddpm.DATASETS}:
-            raise ValueError(f"--dataset is for a folder that has moved, and these images are {settings.dataset}")
+            raise ValueError(
+                f"--dataset is for a folder that has moved: it cannot turn {settings.dataset} into {self.dataset}"
+            )
         signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
         settings = replace(settings, dataset=self.dataset or settings.dataset)
         if not self.images:  # what cannot be drawn is told before images are read
@@ -370,7 +372,7 @@ class Evaluate(Drawing):
             held_out = None  # too few to tell anything
         judge.features(training[: world.size])  # says now where it is not for such images
         if self.bits and (held_out is None or guidance.always_told(settings)):
-            raise ValueError("--bits needs held-out images, and a network that can do without its labels")
+            raise ValueError("--bits needs held-out images, and a network that can do without its labels: leave it out")
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         free_file(self.out)
@@ -417,7 +419,7 @@ class Evaluate(Drawing):
         print(f"written to {self.out}; the closest pairs to {picture}")
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
-        """Unless told, those of training drawn at random, lest it be the labels' shares that distances measure."""
+        """Those given, else training's at random, so that distances do not measure the labels' shares."""
         if self.label:
             return super().labels(settings)
         try:
@@ -467,7 +469,7 @@ class Compare:
     def run(self) -> None:
         cards = [evaluation.read_card(path) for path in (self.first, self.second)]
         print("\n".join(evaluation.comparison(*cards)))
-        print("(± is for other images of the same network: another training of it may differ by more)")
+        print("(± covers other images from the same network; training it again may change more)")
 
 
 @dataclass
@@ -481,8 +483,8 @@ class Likelihood:
 
     checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
     split: Literal["train", "valid", "test"] = "test"  # of the checkpoint's data set
-    n: int = 10_000  # the first so many images, or all
-    times_per_image: int | None = None  # evaluate so many t an image instead of all: faster, with more noise
+    n: int = 10_000  # number of images, the first of the split; all if there are fewer
+    times_per_image: int | None = None  # evaluate so many t per image instead of all: faster, but noisier
     steps: int | None = None  # judge the model as a chain of fewer steps, from 1 to T
     spacing: Spacing = "trailing"  # of those steps' times
     variance: Variance = "auto"  # of the steps; auto: learned where the network has learned it, else posterior
@@ -490,7 +492,7 @@ class Likelihood:
     data: Path = Path("data")  # folder that holds the data sets known by name
     seed: int = 0  # of the noise
     batch_size: int = 250  # images judged at once
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
 
     def run(self) -> None:
         device = processes.pick_device(self.device)
@@ -504,7 +506,7 @@ class Likelihood:
             raise ValueError("--spacing is that of --steps: name them too, or leave it out")
         if guidance.always_told(settings):
             raise ValueError(
-                f"{self.checkpoint} was always told its label (label_dropout 0): this judges without labels"
+                f"{self.checkpoint} was always told its label (label_dropout 0): likelihood needs one that was not"
             )
         images = ddpm.load_images(settings, self.data, self.split)[: max(0, self.n)]
         if len(images) < 2:
@@ -550,7 +552,7 @@ class Extractor:
     epochs: int = 12  # passes over the training images
     seed: int = 0  # of weights, data order and shifts
     data: Path = Path("data")  # folder that holds the data sets known by name
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
 
     def run(self) -> None:
         device = processes.pick_device(self.device)
@@ -587,7 +589,9 @@ def pick_variance(variance: str, settings: ddpm.Settings) -> str:
     if variance == "auto":
         return "learned" if settings.learned_variance else "posterior"
     if variance == "learned" and not settings.learned_variance:
-        raise ValueError("this checkpoint has learned no variance: train one with --objective hybrid, or take another")
+        raise ValueError(
+            "this checkpoint has learned no variance: choose another --variance, or train with --objective hybrid"
+        )
     return variance
 
 
@@ -622,7 +626,7 @@ def real_images(settings: ddpm.Settings, data: Path) -> tuple[torch.Tensor, torc
     try:
         return training, ddpm.load_images(settings, data, "valid" if settings.dataset == "celeba" else "test")
     except ValueError as error:
-        print(f"nothing to compare with that training has not seen: {error}")
+        print(f"no held-out images to compare with: {error}")
         return training, None
 
 

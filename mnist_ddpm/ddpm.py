@@ -74,23 +74,23 @@ class Settings:
     T: int = 1000  # diffusion steps
     beta_1: float = 1e-4  # variance added by the first step (cosine has its own; sigmoid begins just above it)
     beta_T: float = 0.02  # variance added by the last step (cosine has its own)
-    prediction: str = "eps"  # what the network says: eps, x0, v, mu
+    prediction: str = "eps"  # what the network predicts: eps, x0, v, mu
     objective: str = "simple"  # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2
-    classes: int = 0  # kinds of labels that the network is told; 0: none
-    attributes: tuple[str, ...] = ()  # of celeba, as labels: 2^k classes, in which attribute i counts 2^i
-    label_dropout: float = 0.1  # share of the labels that training hides, so that it learns to do without
+    classes: int = 0  # number of different labels that the network is told; 0: no labels
+    attributes: tuple[str, ...] = ()  # of celeba, as labels: k attributes make 2^k classes, attribute i counts 2^i
+    label_dropout: float = 0.1  # share of the labels hidden in training, so that the network learns to do without
     epochs: float = 20  # passes over the training images; 2.5 ends in the middle of the third
     batch_size: int = 128  # images in a training step
     optimizer: str | None = None  # adam, muon; None: adam, the paper's
     learning_rate: float | None = None  # after the warm-up, before the decay to 0; None: 2e-3, with muon 5e-3
     warmup_steps: int = 500  # steps in which the learning rate rises from 0
     gradient_clip: float = 1.0  # largest norm of a step's gradient
-    ema_decay: float = 0.999  # of the averaged weights, which are the ones that sample
+    ema_decay: float = 0.999  # of the moving average of the weights, which sampling uses
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network while training
-    accumulation: int = 1  # parts in which a batch is computed one after the other: the same step in less memory
-    gradient_checkpointing: bool = False  # compute blocks again on the way back: less memory, a third more work
-    compile: bool = False  # the network, by torch.compile: worth its minute or two in a long training
-    init_from: str = ""  # where the weights came from that training started with; nothing: from random ones
+    accumulation: int = 1  # parts that a batch is computed in, one after the other: the same step in less memory
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, a third more work
+    compile: bool = False  # use torch.compile on the network: a minute or two, worth it for a long training
+    init_from: str = ""  # source of the weights that training starts from: checkpoint or diffusers model; empty: random
     seed: int = 0  # of weights, data order, times and noise
 
     def __post_init__(self):
@@ -133,7 +133,7 @@ class Settings:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an image: channels, height, width."""
+        """An image's channels, height, width."""
         return self.channels, self.image_size, self.image_size
 
 
@@ -152,7 +152,7 @@ def best_device() -> torch.device:
 
 
 def emulates_bfloat16(device: Device) -> bool:
-    """Whether it is an NVIDIA GPU without such arithmetic, which is slow then."""
+    """Whether it is an NVIDIA GPU without bfloat16, which it emulates slowly."""
     return torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -170,7 +170,7 @@ def look_up(what: str, name: str, table: dict):
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says, or of its name where it says nothing."""
+    """An error's first line, or its repr if it says nothing."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
@@ -486,7 +486,7 @@ class UNet(nn.Module):
         if self.classes:
             time = time + self.label(torch.full_like(t, self.classes) if labels is None else labels)
         elif labels is not None:
-            raise ValueError("this network was made without labels (classes = 0)")
+            raise ValueError("this network was made without labels (classes = 0): leave them out")
         forgetful = self.gradient_checkpointing and torch.is_grad_enabled()
         call = partial(recomputed, use_reentrant=False) if forgetful else lambda layer, *inputs: layer(*inputs)
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
@@ -565,26 +565,26 @@ def compile_network(model: nn.Module, device: Device) -> None:
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
         return
-    print("compiling the network: a minute or two, or less where the compiler's cache knows it", flush=True)
+    print("compiling the network: this takes a minute or two, less if it is in the compiler's cache", flush=True)
     model.compile()
 
 
 class World:
-    """The processes that share the work of a run: here one, alone. mnist_ddpm.processes has that of several."""
+    """The processes that share the work of a run: here just one. mnist_ddpm.processes has one of several."""
 
     rank, size = 0, 1
 
     def share(self, n: int, rank: int | None = None) -> range:
-        """Which of n things are this process's part, or another's."""
+        """This process's part of n things, or another rank's."""
         rank = self.rank if rank is None else rank
         return range(rank * n // self.size, (rank + 1) * n // self.size)
 
     def gather(self, x: Tensor) -> Tensor:
-        """That of all processes (size * N, …), in their order."""
+        """All processes' x, in their order: (size * N, …)."""
         return x
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in one of them."""
+        """Whether any process has flag set."""
         return flag
 
 
@@ -678,7 +678,7 @@ def add_gradients(
     run: Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor,
     schedule: Schedule, objective: Objective,
 ) -> Tensor:  # fmt: skip
-    """Adds those of the mean of the weighted losses, part by part, each process its share. Returns all losses (N,)."""
+    """Adds the mean weighted loss's gradients, part by part, each process for its share. Returns all losses (N,)."""
     world, dtype, losses = run.world, getattr(torch, run.settings.precision), []
     mine = world.share(len(x0))
     share, size = len(mine), math.ceil(len(mine) / run.settings.accumulation)
@@ -737,9 +737,9 @@ def training_step(
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
     """Raises ValueError unless labels is (n,), each 0 … classes - 1, or None where classes is 0."""
     if classes and labels is None:
-        raise ValueError(f"the network takes one of {classes} labels with each image, and there are none")
+        raise ValueError(f"the network takes one of {classes} labels with each image, and there are none: pass labels")
     if labels is not None and not classes:
-        raise ValueError("labels are of no use to this network: it was made without (classes = 0)")
+        raise ValueError("labels are of no use to this network, made without them (classes = 0): leave them out")
     if labels is not None and labels.shape != (n,):
         raise ValueError(f"there must be one label for each of {n} images, not labels {tuple(labels.shape)}")
     if labels is not None and not ((labels >= 0) & (labels < classes)).all():
@@ -810,7 +810,7 @@ Clip = bool | Callable[[Tensor], Tensor]  # x0_hat to [-1, 1], not at all, or by
 
 
 class Prediction(NamedTuple):
-    """What is believed of x_t. A model may return it in the place of eps_hat."""
+    """What is estimated from x_t. A model may return it in place of eps_hat."""
 
     x0_hat: Tensor  # (N, C, H, W)
     eps_hat: Tensor  # (N, C, H, W)
@@ -865,7 +865,7 @@ def ddpm_sampler(
     """Ancestral sampling (DDPM, Algorithm 2) along times from xT (N, C, H, W). noise() draws more of it.
 
     variance: "posterior" (beta-tilde), "beta", or "learned": between the two, as the model says.
-    Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Raises ValueError for a variance not to be had.
+    Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Raises ValueError for a variance it cannot use.
     """
     x = xT
     for t, s in transitions(times, schedule.T):
@@ -904,7 +904,7 @@ SAMPLERS: dict[str, Callable[..., States]] = {"ddpm": ddpm_sampler, "ddim": ddim
 
 
 def options_of(sampler: Callable[..., States], **given) -> dict:
-    """Those of the options given that the sampler takes, such as eta or variance."""
+    """The given options that the sampler takes, such as eta or variance."""
     return {name: value for name, value in given.items() if name in inspect.signature(sampler).parameters}
 
 
@@ -963,10 +963,10 @@ def generate(
     start: int = 0, labels: Tensor | None = None, init: Tensor | None = None, film: int = 0, frames: int = 50,
     device: Device | None = None, precision: str = "float32", progress: bool = True, **options,
 ) -> tuple[Tensor, Film]:  # fmt: skip
-    """n images as uint8 (n, C, H, W), and a film of the first `film` of a batch, at up to `frames` + 1 times.
+    """n images as uint8 (n, C, H, W), and a film of the first batch's first `film`, at up to `frames` + 1 times.
 
     steps: how many, or the times themselves. labels (n,) go to the model. init: images (1 or n, C, H, W) in
-    [-1, 1] that start the way at the first time, noised as q says, instead of pure noise (SDEdit, arXiv 2108.01073).
+    [-1, 1] to start from instead of pure noise, noised by q up to the first time (SDEdit, arXiv 2108.01073).
     Image k depends on seed and k only, but for rounding; the first is k = start. device: None takes the model's, or
     the schedule's. precision: of the network; x_t itself is always float32. options go to the sampler.
     """
@@ -1002,7 +1002,7 @@ def generate(
             if t != 0:
                 raise ValueError(f"the sampler ended at t = {t}: it must also yield x_0, with t = 0, which is the image")
             if x.isnan().any():
-                raise FloatingPointError("the images are NaN: take another precision than float16, or a sound checkpoint")
+                raise FloatingPointError("the images are NaN: avoid precision float16, or take an undamaged checkpoint")
             images.append(to_uint8(x).cpu())
     return torch.cat(images), reel
 
@@ -1010,7 +1010,7 @@ def generate(
 def check_film(film: Film) -> None:
     """Raises ValueError for one without images."""
     if not film:
-        raise ValueError("the film is empty: generate keeps as many images of it as its argument film says, such as 36")
+        raise ValueError("the film is empty: generate keeps as many images as its argument film says: set film=36, say")
 
 
 def draw_strip(film: Film, images: int = 2, columns: int = 11) -> plt.Figure:
@@ -1129,7 +1129,7 @@ def settings_from_dict(values: dict) -> Settings:
     """Settings from what JSON made of them. Raises ValueError for an unknown name."""
     unknown = set(values) - {f.name for f in fields(Settings)}
     if unknown:
-        raise ValueError(f"unknown settings {sorted(unknown)}: written by another version")
+        raise ValueError(f"unknown settings {sorted(unknown)}: written by another version, so use that one")
     return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -1216,7 +1216,7 @@ def load_state(folder: PathLike) -> tuple[dict, Settings]:
 def resume_run(folder: PathLike, settings: Settings | None = None, device: Device = "cpu") -> Run:
     """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
 
-    Raises as load_state, and ValueError where a setting cannot change.
+    Raises as load_state does, and ValueError where a setting cannot change.
     """
     (state, saved), path = load_state(folder), Path(folder, "training_state.pt")
     settings = settings or saved
@@ -1258,7 +1258,7 @@ def writable_folder(folder: PathLike) -> Path:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list]:
-    """Inside, Ctrl-C and SIGTERM only fill the list that it gives; Ctrl-C a second later interrupts at once."""
+    """Inside, Ctrl-C and SIGTERM only add to the list it yields; Ctrl-C a second later interrupts at once."""
     pressed, previous = [], {}
 
     def handler(signum, frame):  # launchers pass a signal on that has come already, so one press may come twice
@@ -1314,9 +1314,9 @@ def fit(
 ) -> Run:  # fmt: skip
     """Trains run to settings.epochs on uint8 images (N, C, H, W); checkpoints and previews go to folder.
 
-    Both after each epoch, or where these are short, after so many that they have PREVIEW_EVERY steps, and that saving
-    takes no more than 3 s and a twentieth of the time; checkpoints every five minutes too.
-    objective, labels: as in training_loop. deadline: when to stop in any case, saved, by time.monotonic().
+    Both after each epoch or, where epochs are short, after as many as have PREVIEW_EVERY steps and as keep saving
+    within 3 s plus a twentieth of the time; checkpoints every five minutes too.
+    objective, labels: as in training_loop. deadline: time.monotonic() at which to save and stop in any case.
 
     Raises FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
     is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved and how to go on.
@@ -1374,7 +1374,7 @@ def fit(
                 if not saved_whole(folder, run):
                     save()
                 if world.rank == 0:
-                    print(f"{folder} was trained to its end before: more epochs would go on")
+                    print(f"{folder} was trained to its end before: set more epochs to go on")
             world.any(False)  # until the last checkpoint is written, all wait
             if stopped and not late:
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")

@@ -165,9 +165,9 @@ def with_new_names(weights: dict[str, Tensor], source: PathLike) -> dict[str, Te
 
 
 def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
-    """The folder of those files of a repository of the hub, from its cache where they are there already.
+    """The folder with these files of a hub repository, from its cache where they are there already.
 
-    Raises OSError where they are not to be had, FileNotFoundError for what is no repository's name either.
+    Raises OSError where they cannot be had, FileNotFoundError for a name that no repository can have.
     """
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(f"there is no folder {name}")
@@ -200,7 +200,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-            raise ValueError("it holds something else than tensors")
+            raise ValueError("it holds something other than tensors")
         return weights
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or holds no weights ({first_line(error)})") from error
@@ -221,7 +221,7 @@ def load_diffusers(
     index = folder / INDEX
     pipeline = read_json(index).get("_class_name") if index.is_file() else "DDPMPipeline"
     if pipeline not in ("DDPMPipeline", "DDIMPipeline"):
-        raise ValueError(f"{source} is a {pipeline}: only DDPMPipeline and DDIMPipeline are of networks like ours")
+        raise ValueError(f"{source} is a {pipeline}: only DDPMPipeline and DDIMPipeline hold networks like ours")
     # the hub's oldest pipelines have all files in one folder
     unet, scheduler = (folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
     config, betas = unet / CONFIG, scheduler / SCHEDULER
@@ -252,8 +252,8 @@ def load_diffusers(
 def pretrained(source: PathLike, labels: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Weights to start training from, and the settings that decide their network and what its output means.
 
-    source: a checkpoint's folder, or what load_diffusers reads. labels: whether there are any to train with; without,
-    a network for labels becomes one without, which says what it said where none was told.
+    source: a checkpoint's folder, or what load_diffusers reads. labels: whether there are any to train with; if not,
+    a network with labels becomes one without, which predicts what it did for no label.
     Raises as load_checkpoint and load_diffusers.
     """
     config = Path(source, CONFIG)

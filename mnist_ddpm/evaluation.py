@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
 
     @property
     def half(self) -> float:
-        """Of the interval's width."""
+        """Half the interval."""
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
@@ -127,8 +127,8 @@ def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate
 def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
     """How much too large the Fréchet distance of n generated features is to be expected: c/n (arXiv 1911.07023).
 
-    That of n/2 is too large by as much again: here in the mean over ten halvings. What the number of real features
-    adds is no part of it. Raises ValueError for fewer than 4.
+    With n/2 it is too large by as much again: here, the mean over ten halvings. What the number of real features adds
+    is not included. Raises ValueError for fewer than 4.
     """
     size, ordered = len(generated) // 2, in_order(generated)
     halves = (half for k in range(10) for half in shuffled(ordered, 10 * seed + k).split(size)[:2])
@@ -137,7 +137,7 @@ def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
 
 
 def share(hits: Tensor) -> Estimate:
-    """Of a bool tensor (N,), with its binomial interval (Wilson's)."""
+    """Share of True in bool (N,), with Wilson's binomial interval."""
     p, spare = hits.double().mean().item(), 1.96**2 / len(hits)
     centre, half = (p + spare / 2) / (1 + spare), math.sqrt(p * (1 - p) * spare + spare**2 / 4) / (1 + spare)
     return Estimate(p, centre - half, centre + half)
@@ -170,7 +170,7 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[Estimate, Estimat
 def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estimate]:
     """All of the above, whatever the order of generated features (N, D).
 
-    Both kinds are shuffled first, since precision and recall take a part of the more.
+    Both sets are shuffled first, since precision and recall use a part of the larger.
     """
     generated = shuffled(in_order(generated), seed)
     precision, recall = precision_recall(shuffled(real, seed), generated)
@@ -220,12 +220,12 @@ class Audit(NamedTuple):
 
     @property
     def once(self) -> Tensor:
-        """The real ones of those that are not there twice."""
+        """The real distances of those not there twice."""
         return self.real[~self.twice]
 
     @property
     def near(self) -> Tensor:
-        """Within which distance the nearest 1 % of these lie."""
+        """The 1 % quantile of these."""
         return self.once.quantile(0.01) if len(self.once) else torch.zeros(())
 
     @property
@@ -320,7 +320,7 @@ def audit_points(
 
 
 def audit_line(found: dict) -> str:
-    """Of Audit.figures, for people."""
+    """Audit.figures in words."""
     verdict = "it copies" if found["copies"] else "no sign of copying"
     exact = f", {round(found['exact'] * found['n'])} are training images" if found["exact"] else ""
     exact += "" if not exact or found["copies"] else ", as many as of real ones"

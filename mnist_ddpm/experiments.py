@@ -96,7 +96,7 @@ class Lab:
         return ddpm.Settings(**{**self.common, "seed": seed, **changes})
 
     def training_run(self, folder: Path, settings: ddpm.Settings) -> ddpm.Run:
-        """That of a folder, where it was stopped, or a new one. Raises ValueError where it has other settings."""
+        """The run in folder, where it was stopped, or a new one. Raises ValueError if it has other settings."""
         if not (folder / "training_state.pt").is_file():
             return ddpm.start_run(settings, self.device)
         run = ddpm.resume_run(folder, device=self.device)
@@ -105,7 +105,7 @@ class Lab:
         return run
 
     def network(self, name: str, seed: int, **changes) -> tuple[Network, ddpm.Schedule, ddpm.Settings]:
-        """That of a name and a seed: trained to its end, from where it was stopped, but only where it is needed."""
+        """The network of this name and seed, trained to its end from where it was stopped, but only if needed."""
         settings, folder = self.settings(seed, **changes), self.runs / f"{slug(name)}-{seed}"
         self.networks[name] = changes
 
@@ -553,8 +553,8 @@ class Arguments(Scale):
     """
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(help="one of " + ", ".join(EXPERIMENTS))]]
-    quick: bool = False  # a few minutes, to see it work: what comes out means nothing
-    out: Path = Path("experiments")  # folder that gets a folder of the experiment's name
+    quick: bool = False  # a few minutes, to see that it works; the results mean nothing
+    out: Path = Path("experiments")  # folder in which the experiment's own folder is made
     data: Path = Path("data")  # folder that holds MNIST
     device: str = "auto"  # cpu, cuda, mps
 

@@ -81,7 +81,7 @@ class Inception(nn.Module):
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
         except (ModuleNotFoundError, OSError) as error:  # a missing package, or no network to download the weights
-            raise ValueError(f"Inception cannot be had ({error}): pip install torch-fidelity, and be online") from error
+            raise ValueError(f"Inception is missing ({error}): pip install torch-fidelity, and go online") from error
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.expand(-1, 3, -1, -1))

@@ -79,7 +79,7 @@ def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
     with Image.open(source) as opened:
         image = upright(opened)
         if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
-            raise ValueError("floating-point or 32-bit pixels, whose range nothing tells: save it with 8 or 16 bits")
+            raise ValueError("floating-point or 32-bit pixels, whose range is unknown: save it with 8 or 16 bits")
         if image.mode.startswith("I"):  # 16 bits, at times stored as 32; Pillow would cut off all above 255
             values, clear = np.asarray(image), image.info.get("transparency")
             values = np.where(values == clear, 65535, values.clip(0, 65535))
@@ -91,7 +91,7 @@ def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
 
 
 def unreadable(source: object, error: Exception) -> str:
-    """A line for people about a file that Pillow's readers raised an error of any kind for; not of memory."""
+    """One line about a file that Pillow failed to read, whatever the error; raises MemoryError again."""
     if isinstance(error, MemoryError):  # which is no fault of the file
         raise error
     reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
@@ -260,9 +260,9 @@ def load_files(files: Files, settings: Settings, cache: PathLike, label: str, cr
 
 
 def walk(root: PathLike, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder from root downwards with its files, sorted; not the hidden ones, and none twice through links.
+    """Each folder from root down with its files, sorted; not the hidden ones, and none twice through links.
 
-    onerror: what becomes of a folder that cannot be read; None: it is left out.
+    onerror: gets the error of a folder that cannot be read; None: it is skipped.
     """
     seen = set()
     for folder, below, names in os.walk(root, onerror=onerror, followlinks=True):
@@ -277,7 +277,7 @@ def load_folder(settings: Settings, folder: PathLike, cache: PathLike = "data/ca
     """All images below a folder, padded or cropped and resized: uint8 (N, channels, image_size, image_size).
 
     They are sorted by path; hidden files and folders do not count. Raises ValueError where there is none, or where
-    more than a few cannot be read, OSError where a folder cannot be, or where they cannot be kept.
+    more than a few cannot be read, OSError where a folder cannot be read, or they cannot be saved.
     """
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 
@@ -302,7 +302,7 @@ def zip_folders(path: Path) -> list[tuple[Path, list[str]]]:
             for name in archive.namelist():
                 folders.setdefault(path / os.path.dirname(name), []).append(os.path.basename(name))
     except (zipfile.BadZipFile, OSError) as error:
-        print(f"{path} is damaged or no zip archive, and passed over ({error})")
+        print(f"{path} is damaged or no zip archive, and was skipped ({error})")
     return list(folders.items())
 
 
@@ -460,7 +460,7 @@ def load_ffhq(settings: Settings, root: PathLike = "data", split: str = "train")
 def load_own_folder(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
     """load_folder for settings.dataset, with its cache in root / "cache". Raises ValueError for the test split."""
     if split != "train":
-        raise ValueError(f"the folder {settings.dataset} has no {split} split")
+        raise ValueError(f"the folder {settings.dataset} has no {split} split: take train")
     return load_folder(settings, settings.dataset, Path(root, "cache"))
 
 

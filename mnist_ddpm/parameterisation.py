@@ -110,7 +110,7 @@ def snr(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def bound_weight(schedule: Schedule, t: Tensor) -> Tensor:
-    """That of the variational bound with sigma_t² = beta_t (DDPM, Eq. 12)."""
+    """As in the variational bound with sigma_t² = beta_t (DDPM, Eq. 12)."""
     alpha_bar = at(schedule.alpha_bar, t)
     return at(schedule.beta, t) * at(schedule.alpha_bar, t - 1) / (2 * (1 - alpha_bar).square())
 
@@ -148,7 +148,7 @@ AWARE = {*WEIGHTS, *LEARNED_VARIANCE}  # objectives that mind what is predicted 
 
 @dataclass
 class OfAny:
-    """Makes an objective for any prediction, of one that takes what the model says for the noise."""
+    """Makes an objective for any prediction, from one that expects the model to predict noise."""
 
     own: Callable[[Settings], Objective]
 
@@ -176,14 +176,14 @@ class Simple(OfAny):
 
 
 def for_any_prediction(name: str, own: Callable[[Settings], Objective]) -> Callable[[Settings], Objective]:
-    """The maker of the objective of that name, for networks too that say something else than the noise."""
+    """The objective's maker, made to suit networks that predict something other than the noise, too."""
     if isinstance(own, OfAny) or name in AWARE:
         return own
     return Simple(own) if name == "simple" else OfAny(own)
 
 
 def denoisers() -> dict[str, Callable]:
-    """Those of all predictions."""
+    """One per prediction but eps."""
     return {name: partial(Denoiser, prediction=name) for name in CONVERSIONS if name != "eps"}
 
 

@@ -37,11 +37,11 @@ class Plan:
 
     @property
     def finish(self) -> str:
-        """The time of day, if training begins now."""
+        """The time of day it ends, if begun now."""
         return f"{datetime.now() + timedelta(seconds=self.seconds):%H:%M}"
 
     def lines(self, places: Sequence[str] = ()) -> list[str]:
-        """For people. places: flags that train needs too."""
+        """In words. places: more flags for train."""
         s, base = self.settings, presets.preset(self.preset)
         flags = ["--preset", self.preset]
         for name, value in asdict(s).items():
@@ -54,7 +54,7 @@ class Plan:
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
             f"then 64 images, {sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
-            f"without a plan: python -m mnist_ddpm train {shlex.join([*flags, *places])}",
+            f"the same without planning: python -m mnist_ddpm train {shlex.join([*flags, *places])}",
         ]
 
 
@@ -100,7 +100,7 @@ def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
 
 
 def precisions(device: torch.device) -> list[str]:
-    """Those worth a measurement."""
+    """The ones worth measuring."""
     if ddpm.emulates_bfloat16(device):
         return ["float32", "float16"]
     return ["float32", "bfloat16"]

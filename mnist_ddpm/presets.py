@@ -63,7 +63,7 @@ def preset(name: str) -> Settings:
 
 
 def of_run(folder: PathLike) -> Settings:
-    """Those of a saved run, also where a save was cut short. Raises as load_config or load_state."""
+    """A saved run's settings, even if a save was cut short. Raises as load_config or load_state."""
     resumable = Path(folder, "training_state.pt").exists()  # which is written first
     return load_state(folder)[1] if resumable else load_config(folder)[0]
 

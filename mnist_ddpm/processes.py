@@ -23,7 +23,7 @@ from mnist_ddpm.extractors import Judge
 
 
 class Processes(ddpm.World):
-    """Those that a launcher has started."""
+    """Processes that a launcher started."""
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
@@ -47,7 +47,7 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
         )
     if started == 1:
         if "ACCELERATE_MIXED_PRECISION" in os.environ and not expected:  # which accelerate launch sets
-            print("accelerate launch has started one process; if it was to be several, --processes N tells why not")
+            print("accelerate launch has started one process; if you wanted several, --processes N says why not")
         return ddpm.World()
     import torch.distributed.nn  # imported after, its functions' defaults would keep the connection open
     from accelerate import Accelerator, InitProcessGroupKwargs  # takes its time, and one process does without
@@ -70,7 +70,9 @@ def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
         device = ddpm.best_device() if name == "auto" else torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device "{name}" is not to be had here ({ddpm.first_line(error)})') from error
+        raise ValueError(
+            f'device "{name}" is not to be had here ({ddpm.first_line(error)}): name another, or auto'
+        ) from error
     return device
 
 

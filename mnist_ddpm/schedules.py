@@ -53,7 +53,7 @@ def rescaled(make: Callable[[Settings], Schedule]) -> Callable[[Settings], Sched
     def make_rescaled(settings: Settings) -> Schedule:
         if settings.prediction == "eps":
             raise ValueError(
-                f'schedule "{settings.schedule}" ends in pure noise, from which no x_0 follows by its noise: '
+                f'schedule "{settings.schedule}" ends in pure noise, where eps does not determine x_0: '
                 'take prediction "v" or "x0"'
             )
         return zero_terminal_snr(make(settings))

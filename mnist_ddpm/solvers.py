@@ -21,10 +21,10 @@ def dpmpp_2m_sampler(
     """DPM-Solver++(2M), multistep, one evaluation a step (arXiv 2211.01095, Algorithm 2), first order at both ends.
 
     h is the step in lambda, half the log SNR. Where it is more than twice the step before, as at the end of "linspace"
-    and "leading", the order is the first too: what x0_hat did in so short a step says nothing of so long a one.
+    and "leading", the order is first too: what x0_hat did in so short a step says nothing about so long a one.
     eta: noise() brings 1 - exp(-2 eta h) of the variance 1 - alpha_bar_s of x_s; the rest stays from x_t. 1 is that
-    paper's SDE-DPM-Solver++(2M), of which ancestral is the first order; below 1 it is more than DDIM's eta of that
-    value brings.
+    paper's SDE-DPM-Solver++(2M), which at first order is ancestral sampling; below 1 it adds more than DDIM with the
+    same eta.
     Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Raises ValueError unless eta is finite and >= 0.
     """
     if not 0 <= eta < math.inf:
@@ -55,9 +55,9 @@ def heun_sampler(
 ) -> States:  # fmt: skip
     """Heun's method in sigma, two evaluations a step (EDM, arXiv 2206.00364, Algorithm 1).
 
-    Euler's, with one, to sigma = 0 and where sigma falls more than tenfold in a step, as a cosine schedule's does at
-    first, and each one's in very few steps: what eps_hat at the end says of the whole step, times so large a
-    difference, would swamp the image.
+    Euler's, with one, to sigma = 0 and where sigma falls more than tenfold in a step, as with a cosine schedule at
+    first, and with any in very few steps: there eps_hat at the end, times so large a difference, would swamp the
+    image.
     Yields (t, x_t, x0_hat) for each time, then (0, x_0, x_0). Draws no noise.
     """
     x = xT
