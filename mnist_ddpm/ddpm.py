@@ -1259,7 +1259,7 @@ def writable_folder(folder: PathLike) -> Path:
 @contextmanager
 def deferred_interrupt() -> Iterator[list]:
     """Inside, Ctrl-C and SIGTERM only add to the list it yields; Ctrl-C a second later interrupts at once."""
-    pressed, previous = [], {}
+    pressed, previous = getattr(signal.getsignal(signal.SIGINT), "pressed", []), {}  # that of an outer one, if any
 
     def handler(signum, frame):  # launchers pass a signal on that has come already, so one press may come twice
         pressed.append(time.monotonic())
@@ -1270,6 +1270,7 @@ def deferred_interrupt() -> Iterator[list]:
             with suppress(RuntimeError, OSError, ValueError):  # of a stream in the midst of its work, broken, or closed
                 print(f"\nstopping after this step, to save it{more}", flush=True)
 
+    handler.pressed = pressed
     try:
         with suppress(ValueError):  # not in the main thread, where Ctrl-C does not arrive
             for signum in (signal.SIGINT, signal.SIGTERM):

@@ -117,16 +117,16 @@ def fit(run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.Pat
     if run.world.size == 1:
         return ddpm.fit(run, images, schedule, folder, **options)
     folder, run.drawn = Path(folder), run.generator.get_state()
-    try:
-        return ddpm.fit(run, images, schedule, folder, **options)
-    except RuntimeError as error:
-        saved = f"what the first of them has saved is in {folder}"
-        if run.world.rank == 0:
-            run.generator.set_state(run.drawn)  # the step that failed comes again, with the same times and noise
-            with ddpm.deferred_interrupt():  # of a launcher that ends the others
+    with ddpm.deferred_interrupt():  # a launcher that ends the others must not break into the saving
+        try:
+            return ddpm.fit(run, images, schedule, folder, **options)
+        except RuntimeError as error:
+            saved = f"what the first of them has saved is in {folder}"
+            if run.world.rank == 0:
+                run.generator.set_state(run.drawn)  # the step that failed comes again, with the same times and noise
                 saved = save_what_is_there(run, folder)
-        problem = f"one of {run.world.size} processes failed, this or another ({ddpm.first_line(error)})"
-        raise ConnectionError(f"{problem}; {saved}") from error
+            problem = f"one of {run.world.size} processes failed, this or another ({ddpm.first_line(error)})"
+            raise ConnectionError(f"{problem}; {saved}") from error
 
 
 def save_what_is_there(run: ddpm.Run, folder: Path) -> str:

@@ -334,6 +334,17 @@ def test_terminating_signals_that_come_twice_wait_too():
     assert len(pressed) == 2
 
 
+def test_an_interrupt_before_fit_is_one_within_it(tiny, blobs, tmp_path):
+    """As where several processes train, which defer interrupts until what they have is saved."""
+    with deferred_interrupt() as outer:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 1 and saved"):
+            fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path)
+        assert len(outer) == 1
+    with deferred_interrupt() as later:
+        assert not later
+
+
 def test_interrupted_fit_saves_and_resumes_bit_for_bit(tiny, blobs, tmp_path):
     def objective(*args):
         if len(run.losses) == 4:
