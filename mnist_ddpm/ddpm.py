@@ -1281,9 +1281,10 @@ def deferred_interrupt() -> Iterator[list]:
             signal.signal(signum, handled)
 
 
-def must_be_free(folder: PathLike) -> None:
-    """Raises FileExistsError where a new run would overwrite another."""
-    if any(Path(folder, name).exists() for name in ("config.json", "training_state.pt")):
+def must_be_free(folder: PathLike, run: Run | None = None) -> None:
+    """Raises FileExistsError where a new run, or this one away from home, would overwrite another."""
+    at_home = run is not None and run.home == Path(folder).resolve()
+    if not at_home and any(Path(folder, name).exists() for name in ("config.json", "training_state.pt")):
         raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
 
 
@@ -1331,13 +1332,11 @@ def fit(
     def save() -> None:  # by the first process, for all
         nonlocal saved_at
         if world.rank == 0:
-            if run.home != folder.resolve():  # another run may have begun there meanwhile
-                must_be_free(folder)
+            must_be_free(folder, run)  # another may have begun there meanwhile
             save_run(folder, run)
         saved_at, run.home = run.step, folder.resolve()
 
-    if run.home != folder.resolve():
-        must_be_free(folder)
+    must_be_free(folder, run)
     signal_left = schedule.alpha_bar[-1].item()
     if signal_left > 0.01 and world.rank == 0:
         print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts from noise: raise T or beta_T")

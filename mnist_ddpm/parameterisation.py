@@ -148,38 +148,36 @@ AWARE = {*WEIGHTS, *LEARNED_VARIANCE}  # objectives that mind what is predicted 
 
 @dataclass
 class OfAny:
-    """Makes an objective for any prediction, from one that expects the model to predict noise."""
+    """Makes an objective for any prediction, from one that expects the model to predict noise.
 
+    "simple" is the plain error of what else is predicted.
+    """
+
+    name: str
     own: Callable[[Settings], Objective]
 
     def __call__(self, settings: Settings) -> Objective:
-        objective, prediction = self.own(settings), settings.prediction
+        prediction = settings.prediction
+        if self.name == "simple" and prediction != "eps":
+            return weighted(prediction)
+        objective = self.own(settings)
         if prediction == "eps":
             return objective
 
         def told_the_noise(model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
             def noise(xt: Tensor, t: Tensor) -> Tensor:
-                value, *variance = model(xt, t).to(xt.dtype).split(xt.shape[1], dim=1)
-                return torch.cat([convert(schedule, xt, t, value, prediction, "eps"), *variance], dim=1)
+                output = model(xt, t)
+                eps_hat = interpret(schedule, xt, t, output, prediction).eps_hat
+                return torch.cat([eps_hat, output[:, xt.shape[1] :]], dim=1)  # any variance as it is
 
             return objective(noise, schedule, x0, t, eps)
 
         return told_the_noise
 
 
-@dataclass
-class Simple(OfAny):
-    """What "simple" means: own, of the noise, or the plain error of what else is predicted."""
-
-    def __call__(self, settings: Settings) -> Objective:
-        return self.own(settings) if settings.prediction == "eps" else weighted(settings.prediction)
-
-
 def for_any_prediction(name: str, own: Callable[[Settings], Objective]) -> Callable[[Settings], Objective]:
     """The objective's maker, made to suit networks that predict something other than the noise, too."""
-    if isinstance(own, OfAny) or name in AWARE:
-        return own
-    return Simple(own) if name == "simple" else OfAny(own)
+    return own if isinstance(own, OfAny) or name in AWARE else OfAny(name, own)
 
 
 def denoisers() -> dict[str, Callable]:

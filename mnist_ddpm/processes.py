@@ -132,8 +132,7 @@ def fit(run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.Pat
 def save_what_is_there(run: ddpm.Run, folder: Path) -> str:
     """Saves the run, if it can. Returns what is saved then."""
     with suppress(OSError, RuntimeError):  # the first error is the one to tell
-        if run.home != folder.resolve():
-            ddpm.must_be_free(folder)
+        ddpm.must_be_free(folder, run)
         if run.step:
             ddpm.save_run(folder, run)
     with suppress(OSError, ValueError):
