@@ -144,6 +144,8 @@ def test_settings_choose_prediction_and_weight(paper):
     assert make_denoiser(network, paper, Settings()) is network
     for kind in ("x0", "v", "mu"):
         assert make_denoiser(network, paper, Settings(prediction=kind)).prediction == kind
+        losses = make_objective(Settings(prediction=kind))(model, paper, x0, TIMES, eps)
+        torch.testing.assert_close(losses, weighted(kind)(model, paper, x0, TIMES, eps))
 
 
 @pytest.mark.parametrize("kind", KINDS)
