@@ -3,6 +3,7 @@
 pip install -r benchmarks/requirements-peers.txt
 python benchmarks/peers.py              speed, memory, and how soon there is a first image; half an hour
 python benchmarks/peers.py --race 10    ten minutes of training for each, then the distances of 2,000 images
+    … --evaluations 50 10               with fifty evaluations of the network an image, and again with ten
 
 The first prints tables with ratios and writes peers.json. Each contestant has a process of its own, one works at a
 time, rounds rotate, the first is discarded. A race trains in the faster precision; race-MINUTES.json holds a contestant
@@ -42,6 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # contestants' packages are imported by their own processes: each pays for its own only
 OURS, PRECISIONS = "mnist-ddpm", ("float32", "bfloat16")
 PART = 250  # images that a race draws at a time
+FEW = 10  # evaluations, at most, with which a contestant draws by a sampler made for few
 SPARE = 0.97  # of the measured pace is what a decaying learning rate counts on
 
 
@@ -75,6 +77,7 @@ class Contestant:
     seed) gives uint8 (n, 1, 32, 32), before training from random weights. The docstring says how, for people."""
 
     package, names = "", ()  # what it imports
+    FEWER = "By the same sampler."  # how it draws with few evaluations
     NETWORK: ClassVar[dict] = {}  # its network's arguments
     BATCH = 128  # in a race
     network: nn.Module  # that samples
@@ -205,6 +208,7 @@ class Diffusers(Contestant):
 
     package = "diffusers"
     names = "UNet2DModel", "DDPMScheduler", "DDPMPipeline"
+    FEWER = "By its DPMSolverMultistepScheduler, sde-dpmsolver++, thresholding: as this project draws."
     NETWORK: ClassVar[dict] = {
         "sample_size": 32, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 8,
         "block_out_channels": (32, 32, 64, 128),
@@ -242,6 +246,11 @@ class Diffusers(Contestant):
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
         if self.average:
             self.average.copy_to(self.network.parameters())
+        if evaluations <= FEW:
+            from diffusers import DPMSolverMultistepScheduler
+
+            options = {"algorithm_type": "sde-dpmsolver++", "thresholding": True, "sample_max_value": 1.0}
+            self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(self.noise.config, **options)
         generator = torch.Generator().manual_seed(seed)
         images = self.pipeline(n, generator, num_inference_steps=evaluations, output_type="pt").images
         return (images * 255).round().byte()
@@ -252,6 +261,7 @@ class SmallDiffusion(Contestant):
     which in a trial did better than the accelerated one."""
 
     package = "smalldiffusion"
+    FEWER = "By its accelerated sampler, gam 2 and mu 0."
     names = "Unet", "Scaled", "ScheduleLogLinear", "training_loop", "samples", "img_normalize"
     NETWORK: ClassVar[dict] = {
         "in_dim": 32, "in_ch": 1, "out_ch": 1, "ch": 32, "ch_mult": (1, 1, 2, 4), "num_res_blocks": 1,
@@ -281,7 +291,8 @@ class SmallDiffusion(Contestant):
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
         torch.manual_seed(seed)
         sigmas = self.schedule.sample_sigmas(evaluations)
-        *_, x0 = self.samples(self.network, sigmas, gam=1.0, mu=0.5, batchsize=n, accelerator=self.accelerator)
+        gam, mu = (2.0, 0.0) if evaluations <= FEW else (1.0, 0.5)
+        *_, x0 = self.samples(self.network, sigmas, gam=gam, mu=mu, batchsize=n, accelerator=self.accelerator)
         return (self.normalize(x0) * 255).round().byte()
 
 
@@ -373,7 +384,7 @@ def measure(a: argparse.Namespace, card: dict) -> None:
         for turn in range(1 + a.rounds):
             for row in order[turn % len(rows) :] + order[: turn % len(rows)]:
                 worker = workers[row]
-                _, evaluations, drawing = ask(worker, "draw", a.n, a.evaluations, a.seed + turn)
+                _, evaluations, drawing = ask(worker, "draw", a.n, a.evaluations[0], a.seed + turn)
                 if turn == 0:
                     values[row][SAMPLING_MEMORY].append(ask(worker, "memory"))
                     ask(worker, "load", images)
@@ -388,7 +399,7 @@ def measure(a: argparse.Namespace, card: dict) -> None:
             worker.shutdown()
         for row in order * a.starts:
             with ProcessPoolExecutor(1, SPAWN) as worker:
-                parts = worker.submit(first_image, rows[row], a.threads, a.evaluations, time.time()).result()
+                parts = worker.submit(first_image, rows[row], a.threads, a.evaluations[0], time.time()).result()
             found[row]["starts"].append(dict(zip(("import", "build", "draw"), parts)))
             values[row][FIRST].append(sum(parts))
             bar.update()
@@ -409,8 +420,9 @@ def measure(a: argparse.Namespace, card: dict) -> None:
     evaluation.write_card(a.out, card | {"rows": found, "ratios": ratios})
 
 
-def compete(name: str, images: np.ndarray, a: argparse.Namespace) -> tuple[dict, Tensor]:
-    """Trains a contestant for the time, and draws. Returns what it did, and its images."""
+def compete(name: str, images: np.ndarray, a: argparse.Namespace) -> tuple[dict, dict[int, tuple[float, Tensor]]]:
+    """Trains a contestant for the time, and draws. Returns what it did, and by the number of evaluations that was
+    asked for, how many an image took, and the images."""
     from mnist_ddpm import ddpm
 
     paces, batch = {}, a.batch or CONTESTANTS[name].BATCH
@@ -422,7 +434,7 @@ def compete(name: str, images: np.ndarray, a: argparse.Namespace) -> tuple[dict,
             paces[task] = steps / seconds
     task, limit, steps, spent = max(paces, key=paces.get), 60 * a.race, 0, 0.0
     task = replace(task, steps=max(1, round(SPARE * limit * paces[task])))
-    parts, evaluations = [], 0
+    drawn = {}
     with hire(task, a.threads) as worker:
         ask(worker, "load", images)
         with ddpm.progress_bar(total=round(limit), desc=f"{name}, training", unit="s") as bar:
@@ -432,14 +444,17 @@ def compete(name: str, images: np.ndarray, a: argparse.Namespace) -> tuple[dict,
                     break  # its learning rate has come to its end
                 steps, spent = steps + done, spent + seconds
                 bar.update(min(round(spent), bar.total) - bar.n)
-        for first in ddpm.progress_bar(range(0, a.n, PART), desc=f"{name}, drawing", unit="part"):
-            part, counted, _ = ask(worker, "draw", min(PART, a.n - first), a.evaluations, 10_000 * a.seed + first)
-            parts, evaluations = [*parts, part], evaluations + counted
+        for evaluations in a.evaluations:
+            parts, taken = [], 0
+            for first in ddpm.progress_bar(range(0, a.n, PART), desc=f"{name}, drawing", unit="part"):
+                part, counted, _ = ask(worker, "draw", min(PART, a.n - first), evaluations, 10_000 * a.seed + first)
+                parts, taken = [*parts, part], taken + counted
+            drawn[evaluations] = taken / a.n, torch.from_numpy(np.concatenate(parts))
     row = CONTESTANTS[name].described() | {
         "precision": task.precision, "batch": batch, "images trained": steps * batch, "seconds": round(spent, 1),
-        "steps": steps, "steps planned": task.steps, "evaluations per image": evaluations / a.n,
+        "steps": steps, "steps planned": task.steps,
     }  # fmt: skip
-    return row, torch.from_numpy(np.concatenate(parts))
+    return row, drawn
 
 
 def outdated(name: str, row: dict) -> bool:
@@ -449,7 +464,8 @@ def outdated(name: str, row: dict) -> bool:
 
 
 def race(a: argparse.Namespace, card: dict) -> None:
-    """Equal time for all; then the distances of what they draw to all training images."""
+    """Equal time for all; then the distances of what they draw to all training images. Each further number of
+    evaluations is a row of its own."""
     import imageio.v3 as imageio
 
     from mnist_ddpm import ddpm, evaluation, extractors
@@ -460,14 +476,23 @@ def race(a: argparse.Namespace, card: dict) -> None:
     missing = [name for name in ("real, unseen", *a.only) if name not in rows or outdated(name, rows[name])]
     reference = judge.features(torch.from_numpy(images)) if missing else None
     card |= {"extractor": judge.name, "reference": f"{len(images)} training images"}
+
+    def judged(drawn: Tensor) -> dict:
+        metrics = evaluation.distances(reference, judge.features(drawn), a.seed)
+        return {"metrics": {metric: estimate._asdict() for metric, estimate in metrics.items()}}
+
     for name in missing:
-        if name in CONTESTANTS:
-            row, drawn = compete(name, images, a)
-            imageio.imwrite(a.out.with_name(f"{a.out.stem}-{name}.png"), ddpm.tile(drawn[:100], 10))
-        else:  # the best that one can hope for, with so many images
-            row, drawn = {}, np.random.default_rng(a.seed).permutation(mnist("test"))[: a.n]
-        metrics = evaluation.distances(reference, judge.features(torch.as_tensor(drawn)), a.seed)
-        rows[name] = row | {"metrics": {metric: estimate._asdict() for metric, estimate in metrics.items()}}
+        if name not in CONTESTANTS:  # the best that one can hope for, with so many images
+            rows[name] = judged(torch.from_numpy(np.random.default_rng(a.seed).permutation(mnist("test"))[: a.n]))
+            continue
+        row, drawn = compete(name, images, a)
+        for evaluations, (taken, of_it) in drawn.items():
+            first = evaluations == a.evaluations[0]
+            title = name if first else f"{name}, {evaluations} evaluations"
+            about = row if first else {"how": CONTESTANTS[name].FEWER if evaluations <= FEW else "As above."}
+            rows[title] = about | {"evaluations per image": taken} | judged(of_it)
+            end = name if first else f"{name}-{evaluations}"
+            imageio.imwrite(a.out.with_name(f"{a.out.stem}-{end}.png"), ddpm.tile(of_it[:100], 10))
         evaluation.write_card(a.out, card)
     scores = {row: [evaluation.Estimate(**e) for e in rows[row]["metrics"].values()] for row in rows}
     best = min((scores[row][0].value for row in scores if row in CONTESTANTS and row != OURS), default=float("nan"))
@@ -490,7 +515,9 @@ def main() -> None:
     parser.add_argument("--race", type=float, metavar="MINUTES", help="of training for each, instead of the speeds")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--n", type=int, help="images drawn: 64 in each round, 2000 in a race")
-    parser.add_argument("--evaluations", type=int, default=50, help="of the network, for each image")
+    parser.add_argument(
+        "--evaluations", type=int, nargs="+", default=[50], help="of the network, for each image; a race takes several"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="that count")
     parser.add_argument("--starts", type=int, default=3, help="of fresh processes, each to its first image")
     parser.add_argument("--seconds", type=float, default=20, help="of training in a round, or to learn a race's pace")
@@ -500,7 +527,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file, in benchmarks/results unless given")
     a = parser.parse_args()
-    numbers = [value for key, value in vars(a).items() if key not in ("only", "seed", "out")]
+    numbers = [value for key, value in vars(a).items() if key not in ("only", "seed", "out", "evaluations")]
+    numbers += a.evaluations
+    if len(a.evaluations) > 1 and not a.race:
+        parser.error("several numbers of --evaluations are for a --race")
     if a.seed < 0 or any(value is not None and value <= 0 for value in numbers):
         parser.error("only --seed may be 0, and nothing below it")
     a.n = a.n or (2000 if a.race else 64)
@@ -511,6 +541,7 @@ def main() -> None:
         sys.exit(f"not installed: {', '.join(missing)}; pip install -r benchmarks/requirements-peers.txt")
     os.environ["TQDM_DISABLE"] = "1"  # in the contestants' processes
     settings = {key: value for key, value in vars(a).items() if key not in ("only", "out")}
+    settings["evaluations"] = a.evaluations if len(a.evaluations) > 1 else a.evaluations[0]
     try:
         a.out.parent.mkdir(parents=True, exist_ok=True)
         card = json.loads(a.out.read_text(encoding="utf-8")) if a.race and a.out.exists() else {}
