@@ -104,6 +104,8 @@ class Settings:
             object.__setattr__(self, "classes", 2 ** len(self.attributes))
         for f in fields(self):
             value, kind = getattr(self, f.name), (int,) if f.type is int else (int, float)
+            if isinstance(value, list):  # as JSON has them
+                object.__setattr__(self, f.name, tuple(value))
             if f.type in (int, float, float | None) and type(value) not in kind:
                 raise ValueError(f"{f.name} is {value!r}: it must be a {'whole number (int)' if len(kind) == 1 else 'number'}")
         for name in ("image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size", "accumulation"):
@@ -1130,7 +1132,7 @@ def settings_from_dict(values: dict) -> Settings:
     unknown = set(values) - {f.name for f in fields(Settings)}
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}: written by another version, so use that one")
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return Settings(**values)
 
 
 def load_weights(tensors: dict[str, Tensor], weights: dict[str, Tensor], source: PathLike) -> None:
@@ -1278,7 +1280,8 @@ def deferred_interrupt() -> Iterator[list]:
         yield pressed
     finally:
         for signum, handled in previous.items():
-            signal.signal(signum, handled)
+            if handled is not None:  # by a program that Python is a part of, which cannot be set again
+                signal.signal(signum, handled)
 
 
 def must_be_free(folder: PathLike, run: Run | None = None) -> None:

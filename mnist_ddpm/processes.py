@@ -195,7 +195,7 @@ def shared(world: ddpm.World, function: Callable[[Tensor], Tensor], things: Tens
 
 def generate(
     world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, n: int, shape: tuple[int, int, int],
-    labels: Tensor | None = None, **options,
+    labels: Tensor | None = None, init: Tensor | None = None, **options,
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
     """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part.
 
@@ -204,8 +204,9 @@ def generate(
     if n < world.size:
         raise ValueError(f"{n} images cannot be shared by {world.size} processes: ask for more, or launch fewer")
     mine = world.share(n)
-    labels = None if labels is None else labels[mine.start : mine.stop]
-    own, film = ddpm.generate(model, schedule, len(mine), shape, start=mine.start, labels=labels, **options)
+    options["labels"] = None if labels is None else labels[mine.start : mine.stop]
+    options["init"] = init if init is None or len(init) == 1 else init[mine.start : mine.stop]
+    own, film = ddpm.generate(model, schedule, len(mine), shape, start=mine.start, **options)
     return collect(world, own, n), film
 
 

@@ -123,6 +123,12 @@ def test_damaged_configs_are_refused(saved, text):
         load_checkpoint(saved)
 
 
+def test_a_run_whose_settings_were_given_as_lists_goes_on(tiny, tmp_path):
+    settings = replace(tiny, channel_mults=[*tiny.channel_mults], attention_resolutions=[8])
+    save_run(tmp_path, start_run(settings))
+    assert resume_run(tmp_path, settings).settings == settings
+
+
 def test_settings_of_another_version_are_named(saved):
     edit_config(saved, guidance=3.0)
     with pytest.raises(ValueError, match="guidance"):

@@ -61,6 +61,7 @@ def drawn(folder: Path, world: ddpm.World) -> None:
     """Seven images of a checkpoint, their features, and distances of some that each process has all of."""
     model, schedule, _ = ddpm.load_checkpoint(folder)
     options = {"labels": torch.arange(7) % 3, "sampler": ddpm.ddpm_sampler, "steps": 5, "seed": 3, "film": 2}
+    options["init"] = ddpm.to_float(data()[0][:7])
     images, film = processes.generate(world, model, schedule, 7, (1, 16, 16), **options)
     torch.manual_seed(0)
     judge = Judge(Extractor("mnist", 10, (8, 8)).eval(), "untrained")

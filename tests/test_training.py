@@ -320,6 +320,17 @@ def test_an_interrupt_that_cannot_be_told_is_one_all_the_same(monkeypatch, error
     assert len(pressed) == 1
 
 
+def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch):
+    """Of a program that Python is a part of; None is what it is then, and what cannot be set."""
+
+    def install(signum, handler):
+        assert callable(handler)
+
+    monkeypatch.setattr(ddpm.signal, "signal", install)
+    with deferred_interrupt():
+        pass
+
+
 def test_too_few_steps_for_the_warm_up_are_told(tiny, blobs, tmp_path, capsys):
     for warmup, told in ((7, True), (6, False)):  # of twelve
         settings = replace(tiny, warmup_steps=warmup)
