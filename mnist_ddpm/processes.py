@@ -204,8 +204,9 @@ def generate(
     if n < world.size:
         raise ValueError(f"{n} images cannot be shared by {world.size} processes: ask for more, or launch fewer")
     mine = world.share(n)
-    options["labels"] = None if labels is None else labels[mine.start : mine.stop]
-    options["init"] = init if init is None or len(init) == 1 else init[mine.start : mine.stop]
+    for name, all_of_it in (("labels", labels), ("init", init)):
+        one_each = all_of_it is not None and len(all_of_it) == n  # else ddpm.generate says what is wrong
+        options[name] = all_of_it[mine.start : mine.stop] if one_each else all_of_it
     own, film = ddpm.generate(model, schedule, len(mine), shape, start=mine.start, **options)
     return collect(world, own, n), film
 
