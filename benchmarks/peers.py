@@ -243,14 +243,17 @@ class Diffusers(Contestant):
             self.average.step(network.parameters())
             yield
 
+    def few(self):
+        """The scheduler for few evaluations, which a cold start does not import."""
+        from diffusers import DPMSolverMultistepScheduler
+
+        options = {"algorithm_type": "sde-dpmsolver++", "thresholding": True, "sample_max_value": 1.0}
+        return DPMSolverMultistepScheduler.from_config(self.noise.config, **options)
+
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
         if self.average:
             self.average.copy_to(self.network.parameters())
-        if evaluations <= FEW:
-            from diffusers import DPMSolverMultistepScheduler
-
-            options = {"algorithm_type": "sde-dpmsolver++", "thresholding": True, "sample_max_value": 1.0}
-            self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(self.noise.config, **options)
+        self.pipeline.scheduler = self.few() if evaluations <= FEW else self.noise
         generator = torch.Generator().manual_seed(seed)
         images = self.pipeline(n, generator, num_inference_steps=evaluations, output_type="pt").images
         return (images * 255).round().byte()
@@ -487,12 +490,12 @@ def race(a: argparse.Namespace, card: dict) -> None:
             continue
         row, drawn = compete(name, images, a)
         for evaluations, (taken, of_it) in drawn.items():
-            first = evaluations == a.evaluations[0]
-            title = name if first else f"{name}, {evaluations} evaluations"
-            about = row if first else {"how": CONTESTANTS[name].FEWER if evaluations <= FEW else "As above."}
-            rows[title] = about | {"evaluations per image": taken} | judged(of_it)
-            end = name if first else f"{name}-{evaluations}"
-            imageio.imwrite(a.out.with_name(f"{a.out.stem}-{end}.png"), ddpm.tile(of_it[:100], 10))
+            again = evaluations != a.evaluations[0]
+            few = {"drawn": CONTESTANTS[name].FEWER} if evaluations <= FEW else {}
+            about = ({} if again else row) | few | {"evaluations per image": taken}
+            rows[f"{name}, {evaluations} evaluations" if again else name] = about | judged(of_it)
+            picture = f"{a.out.stem}-{name}" + (f"-{evaluations}" if again else "")
+            imageio.imwrite(a.out.with_name(f"{picture}.png"), ddpm.tile(of_it[:100], 10))
         evaluation.write_card(a.out, card)
     scores = {row: [evaluation.Estimate(**e) for e in rows[row]["metrics"].values()] for row in rows}
     best = min((scores[row][0].value for row in scores if row in CONTESTANTS and row != OURS), default=float("nan"))

@@ -274,6 +274,9 @@ def test_what_cannot_be_shared_is_refused():
         next(ddpm.training_loop(run, data()[0], schedule, labels=data()[1]))
     with pytest.raises(ValueError, match="4 images cannot be shared by 5 processes"):
         processes.generate(world, None, schedule, 4, (1, 16, 16))
+    for name in ("labels", "init"):
+        with pytest.raises(ValueError, match=f"{name} has 6 entries: there must be one for each of 5 images"):
+            processes.generate(ddpm.World(), None, schedule, 5, (1, 16, 16), **{name: torch.zeros(6)})
 
 
 if __name__ == "__main__":
