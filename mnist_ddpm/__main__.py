@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 import math
 import os
 import shlex
@@ -33,6 +34,7 @@ from mnist_ddpm import (
     planning,
     presets,
     processes,
+    resumable,
     schedules,
     solvers,
 )
@@ -40,6 +42,8 @@ from mnist_ddpm.diffusers_weights import pretrained
 
 Spacing = Literal[ddpm.SPACINGS]
 Variance = Literal["auto", "posterior", "beta", "learned"]
+# Flags on which neither the images that are drawn nor their bound depend
+ELSEWHERE = "out", "data", "images", "bits", "extractor", "dataset", "command"
 
 
 @dataclass(frozen=True)
@@ -283,14 +287,13 @@ class Sample(Drawing):
             raise ValueError("--resamples is for filling in what a --mask hides: leave it out, or give one")
         out = ddpm.writable_folder(self.out)
         columns = 6 if settings.image_size <= 32 else 4  # of the films, and rows: noise makes large files
-        began = time.monotonic()
+        kept = keeping(self, out / "samples.npz", counted, device, world)
         images, film = processes.generate(
-            world, model, schedule, self.n, settings.shape,
+            world, model, schedule, self.n, settings.shape, draw=partial(resumable.generate, kept),
             seed=self.seed, batch_size=self.batch_size, labels=labels, film=columns**2, device=device, **options,
         )  # fmt: skip
         if world.rank > 0:
             return
-        took = time.monotonic() - began
         with ddpm.replacing(out / "samples.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
         shown = images[:400]
@@ -300,8 +303,9 @@ class Sample(Drawing):
         plt.close(strip)
         ddpm.save_gif(out / "generation.gif", film, columns=columns)
         ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True, columns=columns)
-        each = counted.evaluations / len(world.share(self.n))
-        print(f"{out}: {self.n} images x {each:.0f} network evaluations in {took:.1f} s on {device}")
+        kept.discard()
+        each = kept.evaluations / len(world.share(self.n))
+        print(f"{out}: {self.n} images x {each:.0f} network evaluations in {kept.seconds:.1f} s on {device}")
         if settings.attributes:
             names = enumerate(guidance.label_names(settings))
             print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
@@ -376,9 +380,10 @@ class Evaluate(Drawing):
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         free_file(self.out)
-        origin = {"images": str(self.images)}
+        origin, kept = {"images": str(self.images)}, None
         if given is None:
-            given, origin = self.draw(world, model, schedule, settings, device)
+            kept = keeping(self, self.out, ddpm.Counted(model), device, world)
+            given, origin = self.draw(world, kept, schedule, settings, device)
         chosen = torch.arange(len(given))
         if n < len(given):
             chosen = evaluation.shuffled(chosen, self.seed, n)
@@ -413,6 +418,8 @@ class Evaluate(Drawing):
             found["closest"] = [[chosen[i].item(), j] for i, j in found["closest"]]
         print("\n".join(evaluation.card_lines(card)))  # first, since no disk can be too full for that
         evaluation.write_card(self.out, card)
+        if kept is not None:
+            kept.discard()
         picture = self.out.with_name(f"{self.out.stem}-closest.png")
         pairs = evaluation.closest_pairs(card, given, training)
         imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(pairs) // 2), 2))
@@ -429,19 +436,16 @@ class Evaluate(Drawing):
         return guidance.typical_labels(known, self.n, self.seed)
 
     def draw(
-        self, world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, settings: ddpm.Settings,
+        self, world: ddpm.World, kept: resumable.Kept, schedule: ddpm.Schedule, settings: ddpm.Settings,
         device: torch.device,
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """The images to judge, and how they were made and at what cost."""
-        counted = ddpm.Counted(model)
-        told, labels = self.control(counted, schedule, settings, device)
+        told, labels = self.control(kept.counted, schedule, settings, device)
         options = self.sampling(settings)
-        began = time.monotonic()
         images, _ = processes.generate(
-            world, told, schedule, self.n, settings.shape,
+            world, told, schedule, self.n, settings.shape, draw=partial(resumable.generate, kept),
             seed=self.seed, batch_size=self.batch_size, labels=labels, device=device, **options,
         )  # fmt: skip
-        each = round((time.monotonic() - began) / self.n, 5)
         how = {name: options[name] for name in ("eta", "variance", "precision") if name in options}
         how |= {"steps": self.steps, "spacing": self.spacing}
         how |= {"clip": self.clip} if "clip" in options else {}
@@ -451,8 +455,8 @@ class Evaluate(Drawing):
             how |= {"guide": str(self.guide)}
         if labels is not None or self.guide:
             how |= {"guidance": self.scale}
-        evaluations = counted.evaluations / len(world.share(self.n))
-        cost = {"evaluations_per_image": evaluations, "seconds_per_image": each}
+        evaluations = kept.evaluations / len(world.share(self.n))
+        cost = {"evaluations_per_image": evaluations, "seconds_per_image": round(kept.seconds / self.n, 5)}
         return images, {"sampler": {"name": self.sampler or "ddim", **how}, **cost}
 
 
@@ -515,18 +519,19 @@ class Likelihood:
             )
         margin = known_margin(settings)
         free_file(self.out)
-        began = time.monotonic()
-        bound = likelihood.bits_per_dim(
-            model, schedule, images, variance=variance, times_per_image=self.times_per_image, margin=margin,
-            batch_size=self.batch_size, seed=self.seed, device=device,
-        )  # fmt: skip
-        took = time.monotonic() - began
-        side, each = settings.image_size - 2 * margin, counted.evaluations / len(images)
+        kept = keeping(self, self.out, counted, device, images=images)
+        with kept.stoppable():
+            bound = likelihood.bits_per_dim(
+                model, schedule, images, variance=variance, times_per_image=self.times_per_image, margin=margin,
+                batch_size=self.batch_size, seed=self.seed, device=device, part=kept.part,
+            )  # fmt: skip
+        side, each = settings.image_size - 2 * margin, kept.evaluations / len(images)
         terms = [None if math.isnan(term) else term for term in bound.terms.tolist()]
         card = {
             "bits_per_dim": bound.mean, "standard_error": bound.standard_error, "n": len(images),
             "dataset": settings.dataset, "split": self.split, "pixels": [settings.channels, side, side],
-            "L_T": bound.prior, "L_0_to_T_minus_1": terms, "evaluations_per_image": each, "seconds": round(took, 1),
+            "L_T": bound.prior, "L_0_to_T_minus_1": terms,
+            "evaluations_per_image": each, "seconds": round(kept.seconds, 1),
             "checkpoint": str(self.checkpoint), "schedule": settings.schedule, "T": T, "steps": schedule.T,
             "variance": variance, "seed": self.seed, "device": str(device), "hardware": processes.hardware(device),
             "versions": processes.versions(),
@@ -535,8 +540,9 @@ class Likelihood:
             f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim, an upper bound ({variance} variance, "
             f"{schedule.T} steps), on {side} x {side} pixels of the first {len(images)} {self.split} images"
         )
-        print(f"{each:.0f} network evaluations an image, {took:.0f} s, seed {self.seed}, {device}")
+        print(f"{each:.0f} network evaluations an image, {kept.seconds:.0f} s, seed {self.seed}, {device}")
         evaluation.write_card(self.out, card)
+        kept.discard()
         print(f"written to {self.out}")
 
 
@@ -570,6 +576,21 @@ class Extractor:
         extractors.save_extractor(self.out, network, record)
         count, of = ddpm.count_parameters(network), extractors.HELD_OUT[self.dataset]
         print(f"{self.out}: {count:,} parameters, {accuracy:.2%} right on {of}, {took / 60:.1f} min on {device}")
+
+
+def keeping(
+    command: Drawing | Likelihood, out: Path, counted: ddpm.Counted, device: torch.device,
+    world: ddpm.World | None = None, images: torch.Tensor | None = None,
+) -> resumable.Kept:  # fmt: skip
+    """Where a command keeps its parts until all are done: a folder beside out, named for all that they depend on."""
+    told = {name: value for name, value in vars(command).items() if name not in ELSEWHERE}
+    files = [*Path(ddpm.__file__).parent.glob("*.py")]
+    for path in [told.pop(name) for name, value in [*told.items()] if isinstance(value, Path)]:
+        files += [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
+    told |= {"processes": world.size if world else 1, "device": str(device), "hardware": processes.hardware(device)}
+    given = [path.read_bytes() for path in files] + ([] if images is None else [images])
+    digest = extractors.digest(json.dumps(told).encode(), *given)
+    return resumable.Kept(out.with_name(f"{out.stem}-{digest}"), counted)
 
 
 def free_file(path: Path) -> None:

@@ -1,7 +1,8 @@
 """The variational bound on the negative log-likelihood, in bits per dimension (DDPM, Eq. 5 and 13)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -104,7 +105,7 @@ def bits_per_dim(
     model: Model, schedule: Schedule, images: Tensor, *,
     variance: Literal["posterior", "beta", "learned"] = "posterior", clip: bool = True,
     times_per_image: int | None = None, margin: int = 0, batch_size: int = 250, seed: int = 0,
-    device: Device = "cpu", progress: bool = True,
+    device: Device = "cpu", progress: bool = True, part: Callable = lambda k, work: work(),
 ) -> Likelihood:  # fmt: skip
     """The bound of uint8 images (N, C, H, W), by one draw of x_t at every t.
 
@@ -113,6 +114,8 @@ def bits_per_dim(
     the same in expectation, with more noise, and T / times_per_image times faster.
     margin: leave out so many pixels at each edge. The bound is then that of the inner pixels under a model which is
     given the margin, noised as q says, at every t: right where the margin is known, like the padding of MNIST.
+    part: called for each batch with the number of its first image and the work, for whose result it may know another
+    source (resumable.Kept.part).
     Raises ValueError for a variance that the model has not learned, a number of times outside 1 … T, a margin too wide,
     a batch without images.
     """
@@ -129,28 +132,36 @@ def bits_per_dim(
     chance = torch.zeros(len(images), 1).expand(-1, count)  # of no use where every t is taken
     if count < schedule.T:
         chance = torch.rand(len(images), count, generator=torch.Generator().manual_seed(seed))
-    bits, prior = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.float64)
-    sums, visits = torch.zeros(schedule.T, dtype=torch.float64), torch.zeros(schedule.T, dtype=torch.float64)
     batches = [range(i, min(len(images), i + batch_size)) for i in range(0, len(images), batch_size)]
     title = f"bound of {len(images)} images"
+
+    def measured(batch: range) -> dict[str, Tensor]:
+        """Bits and prior of each image (B,), and the sums of terms and their numbers for each t (T,)."""
+        x0 = to_float(images[batch.start : batch.stop].to(device))
+        noise = noise_source(seed, batch, tuple(x0.shape[1:]), device)
+        prior = prior_term(schedule, x0)[..., inner, inner].mean(dim=(1, 2, 3)).cpu().double()
+        bits, (sums, visits) = prior.clone(), torch.zeros(2, schedule.T, dtype=torch.float64)
+        for k, (first, last) in enumerate(ranges):
+            size = last - first + 1
+            t = first + (chance[batch, k] * size).long().clamp(max=size - 1)
+            times = t.to(device)
+            xt = q_sample(schedule, x0, times, noise())
+            prediction = predict(model, schedule, xt, times, clip)
+            check_variance(variance, prediction)
+            if variance != "learned":
+                prediction = prediction._replace(exponent=float(variance == "beta"))
+            term = bound_term(schedule, x0, xt, times, prediction)[..., inner, inner].mean(dim=(1, 2, 3)).cpu().double()
+            bits += size * term
+            sums.index_add_(0, t - 1, term)
+            visits.index_add_(0, t - 1, torch.ones_like(term))
+            bar.update()
+        return {"bits": bits, "prior": prior, "sums": sums, "visits": visits}
+
     with progress_bar(total=len(batches) * count, desc=title, unit="step", disable=not progress) as bar:
-        for batch in batches:
-            x0 = to_float(images[batch.start : batch.stop].to(device))
-            noise = noise_source(seed, batch, tuple(x0.shape[1:]), device)
-            prior[batch] = prior_term(schedule, x0)[..., inner, inner].mean(dim=(1, 2, 3)).cpu().double()
-            for k, (first, last) in enumerate(ranges):
-                size = last - first + 1
-                t = first + (chance[batch, k] * size).long().clamp(max=size - 1)
-                times = t.to(device)
-                xt = q_sample(schedule, x0, times, noise())
-                prediction = predict(model, schedule, xt, times, clip)
-                check_variance(variance, prediction)
-                if variance != "learned":
-                    prediction = prediction._replace(exponent=float(variance == "beta"))
-                term = bound_term(schedule, x0, xt, times, prediction)[..., inner, inner].mean(dim=(1, 2, 3))
-                term = term.cpu().double()
-                bits[batch] += size * term
-                sums.index_add_(0, t - 1, term)
-                visits.index_add_(0, t - 1, torch.ones_like(term))
-                bar.update()
-    return Likelihood(bits + prior, sums / visits, prior.mean().item())
+        parts = []
+        for i, batch in enumerate(batches):
+            parts.append(part(batch.start, partial(measured, batch)))
+            bar.update((i + 1) * count - bar.n)  # those of a part that was known
+    bits, prior = (torch.cat([each[name] for each in parts]) for name in ("bits", "prior"))
+    sums, visits = (sum(each[name] for each in parts) for name in ("sums", "visits"))
+    return Likelihood(bits, sums / visits, prior.mean().item())

@@ -193,21 +193,24 @@ def shared(world: ddpm.World, function: Callable[[Tensor], Tensor], things: Tens
     return collect(world, function(things[mine.start : mine.stop]), len(things))
 
 
+def entries(x: Tensor | None, n: int, part: range) -> Tensor | None:
+    """Those of a part of n images, if x has one for each (if not, ddpm.generate will say what is wrong)."""
+    return x[part.start : part.stop] if x is not None and len(x) == n else x
+
+
 def generate(
     world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, n: int, shape: tuple[int, int, int],
-    labels: Tensor | None = None, init: Tensor | None = None, **options,
+    labels: Tensor | None = None, init: Tensor | None = None, draw: Callable = ddpm.generate, **options,
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
     """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part.
 
-    Raises ValueError for fewer images than processes.
+    draw: ddpm.generate, or what draws in its place. Raises ValueError for fewer images than processes.
     """
     if n < world.size:
         raise ValueError(f"{n} images cannot be shared by {world.size} processes: ask for more, or launch fewer")
     mine = world.share(n)
-    for name, all_of_it in (("labels", labels), ("init", init)):
-        one_each = all_of_it is not None and len(all_of_it) == n  # else ddpm.generate says what is wrong
-        options[name] = all_of_it[mine.start : mine.stop] if one_each else all_of_it
-    own, film = ddpm.generate(model, schedule, len(mine), shape, start=mine.start, **options)
+    options |= {"labels": entries(labels, n, mine), "init": entries(init, n, mine)}
+    own, film = draw(model, schedule, len(mine), shape, start=mine.start, **options)
     return collect(world, own, n), film
 
 

@@ -19,7 +19,7 @@ from conftest import ROOT, restless
 from PIL import Image
 from safetensors.torch import load_file
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, likelihood
 from mnist_ddpm.__main__ import Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
@@ -160,6 +160,54 @@ def test_a_guide_counts_and_keeps_images_away_from_its_own(conditional, checkpoi
     assert f"{checkpoint} cannot guide {conditional}: its channels is 3, and should be 1" in problem
 
 
+@pytest.fixture
+def stop(monkeypatch):
+    """Has DDIM stopped, as by Ctrl-C, in the batch of that number, or not at all; it keeps a list of batches' sizes."""
+    ddim, sizes = ddpm.SAMPLERS["ddim"], []
+
+    def set_stop(last: int | None = None) -> list[int]:
+        def stopped(model, schedule, times, xT, noise, *, eta=0.0, clip=True):
+            sizes.append(len(xT))
+            for k, state in enumerate(ddim(model, schedule, times, xT, noise, eta=eta, clip=clip)):
+                if len(sizes) == last and k == 2:
+                    raise KeyboardInterrupt
+                yield state
+
+        sizes.clear()
+        monkeypatch.setitem(ddpm.SAMPLERS, "ddim", stopped)
+        return sizes
+
+    return set_stop
+
+
+def test_a_drawing_that_was_stopped_goes_on(conditional, tmp_path, digit, stop, without_films, monkeypatch, capsys):
+    base = ["--checkpoint", conditional, "--n", "7", "--steps", "5", "--eta", "1", "--batch-size", "2"]
+    base += ["--init-image", tmp_path / "digit.png"]
+    whole, films = drawn(tmp_path / "whole", *base), []
+    monkeypatch.setattr(ddpm, "save_gif", lambda path, film, **options: films.append(film))
+    out = tmp_path / "out"
+    stop(3)
+    assert main(["sample", "--out", str(out), *map(str, base)]) == 130
+    [kept] = out.iterdir()
+    assert {path.name for path in kept.iterdir()} == {"0.npz", "2.npz"}
+    told = f"stopped: what is done is kept in {kept}, and the same command goes on from there"
+    assert told in capsys.readouterr().err
+    sizes = stop()
+    for other in (["--seed", "1"], ["--strength", "0.7"]):
+        assert np.array_equal(drawn(out, *base, *other), drawn(tmp_path / "other", *base, *other)), "of another drawing"
+        assert kept.is_dir() and sum(sizes) == 14
+        sizes.clear()
+    damaged = (kept / "2.npz").read_bytes()
+    (kept / "2.npz").write_bytes(damaged[:100])
+    assert f"{kept / '2.npz'} is damaged" in error_of(capsys, "sample", "--out", out, *base)
+    (kept / "2.npz").write_bytes(damaged)
+    films.clear()
+    assert np.array_equal(drawn(out, *base), whole)
+    assert sizes == [2, 1] and not kept.exists()
+    assert "7 images x 5 network evaluations" in capsys.readouterr().out
+    assert [t for t, *_ in films[0]] == [10, 8, 6, 4, 2, 0] and films[0][-1][1].tolist() == whole[:2, None].tolist()
+
+
 def test_labels_are_taken_in_turn(conditional, tmp_path, without_films):
     base = ["--checkpoint", conditional, "--steps", "4", "--sampler", "dpmpp"]
     in_turn = drawn(tmp_path / "a", *base, "--n", "4", "--label", "7", "2")
@@ -240,6 +288,25 @@ def test_likelihood_prints_and_writes_the_bound(conditional, tmp_path, capsys):
         assert main(["likelihood", *arguments, "--steps", "4", *more]) == 0
         found.add(json.loads(out.read_text())["bits_per_dim"])
     assert len(found) == 3
+
+
+def test_a_bound_that_was_stopped_goes_on(conditional, tmp_path, monkeypatch):
+    def card(name, status=0):
+        arguments = ["--n", "6", "--batch-size", "2", "--times-per-image", "3", "--out", str(tmp_path / name)]
+        assert main(["likelihood", "--checkpoint", str(conditional), *arguments]) == status
+        return status or json.loads((tmp_path / name).read_text()) | {"seconds": 0}
+
+    def stopped(*arguments):
+        batches.append(1)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return prior_term(*arguments)
+
+    whole, prior_term, batches = card("whole.json"), likelihood.prior_term, []
+    monkeypatch.setattr(likelihood, "prior_term", stopped)
+    card("bound.json", status=130)
+    assert card("bound.json") == whole and len(batches) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.json", "bound.json"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mnist_ddpm import ddpm, evaluation, extractors, guidance, image_folder
+from mnist_ddpm import ddpm, evaluation, extractors, guidance, image_folder, resumable
 from mnist_ddpm.__main__ import Evaluate, known_margin, main, read_images, real_images
 from mnist_ddpm.ddpm import (
     Prediction,
@@ -492,6 +492,28 @@ def test_saved_images_are_judged_as_those_in_memory(trained, few_digits, without
         assert card["metrics"] == drawn["metrics"] and card["images"] == str(source) and "sampler" not in card
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
     assert "frechet_distance" in capsys.readouterr().out
+
+
+def test_images_that_are_drawn_are_not_drawn_again(trained, few_digits, tmp_path, monkeypatch):
+    whole = evaluate(trained, tmp_path / "whole.json", "--steps", "4", "--batch-size", "8")
+    ddim, sizes = ddpm.SAMPLERS["ddim"], []
+
+    def counted(model, schedule, times, xT, noise, *, eta=0.0, clip=True):
+        sizes.append(len(xT))
+        monkeypatch.setattr(resumable, "KEEP_EVERY", -1.0 if len(sizes) == 1 else math.inf)
+        return ddim(model, schedule, times, xT, noise, eta=eta, clip=clip)
+
+    monkeypatch.setitem(ddpm.SAMPLERS, "ddim", counted)
+    out, judged = tmp_path / "card.json", evaluation.judged
+    monkeypatch.setattr(evaluation, "judged", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(trained, out, "--steps", "4", "--batch-size", "8")
+    monkeypatch.setattr(evaluation, "judged", judged)
+    card = evaluate(trained, out, "--steps", "4", "--batch-size", "8", "--bits", "5")
+    assert sizes == [8, 8, 4]
+    assert card["metrics"] == whole["metrics"] and card["evaluations_per_image"] == 4
+    assert card["seconds_per_image"] > 0
+    assert {path.name for path in tmp_path.glob("card*")} == {"card.json", "card-closest.png"}
 
 
 def test_digits_without_their_margin_are_padded_like_those_of_training(digits, tmp_path):
