@@ -688,7 +688,10 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = tyro.cli(Command, args=arguments, prog="python -m mnist_ddpm")
+    asked = arguments
+    if any(argument.startswith("--preset") for argument in arguments):  # --help then shows its defaults, below
+        asked = [argument for argument in arguments if argument not in ("-h", "--help")]
+    command = tyro.cli(Command, args=asked, prog="python -m mnist_ddpm")
     status, several = 0, int(os.environ.get("WORLD_SIZE", 1)) > 1  # processes, as the launcher says
     try:
         if isinstance(command, Train):

@@ -543,6 +543,10 @@ def test_help_names_every_setting_and_unknown_flags_fail(capsys):
         text = text or capsys.readouterr().out  # of train
     missing = [f.name for f in fields(ddpm.Settings) if not re.search(rf"--{f.name.replace('_', '-')}\b", text)]
     assert not missing and "--eta" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--preset", "faces-64", "--help"])
+    assert stopped.value.code == 0
+    assert re.search(r"--image-size INT [^(]*\(default: 64\)", capsys.readouterr().out), "the preset's defaults"
     for wrong in (["train", "--epohcs", "3"], ["sample", "--sampler", "magic"], ["fly"], []):
         with pytest.raises(SystemExit) as stopped:
             main(wrong)
