@@ -42,8 +42,9 @@ from mnist_ddpm.diffusers_weights import pretrained
 
 Spacing = Literal[ddpm.SPACINGS]
 Variance = Literal["auto", "posterior", "beta", "learned"]
-# Flags on which neither the images that are drawn nor their bound depend
-ELSEWHERE = "out", "data", "images", "bits", "extractor", "dataset", "command"
+# Flags on which neither the images that are drawn nor their bound depend, and those that name files
+ELSEWHERE = "out", "data", "bits", "extractor", "dataset", "command", "processes", "batch_size", "device"
+FILES = "checkpoint", "guide", "init_image", "mask"
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,7 @@ class Sample(Drawing):
         world, device = self.connect()
         network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
         counted = ddpm.Counted(network)
+        kept = keeping(self, self.out / "samples.npz", counted, device)
         model, labels = self.control(counted, schedule, settings, device)
         options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
         if self.mask and not self.init_image:
@@ -287,11 +289,11 @@ class Sample(Drawing):
             raise ValueError("--resamples is for filling in what a --mask hides: leave it out, or give one")
         out = ddpm.writable_folder(self.out)
         columns = 6 if settings.image_size <= 32 else 4  # of the films, and rows: noise makes large files
-        kept = keeping(self, out / "samples.npz", counted, device, world)
-        images, film = processes.generate(
-            world, model, schedule, self.n, settings.shape, draw=partial(resumable.generate, kept),
-            seed=self.seed, batch_size=self.batch_size, labels=labels, film=columns**2, device=device, **options,
-        )  # fmt: skip
+        with kept.stoppable():
+            images, film = processes.generate(
+                world, model, schedule, self.n, settings.shape, draw=partial(resumable.generate, kept),
+                seed=self.seed, batch_size=self.batch_size, labels=labels, film=columns**2, device=device, **options,
+            )  # fmt: skip
         if world.rank > 0:
             return
         with ddpm.replacing(out / "samples.npz") as path, path.open("wb") as file:
@@ -359,6 +361,7 @@ class Evaluate(Drawing):
                 f"--dataset is for a folder that has moved: it cannot turn {settings.dataset} into {self.dataset}"
             )
         signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
+        kept = keeping(self, self.out, ddpm.Counted(model), device)
         settings = replace(settings, dataset=self.dataset or settings.dataset)
         if not self.images:  # what cannot be drawn is told before images are read
             self.check_labels(settings)
@@ -380,50 +383,50 @@ class Evaluate(Drawing):
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         free_file(self.out)
-        origin, kept = {"images": str(self.images)}, None
-        if given is None:
-            kept = keeping(self, self.out, ddpm.Counted(model), device, world)
-            given, origin = self.draw(world, kept, schedule, settings, device)
-        chosen = torch.arange(len(given))
-        if n < len(given):
-            chosen = evaluation.shuffled(chosen, self.seed, n)
-            print(f"judging {n:,} of {len(given):,} images, drawn at random: --n {len(given)} takes all")
-        images = given[chosen]
-        card = {
-            "n": len(images), "seed": self.seed, "extractor": judge.name,
-            "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
-            "checkpoint": str(self.checkpoint), "checkpoint_sha256": signed, **origin, "command": self.command,
-            "device": str(device), "hardware": processes.hardware(device), "threads": torch.get_num_threads(),
-            "processes": world.size, "versions": processes.versions(),
-        }  # fmt: skip
-        flips = ddpm.AUGMENTATIONS.get(settings.dataset) is image_folder.mirrored
-        card |= evaluation.judged(
-            images, training, held_out, judge, seed=self.seed, mirrored=flips, dataset=settings.dataset
-        )
-        if world.rank > 0:
-            return
-        card["reference_sha256"] = extractors.digest(training)
-        options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
-        if held_out is not None and not guidance.always_told(settings):
-            card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
-        if self.bits:
-            margin = known_margin(settings)
-            bound = likelihood.bits_per_dim(
-                model, schedule, held_out[: self.bits], variance=pick_variance("auto", settings),
-                times_per_image=min(50, schedule.T), margin=margin, **options,
-            )  # fmt: skip
-            card["bits_per_dim"] = {"n": len(bound.bits), "value": bound.mean, "standard_error": bound.standard_error}
-        for space in ("pixels", "features"):  # numbered as in the file of images
-            found = card[f"nearest_training_image_in_{space}"]
-            found["closest"] = [[chosen[i].item(), j] for i, j in found["closest"]]
-        print("\n".join(evaluation.card_lines(card)))  # first, since no disk can be too full for that
-        evaluation.write_card(self.out, card)
-        if kept is not None:
+        with kept.stoppable():
+            origin = {"images": str(self.images)}
+            if given is None:
+                given, origin = self.draw(world, kept, schedule, settings, device)
+            chosen = torch.arange(len(given))
+            if n < len(given):
+                chosen = evaluation.shuffled(chosen, self.seed, n)
+                print(f"judging {n:,} of {len(given):,} images, drawn at random: --n {len(given)} takes all")
+            images = given[chosen]
+            card = {
+                "n": len(images), "seed": self.seed, "extractor": judge.name,
+                "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
+                "checkpoint": str(self.checkpoint), "checkpoint_sha256": signed, **origin, "command": self.command,
+                "device": str(device), "hardware": processes.hardware(device), "threads": torch.get_num_threads(),
+                "processes": world.size, "versions": processes.versions(),
+            }  # fmt: skip
+            flips = ddpm.AUGMENTATIONS.get(settings.dataset) is image_folder.mirrored
+            card |= evaluation.judged(
+                images, training, held_out, judge, seed=self.seed, mirrored=flips, dataset=settings.dataset
+            )
+            if world.rank > 0:
+                return
+            card["reference_sha256"] = extractors.digest(training)
+            options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
+            if held_out is not None and not guidance.always_told(settings):
+                card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
+            if self.bits:
+                margin = known_margin(settings)
+                bound = likelihood.bits_per_dim(
+                    model, schedule, held_out[: self.bits], variance=pick_variance("auto", settings),
+                    times_per_image=min(50, schedule.T), margin=margin, part=kept.part, **options,
+                )  # fmt: skip
+                value, error = bound.mean, bound.standard_error
+                card["bits_per_dim"] = {"n": len(bound.bits), "value": value, "standard_error": error}
+            for space in ("pixels", "features"):  # numbered as in the file of images
+                found = card[f"nearest_training_image_in_{space}"]
+                found["closest"] = [[chosen[i].item(), j] for i, j in found["closest"]]
+            print("\n".join(evaluation.card_lines(card)))  # first, since no disk can be too full for that
+            evaluation.write_card(self.out, card)
+            picture = self.out.with_name(f"{self.out.stem}-closest.png")
+            pairs = evaluation.closest_pairs(card, given, training)
+            imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(pairs) // 2), 2))
             kept.discard()
-        picture = self.out.with_name(f"{self.out.stem}-closest.png")
-        pairs = evaluation.closest_pairs(card, given, training)
-        imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(pairs) // 2), 2))
-        print(f"written to {self.out}; the closest pairs to {picture}")
+            print(f"written to {self.out}; the closest pairs to {picture}")
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
         """Those given, else training's at random, so that distances do not measure the labels' shares."""
@@ -456,7 +459,8 @@ class Evaluate(Drawing):
         if labels is not None or self.guide:
             how |= {"guidance": self.scale}
         evaluations = kept.evaluations / len(world.share(self.n))
-        cost = {"evaluations_per_image": evaluations, "seconds_per_image": round(kept.seconds / self.n, 5)}
+        seconds = world.gather(torch.tensor([kept.seconds], device=device)).max().item()  # of the slowest process
+        cost = {"evaluations_per_image": evaluations, "seconds_per_image": round(seconds / self.n, 5)}
         return images, {"sampler": {"name": self.sampler or "ddim", **how}, **cost}
 
 
@@ -519,7 +523,7 @@ class Likelihood:
             )
         margin = known_margin(settings)
         free_file(self.out)
-        kept = keeping(self, self.out, counted, device, images=images)
+        kept = keeping(self, self.out, counted, device, images)
         with kept.stoppable():
             bound = likelihood.bits_per_dim(
                 model, schedule, images, variance=variance, times_per_image=self.times_per_image, margin=margin,
@@ -579,18 +583,16 @@ class Extractor:
 
 
 def keeping(
-    command: Drawing | Likelihood, out: Path, counted: ddpm.Counted, device: torch.device,
-    world: ddpm.World | None = None, images: torch.Tensor | None = None,
-) -> resumable.Kept:  # fmt: skip
+    command: Drawing | Likelihood, out: Path, counted: ddpm.Counted, device: torch.device, *images: torch.Tensor
+) -> resumable.Kept:
     """Where a command keeps its parts until all are done: a folder beside out, named for all that they depend on."""
     told = {name: value for name, value in vars(command).items() if name not in ELSEWHERE}
-    files = [*Path(ddpm.__file__).parent.glob("*.py")]
-    for path in [told.pop(name) for name, value in [*told.items()] if isinstance(value, Path)]:
+    files = sorted(Path(ddpm.__file__).parent.glob("[!.]*.py"))
+    for path in [told.pop(name) for name in FILES if told.get(name)]:
         files += [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
-    told |= {"processes": world.size if world else 1, "device": str(device), "hardware": processes.hardware(device)}
-    given = [path.read_bytes() for path in files] + ([] if images is None else [images])
-    digest = extractors.digest(json.dumps(told).encode(), *given)
-    return resumable.Kept(out.with_name(f"{out.stem}-{digest}"), counted)
+    machine = {"device": device.type, "hardware": processes.hardware(device), **processes.versions()}
+    digest = extractors.digest(json.dumps([told, machine], default=str).encode(), *map(Path.read_bytes, files), *images)
+    return resumable.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)
 
 
 def free_file(path: Path) -> None:

@@ -105,7 +105,7 @@ def bits_per_dim(
     model: Model, schedule: Schedule, images: Tensor, *,
     variance: Literal["posterior", "beta", "learned"] = "posterior", clip: bool = True,
     times_per_image: int | None = None, margin: int = 0, batch_size: int = 250, seed: int = 0,
-    device: Device = "cpu", progress: bool = True, part: Callable = lambda k, work: work(),
+    device: Device = "cpu", progress: bool = True, part: Callable = lambda name, work: work(),
 ) -> Likelihood:  # fmt: skip
     """The bound of uint8 images (N, C, H, W), by one draw of x_t at every t.
 
@@ -114,8 +114,7 @@ def bits_per_dim(
     the same in expectation, with more noise, and T / times_per_image times faster.
     margin: leave out so many pixels at each edge. The bound is then that of the inner pixels under a model which is
     given the margin, noised as q says, at every t: right where the margin is known, like the padding of MNIST.
-    part: called for each batch with the number of its first image and the work, for whose result it may know another
-    source (resumable.Kept.part).
+    part: called for each batch with a name and the work, whose result it may know already (resumable.Kept.part).
     Raises ValueError for a variance that the model has not learned, a number of times outside 1 … T, a margin too wide,
     a batch without images.
     """
@@ -159,9 +158,12 @@ def bits_per_dim(
 
     with progress_bar(total=len(batches) * count, desc=title, unit="step", disable=not progress) as bar:
         parts = []
-        for i, batch in enumerate(batches):
-            parts.append(part(batch.start, partial(measured, batch)))
-            bar.update((i + 1) * count - bar.n)  # those of a part that was known
+        for batch in batches:
+            before = bar.n
+            name = f"bound-{batch.start}-{batch.stop}-of-{len(images)}"
+            parts.append(part(name, partial(measured, batch)))
+            if bar.n == before:  # it was known
+                bar.total -= count
     bits, prior = (torch.cat([each[name] for each in parts]) for name in ("bits", "prior"))
     sums, visits = (sum(each[name] for each in parts) for name in ("sums", "visits"))
     return Likelihood(bits, sums / visits, prior.mean().item())

@@ -1,11 +1,12 @@
 """Long work outside training, which can be stopped and goes on: drawing many images, or measuring their bound."""
 
 import shutil
+import sys
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -31,25 +32,20 @@ class Kept:
         self.fresh: dict[Path, Part] = {}  # parts not saved yet
         self.saved = time.monotonic()
 
-    def part(self, k: int, work: Callable[[], Part]) -> Part:
-        """What work returns, or has returned for this k before. Raises ValueError for a damaged file, and as save."""
-        path = self.folder / f"{k}.npz"
-        if path.is_file():
-            try:
-                with np.load(path) as file:
-                    part = {name: torch.from_numpy(file[name]) for name in file}
-                    seconds, evaluations = part.pop("cost").tolist()
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                damage = f"{path} is damaged ({ddpm.first_line(error)})"
-                raise ValueError(f"{damage}: delete it, and this part is done again") from error
-        else:
+    def part(self, name: str, work: Callable[[], Part]) -> Part:
+        """What work returns, or has returned before under that name. Raises OSError where it cannot be saved."""
+        path = self.folder / f"{name}.npz"
+        try:
+            with np.load(path) as file:
+                part = {key: torch.from_numpy(file[key]) for key in file}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # not there, or damaged
             began, before = time.monotonic(), self.counted.evaluations
             part = work()
-            now, evaluations = time.monotonic(), self.counted.evaluations - before
-            seconds = now - began
-            self.fresh[path] = part | {"cost": torch.tensor([seconds, evaluations], dtype=torch.float64)}
-            if now - self.saved > KEEP_EVERY:
+            cost = time.monotonic() - began, self.counted.evaluations - before
+            part = self.fresh[path] = part | {"cost": torch.tensor(cost, dtype=torch.float64)}
+            if time.monotonic() - self.saved > KEEP_EVERY:
                 self.save()
+        seconds, evaluations = part["cost"].tolist()
         self.seconds, self.evaluations = self.seconds + seconds, self.evaluations + round(evaluations)
         return part
 
@@ -57,23 +53,26 @@ class Kept:
         """Writes the parts that are only in memory. Raises OSError where it cannot."""
         for path, part in [*self.fresh.items()]:
             with ddpm.replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, **{name: tensor.numpy() for name, tensor in part.items()})
+                np.savez_compressed(file, **{key: tensor.numpy() for key, tensor in part.items()})
             del self.fresh[path]
         self.saved = time.monotonic()
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Inside, whatever stops the work, its parts are saved. Raises KeyboardInterrupt that says where."""
+        """Inside, whatever stops the work, its parts are saved, and it is told where, by KeyboardInterrupt itself."""
+        self.saved = time.monotonic()
         try:
             yield
         except BaseException as error:
-            self.save()
-            if isinstance(error, KeyboardInterrupt) and self.folder.is_dir():
-                kept = f"what is done is kept in {self.folder}, and the same command goes on from there"
+            with suppress(OSError), ddpm.deferred_interrupt():  # the first error is the one to tell
+                self.save()
+            if not self.folder.is_dir():
+                raise
+            kept = f"what is done is kept in {self.folder}, and the same command goes on from there"
+            if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"stopped: {kept}") from error
+            print(kept, file=sys.stderr)
             raise
-        if self.folder.is_dir():
-            self.save()
 
     def discard(self) -> None:
         """Removes the folder: the work is done, and its result saved."""
@@ -85,7 +84,7 @@ def generate(
     sampler: Callable = ddpm.ddim_sampler, batch_size: int = 256, start: int = 0, labels: Tensor | None = None,
     init: Tensor | None = None, film: int = 0, progress: bool = True, **options,
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
-    """As ddpm.generate, batch by batch, each a part of the work. Raises as Kept does, too."""
+    """As ddpm.generate, batch by batch, each a part of the work. Raises as Kept.part, too."""
     batches, images, reel = [range(i, min(n, i + batch_size)) for i in range(0, n, batch_size)], [], []
     total, title = len(batches) * len(steps), f"drawing {n} images"
 
@@ -105,11 +104,12 @@ def generate(
             bar.update(state[0] > 0)
             yield state
 
-    bar = ddpm.progress_bar(total=total, desc=title, unit="step", leave=False, disable=not progress)
-    with bar, kept.stoppable():
-        for i, batch in enumerate(batches):
-            part = kept.part(start + batch.start, partial(drawn, batch))
-            bar.update((i + 1) * len(steps) - bar.n)  # those of a part that was there
+    with ddpm.progress_bar(total=total, desc=title, unit="step", leave=False, disable=not progress) as bar:
+        for batch in batches:
+            before = bar.n
+            part = kept.part(f"images-{start + batch.start}-{start + batch.stop}", partial(drawn, batch))
+            if bar.n == before:  # it was there
+                bar.total -= len(steps)
             images.append(part["images"])
             if "t" in part:
                 reel = [*zip(part["t"].tolist(), part["xt"], part["x0_hat"])]
