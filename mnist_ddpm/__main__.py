@@ -590,6 +590,7 @@ def keeping(
     files = sorted(Path(ddpm.__file__).parent.glob("[!.]*.py"))
     for path in [told.pop(name) for name in FILES if told.get(name)]:
         files += [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
+    files = [path for path in files if path.is_file()]  # who needs one that is missing says so
     machine = {"device": device.type, "hardware": processes.hardware(device), **processes.versions()}
     digest = extractors.digest(json.dumps([told, machine], default=str).encode(), *map(Path.read_bytes, files), *images)
     return resumable.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)

@@ -31,6 +31,10 @@ DDPM = {
 PRESETS: dict[str, dict] = {
     "mnist": {"optimizer": "muon"},
     "mnist-small": {"optimizer": "muon", "base_channels": 16, "objective": "p2"},  # for minutes
+    "mnist-fast": {  # as many parameters as mnist, with a third of its operations
+        "optimizer": "muon", "patch_size": 4, "base_channels": 48, "channel_mults": (1, 2, 2), "prediction": "x0",
+        "objective": "p2",
+    },
     "faces-32": {"dataset": "celeba", "image_size": 32, "patch_size": 2, **LAPTOP},
     "faces-64-small": {"dataset": "celeba", "image_size": 64, "patch_size": 4, **LAPTOP},
     "faces-64": {

@@ -26,6 +26,7 @@ from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, of_run, pres
     [
         ("mnist", 2_736_676, 0.19, 0.32),
         ("mnist-small", 687_636, 0.05, 0.15),
+        ("mnist-fast", 2_510_848, 0.07, 0.13),
         ("faces-32", 4_448_076, 0.50, 0.30),
         ("faces-64-small", 4_489_584, 0.52, 0.32),
         ("faces-64", 35_767_052, 12.49, 2.36),
@@ -34,7 +35,7 @@ from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, of_run, pres
     ],
 )
 def test_what_each_preset_costs(name, parameters, gflop, gigabytes):
-    assert name in PRESETS and len(PRESETS) == 7
+    assert name in PRESETS and len(PRESETS) == 8
     found = cost(preset(name))
     assert found.parameters == parameters
     assert found.flops / 1e9 == pytest.approx(gflop, abs=5e-3) and found.training / 1e9 == pytest.approx(
@@ -135,7 +136,7 @@ def test_what_is_left_at_its_default_is_filled_in():
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match='preset "faces-128" is unknown: take one of mnist, mnist-small, faces-32'):
+    with pytest.raises(ValueError, match='preset "faces-128" is unknown: take one of mnist, mnist-small, mnist-fast, '):
         preset("faces-128")
 
 
