@@ -19,7 +19,7 @@ from conftest import ROOT, restless
 from PIL import Image
 from safetensors.torch import load_file
 
-from mnist_ddpm import ddpm, likelihood
+from mnist_ddpm import ddpm, likelihood, processes
 from mnist_ddpm.__main__ import Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
@@ -193,10 +193,17 @@ def test_a_drawing_that_was_stopped_goes_on(conditional, tmp_path, digit, stop, 
     told = f"stopped: what is done is kept in {kept}, and the same command goes on from there"
     assert told in capsys.readouterr().err
     sizes = stop()
-    for other in (["--seed", "1"], ["--strength", "0.7"]):
+    settings = ddpm.load_config(conditional)[0]
+    ddpm.save_checkpoint(tmp_path / "weights", restless(ddpm.make_model(settings), 0.2), settings)
+    for other in (["--seed", "1"], ["--strength", "0.7"], ["--checkpoint", tmp_path / "weights"]):
         assert np.array_equal(drawn(out, *base, *other), drawn(tmp_path / "other", *base, *other)), "of another drawing"
         assert kept.is_dir() and sum(sizes) == 14
         sizes.clear()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(processes, "versions", lambda: {"torch": "another"})
+        drawn(out, *base)
+    assert kept.is_dir() and sum(sizes) == 7
+    sizes.clear()
     damaged = kept / "images-2-4.npz"
     damaged.write_bytes(damaged.read_bytes()[:100])
     films.clear()

@@ -494,7 +494,7 @@ def test_saved_images_are_judged_as_those_in_memory(trained, few_digits, without
     assert "frechet_distance" in capsys.readouterr().out
 
 
-def test_images_that_are_drawn_are_not_drawn_again(trained, few_digits, tmp_path, monkeypatch):
+def test_images_that_are_drawn_are_not_drawn_again(trained, few_digits, tmp_path, monkeypatch, capsys):
     whole = evaluate(trained, tmp_path / "whole.json", "--steps", "4", "--batch-size", "8")
     ddim, sizes = ddpm.SAMPLERS["ddim"], []
 
@@ -508,6 +508,7 @@ def test_images_that_are_drawn_are_not_drawn_again(trained, few_digits, tmp_path
     monkeypatch.setattr(evaluation, "judged", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(trained, out, "--steps", "4", "--batch-size", "8")
+    assert "what is done is kept in " in capsys.readouterr().err, "whatever went wrong"
     monkeypatch.setattr(evaluation, "judged", judged)
     card = evaluate(trained, out, "--steps", "4", "--batch-size", "8", "--bits", "5")
     assert sizes == [8, 8, 4]

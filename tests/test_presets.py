@@ -136,7 +136,8 @@ def test_what_is_left_at_its_default_is_filled_in():
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match='preset "faces-128" is unknown: take one of mnist, mnist-small, mnist-fast, '):
+    names = "mnist, mnist-small, mnist-fast, faces-32"
+    with pytest.raises(ValueError, match=f'preset "faces-128" is unknown: take one of {names}'):
         preset("faces-128")
 
 
