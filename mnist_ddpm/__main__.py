@@ -42,7 +42,8 @@ from mnist_ddpm.diffusers_weights import pretrained
 
 Spacing = Literal[ddpm.SPACINGS]
 Variance = Literal["auto", "posterior", "beta", "learned"]
-# Flags on which neither the images that are drawn nor their bound depend, and those that name files
+# Flags on which neither the images that are drawn nor their bound depend (of --data, what it holds counts), and those
+# that name files
 ELSEWHERE = "out", "data", "bits", "extractor", "dataset", "command", "processes", "batch_size", "device"
 FILES = "checkpoint", "guide", "init_image", "mask"
 
@@ -360,8 +361,8 @@ class Evaluate(Drawing):
             raise ValueError(
                 f"--dataset is for a folder that has moved: it cannot turn {settings.dataset} into {self.dataset}"
             )
+        free_file(self.out)
         signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
-        kept = keeping(self, self.out, ddpm.Counted(model), device)
         settings = replace(settings, dataset=self.dataset or settings.dataset)
         if not self.images:  # what cannot be drawn is told before images are read
             self.check_labels(settings)
@@ -382,7 +383,8 @@ class Evaluate(Drawing):
             raise ValueError("--bits needs held-out images, and a network that can do without its labels: leave it out")
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
-        free_file(self.out)
+        real = [training] if held_out is None else [training, held_out]
+        kept = keeping(self, self.out, ddpm.Counted(model), device, *real)
         with kept.stoppable():
             origin = {"images": str(self.images)}
             if given is None:
@@ -717,10 +719,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {ddpm.first_line(error)}: {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"\n{error or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(error) or 'interrupted'}", file=sys.stderr)
         saved = isinstance(command, Train | Plan) and "resume to go on" in str(error)
         if saved and not several:  # they go on by their launcher's command
-            print(f"that is: python -m mnist_ddpm train {shlex.join(['--resume', *places(command)])}", file=sys.stderr)
+            again = processes.shell(["python", "-m", "mnist_ddpm", "train", "--resume", *places(command)])
+            print(f"that is: {again}", file=sys.stderr)
         status = 130
     processes.leave()
     return status

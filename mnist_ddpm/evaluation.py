@@ -448,8 +448,8 @@ def card_lines(card: dict) -> list[str]:
         if found:
             shares = " ".join(f"{100 * each.value:.1f}" for each in found["shares"])
             error = max(100 * each.half for each in found["shares"])
-            average, often = found["mean_confidence"].value, found["share_above_0.9"].value
-            sure = f"{average:.1%} sure on average, above 90 % for {often:.1%}"
+            average, often = found["mean_confidence"].value, found["share_above_0.9"]
+            sure = f"{average:.1%} sure on average, above 90 % for {100 * often.value:.1f} ± {100 * often.half:.1f} %"
             lines.append(f"{title}: {shares} (each ± {error:.1f} at most); the classifier is {sure}")
     for space in ("pixels", "features"):
         lines.append(f"in {space}: {audit_line(card[f'nearest_training_image_in_{space}'])}")

@@ -167,8 +167,10 @@ def train_extractor(
 ) -> tuple[Extractor, float]:  # fmt: skip
     """An extractor for "mnist" or "celeba", and its accuracy on the test split (CelebA: "valid").
 
-    Raises ValueError for another data set, and as load_images does.
+    Raises ValueError for another data set, less than one epoch, and as load_images does.
     """
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}: it must be at least 1")
     if dataset not in ("mnist", "celeba"):
         raise ValueError(f'there is no extractor for "{dataset}": take mnist or celeba')
     images, wanted = targets(dataset, root, "train")

@@ -14,6 +14,7 @@ from mnist_ddpm.ddpm import (
     Prediction,
     Schedule,
     at,
+    check_seed,
     check_variance,
     noise_source,
     predict,
@@ -116,9 +117,12 @@ def bits_per_dim(
     given the margin, noised as q says, at every t: right where the margin is known, like the padding of MNIST.
     part: called for each batch with a name and the work, whose result it may know already (resumable.Kept.part).
     Raises ValueError for a variance that the model has not learned, a number of times outside 1 … T, a margin too wide,
-    a batch without images.
+    a batch without images, a seed out of range.
     """
     count = schedule.T if times_per_image is None else times_per_image
+    check_seed(seed)
+    if not 1 <= count <= schedule.T:
+        raise ValueError(f"times_per_image is {count}: it must be from 1 to T = {schedule.T}")
     schedule = schedule.to(device)
     ranges = list(strata(schedule.T, count))
     if not 0 <= 2 * margin < images.shape[-1]:

@@ -1,6 +1,5 @@
 """What to train, and how, in the time there is: measured on this machine for a few seconds."""
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mnist_ddpm import ddpm, presets
+from mnist_ddpm import ddpm, presets, processes
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
@@ -54,7 +53,7 @@ class Plan:
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
             f"then 64 images, {sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
-            f"the same without planning: python -m mnist_ddpm train {shlex.join([*flags, *places])}",
+            f"the same without planning: {processes.shell(['python', '-m', 'mnist_ddpm', 'train', *flags, *places])}",
         ]
 
 

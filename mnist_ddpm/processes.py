@@ -8,6 +8,8 @@ import gc
 import math
 import os
 import platform
+import shlex
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -63,8 +65,11 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
 
 
 def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
-    """The device of that name, or the one of a process among several. Raises ValueError where PyTorch has none."""
+    """The device of that name, or the one of a process among several. Raises ValueError where it is not to be had."""
     if world is not None and world.size > 1:
+        if name not in ("auto", world.device.type):
+            problem = f"of several processes each has its own device, here {world.device}"
+            raise ValueError(f"{problem}: leave --device {name} out")
         return world.device
     try:
         device = ddpm.best_device() if name == "auto" else torch.device(name)
@@ -74,6 +79,11 @@ def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
             f'device "{name}" is not to be had here ({ddpm.first_line(error)}): name another, or auto'
         ) from error
     return device
+
+
+def shell(arguments: list[str]) -> str:
+    """A command to be typed, quoted as the shells of this system have it."""
+    return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)
 
 
 def hardware(device: ddpm.Device) -> str:
@@ -138,7 +148,7 @@ def save_what_is_there(run: ddpm.Run, folder: Path) -> str:
     with suppress(OSError, ValueError):
         if run.home == folder.resolve():
             return f"step {ddpm.load_config(folder)[1]['steps']} is saved in {folder}: resume to go on"
-    return "nothing was saved"
+    return f"{folder} can be resumed" if run.home == folder.resolve() else "nothing was saved"
 
 
 def train(
@@ -193,9 +203,11 @@ def shared(world: ddpm.World, function: Callable[[Tensor], Tensor], things: Tens
     return collect(world, function(things[mine.start : mine.stop]), len(things))
 
 
-def entries(x: Tensor | None, n: int, part: range) -> Tensor | None:
-    """Those of a part of n images, if x has one for each (if not, ddpm.generate will say what is wrong)."""
-    return x[part.start : part.stop] if x is not None and len(x) == n else x
+def entries(name: str, x: Tensor | None, n: int, part: range) -> Tensor | None:
+    """Those of a part of n images, of labels (n,) or of init (n or 1, …). Raises ValueError for another number."""
+    if x is not None and len(x) not in ((n, 1) if name == "init" else (n,)):
+        raise ValueError(f"{name} has {len(x)} entries: there must be one for each of {n} images")
+    return x if x is None or len(x) != n else x[part.start : part.stop]
 
 
 def generate(
@@ -204,12 +216,12 @@ def generate(
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
     """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part.
 
-    draw: ddpm.generate, or what draws in its place. Raises ValueError for fewer images than processes.
+    draw: ddpm.generate, or what draws in its place. Raises ValueError for fewer images than processes, and as entries.
     """
     if n < world.size:
         raise ValueError(f"{n} images cannot be shared by {world.size} processes: ask for more, or launch fewer")
     mine = world.share(n)
-    options |= {"labels": entries(labels, n, mine), "init": entries(init, n, mine)}
+    options |= {"labels": entries("labels", labels, n, mine), "init": entries("init", init, n, mine)}
     own, film = draw(model, schedule, len(mine), shape, start=mine.start, **options)
     return collect(world, own, n), film
 

@@ -91,8 +91,8 @@ def generate(
     def drawn(batch: range) -> Part:
         images, moments = ddpm.generate(
             model, schedule, len(batch), shape, sampler=watched, steps=steps, batch_size=batch_size,
-            start=start + batch.start, labels=processes.entries(labels, n, batch),
-            init=processes.entries(init, n, batch), film=0 if batch.start else film, progress=False, **options,
+            start=start + batch.start, labels=processes.entries("labels", labels, n, batch),
+            init=processes.entries("init", init, n, batch), film=0 if batch.start else film, progress=False, **options,
         )  # fmt: skip
         if not moments:
             return {"images": images}
@@ -111,6 +111,6 @@ def generate(
             if bar.n == before:  # it was there
                 bar.total -= len(steps)
             images.append(part["images"])
-            if "t" in part:
+            if "t" in part and not batch.start:  # each of several processes has filmed its own first
                 reel = [*zip(part["t"].tolist(), part["xt"], part["x0_hat"])]
     return torch.cat(images), reel

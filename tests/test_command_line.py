@@ -19,7 +19,7 @@ from conftest import ROOT, restless
 from PIL import Image
 from safetensors.torch import load_file
 
-from mnist_ddpm import ddpm, likelihood, processes
+from mnist_ddpm import ddpm, likelihood, processes, resumable
 from mnist_ddpm.__main__ import Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
@@ -213,6 +213,22 @@ def test_a_drawing_that_was_stopped_goes_on(conditional, tmp_path, digit, stop, 
     assert [t for t, *_ in films[0]] == [10, 8, 6, 4, 2, 0] and films[0][-1][1].tolist() == whole[:2, None].tolist()
 
 
+def test_a_film_is_of_the_first_images_whoever_drew_the_others(conditional, tmp_path):
+    model, schedule, settings = ddpm.load_checkpoint(conditional)
+    kept = resumable.Kept(tmp_path / "kept", ddpm.Counted(model))
+    options = {"steps": [6, 3], "batch_size": 2, "film": 2, "progress": False}
+    resumable.generate(kept, model, schedule, 2, settings.shape, start=2, **options)  # another process's, with a film
+    kept.save()
+    images, film = resumable.generate(kept, model, schedule, 4, settings.shape, **options)
+    assert torch.equal(film[-1][1], images[:2])
+
+
+def test_ctrl_c_says_something_where_nothing_is_kept(conditional, tmp_path, stop, capsys):
+    stop(1)
+    assert main(["sample", "--checkpoint", str(conditional), "--n", "2", "--steps", "5", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+
+
 def test_labels_are_taken_in_turn(conditional, tmp_path, without_films):
     base = ["--checkpoint", conditional, "--steps", "4", "--sampler", "dpmpp"]
     in_turn = drawn(tmp_path / "a", *base, "--n", "4", "--label", "7", "2")
@@ -320,7 +336,8 @@ def test_a_bound_that_was_stopped_goes_on(conditional, tmp_path, monkeypatch):
         (["--variance", "learned"], "has learned no variance"),
         (["--n", "1"], "at least 2 images"),
         (["--steps", "21"], "from 1 to T = 20"),
-        (["--times-per-image", "21"], "from 1 to T = 20"),
+        (["--times-per-image", "21"], "times_per_image is 21: it must be from 1 to T = 20"),
+        (["--seed", "-1"], "seed is -1: it must be"),
         (["--split", "test"], "has no test split"),
         (["--checkpoint", "no/where"], "no/where is not a checkpoint"),
     ],

@@ -517,6 +517,26 @@ def test_images_that_are_drawn_are_not_drawn_again(trained, few_digits, tmp_path
     assert {path.name for path in tmp_path.glob("card*")} == {"card.json", "card-closest.png"}
 
 
+def test_what_was_kept_is_not_of_other_training_images(trained, few_digits, digits, tmp_path, monkeypatch):
+    out, flags = tmp_path / "card.json", ("--steps", "4", "--bits", "4", "--batch-size", "2")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(evaluation, "write_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(trained, out, *flags)
+    assert [*tmp_path.glob("*.kept/bound-0-2-of-4.npz")]
+    parts = {"train": digits[:300], "test": digits[400:500]}
+    monkeypatch.setattr("mnist_ddpm.ddpm.load_images", lambda settings, root, split="train": parts[split])
+    bits = [evaluate(trained, path, *flags)["bits_per_dim"] for path in (out, tmp_path / "anew.json")]
+    assert bits[0] == bits[1]
+
+
+def test_a_card_needs_a_file_of_its_own(trained, few_digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mnist_ddpm.ddpm.load_images", lambda *_: pytest.fail("told before images are read"))
+    assert main(["evaluate", "--checkpoint", str(trained / "checkpoint"), "--out", "."]) == 1
+    assert ". is a folder, and should be a file" in capsys.readouterr().err
+
+
 def test_digits_without_their_margin_are_padded_like_those_of_training(digits, tmp_path):
     settings = Settings()
     for k, image in enumerate(digits[:5, 0]):
@@ -842,6 +862,8 @@ def test_an_extractor_learns_and_comes_back_from_its_file(digits, monkeypatch, t
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     with pytest.raises(ValueError, match='no extractor for "ffhq"'):
         extractors.train_extractor("ffhq")
+    with pytest.raises(ValueError, match="epochs is 0: it must be at least 1"):
+        extractors.train_extractor("mnist", epochs=0)
 
 
 def test_the_extractor_command_saves_what_it_trained_and_overwrites_nothing(tmp_path, monkeypatch, capsys):

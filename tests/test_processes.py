@@ -266,6 +266,20 @@ def test_shares_are_disjoint_and_nearly_equal(n):
     assert processes.collect(monkey, torch.tensor([*shares[0]]), n).tolist() == [*range(n)]
 
 
+def test_a_device_for_several_processes_is_refused():
+    world = type("Fake", (ddpm.World,), {"size": 2, "device": torch.device("cuda:1")})()
+    assert {str(processes.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
+    with pytest.raises(ValueError, match="each has its own device, here cuda:1: leave --device cuda:0 out"):
+        processes.pick_device("cuda:0", world)
+
+
+def test_a_command_to_type_is_quoted_for_the_shell_at_hand(monkeypatch):
+    command = ["train", "--out", r"checkpoints\my faces"]
+    assert shlex.split(processes.shell(command)) == command
+    monkeypatch.setattr(processes.os, "name", "nt")
+    assert processes.shell(command) == r'train --out "checkpoints\my faces"'
+
+
 def test_what_cannot_be_shared_is_refused():
     world = type("Fake", (ddpm.World,), {"size": 5})()
     schedule = ddpm.make_schedule(SETTINGS)
@@ -277,6 +291,9 @@ def test_what_cannot_be_shared_is_refused():
     for name in ("labels", "init"):
         with pytest.raises(ValueError, match=f"{name} has 6 entries: there must be one for each of 5 images"):
             processes.generate(ddpm.World(), None, schedule, 5, (1, 16, 16), **{name: torch.zeros(6)})
+    world.size = 2
+    with pytest.raises(ValueError, match="labels has 4 entries: there must be one for each of 8 images"):
+        processes.generate(world, None, schedule, 8, (1, 16, 16), labels=torch.zeros(4))
 
 
 if __name__ == "__main__":
