@@ -155,7 +155,11 @@ def best_device() -> torch.device:
 
 def emulates_bfloat16(device: Device) -> bool:
     """Whether it is an NVIDIA GPU without bfloat16, which it emulates slowly."""
-    return torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    device = torch.device(device)
+    if device.type != "cuda":
+        return False
+    with nullcontext() if device.index is None else torch.cuda.device(device):  # the question is about the current one
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def check_precision(precision: str, device: Device) -> None:
@@ -765,7 +769,6 @@ def training_loop(
     if s.batch_size % run.world.size:
         raise ValueError(f"batch_size {s.batch_size} cannot be shared by {run.world.size} processes: take a multiple")
     augment, objective = AUGMENTATIONS.get(s.dataset, lambda x0, generator: x0), objective or make_objective(s)
-    run.network.train()
     total, mine = total_steps(s, images), run.world.share(s.batch_size)
     for epoch in range(run.step // epoch_steps, math.ceil(total / epoch_steps)):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1000 * s.seed + epoch))
@@ -776,6 +779,7 @@ def training_loop(
             x0 = augment(x0, run.generator)
             y = None if labels is None else labels[batch.to(labels.device)].to(run.device)
             rate = learning_rate_at(run.step + 1, total, s)
+            run.network.train()  # each time: the caller may have sampled from it
             yield training_step(run, x0, y, schedule, objective, rate)
 
 # %% ../MNIST_DDPM.ipynb #21b9580a
@@ -816,7 +820,7 @@ class Prediction(NamedTuple):
 
     x0_hat: Tensor  # (N, C, H, W)
     eps_hat: Tensor  # (N, C, H, W)
-    exponent: Tensor | None = None  # (N, C, H, W), if learned: variance = beta ** e * posterior ** (1 - e)
+    exponent: Tensor | None = None  # (N, C, H, W), if learned (section 12): variance = beta ** e * posterior ** (1 - e)
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
@@ -1198,8 +1202,8 @@ def save_run(folder: PathLike, run: Run) -> None:
     }  # fmt: skip
     with replacing(Path(folder, "training_state.pt")) as path:
         torch.save(state, path)
-    save_checkpoint(folder, run.ema, run.settings, record)  # last, so that a run that has one can be resumed
     run.home = Path(folder).resolve()
+    save_checkpoint(folder, run.ema, run.settings, record)  # last, so that a run that has one can be resumed
 
 
 def load_state(folder: PathLike) -> tuple[dict, Settings]:
@@ -1382,7 +1386,8 @@ def fit(
             if stopped and not late:
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")
         except (FloatingPointError, OSError) as error:
-            saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else "nothing was saved"
+            rest = f"the run in {folder} can be resumed" if run.home == folder.resolve() else "nothing was saved"
+            saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else rest
             saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"
             advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
             raise type(error)(f"{error}; {saved}{advice}") from error

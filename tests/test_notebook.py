@@ -71,7 +71,7 @@ def test_notebook_is_clean_and_small():
 def test_committed_outputs_are_of_a_whole_run():
     outputs = [o for cell in CELLS for o in cell.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 23, "12 of the core, 11 of the closing chapters"
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 24, "13 of the core, 11 of the closing chapters"
     text = "".join("".join(o.get("text", "")) for o in outputs)
     assert all(f"\n{name} " in text for name in PRESETS), "of the presets that there are"
     html = "".join("".join(o.get("data", {}).get("text/html", "")) for o in outputs)

@@ -494,6 +494,33 @@ def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(tiny, monkeypatch):
         generate(None, make_schedule(tiny), 1, (1, 2, 2), device="cuda", precision="bfloat16")
 
 
+def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch):
+    current = [0]
+
+    class Visited:
+        def __init__(self, device):
+            self.index = device.index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Visited)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
+    assert ddpm.emulates_bfloat16("cuda:0") and not ddpm.emulates_bfloat16("cuda:1") and current == [0]
+
+
+def test_sampling_between_steps_does_not_end_dropout(dropout, blobs):
+    watched, plain = start_run(dropout), start_run(dropout)
+    for step, _ in enumerate(training_loop(watched, blobs, make_schedule(dropout))):
+        if step == 2:
+            generate(watched.model, make_schedule(dropout), 2, (1, 32, 32), steps=2, progress=False)
+    list(training_loop(plain, blobs, make_schedule(dropout)))
+    assert same(watched.model, plain.model)
+
+
 def test_a_run_remembers_its_seconds(tiny, tmp_path):
     run = start_run(tiny)
     run.seconds = 123.4
@@ -529,6 +556,19 @@ def test_a_disk_that_is_full_is_told_with_what_is_saved_and_is_no_reason_to_end_
         return
     with pytest.raises(OSError, match=f"No space left on device; the checkpoint of step 6 in {tmp_path} is good"):
         fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path)
+
+
+def test_a_first_checkpoint_that_fits_the_disk_in_part_can_be_resumed(tiny, blobs, tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError("No space left on device")
+
+    run = start_run(tiny)
+    with monkeypatch.context() as no_room:
+        no_room.setattr(ddpm, "save_checkpoint", full)
+        with pytest.raises(OSError, match="No space left on device; the run in .* can be resumed"):
+            fit(run, blobs, make_schedule(tiny), tmp_path)
+    assert fit(run, blobs, make_schedule(tiny), tmp_path).step == 12, "by the same process"
+    assert resume_run(tmp_path).step == 12
 
 
 def test_an_objective_that_is_no_loss_for_each_image_is_refused(tiny, blobs):
