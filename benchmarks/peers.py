@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # contestants' packages are imported by their own processes: each pays for its own only
-OURS, PRECISIONS = "mnist-ddpm", ("float32", "bfloat16")
+PRECISIONS = "float32", "bfloat16"
 PART = 250  # images that a race draws at a time
 FEW = 10  # evaluations, at most, with which a contestant draws by a sampler made for few
 SPARE = 0.97  # of the measured pace is what a decaying learning rate counts on
@@ -141,8 +141,8 @@ class Ours(Contestant):
 
     def __init__(self, task: Task):
         super().__init__(task)
-        self.ddpm, presets = self.imported()
-        self.settings = presets.preset(self.NETWORK["preset"])
+        (self.ddpm, presets), changes = self.imported(), dict(self.NETWORK)
+        self.settings = replace(presets.preset(changes.pop("preset")), **changes)
         self.schedule = self.ddpm.make_schedule(self.settings)
         self.network = self.denoiser(self.ddpm.make_model(self.settings).eval())
 
@@ -168,6 +168,13 @@ class Ours(Contestant):
             self.network, self.schedule, n, (1, 32, 32), sampler=self.ddpm.SAMPLERS["dpmpp"], eta=1.0,
             steps=evaluations, seed=seed, precision=self.task.precision, progress=False,
         )[0]  # fmt: skip
+
+
+class OursIn2x2(Ours):
+    """The preset mnist with P2's weights: patches of 2×2, predicts the noise, Muon. Its training_loop; DPM-Solver++
+    with η = 1."""
+
+    NETWORK: ClassVar[dict] = {"preset": "mnist", "objective": "p2"}
 
 
 class Lucidrains(Contestant):
@@ -308,8 +315,10 @@ class SmallDiffusion(Contestant):
 
 
 CONTESTANTS: dict[str, type[Contestant]] = {
-    OURS: Ours, "denoising-diffusion-pytorch": Lucidrains, "diffusers": Diffusers, "smalldiffusion": SmallDiffusion,
+    "mnist-ddpm": Ours, "denoising-diffusion-pytorch": Lucidrains, "diffusers": Diffusers,
+    "smalldiffusion": SmallDiffusion, "mnist-ddpm-2x2": OursIn2x2,
 }  # fmt: skip
+PEERS = [name for name, contestant in CONTESTANTS.items() if contestant.package != Ours.package]
 PACKAGES = "torch", "numpy", "torchmetrics", "accelerate"  # and those of the contestants at work
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -422,7 +431,7 @@ def measure(a: argparse.Namespace, card: dict) -> None:
         cells = [f"{found[row]['parameters']:,}", *(cell(values[row][name]) for name in FIGURES)]
         lines.append([row, *cells, " + ".join(f"{median(part):.2f}" for part in parts)])
     table(["contestant", "parameters", *FIGURES, "of it import + build + draw"], lines)
-    peers, ratios = [row for row in rows if rows[row].name != OURS], {}
+    peers, ratios = [row for row in rows if rows[row].name in PEERS], {}
     for ours in [row for row in rows if peers and row not in peers]:
         each = {peer: ratio(medians[ours], medians[peer]) for peer in peers}
         ratios[ours] = {"the best peer": {name: min(r[name] for r in each.values()) for name in FIGURES}} | each
@@ -506,7 +515,7 @@ def race(a: argparse.Namespace, card: dict) -> None:
             imageio.imwrite(a.out.with_name(f"{picture}.png"), ddpm.tile(of_it[:100], 10))
         evaluation.write_card(a.out, card)
     scores = {row: [evaluation.Estimate(**e) for e in rows[row]["metrics"].values()] for row in rows}
-    best = min((scores[row][0].value for row in scores if row in CONTESTANTS and row != OURS), default=float("nan"))
+    best = min((scores[row][0].value for row in scores if row in PEERS), default=float("nan"))
     did, metrics = ("precision", "images trained", "seconds"), rows["real, unseen"]["metrics"]
     table(["contestant", *did, *(m.replace("_", " ") for m in metrics), "the first / the best peer's"], [
         [row, *(rows[row].get(key, "") for key in did), *scores[row], f"{scores[row][0].value / best:.3f}"]
@@ -524,7 +533,10 @@ def peak_memory() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--race", type=float, metavar="MINUTES", help="of training for each, instead of the speeds")
-    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTESTANTS, default=["mnist-ddpm", *PEERS], metavar="NAME",
+        help=f"of {', '.join(CONTESTANTS)}; all but the last unless given",
+    )  # fmt: skip
     parser.add_argument("--n", type=int, help="images drawn: 64 in each round, 2000 in a race")
     parser.add_argument(
         "--evaluations", type=int, nargs="+", default=[50], help="of the network, for each image; a race takes several"
@@ -558,7 +570,7 @@ def main() -> None:
         card = json.loads(a.out.read_text(encoding="utf-8")) if a.race and a.out.exists() else {}
         if card.get("settings", settings) != settings:
             sys.exit(f"{a.out} holds a race with other settings: name another --out")
-        names = [*PACKAGES, *(name for name in a.only if name != OURS)]
+        names = [*PACKAGES, *(name for name in a.only if name in PEERS)]
         card |= {
             "settings": settings, "python": platform.python_version(),
             "versions": card.get("versions", {}) | {name: metadata.version(name) for name in names},
