@@ -228,7 +228,7 @@ def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):
     parameters |= {"init_from": "given", "learning_rate": 1e-9, "train": True}
     papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False)
     text = re.sub(r"[\d,]+ parameters", "P parameters", output_text(tmp_path / "out.ipynb"))
-    assert "run: P parameters, for mine, by Muon\ntrained on 64 images" in text and "planned: 2 epochs" in text
+    assert "run: P parameters, for mine, by Muon\nit saw 64 training images" in text and "planned: 2 epochs" in text
     given, tuned = (load_file(tmp_path / name / "model.safetensors") for name in ("given", "run"))
     assert all((tuned[name] - given[name]).abs().max() < 1e-6 for name in given), "trained from there"
     settings, _ = load_config(tmp_path / "run")
