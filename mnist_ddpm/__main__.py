@@ -383,7 +383,7 @@ class Evaluate(Drawing):
             raise ValueError("--bits needs held-out images, and a network that can do without its labels: leave it out")
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
-        real = [training] if held_out is None else [training, held_out]
+        real = [extractors.digest(images) for images in (training, held_out) if images is not None]
         kept = keeping(self, self.out, ddpm.Counted(model), device, *real)
         with kept.stoppable():
             origin = {"images": str(self.images)}
@@ -407,7 +407,7 @@ class Evaluate(Drawing):
             )
             if world.rank > 0:
                 return
-            card["reference_sha256"] = extractors.digest(training)
+            card["reference_sha256"] = real[0]
             options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
             if held_out is not None and not guidance.always_told(settings):
                 card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
@@ -525,7 +525,7 @@ class Likelihood:
             )
         margin = known_margin(settings)
         free_file(self.out)
-        kept = keeping(self, self.out, counted, device, images)
+        kept = keeping(self, self.out, counted, device, extractors.digest(images))
         with kept.stoppable():
             bound = likelihood.bits_per_dim(
                 model, schedule, images, variance=variance, times_per_image=self.times_per_image, margin=margin,
@@ -585,16 +585,19 @@ class Extractor:
 
 
 def keeping(
-    command: Drawing | Likelihood, out: Path, counted: ddpm.Counted, device: torch.device, *images: torch.Tensor
+    command: Drawing | Likelihood, out: Path, counted: ddpm.Counted, device: torch.device, *images: str
 ) -> resumable.Kept:
-    """Where a command keeps its parts until all are done: a folder beside out, named for all that they depend on."""
+    """Where a command keeps its parts until all are done: a folder beside out, named for all that they depend on.
+
+    images: digests of those that the work depends on.
+    """
     told = {name: value for name, value in vars(command).items() if name not in ELSEWHERE}
     files = sorted(Path(ddpm.__file__).parent.glob("[!.]*.py"))
     for path in [told.pop(name) for name in FILES if told.get(name)]:
         files += [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
     files = [path for path in files if path.is_file()]  # who needs one that is missing says so
     machine = {"device": device.type, "hardware": processes.hardware(device), **processes.versions()}
-    digest = extractors.digest(json.dumps([told, machine], default=str).encode(), *map(Path.read_bytes, files), *images)
+    digest = extractors.digest(json.dumps([told, machine, images], default=str).encode(), *map(Path.read_bytes, files))
     return resumable.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)
 
 

@@ -13,8 +13,8 @@ __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGM
            'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step', 'check_labels',
            'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance',
            'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source',
-           'ideal_denoiser', 'Counted', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif', 'nearest',
-           'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config',
+           'ideal_denoiser', 'Counted', 'entries', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif',
+           'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config',
            'load_checkpoint', 'save_run', 'load_state', 'resume_run', 'writable_folder', 'deferred_interrupt',
            'must_be_free', 'saved_whole', 'save_preview', 'fit']
 
@@ -963,6 +963,13 @@ class Counted:
 Film = list[tuple[int, Tensor, Tensor]]
 
 
+def entries(name: str, x: Tensor | None, n: int, part: range) -> Tensor | None:
+    """Those of a part of n images, of labels (n,) or of init (n or 1, …). Raises ValueError for another number."""
+    if x is not None and len(x) not in ((n, 1) if name == "init" else (n,)):
+        raise ValueError(f"{name} has {len(x)} entries: there must be one for each of {n} images")
+    return x if x is None or len(x) != n else x[part.start : part.stop]
+
+
 def generate(
     model: Model, schedule: Schedule, n: int, shape: tuple[int, int, int], *,
     sampler: Callable = ddim_sampler, steps: int | list[int] = 50, seed: int = 0, batch_size: int = 256,
@@ -979,9 +986,6 @@ def generate(
     check_seed(seed)
     if n < 1 or batch_size < 1:
         raise ValueError(f"n = {n} and batch_size = {batch_size} must be at least 1")
-    for name, given, sizes in (("init", init, (1, n)), ("labels", labels, (n,))):
-        if given is not None and len(given) not in sizes:
-            raise ValueError(f"{name} has {len(given)} entries: there must be one for each of {n} images")
     if init is not None and not init.is_floating_point():
         raise ValueError("init must be images in [-1, 1]: to_float makes them of uint8")
     times = timesteps(schedule.T, steps) if isinstance(steps, int) else steps
@@ -995,12 +999,12 @@ def generate(
     autocast = torch.autocast(torch.device(device).type, getattr(torch, precision), enabled=precision != "float32")
     with autocast, progress_bar(total=total, desc=title, unit="step", leave=False, disable=not progress) as bar:
         for first in batches:
-            batch = slice(first, min(n, first + batch_size))
+            batch = range(first, min(n, first + batch_size))
             noise = noise_source(seed, range(start + batch.start, start + batch.stop), shape, device)
-            told = model if labels is None else partial(model, labels=labels[batch].to(device))
+            told = model if labels is None else partial(model, labels=entries("labels", labels, n, batch).to(device))
             xT, t = noise(), None
             if init is not None:
-                xT = q_sample(schedule, (init if len(init) == 1 else init[batch]).to(device), times[0], xT)
+                xT = q_sample(schedule, entries("init", init, n, batch).to(device), times[0], xT)
             for i, (t, x, x0_hat) in enumerate(sampler(told, schedule, times, xT, noise, **options)):
                 if first == 0 and film and (i * frames % len(times) < frames or t == 0):
                     reel.append((t, to_uint8(x[:film]).cpu(), to_uint8(x0_hat[:film]).cpu()))

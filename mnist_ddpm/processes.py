@@ -203,25 +203,19 @@ def shared(world: ddpm.World, function: Callable[[Tensor], Tensor], things: Tens
     return collect(world, function(things[mine.start : mine.stop]), len(things))
 
 
-def entries(name: str, x: Tensor | None, n: int, part: range) -> Tensor | None:
-    """Those of a part of n images, of labels (n,) or of init (n or 1, …). Raises ValueError for another number."""
-    if x is not None and len(x) not in ((n, 1) if name == "init" else (n,)):
-        raise ValueError(f"{name} has {len(x)} entries: there must be one for each of {n} images")
-    return x if x is None or len(x) != n else x[part.start : part.stop]
-
-
 def generate(
     world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, n: int, shape: tuple[int, int, int],
     labels: Tensor | None = None, init: Tensor | None = None, draw: Callable = ddpm.generate, **options,
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
     """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part.
 
-    draw: ddpm.generate, or what draws in its place. Raises ValueError for fewer images than processes, and as entries.
+    draw: ddpm.generate, or what draws in its place. Raises ValueError for fewer images than processes, and as
+    ddpm.entries.
     """
     if n < world.size:
         raise ValueError(f"{n} images cannot be shared by {world.size} processes: ask for more, or launch fewer")
     mine = world.share(n)
-    options |= {"labels": entries("labels", labels, n, mine), "init": entries("init", init, n, mine)}
+    options |= {"labels": ddpm.entries("labels", labels, n, mine), "init": ddpm.entries("init", init, n, mine)}
     own, film = draw(model, schedule, len(mine), shape, start=mine.start, **options)
     return collect(world, own, n), film
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_ddpm import ddpm, processes
+from mnist_ddpm import ddpm
 
 KEEP_EVERY = 60.0  # seconds of work from one saving to the next
 Part = dict[str, Tensor]
@@ -91,8 +91,8 @@ def generate(
     def drawn(batch: range) -> Part:
         images, moments = ddpm.generate(
             model, schedule, len(batch), shape, sampler=watched, steps=steps, batch_size=batch_size,
-            start=start + batch.start, labels=processes.entries("labels", labels, n, batch),
-            init=processes.entries("init", init, n, batch), film=0 if batch.start else film, progress=False, **options,
+            start=start + batch.start, labels=ddpm.entries("labels", labels, n, batch),
+            init=ddpm.entries("init", init, n, batch), film=0 if batch.start else film, progress=False, **options,
         )  # fmt: skip
         if not moments:
             return {"images": images}
