@@ -266,13 +266,16 @@ def nearest_point(
     for part in points:
         if not first:  # from here on all are seen from the first point: far away, rounding would hide what is near
             centre, queries = part[0], queries - part[0]
-        apart = torch.cdist(queries, part - centre)
+        part = part - centre
+        apart = torch.cdist(queries, part)
         for column in () if own is None else (own - first, own + n - first):
             here = ((column >= 0) & (column < len(part))).nonzero().flatten()
             apart[here, column[here]] = math.inf
         found = apart.min(dim=1)
-        nearer = found.values < distance
-        distance, index = found.values.where(nearer, distance), (found.indices + first).where(nearer, index)
+        exact = (queries - part[found.indices]).norm(dim=1)  # cdist's products round, on each processor in its way
+        exact = exact.where(found.values.isfinite(), math.inf)
+        nearer = exact < distance
+        distance, index = exact.where(nearer, distance), (found.indices + first).where(nearer, index)
         first += len(part)
     return distance, index
 

@@ -302,7 +302,7 @@ def test_a_copy_among_large_bright_images_is_exact():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(200, 256, (80, 3, 128, 128), generator=generator, dtype=torch.uint8)
     found = audit(images[:30], images[:40], images[40:])  # more rows than PyTorch computes one by one
-    assert found.generated.max() < 0.1 * evaluation.EXACT * found.real.median() and found.copies
+    assert found.generated.max() == 0 and found.copies
 
 
 def test_a_few_near_images_are_not_yet_copies():
@@ -349,12 +349,12 @@ def test_mirrored_copies_are_copies_where_training_saw_them(digits):
     n = 1200  # more than are looked at in one part
     alone = audit(digits[:n].flip(-1), digits[:n], mirrored=True)
     assert alone.index.tolist() == list(range(n))
-    seen = torch.cat([digits[:n], digits[:n].flip(-1)]).flatten(1) / 255.0
+    seen = torch.cat([digits[:n], digits[:n].flip(-1)]).flatten(1).double() / 255
     own = evaluation.some_of(digits[:n])
     brute = torch.cdist(seen[own], seen)
     for offset in (0, n):
         brute[torch.arange(1000), own + offset] = 1e9
-    torch.testing.assert_close(alone.real, brute.min(dim=1).values)
+    torch.testing.assert_close(alone.real.double(), brute.min(dim=1).values, rtol=1e-6, atol=0)
 
 
 def test_a_card_looks_for_mirrored_copies_where_training_saw_them(digits):
