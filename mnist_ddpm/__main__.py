@@ -35,6 +35,7 @@ from mnist_ddpm import (
     presets,
     processes,
     resumable,
+    runs,
     schedules,
     solvers,
 )
@@ -88,10 +89,10 @@ class Train:
 
     def run(self) -> None:
         if not self.resume:
-            ddpm.must_be_free(self.out)
+            runs.must_be_free(self.out)
         world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
         device = processes.pick_device(self.device, world)
-        ddpm.writable_folder(self.out)  # what cannot be is told now, not after the images are decoded
+        resumable.writable_folder(self.out)  # what cannot be is told now, not after the images are decoded
         ddpm.make_schedule(settings)  # and what is no method, or no network
         ddpm.make_objective(settings)
         ddpm.look_up("optimizer", settings.optimizer, ddpm.OPTIMIZERS)
@@ -139,8 +140,8 @@ class Plan:
     def run(self) -> None:
         device = processes.pick_device(self.device)
         if not self.dry_run:
-            ddpm.must_be_free(self.out)
-            ddpm.writable_folder(self.out)
+            runs.must_be_free(self.out)
+            resumable.writable_folder(self.out)
         kept = "dataset", "channels", "classes", "attributes", "seed"
         asked = ddpm.Settings(**{name: getattr(self, name) for name in kept})
         if asked.classes and self.dataset != "celeba":  # whose images must be there first
@@ -288,7 +289,7 @@ class Sample(Drawing):
             raise ValueError("--strength is for an --init-image without a --mask: leave it out")
         if self.resamples != Sample.resamples and not self.mask:
             raise ValueError("--resamples is for filling in what a --mask hides: leave it out, or give one")
-        out = ddpm.writable_folder(self.out)
+        out = resumable.writable_folder(self.out)
         columns = 6 if settings.image_size <= 32 else 4  # of the films, and rows: noise makes large files
         with kept.stoppable():
             images, film = processes.generate(
@@ -605,7 +606,7 @@ def free_file(path: Path) -> None:
     """Makes the folder for a result. Raises OSError now, not after hours, where the file could not be written."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, and should be a file: name one in it")
-    ddpm.writable_folder(path.parent)
+    resumable.writable_folder(path.parent)
 
 
 def known_margin(settings: ddpm.Settings) -> int:

@@ -3,20 +3,18 @@
 # %% auto #0
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
-           'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'PREVIEW_EVERY', 'check_seed', 'Settings',
-           'best_device', 'emulates_bfloat16', 'check_precision', 'look_up', 'first_line', 'first_process',
-           'progress_bar', 'read_mnist', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule',
-           'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior',
-           'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample',
-           'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes',
-           'try_compiler', 'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at',
-           'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step', 'check_labels',
-           'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance',
-           'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source',
-           'ideal_denoiser', 'Counted', 'entries', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif',
-           'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config',
-           'load_checkpoint', 'save_run', 'load_state', 'resume_run', 'writable_folder', 'deferred_interrupt',
-           'must_be_free', 'saved_whole', 'save_preview', 'fit']
+           'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'check_seed', 'Settings', 'best_device',
+           'emulates_bfloat16', 'check_precision', 'look_up', 'first_line', 'first_process', 'progress_bar',
+           'read_mnist', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule',
+           'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding',
+           'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet',
+           'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'try_compiler',
+           'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update',
+           'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step', 'check_labels', 'training_loop',
+           'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step',
+           'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted',
+           'entries', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif', 'preview', 'nearest', 'loss_by_t',
+           'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import errno
@@ -24,11 +22,8 @@ import inspect
 import json
 import math
 import os
-import pickle
 import platform
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -773,14 +768,16 @@ def training_loop(
     for epoch in range(run.step // epoch_steps, math.ceil(total / epoch_steps)):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1000 * s.seed + epoch))
         for position in range(run.step % epoch_steps, min(epoch_steps, total - epoch * epoch_steps)):
-            batch = order[position * s.batch_size : (position + 1) * s.batch_size]
+            began, batch = time.monotonic(), order[position * s.batch_size : (position + 1) * s.batch_size]
             x0 = torch.zeros(s.batch_size, *images.shape[1:], device=run.device)  # others fill in their own
             x0[mine.start : mine.stop] = to_float(images[batch[mine.start : mine.stop].to(images.device)].to(run.device))
             x0 = augment(x0, run.generator)
             y = None if labels is None else labels[batch.to(labels.device)].to(run.device)
             rate = learning_rate_at(run.step + 1, total, s)
             run.network.train()  # each time: the caller may have sampled from it
-            yield training_step(run, x0, y, schedule, objective, rate)
+            step = training_step(run, x0, y, schedule, objective, rate)
+            run.seconds += time.monotonic() - began
+            yield step
 
 # %% ../MNIST_DDPM.ipynb #21b9580a
 SPACINGS = "trailing", "leading", "linspace", "quadratic"
@@ -1062,6 +1059,16 @@ def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int =
     durations = [4000 / len(frames)] * (len(frames) - 1) + [2000] if len(frames) > 1 else 2000  # milliseconds
     imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
 
+
+def preview(run: Run, schedule: Schedule) -> np.ndarray:
+    """36 images from a run's averaged model in 20 DDIM steps, always from the same noise, as one picture."""
+    s, schedule = run.settings, schedule.to(run.device)
+    labels = torch.arange(36) % s.classes if s.classes else None
+    size = math.ceil(s.batch_size / run.world.size / s.accumulation)  # what fits in training
+    options = dict(steps=min(20, schedule.T), seed=s.seed, batch_size=size, labels=labels, precision=s.precision)
+    images, _ = generate(make_denoiser(run.ema, schedule, s), schedule, 36, s.shape, progress=False, **options)
+    return enlarge(tile(images, 6), 2)
+
 # %% ../MNIST_DDPM.ipynb #a333cbdc
 def nearest(images: Tensor, data: Tensor, chunk: int = 2**24) -> tuple[Tensor, Tensor]:
     """Each uint8 image's nearest in data: indices (N,), Euclidean distances (N,) of pixels in [0, 1].
@@ -1188,211 +1195,3 @@ def load_checkpoint(folder: PathLike, device: Device = "cpu") -> tuple[Model, Sc
     schedule = make_schedule(settings)
     model = make_denoiser(model.to(device).eval().requires_grad_(False), schedule.to(device), settings)
     return model, schedule, settings
-
-# %% ../MNIST_DDPM.ipynb #fdcb0b7e
-def save_run(folder: PathLike, run: Run) -> None:
-    """A checkpoint of the averaged model, and training_state.pt beside it."""
-    hundreds = [run.losses[i : i + 100] for i in range(0, run.step, 100)]
-    record = {
-        "steps": run.step, "images": run.step * run.settings.batch_size, "seconds": round(run.seconds, 1),
-        "device": str(run.device), "threads": torch.get_num_threads(),
-        "loss_every_100_steps": [round(float(np.mean(part)), 5) for part in hundreds],
-    }  # fmt: skip
-    state = {
-        "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
-        "optimizer": run.optimizer.state_dict(), "times": run.times.state_dict(), "scaler": run.scaler.state_dict(),
-        "generator": run.generator.get_state(), "device": run.device.type,
-        "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
-    }  # fmt: skip
-    with replacing(Path(folder, "training_state.pt")) as path:
-        torch.save(state, path)
-    run.home = Path(folder).resolve()
-    save_checkpoint(folder, run.ema, run.settings, record)  # last, so that a run that has one can be resumed
-
-
-def load_state(folder: PathLike) -> tuple[dict, Settings]:
-    """The training state saved in folder, and its settings. Raises FileNotFoundError, or ValueError where it is damaged."""
-    path = Path(folder, "training_state.pt")
-    if not path.is_file():
-        raise FileNotFoundError(f"nothing to resume: there is no {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state, settings_from_dict(state["settings"])
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        instead = "init_from can start a new run from the weights beside it"
-        raise ValueError(f"{path} is damaged or no training state ({first_line(error)}): {instead}") from error
-
-
-def resume_run(folder: PathLike, settings: Settings | None = None, device: Device = "cpu") -> Run:
-    """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
-
-    Raises as load_state does, and ValueError where a setting cannot change.
-    """
-    (state, saved), path = load_state(folder), Path(folder, "training_state.pt")
-    settings = settings or saved
-    data = ["attributes", "init_from"]
-    if {saved.dataset, settings.dataset} & {*DATASETS}:  # a folder may have moved
-        data.append("dataset")
-    for name in (*data, *NETWORK_SETTINGS, *DIFFUSION_SETTINGS, "optimizer", "batch_size", "seed"):
-        old, new = getattr(saved, name), getattr(settings, name)
-        if old != new:
-            where = f"in the run in {folder}"
-            raise ValueError(f"{name} was {old!r} {where} and cannot become {new!r}: train a new run for that")
-    if settings.epochs != saved.epochs and first_process():
-        print(f"epochs were {saved.epochs:g} and are {settings.epochs:g} now: the learning rate goes on as in a run of that length")
-    run = start_run(settings, device)
-    load_weights(run.model.state_dict(), state["model"], path)
-    load_weights(run.ema.state_dict(), state["ema"], path)
-    for group, own in zip(state["optimizer"].get("param_groups", []), run.optimizer.param_groups):
-        group["fused"] = own.get("fused")  # as suits this device, not the one that saved
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.times.load_state_dict(state["times"])
-    if state.get("scaler"):
-        run.scaler.load_state_dict(state["scaler"])
-    if run.device.type == state["device"]:  # the state of one device's generator means nothing to another's
-        run.generator.set_state(state["generator"])
-    run.n, run.step = state.get("n", 0), state["step"]
-    run.seconds, run.losses, run.home = state["seconds"], state["losses"], Path(folder).resolve()
-    return run
-
-# %% ../MNIST_DDPM.ipynb #7344c858
-def writable_folder(folder: PathLike) -> Path:
-    """The folder, made where missing. Raises OSError now, not after hours, where it cannot be written to."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return Path(folder)
-    except OSError as error:
-        raise OSError(f"cannot write to the folder {folder} ({error.strerror}): choose another") from error
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[list]:
-    """Inside, Ctrl-C and SIGTERM only add to the list it yields; Ctrl-C a second later interrupts at once."""
-    pressed, previous = getattr(signal.getsignal(signal.SIGINT), "pressed", []), {}  # that of an outer one, if any
-
-    def handler(signum, frame):  # launchers pass a signal on that has come already, so one press may come twice
-        pressed.append(time.monotonic())
-        if signum == signal.SIGINT and pressed[-1] > pressed[0] + 1:
-            raise KeyboardInterrupt("interrupted within a step: what was saved before, if anything, is good")
-        if len(pressed) == 1 and first_process():
-            more = "; once more stops at once" if signum == signal.SIGINT else ""
-            with suppress(RuntimeError, OSError, ValueError):  # of a stream in the midst of its work, broken, or closed
-                print(f"\nstopping after this step, to save it{more}", flush=True)
-
-    handler.pressed = pressed
-    try:
-        with suppress(ValueError):  # not in the main thread, where Ctrl-C does not arrive
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                previous[signum] = signal.signal(signum, handler)
-        yield pressed
-    finally:
-        for signum, handled in previous.items():
-            if handled is not None:  # by a program that Python is a part of, which cannot be set again
-                signal.signal(signum, handled)
-
-
-def must_be_free(folder: PathLike, run: Run | None = None) -> None:
-    """Raises FileExistsError where a new run, or this one away from home, would overwrite another."""
-    at_home = run is not None and run.home == Path(folder).resolve()
-    if not at_home and any(Path(folder, name).exists() for name in ("config.json", "training_state.pt")):
-        raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
-
-
-def saved_whole(folder: Path, run: Run) -> bool:
-    """Whether the checkpoint in a folder is of the run's last step."""
-    try:
-        return load_config(folder)[1].get("steps") == run.step and (folder / "model.safetensors").is_file()
-    except (FileNotFoundError, ValueError):
-        return False
-
-
-def save_preview(path: Path, model: Model, run: Run, schedule: Schedule) -> None:
-    """A grid of 36 images from the averaged model in 20 DDIM steps, always from the same noise."""
-    classes, device = run.settings.classes, run.device
-    labels = torch.arange(36) % classes if classes else None
-    size = math.ceil(run.settings.batch_size / run.world.size / run.settings.accumulation)  # what fits in training
-    options = {"steps": min(20, schedule.T), "seed": run.settings.seed, "batch_size": size, "device": device}
-    options |= {"precision": run.settings.precision, "labels": labels, "progress": False}
-    images, _ = generate(model, schedule, 36, run.settings.shape, **options)
-    imageio.imwrite(path, enlarge(tile(images, 6), 2))
-
-
-PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
-
-
-def fit(
-    run: Run, images: Tensor, schedule: Schedule, folder: PathLike,
-    objective: Objective | None = None, labels: Tensor | None = None, deadline: float = math.inf,
-) -> Run:  # fmt: skip
-    """Trains run to settings.epochs on uint8 images (N, C, H, W); checkpoints and previews go to folder.
-
-    Both after each epoch or, where epochs are short, after as many as have PREVIEW_EVERY steps and as keep saving
-    within 3 s plus a twentieth of the time; checkpoints every five minutes too.
-    objective, labels: as in training_loop. deadline: time.monotonic() at which to save and stop in any case.
-
-    Raises FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
-    is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved and how to go on.
-    """
-    world, objective = run.world, objective or make_objective(run.settings)
-    room = torch.cuda.mem_get_info(run.device)[0] // 4 if run.device.type == "cuda" else 2**31
-    images = images.to(run.device) if images.numel() < min(2**31, room) else images  # else batch by batch
-    averaged = make_denoiser(run.ema, schedule.to(run.device), run.settings)
-    folder, epoch_steps = writable_folder(folder), steps_per_epoch(run.settings, images)
-
-    def save() -> None:  # by the first process, for all
-        nonlocal saved_at
-        if world.rank == 0:
-            must_be_free(folder, run)  # another may have begun there meanwhile
-            save_run(folder, run)
-        saved_at, run.home = run.step, folder.resolve()
-
-    must_be_free(folder, run)
-    signal_left = schedule.alpha_bar[-1].item()
-    if signal_left > 0.01 and world.rank == 0:
-        print(f"At t = T {signal_left:.0%} of the signal's power is left, but sampling starts from noise: raise T or beta_T")
-    total, warmup = total_steps(run.settings, images), run.settings.warmup_steps
-    if run.step == 0 and total < 2 * warmup and not run.settings.init_from and world.rank == 0:
-        few = f"{total} steps in all, and in the first {warmup} the learning rate only rises"
-        print(f"{few}: more epochs, smaller batches or fewer warmup_steps would learn more")
-    (folder / "previews").mkdir(exist_ok=True)
-    began, saved_at, saving = run.step, run.step if run.home == folder.resolve() else 0, 0.0
-    start = last_save = clock = time.monotonic()
-    late, stopped = False, False
-    rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
-    bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
-    with bar, deferred_interrupt() as interrupted:
-        try:
-            for step, *_ in training_loop(run, images, schedule, objective, labels):
-                now = time.monotonic()
-                run.seconds, clock = run.seconds + now - clock, now
-                bar.update()
-                bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
-                late = math.isfinite(deadline) and world.any(now > deadline)
-                stopped = world.any(bool(interrupted))
-                due = step == total or late or (step % rhythm == 0 and saving < 3 + (now - start) / 20)
-                if due or stopped or now - last_save > 300:
-                    save()
-                    if due and world.rank == 0:
-                        preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
-                        with suppress(FloatingPointError, OSError):  # the loss and the next save tell
-                            save_preview(preview, averaged, run, schedule)
-                    last_save, clock = now, time.monotonic()
-                    saving += clock - now
-                if late or stopped:
-                    break
-            if run.step == began:
-                if not saved_whole(folder, run):
-                    save()
-                if world.rank == 0:
-                    print(f"{folder} was trained to its end before: set more epochs to go on")
-            world.any(False)  # until the last checkpoint is written, all wait
-            if stopped and not late:
-                raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")
-        except (FloatingPointError, OSError) as error:
-            rest = f"the run in {folder} can be resumed" if run.home == folder.resolve() else "nothing was saved"
-            saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else rest
-            saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"
-            advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
-            raise type(error)(f"{error}; {saved}{advice}") from error
-    return run

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
-from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, processes, solvers
+from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, processes, resumable, runs, solvers
 
 Row = dict[str, str | int | float]
 Network = Callable[[], ddpm.Model]  # trained when it is first called, or read
@@ -99,7 +99,7 @@ class Lab:
         """The run in folder, where it was stopped, or a new one. Raises ValueError if it has other settings."""
         if not (folder / "training_state.pt").is_file():
             return ddpm.start_run(settings, self.device)
-        run = ddpm.resume_run(folder, device=self.device)
+        run = runs.resume_run(folder, device=self.device)
         if run.settings != settings:
             raise ValueError(f"{folder} was trained with other settings: remove it, or choose another --out")
         return run
@@ -115,7 +115,7 @@ class Lab:
             if run.step < ddpm.total_steps(settings, self.training) or not (folder / "config.json").is_file():
                 print(f"{name}, seed {seed}", flush=True)
                 labels = guidance.load_labels(settings, self.data)[: len(self.training)] if settings.classes else None
-                ddpm.fit(run, self.training, ddpm.make_schedule(settings), folder, labels=labels)
+                runs.fit(run, self.training, ddpm.make_schedule(settings), folder, labels=labels)
             return ddpm.load_checkpoint(folder, self.device)[0]
 
         return trained, ddpm.make_schedule(settings), settings
@@ -470,7 +470,7 @@ def ema(lab: Lab) -> None:
                 loop = islice(ddpm.training_loop(run, lab.training, ddpm.make_schedule(settings)), left)
                 for _ in ddpm.progress_bar(loop, total=left, unit="step"):
                     pass
-                ddpm.save_run(folder, run)
+                runs.save_run(folder, run)
                 schedule = ddpm.make_schedule(settings).to(lab.device)
                 for key, model in zip(keys, (run.model, run.ema)):
                     lab.quality(key, lambda model=model: model, schedule, ddpm.timesteps(settings.T, 50))
@@ -583,7 +583,7 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.quick and scale != Scale():
             raise ValueError("--quick has numbers of its own: leave out the others")
         scale = QUICK if asked.quick else scale
-        out = ddpm.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
+        out = resumable.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
         command = shlex.join(["python", "-m", "mnist_ddpm.experiments", *given])
         lab = Lab(out, scale, asked.data, processes.pick_device(asked.device), experiment.training, command)
         experiment.run(lab)

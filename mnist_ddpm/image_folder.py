@@ -29,7 +29,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from mnist_ddpm.ddpm import FOLDER, PathLike, Settings, progress_bar, writable_folder
+from mnist_ddpm.ddpm import FOLDER, PathLike, Settings, progress_bar
+from mnist_ddpm.resumable import writable_folder
 
 CELEBA_SIZE = 178, 218  # width and height of an original
 CELEBA_SPLITS = "train", "valid", "test"

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mnist_ddpm import ddpm, presets, processes
+from mnist_ddpm import ddpm, presets, processes, runs
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
@@ -135,7 +135,7 @@ def make_plan(
         pace = measured_pace(settings, device)
     steps, preview = n // settings.batch_size, 36 * min(20, settings.T) * each + 0.5
     epoch = steps * settings.batch_size / pace
-    planned, each_epoch = MARGIN * (deadline - time.monotonic()), preview / max(1, ddpm.PREVIEW_EVERY // steps)
+    planned, each_epoch = MARGIN * (deadline - time.monotonic()), preview / max(1, runs.PREVIEW_EVERY // steps)
     # as fit does it, in no more than 3 s and a twentieth of the time, and at the end
     epochs = max(planned / (epoch + each_epoch), (planned - 3 - preview) / (1.05 * epoch))
     epochs = float(f"{epochs:.4g}")

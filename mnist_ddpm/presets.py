@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_ddpm.ddpm import PathLike, Settings, count_parameters, load_config, load_state, look_up, make_model
+from mnist_ddpm.ddpm import PathLike, Settings, count_parameters, load_config, look_up, make_model
+from mnist_ddpm.runs import load_state
 
 LAPTOP = {
     "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0", "objective": "min-snr",

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, resumable, runs
 from mnist_ddpm.extractors import Judge
 
 
@@ -123,13 +123,13 @@ def join(run: ddpm.Run, world: ddpm.World) -> ddpm.Run:
 
 
 def fit(run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.PathLike, **options) -> ddpm.Run:
-    """ddpm.fit, which where one of several processes fails saves what the first has, and raises ConnectionError."""
+    """runs.fit, which where one of several processes fails saves what the first has, and raises ConnectionError."""
     if run.world.size == 1:
-        return ddpm.fit(run, images, schedule, folder, **options)
+        return runs.fit(run, images, schedule, folder, **options)
     folder, run.drawn = Path(folder), run.generator.get_state()
-    with ddpm.deferred_interrupt():  # a launcher that ends the others must not break into the saving
+    with resumable.deferred_interrupt():  # a launcher that ends the others must not break into the saving
         try:
-            return ddpm.fit(run, images, schedule, folder, **options)
+            return runs.fit(run, images, schedule, folder, **options)
         except RuntimeError as error:
             saved = f"what the first of them has saved is in {folder}"
             if run.world.rank == 0:
@@ -142,9 +142,9 @@ def fit(run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.Pat
 def save_what_is_there(run: ddpm.Run, folder: Path) -> str:
     """Saves the run, if it can. Returns what is saved then."""
     with suppress(OSError, RuntimeError):  # the first error is the one to tell
-        ddpm.must_be_free(folder, run)
+        runs.must_be_free(folder, run)
         if run.step:
-            ddpm.save_run(folder, run)
+            runs.save_run(folder, run)
     with suppress(OSError, ValueError):
         if run.home == folder.resolve():
             return f"step {ddpm.load_config(folder)[1]['steps']} is saved in {folder}: resume to go on"
@@ -157,7 +157,7 @@ def train(
     world: ddpm.World | None = None,
 ) -> ddpm.Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world."""
-    run = ddpm.resume_run(folder, settings, device) if resume else ddpm.start_run(settings, device, weights)
+    run = runs.resume_run(folder, settings, device) if resume else ddpm.start_run(settings, device, weights)
     join(run, world or ddpm.World())
     if run.world.rank == 0:
         many = f"{run.world.size} processes" if run.world.size > 1 else str(device)

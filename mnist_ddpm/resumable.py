@@ -1,7 +1,9 @@
-"""Long work outside training, which can be stopped and goes on: drawing many images, or measuring their bound."""
+"""Long work that can be stopped and goes on: here drawing and measuring, in `runs` training."""
 
 import shutil
+import signal
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -18,6 +20,42 @@ from mnist_ddpm import ddpm
 
 KEEP_EVERY = 60.0  # seconds of work from one saving to the next
 Part = dict[str, Tensor]
+
+
+def writable_folder(folder: ddpm.PathLike) -> Path:
+    """The folder, made where missing. Raises OSError now, not after hours, where it cannot be written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return Path(folder)
+    except OSError as error:
+        raise OSError(f"cannot write to the folder {folder} ({error.strerror}): choose another") from error
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[list]:
+    """Inside, Ctrl-C and SIGTERM only add to the list it yields; Ctrl-C a second later interrupts at once."""
+    pressed, previous = getattr(signal.getsignal(signal.SIGINT), "pressed", []), {}  # that of an outer one, if any
+
+    def handler(signum, frame):  # launchers pass a signal on that has come already, so one press may come twice
+        pressed.append(time.monotonic())
+        if signum == signal.SIGINT and pressed[-1] > pressed[0] + 1:
+            raise KeyboardInterrupt("interrupted within a step: what was saved before, if anything, is good")
+        if len(pressed) == 1 and ddpm.first_process():
+            more = "; once more stops at once" if signum == signal.SIGINT else ""
+            with suppress(RuntimeError, OSError, ValueError):  # of a stream in the midst of its work, broken, or closed
+                print(f"\nstopping after this step, to save it{more}", flush=True)
+
+    handler.pressed = pressed
+    try:
+        with suppress(ValueError):  # not in the main thread, where Ctrl-C does not arrive
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                previous[signum] = signal.signal(signum, handler)
+        yield pressed
+    finally:
+        for signum, handled in previous.items():
+            if handled is not None:  # by a program that Python is a part of, which cannot be set again
+                signal.signal(signum, handled)
 
 
 class Kept:
@@ -64,7 +102,7 @@ class Kept:
         try:
             yield
         except BaseException as error:
-            with suppress(OSError), ddpm.deferred_interrupt():  # the first error is the one to tell
+            with suppress(OSError), deferred_interrupt():  # the first error is the one to tell
                 self.save()
             if not self.folder.is_dir():
                 raise

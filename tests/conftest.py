@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, runs
 from mnist_ddpm.ddpm import Settings, make_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def paper():
 
 @pytest.fixture
 def fits(monkeypatch):
-    """What ddpm.fit is called with, in the place of training: (run, images, labels) each time."""
+    """What runs.fit is called with, in the place of training: (run, images, labels) each time."""
     calls = []
 
     def fit(run, images, schedule, folder, labels, deadline=None):
@@ -71,7 +71,7 @@ def fits(monkeypatch):
         run.step, run.seconds = 1, 1.0
         return run
 
-    monkeypatch.setattr(ddpm, "fit", fit)
+    monkeypatch.setattr(runs, "fit", fit)
     return calls
 
 

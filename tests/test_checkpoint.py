@@ -11,20 +11,18 @@ from safetensors.torch import load_file, save_file
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import (
-    fit,
     generate,
     load_checkpoint,
     load_config,
     make_model,
     make_schedule,
     replacing,
-    resume_run,
     save_checkpoint,
-    save_run,
     start_run,
     training_loop,
-    writable_folder,
 )
+from mnist_ddpm.resumable import writable_folder
+from mnist_ddpm.runs import fit, resume_run, save_run
 
 
 @pytest.fixture

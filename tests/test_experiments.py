@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 from matplotlib.figure import Figure
 
-from mnist_ddpm import ddpm, experiments
+from mnist_ddpm import ddpm, experiments, resumable, runs
 from mnist_ddpm.experiments import EXPERIMENTS, QUICK, Lab, Scale, column, interval, number, paired, verdict, verdicts
 from mnist_ddpm.extractors import Extractor, Judge
 
@@ -202,7 +202,7 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     (out / "plot.png").unlink()
     shutil.rmtree(tmp_path / "runs-quick")
     monkeypatch.setattr(Lab, "draw", lambda *arguments, **options: pytest.fail("it is done already"))
-    monkeypatch.setattr(ddpm, "fit", lambda *arguments, **options: pytest.fail("nothing asks for a network"))
+    monkeypatch.setattr(runs, "fit", lambda *arguments, **options: pytest.fail("nothing asks for a network"))
     assert experiments.main(flags) == 0 and (out / "plot.png").is_file()
     assert json.loads((out / "record.json").read_text()) == record, "it says how the results came about"
     assert experiments.main([*flags, "--n", "9"]) == 1 and "leave out the others" in capsys.readouterr().err
@@ -229,7 +229,9 @@ def test_a_record_keeps_the_machine_of_earlier_rows(tmp_path):
 def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setattr(ddpm, "timesteps", lambda T, steps, spacing="trailing": [20, 10, 5])
     scale = replace(TINY, seeds=1)
-    lab = Lab(ddpm.writable_folder(tmp_path / "ema"), scale, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
+    lab = Lab(
+        resumable.writable_folder(tmp_path / "ema"), scale, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY
+    )
     frozen, draw = [], Lab.draw
 
     def watched(lab, model, *rest, **more):
@@ -239,7 +241,7 @@ def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_p
     monkeypatch.setattr(Lab, "draw", watched)
     experiments.ema(lab)
     assert frozen == [row["arm"].startswith("averaged") for row in lab.rows if "step" in row]
-    run = ddpm.resume_run(tmp_path / "runs" / "steady-rate-0")
+    run = runs.resume_run(tmp_path / "runs" / "steady-rate-0")
     assert run.step == 6 and {(row["arm"], row["step"]) for row in lab.rows if "step" in row} == {
         (f"{weights}, {rate} rate", step)
         for weights in ("raw", "averaged")

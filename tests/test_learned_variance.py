@@ -11,15 +11,12 @@ from mnist_ddpm.ddpm import (
     UNet,
     UniformTimes,
     ddpm_sampler,
-    fit,
     make_denoiser,
     make_model,
     make_objective,
     make_schedule,
     predict,
     q_posterior,
-    resume_run,
-    save_run,
     start_run,
     to_float,
     training_loop,
@@ -27,6 +24,7 @@ from mnist_ddpm.ddpm import (
 from mnist_ddpm.learned_variance import ImportanceTimes, l_hybrid, l_vlb
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.parameterisation import CONVERSIONS, Denoiser, convert, weighted
+from mnist_ddpm.runs import fit, resume_run, save_run
 from mnist_ddpm.schedules import cosine_schedule
 
 TIMES = torch.tensor([1, 2, 30, 100])

@@ -15,8 +15,9 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from mnist_ddpm.ddpm import Settings, fit, load_config, make_model, make_schedule, save_checkpoint, start_run
+from mnist_ddpm.ddpm import Settings, load_config, make_model, make_schedule, save_checkpoint, start_run
 from mnist_ddpm.presets import PRESETS
+from mnist_ddpm.runs import fit
 
 sys.path.insert(0, str(ROOT / "tools"))
 from notebook import NOTEBOOK, export
@@ -134,19 +135,31 @@ SMALL = {
 }  # fmt: skip
 
 
-def run_in(folder, **parameters):
-    """The text of a run in a folder without the project, as in Colab. MNIST's files are small, of noise."""
-    shutil.copy(NOTEBOOK, folder)
+def make_digits(folder):
+    """MNIST's files, small, and of noise."""
     raw, rng = folder / "data" / "MNIST" / "raw", np.random.default_rng(0)
     raw.mkdir(parents=True)
     for name, magic, shape in (("images-idx3", 2051, (48, 28, 28)), ("labels-idx1", 2049, (48,))):
         header = np.array([magic, *shape], ">i4").tobytes()
         for split in ("train", "t10k"):
             (raw / f"{split}-{name}-ubyte").write_bytes(header + rng.integers(0, 10, shape, np.uint8).tobytes())
-    papermill.execute_notebook(
-        folder / NOTEBOOK.name, folder / "out.ipynb", {**SMALL, **parameters}, cwd=folder, progress_bar=False
-    )
+
+
+def run_in(folder, notebook=NOTEBOOK, **parameters):
+    """The text of a run in a folder without the project, as in Colab."""
+    make_digits(folder)
+    papermill.execute_notebook(notebook, folder / "out.ipynb", {**SMALL, **parameters}, cwd=folder, progress_bar=False)
     return output_text(folder / "out.ipynb")
+
+
+def changed_notebook(folder, changes):
+    """A copy in which a reader has added something to some lines."""
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    for line, more in changes.items():
+        assert text.count(line) == 1
+        text = text.replace(line, line + more)
+    (folder / "changed.ipynb").write_text(text, encoding="utf-8")
+    return folder / "changed.ipynb"
 
 
 def save_noisy(folder, settings):
@@ -171,11 +184,39 @@ def test_notebook_alone_trains_where_there_is_no_checkpoint(tmp_path):
     assert load_file(tmp_path / "run" / "model.safetensors")["conv_in.weight"].shape == (8, 4, 3, 3)
 
 
+def test_notebook_alone_saves_a_training_that_is_stopped(tmp_path):
+    after_two = {"run.losses.append(loss)": "; run.step < 2 or os.kill(os.getpid(), 2)"}
+    with pytest.raises(papermill.PapermillExecutionError, match="stopped after step 2 and saved in run"):
+        run_in(tmp_path, changed_notebook(tmp_path, after_two), epochs=5)
+    assert load_config(tmp_path / "run")[1]["steps"] == 2
+
+
 def test_notebook_alone_says_what_it_lacks(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match='schedule "cosine" is unknown: take one of linear'):
         run_in(tmp_path, noise_schedule="cosine", sampler="heun")
     hint = "cosine, heun: unless you write such a method below, it needs the project's folder"
     assert hint in output_text(tmp_path / "out.ipynb")
+
+
+def test_notebook_alone_cannot_resume(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="resume, .* need the project's folder"):
+        run_in(tmp_path, resume=True)
+
+
+def test_notebook_trains_with_what_its_reader_has_changed(tmp_path):
+    """Where mnist_ddpm keeps the run, too: what computes the loss and what starts a run are the notebook's own."""
+    (tmp_path / "mnist_ddpm").symlink_to(ROOT / "mnist_ddpm")
+    changes = {
+        "(eps_hat.float() - eps).square().mean(dim=(1, 2, 3))": " + 7",
+        "model = make_model(settings).to(device)": "; print('mine')",
+    }
+    changed = changed_notebook(tmp_path, changes)
+    make_digits(tmp_path)
+    for parameters in ({"train": True, "epochs": 1}, {"resume": True, "epochs": 2}):
+        parameters = {**SMALL, **parameters}
+        papermill.execute_notebook(changed, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False)
+        assert output_text(tmp_path / "out.ipynb").count("mine") == 1, "once, in section 10"
+    assert min(load_config(tmp_path / "run")[1]["loss_every_100_steps"]) > 7
 
 
 PLANNING = """

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mnist_ddpm
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, runs
 from mnist_ddpm.ddpm import (
     Prediction,
     Settings,
@@ -189,7 +189,7 @@ def test_a_prediction_that_a_module_enters_is_one_for_everything(paper, tiny, bl
     losses = weighted("u", "p2")(lambda xt, t: eps - x0 + 0.1, paper, x0, TIMES, eps)
     torch.testing.assert_close(losses, 0.01 * (WEIGHTS["p2"](paper, TIMES) / x0_factor(paper, TIMES, "u")).flatten())
     settings = replace(tiny, prediction="u", objective="min-snr")
-    ddpm.fit(start_run(settings), blobs, make_schedule(settings), tmp_path)
+    runs.fit(start_run(settings), blobs, make_schedule(settings), tmp_path)
     model, schedule, _ = ddpm.load_checkpoint(tmp_path)
     assert ddpm.generate(model, schedule, 2, settings.shape, steps=2, progress=False)[0].shape == (2, *settings.shape)
     decided, weights = pretrained(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mnist_ddpm import ddpm, planning, presets
+from mnist_ddpm import ddpm, planning, presets, runs
 from mnist_ddpm.__main__ import main
 
 PLANNED = (2, "mnist"), (30, "mnist"), (10, "celeba")
@@ -76,7 +76,7 @@ def test_what_is_planned_is_what_fit_will_do(machine, n):
     steps, batch = n // made.settings.batch_size, made.settings.batch_size
     done = round(made.settings.epochs * steps)
     training = done * batch / made.pace
-    previews = done / (steps * max(1, ddpm.PREVIEW_EVERY // steps))
+    previews = done / (steps * max(1, runs.PREVIEW_EVERY // steps))
     assert training + min(1.22 * previews, 4.22 + training / 20) == pytest.approx(made.seconds, rel=0.01)
     assert made.seconds == pytest.approx(0.95 * 3600, rel=0.01)
 
@@ -263,10 +263,10 @@ def test_speeds_are_measured(tiny):
 def test_training_ends_with_the_time_and_keeps_its_checkpoint(tiny, blobs, tmp_path):
     run = ddpm.start_run(replace(tiny, epochs=1000))
     began = time.monotonic()
-    ddpm.fit(run, blobs, ddpm.make_schedule(tiny), tmp_path, deadline=began + 1)
+    runs.fit(run, blobs, ddpm.make_schedule(tiny), tmp_path, deadline=began + 1)
     assert 0 < run.step < 6000 and ddpm.load_config(tmp_path)[1]["steps"] == run.step
     assert len(list((tmp_path / "previews").iterdir())) >= 1
-    assert ddpm.resume_run(tmp_path).step == run.step
+    assert runs.resume_run(tmp_path).step == run.step
 
 
 def test_part_of_an_epoch_is_trained_and_the_learning_rate_ends_there(tiny, blobs):
@@ -303,7 +303,7 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
         seen.update(options, seed=run.settings.seed, channels=run.settings.channels)
         return run
 
-    monkeypatch.setattr(ddpm, "fit", fit)
+    monkeypatch.setattr(runs, "fit", fit)
     assert main(["plan", "--minutes", "0.08", "--seed", "7", "--classes", "10", "--channels", "1", *out]) == 0
     assert seen["seed"] == 7 and time.monotonic() < seen["deadline"] < latest + 1 and len(seen["labels"]) > 256
     for minutes in ("0", "inf", "nan", "1e9"):

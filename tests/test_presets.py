@@ -7,18 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import (
-    Settings,
-    UNet,
-    l_simple,
-    make_model,
-    make_schedule,
-    resume_run,
-    save_run,
-    start_run,
-    training_step,
-)
+from mnist_ddpm.ddpm import Settings, UNet, l_simple, make_model, make_schedule, start_run, training_step
 from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, of_run, preset
+from mnist_ddpm.runs import resume_run, save_run
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from torch.distributed.run import get_args_parser
 
-from mnist_ddpm import ddpm, evaluation, processes
+from mnist_ddpm import ddpm, evaluation, processes, runs
 from mnist_ddpm.__main__ import main
 from mnist_ddpm.extractors import Extractor, Judge
 
@@ -37,8 +37,8 @@ def whole(folder: Path, world: ddpm.World) -> None:
     """Ten steps, at once or from where they were stopped."""
     images, labels = data()
     started = (folder / "training_state.pt").is_file()
-    run = processes.join(ddpm.resume_run(folder) if started else ddpm.start_run(SETTINGS), world)
-    ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, labels=labels)
+    run = processes.join(runs.resume_run(folder) if started else ddpm.start_run(SETTINGS), world)
+    runs.fit(run, images, ddpm.make_schedule(SETTINGS), folder, labels=labels)
 
 
 def half(folder: Path, world: ddpm.World) -> None:
@@ -54,7 +54,7 @@ def half(folder: Path, world: ddpm.World) -> None:
     assert len([*islice(loop, 5)]) == 5
     assert shared == [False, True] * 5
     if world.rank == 0:
-        ddpm.save_run(folder, run)
+        runs.save_run(folder, run)
 
 
 def drawn(folder: Path, world: ddpm.World) -> None:
@@ -88,7 +88,7 @@ def stopped(folder: Path, world: ddpm.World) -> None:
     images, labels = data()
     run = processes.join(ddpm.start_run(SETTINGS), world)
     try:
-        ddpm.fit(run, images, ddpm.make_schedule(SETTINGS), folder, pressed, labels)
+        runs.fit(run, images, ddpm.make_schedule(SETTINGS), folder, pressed, labels)
     except KeyboardInterrupt as interrupt:
         there = "" if (folder / "config.json").exists() else ", but it left before that"
         (folder / f"stopped-{world.rank}").write_text(f"{interrupt}{there}")
@@ -101,7 +101,7 @@ def save_slowly() -> None:
         time.sleep(1)
         save(*arguments)
 
-    save, ddpm.save_run = ddpm.save_run, slowly
+    save, runs.save_run = runs.save_run, slowly
 
 
 def killed(folder: Path, world: ddpm.World) -> None:
@@ -126,7 +126,7 @@ def from_notebook(folder: Path, world: ddpm.World) -> None:
     torch.set_num_threads(2)
     torch.rand(2, 10**6).mul(2).sum()  # by OpenMP's threads, which the two will not have
     processes.train_in_notebook(2, SETTINGS, images, folder, labels)
-    assert ddpm.resume_run(folder).step == 10
+    assert runs.resume_run(folder).step == 10
 
 
 TORCHRUN = "torch.distributed.run", "--standalone", "--nproc-per-node"
@@ -190,7 +190,7 @@ def test_a_process_that_dies_ends_the_run_with_an_error_and_a_checkpoint(tmp_pat
     result = launch(2, tmp_path, "killed")
     assert result.returncode != 0 and "one of 2 processes failed" in result.stderr
     assert ddpm.load_config(tmp_path)[1]["steps"] == 3
-    assert ddpm.resume_run(tmp_path).step == 3 and ddpm.load_checkpoint(tmp_path)
+    assert runs.resume_run(tmp_path).step == 3 and ddpm.load_checkpoint(tmp_path)
 
 
 def test_as_many_processes_must_be_there_as_were_asked_for(tmp_path, monkeypatch, capsys):

@@ -5,18 +5,17 @@ from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from torch import nn
 
-from mnist_ddpm import ddpm, processes
+from mnist_ddpm import ddpm, processes, resumable, runs
 from mnist_ddpm.ddpm import (
     UNet,
     World,
-    deferred_interrupt,
     ema_update,
-    fit,
     generate,
     l_simple,
     learning_rate_at,
@@ -25,12 +24,12 @@ from mnist_ddpm.ddpm import (
     load_images,
     loss_by_t,
     make_schedule,
-    resume_run,
-    save_run,
     start_run,
     steps_per_epoch,
     training_loop,
 )
+from mnist_ddpm.resumable import deferred_interrupt
+from mnist_ddpm.runs import fit, resume_run, save_run
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -159,7 +158,7 @@ def test_training_fits_64_digits(tiny):
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_time_and_leaves_the_checkpoint(tiny, blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr("mnist_ddpm.ddpm.PREVIEW_EVERY", 6)
+    monkeypatch.setattr("mnist_ddpm.runs.PREVIEW_EVERY", 6)
 
     def objective(model, schedule, x0, t, eps):
         losses = l_simple(model, schedule, x0, t, eps)
@@ -326,7 +325,7 @@ def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch):
     def install(signum, handler):
         assert callable(handler)
 
-    monkeypatch.setattr(ddpm.signal, "signal", install)
+    monkeypatch.setattr(resumable.signal, "signal", install)
     with deferred_interrupt():
         pass
 
@@ -371,7 +370,7 @@ def test_interrupted_fit_saves_and_resumes_bit_for_bit(tiny, blobs, tmp_path):
 
 
 def test_fit_leaves_a_checkpoint_and_a_preview_of_every_epoch(tiny, blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr("mnist_ddpm.ddpm.PREVIEW_EVERY", 6)
+    monkeypatch.setattr("mnist_ddpm.runs.PREVIEW_EVERY", 6)
     run = fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path)
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["epoch_001.png", "epoch_002.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -426,8 +425,9 @@ def test_of_several_processes_a_failure_claims_no_checkpoint_that_is_not_there(t
 def test_long_epochs_are_saved_every_five_minutes(tiny, blobs, tmp_path, monkeypatch):
     """Of six steps that take 100 s each, the fourth is the first past 300."""
     now, saved = [0.0], []
-    monkeypatch.setattr(ddpm, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(ddpm, "save_run", lambda folder, run: saved.append(run.step))
+    for module in (ddpm, runs):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(runs, "save_run", lambda folder, run: saved.append(run.step))
 
     def slow(*arguments):
         now[0] += 100
@@ -440,9 +440,9 @@ def test_long_epochs_are_saved_every_five_minutes(tiny, blobs, tmp_path, monkeyp
 def test_saving_and_previews_take_little_of_the_time(tiny, blobs, tmp_path, monkeypatch):
     """Epochs of six steps, each a second, and 4 s to save."""
     now, saved, settings = [0.0], [], replace(tiny, epochs=60)
-    monkeypatch.setattr(ddpm, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(ddpm, "PREVIEW_EVERY", 6)
-    monkeypatch.setattr(ddpm, "save_preview", lambda *_: None)
+    for module in (ddpm, runs):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(runs, "PREVIEW_EVERY", 6)
 
     def save(folder, run):
         saved.append(run.step)
@@ -454,9 +454,10 @@ def test_saving_and_previews_take_little_of_the_time(tiny, blobs, tmp_path, monk
         now[0] += 1
         return ddpm.TrainingStep(run.step, 1.0, None, None)
 
-    monkeypatch.setattr(ddpm, "save_run", save)
+    monkeypatch.setattr(runs, "save_run", save)
     monkeypatch.setattr(ddpm, "training_step", step)
-    fit(start_run(settings), blobs, make_schedule(tiny), tmp_path)
+    black = np.zeros((1, 1), np.uint8)
+    fit(start_run(settings), blobs, make_schedule(tiny), tmp_path, draw=lambda *_: black)
     assert saved[:2] == [6, 18] and saved[-1] == 360 and 4 * len(saved) <= 3 + 4 + 4 + now[0] / 20
 
 
@@ -532,26 +533,27 @@ def test_previews_are_of_the_same_noise_and_of_all_labels_in_turn(tiny, blobs, t
     settings, asked = replace(tiny, classes=3, seed=4), []
     real = ddpm.generate
     monkeypatch.setattr(ddpm, "generate", lambda *given, **options: asked.append(options) or real(*given, **options))
-    monkeypatch.setattr(ddpm, "PREVIEW_EVERY", 6)
+    monkeypatch.setattr(runs, "PREVIEW_EVERY", 6)
     fit(start_run(settings), blobs, make_schedule(settings), tmp_path, labels=torch.arange(len(blobs)) % 3)
     assert [options["seed"] for options in asked] == [4, 4]
     assert asked[0]["labels"].tolist() == [0, 1, 2] * 12
 
 
-@pytest.mark.parametrize("fails", ["save_run", "save_preview"])
+@pytest.mark.parametrize("fails", ["save_run", "imwrite"])
 def test_a_disk_that_is_full_is_told_with_what_is_saved_and_is_no_reason_to_end_for_a_preview(
     tiny, blobs, tmp_path, monkeypatch, fails
 ):  # fmt: skip
-    monkeypatch.setattr(ddpm, "PREVIEW_EVERY", 6)
-    real = getattr(ddpm, fails)
+    monkeypatch.setattr(runs, "PREVIEW_EVERY", 6)
+    place = runs if fails == "save_run" else runs.imageio
+    real = getattr(place, fails)
 
     def full(*given):
         if (tmp_path / "config.json").exists():
             raise OSError("No space left on device")
         real(*given)
 
-    monkeypatch.setattr(ddpm, fails, full)
-    if fails == "save_preview":
+    monkeypatch.setattr(place, fails, full)
+    if fails == "imwrite":
         assert fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path).step == 12
         return
     with pytest.raises(OSError, match=f"No space left on device; the checkpoint of step 6 in {tmp_path} is good"):
@@ -641,7 +643,8 @@ def test_the_seed_decides_order_times_noise_and_dropout(tiny, blobs):
 
 def test_previews_are_of_averaged_weights_and_know_what_they_predict(tiny, blobs, tmp_path, monkeypatch):
     seen, settings = [], replace(tiny, prediction="v", epochs=0.2)
-    monkeypatch.setattr(ddpm, "save_preview", lambda path, model, *rest: seen.append(model))
+    real = ddpm.generate
+    monkeypatch.setattr(ddpm, "generate", lambda model, *rest, **kw: seen.append(model) or real(model, *rest, **kw))
     run = fit(start_run(settings), blobs, make_schedule(settings), tmp_path)
     assert [(model.prediction, model.network) for model in seen] == [("v", run.ema)]
 
@@ -650,8 +653,7 @@ def test_a_preview_that_fails_does_not_end_the_training(tiny, blobs, tmp_path, m
     def failing(*_):
         raise FloatingPointError("the images are NaN")
 
-    monkeypatch.setattr(ddpm, "save_preview", failing)
-    assert fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path).step == 12
+    assert fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path, draw=failing).step == 12
 
 
 def test_each_step_and_each_process_draws_its_own_dropout(dropout, blobs):

@@ -1,0 +1,184 @@
+"""Training that saves as it goes, can be stopped, and goes on bit for bit: runs and their folders."""
+
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.resumable import deferred_interrupt, writable_folder
+
+PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
+
+
+def save_run(folder: ddpm.PathLike, run: ddpm.Run) -> None:
+    """A checkpoint of the averaged model, and training_state.pt beside it."""
+    hundreds = [run.losses[i : i + 100] for i in range(0, run.step, 100)]
+    record = {
+        "steps": run.step, "images": run.step * run.settings.batch_size, "seconds": round(run.seconds, 1),
+        "device": str(run.device), "threads": torch.get_num_threads(),
+        "loss_every_100_steps": [round(float(np.mean(part)), 5) for part in hundreds],
+    }  # fmt: skip
+    state = {
+        "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(), "times": run.times.state_dict(), "scaler": run.scaler.state_dict(),
+        "generator": run.generator.get_state(), "device": run.device.type,
+        "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
+    }  # fmt: skip
+    with ddpm.replacing(Path(folder, "training_state.pt")) as path:
+        torch.save(state, path)
+    run.home = Path(folder).resolve()
+    ddpm.save_checkpoint(folder, run.ema, run.settings, record)  # last, so that a run that has one can be resumed
+
+
+def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
+    """The training state saved in folder, and its settings. Raises FileNotFoundError, or ValueError if damaged."""
+    path = Path(folder, "training_state.pt")
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume: there is no {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state, ddpm.settings_from_dict(state["settings"])
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+        instead = "init_from can start a new run from the weights beside it"
+        raise ValueError(f"{path} is damaged or no training state ({ddpm.first_line(error)}): {instead}") from error
+
+
+def resume_run(
+    folder: ddpm.PathLike, settings: ddpm.Settings | None = None, device: ddpm.Device = "cpu",
+    start: Callable[..., ddpm.Run] = ddpm.start_run,
+) -> ddpm.Run:  # fmt: skip
+    """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
+
+    start: what makes a run of settings, the notebook's own perhaps.
+    Raises as load_state does, and ValueError where a setting cannot change.
+    """
+    (state, saved), path = load_state(folder), Path(folder, "training_state.pt")
+    settings = settings or saved
+    data = ["attributes", "init_from"]
+    if {saved.dataset, settings.dataset} & {*ddpm.DATASETS}:  # a folder may have moved
+        data.append("dataset")
+    for name in (*data, *ddpm.NETWORK_SETTINGS, *ddpm.DIFFUSION_SETTINGS, "optimizer", "batch_size", "seed"):
+        old, new = getattr(saved, name), getattr(settings, name)
+        if old != new:
+            where = f"in the run in {folder}"
+            raise ValueError(f"{name} was {old!r} {where} and cannot become {new!r}: train a new run for that")
+    if settings.epochs != saved.epochs and ddpm.first_process():
+        change = f"epochs were {saved.epochs:g} and are {settings.epochs:g} now"
+        print(f"{change}: the learning rate goes on as in a run of that length")
+    run = start(settings, device)
+    ddpm.load_weights(run.model.state_dict(), state["model"], path)
+    ddpm.load_weights(run.ema.state_dict(), state["ema"], path)
+    for group, own in zip(state["optimizer"].get("param_groups", []), run.optimizer.param_groups):
+        group["fused"] = own.get("fused")  # as suits this device, not the one that saved
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.times.load_state_dict(state["times"])
+    if state.get("scaler"):
+        run.scaler.load_state_dict(state["scaler"])
+    if run.device.type == state["device"]:  # the state of one device's generator means nothing to another's
+        run.generator.set_state(state["generator"])
+    run.n, run.step = state.get("n", 0), state["step"]
+    run.seconds, run.losses, run.home = state["seconds"], state["losses"], Path(folder).resolve()
+    return run
+
+
+def must_be_free(folder: ddpm.PathLike, run: ddpm.Run | None = None) -> None:
+    """Raises FileExistsError where a new run, or this one away from home, would overwrite another."""
+    at_home = run is not None and run.home == Path(folder).resolve()
+    if not at_home and any(Path(folder, name).exists() for name in ("config.json", "training_state.pt")):
+        raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
+
+
+def saved_whole(folder: Path, run: ddpm.Run) -> bool:
+    """Whether the checkpoint in a folder is of the run's last step."""
+    try:
+        return ddpm.load_config(folder)[1].get("steps") == run.step and (folder / "model.safetensors").is_file()
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def fit(
+    run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.PathLike,
+    objective: ddpm.Objective | None = None, labels: Tensor | None = None, deadline: float = math.inf,
+    loop: Callable[..., Iterator[ddpm.TrainingStep]] = ddpm.training_loop,
+    draw: Callable[[ddpm.Run, ddpm.Schedule], np.ndarray] = ddpm.preview,
+) -> ddpm.Run:  # fmt: skip
+    """Trains run to settings.epochs on uint8 images (N, C, H, W); checkpoints and previews go to folder.
+
+    Both after each epoch or, where epochs are short, after as many as have PREVIEW_EVERY steps and as keep saving
+    within 3 s plus a twentieth of the time; checkpoints every five minutes too.
+    objective, labels: as in training_loop. deadline: time.monotonic() at which to save and stop in any case.
+    loop, draw: what trains, and what draws a preview, the notebook's own perhaps.
+
+    Raises FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
+    is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved and how to go on.
+    """
+    world = run.world
+    room = torch.cuda.mem_get_info(run.device)[0] // 4 if run.device.type == "cuda" else 2**31
+    images = images.to(run.device) if images.numel() < min(2**31, room) else images  # else batch by batch
+    folder, epoch_steps = writable_folder(folder), ddpm.steps_per_epoch(run.settings, images)
+
+    def save() -> None:  # by the first process, for all
+        nonlocal saved_at
+        if world.rank == 0:
+            must_be_free(folder, run)  # another may have begun there meanwhile
+            save_run(folder, run)
+        saved_at, run.home = run.step, folder.resolve()
+
+    must_be_free(folder, run)
+    signal_left = schedule.alpha_bar[-1].item()
+    if signal_left > 0.01 and world.rank == 0:
+        left = f"At t = T {signal_left:.0%} of the signal's power is left"
+        print(f"{left}, but sampling starts from noise: raise T or beta_T")
+    total, warmup = ddpm.total_steps(run.settings, images), run.settings.warmup_steps
+    if run.step == 0 and total < 2 * warmup and not run.settings.init_from and world.rank == 0:
+        few = f"{total} steps in all, and in the first {warmup} the learning rate only rises"
+        print(f"{few}: more epochs, smaller batches or fewer warmup_steps would learn more")
+    (folder / "previews").mkdir(exist_ok=True)
+    began, saved_at, saving = run.step, run.step if run.home == folder.resolve() else 0, 0.0
+    start = last_save = time.monotonic()
+    late, stopped = False, False
+    rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
+    bar = ddpm.progress_bar(total=total, initial=run.step, desc="training", unit="step")
+    with bar, deferred_interrupt() as interrupted:
+        try:
+            for step, *_ in loop(run, images, schedule, objective, labels):
+                now = time.monotonic()
+                bar.update()
+                bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
+                late = math.isfinite(deadline) and world.any(now > deadline)
+                stopped = world.any(bool(interrupted))
+                due = step == total or late or (step % rhythm == 0 and saving < 3 + (now - start) / 20)
+                if due or stopped or now - last_save > 300:
+                    save()
+                    if due and world.rank == 0:
+                        preview = folder / "previews" / f"epoch_{math.ceil(step / epoch_steps):03d}.png"
+                        with suppress(FloatingPointError, OSError):  # the loss and the next save tell
+                            imageio.imwrite(preview, draw(run, schedule))
+                    last_save = now
+                    saving += time.monotonic() - now
+                if late or stopped:
+                    break
+            if run.step == began:
+                if not saved_whole(folder, run):
+                    save()
+                if world.rank == 0:
+                    print(f"{folder} was trained to its end before: set more epochs to go on")
+            world.any(False)  # until the last checkpoint is written, all wait
+            if stopped and not late:
+                raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")
+        except (FloatingPointError, OSError) as error:
+            rest = f"the run in {folder} can be resumed" if run.home == folder.resolve() else "nothing was saved"
+            saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else rest
+            saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"
+            advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
+            raise type(error)(f"{error}; {saved}{advice}") from error
+    return run
