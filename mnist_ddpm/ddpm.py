@@ -606,12 +606,21 @@ class Run:
     step: int = 0  # training steps done
     seconds: float = 0.0  # time spent on them
     losses: list[float] = field(default_factory=list)  # the loss of every step
-    home: Path | None = None  # the folder where it is saved
-    drawn: Tensor | None = None  # the generator's state after the last step
+    home: Path | None = None  # the folder where it is saved, for mnist_ddpm.runs
+    drawn: Tensor | None = None  # the generator's state after the last step, for mnist_ddpm.processes
 
     @property
     def device(self) -> torch.device:
         return self.generator.device
+
+    def record(self) -> dict:
+        """What a checkpoint tells people of its training."""
+        hundreds = [self.losses[i : i + 100] for i in range(0, len(self.losses), 100)]
+        return {
+            "steps": self.step, "images": self.step * self.settings.batch_size, "seconds": round(self.seconds, 1),
+            "device": str(self.device), "threads": torch.get_num_threads(),
+            "loss_every_100_steps": [round(float(np.mean(part)), 5) for part in hundreds],
+        }  # fmt: skip
 
 
 class TrainingStep(NamedTuple):

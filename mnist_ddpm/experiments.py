@@ -329,8 +329,6 @@ CHAINS = {
     "4k cosine, hybrid": {"T": 4000, "schedule": "cosine", "objective": "hybrid"},
     "4k cosine, vlb": {"T": 4000, "schedule": "cosine", "objective": "vlb"},
 }
-# Those that also draw with the long chain, by default all steps of the first two
-LONG = "1k linear, simple", "1k cosine, simple", "4k cosine, simple", "4k cosine, hybrid"
 SKIPPED = 0.1, 0.2, 0.3, 0.4, 0.5
 
 
@@ -340,7 +338,7 @@ def iddpm_schedules(lab: Lab) -> None:
             name = arm if changes else "eps, L_simple"  # the same as in ddpm-table2
             network, schedule, settings = lab.network(name, seed, **changes)
             variance = "learned" if settings.learned_variance else "posterior"
-            for steps in (10, 25, 50, 100, lab.scale.long)[: 5 if arm in LONG else 4]:
+            for steps in (10, 25, 50, 100, lab.scale.long):
                 times = ddpm.timesteps(settings.T, min(steps, settings.T))
                 key = {"arm": arm, "seed": seed, "steps": len(times), "skipped": 0.0}
                 lab.quality(key, network, schedule, times, variance=variance)

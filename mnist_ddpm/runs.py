@@ -21,12 +21,6 @@ PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 
 def save_run(folder: ddpm.PathLike, run: ddpm.Run) -> None:
     """A checkpoint of the averaged model, and training_state.pt beside it."""
-    hundreds = [run.losses[i : i + 100] for i in range(0, run.step, 100)]
-    record = {
-        "steps": run.step, "images": run.step * run.settings.batch_size, "seconds": round(run.seconds, 1),
-        "device": str(run.device), "threads": torch.get_num_threads(),
-        "loss_every_100_steps": [round(float(np.mean(part)), 5) for part in hundreds],
-    }  # fmt: skip
     state = {
         "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(), "times": run.times.state_dict(), "scaler": run.scaler.state_dict(),
@@ -36,7 +30,7 @@ def save_run(folder: ddpm.PathLike, run: ddpm.Run) -> None:
     with ddpm.replacing(Path(folder, "training_state.pt")) as path:
         torch.save(state, path)
     run.home = Path(folder).resolve()
-    ddpm.save_checkpoint(folder, run.ema, run.settings, record)  # last, so that a run that has one can be resumed
+    ddpm.save_checkpoint(folder, run.ema, run.settings, run.record())  # last, so that a run that has one can be resumed
 
 
 def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
@@ -156,6 +150,7 @@ def fit(
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
                 late = math.isfinite(deadline) and world.any(now > deadline)
                 stopped = world.any(bool(interrupted))
+                run.seconds += time.monotonic() - now  # where several processes wait for each other
                 due = step == total or late or (step % rhythm == 0 and saving < 3 + (now - start) / 20)
                 if due or stopped or now - last_save > 300:
                     save()
@@ -167,6 +162,8 @@ def fit(
                     saving += time.monotonic() - now
                 if late or stopped:
                     break
+            if run.step not in (began, saved_at):  # a loop that ended early
+                save()
             if run.step == began:
                 if not saved_whole(folder, run):
                     save()

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -74,6 +75,7 @@ def test_committed_outputs_are_of_a_whole_run():
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 24, "13 of the core, 11 of the closing chapters"
     text = "".join("".join(o.get("text", "")) for o in outputs)
+    assert re.search(r"360 steps of 64 images in \d+ s: \d+ images/s", text), "of the short run"
     assert all(f"\n{name} " in text for name in PRESETS), "of the presets that there are"
     html = "".join("".join(o.get("data", {}).get("text/html", "")) for o in outputs)
     assert html.count('src="data:image/gif;base64,') == 1, "as HTML, since many viewers leave out image/gif"
@@ -138,7 +140,7 @@ SMALL = {
 def make_digits(folder):
     """MNIST's files, small, and of noise."""
     raw, rng = folder / "data" / "MNIST" / "raw", np.random.default_rng(0)
-    raw.mkdir(parents=True)
+    raw.mkdir(parents=True, exist_ok=True)
     for name, magic, shape in (("images-idx3", 2051, (48, 28, 28)), ("labels-idx1", 2049, (48,))):
         header = np.array([magic, *shape], ">i4").tobytes()
         for split in ("train", "t10k"):
@@ -162,6 +164,14 @@ def changed_notebook(folder, changes):
     return folder / "changed.ipynb"
 
 
+FAIL = "; (_ for _ in ()).throw(FloatingPointError('NaN'))"
+
+
+def stop_after(step):
+    """What presses the stop button after this step."""
+    return f"; run.step == {step} and os.kill(os.getpid(), {int(signal.SIGINT)})"
+
+
 def save_noisy(folder, settings):
     """A checkpoint of random weights, the last layer's too."""
     model = make_model(settings)
@@ -171,7 +181,9 @@ def save_noisy(folder, settings):
 
 def test_notebook_draws_with_a_checkpoint_whose_images_are_gone(tmp_path):
     save_noisy(tmp_path / "given", Settings(dataset="gone", image_size=16, base_channels=8, T=30))
-    text = run_in(tmp_path, checkpoint="given", short_run=48)
+    stopped = changed_notebook(tmp_path, {"run.losses.append(loss)": stop_after(2)})
+    text = run_in(tmp_path, stopped, checkpoint="given", short_run=48)
+    assert "The short run ends early" in text and "2 steps of 16 images" in text
     assert "trained with another dataset, image_size, channels, T: using its own." in text
     assert 'Its images are not at hand, and what compares with them is left out: data set "gone" is unknown' in text
     assert "4 images x 5 network evaluations" in text
@@ -185,10 +197,13 @@ def test_notebook_alone_trains_where_there_is_no_checkpoint(tmp_path):
 
 
 def test_notebook_alone_saves_a_training_that_is_stopped(tmp_path):
-    after_two = {"run.losses.append(loss)": "; run.step < 2 or os.kill(os.getpid(), 2)"}
-    with pytest.raises(papermill.PapermillExecutionError, match="stopped after step 2 and saved in run"):
-        run_in(tmp_path, changed_notebook(tmp_path, after_two), epochs=5)
-    assert load_config(tmp_path / "run")[1]["steps"] == 2
+    """And does not mind a preview that fails, after the three steps of the first epoch."""
+    changes = {"run.losses.append(loss)": stop_after(5), "s, schedule = run.settings, schedule.to(run.device)": FAIL}
+    with pytest.raises(papermill.PapermillExecutionError, match="stopped after step 5 and saved in run"):
+        run_in(tmp_path, changed_notebook(tmp_path, changes), epochs=5)
+    assert load_config(tmp_path / "run")[1]["steps"] == 5
+    with pytest.raises(papermill.PapermillExecutionError, match="run holds a checkpoint already: name another save_to"):
+        run_in(tmp_path, train=True)
 
 
 def test_notebook_alone_says_what_it_lacks(tmp_path):
