@@ -381,7 +381,7 @@ def plot_iddpm_schedules(rows: list[Row], figure: Figure) -> None:
     )  # fmt: skip
     second.set(title=found, xscale="log")
     second.set_ylabel("Fréchet distance")
-    second.legend(fontsize=7)
+    second.legend(fontsize=7, ncols=2, loc="upper right")
     arms = ("1k linear, simple", "1k cosine, simple")
     lines(third, rows, "frechet", "skipped", {arm: {"arm": arm, "steps": 50} for arm in arms}, log=True)
     kinds = [[{"arm": arm, "steps": 50, "skipped": part} for part in (0.2, 0.0)] for arm in arms]
@@ -543,7 +543,7 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Scale):
-    """Repeat an experiment of a paper in miniature, on MNIST: up to five hours on one core, less on a GPU.
+    """Repeat an experiment of a paper in miniature, on MNIST: up to six hours on one core, less on a GPU.
 
     For a night or two: --epochs 5 --width 32 --n 2000 --bits 1000 --long 250 --out night
     """
