@@ -180,7 +180,7 @@ class Drawing:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     processes: int = 0  # processes expected, each on its device, from torchrun or accelerate launch; 0: any number
 
-    def connect(self) -> tuple[ddpm.World, torch.device]:
+    def connect(self) -> tuple[runs.World, torch.device]:
         """The processes that share the work, and this one's device. Raises ValueError if flags do not fit."""
         for name in ("n", "batch_size"):
             if getattr(self, name) < 1:
@@ -212,7 +212,7 @@ class Drawing:
             )
 
     def control(
-        self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
+        self, model: resumable.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
     ) -> tuple[ddpm.Model, torch.Tensor | None]:
         """The model under guidance, and the labels (n,). Raises as check_labels, and for a guide that does not fit."""
         self.check_labels(settings)
@@ -227,7 +227,7 @@ class Drawing:
         turn = torch.tensor(self.label or range(settings.classes))
         return turn[torch.arange(self.n) % len(turn)]
 
-    def load_guide(self, counted: ddpm.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
+    def load_guide(self, counted: resumable.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
         """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
         model, _, about = ddpm.load_checkpoint(self.guide, device)
         for name in ("image_size", "channels", "classes", "attributes", "schedule", "T", "beta_1", "beta_T"):
@@ -279,7 +279,7 @@ class Sample(Drawing):
     def run(self) -> None:
         world, device = self.connect()
         network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
-        counted = ddpm.Counted(network)
+        counted = resumable.Counted(network)
         kept = keeping(self, self.out / "samples.npz", counted, device)
         model, labels = self.control(counted, schedule, settings, device)
         options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
@@ -385,7 +385,7 @@ class Evaluate(Drawing):
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         real = [extractors.digest(images) for images in (training, held_out) if images is not None]
-        kept = keeping(self, self.out, ddpm.Counted(model), device, *real)
+        kept = keeping(self, self.out, resumable.Counted(model), device, *real)
         with kept.stoppable():
             origin = {"images": str(self.images)}
             if given is None:
@@ -442,7 +442,7 @@ class Evaluate(Drawing):
         return guidance.typical_labels(known, self.n, self.seed)
 
     def draw(
-        self, world: ddpm.World, kept: resumable.Kept, schedule: ddpm.Schedule, settings: ddpm.Settings,
+        self, world: runs.World, kept: resumable.Kept, schedule: ddpm.Schedule, settings: ddpm.Settings,
         device: torch.device,
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """The images to judge, and how they were made and at what cost."""
@@ -508,7 +508,7 @@ class Likelihood:
     def run(self) -> None:
         device = processes.pick_device(self.device)
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
-        model = counted = ddpm.Counted(model)
+        model = counted = resumable.Counted(model)
         variance, T = pick_variance(self.variance, settings), schedule.T
         if self.steps is not None:
             times = ddpm.timesteps(T, self.steps, self.spacing)
@@ -586,7 +586,7 @@ class Extractor:
 
 
 def keeping(
-    command: Drawing | Likelihood, out: Path, counted: ddpm.Counted, device: torch.device, *images: str
+    command: Drawing | Likelihood, out: Path, counted: resumable.Counted, device: torch.device, *images: str
 ) -> resumable.Kept:
     """Where a command keeps its parts until all are done: a folder beside out, named for all that they depend on.
 

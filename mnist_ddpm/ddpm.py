@@ -4,17 +4,17 @@
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
            'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'check_seed', 'Settings', 'best_device',
-           'emulates_bfloat16', 'check_precision', 'look_up', 'first_line', 'first_process', 'progress_bar',
-           'read_mnist', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule',
-           'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding',
-           'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet',
-           'make_model', 'count_parameters', 'l_simple', 'make_objective', 'UniformTimes', 'try_compiler',
-           'compile_network', 'World', 'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update',
-           'steps_per_epoch', 'total_steps', 'add_gradients', 'training_step', 'check_labels', 'training_loop',
-           'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'check_variance', 'ancestral_step',
-           'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'Counted',
-           'entries', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif', 'preview', 'nearest', 'loss_by_t',
-           'replacing', 'save_checkpoint', 'settings_from_dict', 'load_weights', 'load_config', 'load_checkpoint']
+           'check_precision', 'look_up', 'first_line', 'first_process', 'progress_bar', 'read_mnist', 'load_mnist',
+           'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
+           'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
+           'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
+           'count_parameters', 'l_simple', 'make_objective', 'compile_network', 'Run', 'TrainingStep', 'adam',
+           'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients',
+           'seed_step', 'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance',
+           'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser',
+           'noise_source', 'ideal_denoiser', 'entries', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif',
+           'preview', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'load_weights', 'load_config',
+           'load_checkpoint']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import errno
@@ -148,19 +148,13 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def emulates_bfloat16(device: Device) -> bool:
-    """Whether it is an NVIDIA GPU without bfloat16, which it emulates slowly."""
-    device = torch.device(device)
-    if device.type != "cuda":
-        return False
-    with nullcontext() if device.index is None else torch.cuda.device(device):  # the question is about the current one
-        return not torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def check_precision(precision: str, device: Device) -> None:
-    """Raises ValueError for bfloat16 where it is emulated."""
-    if precision == "bfloat16" and emulates_bfloat16(device):
-        raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
+    """Raises ValueError for bfloat16 on an NVIDIA GPU without it, which would emulate it slowly."""
+    device = torch.device(device)
+    if precision == "bfloat16" and device.type == "cuda":
+        with nullcontext() if device.index is None else torch.cuda.device(device):  # which the question is about
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
 
 
 def look_up(what: str, name: str, table: dict):
@@ -535,34 +529,14 @@ def make_objective(settings: Settings) -> Objective:
     return look_up("objective", settings.objective, OBJECTIVES)(settings)
 
 
-class UniformTimes(nn.Module):
-    """Draws t for training, each of 1 … T alike. Others may prefer some t, weigh them less, and learn which."""
-
-    def __init__(self, T: int):
-        super().__init__()
-        self.T = T
-
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Times (n,), and what to multiply their losses by (n,) so that the mean is that of uniform times."""
-        t = torch.randint(1, self.T + 1, (n,), generator=generator, device=generator.device)
-        return t, torch.ones(n, device=t.device)
-
-    def update(self, t: Tensor, losses: Tensor) -> None:
-        """Is told the losses (N,) at times t (N,)."""
-
-
-TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}  # by objective; UniformTimes for all others
+# By objective, what draws t, learns from the losses, and weighs them so that their mean is that of uniform times
+TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}  # for all others, each of 1 … T alike
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
-def try_compiler(device: Device) -> None:
-    """Raises where torch.compile finds no compiler: a network would run as it is."""
-    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-
-
 def compile_network(model: nn.Module, device: Device) -> None:
     """Has torch.compile translate the model when it is first called; where it finds no compiler, only says so."""
     try:
-        try_compiler(device)
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
         return
@@ -570,44 +544,24 @@ def compile_network(model: nn.Module, device: Device) -> None:
     model.compile()
 
 
-class World:
-    """The processes that share the work of a run: here just one. mnist_ddpm.processes has one of several."""
-
-    rank, size = 0, 1
-
-    def share(self, n: int, rank: int | None = None) -> range:
-        """This process's part of n things, or another rank's."""
-        rank = self.rank if rank is None else rank
-        return range(rank * n // self.size, (rank + 1) * n // self.size)
-
-    def gather(self, x: Tensor) -> Tensor:
-        """All processes' x, in their order: (size * N, …)."""
-        return x
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process has flag set."""
-        return flag
-
-
 @dataclass
 class Run:
     """A training run: all that changes while it trains. Nothing else is needed to continue it."""
 
     settings: Settings
-    world: World
     model: UNet
     network: nn.Module  # the model as training calls it
     ema: UNet
     optimizer: torch.optim.Optimizer
     generator: torch.Generator  # of times and noise
-    times: nn.Module  # draws t
+    times: nn.Module | None  # draws t, if not each of 1 … T alike
     scaler: torch.amp.GradScaler  # of the loss, lest float16 round small gradients to 0
     n: int = 0  # training images; 0: not known yet
     step: int = 0  # training steps done
     seconds: float = 0.0  # time spent on them
     losses: list[float] = field(default_factory=list)  # the loss of every step
     home: Path | None = None  # the folder where it is saved, for mnist_ddpm.runs
-    drawn: Tensor | None = None  # the generator's state after the last step, for mnist_ddpm.processes
+    gradients: Callable[..., Tensor] | None = None  # instead of add_gradients, where processes share a batch
 
     @property
     def device(self) -> torch.device:
@@ -652,12 +606,13 @@ def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Ten
     model.gradient_checkpointing = settings.gradient_checkpointing
     ema = deepcopy(model).eval().requires_grad_(False)
     optimizer = look_up("optimizer", settings.optimizer, OPTIMIZERS)(model, settings)
-    times = TIME_SAMPLERS.get(settings.objective, UniformTimes)(settings.T).to(device)
+    times = TIME_SAMPLERS.get(settings.objective, lambda T: None)(settings.T)
+    times = times and times.to(device)
     generator = torch.Generator(device).manual_seed(settings.seed)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=settings.precision == "float16")
     if settings.compile:
         compile_network(model, device)
-    return Run(settings, World(), model, model, ema, optimizer, generator, times, scaler)
+    return Run(settings, model, model, ema, optimizer, generator, times, scaler)
 
 
 def learning_rate_at(step: int, total: int, settings: Settings) -> float:
@@ -688,41 +643,46 @@ def add_gradients(
     run: Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor,
     schedule: Schedule, objective: Objective,
 ) -> Tensor:  # fmt: skip
-    """Adds the mean weighted loss's gradients, part by part, each process for its share. Returns all losses (N,)."""
-    world, dtype, losses = run.world, getattr(torch, run.settings.precision), []
-    mine = world.share(len(x0))
-    share, size = len(mine), math.ceil(len(mine) / run.settings.accumulation)
-    for first in mine[::size]:
-        part = slice(first, min(first + size, mine.stop))
+    """Adds the mean weighted loss's gradients, part by part. Returns all losses (N,)."""
+    n, dtype, losses = len(x0), getattr(torch, run.settings.precision), []
+    size = math.ceil(n / run.settings.accumulation)
+    for first in range(0, n, size):
+        part = slice(first, first + size)
         model = run.network if labels is None else partial(run.network, labels=labels[part])
         unshared = getattr(run.network, "no_sync", nullcontext)  # several processes share gradients at the end
-        with unshared() if part.stop < mine.stop else nullcontext():
+        with unshared() if part.stop < n else nullcontext():
             with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
                 each = objective(model, schedule, x0[part], t[part], eps[part])
             if each.shape != t[part].shape:
                 given, wanted = tuple(each.shape), tuple(t[part].shape)
                 raise ValueError(f"the objective gave a tensor {given}: it must be one loss an image, {wanted}")
-            run.scaler.scale((weights[part] * each).sum() / share).backward()
+            run.scaler.scale((weights[part] * each).sum() / n).backward()
         losses.append(each.detach())
-    return world.gather(torch.cat(losses))
+    return torch.cat(losses)
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seeds PyTorch's global generator, of which dropout draws, for a step in one of several processes."""
+    torch.manual_seed(int(np.random.default_rng((seed, step, rank)).integers(2**63)))
 
 
 def training_step(
     run: Run, x0: Tensor, labels: Tensor | None, schedule: Schedule, objective: Objective, rate: float
 ) -> TrainingStep:
-    """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], with this learning rate.
-
-    Seeds PyTorch's global generator, of which dropout draws, anew in each step and process.
-    """
+    """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], with this learning rate."""
     s, device, n = run.settings, run.device, len(x0)
-    torch.manual_seed(int(np.random.default_rng((s.seed, run.step, run.world.rank)).integers(2**63)))
-    t, weights = run.times.draw(n, run.generator)  # Algorithm 1: its step 1
+    seed_step(s.seed, run.step)
+    t = torch.randint(1, s.T + 1, (n,), generator=run.generator, device=device)  # Algorithm 1: its step 1
+    weights = torch.ones(n, device=device)
+    if run.times:
+        t, weights = run.times.draw(n, run.generator)
     eps = torch.randn(x0.shape, generator=run.generator, device=device)
     if labels is not None:
         hidden = torch.rand(n, generator=run.generator, device=device) < s.label_dropout
         labels = labels.masked_fill(hidden, s.classes)
     run.optimizer.zero_grad()
-    losses = add_gradients(run, x0, labels, t, eps, weights, schedule, objective)  # 2, and the gradient of 3
+    gradients = run.gradients or add_gradients
+    losses = gradients(run, x0, labels, t, eps, weights, schedule, objective)  # 2, and the gradient of 3
     loss = (weights * losses).mean()
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.gradient_clip)
@@ -737,50 +697,30 @@ def training_step(
         group["lr"] = rate
     run.scaler.step(run.optimizer)  # 3
     run.scaler.update()
-    run.step, run.drawn = run.step + 1, run.generator.get_state()
+    run.step += 1
     ema_update(run.ema, run.model, min(s.ema_decay, (1 + run.step) / (10 + run.step)))
-    run.times.update(t, losses)
+    if run.times:
+        run.times.update(t, losses)
     run.losses.append(loss)
     return TrainingStep(run.step, loss, t, losses)
 
 # %% ../MNIST_DDPM.ipynb #39d4e995
-def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
-    """Raises ValueError unless labels is (n,), each 0 … classes - 1, or None where classes is 0."""
-    if classes and labels is None:
-        raise ValueError(f"the network takes one of {classes} labels with each image, and there are none: pass labels")
-    if labels is not None and not classes:
-        raise ValueError("labels are of no use to this network, made without them (classes = 0): leave them out")
-    if labels is not None and labels.shape != (n,):
-        raise ValueError(f"there must be one label for each of {n} images, not labels {tuple(labels.shape)}")
-    if labels is not None and not ((labels >= 0) & (labels < classes)).all():
-        raise ValueError(f"labels must be from 0 to {classes - 1}: found {labels.min()} to {labels.max()}")
-
-
 def training_loop(
     run: Run, images: Tensor, schedule: Schedule, objective: Objective | None = None, labels: Tensor | None = None
 ) -> Iterator[TrainingStep]:
     """Trains run on uint8 images (N, C, H, W), and their labels (N,), up to settings.epochs. Yields after each step.
 
     objective: the one that settings names unless given.
-    Raises ValueError unless there are labels exactly where settings.classes asks for them, and as many images as
-    before, FloatingPointError where the loss or the gradient is not finite; the weights are still good then.
+    Raises FloatingPointError where the loss or the gradient is not finite; the weights are still good then.
     """
-    check_labels(labels, len(images), run.settings.classes)
-    if run.n not in (0, len(images)):
-        raise ValueError(f"the run is one of {run.n} images, and here are {len(images)}: init_from goes on with others")
-    run.n = len(images)
     s, epoch_steps, schedule = run.settings, steps_per_epoch(run.settings, images), schedule.to(run.device)
-    if s.batch_size % run.world.size:
-        raise ValueError(f"batch_size {s.batch_size} cannot be shared by {run.world.size} processes: take a multiple")
     augment, objective = AUGMENTATIONS.get(s.dataset, lambda x0, generator: x0), objective or make_objective(s)
-    total, mine = total_steps(s, images), run.world.share(s.batch_size)
+    total = total_steps(s, images)
     for epoch in range(run.step // epoch_steps, math.ceil(total / epoch_steps)):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1000 * s.seed + epoch))
         for position in range(run.step % epoch_steps, min(epoch_steps, total - epoch * epoch_steps)):
             began, batch = time.monotonic(), order[position * s.batch_size : (position + 1) * s.batch_size]
-            x0 = torch.zeros(s.batch_size, *images.shape[1:], device=run.device)  # others fill in their own
-            x0[mine.start : mine.stop] = to_float(images[batch[mine.start : mine.stop].to(images.device)].to(run.device))
-            x0 = augment(x0, run.generator)
+            x0 = augment(to_float(images[batch.to(images.device)].to(run.device)), run.generator)
             y = None if labels is None else labels[batch.to(labels.device)].to(run.device)
             rate = learning_rate_at(run.step + 1, total, s)
             run.network.train()  # each time: the caller may have sampled from it
@@ -954,17 +894,6 @@ def ideal_denoiser(schedule: Schedule, points: Tensor) -> Model:
     return model
 
 # %% ../MNIST_DDPM.ipynb #84ce0330
-class Counted:
-    """A model that counts the images it is asked about: what sampling costs."""
-
-    def __init__(self, model: Model):
-        self.model, self.evaluations = model, 0
-
-    def __call__(self, xt: Tensor, *args, **kwargs) -> Tensor | Prediction:
-        self.evaluations += len(xt)
-        return self.model(xt, *args, **kwargs)
-
-
 # Moments (t, x_t, x0_hat), t falling from T to 0, with uint8 images (M, C, H, W)
 Film = list[tuple[int, Tensor, Tensor]]
 
@@ -1069,11 +998,11 @@ def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int =
     imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
 
 
-def preview(run: Run, schedule: Schedule) -> np.ndarray:
+def preview(run: Run, schedule: Schedule, processes: int = 1) -> np.ndarray:
     """36 images from a run's averaged model in 20 DDIM steps, always from the same noise, as one picture."""
     s, schedule = run.settings, schedule.to(run.device)
     labels = torch.arange(36) % s.classes if s.classes else None
-    size = math.ceil(s.batch_size / run.world.size / s.accumulation)  # what fits in training
+    size = math.ceil(s.batch_size / processes / s.accumulation)  # what fits in training
     options = dict(steps=min(20, schedule.T), seed=s.seed, batch_size=size, labels=labels, precision=s.precision)
     images, _ = generate(make_denoiser(run.ema, schedule, s), schedule, 36, s.shape, progress=False, **options)
     return enlarge(tile(images, 6), 2)
@@ -1151,14 +1080,6 @@ def save_checkpoint(folder: PathLike, model: UNet, settings: Settings, training:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def settings_from_dict(values: dict) -> Settings:
-    """Settings from what JSON made of them. Raises ValueError for an unknown name."""
-    unknown = set(values) - {f.name for f in fields(Settings)}
-    if unknown:
-        raise ValueError(f"unknown settings {sorted(unknown)}: written by another version, so use that one")
-    return Settings(**values)
-
-
 def load_weights(tensors: dict[str, Tensor], weights: dict[str, Tensor], source: PathLike) -> None:
     """Copies weights into a network's tensors. Raises ValueError naming those of another shape, missing or unknown."""
     own = {k: tuple(v.shape) for k, v in tensors.items()}
@@ -1181,9 +1102,9 @@ def load_config(folder: PathLike) -> tuple[Settings, dict]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']}, this version reads {FORMAT}")
-        return settings_from_dict(config["settings"]), config["training"]
+        return Settings(**config["settings"]), config["training"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint's: {error!r}") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint's of this version: {error!r}") from error
 
 
 def load_checkpoint(folder: PathLike, device: Device = "cpu") -> tuple[Model, Schedule, Settings]:

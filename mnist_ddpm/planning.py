@@ -79,10 +79,15 @@ def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float =
     return settings.batch_size * per_second(step, seconds)
 
 
+def try_compiler(device: ddpm.Device) -> None:
+    """Raises where torch.compile finds no compiler: ddpm's networks would run as they are."""
+    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+
+
 def measured_compiled(settings: ddpm.Settings, device: ddpm.Device) -> float:
     """measured_pace of the compiled network; 0 where compiling fails, which it says."""
     try:
-        ddpm.try_compiler(device)
+        try_compiler(device)
         return measured_pace(settings, device)
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"not compiled, since that failed: {ddpm.first_line(error)}")
@@ -100,7 +105,9 @@ def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
 
 def precisions(device: torch.device) -> list[str]:
     """The ones worth measuring."""
-    if ddpm.emulates_bfloat16(device):
+    try:
+        ddpm.check_precision("bfloat16", device)
+    except ValueError:
         return ["float32", "float16"]
     return ["float32", "bfloat16"]
 

@@ -10,10 +10,11 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from mnist_ddpm import ddpm, resumable, runs
 from mnist_ddpm.extractors import Judge
 
 
-class Processes(ddpm.World):
+class Processes(runs.World):
     """Processes that a launcher started."""
 
     def __init__(self, accelerator):
@@ -38,7 +39,7 @@ class Processes(ddpm.World):
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
 
-def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
+def connect(expected: int = 0, cpu: bool = False) -> runs.World:
     """This process's world. Raises ValueError unless it is of as many processes as expected; 0: as launched."""
     started = int(os.environ.get("WORLD_SIZE", 1))  # as the launcher says
     if expected and started != expected:
@@ -50,7 +51,7 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
     if started == 1:
         if "ACCELERATE_MIXED_PRECISION" in os.environ and not expected:  # which accelerate launch sets
             print("accelerate launch has started one process; if you wanted several, --processes N says why not")
-        return ddpm.World()
+        return runs.World()
     import torch.distributed.nn  # imported after, its functions' defaults would keep the connection open
     from accelerate import Accelerator, InitProcessGroupKwargs  # takes its time, and one process does without
 
@@ -64,7 +65,7 @@ def connect(expected: int = 0, cpu: bool = False) -> ddpm.World:
     return world
 
 
-def pick_device(name: str, world: ddpm.World | None = None) -> torch.device:
+def pick_device(name: str, world: runs.World | None = None) -> torch.device:
     """The device of that name, or the one of a process among several. Raises ValueError where it is not to be had."""
     if world is not None and world.size > 1:
         if name not in ("auto", world.device.type):
@@ -107,14 +108,18 @@ def leave() -> None:
         gc.collect()  # networks that trained hold on to it
 
 
-def one_first(world: ddpm.World) -> AbstractContextManager:
+def one_first(world: runs.World) -> AbstractContextManager:
     """Inside, the others of this machine wait until one is through: it fills a cache, and they read it."""
     return nullcontext() if world.size == 1 else world.accelerator.local_main_process_first()
 
 
-def join(run: ddpm.Run, world: ddpm.World) -> ddpm.Run:
-    """The run as one of these processes trains it: its gradients are the mean of all processes' own."""
-    run.world = world
+def join(run: ddpm.Run, world: runs.World) -> ddpm.Run:
+    """The run as one of these processes trains it. Raises ValueError where they cannot share a batch equally."""
+    if run.settings.batch_size % world.size:
+        size = run.settings.batch_size
+        raise ValueError(f"batch_size {size} cannot be shared by {world.size} processes: take a multiple")
+    if world.size > 1:
+        run.gradients = partial(add_shared_gradients, world)
     if isinstance(world, Processes):
         if run.settings.compile and run.settings.gradient_checkpointing:  # which older PyTorch cannot cut into buckets
             torch._dynamo.config.optimize_ddp = False
@@ -122,20 +127,60 @@ def join(run: ddpm.Run, world: ddpm.World) -> ddpm.Run:
     return run
 
 
-def fit(run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.PathLike, **options) -> ddpm.Run:
-    """runs.fit, which where one of several processes fails saves what the first has, and raises ConnectionError."""
-    if run.world.size == 1:
+def add_shared_gradients(
+    world: runs.World, run: ddpm.Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor, *rest
+) -> Tensor:  # fmt: skip
+    """ddpm.add_gradients, of this process's share; the network has the mean of all. Returns all losses (N,)."""
+    ddpm.seed_step(run.settings.seed, run.step, world.rank)
+    mine = world.share(len(x0))
+    own = slice(mine.start, mine.stop)
+    labels = None if labels is None else labels[own]
+    return world.gather(ddpm.add_gradients(run, x0[own], labels, t[own], eps[own], weights[own], *rest))
+
+
+class OwnImages:
+    """Images of which a process reads only its share of each batch; the others' are black to it."""
+
+    def __init__(self, images: Tensor, world: runs.World):
+        self.images, self.world, self.device = images, world, images.device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, batch: Tensor) -> Tensor:
+        mine, images = self.world.share(len(batch)), self.images
+        x = torch.zeros(len(batch), *images.shape[1:], dtype=images.dtype, device=images.device)
+        x[mine.start : mine.stop] = images[batch[mine.start : mine.stop]]
+        return x
+
+
+def fit(
+    run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.PathLike, world: runs.World, **options
+) -> ddpm.Run:  # fmt: skip
+    """runs.fit of a run that has joined a world. Where one of several processes fails, it saves what the first has.
+
+    Raises ConnectionError then, and as runs.fit.
+    """
+    if world.size == 1:
         return runs.fit(run, images, schedule, folder, **options)
-    folder, run.drawn = Path(folder), run.generator.get_state()
+    folder, drawn = Path(folder), run.generator.get_state()
+
+    def loop(run: ddpm.Run, images: Tensor, *rest) -> Iterator[ddpm.TrainingStep]:
+        nonlocal drawn
+        for step in ddpm.training_loop(run, OwnImages(images, world), *rest):
+            drawn = run.generator.get_state()
+            yield step
+
+    options |= {"world": world, "loop": loop, "draw": partial(ddpm.preview, processes=world.size)}
     with resumable.deferred_interrupt():  # a launcher that ends the others must not break into the saving
         try:
             return runs.fit(run, images, schedule, folder, **options)
         except RuntimeError as error:
             saved = f"what the first of them has saved is in {folder}"
-            if run.world.rank == 0:
-                run.generator.set_state(run.drawn)  # the step that failed comes again, with the same times and noise
+            if world.rank == 0:
+                run.generator.set_state(drawn)  # the step that failed comes again, with the same times and noise
                 saved = save_what_is_there(run, folder)
-            problem = f"one of {run.world.size} processes failed, this or another ({ddpm.first_line(error)})"
+            problem = f"one of {world.size} processes failed, this or another ({ddpm.first_line(error)})"
             raise ConnectionError(f"{problem}; {saved}") from error
 
 
@@ -154,16 +199,17 @@ def save_what_is_there(run: ddpm.Run, folder: Path) -> str:
 def train(
     settings: ddpm.Settings, images: Tensor, folder: ddpm.PathLike, labels: Tensor | None = None, resume: bool = False,
     weights: dict[str, Tensor] | None = None, deadline: float = math.inf, device: ddpm.Device = "cpu",
-    world: ddpm.World | None = None,
+    world: runs.World | None = None,
 ) -> ddpm.Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world."""
     run = runs.resume_run(folder, settings, device) if resume else ddpm.start_run(settings, device, weights)
-    join(run, world or ddpm.World())
-    if run.world.rank == 0:
-        many = f"{run.world.size} processes" if run.world.size > 1 else str(device)
+    world = world or runs.World()
+    join(run, world)
+    if world.rank == 0:
+        many = f"{world.size} processes" if world.size > 1 else str(device)
         count = ddpm.count_parameters(run.model)
         print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count:,} parameters, on {many}", flush=True)
-    return fit(run, images, ddpm.make_schedule(settings), folder, labels=labels, deadline=deadline)
+    return fit(run, images, ddpm.make_schedule(settings), folder, world, labels=labels, deadline=deadline)
 
 
 def train_in_notebook(
@@ -189,7 +235,7 @@ def notebook_process(processes: int, *arguments) -> None:
     train(*arguments, device=world.device, world=world)
 
 
-def collect(world: ddpm.World, own: Tensor, n: int) -> Tensor:
+def collect(world: runs.World, own: Tensor, n: int) -> Tensor:
     """The n things (n, …) of which each process has its own part, for all of them."""
     most = -(-n // world.size)
     filled = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
@@ -197,14 +243,14 @@ def collect(world: ddpm.World, own: Tensor, n: int) -> Tensor:
     return torch.cat([row[: len(world.share(n, rank))] for rank, row in enumerate(rows)])
 
 
-def shared(world: ddpm.World, function: Callable[[Tensor], Tensor], things: Tensor) -> Tensor:
+def shared(world: runs.World, function: Callable[[Tensor], Tensor], things: Tensor) -> Tensor:
     """function(things), each process doing its part."""
     mine = world.share(len(things))
     return collect(world, function(things[mine.start : mine.stop]), len(things))
 
 
 def generate(
-    world: ddpm.World, model: ddpm.Model, schedule: ddpm.Schedule, n: int, shape: tuple[int, int, int],
+    world: runs.World, model: ddpm.Model, schedule: ddpm.Schedule, n: int, shape: tuple[int, int, int],
     labels: Tensor | None = None, init: Tensor | None = None, draw: Callable = ddpm.generate, **options,
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
     """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part.
@@ -224,7 +270,7 @@ def generate(
 class SharedJudge(Judge):
     """One whose features are computed by all processes, each its part."""
 
-    world: ddpm.World = field(default_factory=ddpm.World)
+    world: runs.World = field(default_factory=runs.World)
 
     def features(self, images: Tensor) -> Tensor:
         return shared(self.world, super().features, images)

@@ -19,11 +19,43 @@ from mnist_ddpm.resumable import deferred_interrupt, writable_folder
 PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 
 
+class World:
+    """The processes that share the work of a run: here just one. mnist_ddpm.processes has one of several."""
+
+    rank, size = 0, 1
+
+    def share(self, n: int, rank: int | None = None) -> range:
+        """This process's part of n things, or another rank's."""
+        rank = self.rank if rank is None else rank
+        return range(rank * n // self.size, (rank + 1) * n // self.size)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """All processes' x, in their order: (size * N, …)."""
+        return x
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process has flag set."""
+        return flag
+
+
+def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
+    """Raises ValueError unless labels is (n,), each 0 … classes - 1, or None where classes is 0."""
+    if classes and labels is None:
+        raise ValueError(f"the network takes one of {classes} labels with each image, and there are none: pass labels")
+    if labels is not None and not classes:
+        raise ValueError("labels are of no use to this network, made without them (classes = 0): leave them out")
+    if labels is not None and labels.shape != (n,):
+        raise ValueError(f"there must be one label for each of {n} images, not labels {tuple(labels.shape)}")
+    if labels is not None and not ((labels >= 0) & (labels < classes)).all():
+        raise ValueError(f"labels must be from 0 to {classes - 1}: found {labels.min()} to {labels.max()}")
+
+
 def save_run(folder: ddpm.PathLike, run: ddpm.Run) -> None:
     """A checkpoint of the averaged model, and training_state.pt beside it."""
     state = {
         "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
-        "optimizer": run.optimizer.state_dict(), "times": run.times.state_dict(), "scaler": run.scaler.state_dict(),
+        "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+        "times": run.times.state_dict() if run.times else {},
         "generator": run.generator.get_state(), "device": run.device.type,
         "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
     }  # fmt: skip
@@ -40,7 +72,7 @@ def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state, ddpm.settings_from_dict(state["settings"])
+        return state, ddpm.Settings(**state["settings"])
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
         instead = "init_from can start a new run from the weights beside it"
         raise ValueError(f"{path} is damaged or no training state ({ddpm.first_line(error)}): {instead}") from error
@@ -74,7 +106,8 @@ def resume_run(
     for group, own in zip(state["optimizer"].get("param_groups", []), run.optimizer.param_groups):
         group["fused"] = own.get("fused")  # as suits this device, not the one that saved
     run.optimizer.load_state_dict(state["optimizer"])
-    run.times.load_state_dict(state["times"])
+    if run.times:
+        run.times.load_state_dict(state["times"])
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
     if run.device.type == state["device"]:  # the state of one device's generator means nothing to another's
@@ -103,19 +136,23 @@ def fit(
     run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.PathLike,
     objective: ddpm.Objective | None = None, labels: Tensor | None = None, deadline: float = math.inf,
     loop: Callable[..., Iterator[ddpm.TrainingStep]] = ddpm.training_loop,
-    draw: Callable[[ddpm.Run, ddpm.Schedule], np.ndarray] = ddpm.preview,
+    draw: Callable[[ddpm.Run, ddpm.Schedule], np.ndarray] = ddpm.preview, world: World | None = None,
 ) -> ddpm.Run:  # fmt: skip
     """Trains run to settings.epochs on uint8 images (N, C, H, W); checkpoints and previews go to folder.
 
     Both after each epoch or, where epochs are short, after as many as have PREVIEW_EVERY steps and as keep saving
     within 3 s plus a twentieth of the time; checkpoints every five minutes too.
     objective, labels: as in training_loop. deadline: time.monotonic() at which to save and stop in any case.
-    loop, draw: what trains, and what draws a preview, the notebook's own perhaps.
+    loop, draw: what trains, and what draws a preview, the notebook's own perhaps. world: as in processes.fit.
 
-    Raises FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
+    Raises ValueError unless there are labels exactly where settings.classes asks for them, and as many images as
+    before, FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
     is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved and how to go on.
     """
-    world = run.world
+    check_labels(labels, len(images), run.settings.classes)
+    if run.n not in (0, len(images)):
+        raise ValueError(f"the run is one of {run.n} images, and here are {len(images)}: init_from goes on with others")
+    run.n, world = len(images), world or World()
     room = torch.cuda.mem_get_info(run.device)[0] // 4 if run.device.type == "cuda" else 2**31
     images = images.to(run.device) if images.numel() < min(2**31, room) else images  # else batch by batch
     folder, epoch_steps = writable_folder(folder), ddpm.steps_per_epoch(run.settings, images)

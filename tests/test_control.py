@@ -12,12 +12,10 @@ import torch
 from conftest import TINY, restless
 from PIL import Image
 
-from mnist_ddpm import guidance
+from mnist_ddpm import guidance, runs
 from mnist_ddpm.ddpm import (
-    Counted,
     Prediction,
     UNet,
-    check_labels,
     ddpm_sampler,
     generate,
     ideal_denoiser,
@@ -38,6 +36,7 @@ from mnist_ddpm.guidance import autoguided, guided, load_labels
 from mnist_ddpm.inpainting import repaint_sampler
 from mnist_ddpm.interpolation import slerp
 from mnist_ddpm.parameterisation import Denoiser
+from mnist_ddpm.resumable import Counted
 from mnist_ddpm.slider import film_slider
 
 POINTS = torch.tensor([-0.9, -0.3, 0.4, 0.8]).view(4, 1, 1, 1)  # the first two are of class 0, the others of class 1
@@ -96,12 +95,12 @@ def test_training_hides_some_labels_and_shows_the_others_with_their_images(blobs
         (torch.tensor([-1, 2]), 3, "labels must be from 0 to 2: found -1 to 2"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(labels, classes, message, blobs):
+def test_labels_that_do_not_fit_are_refused(labels, classes, message, blobs, tmp_path):
     with pytest.raises(ValueError, match=message):
-        check_labels(labels, 2, classes)
+        runs.check_labels(labels, 2, classes)
     settings = replace(TINY, classes=classes, batch_size=2)
     with pytest.raises(ValueError, match=message):
-        next(training_loop(start_run(settings), blobs[:2], make_schedule(settings), labels=labels))
+        runs.fit(start_run(settings), blobs[:2], make_schedule(settings), tmp_path, labels=labels)
 
 
 def test_a_network_without_labels_refuses_them():

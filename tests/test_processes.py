@@ -33,15 +33,15 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def whole(folder: Path, world: ddpm.World) -> None:
+def whole(folder: Path, world: runs.World) -> None:
     """Ten steps, at once or from where they were stopped."""
     images, labels = data()
     started = (folder / "training_state.pt").is_file()
     run = processes.join(runs.resume_run(folder) if started else ddpm.start_run(SETTINGS), world)
-    runs.fit(run, images, ddpm.make_schedule(SETTINGS), folder, labels=labels)
+    processes.fit(run, images, ddpm.make_schedule(SETTINGS), folder, world, labels=labels)
 
 
-def half(folder: Path, world: ddpm.World) -> None:
+def half(folder: Path, world: runs.World) -> None:
     """Five steps, and a checkpoint of them. Of a batch in two parts, gradients are shared with the second."""
     images, labels = data()
     run, objective, shared = processes.join(ddpm.start_run(SETTINGS), world), ddpm.make_objective(SETTINGS), []
@@ -57,7 +57,7 @@ def half(folder: Path, world: ddpm.World) -> None:
         runs.save_run(folder, run)
 
 
-def drawn(folder: Path, world: ddpm.World) -> None:
+def drawn(folder: Path, world: runs.World) -> None:
     """Seven images of a checkpoint, their features, and distances of some that each process has all of."""
     model, schedule, _ = ddpm.load_checkpoint(folder)
     options = {"labels": torch.arange(7) % 3, "sampler": ddpm.ddpm_sampler, "steps": 5, "seed": 3, "film": 2}
@@ -74,7 +74,7 @@ def drawn(folder: Path, world: ddpm.World) -> None:
         torch.save((images, film[-1][1], features, distances), folder / f"drawn-{world.size}.pt")
 
 
-def stopped(folder: Path, world: ddpm.World) -> None:
+def stopped(folder: Path, world: runs.World) -> None:
     """Only the last process is told to stop."""
     objective, seen = ddpm.make_objective(SETTINGS), []
 
@@ -88,7 +88,7 @@ def stopped(folder: Path, world: ddpm.World) -> None:
     images, labels = data()
     run = processes.join(ddpm.start_run(SETTINGS), world)
     try:
-        runs.fit(run, images, ddpm.make_schedule(SETTINGS), folder, pressed, labels)
+        processes.fit(run, images, ddpm.make_schedule(SETTINGS), folder, world, objective=pressed, labels=labels)
     except KeyboardInterrupt as interrupt:
         there = "" if (folder / "config.json").exists() else ", but it left before that"
         (folder / f"stopped-{world.rank}").write_text(f"{interrupt}{there}")
@@ -104,7 +104,7 @@ def save_slowly() -> None:
     save, runs.save_run = runs.save_run, slowly
 
 
-def killed(folder: Path, world: ddpm.World) -> None:
+def killed(folder: Path, world: runs.World) -> None:
     """The second process dies in the fourth step."""
     objective, seen = ddpm.make_objective(SETTINGS), []
 
@@ -117,10 +117,10 @@ def killed(folder: Path, world: ddpm.World) -> None:
     save_slowly()
     images, labels = data()
     run = processes.join(ddpm.start_run(SETTINGS), world)
-    processes.fit(run, images, ddpm.make_schedule(SETTINGS), folder, objective=deadly, labels=labels)
+    processes.fit(run, images, ddpm.make_schedule(SETTINGS), folder, world, objective=deadly, labels=labels)
 
 
-def from_notebook(folder: Path, world: ddpm.World) -> None:
+def from_notebook(folder: Path, world: runs.World) -> None:
     """What one process does that launches two, and goes on by itself."""
     images, labels = data()
     torch.set_num_threads(2)
@@ -144,7 +144,7 @@ def launch(size: int, folder: Path, *jobs: str, launcher: tuple[str, ...] = TORC
 def alone(tmp_path_factory) -> Path:
     """The folder of what one process does."""
     folder = tmp_path_factory.mktemp("alone")
-    whole(folder, ddpm.World())
+    whole(folder, runs.World())
     return folder
 
 
@@ -159,7 +159,7 @@ def test_two_processes_and_then_three_train_and_draw_like_one(alone, tmp_path):
     assert torch.equal(one["generator"], several["generator"])
     for name, value in one["ema"].items():
         torch.testing.assert_close(several["ema"][name], value, rtol=0, atol=1e-5)
-    drawn(tmp_path, ddpm.World())
+    drawn(tmp_path, runs.World())
     for theirs, own in zip(*(torch.load(tmp_path / f"drawn-{size}.pt") for size in (3, 1)), strict=True):
         torch.testing.assert_close(theirs.double(), own.double(), rtol=0, atol=1 if own.dtype == torch.uint8 else 1e-4)
     torch.testing.assert_close(theirs, own, msg="the distances, which come last")
@@ -257,17 +257,17 @@ def test_one_process_of_accelerate_launch_is_told_that_it_is_alone(monkeypatch, 
 
 @pytest.mark.parametrize("n", [3, 7, 9])
 def test_shares_are_disjoint_and_nearly_equal(n):
-    worlds = [type("Fake", (ddpm.World,), {"rank": rank, "size": 3})() for rank in range(3)]
+    worlds = [type("Fake", (runs.World,), {"rank": rank, "size": 3})() for rank in range(3)]
     shares = [world.share(n) for world in worlds]
     assert [k for share in shares for k in share] == [*range(n)]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     padded = torch.cat([torch.tensor([*share] + [-1] * (-(-n // 3) - len(share))) for share in shares])
-    monkey = type("Gathered", (ddpm.World,), {"rank": 0, "size": 3, "gather": lambda self, x: padded})()
+    monkey = type("Gathered", (runs.World,), {"rank": 0, "size": 3, "gather": lambda self, x: padded})()
     assert processes.collect(monkey, torch.tensor([*shares[0]]), n).tolist() == [*range(n)]
 
 
 def test_a_device_for_several_processes_is_refused():
-    world = type("Fake", (ddpm.World,), {"size": 2, "device": torch.device("cuda:1")})()
+    world = type("Fake", (runs.World,), {"size": 2, "device": torch.device("cuda:1")})()
     assert {str(processes.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
     with pytest.raises(ValueError, match="each has its own device, here cuda:1: leave --device cuda:0 out"):
         processes.pick_device("cuda:0", world)
@@ -281,16 +281,15 @@ def test_a_command_to_type_is_quoted_for_the_shell_at_hand(monkeypatch):
 
 
 def test_what_cannot_be_shared_is_refused():
-    world = type("Fake", (ddpm.World,), {"size": 5})()
+    world = type("Fake", (runs.World,), {"size": 5})()
     schedule = ddpm.make_schedule(SETTINGS)
     with pytest.raises(ValueError, match="batch_size 12 cannot be shared by 5 processes"):
-        run = processes.join(ddpm.start_run(SETTINGS), world)
-        next(ddpm.training_loop(run, data()[0], schedule, labels=data()[1]))
+        processes.join(ddpm.start_run(SETTINGS), world)
     with pytest.raises(ValueError, match="4 images cannot be shared by 5 processes"):
         processes.generate(world, None, schedule, 4, (1, 16, 16))
     for name in ("labels", "init"):
         with pytest.raises(ValueError, match=f"{name} has 6 entries: there must be one for each of 5 images"):
-            processes.generate(ddpm.World(), None, schedule, 5, (1, 16, 16), **{name: torch.zeros(6)})
+            processes.generate(runs.World(), None, schedule, 5, (1, 16, 16), **{name: torch.zeros(6)})
     world.size = 2
     with pytest.raises(ValueError, match="labels has 4 entries: there must be one for each of 8 images"):
         processes.generate(world, None, schedule, 8, (1, 16, 16), labels=torch.zeros(4))

@@ -14,7 +14,6 @@ from torch import nn
 from mnist_ddpm import ddpm, processes, resumable, runs
 from mnist_ddpm.ddpm import (
     UNet,
-    World,
     ema_update,
     generate,
     l_simple,
@@ -29,7 +28,7 @@ from mnist_ddpm.ddpm import (
     training_loop,
 )
 from mnist_ddpm.resumable import deferred_interrupt
-from mnist_ddpm.runs import fit, resume_run, save_run
+from mnist_ddpm.runs import World, fit, resume_run, save_run
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -410,16 +409,23 @@ def test_of_several_processes_a_failure_claims_no_checkpoint_that_is_not_there(t
 
     for rank, fails_at, message in ((0, 0, "nothing was saved"), (0, 2, "step 2 is saved in"),
                                     (1, 2, "what the first of them has saved is in")):  # fmt: skip
-        world = type("Fake", (ddpm.World,), {"rank": rank, "size": 2, "gather": lambda self, x: x.repeat(2)})()
+        world = type("Fake", (runs.World,), {"rank": rank, "size": 2, "gather": lambda self, x: x.repeat(2)})()
         run, folder = processes.join(start_run(tiny), world), tmp_path / f"{rank}-{fails_at}"
         with pytest.raises(ConnectionError, match=rf"one of 2 processes failed, .* \(out of memory\); {message}"):
-            processes.fit(run, blobs, make_schedule(tiny), folder, objective=failing)
+            processes.fit(run, blobs, make_schedule(tiny), folder, world, objective=failing)
         assert (folder / "config.json").exists() == ("is saved" in message)
         if "is saved" in message:  # and what the step that failed had drawn is drawn again
             undisturbed = processes.join(start_run(tiny), world)
             list(islice(training_loop(undisturbed, blobs, make_schedule(tiny)), fails_at))
             resumed = resume_run(folder)
             assert torch.equal(resumed.generator.get_state(), undisturbed.generator.get_state())
+
+
+def test_a_loop_that_ends_early_is_saved_as_far_as_it_went(tiny, blobs, tmp_path):
+    run = fit(
+        start_run(tiny), blobs, make_schedule(tiny), tmp_path, loop=lambda *given: islice(training_loop(*given), 4)
+    )
+    assert run.step == resume_run(tmp_path).step == load_config(tmp_path)[1]["steps"] == 4
 
 
 def test_long_epochs_are_saved_every_five_minutes(tiny, blobs, tmp_path, monkeypatch):
@@ -463,7 +469,7 @@ def test_saving_and_previews_take_little_of_the_time(tiny, blobs, tmp_path, monk
 
 def test_each_process_reads_its_own_images_only(tiny, blobs):
     class Watched:
-        device, shape, read = blobs.device, blobs.shape, 0
+        device, dtype, shape, read = blobs.device, blobs.dtype, blobs.shape, 0
 
         def __len__(self):
             return len(blobs)
@@ -479,7 +485,8 @@ def test_each_process_reads_its_own_images_only(tiny, blobs):
         seen.append(x0)
         return l_simple(model, schedule, x0, t, eps)
 
-    next(training_loop(processes.join(start_run(tiny), world), images, make_schedule(tiny), objective))
+    own = processes.OwnImages(images, world)
+    next(training_loop(processes.join(start_run(tiny), world), own, make_schedule(tiny), objective))
     next(training_loop(start_run(tiny), blobs, make_schedule(tiny), objective))
     assert images.read == 8 and torch.equal(seen[0], seen[1][8:])
 
@@ -510,7 +517,10 @@ def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch
 
     monkeypatch.setattr(torch.cuda, "device", Visited)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
-    assert ddpm.emulates_bfloat16("cuda:0") and not ddpm.emulates_bfloat16("cuda:1") and current == [0]
+    ddpm.check_precision("bfloat16", "cuda:1")
+    with pytest.raises(ValueError, match="no bfloat16 arithmetic"):
+        ddpm.check_precision("bfloat16", "cuda:0")
+    assert current == [0]
 
 
 def test_sampling_between_steps_does_not_end_dropout(dropout, blobs):
