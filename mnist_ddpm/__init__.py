@@ -4,7 +4,7 @@ from collections.abc import MutableMapping
 
 from mnist_ddpm import ddpm, image_folder, learned_variance, muon, parameterisation, schedules, solvers
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "OBJECTIVES", "TIME_SAMPLERS", "OPTIMIZERS", "SAMPLERS"
 

@@ -92,6 +92,7 @@ class Train:
             runs.must_be_free(self.out)
         world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
         device = processes.pick_device(self.device, world)
+        processes.check_batch(settings.batch_size, world)
         resumable.writable_folder(self.out)  # what cannot be is told now, not after the images are decoded
         ddpm.make_schedule(settings)  # and what is no method, or no network
         ddpm.make_objective(settings)

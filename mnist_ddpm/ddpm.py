@@ -152,7 +152,7 @@ def check_precision(precision: str, device: Device) -> None:
     """Raises ValueError for bfloat16 on an NVIDIA GPU without it, which would emulate it slowly."""
     device = torch.device(device)
     if precision == "bfloat16" and device.type == "cuda":
-        with nullcontext() if device.index is None else torch.cuda.device(device):  # which the question is about
+        with nullcontext() if device.index is None else torch.cuda.device(device):  # is_bf16_supported asks the current one
             if not torch.cuda.is_bf16_supported(including_emulation=False):
                 raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
 
@@ -529,8 +529,9 @@ def make_objective(settings: Settings) -> Objective:
     return look_up("objective", settings.objective, OBJECTIVES)(settings)
 
 
-# By objective, what draws t, learns from the losses, and weighs them so that their mean is that of uniform times
-TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}  # for all others, each of 1 … T alike
+# By objective, what draws t, if not each of 1 … T alike: draw(n, generator) gives times (n,) and what to multiply their
+# losses by, so that the mean is that of uniform times; update(t, losses) is told the losses
+TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
 def compile_network(model: nn.Module, device: Device) -> None:
@@ -556,12 +557,12 @@ class Run:
     generator: torch.Generator  # of times and noise
     times: nn.Module | None  # draws t, if not each of 1 … T alike
     scaler: torch.amp.GradScaler  # of the loss, lest float16 round small gradients to 0
-    n: int = 0  # training images; 0: not known yet
+    n: int = 0  # training images, for mnist_ddpm.runs; 0: not known yet
     step: int = 0  # training steps done
     seconds: float = 0.0  # time spent on them
     losses: list[float] = field(default_factory=list)  # the loss of every step
     home: Path | None = None  # the folder where it is saved, for mnist_ddpm.runs
-    gradients: Callable[..., Tensor] | None = None  # instead of add_gradients, where processes share a batch
+    add_gradients: Callable[..., Tensor] | None = None  # in place of add_gradients, where processes share a batch
 
     @property
     def device(self) -> torch.device:
@@ -606,8 +607,8 @@ def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Ten
     model.gradient_checkpointing = settings.gradient_checkpointing
     ema = deepcopy(model).eval().requires_grad_(False)
     optimizer = look_up("optimizer", settings.optimizer, OPTIMIZERS)(model, settings)
-    times = TIME_SAMPLERS.get(settings.objective, lambda T: None)(settings.T)
-    times = times and times.to(device)
+    sampler = TIME_SAMPLERS.get(settings.objective)
+    times = sampler(settings.T).to(device) if sampler else None
     generator = torch.Generator(device).manual_seed(settings.seed)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=settings.precision == "float16")
     if settings.compile:
@@ -672,17 +673,18 @@ def training_step(
     """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], with this learning rate."""
     s, device, n = run.settings, run.device, len(x0)
     seed_step(s.seed, run.step)
-    t = torch.randint(1, s.T + 1, (n,), generator=run.generator, device=device)  # Algorithm 1: its step 1
-    weights = torch.ones(n, device=device)
-    if run.times:
+    if run.times is None:
+        t = torch.randint(1, s.T + 1, (n,), generator=run.generator, device=device)  # Algorithm 1: its step 1
+        weights = torch.ones(n, device=device)
+    else:
         t, weights = run.times.draw(n, run.generator)
     eps = torch.randn(x0.shape, generator=run.generator, device=device)
     if labels is not None:
         hidden = torch.rand(n, generator=run.generator, device=device) < s.label_dropout
         labels = labels.masked_fill(hidden, s.classes)
     run.optimizer.zero_grad()
-    gradients = run.gradients or add_gradients
-    losses = gradients(run, x0, labels, t, eps, weights, schedule, objective)  # 2, and the gradient of 3
+    add = run.add_gradients or add_gradients
+    losses = add(run, x0, labels, t, eps, weights, schedule, objective)  # 2, and the gradient of 3
     loss = (weights * losses).mean()
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.gradient_clip)
@@ -699,7 +701,7 @@ def training_step(
     run.scaler.update()
     run.step += 1
     ema_update(run.ema, run.model, min(s.ema_decay, (1 + run.step) / (10 + run.step)))
-    if run.times:
+    if run.times is not None:
         run.times.update(t, losses)
     run.losses.append(loss)
     return TrainingStep(run.step, loss, t, losses)
@@ -710,7 +712,7 @@ def training_loop(
 ) -> Iterator[TrainingStep]:
     """Trains run on uint8 images (N, C, H, W), and their labels (N,), up to settings.epochs. Yields after each step.
 
-    objective: the one that settings names unless given.
+    objective: the one that settings names unless given. labels: where settings.classes asks for them, and only there.
     Raises FloatingPointError where the loss or the gradient is not finite; the weights are still good then.
     """
     s, epoch_steps, schedule = run.settings, steps_per_epoch(run.settings, images), schedule.to(run.device)
@@ -998,11 +1000,11 @@ def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int =
     imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
 
 
-def preview(run: Run, schedule: Schedule, processes: int = 1) -> np.ndarray:
+def preview(run: Run, schedule: Schedule) -> np.ndarray:
     """36 images from a run's averaged model in 20 DDIM steps, always from the same noise, as one picture."""
     s, schedule = run.settings, schedule.to(run.device)
     labels = torch.arange(36) % s.classes if s.classes else None
-    size = math.ceil(s.batch_size / processes / s.accumulation)  # what fits in training
+    size = math.ceil(s.batch_size / s.accumulation)  # what fits in training
     options = dict(steps=min(20, schedule.T), seed=s.seed, batch_size=size, labels=labels, precision=s.precision)
     images, _ = generate(make_denoiser(run.ema, schedule, s), schedule, 36, s.shape, progress=False, **options)
     return enlarge(tile(images, 6), 2)

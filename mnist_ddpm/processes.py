@@ -12,12 +12,13 @@ import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,13 +114,17 @@ def one_first(world: runs.World) -> AbstractContextManager:
     return nullcontext() if world.size == 1 else world.accelerator.local_main_process_first()
 
 
-def join(run: ddpm.Run, world: runs.World) -> ddpm.Run:
-    """The run as one of these processes trains it. Raises ValueError where they cannot share a batch equally."""
-    if run.settings.batch_size % world.size:
-        size = run.settings.batch_size
+def check_batch(size: int, world: runs.World) -> None:
+    """Raises ValueError where these processes cannot share a batch of this size equally."""
+    if size % world.size:
         raise ValueError(f"batch_size {size} cannot be shared by {world.size} processes: take a multiple")
+
+
+def join(run: ddpm.Run, world: runs.World) -> ddpm.Run:
+    """The run as one of these processes trains it. Raises as check_batch."""
+    check_batch(run.settings.batch_size, world)
     if world.size > 1:
-        run.gradients = partial(add_shared_gradients, world)
+        run.add_gradients = partial(add_shared_gradients, world)
     if isinstance(world, Processes):
         if run.settings.compile and run.settings.gradient_checkpointing:  # which older PyTorch cannot cut into buckets
             torch._dynamo.config.optimize_ddp = False
@@ -149,36 +154,45 @@ class OwnImages:
 
     def __getitem__(self, batch: Tensor) -> Tensor:
         mine, images = self.world.share(len(batch)), self.images
-        x = torch.zeros(len(batch), *images.shape[1:], dtype=images.dtype, device=images.device)
-        x[mine.start : mine.stop] = images[batch[mine.start : mine.stop]]
+        own = images[batch[mine.start : mine.stop]].to(getattr(self.world, "device", images.device))
+        x = torch.zeros(len(batch), *images.shape[1:], dtype=images.dtype, device=own.device)
+        x[mine.start : mine.stop] = own
         return x
 
 
 def fit(
-    run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.PathLike, world: runs.World, **options
+    run: ddpm.Run, images: Tensor, schedule: ddpm.Schedule, folder: ddpm.PathLike, world: runs.World,
+    objective: ddpm.Objective | None = None, labels: Tensor | None = None, deadline: float = math.inf,
 ) -> ddpm.Run:  # fmt: skip
-    """runs.fit of a run that has joined a world. Where one of several processes fails, it saves what the first has.
+    """runs.fit, of a run that joins a world, if it has not. Where one process fails, it saves what the first has.
 
-    Raises ConnectionError then, and as runs.fit.
+    Raises ConnectionError then, and as join and runs.fit.
     """
+    options = {"objective": objective, "labels": labels, "deadline": deadline}
     if world.size == 1:
         return runs.fit(run, images, schedule, folder, **options)
-    folder, drawn = Path(folder), run.generator.get_state()
+    if run.add_gradients is None:
+        join(run, world)
+    folder, drawn, done = Path(folder), run.generator.get_state(), run.step
 
     def loop(run: ddpm.Run, images: Tensor, *rest) -> Iterator[ddpm.TrainingStep]:
-        nonlocal drawn
+        nonlocal drawn, done
         for step in ddpm.training_loop(run, OwnImages(images, world), *rest):
-            drawn = run.generator.get_state()
+            drawn, done = run.generator.get_state(), run.step
             yield step
 
-    options |= {"world": world, "loop": loop, "draw": partial(ddpm.preview, processes=world.size)}
+    def draw(run: ddpm.Run, schedule: ddpm.Schedule) -> np.ndarray:
+        share = replace(run.settings, batch_size=run.settings.batch_size // world.size)  # what fits
+        return ddpm.preview(replace(run, settings=share), schedule)
+
     with resumable.deferred_interrupt():  # a launcher that ends the others must not break into the saving
         try:
-            return runs.fit(run, images, schedule, folder, **options)
+            return runs.fit(run, images, schedule, folder, **options, loop=loop, draw=draw, world=world)
         except RuntimeError as error:
             saved = f"what the first of them has saved is in {folder}"
             if world.rank == 0:
-                run.generator.set_state(drawn)  # the step that failed comes again, with the same times and noise
+                if run.step == done:
+                    run.generator.set_state(drawn)  # the step that failed comes again, with the same times and noise
                 saved = save_what_is_there(run, folder)
             problem = f"one of {world.size} processes failed, this or another ({ddpm.first_line(error)})"
             raise ConnectionError(f"{problem}; {saved}") from error
@@ -204,7 +218,6 @@ def train(
     """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world."""
     run = runs.resume_run(folder, settings, device) if resume else ddpm.start_run(settings, device, weights)
     world = world or runs.World()
-    join(run, world)
     if world.rank == 0:
         many = f"{world.size} processes" if world.size > 1 else str(device)
         count = ddpm.count_parameters(run.model)

@@ -55,7 +55,7 @@ def save_run(folder: ddpm.PathLike, run: ddpm.Run) -> None:
     state = {
         "settings": asdict(run.settings), "model": run.model.state_dict(), "ema": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-        "times": run.times.state_dict() if run.times else {},
+        "times": {} if run.times is None else run.times.state_dict(),
         "generator": run.generator.get_state(), "device": run.device.type,
         "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
     }  # fmt: skip
@@ -75,7 +75,9 @@ def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
         return state, ddpm.Settings(**state["settings"])
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
         instead = "init_from can start a new run from the weights beside it"
-        raise ValueError(f"{path} is damaged or no training state ({ddpm.first_line(error)}): {instead}") from error
+        raise ValueError(
+            f"{path} is damaged or no training state of this version ({ddpm.first_line(error)}): {instead}"
+        ) from error
 
 
 def resume_run(
@@ -106,7 +108,7 @@ def resume_run(
     for group, own in zip(state["optimizer"].get("param_groups", []), run.optimizer.param_groups):
         group["fused"] = own.get("fused")  # as suits this device, not the one that saved
     run.optimizer.load_state_dict(state["optimizer"])
-    if run.times:
+    if run.times is not None:
         run.times.load_state_dict(state["times"])
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
@@ -143,7 +145,7 @@ def fit(
     Both after each epoch or, where epochs are short, after as many as have PREVIEW_EVERY steps and as keep saving
     within 3 s plus a twentieth of the time; checkpoints every five minutes too.
     objective, labels: as in training_loop. deadline: time.monotonic() at which to save and stop in any case.
-    loop, draw: what trains, and what draws a preview, the notebook's own perhaps. world: as in processes.fit.
+    loop, draw: what trains, and what draws a preview, the notebook's own perhaps. world: of several processes.
 
     Raises ValueError unless there are labels exactly where settings.classes asks for them, and as many images as
     before, FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
@@ -152,7 +154,9 @@ def fit(
     check_labels(labels, len(images), run.settings.classes)
     if run.n not in (0, len(images)):
         raise ValueError(f"the run is one of {run.n} images, and here are {len(images)}: init_from goes on with others")
-    run.n, world = len(images), world or World()
+    if world is None and run.add_gradients is not None:
+        raise ValueError("the run has joined several processes: fit it with processes.fit")
+    world = world or World()
     room = torch.cuda.mem_get_info(run.device)[0] // 4 if run.device.type == "cuda" else 2**31
     images = images.to(run.device) if images.numel() < min(2**31, room) else images  # else batch by batch
     folder, epoch_steps = writable_folder(folder), ddpm.steps_per_epoch(run.settings, images)
@@ -165,6 +169,7 @@ def fit(
         saved_at, run.home = run.step, folder.resolve()
 
     must_be_free(folder, run)
+    run.n = len(images)
     signal_left = schedule.alpha_bar[-1].item()
     if signal_left > 0.01 and world.rank == 0:
         left = f"At t = T {signal_left:.0%} of the signal's power is left"

@@ -66,7 +66,7 @@ def fits(monkeypatch):
     """What runs.fit is called with, in the place of training: (run, images, labels) each time."""
     calls = []
 
-    def fit(run, images, schedule, folder, labels, deadline=None):
+    def fit(run, images, schedule, folder, labels, **options):
         calls.append((run, images, labels))
         run.step, run.seconds = 1, 1.0
         return run

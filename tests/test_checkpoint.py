@@ -129,8 +129,12 @@ def test_a_run_whose_settings_were_given_as_lists_goes_on(tiny, tmp_path):
 
 def test_settings_of_another_version_are_named(saved):
     edit_config(saved, guidance=3.0)
-    with pytest.raises(ValueError, match="guidance"):
+    with pytest.raises(ValueError, match="not a checkpoint's of this version: .*guidance"):
         load_checkpoint(saved)
+    state = torch.load(saved / "training_state.pt", weights_only=True)
+    torch.save(state | {"settings": state["settings"] | {"guidance": 3.0}}, saved / "training_state.pt")
+    with pytest.raises(ValueError, match="no training state of this version .*guidance"):
+        resume_run(saved)
 
 
 def test_weights_of_another_architecture_are_named_with_both_shapes(saved):

@@ -213,6 +213,14 @@ def test_only_the_bound_alone_draws_times_by_importance():
         assert isinstance(times, ImportanceTimes) if objective == "vlb" else times is None
 
 
+def test_times_by_importance_are_all_that_is_drawn_before_the_noise():
+    images, settings = torch.zeros(64, 1, 8, 8, dtype=torch.uint8), replace(SMALL, objective="vlb", seed=5)
+    step = next(training_loop(start_run(settings), images, make_schedule(settings)))
+    generator = torch.Generator().manual_seed(5)
+    t, _ = ImportanceTimes(settings.T).draw(settings.batch_size, generator)
+    assert torch.equal(step.t, t)
+
+
 def test_resumed_run_with_importance_times_continues_bit_for_bit(tmp_path):
     images = torch.randint(0, 256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     schedule, objective = make_schedule(SMALL), make_objective(SMALL)

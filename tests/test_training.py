@@ -467,7 +467,7 @@ def test_saving_and_previews_take_little_of_the_time(tiny, blobs, tmp_path, monk
     assert saved[:2] == [6, 18] and saved[-1] == 360 and 4 * len(saved) <= 3 + 4 + 4 + now[0] / 20
 
 
-def test_each_process_reads_its_own_images_only(tiny, blobs):
+def test_each_process_reads_its_own_images_only(tiny, blobs, tmp_path, monkeypatch):
     class Watched:
         device, dtype, shape, read = blobs.device, blobs.dtype, blobs.shape, 0
 
@@ -485,10 +485,26 @@ def test_each_process_reads_its_own_images_only(tiny, blobs):
         seen.append(x0)
         return l_simple(model, schedule, x0, t, eps)
 
-    own = processes.OwnImages(images, world)
-    next(training_loop(processes.join(start_run(tiny), world), own, make_schedule(tiny), objective))
+    def fitted(run, images, schedule, folder, loop, **options):
+        next(loop(run, images, schedule, options["objective"]))
+
+    monkeypatch.setattr(runs, "fit", fitted)
+    processes.fit(start_run(tiny), images, make_schedule(tiny), tmp_path, world, objective)  # which joins the world
     next(training_loop(start_run(tiny), blobs, make_schedule(tiny), objective))
     assert images.read == 8 and torch.equal(seen[0], seen[1][8:])
+
+
+def test_a_run_of_several_processes_is_not_fitted_as_if_it_were_alone(tiny, blobs, tmp_path):
+    world = type("Second", (World,), {"rank": 1, "size": 2})()
+    with pytest.raises(ValueError, match="joined several processes: fit it with processes.fit"):
+        fit(processes.join(start_run(tiny), world), blobs, make_schedule(tiny), tmp_path)
+
+
+def test_a_run_whose_images_were_refused_takes_others(tiny, blobs, tmp_path):
+    run = start_run(tiny)
+    with pytest.raises(ValueError, match="larger than the data set"):
+        fit(run, blobs[:8], make_schedule(tiny), tmp_path)
+    assert fit(run, blobs, make_schedule(tiny), tmp_path).n == len(blobs)
 
 
 def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(tiny, monkeypatch):
