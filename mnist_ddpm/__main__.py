@@ -213,7 +213,7 @@ class Drawing:
             )
 
     def control(
-        self, model: resumable.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
+        self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
     ) -> tuple[ddpm.Model, torch.Tensor | None]:
         """The model under guidance, and the labels (n,). Raises as check_labels, and for a guide that does not fit."""
         self.check_labels(settings)
@@ -228,7 +228,7 @@ class Drawing:
         turn = torch.tensor(self.label or range(settings.classes))
         return turn[torch.arange(self.n) % len(turn)]
 
-    def load_guide(self, counted: resumable.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
+    def load_guide(self, counted: ddpm.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
         """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
         model, _, about = ddpm.load_checkpoint(self.guide, device)
         for name in ("image_size", "channels", "classes", "attributes", "schedule", "T", "beta_1", "beta_T"):
@@ -280,7 +280,7 @@ class Sample(Drawing):
     def run(self) -> None:
         world, device = self.connect()
         network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
-        counted = resumable.Counted(network)
+        counted = ddpm.Counted(network)
         kept = keeping(self, self.out / "samples.npz", counted, device)
         model, labels = self.control(counted, schedule, settings, device)
         options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
@@ -386,7 +386,7 @@ class Evaluate(Drawing):
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         real = [extractors.digest(images) for images in (training, held_out) if images is not None]
-        kept = keeping(self, self.out, resumable.Counted(model), device, *real)
+        kept = keeping(self, self.out, ddpm.Counted(model), device, *real)
         with kept.stoppable():
             origin = {"images": str(self.images)}
             if given is None:
@@ -509,7 +509,7 @@ class Likelihood:
     def run(self) -> None:
         device = processes.pick_device(self.device)
         model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
-        model = counted = resumable.Counted(model)
+        model = counted = ddpm.Counted(model)
         variance, T = pick_variance(self.variance, settings), schedule.T
         if self.steps is not None:
             times = ddpm.timesteps(T, self.steps, self.spacing)
@@ -587,7 +587,7 @@ class Extractor:
 
 
 def keeping(
-    command: Drawing | Likelihood, out: Path, counted: resumable.Counted, device: torch.device, *images: str
+    command: Drawing | Likelihood, out: Path, counted: ddpm.Counted, device: torch.device, *images: str
 ) -> resumable.Kept:
     """Where a command keeps its parts until all are done: a folder beside out, named for all that they depend on.
 

@@ -8,12 +8,12 @@ __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGM
            'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
            'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
            'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
-           'count_parameters', 'l_simple', 'make_objective', 'compile_network', 'Run', 'TrainingStep', 'adam',
-           'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients',
+           'count_parameters', 'l_simple', 'make_objective', 'try_compiler', 'compile_network', 'Run', 'TrainingStep',
+           'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients',
            'seed_step', 'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance',
            'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser',
-           'noise_source', 'ideal_denoiser', 'entries', 'generate', 'check_film', 'draw_strip', 'enlarge', 'save_gif',
-           'preview', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'load_weights', 'load_config',
+           'noise_source', 'ideal_denoiser', 'Counted', 'entries', 'generate', 'check_film', 'draw_strip', 'enlarge',
+           'save_gif', 'preview', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'load_weights', 'load_config',
            'load_checkpoint']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
@@ -534,10 +534,15 @@ def make_objective(settings: Settings) -> Objective:
 TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
+def try_compiler(device: Device) -> None:
+    """Raises where torch.compile finds no compiler: a network would run as it is."""
+    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+
+
 def compile_network(model: nn.Module, device: Device) -> None:
     """Has torch.compile translate the model when it is first called; where it finds no compiler, only says so."""
     try:
-        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+        try_compiler(device)
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
         return
@@ -896,6 +901,17 @@ def ideal_denoiser(schedule: Schedule, points: Tensor) -> Model:
     return model
 
 # %% ../MNIST_DDPM.ipynb #84ce0330
+class Counted:
+    """A model that counts the images it is asked about: what sampling costs."""
+
+    def __init__(self, model: Model):
+        self.model, self.evaluations = model, 0
+
+    def __call__(self, xt: Tensor, *args, **kwargs) -> Tensor | Prediction:
+        self.evaluations += len(xt)
+        return self.model(xt, *args, **kwargs)
+
+
 # Moments (t, x_t, x0_hat), t falling from T to 0, with uint8 images (M, C, H, W)
 Film = list[tuple[int, Tensor, Tensor]]
 

@@ -79,15 +79,10 @@ def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float =
     return settings.batch_size * per_second(step, seconds)
 
 
-def try_compiler(device: ddpm.Device) -> None:
-    """Raises where torch.compile finds no compiler, as ddpm.compile_network finds out, too."""
-    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-
-
 def measured_compiled(settings: ddpm.Settings, device: ddpm.Device) -> float:
     """measured_pace of the compiled network; 0 where compiling fails, which it says."""
     try:
-        try_compiler(device)
+        ddpm.try_compiler(device)
         return measured_pace(settings, device)
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"not compiled, since that failed: {ddpm.first_line(error)}")

@@ -207,7 +207,7 @@ def save_what_is_there(run: ddpm.Run, folder: Path) -> str:
     with suppress(OSError, ValueError):
         if run.home == folder.resolve():
             return f"step {ddpm.load_config(folder)[1]['steps']} is saved in {folder}: resume to go on"
-    return f"{folder} can be resumed" if run.home == folder.resolve() else "nothing was saved"
+    return runs.left_there(folder, run)
 
 
 def train(

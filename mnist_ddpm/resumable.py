@@ -58,24 +58,13 @@ def deferred_interrupt() -> Iterator[list]:
                 signal.signal(signum, handled)
 
 
-class Counted:
-    """A model that counts the images it is asked about: what sampling costs."""
-
-    def __init__(self, model: ddpm.Model):
-        self.model, self.evaluations = model, 0
-
-    def __call__(self, xt: Tensor, *args, **kwargs) -> Tensor | ddpm.Prediction:
-        self.evaluations += len(xt)
-        return self.model(xt, *args, **kwargs)
-
-
 class Kept:
     """The parts of a long work, kept in a folder of this work alone, from where it goes on if it is stopped.
 
     The folder is made after a minute, or when the work is stopped. counted: the model of the work.
     """
 
-    def __init__(self, folder: Path, counted: Counted):
+    def __init__(self, folder: Path, counted: ddpm.Counted):
         self.folder, self.counted = folder, counted
         self.seconds, self.evaluations = 0.0, 0  # what the parts took, whenever they were done
         self.fresh: dict[Path, Part] = {}  # parts not saved yet

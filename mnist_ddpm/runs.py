@@ -126,6 +126,11 @@ def must_be_free(folder: ddpm.PathLike, run: ddpm.Run | None = None) -> None:
         raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
 
 
+def left_there(folder: Path, run: ddpm.Run) -> str:
+    """What a save that was cut short, or never came, has left in a folder."""
+    return f"the run in {folder} can be resumed" if run.home == folder.resolve() else "nothing was saved"
+
+
 def saved_whole(folder: Path, run: ddpm.Run) -> bool:
     """Whether the checkpoint in a folder is of the run's last step."""
     try:
@@ -215,8 +220,8 @@ def fit(
             if stopped and not late:
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")
         except (FloatingPointError, OSError) as error:
-            rest = f"the run in {folder} can be resumed" if run.home == folder.resolve() else "nothing was saved"
-            saved = f"the checkpoint of step {saved_at} in {folder} is good" if saved_at else rest
+            whole = f"the checkpoint of step {saved_at} in {folder} is good"
+            saved = whole if saved_at else left_there(folder, run)
             saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"
             advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
             raise type(error)(f"{error}; {saved}{advice}") from error

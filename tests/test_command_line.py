@@ -215,7 +215,7 @@ def test_a_drawing_that_was_stopped_goes_on(conditional, tmp_path, digit, stop, 
 
 def test_a_film_is_of_the_first_images_whoever_drew_the_others(conditional, tmp_path):
     model, schedule, settings = ddpm.load_checkpoint(conditional)
-    kept = resumable.Kept(tmp_path / "kept", resumable.Counted(model))
+    kept = resumable.Kept(tmp_path / "kept", ddpm.Counted(model))
     options = {"steps": [6, 3], "batch_size": 2, "film": 2, "progress": False}
     resumable.generate(kept, model, schedule, 2, settings.shape, start=2, **options)  # another process's, with a film
     kept.save()

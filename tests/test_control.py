@@ -14,6 +14,7 @@ from PIL import Image
 
 from mnist_ddpm import guidance, runs
 from mnist_ddpm.ddpm import (
+    Counted,
     Prediction,
     UNet,
     ddpm_sampler,
@@ -36,7 +37,6 @@ from mnist_ddpm.guidance import autoguided, guided, load_labels
 from mnist_ddpm.inpainting import repaint_sampler
 from mnist_ddpm.interpolation import slerp
 from mnist_ddpm.parameterisation import Denoiser
-from mnist_ddpm.resumable import Counted
 from mnist_ddpm.slider import film_slider
 
 POINTS = torch.tensor([-0.9, -0.3, 0.4, 0.8]).view(4, 1, 1, 1)  # the first two are of class 0, the others of class 1
