@@ -174,10 +174,12 @@ class Drawing:
     clip: Literal["static", "dynamic", "none"] = "static"  # how the predicted image is clipped to the pixel range
     label: tuple[int, ...] = ()  # labels to draw, in turn; by default all (evaluate: drawn at random from training's)
     guidance: float | None = None  # 0 ignores labels, 1 follows them, more exaggerates them; None: 1, or 2 with --guide
+    guidance_interval: tuple[int, int] | None = None  # guide only at times above the first, up to the second, at most T
     guide: Path | None = None  # a worse checkpoint to steer away from: not at --guidance 1, the more the higher it is
     seed: int = 0  # image k depends on seed and k alone
     batch_size: int = 256  # images made at once; lower it if memory runs out
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
+    compile: bool = False  # use torch.compile on the network: a minute or two, worth it for many images and steps
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     processes: int = 0  # processes expected, each on its device, from torchrun or accelerate launch; 0: any number
 
@@ -204,6 +206,11 @@ class Drawing:
                 f"{self.checkpoint} was trained without labels: --label needs a checkpoint with them (train --classes "
                 "10), and --guidance needs one too, or a --guide"
             )
+        if self.guidance_interval and self.scale == 1:
+            raise ValueError("--guidance-interval is of no use where nothing guides: set --guidance, too")
+        low, high = self.guidance_interval or (0, settings.T)
+        if not 0 <= low < high <= settings.T:
+            raise ValueError(f"--guidance-interval {low} {high} must be two rising times from 0 to T = {settings.T}")
         wrong = [label for label in self.label if not 0 <= label < classes]
         if wrong:
             raise ValueError(f"label {wrong[0]} is not one of {self.checkpoint}'s 0 to {classes - 1}")
@@ -218,10 +225,12 @@ class Drawing:
         """The model under guidance, and the labels (n,). Raises as check_labels, and for a guide that does not fit."""
         self.check_labels(settings)
         labels = self.labels(settings) if settings.classes else None
+        guided = guidance.guided(model, self.scale) if settings.classes else model
         if self.guide:
-            weak = self.load_guide(model, device, settings)
-            return guidance.autoguided(model, weak, schedule, self.scale), labels
-        return (guidance.guided(model, self.scale) if settings.classes else model), labels
+            guided = guidance.autoguided(model, self.load_guide(model, device, settings), schedule, self.scale)
+        if self.guidance_interval:
+            guided = guidance.within(self.guidance_interval, guided, model)
+        return guided, labels
 
     def labels(self, settings: ddpm.Settings) -> torch.Tensor:
         """Those to draw, (n,): in turn."""
@@ -230,7 +239,7 @@ class Drawing:
 
     def load_guide(self, counted: ddpm.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
         """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
-        model, _, about = ddpm.load_checkpoint(self.guide, device)
+        model, _, about = load_model(self, self.guide, device)
         for name in ("image_size", "channels", "classes", "attributes", "schedule", "T", "beta_1", "beta_T"):
             ours, theirs = getattr(settings, name), getattr(about, name)
             if ours != theirs:
@@ -279,7 +288,7 @@ class Sample(Drawing):
 
     def run(self) -> None:
         world, device = self.connect()
-        network, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        network, schedule, settings = load_model(self, self.checkpoint, device)
         counted = ddpm.Counted(network)
         kept = keeping(self, self.out / "samples.npz", counted, device)
         model, labels = self.control(counted, schedule, settings, device)
@@ -353,12 +362,16 @@ class Evaluate(Drawing):
     command: tyro.conf.Suppress[str] = ""  # that was given, for the card
 
     def run(self) -> None:
-        how = "sampler", "steps", "spacing", "eta", "variance", "clip", "label", "guidance", "guide", "precision"
-        idle = [f"--{name}" for name in how if self.images and getattr(self, name) != getattr(Drawing, name)]
+        how = (
+            "sampler", "steps", "spacing", "eta", "variance", "clip", "label", "guidance", "guidance_interval", "guide",
+            "precision",
+        )  # fmt: skip
+        idle = [name for name in how if self.images and getattr(self, name) != getattr(Drawing, name)]
         if idle:
-            raise ValueError(f"the images in {self.images} are drawn already: leave out {' and '.join(idle)}")
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
+            raise ValueError(f"the images in {self.images} are drawn already: leave out {flags}")
         world, device = self.connect()
-        model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        model, schedule, settings = load_model(self, self.checkpoint, device)
         if self.dataset and {self.dataset, settings.dataset} & {*ddpm.DATASETS}:
             raise ValueError(
                 f"--dataset is for a folder that has moved: it cannot turn {settings.dataset} into {self.dataset}"
@@ -456,12 +469,14 @@ class Evaluate(Drawing):
         how = {name: options[name] for name in ("eta", "variance", "precision") if name in options}
         how |= {"steps": self.steps, "spacing": self.spacing}
         how |= {"clip": self.clip} if "clip" in options else {}
+        how |= {"compile": True} if self.compile else {}
         if labels is not None:
             how |= {"labels": list(self.label) or "as in training"}
         if self.guide:
             how |= {"guide": str(self.guide)}
         if labels is not None or self.guide:
             how |= {"guidance": self.scale}
+            how |= {"guidance_interval": list(self.guidance_interval)} if self.guidance_interval else {}
         evaluations = kept.evaluations / len(world.share(self.n))
         seconds = world.gather(torch.tensor([kept.seconds], device=device)).max().item()  # of the slowest process
         cost = {"evaluations_per_image": evaluations, "seconds_per_image": round(seconds / self.n, 5)}
@@ -504,11 +519,12 @@ class Likelihood:
     data: Path = Path("data")  # folder that holds the data sets known by name
     seed: int = 0  # of the noise
     batch_size: int = 250  # images judged at once
+    compile: bool = False  # use torch.compile on the network: a minute or two, worth it for many images
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
 
     def run(self) -> None:
         device = processes.pick_device(self.device)
-        model, schedule, settings = ddpm.load_checkpoint(self.checkpoint, device)
+        model, schedule, settings = load_model(self, self.checkpoint, device)
         model = counted = ddpm.Counted(model)
         variance, T = pick_variance(self.variance, settings), schedule.T
         if self.steps is not None:
@@ -601,6 +617,15 @@ def keeping(
     machine = {"device": device.type, "hardware": processes.hardware(device), **processes.versions()}
     digest = extractors.digest(json.dumps([told, machine, images], default=str).encode(), *map(Path.read_bytes, files))
     return resumable.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)
+
+
+def load_model(
+    command: Drawing | Likelihood, checkpoint: Path, device: torch.device
+) -> tuple[ddpm.Model, ddpm.Schedule, ddpm.Settings]:
+    """As load_checkpoint, with the network compiled if asked; command.compile then says whether it is."""
+    model, schedule, settings = ddpm.load_checkpoint(checkpoint, device)
+    command.compile = command.compile and ddpm.compile_network(model, device)
+    return model, schedule, settings
 
 
 def free_file(path: Path) -> None:

@@ -539,15 +539,16 @@ def try_compiler(device: Device) -> None:
     torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
 
 
-def compile_network(model: nn.Module, device: Device) -> None:
+def compile_network(model: nn.Module, device: Device) -> bool:
     """Has torch.compile translate the model when it is first called; where it finds no compiler, only says so."""
     try:
         try_compiler(device)
-    except Exception as error:  # of many kinds: none is a reason not to train
+    except Exception as error:  # of many kinds: none is a reason to stop
         print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
-        return
+        return False
     print("compiling the network: this takes a minute or two, less if it is in the compiler's cache", flush=True)
     model.compile()
+    return True
 
 
 @dataclass
@@ -692,18 +693,19 @@ def training_step(
     losses = add(run, x0, labels, t, eps, weights, schedule, objective)  # 2, and the gradient of 3
     loss = (weights * losses).mean()
     run.scaler.unscale_(run.optimizer)
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.gradient_clip)
-    loss, norm = torch.stack([loss.float(), norm]).tolist()  # the step's one wait for its device
-    # gradients that overflow in float16 make the scaler leave the step out and halve the scale, which helps down to 1
-    if not math.isfinite(loss if run.scaler.get_scale() > 1 else loss + norm):
-        run.scaler.update()  # ready for another step
-        worst = t[losses.nan_to_num(math.inf).argmax()].item()
-        problem = f"loss {loss}, gradient norm {norm}"
-        raise FloatingPointError(f"{problem} in step {run.step + 1}, worst at t = {worst}")
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.scaler.step(run.optimizer)  # 3
-    run.scaler.update()
+    try:
+        norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.gradient_clip)
+        loss, norm = torch.stack([loss.float(), norm]).tolist()  # the step's one wait for its device
+        # where gradients overflow in float16, the scaler leaves the step out and halves the scale: that helps down to 1
+        if not math.isfinite(loss if run.scaler.get_scale() > 1 else loss + norm):
+            worst = t[losses.nan_to_num(math.inf).argmax()].item()
+            problem = f"loss {loss}, gradient norm {norm}"
+            raise FloatingPointError(f"{problem} in step {run.step + 1}, worst at t = {worst}")
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.scaler.step(run.optimizer)  # 3
+    finally:
+        run.scaler.update()  # ready for another step, even where this one was interrupted
     run.step += 1
     ema_update(run.ema, run.model, min(s.ema_decay, (1 + run.step) / (10 + run.step)))
     if run.times is not None:
@@ -812,8 +814,8 @@ def ancestral_step(
     if s == 0:
         return mean
     exponent = {"posterior": 0.0, "beta": 1.0, "learned": prediction.exponent}[variance]
-    beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
-    return mean + (posterior ** (1 - exponent) * beta**exponent).sqrt().to(xt.dtype) * noise()
+    low, high = posterior.log(), (1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]).log()
+    return mean + (0.5 * (low + exponent * (high - low))).exp().to(xt.dtype) * noise()
 
 
 @torch.no_grad()

@@ -69,7 +69,10 @@ class Lab:
         self.path, self.rows = out / "results.csv", []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+                self.rows = [
+                    {name: text if name == "arm" else number(text) for name, text in row.items()}
+                    for row in csv.DictReader(file)
+                ]
         record = out / "record.json"  # what it says when the work begins
         self.before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         self.networks = dict(self.before.get("networks", {}))  # by name, what each changes in the common settings
@@ -455,7 +458,8 @@ def ema(lab: Lab) -> None:
     for seed in range(lab.scale.seeds):
         total = ddpm.total_steps(lab.settings(seed), lab.training)
         for rate, (more, peak) in RATES.items():
-            settings = lab.settings(seed, epochs=more * lab.scale.epochs, learning_rate=peak)
+            lab.networks[rate] = {"epochs": more * lab.scale.epochs, "learning_rate": peak}
+            settings = lab.settings(seed, **lab.networks[rate])
             folder = lab.runs / f"{slug(rate)}-{seed}"
             for end in [part * total // 6 for part in range(1, 7)]:
                 keys = [{"arm": f"{arm}, {rate}", "seed": seed, "step": end} for arm in ("raw", "averaged")]

@@ -29,6 +29,8 @@ class Extractor(nn.Module):
     positions. In training mode it shifts and (CelebA) mirrors its images.
     """
 
+    BATCH = 500  # images at once, unless they are large
+
     def __init__(self, dataset: str, outputs: int, widths: tuple[int, ...], dropout: float = 0.2):
         super().__init__()
         self.dataset, self.outputs, self.widths = dataset, outputs, widths
@@ -74,6 +76,8 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
 class Inception(nn.Module):
     """The network that papers judge by: torch-fidelity's port of its original weights, 2,048 features."""
 
+    BATCH = 50  # whatever their size, it makes images of 299 x 299 pixels of them
+
     def __init__(self):
         super().__init__()
         from torchmetrics.image.fid import NoTrainInceptionV3
@@ -82,13 +86,16 @@ class Inception(nn.Module):
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
         except (ModuleNotFoundError, OSError) as error:  # a missing package, or no network to download the weights
             raise ValueError(f"Inception is missing ({error}): pip install torch-fidelity, and go online") from error
+        self.network.use_antialias = False  # papers resize as TensorFlow 1 did, newer torchmetrics does not
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.expand(-1, 3, -1, -1))
 
 
 @torch.no_grad()
-def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: Device, batch_size: int = 500) -> Tensor:
+def in_batches(
+    function: Callable[[Tensor], Tensor], images: Tensor, device: Device, batch_size: int = Extractor.BATCH
+) -> Tensor:
     """function of uint8 images, float64, on the processor; the same in whatever batches and order, but for rounding."""
     size = min(batch_size, max(1, 2**26 // images.shape[1:].numel()))  # of large images fewer at once
     bar = progress_bar(images.split(size), desc="extracting features", unit="batch", leave=False, delay=3)
@@ -115,7 +122,7 @@ class Judge:
 
     def features(self, images: Tensor) -> Tensor:
         """Float64 (N, D) of uint8 images."""
-        return in_batches(self.network, images, self.device)
+        return in_batches(self.network, images, self.device, self.network.BATCH)
 
     def logits(self, images: Tensor) -> Tensor:
         """Float64 (N, outputs) of uint8 images."""
@@ -173,8 +180,10 @@ def train_extractor(
         raise ValueError(f"epochs is {epochs}: it must be at least 1")
     if dataset not in ("mnist", "celeba"):
         raise ValueError(f'there is no extractor for "{dataset}": take mnist or celeba')
-    images, wanted = targets(dataset, root, "train")
     digits, rate = dataset == "mnist", 2e-3
+    (images, wanted), held_out = (targets(dataset, root, split) for split in ("train", "test" if digits else "valid"))
+    if len(images) < batch_size:
+        raise ValueError(f"training takes batches of {batch_size}, and there are only {len(images)} images")
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -199,7 +208,6 @@ def train_extractor(
                     bar.update()
                     if bar.n % 50 == 0:
                         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    held_out = targets(dataset, root, "test" if digits else "valid")
     return extractor.eval().requires_grad_(False), accuracy(extractor, *held_out, device=device)
 
 

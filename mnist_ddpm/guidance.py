@@ -95,6 +95,22 @@ def guided(model: Model, scale: float) -> Model:
     return guided_model
 
 
+def within(interval: tuple[int, int], guided: Model, plain: Model) -> Model:
+    """guided at the times of an interval, low < t <= high, else plain, which costs less (arXiv 2404.07724).
+
+    Raises ValueError, when called, for images of which only some are at such times.
+    """
+    low, high = interval
+
+    def model(xt: Tensor, t: Tensor, **labels: Tensor) -> Tensor | Prediction:
+        inside = set(((t > low) & (t <= high)).tolist())
+        if len(inside) > 1:
+            raise ValueError(f"of these images, only some are at times above {low}, up to {high}: split the batch")
+        return (guided if inside == {True} else plain)(xt, t, **labels)
+
+    return model
+
+
 def autoguided(model: Model, weak: Model, schedule: Schedule, scale: float) -> Model:
     """A model (xt, t, labels or None) with weak + scale (model - weak) for its prediction.
 

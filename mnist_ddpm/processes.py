@@ -8,8 +8,8 @@ import gc
 import math
 import os
 import platform
+import re
 import shlex
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -85,7 +85,9 @@ def pick_device(name: str, world: runs.World | None = None) -> torch.device:
 
 def shell(arguments: list[str]) -> str:
     """A command to be typed, quoted as the shells of this system have it."""
-    return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)
+    if os.name != "nt":
+        return shlex.join(arguments)
+    return " ".join(part if re.fullmatch(r"[\w./:\\=-]+", part) else f'"{part}"' for part in arguments)
 
 
 def hardware(device: ddpm.Device) -> str:
@@ -231,8 +233,10 @@ def train_in_notebook(
 ) -> None:  # fmt: skip
     """`train` on so many GPUs of this machine (or processes, where it has none), from a notebook.
 
-    Raises ValueError where this process has used a GPU already: its copies could not.
+    Raises ValueError for fewer than two, and where this process has used a GPU already: its copies could not.
     """
+    if processes < 2:
+        raise ValueError("one process needs no launcher: use train, or fit")
     if torch.cuda.is_initialized():
         raise ValueError(f"to train on {processes} GPUs, run this before anything else uses one: restart the notebook")
     from accelerate import notebook_launcher

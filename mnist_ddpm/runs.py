@@ -184,7 +184,8 @@ def fit(
         few = f"{total} steps in all, and in the first {warmup} the learning rate only rises"
         print(f"{few}: more epochs, smaller batches or fewer warmup_steps would learn more")
     (folder / "previews").mkdir(exist_ok=True)
-    began, saved_at, saving = run.step, run.step if run.home == folder.resolve() else 0, 0.0
+    whole = run.home == folder.resolve() and saved_whole(folder, run)
+    began, saved_at, saving = run.step, run.step if whole else 0, 0.0
     start = last_save = time.monotonic()
     late, stopped = False, False
     rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
@@ -216,9 +217,10 @@ def fit(
                     save()
                 if world.rank == 0:
                     print(f"{folder} was trained to its end before: set more epochs to go on")
-            world.any(False)  # until the last checkpoint is written, all wait
+            stopped = world.any(bool(interrupted))  # until the last checkpoint is written, all wait
             if stopped and not late:
-                raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}: resume to go on")
+                more = ": resume to go on" if run.step < total else ", its last"
+                raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}{more}")
         except (FloatingPointError, OSError) as error:
             whole = f"the checkpoint of step {saved_at} in {folder} is good"
             saved = whole if saved_at else left_there(folder, run)

@@ -118,6 +118,7 @@ def test_sampling_again_gives_the_same_images(checkpoint, tmp_path):
         (["--steps", "6", "--sampler", "heun"], 11),
         (["--steps", "6", "--guidance", "2"], 12),
         (["--steps", "6", "--guidance", "0"], 6),
+        (["--steps", "6", "--guidance", "2", "--guidance-interval", "3", "13"], 9),
         (["--steps", "6", "--init-image", "digit.png", "--mask", "mask.png", "--resamples", "3"], 18),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
@@ -158,6 +159,26 @@ def test_a_guide_counts_and_keeps_images_away_from_its_own(conditional, checkpoi
         assert "2 images x 10 network evaluations" in capsys.readouterr().out
     problem = error_of(capsys, "sample", *base, "--guide", checkpoint)
     assert f"{checkpoint} cannot guide {conditional}: its channels is 3, and should be 1" in problem
+
+
+@pytest.mark.parametrize(
+    ("command", "networks"),
+    [
+        (["sample", "--n", "2", "--steps", "2"], 1),
+        (["sample", "--n", "2", "--steps", "2", "--guide", "{conditional}"], 2),
+        (["likelihood", "--n", "2", "--times-per-image", "1"], 1),
+    ],
+    ids=["sample", "with a guide", "likelihood"],
+)
+def test_networks_are_compiled_where_asked(conditional, tmp_path, without_films, monkeypatch, command, networks):
+    asked, out = [], tmp_path / ("out" if command[0] == "sample" else "bound.json")
+    monkeypatch.setattr(ddpm, "try_compiler", lambda device: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
+    told = [part.format(conditional=conditional) for part in command]
+    told += ["--checkpoint", str(conditional), "--out", str(out)]
+    for more, expected in (([], 0), (["--compile"], networks)):
+        assert main([*told, *more]) == 0
+        assert len(asked) == expected and all(isinstance(network, ddpm.UNet) for network in asked)
 
 
 @pytest.fixture
@@ -447,6 +468,8 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
         (["--checkpoint", "no/where"], "no/where is not a checkpoint"),
         (["--out", "README.md/x"], "cannot write to the folder README.md/x"),
         (["--guidance", "2"], "was trained without labels"),
+        (["--guidance-interval", "5", "15"], "--guidance-interval is of no use where nothing guides"),
+        (["--guide", "nowhere", "--guidance-interval", "5", "21"], "--guidance-interval 5 21 must be two rising"),
         (["--label", "3"], "was trained without labels"),
         (["--sampler", "ddpm", "--variance", "learned"], "has learned no variance"),
         (["--sampler", "heun", "--eta", "1"], "heun takes no --eta"),

@@ -33,7 +33,7 @@ from mnist_ddpm.ddpm import (
     to_uint8,
     training_loop,
 )
-from mnist_ddpm.guidance import autoguided, guided, load_labels
+from mnist_ddpm.guidance import autoguided, guided, load_labels, within
 from mnist_ddpm.inpainting import repaint_sampler
 from mnist_ddpm.interpolation import slerp
 from mnist_ddpm.parameterisation import Denoiser
@@ -162,6 +162,18 @@ def test_guidance_works_without_a_learned_variance():
     x, t, labels = torch.ones(2, 3, 4, 4), torch.tensor([1, 30]), torch.tensor([0, 1])
     got = guided(lambda *args: linear(*args)[:, :3], 2.0)(x, t, labels)
     torch.testing.assert_close(got, 2 * linear(x, t, labels)[:, :3] - linear(x, t)[:, :3])
+
+
+def test_guidance_in_an_interval_of_times_leaves_the_others_alone():
+    x, labels, counted = torch.ones(2, 1, 4, 4), torch.tensor([0, 1]), Counted(linear)
+    model, always = within((20, 50), guided(counted, 3.0), counted), guided(linear, 3.0)
+    for t, inside in ((20, False), (21, True), (50, True), (51, False)):
+        times, before = torch.full((2,), t), counted.evaluations
+        expected = always(x, times, labels) if inside else linear(x, times, labels)
+        torch.testing.assert_close(model(x, times, labels=labels), expected)
+        assert counted.evaluations - before == (4 if inside else 2), "outside, guidance costs nothing"
+    with pytest.raises(ValueError, match="only some are at times above 20, up to 50"):
+        model(x, torch.tensor([20, 21]), labels=labels)
 
 
 @pytest.mark.parametrize("scale", [0, 1, 2.5])

@@ -723,6 +723,24 @@ def test_of_too_many_saved_images_a_part_is_judged_at_random(trained, few_digits
     assert len(set(values)) == 20 and values != list(range(20)), "those of samples.npz, not the pictures beside it"
 
 
+def test_inception_resizes_as_in_papers_and_takes_few_images_at_once(monkeypatch):
+    sizes = []
+
+    class Network(torch.nn.Module):
+        def __init__(self, name, features):
+            super().__init__()
+            self.use_antialias = True  # torchmetrics' default
+
+        def forward(self, images):
+            sizes.append(tuple(images.shape))
+            return images.float().mean(dim=(2, 3)) + self.use_antialias
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Network)
+    judge = extractors.pick_judge("inception", "mnist")
+    features = judge.features(torch.zeros(60, 1, 32, 32, dtype=torch.uint8))
+    assert sizes == [(50, 3, 32, 32), (10, 3, 32, 32)] and not features.any()
+
+
 def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
     settings = Settings(base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, classes=10)
     save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
@@ -730,8 +748,9 @@ def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
     for flags, expected in (([], ("as in training", 1)), (["--label", "3", "--guidance", "0"], ([3], 0))):
         card = evaluate(tmp_path, tmp_path / "card.json", "--steps", "2", *flags)
         assert (card["sampler"]["labels"], card["sampler"]["guidance"]) == expected
-    card = evaluate(tmp_path, tmp_path / "card.json", "--steps", "2", "--guide", str(tmp_path / "checkpoint"))
-    assert (card["sampler"]["guide"], card["sampler"]["guidance"]) == (str(tmp_path / "checkpoint"), 2)
+    flags = "--guide", str(tmp_path / "checkpoint"), "--guidance-interval", "5", "15"
+    sampler = evaluate(tmp_path, tmp_path / "card.json", "--steps", "2", *flags)["sampler"]
+    assert (sampler["guide"], sampler["guidance"], sampler["guidance_interval"]) == (flags[1], 2, [5, 15])
 
 
 @pytest.mark.parametrize(
@@ -747,6 +766,7 @@ def test_a_card_knows_labels_and_guidance(few_digits, tmp_path):
         (["--out", "tests"], "tests is a folder, and should be a file: name one in it"),
         (["--checkpoint", "nowhere"], "nowhere is not a checkpoint"),
         (["--images", "x.npz", "--steps", "9", "--eta", "1"], "x.npz are drawn already: leave out --steps and --eta"),
+        (["--images", "x.npz", "--guidance-interval", "1", "9"], "leave out --guidance-interval"),
         (["--bits", "1"], "--bits is 1: a standard error needs at least 2 images"),
     ],
     ids=" ".join,

@@ -39,12 +39,16 @@ def small(monkeypatch):
 
 def test_rows_come_back_from_the_file_as_they_were(tmp_path):
     lab = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
-    rows = [{"arm": "a, b", "seed": 0, "S": 10, "frechet": 0.1 + 0.2}, {"arm": "real", "n": 500, "scale": 1.0}]
+    rows = [
+        {"arm": "a, b", "seed": 0, "S": 10, "frechet": 0.1 + 0.2}, {"arm": "real", "n": 500, "scale": 1.0},
+        {"arm": "2e-3", "n": 500},
+    ]  # fmt: skip
     for row in rows:
         lab.measured({"arm": row["arm"]}, lambda row=row: row)
     again = Lab(tmp_path, TINY, ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
     assert [{k: v for k, v in row.items() if v != ""} for row in again.rows] == rows
-    again.measured({"arm": "real", "n": 500}, lambda: pytest.fail("it is there already"))
+    for row in rows:
+        again.measured(row, lambda: pytest.fail("it is there already"))
     assert [number(text) for text in ("3", "3.0", "-1e-5", "x0, L", "")] == [3, 3.0, -1e-5, "x0, L", ""]
 
 

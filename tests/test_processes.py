@@ -274,10 +274,10 @@ def test_a_device_for_several_processes_is_refused():
 
 
 def test_a_command_to_type_is_quoted_for_the_shell_at_hand(monkeypatch):
-    command = ["train", "--out", r"checkpoints\my faces"]
+    command = ["train", "--out", r"images&samples\mine", "--data", "my data"]
     assert shlex.split(processes.shell(command)) == command
     monkeypatch.setattr(processes.os, "name", "nt")
-    assert processes.shell(command) == r'train --out "checkpoints\my faces"'
+    assert processes.shell(command) == r'train --out "images&samples\mine" --data "my data"'
 
 
 def test_what_cannot_be_shared_is_refused():

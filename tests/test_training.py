@@ -23,6 +23,7 @@ from mnist_ddpm.ddpm import (
     load_images,
     loss_by_t,
     make_schedule,
+    preview,
     start_run,
     steps_per_epoch,
     training_loop,
@@ -231,6 +232,18 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(tiny, blobs,
     assert faint.model.conv_out.weight.abs().max() > 1e-4, "Adam takes full steps, however small the gradient"
 
 
+def test_float16_goes_on_after_an_interrupt_within_a_step(tiny, blobs, monkeypatch):
+    run, schedule = start_run(replace(tiny, precision="float16")), make_schedule(tiny)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
+        next(training_loop(run, blobs, schedule))
+    assert next(training_loop(run, blobs, schedule)).step == 1
+
+
 def test_float16_that_overflows_even_unscaled_stops(tiny, blobs, tmp_path):
     run = start_run(replace(tiny, precision="float16", epochs=10))
     with pytest.raises(FloatingPointError, match=r"loss \d.*gradient norm (inf|nan) in step 17, .*nothing was saved"):
@@ -366,6 +379,27 @@ def test_interrupted_fit_saves_and_resumes_bit_for_bit(tiny, blobs, tmp_path):
     resumed = fit(resume_run(tmp_path / "run"), blobs, schedule, tmp_path / "run")
     whole = fit(start_run(tiny), blobs, schedule, tmp_path / "whole")
     assert resumed.losses == whole.losses and same(resumed.ema, whole.ema)
+
+
+def test_an_interrupt_while_the_last_preview_is_drawn_is_not_lost(tiny, blobs, tmp_path):
+    def draw(run, schedule):
+        signal.raise_signal(signal.SIGINT)
+        return preview(run, schedule)
+
+    run = start_run(tiny)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 12 and saved in .*, its last$"):
+        fit(run, blobs, make_schedule(tiny), tmp_path, draw=draw)
+    assert run.step == 12 and load_config(tmp_path)[1]["steps"] == 12
+
+
+def test_a_failure_names_the_step_that_is_on_disk(tiny, blobs, tmp_path, monkeypatch):
+    """Also where the run goes on in memory from a later one."""
+    monkeypatch.setattr("mnist_ddpm.runs.PREVIEW_EVERY", 6)
+    run = start_run(tiny)
+    for told in ("the checkpoint of step 6 in .* is good", "step 9, .*; the run in .* can be resumed"):
+        with pytest.raises(FloatingPointError, match=told):
+            fit(run, blobs, make_schedule(tiny), tmp_path, lambda *a: l_simple(*a) * (1 if run.step < 8 else math.nan))
+    assert run.step == 8 and load_config(tmp_path)[1]["steps"] == 6
 
 
 def test_fit_leaves_a_checkpoint_and_a_preview_of_every_epoch(tiny, blobs, tmp_path, monkeypatch):
