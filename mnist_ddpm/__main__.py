@@ -207,7 +207,7 @@ class Drawing:
                 "10), and --guidance needs one too, or a --guide"
             )
         if self.guidance_interval and self.scale == 1:
-            raise ValueError("--guidance-interval is of no use where nothing guides: set --guidance, too")
+            raise ValueError("--guidance-interval is of no use where nothing guides: set --guidance to other than 1")
         low, high = self.guidance_interval or (0, settings.T)
         if not 0 <= low < high <= settings.T:
             raise ValueError(f"--guidance-interval {low} {high} must be two rising times from 0 to T = {settings.T}")
@@ -219,11 +219,16 @@ class Drawing:
                 f"{self.checkpoint} was always told its label (label_dropout 0): use --guidance 1, or a --guide"
             )
 
+    def check_interval(self, times: list[int]) -> None:
+        """Raises ValueError where guidance is for times of which none is sampled."""
+        low, high = self.guidance_interval or (0, times[0])
+        if not any(low < t <= high for t in times):
+            raise ValueError(f"none of the {len(times)} times sampled is in --guidance-interval {low} {high}")
+
     def control(
         self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
     ) -> tuple[ddpm.Model, torch.Tensor | None]:
-        """The model under guidance, and the labels (n,). Raises as check_labels, and for a guide that does not fit."""
-        self.check_labels(settings)
+        """The model under guidance, and the labels (n,). Raises ValueError for a guide that does not fit."""
         labels = self.labels(settings) if settings.classes else None
         guided = guidance.guided(model, self.scale) if settings.classes else model
         if self.guide:
@@ -291,8 +296,10 @@ class Sample(Drawing):
         network, schedule, settings = load_model(self, self.checkpoint, device)
         counted = ddpm.Counted(network)
         kept = keeping(self, self.out / "samples.npz", counted, device)
-        model, labels = self.control(counted, schedule, settings, device)
+        self.check_labels(settings)
         options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
+        self.check_interval(options["steps"])
+        model, labels = self.control(counted, schedule, settings, device)
         if self.mask and not self.init_image:
             raise ValueError("--mask needs the image that it belongs to: give --init-image too")
         if self.strength != Sample.strength and (self.mask or not self.init_image):
@@ -381,7 +388,7 @@ class Evaluate(Drawing):
         settings = replace(settings, dataset=self.dataset or settings.dataset)
         if not self.images:  # what cannot be drawn is told before images are read
             self.check_labels(settings)
-            self.sampling(settings)
+            self.check_interval(self.sampling(settings)["steps"])
         judge = extractors.pick_judge(self.extractor, settings.dataset, device)
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):

@@ -182,8 +182,8 @@ def save_noisy(folder, settings):
 def test_notebook_draws_with_a_checkpoint_whose_images_are_gone(tmp_path):
     save_noisy(tmp_path / "given", Settings(dataset="gone", image_size=16, base_channels=8, T=30))
     stopped = changed_notebook(tmp_path, {"run.losses.append(loss)": stop_after(2)})
-    text = run_in(tmp_path, stopped, checkpoint="given", short_run=48)
-    assert "The short run ends early" in text and "2 steps of 16 images" in text
+    text = run_in(tmp_path, stopped, checkpoint="given", short_run=5)
+    assert "The short run ends early" in text and "2 steps of 5 images" in text
     assert "trained with another dataset, image_size, channels, T: using its own." in text
     assert 'Its images are not at hand, and what compares with them is left out: data set "gone" is unknown' in text
     assert "4 images x 5 network evaluations" in text
@@ -241,7 +241,7 @@ from types import SimpleNamespace
 def make_plan(asked, load, seconds, device):
     assert load(asked).shape == (48, 1, 32, 32) and asked.seed == 7 and seconds == 120
     settings = type(asked)(base_channels=8, T=20, batch_size=8, epochs=2, seed=asked.seed)
-    return SimpleNamespace(settings=settings, lines=lambda: ["as planned"]), None
+    return SimpleNamespace(settings=settings, lines=lambda places: ["as planned", *places]), None
 """
 
 
@@ -251,7 +251,7 @@ def test_notebook_trains_as_planned_and_not_over_another_run(tmp_path):
     (tmp_path / "mnist_ddpm" / "planning.py").write_text(PLANNING)
     text = run_in(tmp_path, train=True, minutes=2.0, seed=7, base_channels=32, T=1000)
     settings, record = load_config(tmp_path / "run")
-    assert "as planned\n" in text and "Training: 2 epochs of mnist in batches of 8" in text
+    assert "as planned\n--out\nrun\n" in text and "Training: 2 epochs of mnist in batches of 8" in text
     assert (settings.base_channels, settings.T, settings.seed, record["steps"]) == (8, 20, 7, 12)
     again = {**SMALL, "train": True}
     with pytest.raises(papermill.PapermillExecutionError, match="run holds a checkpoint already: set resume"):
@@ -270,6 +270,8 @@ def test_notebook_resumes_a_run_with_its_own_settings(tmp_path):
     assert "From the run in run: base_channels 8, T 20, batch_size 8" in text
     assert "Training: 2 epochs of mnist in batches of 8, Adam" in text
     assert "epochs were 1 and are 2 now: the learning rate goes on as in a run of that length" in text
+    with pytest.raises(papermill.PapermillExecutionError, match="the run in run goes on with its own weights"):
+        run_in(tmp_path, resume=True, init_from="elsewhere")
 
 
 def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):
