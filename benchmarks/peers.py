@@ -147,8 +147,8 @@ class Ours(Contestant):
 
     def __init__(self, task: Task):
         super().__init__(task)
-        (self.ddpm, presets), changes = self.imported(), dict(self.NETWORK)
-        self.settings = replace(presets.preset(changes.pop("preset")), **changes)
+        (self.ddpm, self.presets), changes = self.imported(), dict(self.NETWORK)
+        self.settings = replace(self.presets.preset(changes.pop("preset")), **changes)
         self.schedule = self.ddpm.make_schedule(self.settings)
         self.network = self.denoiser(self.ddpm.make_model(self.settings).eval())
 
@@ -160,16 +160,15 @@ class Ours(Contestant):
         return self.ddpm.make_denoiser(network, self.schedule, self.settings)
 
     def training(self, images: Tensor) -> Iterator:
-        run = self.started(self.settings, self.task.steps, images)
+        run = self.started(self.settings, self.task, images)
         self.network = self.denoiser(run.ema)
         yield from self.ddpm.training_loop(run, images, self.schedule)
 
-    def started(self, settings, steps: int, images: Tensor):
-        """A run of so many steps."""
-        task = self.task
+    def started(self, settings, task: Task, images: Tensor):
+        """A run with these settings, but for what the task says."""
         return self.ddpm.start_run(replace(
             settings, precision=task.precision, batch_size=task.batch, seed=task.seed,
-            warmup_steps=min(task.warmup, steps // 10), epochs=steps / (len(images) // task.batch),
+            warmup_steps=task.warmup, epochs=task.steps / (len(images) // task.batch),
         ))  # fmt: skip
 
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
@@ -199,16 +198,14 @@ class OursGuided(OursIn2x2):
 
     def __init__(self, task: Task):
         super().__init__(task)
-        self.weak = self.ddpm.make_model(self.guide()).eval()
-
-    def guide(self):
-        return import_module("mnist_ddpm.presets").preset("mnist-small")
+        self.guide = self.presets.preset("mnist-small")
+        self.weak = self.ddpm.make_model(self.guide).eval()
 
     def networks(self) -> list[nn.Module]:
         return [self.network, self.weak]
 
     def training(self, images: Tensor) -> Iterator:
-        run = self.started(self.guide(), max(1, self.task.steps // self.EVERY), images)
+        run = self.started(self.guide, replace(self.task, steps=max(1, self.task.steps // self.EVERY)), images)
         self.weak, steps = run.ema, self.ddpm.training_loop(run, images, self.schedule)
         for step in super().training(images):
             if step.step % self.EVERY == 0:

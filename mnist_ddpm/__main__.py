@@ -206,11 +206,6 @@ class Drawing:
                 f"{self.checkpoint} was trained without labels: --label needs a checkpoint with them (train --classes "
                 "10), and --guidance needs one too, or a --guide"
             )
-        if self.guidance_interval and self.scale == 1:
-            raise ValueError("--guidance-interval is of no use where nothing guides: set --guidance to other than 1")
-        low, high = self.guidance_interval or (0, settings.T)
-        if not 0 <= low < high <= settings.T:
-            raise ValueError(f"--guidance-interval {low} {high} must be two rising times from 0 to T = {settings.T}")
         wrong = [label for label in self.label if not 0 <= label < classes]
         if wrong:
             raise ValueError(f"label {wrong[0]} is not one of {self.checkpoint}'s 0 to {classes - 1}")
@@ -219,9 +214,15 @@ class Drawing:
                 f"{self.checkpoint} was always told its label (label_dropout 0): use --guidance 1, or a --guide"
             )
 
-    def check_interval(self, times: list[int]) -> None:
-        """Raises ValueError where guidance is for times of which none is sampled."""
-        low, high = self.guidance_interval or (0, times[0])
+    def check_interval(self, times: list[int], T: int) -> None:
+        """Raises ValueError for an interval of guidance that is none, or in which nothing would be guided."""
+        if not self.guidance_interval:
+            return
+        if self.scale == 1:
+            raise ValueError("--guidance-interval is of no use where nothing guides: set --guidance to other than 1")
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= T:
+            raise ValueError(f"--guidance-interval {low} {high} must be two rising times from 0 to T = {T}")
         if not any(low < t <= high for t in times):
             raise ValueError(f"none of the {len(times)} times sampled is in --guidance-interval {low} {high}")
 
@@ -298,7 +299,7 @@ class Sample(Drawing):
         kept = keeping(self, self.out / "samples.npz", counted, device)
         self.check_labels(settings)
         options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
-        self.check_interval(options["steps"])
+        self.check_interval(options["steps"], settings.T)
         model, labels = self.control(counted, schedule, settings, device)
         if self.mask and not self.init_image:
             raise ValueError("--mask needs the image that it belongs to: give --init-image too")
@@ -388,7 +389,7 @@ class Evaluate(Drawing):
         settings = replace(settings, dataset=self.dataset or settings.dataset)
         if not self.images:  # what cannot be drawn is told before images are read
             self.check_labels(settings)
-            self.check_interval(self.sampling(settings)["steps"])
+            self.check_interval(self.sampling(settings)["steps"], settings.T)
         judge = extractors.pick_judge(self.extractor, settings.dataset, device)
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):

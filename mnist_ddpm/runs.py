@@ -184,8 +184,7 @@ def fit(
         few = f"{total} steps in all, and in the first {warmup} the learning rate only rises"
         print(f"{few}: more epochs, smaller batches or fewer warmup_steps would learn more")
     (folder / "previews").mkdir(exist_ok=True)
-    whole = run.home == folder.resolve() and saved_whole(folder, run)
-    began, saved_at, saving = run.step, run.step if whole else 0, 0.0
+    began, saved_at, saving = run.step, run.step if saved_whole(folder, run) else None, 0.0
     start = last_save = time.monotonic()
     late, stopped = False, False
     rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
@@ -210,13 +209,10 @@ def fit(
                     saving += time.monotonic() - now
                 if late or stopped:
                     break
-            if run.step not in (began, saved_at):  # a loop that ended early
+            if run.step != saved_at:  # a loop that ended early, or a save that was cut short
                 save()
-            if run.step == began:
-                if not saved_whole(folder, run):
-                    save()
-                if world.rank == 0:
-                    print(f"{folder} was trained to its end before: set more epochs to go on")
+            if run.step == began and world.rank == 0:
+                print(f"{folder} was trained to its end before: set more epochs to go on")
             stopped = world.any(bool(interrupted))  # until the last checkpoint is written, all wait
             if stopped and not late:
                 more = ": resume to go on" if run.step < total else ", its last"
