@@ -886,6 +886,22 @@ def test_an_extractor_learns_and_comes_back_from_its_file(digits, monkeypatch, t
         extractors.train_extractor("mnist", epochs=0)
 
 
+def test_an_extractor_is_not_trained_in_vain(digits, monkeypatch):
+    """What would fail after the training fails before it: too little to train on, or nothing to judge it by."""
+
+    def targets(dataset, root, split):
+        if split == "test" and len(given) > 100:
+            raise ValueError("no test images")
+        return given, torch.zeros(len(given), dtype=torch.long)
+
+    monkeypatch.setattr(extractors, "targets", targets)
+    monkeypatch.setattr(extractors, "Extractor", lambda *arguments: pytest.fail("it trains"))
+    for n, message in ((200, "no test images"), (100, "batches of 128, and there are only 100 images")):
+        given = digits[:n]
+        with pytest.raises(ValueError, match=message):
+            extractors.train_extractor("mnist")
+
+
 def test_the_extractor_command_saves_what_it_trained_and_overwrites_nothing(tmp_path, monkeypatch, capsys):
     asked, out = [], tmp_path / "a.safetensors"
 

@@ -245,6 +245,8 @@ def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_p
     monkeypatch.setattr(Lab, "draw", watched)
     experiments.ema(lab)
     assert frozen == [row["arm"].startswith("averaged") for row in lab.rows if "step" in row]
+    networks = json.loads((tmp_path / "ema" / "record.json").read_text())["networks"]
+    assert networks["steady rate"] == {"epochs": 100 * scale.epochs, "learning_rate": 2.5e-3}, "as it was trained"
     run = runs.resume_run(tmp_path / "runs" / "steady-rate-0")
     assert run.step == 6 and {(row["arm"], row["step"]) for row in lab.rows if "step" in row} == {
         (f"{weights}, {rate} rate", step)
