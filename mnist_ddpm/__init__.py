@@ -6,7 +6,7 @@ from mnist_ddpm import ddpm, image_folder, learned_variance, muon, parameterisat
 
 __version__ = "0.4.0"
 
-TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "OBJECTIVES", "TIME_SAMPLERS", "OPTIMIZERS", "SAMPLERS"
+TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "OBJECTIVES", "TIME_SAMPLERS", "OPTIMIZERS", "SAMPLERS", "SPACINGS"
 
 
 def add_methods(namespace: MutableMapping[str, dict]) -> None:

@@ -41,7 +41,7 @@ from mnist_ddpm import (
 )
 from mnist_ddpm.diffusers_weights import pretrained
 
-Spacing = Literal[ddpm.SPACINGS]
+Spacing = Literal[tuple(ddpm.SPACINGS)]
 Variance = Literal["auto", "posterior", "beta", "learned"]
 # Flags on which neither the images that are drawn nor their bound depend (of --data, what it holds counts), and those
 # that name files
@@ -99,7 +99,7 @@ class Train:
         ddpm.look_up("optimizer", settings.optimizer, ddpm.OPTIMIZERS)
         with torch.device("meta"):
             ddpm.make_model(settings)
-        ddpm.check_precision(settings.precision, device)
+        processes.check_precision(settings.precision, device)
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
@@ -190,7 +190,7 @@ class Drawing:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         world = processes.connect(self.processes, self.device == "cpu")
         device = processes.pick_device(self.device, world)
-        ddpm.check_precision(self.precision, device)
+        processes.check_precision(self.precision, device)
         return world, device
 
     @property
@@ -227,7 +227,7 @@ class Drawing:
             raise ValueError(f"none of the {len(times)} times sampled is in --guidance-interval {low} {high}")
 
     def control(
-        self, model: ddpm.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
+        self, model: resumable.Counted, schedule: ddpm.Schedule, settings: ddpm.Settings, device: torch.device
     ) -> tuple[ddpm.Model, torch.Tensor | None]:
         """The model under guidance, and the labels (n,). Raises ValueError for a guide that does not fit."""
         labels = self.labels(settings) if settings.classes else None
@@ -243,7 +243,7 @@ class Drawing:
         turn = torch.tensor(self.label or range(settings.classes))
         return turn[torch.arange(self.n) % len(turn)]
 
-    def load_guide(self, counted: ddpm.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
+    def load_guide(self, counted: resumable.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
         """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
         model, _, about = load_model(self, self.guide, device)
         for name in ("image_size", "channels", "classes", "attributes", "schedule", "T", "beta_1", "beta_T"):
@@ -295,7 +295,7 @@ class Sample(Drawing):
     def run(self) -> None:
         world, device = self.connect()
         network, schedule, settings = load_model(self, self.checkpoint, device)
-        counted = ddpm.Counted(network)
+        counted = resumable.Counted(network)
         kept = keeping(self, self.out / "samples.npz", counted, device)
         self.check_labels(settings)
         options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
@@ -316,10 +316,10 @@ class Sample(Drawing):
             )  # fmt: skip
         if world.rank > 0:
             return
-        with ddpm.replacing(out / "samples.npz") as path, path.open("wb") as file:
+        with resumable.replacing(out / "samples.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
         shown = images[:400]
-        imageio.imwrite(out / "samples.png", ddpm.enlarge(ddpm.tile(shown, math.ceil(math.sqrt(len(shown)))), 2))
+        imageio.imwrite(out / "samples.png", ddpm.tile(shown, math.ceil(math.sqrt(len(shown))), scale=2))
         strip = ddpm.draw_strip(film)
         strip.savefig(out / "steps.png", dpi=110)
         plt.close(strip)
@@ -341,7 +341,8 @@ class Sample(Drawing):
                 raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
             last = max(1, round(self.strength * settings.T))
             times = ddpm.timesteps(last, min(self.steps, last), self.spacing)
-            return options | {"init": image, "steps": times}
+            start = inpainting.started_from(image.to(device), options["sampler"])
+            return options | {"sampler": start, "steps": times}
         if options["sampler"] is not ddpm.ddpm_sampler:
             raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {self.sampler}")
         known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
@@ -407,7 +408,7 @@ class Evaluate(Drawing):
         if self.bits and self.bits < 2:
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
         real = [extractors.digest(images) for images in (training, held_out) if images is not None]
-        kept = keeping(self, self.out, ddpm.Counted(model), device, *real)
+        kept = keeping(self, self.out, resumable.Counted(model), device, *real)
         with kept.stoppable():
             origin = {"images": str(self.images)}
             if given is None:
@@ -449,7 +450,7 @@ class Evaluate(Drawing):
             evaluation.write_card(self.out, card)
             picture = self.out.with_name(f"{self.out.stem}-closest.png")
             pairs = evaluation.closest_pairs(card, given, training)
-            imageio.imwrite(picture, ddpm.enlarge(ddpm.tile(pairs, len(pairs) // 2), 2))
+            imageio.imwrite(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
             kept.discard()
             print(f"written to {self.out}; the closest pairs to {picture}")
 
@@ -533,7 +534,7 @@ class Likelihood:
     def run(self) -> None:
         device = processes.pick_device(self.device)
         model, schedule, settings = load_model(self, self.checkpoint, device)
-        model = counted = ddpm.Counted(model)
+        model = counted = resumable.Counted(model)
         variance, T = pick_variance(self.variance, settings), schedule.T
         if self.steps is not None:
             times = ddpm.timesteps(T, self.steps, self.spacing)
@@ -611,7 +612,7 @@ class Extractor:
 
 
 def keeping(
-    command: Drawing | Likelihood, out: Path, counted: ddpm.Counted, device: torch.device, *images: str
+    command: Drawing | Likelihood, out: Path, counted: resumable.Counted, device: torch.device, *images: str
 ) -> resumable.Kept:
     """Where a command keeps its parts until all are done: a folder beside out, named for all that they depend on.
 
@@ -632,7 +633,9 @@ def load_model(
 ) -> tuple[ddpm.Model, ddpm.Schedule, ddpm.Settings]:
     """As load_checkpoint, with the network compiled if asked; command.compile then says whether it is."""
     model, schedule, settings = ddpm.load_checkpoint(checkpoint, device)
-    command.compile = command.compile and ddpm.compile_network(model, device)
+    command.compile = command.compile and processes.compiles(device)
+    if command.compile:
+        model.compile()
     return model, schedule, settings
 
 
@@ -754,7 +757,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not planning.out_of_memory(error):
             raise
         advice = "take less at once (--batch-size; to train, a larger --accumulation, or --gradient-checkpointing)"
-        print(f"error: {ddpm.first_line(error)}: {advice}", file=sys.stderr)
+        print(f"error: {resumable.first_line(error)}: {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{str(error) or 'interrupted'}", file=sys.stderr)

@@ -3,18 +3,16 @@
 # %% auto #0
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
-           'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'check_seed', 'Settings', 'best_device',
-           'check_precision', 'look_up', 'first_line', 'first_process', 'progress_bar', 'read_mnist', 'load_mnist',
-           'load_images', 'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at',
-           'q_sample', 'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed',
-           'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model',
-           'count_parameters', 'l_simple', 'make_objective', 'try_compiler', 'compile_network', 'Run', 'TrainingStep',
+           'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'Settings', 'best_device', 'look_up',
+           'first_process', 'progress_bar', 'read_mnist', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile',
+           'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior',
+           'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample',
+           'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective', 'Run', 'TrainingStep',
            'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients',
-           'seed_step', 'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance',
-           'predict', 'check_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser',
-           'noise_source', 'ideal_denoiser', 'Counted', 'entries', 'generate', 'check_film', 'draw_strip', 'enlarge',
-           'save_gif', 'preview', 'nearest', 'loss_by_t', 'replacing', 'save_checkpoint', 'load_weights', 'load_config',
-           'load_checkpoint']
+           'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict',
+           'with_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser',
+           'noise_source', 'ideal_denoiser', 'labels_of', 'generate', 'check_film', 'draw_strip', 'save_gif', 'preview',
+           'loss_by_t', 'save_checkpoint', 'load_weights', 'load_config', 'load_checkpoint']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import errno
@@ -26,7 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -46,12 +44,6 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 # %% ../MNIST_DDPM.ipynb #72287aaa
-def check_seed(seed: int) -> None:
-    """Raises ValueError for one out of range: above it, image k's stream (seed, k) would be one of a smaller seed."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}: it must be from 0 to 2^32 - 1")
-
-
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides a training run. Raises ValueError for a value out of range."""
@@ -89,39 +81,38 @@ class Settings:
     seed: int = 0  # of weights, data order, times and noise
 
     def __post_init__(self):
+        filled = {"dataset": os.fspath(self.dataset), "init_from": os.fspath(self.init_from)}
         if self.channels is None:
-            object.__setattr__(self, "channels", 1 if self.dataset == "mnist" else 3)
+            filled["channels"] = 1 if self.dataset == "mnist" else 3
         if self.optimizer is None:
-            object.__setattr__(self, "optimizer", "adam")
+            filled["optimizer"] = "adam"
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 5e-3 if self.optimizer == "muon" else 2e-3)
+            filled["learning_rate"] = 5e-3 if self.optimizer == "muon" else 2e-3
         if self.attributes and not self.classes:
-            object.__setattr__(self, "classes", 2 ** len(self.attributes))
+            filled["classes"] = 2 ** len(self.attributes)
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
         for f in fields(self):
             value, kind = getattr(self, f.name), (int,) if f.type is int else (int, float)
             if isinstance(value, list):  # as JSON has them
                 object.__setattr__(self, f.name, tuple(value))
             if f.type in (int, float, float | None) and type(value) not in kind:
                 raise ValueError(f"{f.name} is {value!r}: it must be a {'whole number (int)' if len(kind) == 1 else 'number'}")
-        for name in ("image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 < self.epochs < math.inf:
-            raise ValueError(f"epochs is {self.epochs}: it must be above 0, and finite")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels!r}: it must be 1 (grey) or 3 (colour)")
-        if not 0 < self.beta_1 <= self.beta_T < 1:
-            raise ValueError(f"0 < beta_1 <= beta_T < 1 must hold, not {self.beta_1} and {self.beta_T}")
-        if not (0 < self.learning_rate < math.inf and self.gradient_clip > 0 and self.warmup_steps >= 0):
-            raise ValueError("learning_rate and gradient_clip must be > 0, warmup_steps >= 0")
-        check_seed(self.seed)
-        for name in ("dropout", "label_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be in [0, 1)")
-        if self.classes < 0:
-            raise ValueError(f"classes is {self.classes}: it must be the number of labels, or 0 for none")
-        if self.precision not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f'precision is "{self.precision}": it must be "float32", "bfloat16" or "float16"')
+        counts = "image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size", "accumulation"
+        for names, fits, wanted in (
+            (counts, lambda x: x >= 1, "at least 1"),
+            (("warmup_steps", "classes"), lambda x: x >= 0, "at least 0"),
+            (("epochs", "learning_rate"), lambda x: 0 < x < math.inf, "above 0, and finite"),
+            (("gradient_clip",), lambda x: x > 0, "above 0"),
+            (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
+            (("beta_1",), lambda x: 0 < x <= self.beta_T < 1, f"in 0 < beta_1 <= beta_T = {self.beta_T} < 1"),
+            (("channels",), lambda x: type(x) is int and x in (1, 3), "1 (grey) or 3 (colour)"),
+            (("seed",), lambda x: 0 <= x < 2**32, "from 0 to 2^32 - 1"),
+            (("precision",), lambda x: x in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
+        ):
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name} is {getattr(self, name)!r}: it must be {wanted}")
 
     @property
     def learned_variance(self) -> bool:
@@ -148,25 +139,11 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def check_precision(precision: str, device: Device) -> None:
-    """Raises ValueError for bfloat16 on an NVIDIA GPU without it, which would emulate it slowly."""
-    device = torch.device(device)
-    if precision == "bfloat16" and device.type == "cuda":
-        with nullcontext() if device.index is None else torch.cuda.device(device):  # is_bf16_supported asks the current one
-            if not torch.cuda.is_bf16_supported(including_emulation=False):
-                raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
-
-
 def look_up(what: str, name: str, table: dict):
     """The entry of that name. Raises ValueError for an unknown one."""
     if name not in table:
         raise ValueError(f'{what} "{name}" is unknown: take one of {", ".join(table)}')
     return table[name]
-
-
-def first_line(error: BaseException) -> str:
-    """An error's first line, or its repr if it says nothing."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def first_process() -> bool:
@@ -245,8 +222,11 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 # %% ../MNIST_DDPM.ipynb #ae7dd7a7
-def tile(images: Tensor, columns: int) -> np.ndarray:
-    """uint8 images (N, C, H, W) as one picture, row by row, in a frame unless alone: uint8 (height, width, 3)."""
+def tile(images: Tensor, columns: int, scale: int = 1) -> np.ndarray:
+    """uint8 images (N, C, H, W) as one picture, row by row, in a frame unless alone: uint8 (height, width, 3).
+
+    scale: side of the square that each pixel becomes.
+    """
     n, _, height, width = images.shape
     columns, frame = min(columns, n), 2 if n > 1 else 0
     height, width = height + frame, width + frame
@@ -254,7 +234,7 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
     for k, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):
         y, x = k // columns * height + frame, k % columns * width + frame
         picture[y : y + height - frame, x : x + width - frame] = image
-    return picture
+    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 # %% ../MNIST_DDPM.ipynb #fb245ac7
 @dataclass(frozen=True)
@@ -326,7 +306,7 @@ def predict_eps(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> 
 def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
     """Mean (N, C, H, W) and variance (float64) of q(x_s | x_t, x_0), s < t: Eq. 7 where s = t - 1."""
     alpha_bar_t, alpha_bar_s = at(schedule.alpha_bar, t), at(schedule.alpha_bar, s)
-    alpha = alpha_bar_t / alpha_bar_s
+    alpha = alpha_bar_t / alpha_bar_s  # where s = t - 1 this is alpha_t, and 1 - alpha is beta_t
     x0_weight = alpha_bar_s.sqrt() * (1 - alpha) / (1 - alpha_bar_t)
     xt_weight = alpha.sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
     variance = (1 - alpha) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
@@ -511,7 +491,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 # %% ../MNIST_DDPM.ipynb #ed7cb0a1
-Model = Callable[..., Tensor]  # x_t (N, C, H, W) and times (N,) to eps_hat (N, C, H, W), or to a Prediction, below
+Model = Callable[..., "Tensor | Prediction"]  # x_t (N, C, H, W) and times (N,) to eps_hat (N, C, H, W), or more (section 7)
 Objective = Callable[[Model, Schedule, Tensor, Tensor, Tensor], Tensor]  # model, schedule, x0, t, eps to (N,)
 
 
@@ -534,23 +514,6 @@ def make_objective(settings: Settings) -> Objective:
 TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
-def try_compiler(device: Device) -> None:
-    """Raises where torch.compile finds no compiler: a network would run as it is."""
-    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-
-
-def compile_network(model: nn.Module, device: Device) -> bool:
-    """Has torch.compile translate the model when it is first called; where it finds no compiler, only says so."""
-    try:
-        try_compiler(device)
-    except Exception as error:  # of many kinds: none is a reason to stop
-        print(f"torch.compile does not work here, so the network runs as it is: {first_line(error)}")
-        return False
-    print("compiling the network: this takes a minute or two, less if it is in the compiler's cache", flush=True)
-    model.compile()
-    return True
-
-
 @dataclass
 class Run:
     """A training run: all that changes while it trains. Nothing else is needed to continue it."""
@@ -604,9 +567,8 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, Settings], torch.optim.Optimizer]] = 
 def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Tensor] | None = None) -> Run:
     """A run at step 0, determined by settings and the weights to start from (None: random ones).
 
-    Raises ValueError for weights of another network, and as check_precision.
+    Raises ValueError for weights of another network.
     """
-    check_precision(settings.precision, device)
     model = make_model(settings).to(device)
     if weights is not None:
         load_weights(model.state_dict(), weights, settings.init_from or "what is given")
@@ -618,7 +580,7 @@ def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Ten
     generator = torch.Generator(device).manual_seed(settings.seed)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=settings.precision == "float16")
     if settings.compile:
-        compile_network(model, device)
+        model.compile()  # when it is first called
     return Run(settings, model, model, ema, optimizer, generator, times, scaler)
 
 
@@ -668,17 +630,12 @@ def add_gradients(
     return torch.cat(losses)
 
 
-def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seeds PyTorch's global generator, of which dropout draws, for a step in one of several processes."""
-    torch.manual_seed(int(np.random.default_rng((seed, step, rank)).integers(2**63)))
-
-
 def training_step(
     run: Run, x0: Tensor, labels: Tensor | None, schedule: Schedule, objective: Objective, rate: float
 ) -> TrainingStep:
     """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], with this learning rate."""
     s, device, n = run.settings, run.device, len(x0)
-    seed_step(s.seed, run.step)
+    torch.manual_seed(int(np.random.default_rng((s.seed, run.step)).integers(2**63)))  # for dropout
     if run.times is None:
         t = torch.randint(1, s.T + 1, (n,), generator=run.generator, device=device)  # Algorithm 1: its step 1
         weights = torch.ones(n, device=device)
@@ -738,24 +695,17 @@ def training_loop(
             yield step
 
 # %% ../MNIST_DDPM.ipynb #21b9580a
-SPACINGS = "trailing", "leading", "linspace", "quadratic"
+SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {"trailing": lambda T, n: T * np.arange(1, n + 1) / n}
 
 
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> list[int]:
     """`steps` times from T … 1, falling; 0 would follow. Raises ValueError unless steps is in 1 … T.
 
-    trailing: k T / steps, so always T. leading: 1 + k T / steps, so always 1, but T only if steps = T.
-    linspace: evenly from T to 1. quadratic: from T to 1, closer together towards 1 (DDIM, Appendix D.2).
+    spacing: trailing, k T / steps, always begins at T; mnist_ddpm.schedules has others.
     """
     if not 1 <= steps <= T:
         raise ValueError(f"the number of sampling steps is {steps}: it must be from 1 to T = {T}")
-    k, fraction = np.arange(steps), np.linspace(1, 0, steps)[::-1]
-    rising = look_up("spacing", spacing, {
-        "trailing": np.round(T * (k + 1) / steps), "leading": 1 + T * k // steps,
-        "linspace": 1 + np.round((T - 1) * fraction), "quadratic": 1 + np.round((T - 1) * fraction**2),
-    })  # fmt: skip
-    distinct = np.maximum.accumulate(rising - k) + k  # quadratic spacing would repeat some small times
-    return distinct.astype(int).tolist()[::-1]
+    return np.round(look_up("spacing", spacing, SPACINGS)(T, steps)).astype(int).tolist()[::-1]
 
 
 def transitions(times: list[int], T: int) -> list[tuple[int, int]]:
@@ -775,7 +725,7 @@ class Prediction(NamedTuple):
 
     x0_hat: Tensor  # (N, C, H, W)
     eps_hat: Tensor  # (N, C, H, W)
-    exponent: Tensor | None = None  # (N, C, H, W), if learned (section 12): variance = beta ** e * posterior ** (1 - e)
+    exponent: Tensor | float | None = None  # e, one number or (N, C, H, W): variance = beta ** e * posterior ** (1 - e)
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
@@ -798,24 +748,23 @@ def predict(model: Model, schedule: Schedule, xt: Tensor, t: int | Tensor, clip:
     return Prediction(x0_hat, predict_eps(schedule, xt, t, x0_hat), output.exponent)
 
 
-def check_variance(variance: str, prediction: Prediction) -> None:
-    """Raises ValueError for an unknown variance, or a learned one where the model has learned none."""
-    if variance not in ("posterior", "beta", "learned"):
-        raise ValueError(f'variance is "{variance}": it must be "posterior", "beta" or "learned"')
-    if variance == "learned" and prediction.exponent is None:
-        raise ValueError('this model has learned no variance: take variance "posterior" or "beta"')
+def with_variance(variance: str, prediction: Prediction) -> Prediction:
+    """The prediction with the exponent of that variance. Raises ValueError for one that is unknown or not learned."""
+    exponent = look_up("variance", variance, {"posterior": 0.0, "beta": 1.0, "learned": prediction.exponent})
+    if exponent is None:
+        raise ValueError("this model has learned no variance: take variance posterior or beta")
+    return prediction._replace(exponent=exponent)
 
 
 def ancestral_step(
-    schedule: Schedule, xt: Tensor, t: int, s: int, prediction: Prediction, variance: str, noise: Callable[[], Tensor]
+    schedule: Schedule, xt: Tensor, t: int, s: int, prediction: Prediction, noise: Callable[[], Tensor]
 ) -> Tensor:
-    """x_s (N, C, H, W) drawn from the reverse step, s < t; at s = 0 its mean."""
+    """x_s (N, C, H, W) drawn from the reverse step, s < t, with the prediction's variance; at s = 0 its mean."""
     mean, posterior = q_posterior(schedule, prediction.x0_hat, xt, t, s)
     if s == 0:
         return mean
-    exponent = {"posterior": 0.0, "beta": 1.0, "learned": prediction.exponent}[variance]
     low, high = posterior.log(), (1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]).log()
-    return mean + (0.5 * (low + exponent * (high - low))).exp().to(xt.dtype) * noise()
+    return mean + (0.5 * (low + prediction.exponent * (high - low))).exp().to(xt.dtype) * noise()
 
 
 @torch.no_grad()
@@ -830,10 +779,9 @@ def ddpm_sampler(
     """
     x = xT
     for t, s in transitions(times, schedule.T):
-        prediction = predict(model, schedule, x, t, clip)
-        check_variance(variance, prediction)
+        prediction = with_variance(variance, predict(model, schedule, x, t, clip))
         yield t, x, prediction.x0_hat
-        x = ancestral_step(schedule, x, t, s, prediction, variance, noise)
+        x = ancestral_step(schedule, x, t, s, prediction, noise)
     yield 0, x, x
 
 
@@ -878,7 +826,12 @@ def make_denoiser(network: UNet, schedule: Schedule, settings: Settings) -> Mode
 
 # %% ../MNIST_DDPM.ipynb #007624ac
 def noise_source(seed: int, indices: range, shape: tuple, device: Device = "cpu") -> Callable[[], Tensor]:
-    """A function that draws standard normal noise (len(indices), *shape), image k's from stream (seed, k)."""
+    """A function that draws standard normal noise (len(indices), *shape), image k's from stream (seed, k).
+
+    Raises ValueError for a seed out of range.
+    """
+    if not 0 <= seed < 2**32:  # above it, stream (seed, k) would be one of a smaller seed
+        raise ValueError(f"seed is {seed}: it must be from 0 to 2^32 - 1")
     streams = [np.random.default_rng((seed, k)) for k in indices]
 
     def draw() -> Tensor:
@@ -892,7 +845,7 @@ def ideal_denoiser(schedule: Schedule, points: Tensor) -> Model:
     """The exact E[x_0 | x_t] for data that are these equally likely points (K, C, H, W). Used like a model."""
     flat = points.double().flatten(1)  # (K, C*H*W)
 
-    def model(xt: Tensor, t: Tensor) -> Tensor:
+    def model(xt: Tensor, t: Tensor) -> Prediction:
         alpha_bar, x = at(schedule.alpha_bar, t), xt.double()
         scaled = alpha_bar.sqrt().flatten(1).unsqueeze(1) * flat  # (N, K, C*H*W)
         distance = (x.flatten(1).unsqueeze(1) - scaled).square().sum(2)
@@ -903,52 +856,36 @@ def ideal_denoiser(schedule: Schedule, points: Tensor) -> Model:
     return model
 
 # %% ../MNIST_DDPM.ipynb #84ce0330
-class Counted:
-    """A model that counts the images it is asked about: what sampling costs."""
-
-    def __init__(self, model: Model):
-        self.model, self.evaluations = model, 0
-
-    def __call__(self, xt: Tensor, *args, **kwargs) -> Tensor | Prediction:
-        self.evaluations += len(xt)
-        return self.model(xt, *args, **kwargs)
-
-
 # Moments (t, x_t, x0_hat), t falling from T to 0, with uint8 images (M, C, H, W)
 Film = list[tuple[int, Tensor, Tensor]]
 
 
-def entries(name: str, x: Tensor | None, n: int, part: range) -> Tensor | None:
-    """Those of a part of n images, of labels (n,) or of init (n or 1, …). Raises ValueError for another number."""
-    if x is not None and len(x) not in ((n, 1) if name == "init" else (n,)):
-        raise ValueError(f"{name} has {len(x)} entries: there must be one for each of {n} images")
-    return x if x is None or len(x) != n else x[part.start : part.stop]
+def labels_of(part: range, labels: Tensor | None, n: int) -> Tensor | None:
+    """The labels of a part of n images, if there are any. Raises ValueError unless there are n."""
+    if labels is not None and len(labels) != n:
+        raise ValueError(f"there are {len(labels)} labels: there must be one for each of {n} images")
+    return None if labels is None else labels[part.start : part.stop]
 
 
 def generate(
     model: Model, schedule: Schedule, n: int, shape: tuple[int, int, int], *,
     sampler: Callable = ddim_sampler, steps: int | list[int] = 50, seed: int = 0, batch_size: int = 256,
-    start: int = 0, labels: Tensor | None = None, init: Tensor | None = None, film: int = 0, frames: int = 50,
+    start: int = 0, labels: Tensor | None = None, film: int = 0, frames: int = 50,
     device: Device | None = None, precision: str = "float32", progress: bool = True, **options,
 ) -> tuple[Tensor, Film]:  # fmt: skip
     """n images as uint8 (n, C, H, W), and a film of the first batch's first `film`, at up to `frames` + 1 times.
 
-    steps: how many, or the times themselves. labels (n,) go to the model. init: images (1 or n, C, H, W) in
-    [-1, 1] to start from instead of pure noise, noised by q up to the first time (SDEdit, arXiv 2108.01073).
-    Image k depends on seed and k only, but for rounding; the first is k = start. device: None takes the model's, or
-    the schedule's. precision: of the network; x_t itself is always float32. options go to the sampler.
+    steps: how many, or the times themselves. labels (n,) go to the model.
+    Image k depends on seed and k only, but for rounding; the first is k = start. device: None takes the network's, or,
+    of a model that is no nn.Module, the schedule's. precision: of the network; x_t itself is always float32. options go to the sampler.
     """
-    check_seed(seed)
     if n < 1 or batch_size < 1:
         raise ValueError(f"n = {n} and batch_size = {batch_size} must be at least 1")
-    if init is not None and not init.is_floating_point():
-        raise ValueError("init must be images in [-1, 1]: to_float makes them of uint8")
     times = timesteps(schedule.T, steps) if isinstance(steps, int) else steps
     place = schedule.alpha_bar
     if isinstance(model, nn.Module):
         place = next(model.eval().parameters(), place)
     device = device or place.device
-    check_precision(precision, device)
     images, reel, batches = [], [], range(0, n, batch_size)
     total, title = len(batches) * len(times), f"drawing {n} images"
     autocast = torch.autocast(torch.device(device).type, getattr(torch, precision), enabled=precision != "float32")
@@ -956,11 +893,9 @@ def generate(
         for first in batches:
             batch = range(first, min(n, first + batch_size))
             noise = noise_source(seed, range(start + batch.start, start + batch.stop), shape, device)
-            told = model if labels is None else partial(model, labels=entries("labels", labels, n, batch).to(device))
-            xT, t = noise(), None
-            if init is not None:
-                xT = q_sample(schedule, entries("init", init, n, batch).to(device), times[0], xT)
-            for i, (t, x, x0_hat) in enumerate(sampler(told, schedule, times, xT, noise, **options)):
+            told = model if labels is None else partial(model, labels=labels_of(batch, labels, n).to(device))
+            t = None
+            for i, (t, x, x0_hat) in enumerate(sampler(told, schedule, times, noise(), noise, **options)):
                 if first == 0 and film and (i * frames % len(times) < frames or t == 0):
                     reel.append((t, to_uint8(x[:film]).cpu(), to_uint8(x0_hat[:film]).cpu()))
                 bar.update(t > 0)
@@ -996,11 +931,6 @@ def draw_strip(film: Film, images: int = 2, columns: int = 11) -> plt.Figure:
     return figure
 
 
-def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
-    """Each pixel as a square of scale x scale."""
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
 def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int = 6) -> None:
     """The film as a GIF of a grid (predicted: of x0_hat); runs for 4 seconds, then rests for 2.
 
@@ -1010,7 +940,7 @@ def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int =
     check_film(film)
     scale = 2 if film[0][1].shape[-1] <= 32 else 1
     levels = 17  # grey levels 0, 15, …, 255: enough for the eye, and noise compresses badly
-    frames = [enlarge(tile(x0_hat if predicted else xt, columns), scale) for _, xt, x0_hat in film]
+    frames = [tile(x0_hat if predicted else xt, columns, scale) for _, xt, x0_hat in film]
     frames = [(np.rint(frame / 255 * levels) * (255 / levels)).astype(np.uint8) for frame in frames]
     if film[0][1].shape[1] == 1:  # grey: no palette to be found, which takes long
         frames = [frame[..., 0] for frame in frames]
@@ -1025,78 +955,46 @@ def preview(run: Run, schedule: Schedule) -> np.ndarray:
     size = math.ceil(s.batch_size / s.accumulation)  # what fits in training
     options = dict(steps=min(20, schedule.T), seed=s.seed, batch_size=size, labels=labels, precision=s.precision)
     images, _ = generate(make_denoiser(run.ema, schedule, s), schedule, 36, s.shape, progress=False, **options)
-    return enlarge(tile(images, 6), 2)
+    return tile(images, 6, scale=2)
 
-# %% ../MNIST_DDPM.ipynb #a333cbdc
-def nearest(images: Tensor, data: Tensor, chunk: int = 2**24) -> tuple[Tensor, Tensor]:
-    """Each uint8 image's nearest in data: indices (N,), Euclidean distances (N,) of pixels in [0, 1].
-
-    chunk: how many values of data are compared at once.
-    """
-    queries, rows = images.flatten(1).float() / 255, max(1, chunk // data[0].numel())
-    parts = [torch.cdist(queries, part.flatten(1).float() / 255) for part in data.split(rows)]
-    distance, index = torch.cat(parts, dim=1).min(dim=1)
-    return index, distance
-
-
+# %% ../MNIST_DDPM.ipynb #c16002da
 @torch.no_grad()
 def loss_by_t(
     model: Model, schedule: Schedule, images: Tensor, *, batch_size: int = 250, seed: int = 0, device: Device = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Each uint8 image's error of eps_hat at a time of its own, spread over 1 … T: t (N,), L_simple (N,)."""
-    generator, schedule = torch.Generator().manual_seed(seed), schedule.to(device)
+    generator, schedule, losses = torch.Generator().manual_seed(seed), schedule.to(device), []
     if isinstance(model, nn.Module):
         model.eval()
     t = 1 + torch.arange(len(images)) * schedule.T // len(images)
-    losses = []
     for x0, times in zip(images.split(batch_size), t.split(batch_size)):
-        eps, times = torch.randn(x0.shape, generator=generator).to(device), times.to(device)
-        xt = q_sample(schedule, to_float(x0.to(device)), times, eps)
-        losses.append((predict(model, schedule, xt, times).eps_hat - eps).square().mean(dim=(1, 2, 3)).cpu())
+        eps = torch.randn(x0.shape, generator=generator)
+        given = (tensor.to(device) for tensor in (to_float(x0), times, eps))
+        losses.append(l_simple(lambda xt, t: predict(model, schedule, xt, t).eps_hat, schedule, *given).cpu())
     return t, torch.cat(losses)
 
 # %% ../MNIST_DDPM.ipynb #f8c6bf09
 FORMAT = 1  # of the checkpoint folder
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, whose folder is made, that takes its place if the block ends without an error.
+def save_checkpoint(
+    folder: PathLike, model: UNet, settings: Settings, training: dict | None = None,
+    writing: Callable[[Path], AbstractContextManager[Path]] = nullcontext,
+) -> None:  # fmt: skip
+    """Writes model.safetensors and config.json into folder, which is made. training is a record for people.
 
-    Raises OSError where it cannot be written, a full disk among the reasons.
+    writing: given a file's path, the one to write to; mnist_ddpm.resumable's `replacing` is safe against kills.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        yield temporary
-        for wait in (0.1, 1, 5, 0):
-            try:
-                os.replace(temporary, path)
-                break
-            except PermissionError:
-                if os.name != "nt" or not wait:
-                    raise
-                time.sleep(wait)  # on Windows somebody may be reading it
-    except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):  # the device's own
-        raise
-    except (SafetensorError, RuntimeError) as error:  # so do safetensors and PyTorch say it
-        raise OSError(f"{path} could not be written ({first_line(error)}): is there room?") from error
-    finally:
-        with suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-
-
-def save_checkpoint(folder: PathLike, model: UNet, settings: Settings, training: dict | None = None) -> None:
-    """Writes model.safetensors and config.json into folder. training is a record for people."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {
         "format": FORMAT, "settings": asdict(settings), "data_range": [-1, 1],
         "parameters": count_parameters(model), "training": training or {},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
-    with replacing(Path(folder, "model.safetensors")) as path:
+    with writing(Path(folder, "model.safetensors")) as path:
         save_file(weights, path)
-    with replacing(Path(folder, "config.json")) as path:
+    with writing(Path(folder, "config.json")) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

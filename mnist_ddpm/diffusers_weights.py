@@ -23,15 +23,14 @@ from mnist_ddpm.ddpm import (
     Schedule,
     Settings,
     UNet,
-    first_line,
     load_checkpoint,
     load_weights,
     look_up,
     make_denoiser,
     make_model,
     make_schedule,
-    replacing,
 )
+from mnist_ddpm.resumable import first_line, replacing
 
 DEFAULTS = {  # where a configuration is silent, as far as our network does not do the same
     "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "norm_eps": 1e-5, "attention_head_dim": 8,

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Device, Model, PathLike, Schedule, loss_by_t, progress_bar, replacing
+from mnist_ddpm.ddpm import Device, Model, PathLike, Schedule, loss_by_t, progress_bar
 from mnist_ddpm.extractors import Judge
+from mnist_ddpm.resumable import replacing
 
 SUBSET = 1000  # features in each of the subsets that the kernel distance is averaged over
 SUBSETS = 100

@@ -130,7 +130,7 @@ class Lab:
         self.rows.append({**key, **measure()})
         evaluation.write_card(self.out / "record.json", self.record())
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        with ddpm.replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        with resumable.replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)

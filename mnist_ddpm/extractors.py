@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Device, PathLike, Settings, first_line, load_images, progress_bar, replacing, to_float
+from mnist_ddpm.ddpm import Device, PathLike, Settings, load_images, progress_bar, to_float
 from mnist_ddpm.guidance import load_labels
 from mnist_ddpm.image_folder import celeba_attributes, mirrored
+from mnist_ddpm.resumable import first_line, replacing
 
 FOLDER = Path("checkpoints/extractors")
 HELD_OUT = {"mnist": "the 10,000 test digits", "celeba": "40 attributes of the validation images"}

@@ -1,21 +1,35 @@
-"""Filling in the unknown part of an image (RePaint, arXiv 2201.09865)."""
+"""Starting from an image: to vary it (SDEdit, arXiv 2108.01073), or to fill in a part (RePaint, arXiv 2201.09865)."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import (
-    Clip,
-    Model,
-    Schedule,
-    States,
-    ancestral_step,
-    check_variance,
-    predict,
-    q_sample,
-    transitions,
-)
+from mnist_ddpm.ddpm import Clip, Model, Schedule, States, ancestral_step, predict, q_sample, transitions, with_variance
+
+
+def started_from(image: Tensor, sampler: Callable[..., States]) -> Callable[..., States]:
+    """The sampler, beginning not with pure noise but with an image (1 or N, C, H, W) in [-1, 1], noised by q.
+
+    Raises ValueError, when it is called, for an image of uint8 or of another shape than what is drawn.
+    """
+
+    def started_sampler(
+        model: Model, schedule: Schedule, times: list[int], xT: Tensor, noise: Callable[[], Tensor], **options
+    ) -> States:
+        check_shape("image", image, xT)
+        return sampler(model, schedule, times, q_sample(schedule, image, times[0], xT), noise, **options)
+
+    return started_sampler
+
+
+def check_shape(name: str, given: Tensor, xT: Tensor) -> None:
+    """Raises ValueError unless it is (1 or N, 1 or C, H, W), for xT (N, C, H, W), and if an image, in floats."""
+    of, wanted = tuple(given.shape), tuple(xT.shape)
+    if not (len(of) == 4 and of[0] in (1, wanted[0]) and of[1] in (1, wanted[1]) and of[2:] == wanted[2:]):
+        raise ValueError(f"the {name} is {of}, which does not fit images (N, C, H, W) = {wanted}")
+    if name == "image" and not given.is_floating_point():
+        raise ValueError("the image must be in [-1, 1]: to_float makes it of uint8")
 
 
 @torch.no_grad()
@@ -33,13 +47,8 @@ def repaint_sampler(
     Costs about len(times) * resamples evaluations. Yields (t, x_t, x0_hat) on the last walk over each time, then
     (0, x_0, x_0). Raises ValueError where shapes or types do not fit or a mask is not of zeros and ones.
     """
-    for name, tensor in (("image", known), ("mask", mask)):
-        wanted, given = tuple(xT.shape), tuple(tensor.shape)
-        fits = len(given) == 4 and given[0] in (1, wanted[0]) and given[1] in (1, wanted[1]) and given[2:] == wanted[2:]
-        if not fits:
-            raise ValueError(f"the {name} is {given}, which does not fit images (N, C, H, W) = {wanted}")
-    if not known.is_floating_point():
-        raise ValueError("the image must be in [-1, 1]: to_float makes it of uint8")
+    check_shape("image", known, xT)
+    check_shape("mask", mask, xT)
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError("the mask must be of zeros (to fill in) and ones (known)")
     if resamples < 1 or jump < 1:
@@ -50,11 +59,10 @@ def repaint_sampler(
         walk = steps[first : first + jump]
         for repeat in range(resamples):
             for t, s in walk:
-                prediction = predict(model, schedule, x, t, clip)
-                check_variance(variance, prediction)
+                prediction = with_variance(variance, predict(model, schedule, x, t, clip))
                 if repeat == resamples - 1:
                     yield t, x, prediction.x0_hat
-                x = ancestral_step(schedule, x, t, s, prediction, variance, noise)
+                x = ancestral_step(schedule, x, t, s, prediction, noise)
                 x = mask * (q_sample(schedule, known, s, noise()) if s else known) + (1 - mask) * x
             if repeat < resamples - 1:  # from the walk's end back up to its start
                 alpha = schedule.alpha_bar[walk[0][0]] / schedule.alpha_bar[walk[-1][1]]

@@ -14,8 +14,6 @@ from mnist_ddpm.ddpm import (
     Prediction,
     Schedule,
     at,
-    check_seed,
-    check_variance,
     noise_source,
     predict,
     progress_bar,
@@ -23,6 +21,7 @@ from mnist_ddpm.ddpm import (
     q_sample,
     timesteps,
     to_float,
+    with_variance,
 )
 
 
@@ -120,7 +119,6 @@ def bits_per_dim(
     a batch without images, a seed out of range.
     """
     count = schedule.T if times_per_image is None else times_per_image
-    check_seed(seed)
     if not 1 <= count <= schedule.T:
         raise ValueError(f"times_per_image is {count}: it must be from 1 to T = {schedule.T}")
     schedule = schedule.to(device)
@@ -149,10 +147,7 @@ def bits_per_dim(
             t = first + (chance[batch, k] * size).long().clamp(max=size - 1)
             times = t.to(device)
             xt = q_sample(schedule, x0, times, noise())
-            prediction = predict(model, schedule, xt, times, clip)
-            check_variance(variance, prediction)
-            if variance != "learned":
-                prediction = prediction._replace(exponent=float(variance == "beta"))
+            prediction = with_variance(variance, predict(model, schedule, xt, times, clip))
             term = bound_term(schedule, x0, xt, times, prediction)[..., inner, inner].mean(dim=(1, 2, 3)).cpu().double()
             bits += size * term
             sums.index_add_(0, t - 1, term)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import ddpm, presets, processes, runs
+from mnist_ddpm.resumable import first_line
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
@@ -82,10 +83,10 @@ def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float =
 def measured_compiled(settings: ddpm.Settings, device: ddpm.Device) -> float:
     """measured_pace of the compiled network; 0 where compiling fails, which it says."""
     try:
-        ddpm.try_compiler(device)
+        processes.try_compiler(device)
         return measured_pace(settings, device)
     except Exception as error:  # of many kinds: none is a reason not to train
-        print(f"not compiled, since that failed: {ddpm.first_line(error)}")
+        print(f"not compiled, since that failed: {first_line(error)}")
         return 0.0
 
 
@@ -101,7 +102,7 @@ def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
 def precisions(device: torch.device) -> list[str]:
     """The ones worth measuring."""
     try:
-        ddpm.check_precision("bfloat16", device)
+        processes.check_precision("bfloat16", device)
     except ValueError:
         return ["float32", "float16"]
     return ["float32", "bfloat16"]

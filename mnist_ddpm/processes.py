@@ -78,9 +78,34 @@ def pick_device(name: str, world: runs.World | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f'device "{name}" is not to be had here ({ddpm.first_line(error)}): name another, or auto'
+            f'device "{name}" is not to be had here ({resumable.first_line(error)}): name another, or auto'
         ) from error
     return device
+
+
+def check_precision(precision: str, device: ddpm.Device) -> None:
+    """Raises ValueError for bfloat16 on an NVIDIA GPU without it, which would emulate it slowly."""
+    device = torch.device(device)
+    if precision == "bfloat16" and device.type == "cuda":
+        with nullcontext() if device.index is None else torch.cuda.device(device):  # the current one is asked
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
+
+
+def try_compiler(device: ddpm.Device) -> None:
+    """Raises where torch.compile finds no compiler."""
+    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+
+
+def compiles(device: ddpm.Device) -> bool:
+    """Whether torch.compile works on a device, and says what comes of it."""
+    try:
+        try_compiler(device)
+    except Exception as error:  # of many kinds: none is a reason to stop
+        print(f"torch.compile does not work here, so the network runs as it is: {resumable.first_line(error)}")
+        return False
+    print("compiling the network: this takes a minute or two, less if it is in the compiler's cache", flush=True)
+    return True
 
 
 def shell(arguments: list[str]) -> str:
@@ -138,7 +163,7 @@ def add_shared_gradients(
     world: runs.World, run: ddpm.Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor, *rest
 ) -> Tensor:  # fmt: skip
     """ddpm.add_gradients, of this process's share; the network has the mean of all. Returns all losses (N,)."""
-    ddpm.seed_step(run.settings.seed, run.step, world.rank)
+    torch.manual_seed(int(np.random.default_rng((run.settings.seed, run.step, world.rank)).integers(2**63)))
     mine = world.share(len(x0))
     own = slice(mine.start, mine.stop)
     labels = None if labels is None else labels[own]
@@ -196,7 +221,7 @@ def fit(
                 if run.step == done:
                     run.generator.set_state(drawn)  # the step that failed comes again, with the same times and noise
                 saved = save_what_is_there(run, folder)
-            problem = f"one of {world.size} processes failed, this or another ({ddpm.first_line(error)})"
+            problem = f"one of {world.size} processes failed, this or another ({resumable.first_line(error)})"
             raise ConnectionError(f"{problem}; {saved}") from error
 
 
@@ -218,6 +243,8 @@ def train(
     world: runs.World | None = None,
 ) -> ddpm.Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world."""
+    check_precision(settings.precision, device)
+    settings = replace(settings, compile=settings.compile and compiles(device))
     run = runs.resume_run(folder, settings, device) if resume else ddpm.start_run(settings, device, weights)
     world = world or runs.World()
     if world.rank == 0:
@@ -268,18 +295,18 @@ def shared(world: runs.World, function: Callable[[Tensor], Tensor], things: Tens
 
 def generate(
     world: runs.World, model: ddpm.Model, schedule: ddpm.Schedule, n: int, shape: tuple[int, int, int],
-    labels: Tensor | None = None, init: Tensor | None = None, draw: Callable = ddpm.generate, **options,
+    labels: Tensor | None = None, draw: Callable = ddpm.generate, **options,
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
     """As ddpm.generate, each process drawing its part of the images: all get them all, the film is of its own part.
 
     draw: ddpm.generate, or what draws in its place. Raises ValueError for fewer images than processes, and as
-    ddpm.entries.
+    ddpm.labels_of.
     """
     if n < world.size:
         raise ValueError(f"{n} images cannot be shared by {world.size} processes: ask for more, or launch fewer")
     mine = world.share(n)
-    options |= {"labels": ddpm.entries("labels", labels, n, mine), "init": ddpm.entries("init", init, n, mine)}
-    own, film = draw(model, schedule, len(mine), shape, start=mine.start, **options)
+    told = ddpm.labels_of(mine, labels, n)
+    own, film = draw(model, schedule, len(mine), shape, start=mine.start, labels=told, **options)
     return collect(world, own, n), film
 
 

@@ -1,5 +1,6 @@
 """Long work that can be stopped and goes on: here drawing and measuring, in `runs` training."""
 
+import os
 import shutil
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mnist_ddpm import ddpm
@@ -30,6 +32,38 @@ def writable_folder(folder: ddpm.PathLike) -> Path:
             return Path(folder)
     except OSError as error:
         raise OSError(f"cannot write to the folder {folder} ({error.strerror}): choose another") from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, or its repr if it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, whose folder is made, that takes its place if the block ends without an error.
+
+    Raises OSError where it cannot be written, a full disk among the reasons.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        yield temporary
+        for wait in (0.1, 1, 5, 0):
+            try:
+                os.replace(temporary, path)
+                break
+            except PermissionError:
+                if os.name != "nt" or not wait:
+                    raise
+                time.sleep(wait)  # on Windows somebody may be reading it
+    except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):  # the device's own
+        raise
+    except (SafetensorError, RuntimeError) as error:  # so do safetensors and PyTorch say it
+        raise OSError(f"{path} could not be written ({first_line(error)}): is there room?") from error
+    finally:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -58,13 +92,24 @@ def deferred_interrupt() -> Iterator[list]:
                 signal.signal(signum, handled)
 
 
+class Counted:
+    """A model that counts the images it is asked about: what sampling costs."""
+
+    def __init__(self, model: ddpm.Model):
+        self.model, self.evaluations = model, 0
+
+    def __call__(self, xt: Tensor, *args, **kwargs) -> Tensor | ddpm.Prediction:
+        self.evaluations += len(xt)
+        return self.model(xt, *args, **kwargs)
+
+
 class Kept:
     """The parts of a long work, kept in a folder of this work alone, from where it goes on if it is stopped.
 
     The folder is made after a minute, or when the work is stopped. counted: the model of the work.
     """
 
-    def __init__(self, folder: Path, counted: ddpm.Counted):
+    def __init__(self, folder: Path, counted: Counted):
         self.folder, self.counted = folder, counted
         self.seconds, self.evaluations = 0.0, 0  # what the parts took, whenever they were done
         self.fresh: dict[Path, Part] = {}  # parts not saved yet
@@ -90,7 +135,7 @@ class Kept:
     def save(self) -> None:
         """Writes the parts that are only in memory. Raises OSError where it cannot."""
         for path, part in [*self.fresh.items()]:
-            with ddpm.replacing(path) as temporary, temporary.open("wb") as file:
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **{key: tensor.numpy() for key, tensor in part.items()})
             del self.fresh[path]
         self.saved = time.monotonic()
@@ -120,7 +165,7 @@ class Kept:
 def generate(
     kept: Kept, model: ddpm.Model, schedule: ddpm.Schedule, n: int, shape: tuple[int, int, int], *, steps: list[int],
     sampler: Callable = ddpm.ddim_sampler, batch_size: int = 256, start: int = 0, labels: Tensor | None = None,
-    init: Tensor | None = None, film: int = 0, progress: bool = True, **options,
+    film: int = 0, progress: bool = True, **options,
 ) -> tuple[Tensor, ddpm.Film]:  # fmt: skip
     """As ddpm.generate, batch by batch, each a part of the work. Raises as Kept.part, too."""
     batches, images, reel = [range(i, min(n, i + batch_size)) for i in range(0, n, batch_size)], [], []
@@ -129,8 +174,8 @@ def generate(
     def drawn(batch: range) -> Part:
         images, moments = ddpm.generate(
             model, schedule, len(batch), shape, sampler=watched, steps=steps, batch_size=batch_size,
-            start=start + batch.start, labels=ddpm.entries("labels", labels, n, batch),
-            init=ddpm.entries("init", init, n, batch), film=0 if batch.start else film, progress=False, **options,
+            start=start + batch.start, labels=ddpm.labels_of(batch, labels, n), film=0 if batch.start else film,
+            progress=False, **options,
         )  # fmt: skip
         if not moments:
             return {"images": images}

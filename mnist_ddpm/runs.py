@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.resumable import deferred_interrupt, writable_folder
+from mnist_ddpm.resumable import deferred_interrupt, first_line, replacing, writable_folder
 
 PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 
@@ -59,10 +59,11 @@ def save_run(folder: ddpm.PathLike, run: ddpm.Run) -> None:
         "generator": run.generator.get_state(), "device": run.device.type,
         "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
     }  # fmt: skip
-    with ddpm.replacing(Path(folder, "training_state.pt")) as path:
+    with replacing(Path(folder, "training_state.pt")) as path:
         torch.save(state, path)
     run.home = Path(folder).resolve()
-    ddpm.save_checkpoint(folder, run.ema, run.settings, run.record())  # last, so that a run that has one can be resumed
+    # last, so that a run that has one can be resumed
+    ddpm.save_checkpoint(folder, run.ema, run.settings, run.record(), replacing)
 
 
 def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
@@ -76,7 +77,7 @@ def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
         instead = "init_from can start a new run from the weights beside it"
         raise ValueError(
-            f"{path} is damaged or no training state of this version ({ddpm.first_line(error)}): {instead}"
+            f"{path} is damaged or no training state of this version ({first_line(error)}): {instead}"
         ) from error
 
 

@@ -1,8 +1,9 @@
-"""Further noise schedules, and the same schedule on fewer steps. All tables are float64 over t = 0 … T."""
+"""Further schedules, sampling times, and the same schedule on fewer steps. All tables are float64 over t = 0 … T."""
 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,21 @@ def rescaled(make: Callable[[Settings], Schedule]) -> Callable[[Settings], Sched
 
 SCHEDULES = {"cosine": cosine_schedule, "quadratic": quadratic_schedule, "sigmoid": sigmoid_schedule}
 SCHEDULES |= {f"{name}-zero-snr": rescaled(make) for name, make in {"linear": linear_schedule, **SCHEDULES}.items()}
+
+
+def quadratic_times(T: int, n: int) -> np.ndarray:
+    """From 1 to T, closer together towards 1 (DDIM, Appendix D.2)."""
+    k = np.arange(n)
+    rising = 1 + np.round((T - 1) * np.linspace(1, 0, n)[::-1] ** 2)
+    return np.maximum.accumulate(rising - k) + k  # some small times would repeat
+
+
+# n rising times of 1 … T. leading: always 1, but T only if n = T. linspace: evenly from 1 to T
+SPACINGS = {
+    "leading": lambda T, n: 1 + T * np.arange(n) // n,
+    "linspace": lambda T, n: 1 + np.round((T - 1) * np.linspace(1, 0, n)[::-1]),
+    "quadratic": quadratic_times,
+}
 
 
 def respace(schedule: Schedule, times: list[int]) -> Schedule:

@@ -9,19 +9,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, resumable
 from mnist_ddpm.ddpm import (
     generate,
     load_checkpoint,
     load_config,
     make_model,
     make_schedule,
-    replacing,
     save_checkpoint,
     start_run,
     training_loop,
 )
-from mnist_ddpm.resumable import writable_folder
+from mnist_ddpm.resumable import replacing, writable_folder
 from mnist_ddpm.runs import fit, resume_run, save_run
 
 
@@ -252,7 +251,7 @@ def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_pa
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace_unless_read)
-    monkeypatch.setattr(ddpm.time, "sleep", waits.append)
+    monkeypatch.setattr(resumable.time, "sleep", waits.append)
     with pytest.raises(PermissionError), replacing(path) as new:
         new.write_text("new")
     assert len(tries) == 1 and waits == [], "elsewhere it is told at once"

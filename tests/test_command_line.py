@@ -172,7 +172,7 @@ def test_a_guide_counts_and_keeps_images_away_from_its_own(conditional, checkpoi
 )
 def test_networks_are_compiled_where_asked(conditional, tmp_path, without_films, monkeypatch, command, networks):
     asked, out = [], tmp_path / ("out" if command[0] == "sample" else "bound.json")
-    monkeypatch.setattr(ddpm, "try_compiler", lambda device: None)
+    monkeypatch.setattr(processes, "try_compiler", lambda device: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
     told = [part.format(conditional=conditional) for part in command]
     told += ["--checkpoint", str(conditional), "--out", str(out)]
@@ -236,7 +236,7 @@ def test_a_drawing_that_was_stopped_goes_on(conditional, tmp_path, digit, stop, 
 
 def test_a_film_is_of_the_first_images_whoever_drew_the_others(conditional, tmp_path):
     model, schedule, settings = ddpm.load_checkpoint(conditional)
-    kept = resumable.Kept(tmp_path / "kept", ddpm.Counted(model))
+    kept = resumable.Kept(tmp_path / "kept", resumable.Counted(model))
     options = {"steps": [6, 3], "batch_size": 2, "film": 2, "progress": False}
     resumable.generate(kept, model, schedule, 2, settings.shape, start=2, **options)  # another process's, with a film
     kept.save()
@@ -518,8 +518,8 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
         (["--epochs", "0"], "epochs is 0"),
         (["--epochs", "inf"], "epochs is inf"),
         (["--schedule", "none"], 'schedule "none" is unknown'),
-        (["--gradient-clip", "nan"], "learning_rate and gradient_clip must be > 0"),
-        (["--learning-rate", "inf"], "learning_rate and gradient_clip must be > 0"),
+        (["--gradient-clip", "nan"], "gradient_clip is nan: it must be above 0"),
+        (["--learning-rate", "inf"], "learning_rate is inf: it must be above 0, and finite"),
         (["--resume", "--preset", "faces-32"], "a resumed run has settings of its own: leave out --preset"),
         (["--objective", "none"], 'objective "none" is unknown'),
         (["--prediction", "none"], 'prediction "none" is unknown'),

@@ -14,7 +14,6 @@ from PIL import Image
 
 from mnist_ddpm import guidance, runs
 from mnist_ddpm.ddpm import (
-    Counted,
     Prediction,
     UNet,
     ddpm_sampler,
@@ -34,9 +33,10 @@ from mnist_ddpm.ddpm import (
     training_loop,
 )
 from mnist_ddpm.guidance import autoguided, guided, load_labels, within
-from mnist_ddpm.inpainting import repaint_sampler
+from mnist_ddpm.inpainting import repaint_sampler, started_from
 from mnist_ddpm.interpolation import slerp
 from mnist_ddpm.parameterisation import Denoiser
+from mnist_ddpm.resumable import Counted
 from mnist_ddpm.slider import film_slider
 
 POINTS = torch.tensor([-0.9, -0.3, 0.4, 0.8]).view(4, 1, 1, 1)  # the first two are of class 0, the others of class 1
@@ -313,7 +313,7 @@ def test_cost_and_states(paper, resamples, jump):
         ({"mask": torch.tensor([0.5, 1]).view(1, 1, 1, 2)}, "must be of zeros .* and ones"),
         ({"resamples": 0}, "resamples = 0 and jump = 10 must be at least 1"),
         ({"jump": 0}, "resamples = 10 and jump = 0 must be at least 1"),
-        ({"variance": "small"}, 'variance is "small"'),
+        ({"variance": "small"}, 'variance "small" is unknown'),
         ({"variance": "learned"}, "has learned no variance"),
         ({"known": torch.zeros(1, 1, 1, 2, dtype=torch.uint8)}, "must be in .-1, 1.: to_float makes it of uint8"),
     ],
@@ -335,37 +335,39 @@ def test_filling_in_works_through_generate_and_in_colour(paper):
 # given beginnings
 
 
-def test_images_that_are_not_floats_are_refused_where_they_would_become_black(paper):
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.full((1, 1, 2, 2), 200, dtype=torch.uint8), "the image must be in .-1, 1.: to_float makes it of uint8"),
+        (torch.zeros(3, 1, 2, 2), "the image is .3, 1, 2, 2., which does not fit images .* = .2, 1, 2, 2."),
+    ],
+    ids=["black", "many"],
+)
+def test_beginnings_that_do_not_fit_are_refused(paper, image, message):
+    with pytest.raises(ValueError, match=message):
+        generate(None, paper, 2, (1, 2, 2), sampler=started_from(image, only_the_start), progress=False)
+
+
+def test_floats_are_no_pixels():
     digits = torch.full((2, 1, 2, 2), 200, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="init must be images in .-1, 1.: to_float makes them of uint8"):
-        generate(None, paper, 2, (1, 2, 2), sampler=only_the_start, init=digits, progress=False)
     with pytest.raises(ValueError, match="images must be uint8, 0 to 255, and these are torch.float32"):
         to_float(digits.float())
 
 
 def test_a_given_beginning_is_noised_as_far_as_the_first_time_says(paper):
-    init = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 1, 2, 2)
-    options = {"sampler": only_the_start, "seed": 3, "progress": False}
-    for steps, batch_size in (([300, 20], 5), ([300, 20], 2), ([50], 1), (4, 3)):
-        first = 1000 if steps == 4 else steps[0]
-        expected = to_uint8(q_sample(paper, init, first, noise_source(3, range(5), (1, 2, 2))()))
-        got, _ = generate(None, paper, 5, (1, 2, 2), steps=steps, init=init, batch_size=batch_size, **options)
-        assert torch.equal(got, expected)
-        one, _ = generate(None, paper, 5, (1, 2, 2), steps=steps, init=init[:1], batch_size=batch_size, **options)
-        assert torch.equal(one, to_uint8(q_sample(paper, init[:1], first, noise_source(3, range(5), (1, 2, 2))())))
+    images = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 1, 2, 2)
+    for image, batch_size in ((images, 5), (images[:1], 5), (images[:1], 2)):
+        sampler = started_from(image, only_the_start)
+        for steps, first in (([300, 20], 300), ([50], 50), (4, 1000)):
+            options = {"sampler": sampler, "steps": steps, "batch_size": batch_size, "seed": 3, "progress": False}
+            got, _ = generate(None, paper, 5, (1, 2, 2), **options)
+            assert torch.equal(got, to_uint8(q_sample(paper, image, first, noise_source(3, range(5), (1, 2, 2))())))
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"init": torch.zeros(2, 1, 1, 1)}, "init has 2 entries"),
-        ({"labels": torch.tensor([1, 2, 3, 4])}, "labels has 4"),
-    ],
-    ids=str,
-)
-def test_a_wrong_number_of_beginnings_or_labels_is_refused(paper, given, message):
-    with pytest.raises(ValueError, match=f"{message}.*one for each of 3 images"):
-        generate(lambda xt, t: xt, paper, 3, (1, 1, 1), steps=2, batch_size=2, progress=False, **given)
+def test_a_wrong_number_of_labels_is_refused(paper):
+    with pytest.raises(ValueError, match="there are 4 labels: there must be one for each of 3 images"):
+        labels = torch.tensor([1, 2, 3, 4])
+        generate(lambda xt, t: xt, paper, 3, (1, 1, 1), steps=2, batch_size=2, progress=False, labels=labels)
 
 
 def test_steps_may_be_the_times_themselves(paper):
@@ -374,12 +376,13 @@ def test_steps_may_be_the_times_themselves(paper):
 
 
 def test_little_noise_keeps_the_image_and_much_noise_does_not(paper):
-    init, model = torch.full((1, 1, 1, 1), 0.4), ideal_denoiser(paper, POINTS)
+    image, model = torch.full((1, 1, 1, 1), 0.4), ideal_denoiser(paper, POINTS)
+    sampler = started_from(image, ddpm_sampler)
 
     def kept(first):
         times = timesteps(first, 20)
-        images, _ = generate(model, paper, 100, (1, 1, 1), steps=times, init=init, sampler=ddpm_sampler, progress=False)
-        return (images == to_uint8(init)).float().mean().item()
+        images, _ = generate(model, paper, 100, (1, 1, 1), steps=times, sampler=sampler, progress=False)
+        return (images == to_uint8(image)).float().mean().item()
 
     assert kept(20) > 0.95 and kept(1000) < 0.6
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.utils import make_grid
 
-from mnist_ddpm.ddpm import draw_strip, enlarge, generate, ideal_denoiser, nearest, save_gif, tile
+from mnist_ddpm.ddpm import draw_strip, generate, ideal_denoiser, save_gif, tile
 from mnist_ddpm.slider import film_slider
 
 
@@ -32,8 +32,9 @@ def test_tile_keeps_grey_levels_and_order(channels):
     assert centres.tolist() == [[0, 10, 20], [30, 40, 50]]
 
 
-def test_enlarge_makes_squares():
-    assert enlarge(np.array([[1, 2]]), 2).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
+def test_tile_makes_squares_of_pixels():
+    alone = torch.tensor([[[[1, 2]]]], dtype=torch.uint8)
+    assert tile(alone, 1, scale=2)[..., 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -80,13 +81,3 @@ def test_a_film_that_was_not_asked_for_is_told(paper, tmp_path):
     for picture in (draw_strip, film_slider, lambda film: save_gif(tmp_path / "a.gif", film)):
         with pytest.raises(ValueError, match="the film is empty: generate keeps as many images .* film says"):
             picture(film)
-
-
-def test_nearest_finds_copies_across_chunks():
-    data = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    queries = data[[3, 49, 20]].clone()
-    queries[2, 0, 0, 0] ^= 255
-    index, distance = nearest(queries, data, chunk=7 * 64)
-    assert index.tolist() == [3, 49, 20]
-    assert distance[:2].max() < 1e-2 < distance[2]
-    assert distance[2].item() == pytest.approx(abs(int(queries[2, 0, 0, 0]) - int(data[20, 0, 0, 0])) / 255, rel=1e-2)

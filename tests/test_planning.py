@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mnist_ddpm import ddpm, planning, presets, runs
+from mnist_ddpm import ddpm, planning, presets, processes, runs
 from mnist_ddpm.__main__ import main
 
 PLANNED = (2, "mnist"), (30, "mnist"), (10, "celeba")
@@ -48,7 +48,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(presets, "cost", cost)
     monkeypatch.setattr(planning, "measured_pace", pace)
     monkeypatch.setattr(planning, "measured_sampling", lambda settings, device: 1e-3)
-    monkeypatch.setattr(ddpm, "try_compiler", lambda device: None)
+    monkeypatch.setattr(processes, "try_compiler", lambda device: None)
     return speed
 
 
@@ -162,7 +162,7 @@ def test_without_a_compiler_nothing_is_called_compiled(machine, monkeypatch, cap
     def missing(device):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(ddpm, "try_compiler", missing)
+    monkeypatch.setattr(processes, "try_compiler", missing)
     assert not plan(60).settings.compile and "that failed: no compiler" in capsys.readouterr().out
 
 

@@ -61,7 +61,6 @@ def drawn(folder: Path, world: runs.World) -> None:
     """Seven images of a checkpoint, their features, and distances of some that each process has all of."""
     model, schedule, _ = ddpm.load_checkpoint(folder)
     options = {"labels": torch.arange(7) % 3, "sampler": ddpm.ddpm_sampler, "steps": 5, "seed": 3, "film": 2}
-    options["init"] = ddpm.to_float(data()[0][:7])
     images, film = processes.generate(world, model, schedule, 7, (1, 16, 16), **options)
     torch.manual_seed(0)
     judge = Judge(Extractor("mnist", 10, (8, 8)).eval(), "untrained")
@@ -287,11 +286,10 @@ def test_what_cannot_be_shared_is_refused():
         processes.join(ddpm.start_run(SETTINGS), world)
     with pytest.raises(ValueError, match="4 images cannot be shared by 5 processes"):
         processes.generate(world, None, schedule, 4, (1, 16, 16))
-    for name in ("labels", "init"):
-        with pytest.raises(ValueError, match=f"{name} has 6 entries: there must be one for each of 5 images"):
-            processes.generate(runs.World(), None, schedule, 5, (1, 16, 16), **{name: torch.zeros(6)})
+    with pytest.raises(ValueError, match="there are 6 labels: there must be one for each of 5 images"):
+        processes.generate(runs.World(), None, schedule, 5, (1, 16, 16), labels=torch.zeros(6))
     world.size = 2
-    with pytest.raises(ValueError, match="labels has 4 entries: there must be one for each of 8 images"):
+    with pytest.raises(ValueError, match="there are 4 labels: there must be one for each of 8 images"):
         processes.generate(world, None, schedule, 8, (1, 16, 16), labels=torch.zeros(4))
 
 

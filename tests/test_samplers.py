@@ -143,7 +143,7 @@ def test_a_sampler_that_does_not_end_at_the_image_is_refused(paper, moments):
 
 
 def test_unknown_variance_is_refused(paper):
-    with pytest.raises(ValueError, match='variance is "small"'):
+    with pytest.raises(ValueError, match='variance "small" is unknown'):
         next(ddpm_sampler(lambda xt, t: xt, paper, [10], torch.zeros(1, 1, 1, 1), no_noise, variance="small"))
 
 

@@ -192,3 +192,9 @@ def test_the_loss_that_a_user_has_changed_is_the_one_that_trains():
         mnist_ddpm.add_methods(own)
     assert own["OBJECTIVES"]["simple"](Settings()) is mine
     assert own["OBJECTIVES"]["simple"](Settings(prediction="v")) is not mine
+
+
+def test_times_spaced_otherwise():
+    assert timesteps(1000, 4, "leading") == [751, 501, 251, 1] and timesteps(1000, 4, "linspace") == [1000, 667, 334, 1]
+    assert timesteps(1000, 4, "quadratic") == [1000, 445, 112, 1]
+    assert timesteps(20, 15, "quadratic")[-5:] == [5, 4, 3, 2, 1], "none twice"

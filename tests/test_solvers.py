@@ -7,7 +7,6 @@ import torch
 from conftest import no_noise
 
 from mnist_ddpm.ddpm import (
-    Counted,
     Prediction,
     Schedule,
     Settings,
@@ -18,6 +17,7 @@ from mnist_ddpm.ddpm import (
     predict_eps,
     timesteps,
 )
+from mnist_ddpm.resumable import Counted
 from mnist_ddpm.solvers import ddim_encoder, dpmpp_2m_sampler, dynamic_threshold, heun_sampler
 
 MEAN = torch.tensor([-0.5, 0.3, 0.0], dtype=torch.float64).view(1, 1, 1, 3)

@@ -541,15 +541,13 @@ def test_a_run_whose_images_were_refused_takes_others(tiny, blobs, tmp_path):
     assert fit(run, blobs, make_schedule(tiny), tmp_path).n == len(blobs)
 
 
-def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(tiny, monkeypatch):
+def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(tiny, blobs, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     for precision in ("float32", "float16"):
-        ddpm.check_precision(precision, "cuda")
-    ddpm.check_precision("bfloat16", "cpu")
+        processes.check_precision(precision, "cuda")
+    processes.check_precision("bfloat16", "cpu")
     with pytest.raises(ValueError, match="no bfloat16 arithmetic: take precision float16"):
-        start_run(replace(tiny, precision="bfloat16"), "cuda")
-    with pytest.raises(ValueError, match="no bfloat16 arithmetic: take precision float16"):
-        generate(None, make_schedule(tiny), 1, (1, 2, 2), device="cuda", precision="bfloat16")
+        processes.train(replace(tiny, precision="bfloat16"), blobs, tmp_path, device="cuda")
 
 
 def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch):
@@ -567,9 +565,9 @@ def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch
 
     monkeypatch.setattr(torch.cuda, "device", Visited)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
-    ddpm.check_precision("bfloat16", "cuda:1")
+    processes.check_precision("bfloat16", "cuda:1")
     with pytest.raises(ValueError, match="no bfloat16 arithmetic"):
-        ddpm.check_precision("bfloat16", "cuda:0")
+        processes.check_precision("bfloat16", "cuda:0")
     assert current == [0]
 
 
@@ -741,11 +739,11 @@ def test_dropout_changes_training_only():
     assert torch.equal(model.eval()(x, t), model(x, t))
 
 
-def test_the_network_is_compiled_where_a_compiler_is_found(tiny, monkeypatch, capsys):
+def test_the_network_is_compiled_where_a_compiler_is_found(tiny, blobs, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
-    run = start_run(replace(tiny, compile=True))
+    run = processes.train(replace(tiny, compile=True), blobs, tmp_path)
     assert asked == [run.model] and "compiling the network" in capsys.readouterr().out
     start_run(tiny)
     assert len(asked) == 1
@@ -755,11 +753,11 @@ def test_the_network_is_compiled_where_a_compiler_is_found(tiny, monkeypatch, ca
     "error, told",
     [(RuntimeError("NoCompiler: no C++\nand more"), "NoCompiler: no C++\n"), (AssertionError(), "AssertionError()\n")],
 )
-def test_without_a_compiler_the_network_runs_as_it_is(tiny, monkeypatch, capsys, error, told):
+def test_without_a_compiler_the_network_runs_as_it_is(tiny, blobs, tmp_path, monkeypatch, capsys, error, told):
     def missing(function):
         raise error
 
     monkeypatch.setattr(torch, "compile", missing)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: pytest.fail("there is no compiler"))
-    start_run(replace(tiny, compile=True))
+    processes.train(replace(tiny, compile=True), blobs, tmp_path)
     assert f"does not work here, so the network runs as it is: {told}" in capsys.readouterr().out
