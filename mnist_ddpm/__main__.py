@@ -391,7 +391,7 @@ class Evaluate(Drawing):
         if not self.images:  # what cannot be drawn is told before images are read
             self.check_labels(settings)
             self.check_interval(self.sampling(settings)["steps"], settings.T)
-        judge = extractors.pick_judge(self.extractor, settings.dataset, device)
+        judge = extractors.pick_judge(self.extractor, settings.dataset, device, settings.image_size)
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):
             training, held_out = real_images(settings, self.data)

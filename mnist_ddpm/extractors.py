@@ -48,7 +48,7 @@ class Extractor(nn.Module):
         if images.dtype != torch.uint8 or images.shape[1] != self.channels:
             raise ValueError(
                 f"the extractor for {self.dataset} takes uint8 images of {self.channels} channel(s), "
-                f"not {images.dtype} {tuple(images.shape)}"
+                f"not {images.dtype} {tuple(images.shape)}: --extractor inception takes grey and colour"
             )
         x = to_float(images)
         if self.dataset == "mnist":
@@ -130,11 +130,11 @@ class Judge:
         return in_batches(self.network.classify, images, self.device)
 
 
-def pick_judge(name: str, dataset: str, device: Device = "cpu") -> Judge:
+def pick_judge(name: str, dataset: str, device: Device = "cpu", side: int = 28) -> Judge:
     """The extractor in a file, or "inception"; "auto": the shipped one for a data set.
 
     On Apple's GPUs it stays on the processor: PyTorch lacks operations there, or takes vast memory for them.
-    Raises ValueError where there is none, or a damaged one.
+    Raises ValueError where there is none, or a damaged one, or one that would crop images, of that side, of no digits.
     """
     device = "cpu" if torch.device(device).type == "mps" else device
     if name == "inception":
@@ -143,11 +143,15 @@ def pick_judge(name: str, dataset: str, device: Device = "cpu") -> Judge:
         return Judge(network.to(device).eval(), name, device)
     if name == "auto" and dataset not in FOR:
         raise ValueError(
-            f"no extractor knows the data set {dataset}: name one, such as {FOLDER / 'celeba.safetensors'} for "
-            f'colour and {FOLDER / "mnist.safetensors"} for grey, or "inception"'
+            f"no extractor knows the data set {dataset}: take --extractor {FOLDER / 'celeba.safetensors'}, for colour, "
+            "or --extractor inception, for grey and colour"
         )
     path = FOLDER / f"{FOR[dataset]}.safetensors" if name == "auto" else Path(name)
     network, _ = load_extractor(path)
+    if network.dataset == "mnist" != dataset and side > network.side:
+        raise ValueError(
+            f"{path} is for digits, and sees only the middle 28 x 28 pixels: take --extractor inception for {dataset}"
+        )
     return Judge(network.to(device), f"{path.name}, SHA-256 {digest(path.read_bytes())}", device)
 
 

@@ -673,24 +673,36 @@ def test_evaluate_looks_for_mirrored_copies_where_training_mirrors(trained, few_
 
 
 def test_a_folder_of_training_images_may_have_moved(trained, digits, tmp_path, capsys):
-    settings = Settings(
-        dataset="gone", channels=1, base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20
-    )
+    sizes = {"image_size": 28, "base_channels": 8, "channel_mults": (1, 2), "attention_resolutions": (14,)}
+    settings = Settings(dataset="gone", channels=1, T=20, **sizes)
     save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
     (tmp_path / "moved").mkdir()
-    for k, image in enumerate(digits[:20, 0]):
+    for k, image in enumerate(digits[:20, 0, 2:30, 2:30]):
         imageio.imwrite(tmp_path / "moved" / f"{k:02d}.png", image.numpy())
     common = ["--checkpoint", str(tmp_path / "checkpoint"), "--n", "8", "--steps", "2"]
     common += ["--out", str(tmp_path / "card"), "--data", str(tmp_path)]
     judge = ["--extractor", str(trained / "judge.safetensors")]
     assert main(["evaluate", *common]) == 1
-    assert f"no extractor knows the data set gone: name one, such as {extractors.FOLDER}" in capsys.readouterr().err
+    assert f"no extractor knows the data set gone: take --extractor {extractors.FOLDER}" in capsys.readouterr().err
     assert main(["evaluate", *common, *judge]) == 1 and '"gone" is unknown' in capsys.readouterr().err
     assert main(["evaluate", *common, *judge, "--dataset", str(tmp_path / "moved")]) == 0
     card = json.loads((tmp_path / "card").read_text())
-    assert card["reference"] == f"{tmp_path / 'moved'}, 20 training images of 32 pixels"
+    assert card["reference"] == f"{tmp_path / 'moved'}, 20 training images of 28 pixels"
     assert main(["evaluate", "--checkpoint", str(trained / "checkpoint"), "--dataset", str(tmp_path / "moved")]) == 1
     assert "--dataset is for a folder that has moved" in capsys.readouterr().err
+
+
+def test_images_of_another_kind_are_not_cropped_as_digits_are(trained, tmp_path, capsys):
+    settings = Settings(
+        dataset=str(tmp_path), channels=1, base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20
+    )
+    save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
+    judge = str(trained / "judge.safetensors")
+    arguments = ["--checkpoint", str(tmp_path / "checkpoint"), "--extractor", judge, "--out", str(tmp_path / "card")]
+    assert main(["evaluate", *arguments, "--steps", "2"]) == 1
+    told = f"{judge} is for digits, and sees only the middle 28 x 28 pixels: take --extractor inception for {tmp_path}"
+    assert told in capsys.readouterr().err
+    assert extractors.pick_judge(judge, "mnist", side=64).network.dataset == "mnist"
 
 
 def test_a_network_always_told_its_label_is_not_asked_without(few_digits, tmp_path, capsys):
@@ -846,6 +858,8 @@ def test_only_what_a_file_could_hold_is_judged(digits):
     for images in (digits[:2].float(), digits[:2].expand(-1, 3, -1, -1)):
         with pytest.raises(ValueError, match=r"takes uint8 images of 1 channel\(s\), not torch"):
             fresh_judge().features(images)
+    with pytest.raises(ValueError, match=r"takes uint8 images of 3 channel\(s\), .*: --extractor inception takes grey"):
+        fresh_judge("celeba").features(digits[:2])
 
 
 def test_the_margin_of_digits_and_the_size_of_faces_do_not_matter(digits):
