@@ -381,13 +381,9 @@ class Evaluate(Drawing):
             raise ValueError(f"the images in {self.images} are drawn already: leave out {flags}")
         world, device = self.connect()
         model, schedule, settings = load_model(self, self.checkpoint, device)
-        if self.dataset and {self.dataset, settings.dataset} & {*ddpm.DATASETS}:
-            raise ValueError(
-                f"--dataset is for a folder that has moved: it cannot turn {settings.dataset} into {self.dataset}"
-            )
+        settings = moved(settings, self.dataset)
         free_file(self.out)
         signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
-        settings = replace(settings, dataset=self.dataset or settings.dataset)
         if not self.images:  # what cannot be drawn is told before images are read
             self.check_labels(settings)
             self.check_interval(self.sampling(settings)["steps"], settings.T)
@@ -525,6 +521,7 @@ class Likelihood:
     spacing: Spacing = "trailing"  # of those steps' times
     variance: Variance = "auto"  # of the steps; auto: learned where the network has learned it, else posterior
     out: Path = Path("images&samples/latest/likelihood.json")  # file for the result
+    dataset: str | None = None  # where the folder of training images is now, if it has moved
     data: Path = Path("data")  # folder that holds the data sets known by name
     seed: int = 0  # of the noise
     batch_size: int = 250  # images judged at once
@@ -534,6 +531,7 @@ class Likelihood:
     def run(self) -> None:
         device = processes.pick_device(self.device)
         model, schedule, settings = load_model(self, self.checkpoint, device)
+        settings = moved(settings, self.dataset)
         model = counted = resumable.Counted(model)
         variance, T = pick_variance(self.variance, settings), schedule.T
         if self.steps is not None:
@@ -637,6 +635,16 @@ def load_model(
     if command.compile:
         model.compile()
     return model, schedule, settings
+
+
+def moved(settings: ddpm.Settings, folder: str | None) -> ddpm.Settings:
+    """The settings, with the folder of images where it is now. Raises ValueError where there is none."""
+    if folder and {folder, settings.dataset} & {*ddpm.DATASETS}:
+        raise ValueError(f"--dataset is for a folder that has moved: it cannot turn {settings.dataset} into {folder}")
+    settings = replace(settings, dataset=folder or settings.dataset)
+    if settings.dataset not in ddpm.DATASETS and not Path(settings.dataset).is_dir():
+        raise ValueError(f"there is no folder {settings.dataset}: has it moved? --dataset names where it is now")
+    return settings
 
 
 def free_file(path: Path) -> None:

@@ -681,13 +681,21 @@ def test_a_folder_of_training_images_may_have_moved(trained, digits, tmp_path, c
         imageio.imwrite(tmp_path / "moved" / f"{k:02d}.png", image.numpy())
     common = ["--checkpoint", str(tmp_path / "checkpoint"), "--n", "8", "--steps", "2"]
     common += ["--out", str(tmp_path / "card"), "--data", str(tmp_path)]
-    judge = ["--extractor", str(trained / "judge.safetensors")]
+    judge, moved = ["--extractor", str(trained / "judge.safetensors")], ["--dataset", str(tmp_path / "moved")]
     assert main(["evaluate", *common]) == 1
-    assert f"no extractor knows the data set gone: take --extractor {extractors.FOLDER}" in capsys.readouterr().err
-    assert main(["evaluate", *common, *judge]) == 1 and '"gone" is unknown' in capsys.readouterr().err
-    assert main(["evaluate", *common, *judge, "--dataset", str(tmp_path / "moved")]) == 0
+    told = "there is no folder gone: has it moved? --dataset names where it is now"
+    assert told in capsys.readouterr().err
+    assert main(["evaluate", *common, *moved]) == 1
+    knows = f"no extractor knows the data set {tmp_path / 'moved'}: take --extractor {extractors.FOLDER}"
+    assert knows in capsys.readouterr().err
+    assert main(["evaluate", *common, *judge, *moved]) == 0
     card = json.loads((tmp_path / "card").read_text())
     assert card["reference"] == f"{tmp_path / 'moved'}, 20 training images of 28 pixels"
+    bound = ["likelihood", "--checkpoint", str(tmp_path / "checkpoint"), "--split", "train", "--n", "2"]
+    bound += ["--data", str(tmp_path), "--out", str(tmp_path / "bound")]
+    assert main(bound) == 1 and told in capsys.readouterr().err
+    assert main([*bound, *moved]) == 0
+    assert json.loads((tmp_path / "bound").read_text())["dataset"] == str(tmp_path / "moved")
     assert main(["evaluate", "--checkpoint", str(trained / "checkpoint"), "--dataset", str(tmp_path / "moved")]) == 1
     assert "--dataset is for a folder that has moved" in capsys.readouterr().err
 
