@@ -188,6 +188,8 @@ class Drawing:
         for name in ("n", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance is {self.scale}: it must be a finite number")
         world = processes.connect(self.processes, self.device == "cpu")
         device = processes.pick_device(self.device, world)
         processes.check_precision(self.precision, device)
@@ -214,13 +216,15 @@ class Drawing:
                 f"{self.checkpoint} was always told its label (label_dropout 0): use --guidance 1, or a --guide"
             )
 
-    def check_interval(self, times: list[int], T: int) -> None:
+    def check_interval(self, times: list[int], settings: ddpm.Settings) -> None:
         """Raises ValueError for an interval of guidance that is none, or in which nothing would be guided."""
         if not self.guidance_interval:
             return
         if self.scale == 1:
-            raise ValueError("--guidance-interval is of no use where nothing guides: set --guidance to other than 1")
-        low, high = self.guidance_interval
+            able = self.guide or (settings.classes and not guidance.always_told(settings))
+            advice = "set --guidance to other than 1" if able else "name a --guide, or a checkpoint with labels"
+            raise ValueError(f"--guidance-interval is of no use where nothing guides: {advice}")
+        (low, high), T = self.guidance_interval, settings.T
         if not 0 <= low < high <= T:
             raise ValueError(f"--guidance-interval {low} {high} must be two rising times from 0 to T = {T}")
         if not any(low < t <= high for t in times):
@@ -299,7 +303,7 @@ class Sample(Drawing):
         kept = keeping(self, self.out / "samples.npz", counted, device)
         self.check_labels(settings)
         options = self.starting_image(settings, device) if self.init_image else self.sampling(settings)
-        self.check_interval(options["steps"], settings.T)
+        self.check_interval(options["steps"], settings)
         model, labels = self.control(counted, schedule, settings, device)
         if self.mask and not self.init_image:
             raise ValueError("--mask needs the image that it belongs to: give --init-image too")
@@ -386,7 +390,7 @@ class Evaluate(Drawing):
         signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
         if not self.images:  # what cannot be drawn is told before images are read
             self.check_labels(settings)
-            self.check_interval(self.sampling(settings)["steps"], settings.T)
+            self.check_interval(self.sampling(settings)["steps"], settings)
         judge = extractors.pick_judge(self.extractor, settings.dataset, device, settings.image_size)
         judge = processes.SharedJudge(**vars(judge), world=world)
         with processes.one_first(world):

@@ -468,7 +468,9 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
         (["--checkpoint", "no/where"], "no/where is not a checkpoint"),
         (["--out", "README.md/x"], "cannot write to the folder README.md/x"),
         (["--guidance", "2"], "was trained without labels"),
-        (["--guidance-interval", "5", "15"], "--guidance-interval is of no use where nothing guides"),
+        (["--guidance-interval", "5", "15"], "where nothing guides: name a --guide, or a checkpoint with labels"),
+        (["--guide", "nowhere", "--guidance", "nan"], "guidance is nan: it must be a finite number"),
+        (["--guide", "nowhere", "--guidance", "inf"], "guidance is inf: it must be a finite number"),
         (["--guide", "nowhere", "--guidance-interval", "5", "21"], "--guidance-interval 5 21 must be two rising"),
         (["--guide", "nowhere", "--guidance-interval", "3", "6"], "none of the 6 times sampled is in --guidance-inter"),
         (["--label", "3"], "was trained without labels"),
@@ -500,6 +502,12 @@ def test_spacing_is_that_of_fewer_steps(checkpoint, tmp_path, capsys):
     assert "--spacing is that of --steps" in error_of(capsys, *given, "--spacing", "quadratic")
     few = ["--split", "train", "--n", "1", "--data", tmp_path]
     assert "needs at least 2 images, and there are 1" in error_of(capsys, *given, *few)
+
+
+def test_an_interval_of_guidance_needs_some_guidance(conditional, tmp_path, capsys):
+    asked = ["sample", "--checkpoint", conditional, "--steps", "6", "--guidance-interval", "5", "15", "--out", tmp_path]
+    for guide in ([], ["--guide", conditional, "--guidance", "1"]):
+        assert "where nothing guides: set --guidance to other than 1" in error_of(capsys, *asked, *guide)
 
 
 @pytest.mark.parametrize("label", ["10", "-1"])
