@@ -237,7 +237,8 @@ class Drawing:
         labels = self.labels(settings) if settings.classes else None
         guided = guidance.guided(model, self.scale) if settings.classes else model
         if self.guide:
-            guided = guidance.autoguided(model, self.load_guide(model, device, settings), schedule, self.scale)
+            weak = self.load_guide(model, device, schedule, settings)
+            guided = guidance.autoguided(model, weak, schedule, self.scale)
         if self.guidance_interval:
             guided = guidance.within(self.guidance_interval, guided, model)
         return guided, labels
@@ -247,15 +248,21 @@ class Drawing:
         turn = torch.tensor(self.label or range(settings.classes))
         return turn[torch.arange(self.n) % len(turn)]
 
-    def load_guide(self, counted: resumable.Counted, device: torch.device, settings: ddpm.Settings) -> ddpm.Model:
-        """The guide, whose evaluations count too. Raises ValueError where it is for other images."""
-        model, _, about = load_model(self, self.guide, device)
-        for name in ("image_size", "channels", "classes", "attributes", "schedule", "T", "beta_1", "beta_T"):
+    def load_guide(
+        self, counted: resumable.Counted, device: torch.device, schedule: ddpm.Schedule, settings: ddpm.Settings
+    ) -> ddpm.Model:
+        """The guide, whose evaluations count too. Raises ValueError where it is for other images, or other noise."""
+        model, its_schedule, about = load_model(self, self.guide, device)
+        for name in ("image_size", "channels", "classes", "attributes", "T"):
             ours, theirs = getattr(settings, name), getattr(about, name)
             if ours != theirs:
                 raise ValueError(
                     f"{self.guide} cannot guide {self.checkpoint}: its {name} is {theirs}, and should be {ours}"
                 )
+        if not torch.equal(its_schedule.alpha_bar, schedule.alpha_bar):
+            raise ValueError(
+                f"{self.guide} cannot guide {self.checkpoint}: train it with the same --schedule, --beta-1 and --beta-T"
+            )
 
         def weak(xt: torch.Tensor, t: torch.Tensor, **labels) -> torch.Tensor | ddpm.Prediction:
             counted.evaluations += len(xt)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import imageio.v3 as imageio
@@ -159,6 +159,18 @@ def test_a_guide_counts_and_keeps_images_away_from_its_own(conditional, checkpoi
         assert "2 images x 10 network evaluations" in capsys.readouterr().out
     problem = error_of(capsys, "sample", *base, "--guide", checkpoint)
     assert f"{checkpoint} cannot guide {conditional}: its channels is 3, and should be 1" in problem
+
+
+def test_a_guide_has_the_same_schedule_whatever_betas_are_left_over(conditional, tmp_path, without_films, capsys):
+    settings = replace(ddpm.load_config(conditional)[0], schedule="cosine")
+    others = {"cosine": {}, "betas": {"beta_T": 0.03}, "linear": {"schedule": "linear"}}
+    for name, changes in others.items():
+        its = replace(settings, **changes)
+        ddpm.save_checkpoint(tmp_path / name, ddpm.make_model(its), its)
+    base = ["--checkpoint", tmp_path / "cosine", "--n", "1", "--steps", "2"]
+    drawn(tmp_path / "out", *base, "--guide", tmp_path / "betas")
+    problem = error_of(capsys, "sample", *base, "--out", tmp_path / "out", "--guide", tmp_path / "linear")
+    assert "cannot guide" in problem and "train it with the same --schedule, --beta-1 and --beta-T" in problem
 
 
 @pytest.mark.parametrize(
