@@ -444,12 +444,12 @@ class Evaluate(Drawing):
                 card["L_simple"] = evaluation.loss_by_tenth(model, schedule, held_out[:1000], **options)
             if self.bits:
                 margin = known_margin(settings)
+                chain = {"variance": pick_variance(self.variance, settings), "times_per_image": min(50, schedule.T)}
                 bound = likelihood.bits_per_dim(
-                    model, schedule, held_out[: self.bits], variance=pick_variance("auto", settings),
-                    times_per_image=min(50, schedule.T), margin=margin, part=kept.part, **options,
-                )  # fmt: skip
+                    model, schedule, held_out[: self.bits], margin=margin, part=kept.part, **chain, **options
+                )
                 value, error = bound.mean, bound.standard_error
-                card["bits_per_dim"] = {"n": len(bound.bits), "value": value, "standard_error": error}
+                card["bits_per_dim"] = {"n": len(bound.bits), "value": value, "standard_error": error, **chain}
             for space in ("pixels", "features"):  # numbered as in the file of images
                 found = card[f"nearest_training_image_in_{space}"]
                 found["closest"] = [[chosen[i].item(), j] for i, j in found["closest"]]

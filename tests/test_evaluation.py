@@ -414,6 +414,8 @@ def test_a_card_is_written_read_and_compared(digits, tmp_path):
     text = "\n".join(card_lines(good))
     assert "n = 100 is small" in text and "held out against training (n = 100)" in text and "digits 0 to 9" in text
     assert "in pixels: nearest training image" in text and "in features: nearest training image" in text
+    older = good | {"bits_per_dim": {"n": 3, "value": 1.5, "standard_error": 0.1}}
+    assert card_lines(older)[-1] == "1.5000 ± 0.1000 bits/dim of 3 held-out images"
 
 
 @pytest.mark.parametrize("change", [{"n": 99}, {"extractor": "z"}, {"reference": "z"}], ids=str)
@@ -605,7 +607,7 @@ def test_a_card_says_how_it_came_about(trained, few_digits, digits, tmp_path):
     assert card["metrics"]["frechet_distance"].keys() == {"value", "low", "high"}
 
 
-def test_a_card_has_the_bound_of_the_variance_that_was_learned(trained, few_digits, digits, tmp_path):
+def test_a_card_has_the_bound_of_the_variance_that_was_learned(trained, few_digits, digits, tmp_path, capsys):
     settings = Settings(
         base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20, schedule="cosine", objective="hybrid"
     )
@@ -614,12 +616,16 @@ def test_a_card_has_the_bound_of_the_variance_that_was_learned(trained, few_digi
     save_checkpoint(tmp_path / "checkpoint", model, settings)
     flags = "--checkpoint", str(tmp_path / "checkpoint"), "--steps", "2", "--bits", "3"
     card = evaluate(trained, tmp_path / "a.json", *flags)
+    assert "bits/dim of 3 held-out images (learned variance, 20 times an image)" in capsys.readouterr().out
+    told = evaluate(trained, tmp_path / "b.json", *flags, "--sampler", "ddpm", "--variance", "posterior")
+    assert [each["bits_per_dim"]["variance"] for each in (card, told)] == ["learned", "posterior"]
     model, schedule, _ = load_checkpoint(tmp_path / "checkpoint")
     options = {"margin": 2, "times_per_image": 20, "progress": False}
     own, other = (
         bits_per_dim(model, schedule, digits[300:303], variance=v, **options).mean for v in ("learned", "posterior")
     )
     assert card["bits_per_dim"]["value"] == pytest.approx(own, rel=1e-4) != pytest.approx(other, rel=1e-2)
+    assert told["bits_per_dim"]["value"] == pytest.approx(other, rel=1e-4)
 
 
 def test_only_the_black_margin_of_mnist_is_known():
