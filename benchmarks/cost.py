@@ -36,6 +36,8 @@ class Arguments:
 
 
 def computed(asked: Arguments) -> None:
+    if not asked.share > 0:
+        raise ValueError(f"--share is {asked.share:g}: it must be above 0")
     operations = (3 + asked.gradient_checkpointing) * cost(preset(asked.preset)).flops * asked.images
     print(
         f"{asked.preset}, {asked.images:g} images: {operations:.3g} operations, at {asked.share:.0%} of the GPUs' rate"

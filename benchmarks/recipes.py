@@ -170,5 +170,5 @@ def main(asked: Arguments) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Arguments, description=__doc__))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

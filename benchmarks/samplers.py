@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, nargs="+", default=[10, 20, 50])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.n < 2 or min(arguments.evaluations) < 1:
+        parser.error("--n must be at least 2, and --evaluations at least 1")
     sys.stdout.reconfigure(errors="replace")  # Greek letters, where a console knows none
     arguments.out.mkdir(parents=True, exist_ok=True)
     model, schedule, settings = ddpm.load_checkpoint(arguments.checkpoint)
@@ -88,4 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
