@@ -177,7 +177,7 @@ class Drawing:
     guidance_interval: tuple[int, int] | None = None  # guide only at times above the first, up to the second, at most T
     guide: Path | None = None  # a worse checkpoint to steer away from: not at --guidance 1, the more the higher it is
     seed: int = 0  # image k depends on seed and k alone
-    batch_size: int = 256  # images made at once; lower it if memory runs out
+    batch_size: int = 256  # images made at once; lower it if memory runs out; films show the first batch's, at most 36
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
     compile: bool = False  # use torch.compile on the network: a minute or two, worth it for many images and steps
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
