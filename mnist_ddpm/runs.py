@@ -64,6 +64,7 @@ def save_run(folder: ddpm.PathLike, run: ddpm.Run) -> None:
     run.home = Path(folder).resolve()
     # last, so that a run that has one can be resumed
     ddpm.save_checkpoint(folder, run.ema, run.settings, run.record(), replacing)
+    run.saved = run.step
 
 
 def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
@@ -90,6 +91,7 @@ def resume_run(
     start: what makes a run of settings, the notebook's own perhaps.
     Raises as load_state does, and ValueError where a setting cannot change.
     """
+    there = saved_step(folder)  # first, so that what another saves from now on is told from it
     (state, saved), path = load_state(folder), Path(folder, "training_state.pt")
     settings = settings or saved
     data = ["attributes", "init_from"]
@@ -116,13 +118,27 @@ def resume_run(
     if run.device.type == state["device"]:  # the state of one device's generator means nothing to another's
         run.generator.set_state(state["generator"])
     run.n, run.step = state.get("n", 0), state["step"]
-    run.seconds, run.losses, run.home = state["seconds"], state["losses"], Path(folder).resolve()
+    run.seconds, run.losses, run.home, run.saved = state["seconds"], state["losses"], Path(folder).resolve(), there
     return run
 
 
+def saved_step(folder: ddpm.PathLike) -> int | None:
+    """That of the checkpoint in a folder; None where there is none, or a damaged one."""
+    try:
+        return ddpm.load_config(folder)[1].get("steps")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def must_be_free(folder: ddpm.PathLike, run: ddpm.Run | None = None) -> None:
-    """Raises FileExistsError where a new run, or this one away from home, would overwrite another."""
+    """Raises FileExistsError where a run would overwrite another: a new one, or one away from home.
+
+    At home it is what another training of the same run has saved there since this one last saved, or was loaded.
+    """
     at_home = run is not None and run.home == Path(folder).resolve()
+    found = saved_step(folder) if at_home else None
+    if found not in (None, getattr(run, "saved", None)):
+        raise FileExistsError(f"another training has saved step {found} in {folder} meanwhile: this would overwrite it")
     if not at_home and any(Path(folder, name).exists() for name in ("config.json", "training_state.pt")):
         raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
 
@@ -134,10 +150,7 @@ def left_there(folder: Path, run: ddpm.Run) -> str:
 
 def saved_whole(folder: Path, run: ddpm.Run) -> bool:
     """Whether the checkpoint in a folder is of the run's last step."""
-    try:
-        return ddpm.load_config(folder)[1].get("steps") == run.step and (folder / "model.safetensors").is_file()
-    except (FileNotFoundError, ValueError):
-        return False
+    return saved_step(folder) == run.step and (folder / "model.safetensors").is_file()
 
 
 def fit(
@@ -172,7 +185,7 @@ def fit(
         if world.rank == 0:
             must_be_free(folder, run)  # another may have begun there meanwhile
             save_run(folder, run)
-        saved_at, run.home = run.step, folder.resolve()
+        saved_at, run.home, run.saved = run.step, folder.resolve(), run.step
 
     must_be_free(folder, run)
     run.n = len(images)
@@ -220,7 +233,7 @@ def fit(
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}{more}")
         except (FloatingPointError, OSError) as error:
             whole = f"the checkpoint of step {saved_at} in {folder} is good"
-            saved = whole if saved_at else left_there(folder, run)
+            saved = whole if saved_at and not isinstance(error, FileExistsError) else left_there(folder, run)
             saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"
             advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
             raise type(error)(f"{error}; {saved}{advice}") from error

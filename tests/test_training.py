@@ -631,6 +631,24 @@ def test_a_first_checkpoint_that_fits_the_disk_in_part_can_be_resumed(tiny, blob
     assert resume_run(tmp_path).step == 12
 
 
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_later_checkpoint_that_fits_the_disk_in_part_can_be_resumed(
+    tiny, blobs, tmp_path, monkeypatch, same_process
+):  # fmt: skip
+    def full(*given):
+        raise OSError("No space left on device")
+
+    fit(start_run(replace(tiny, epochs=1)), blobs, make_schedule(tiny), tmp_path)
+    run = resume_run(tmp_path, tiny)
+    with monkeypatch.context() as no_room:
+        no_room.setattr(ddpm, "save_checkpoint", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            fit(run, blobs, make_schedule(tiny), tmp_path)
+    assert load_config(tmp_path)[1]["steps"] == 6, "and the state is of step 12"
+    fit(run if same_process else resume_run(tmp_path), blobs, make_schedule(tiny), tmp_path)
+    assert load_config(tmp_path)[1]["steps"] == 12
+
+
 def test_an_objective_that_is_no_loss_for_each_image_is_refused(tiny, blobs):
     for shape in ((), (16, 1, 1, 1)):
         flat = lambda *given, shape=shape: l_simple(*given).mean().expand(shape)  # noqa: E731
@@ -685,6 +703,27 @@ def test_a_run_that_began_in_the_same_folder_meanwhile_is_not_overwritten(tiny, 
     with pytest.raises(FileExistsError, match="holds a checkpoint already"):
         fit(start_run(tiny), blobs, schedule, tmp_path, meanwhile)
     assert resume_run(tmp_path).settings.seed == 1
+
+
+def test_of_two_trainings_of_one_saved_run_the_later_to_save_is_told_and_overwrites_nothing(tiny, blobs, tmp_path):
+    schedule, longer = make_schedule(tiny), replace(tiny, epochs=3)
+    first = fit(start_run(tiny), blobs, schedule, tmp_path)
+    second, third = resume_run(tmp_path, longer), resume_run(tmp_path, longer)
+
+    def meanwhile(*arguments):
+        if second.step == 14:
+            fit(third, blobs, schedule, tmp_path)
+        return l_simple(*arguments)
+
+    told = "another training has saved step 18 in .* meanwhile: this would overwrite it"
+    with pytest.raises(FileExistsError, match=f"{told}; the run in .* can be resumed$"):
+        fit(second, blobs, schedule, tmp_path, meanwhile)
+    before = (tmp_path / "training_state.pt").read_bytes()
+    with pytest.raises(FileExistsError, match=f"{told}$"):
+        fit(first, blobs, schedule, tmp_path)
+    processes.save_what_is_there(second, tmp_path)  # as where one of several processes fails
+    assert (tmp_path / "training_state.pt").read_bytes() == before
+    assert fit(third, blobs, schedule, tmp_path).step == resume_run(tmp_path).step == 18
 
 
 def test_the_seed_decides_order_times_noise_and_dropout(tiny, blobs):
