@@ -39,11 +39,13 @@ class World:
 
 
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
-    """Raises ValueError unless labels is (n,), each 0 … classes - 1, or None where classes is 0."""
+    """Raises ValueError unless labels is int32 or int64 (n,), each 0 … classes - 1, or None where classes is 0."""
     if classes and labels is None:
         raise ValueError(f"the network takes one of {classes} labels with each image, and there are none: pass labels")
     if labels is not None and not classes:
         raise ValueError("labels are of no use to this network, made without them (classes = 0): leave them out")
+    if labels is not None and labels.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"labels must be int32 or int64, not {labels.dtype}: labels.long() makes them so")
     if labels is not None and labels.shape != (n,):
         raise ValueError(f"there must be one label for each of {n} images, not labels {tuple(labels.shape)}")
     if labels is not None and not ((labels >= 0) & (labels < classes)).all():
@@ -167,10 +169,14 @@ def fit(
     loop, draw: what trains, and what draws a preview, the notebook's own perhaps. world: of several processes.
 
     Raises ValueError unless there are labels exactly where settings.classes asks for them, and as many images as
-    before, FileExistsError where it would overwrite another run's checkpoint, FloatingPointError for a loss that
-    is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved and how to go on.
+    before, of the settings' shape, FileExistsError where it would overwrite another run's checkpoint,
+    FloatingPointError for a loss that is not finite, KeyboardInterrupt after Ctrl-C; the message says what is saved
+    and how to go on.
     """
     check_labels(labels, len(images), run.settings.classes)
+    if tuple(images.shape[1:]) != run.settings.shape:
+        given, wanted = tuple(images.shape[1:]), run.settings.shape
+        raise ValueError(f"the images are {given}, and the run's settings say {wanted}: channels, height, width")
     if run.n not in (0, len(images)):
         raise ValueError(f"the run is one of {run.n} images, and here are {len(images)}: init_from goes on with others")
     if world is None and run.add_gradients is not None:

@@ -91,6 +91,8 @@ def test_training_hides_some_labels_and_shows_the_others_with_their_images(blobs
         (torch.tensor([0, 1]), 0, "labels are of no use to this network"),
         (torch.tensor([0, 1, 2]), 3, r"one label for each of 2 images, not labels \(3,\)"),
         (torch.tensor([[0], [1]]), 3, r"not labels \(2, 1\)"),
+        (torch.tensor([0, 1], dtype=torch.uint8), 3, "labels must be int32 or int64, not torch.uint8"),
+        (torch.tensor([0.0, 1.0]), 3, "labels must be int32 or int64, not torch.float32"),
         (torch.tensor([0, 3]), 3, "labels must be from 0 to 2: found 0 to 3"),
         (torch.tensor([-1, 2]), 3, "labels must be from 0 to 2: found -1 to 2"),
     ],

@@ -541,6 +541,13 @@ def test_a_run_whose_images_were_refused_takes_others(tiny, blobs, tmp_path):
     assert fit(run, blobs, make_schedule(tiny), tmp_path).n == len(blobs)
 
 
+def test_images_of_another_shape_than_the_settings_are_refused(tiny, blobs, tmp_path):
+    """The network itself would take any size."""
+    for images in (blobs.repeat(1, 1, 2, 2), blobs.repeat(1, 3, 1, 1)):
+        with pytest.raises(ValueError, match=r"the images are \(., .., ..\), and the run's settings say \(1, 32, 32\)"):
+            fit(start_run(tiny), images, make_schedule(tiny), tmp_path)
+
+
 def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(tiny, blobs, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     for precision in ("float32", "float16"):
