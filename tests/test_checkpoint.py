@@ -96,6 +96,16 @@ def test_truncated_and_foreign_training_states_are_refused(saved, damage):
         resume_run(saved)
 
 
+@pytest.mark.parametrize("state", [{"step": 3}, {"settings": re.compile("x")}], ids=str)
+def test_what_is_no_training_state_is_told_in_words_of_ours(saved, state):
+    """PyTorch would advise to run whatever code is in the file."""
+    path = saved / "training_state.pt"
+    torch.save(state, path)
+    message = f"{path} is damaged or no training state of this version: init_from can start a new run"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resume_run(saved)
+
+
 def test_code_in_a_training_state_is_not_run(saved, tmp_path):
     class Evil:
         def __reduce__(self):
