@@ -88,9 +88,12 @@ class Train:
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
     def run(self) -> None:
-        if not self.resume:
+        settings = ddpm.Settings(**asdict(self.flags))
+        if self.resume:
+            runs.check_changes(runs.load_state(self.out)[1], settings, self.out)
+        else:
             runs.must_be_free(self.out)
-        world, settings = processes.connect(self.processes, self.device == "cpu"), ddpm.Settings(**asdict(self.flags))
+        world = processes.connect(self.processes, self.device == "cpu")
         device = processes.pick_device(self.device, world)
         processes.check_batch(settings.batch_size, world)
         resumable.writable_folder(self.out)  # what cannot be is told now, not after the images are decoded

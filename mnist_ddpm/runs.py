@@ -84,18 +84,8 @@ def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
         raise ValueError(f"{path} is damaged or no training state of this version{reason}: {instead}") from error
 
 
-def resume_run(
-    folder: ddpm.PathLike, settings: ddpm.Settings | None = None, device: ddpm.Device = "cpu",
-    start: Callable[..., ddpm.Run] = ddpm.start_run,
-) -> ddpm.Run:  # fmt: skip
-    """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
-
-    start: what makes a run of settings, the notebook's own perhaps.
-    Raises as load_state does, and ValueError where a setting cannot change.
-    """
-    there = saved_step(folder)  # first, so that what another saves from now on is told from it
-    (state, saved), path = load_state(folder), Path(folder, "training_state.pt")
-    settings = settings or saved
+def check_changes(saved: ddpm.Settings, settings: ddpm.Settings, folder: ddpm.PathLike) -> None:
+    """Raises ValueError where the run saved in folder cannot go on with these settings."""
     data = ["attributes", "init_from"]
     if {saved.dataset, settings.dataset} & {*ddpm.DATASETS}:  # a folder may have moved
         data.append("dataset")
@@ -104,6 +94,21 @@ def resume_run(
         if old != new:
             where = f"in the run in {folder}"
             raise ValueError(f"{name} was {old!r} {where} and cannot become {new!r}: train a new run for that")
+
+
+def resume_run(
+    folder: ddpm.PathLike, settings: ddpm.Settings | None = None, device: ddpm.Device = "cpu",
+    start: Callable[..., ddpm.Run] = ddpm.start_run,
+) -> ddpm.Run:  # fmt: skip
+    """The run saved in folder, with its own settings, or new ones that change epochs, rates, precision and the like.
+
+    start: what makes a run of settings, the notebook's own perhaps.
+    Raises as load_state and check_changes.
+    """
+    there = saved_step(folder)  # first, so that what another saves from now on is told from it
+    (state, saved), path = load_state(folder), Path(folder, "training_state.pt")
+    settings = settings or saved
+    check_changes(saved, settings, folder)
     if settings.epochs != saved.epochs and ddpm.first_process():
         change = f"epochs were {saved.epochs:g} and are {settings.epochs:g} now"
         print(f"{change}: the learning rate goes on as in a run of that length")
@@ -141,8 +146,10 @@ def must_be_free(folder: ddpm.PathLike, run: ddpm.Run | None = None) -> None:
     found = saved_step(folder) if at_home else None
     if found not in (None, getattr(run, "saved", None)):
         raise FileExistsError(f"another training has saved step {found} in {folder} meanwhile: this would overwrite it")
-    if not at_home and any(Path(folder, name).exists() for name in ("config.json", "training_state.pt")):
-        raise FileExistsError(f"{folder} holds a checkpoint already: resume it, or train into another folder")
+    config, state = (Path(folder, name).exists() for name in ("config.json", "training_state.pt"))
+    if not at_home and (config or state):
+        way = "resume it, or" if state else "init_from can start from it, but"
+        raise FileExistsError(f"{folder} holds a checkpoint already: {way} train into another folder")
 
 
 def left_there(folder: Path, run: ddpm.Run) -> str:

@@ -19,7 +19,7 @@ from conftest import ROOT, restless
 from PIL import Image
 from safetensors.torch import load_file
 
-from mnist_ddpm import ddpm, likelihood, processes, resumable
+from mnist_ddpm import ddpm, likelihood, processes, resumable, runs
 from mnist_ddpm.__main__ import Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
@@ -441,6 +441,11 @@ def test_what_cannot_be_trained_is_told_before_images_are_read(tmp_path, capsys,
     new = "train", "--out", tmp_path / "out"
     for flag in ("schedule", "objective", "optimizer"):
         assert f'{flag} "none" is unknown' in error_of(capsys, *new, f"--{flag}", "none")
+    runs.save_run(tmp_path / "run", ddpm.start_run(ddpm.Settings(base_channels=8)))
+    again = "train", "--resume", "--out", tmp_path / "run"
+    assert "image_size was 32 in the run in" in error_of(capsys, *again, "--image-size", "64")
+    (tmp_path / "run" / "training_state.pt").unlink()  # as in a checkpoint that is shipped
+    assert "nothing to resume: there is no" in error_of(capsys, *again)
     assert "image_size 50 is no multiple of 16" in error_of(capsys, *new, "--preset", "faces-64", "--image-size", "50")
     drawn = "evaluate", "--checkpoint", ROOT / "checkpoints/mnist"
     for flags, message in ((["--steps", "0"], "it must be from 1 to T = 1000"), (["--label", "3"], "without labels")):

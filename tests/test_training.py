@@ -667,10 +667,10 @@ def test_fit_does_not_overwrite_another_run(tiny, blobs, tmp_path):
     schedule = make_schedule(tiny)
     fit(start_run(tiny), blobs, schedule, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="holds a checkpoint already"):
+    with pytest.raises(FileExistsError, match="holds a checkpoint already: resume it, or train into another folder"):
         fit(start_run(replace(tiny, seed=1)), blobs, schedule, tmp_path)
     (tmp_path / "training_state.pt").unlink()  # as in a checkpoint that is shipped
-    with pytest.raises(FileExistsError, match="holds a checkpoint already"):
+    with pytest.raises(FileExistsError, match="holds a checkpoint already: init_from can start from it, but train"):
         fit(start_run(replace(tiny, seed=1)), blobs, schedule, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
