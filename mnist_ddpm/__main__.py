@@ -39,7 +39,7 @@ from mnist_ddpm import (
     schedules,
     solvers,
 )
-from mnist_ddpm.diffusers_weights import pretrained
+from mnist_ddpm.diffusers_weights import check_weights, pretrained
 
 Spacing = Literal[tuple(ddpm.SPACINGS)]
 Variance = Literal["auto", "posterior", "beta", "learned"]
@@ -87,6 +87,16 @@ class Train:
         started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
+    def settle(self, start: TrainingFlags, told: set[str]) -> None:
+        """Takes back the defaults that other flags have made void.
+
+        start: what defaults() gave. told: names of the flags that were given.
+        """
+        if self.flags.attributes != start.attributes and "classes" not in told:
+            self.flags = replace(self.flags, classes=0)  # as many as the attributes make
+        elif self.flags.attributes == start.attributes and not self.flags.classes:
+            self.flags = replace(self.flags, attributes=())  # or they would bring the labels back
+
     def run(self) -> None:
         settings = ddpm.Settings(**asdict(self.flags))
         if self.resume:
@@ -101,13 +111,15 @@ class Train:
         ddpm.make_objective(settings)
         ddpm.look_up("optimizer", settings.optimizer, ddpm.OPTIMIZERS)
         with torch.device("meta"):
-            ddpm.make_model(settings)
+            network = ddpm.make_model(settings)
         processes.check_precision(settings.precision, device)
+        weights = None
+        if settings.init_from and not self.resume:
+            weights = pretrained(settings.init_from, settings.classes > 0)[1]
+            check_weights(network, weights, settings.init_from)
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None
-        fresh = settings.init_from and not self.resume
-        weights = pretrained(settings.init_from, settings.classes > 0)[1] if fresh else None
         run = processes.train(settings, images, self.out, labels, self.resume, weights, device=device, world=world)
         pace = run.step * settings.batch_size / max(run.seconds, 1e-9)
         if world.rank == 0:
@@ -763,10 +775,10 @@ def main(arguments: list[str] | None = None) -> int:
     status, several = 0, int(os.environ.get("WORLD_SIZE", 1)) > 1  # processes, as the launcher says
     try:
         if isinstance(command, Train):
-            start = Train(flags=command.defaults())
-            command = tyro.cli(Train, default=start, args=arguments[1:], prog="python -m mnist_ddpm train")
-            if not command.flags.classes and command.flags.attributes == start.flags.attributes:
-                command.flags = replace(command.flags, attributes=())  # or they would bring the labels back
+            untold, start = asdict(Train().flags), command.defaults()
+            told = {name for name, value in asdict(command.flags).items() if value != untold[name]}
+            command = tyro.cli(Train, default=Train(flags=start), args=arguments[1:], prog="python -m mnist_ddpm train")
+            command.settle(start, told)
         if isinstance(command, Evaluate):
             command.command = shlex.join(["python", "-m", "mnist_ddpm", *arguments])
         if several and not isinstance(command, Train | Sample | Evaluate):

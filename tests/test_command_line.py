@@ -411,8 +411,6 @@ def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures,
     weights = load_file(out / "model.safetensors")
     assert all((weights[name] - given[name]).abs().max() < 1e-6 for name in given)
     assert main(["train", "--resume", "--out", str(out), "--epochs", "2", *cache]) == 0
-    start[start.index(str(out))] = str(tmp_path / "again")
-    assert "time.0.weight is (32, 8), should be (64, 16)" in error_of(capsys, *start, "--base-channels", "16")
     assert "there is no folder nowhere" in error_of(capsys, "train", "--init-from", "nowhere", "--out", tmp_path)
 
 
@@ -432,6 +430,19 @@ def test_classes_0_takes_back_the_attributes_of_the_network_to_start_from(fits, 
     start = ["train", "--init-from", str(tmp_path / "faces"), "--dataset", "celeba", "--classes", "0"]
     assert main([*start, "--batch-size", "4", "--out", str(tmp_path / "out")]) == 0
     assert (fits[0][0].settings.classes, fits[0][0].settings.attributes) == (0, ())
+
+
+def test_weights_that_do_not_fit_are_told_before_images_are_read(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ddpm, "load_images", lambda *_: pytest.fail("this may take minutes"))
+    start = "train", "--init-from", checkpoint, "--out", tmp_path
+    told = f"the weights of {checkpoint} do not fit the network asked for: time.0.weight is (32, 8), should be (64, 16)"
+    assert told in error_of(capsys, *start, "--base-channels", "16")
+    assert "asked for: label.weight is missing, should be (11, 32)" in error_of(capsys, *start, "--classes", "10")
+    told = "asked for: conv_in.weight is (8, 12, 3, 3), should be (8, 4, 3, 3); conv_out.weight is"
+    assert told in error_of(capsys, *start, "--channels", "1")
+    faces = "train", "--init-from", ROOT / "checkpoints/celeba", "--dataset", "celeba", "--out", tmp_path
+    told = "checkpoints/celeba do not fit the network asked for: label.weight is (5, 256), should be (3, 256)"
+    assert error_of(capsys, *faces, "--attributes", "Smiling").endswith(told)
 
 
 def test_what_cannot_be_trained_is_told_before_images_are_read(tmp_path, capsys, monkeypatch):
