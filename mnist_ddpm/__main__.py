@@ -96,6 +96,9 @@ class Train:
             self.flags = replace(self.flags, classes=0)  # as many as the attributes make
         elif self.flags.attributes == start.attributes and not self.flags.classes:
             self.flags = replace(self.flags, attributes=())  # or they would bring the labels back
+        before, now = (flags.optimizer or "adam" for flags in (start, self.flags))
+        if before != now and "learning_rate" not in told:
+            self.flags = replace(self.flags, learning_rate=None)  # the optimizer's own
 
     def run(self) -> None:
         settings = ddpm.Settings(**asdict(self.flags))

@@ -445,6 +445,17 @@ def test_weights_that_do_not_fit_are_told_before_images_are_read(checkpoint, tmp
     assert error_of(capsys, *faces, "--attributes", "Smiling").endswith(told)
 
 
+def test_an_optimizer_brings_its_own_learning_rate(fits, tmp_path, monkeypatch):
+    monkeypatch.setattr(ddpm, "load_images", lambda s, root: torch.zeros(64, *s.shape, dtype=torch.uint8))
+    for flags, rate in (
+        (["--optimizer", "muon"], 5e-3), (["--optimizer", "adam"], 2e-4), ([], 2e-4),
+        (["--optimizer", "muon", "--learning-rate", "2e-4"], 2e-4),
+    ):  # fmt: skip
+        sizes = ["--base-channels", "8", "--image-size", "32", "--batch-size", "4", "--accumulation", "1"]
+        assert main(["train", "--preset", "faces-64", *sizes, "--out", str(tmp_path), *flags]) == 0
+        assert fits[-1][0].settings.learning_rate == rate, flags
+
+
 def test_what_cannot_be_trained_is_told_before_images_are_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ddpm, "load_images", lambda *_: pytest.fail("this may take minutes"))
     (tmp_path / "file").write_text("text")
