@@ -88,7 +88,7 @@ class Train:
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
     def settle(self, start: TrainingFlags, told: set[str]) -> None:
-        """Takes back the defaults that other flags have made void.
+        """Takes back the defaults that other flags have made void. Raises ValueError for flags of no use to a new run.
 
         start: what defaults() gave. told: names of the flags that were given.
         """
@@ -99,6 +99,12 @@ class Train:
         before, now = (flags.optimizer or "adam" for flags in (start, self.flags))
         if before != now and "learning_rate" not in told:
             self.flags = replace(self.flags, learning_rate=None)  # the optimizer's own
+        if self.resume:
+            return
+        if "label_dropout" in told and not (self.flags.classes or self.flags.attributes):
+            raise ValueError("--label-dropout hides labels, and there are none: leave it out, or see --classes")
+        if told & {"beta_1", "beta_T"} and self.flags.schedule in ("cosine", "cosine-zero-snr"):
+            raise ValueError(f"schedule {self.flags.schedule} has betas of its own: leave out --beta-1 and --beta-T")
 
     def run(self) -> None:
         settings = ddpm.Settings(**asdict(self.flags))
