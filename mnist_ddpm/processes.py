@@ -242,7 +242,13 @@ def train(
     weights: dict[str, Tensor] | None = None, deadline: float = math.inf, device: ddpm.Device = "cpu",
     world: runs.World | None = None,
 ) -> ddpm.Run:  # fmt: skip
-    """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world."""
+    """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world.
+
+    Raises ValueError for a new run whose settings name weights to start from that are not given, and as check_precision and fit.
+    """
+    if settings.init_from and weights is None and not resume:
+        advice = "pass those that pretrained gives, or leave init_from empty"
+        raise ValueError(f"init_from is {settings.init_from}, and there are no weights: {advice}")
     check_precision(settings.precision, device)
     settings = replace(settings, compile=settings.compile and compiles(device))
     run = runs.resume_run(folder, settings, device) if resume else ddpm.start_run(settings, device, weights)

@@ -272,6 +272,17 @@ def test_training_starts_from_given_weights(tiny):
         start_run(replace(tiny, base_channels=16, init_from="mine"), weights=given)
 
 
+def test_weights_that_settings_name_must_be_given(tiny, blobs, fits, tmp_path):
+    """Else the run would start from random ones, and its record would say otherwise."""
+    named = replace(tiny, init_from="mine")
+    with pytest.raises(ValueError, match="init_from is mine, and there are no weights: pass those that pretrained"):
+        processes.train(named, blobs, tmp_path)
+    run = processes.train(named, blobs, tmp_path, weights=start_run(tiny).model.state_dict())
+    save_run(tmp_path, run)
+    processes.train(named, blobs, tmp_path, resume=True)
+    assert len(fits) == 2
+
+
 def test_batch_larger_than_the_data_is_refused(tiny, blobs):
     with pytest.raises(ValueError, match=r"batch_size 97 is larger than the data set \(96 images\)"):
         steps_per_epoch(replace(tiny, batch_size=97), blobs)
