@@ -770,13 +770,19 @@ Command = (
 )  # fmt: skip
 
 
+def at_home(argument: str) -> str:
+    """An argument with ~ as the folder that it means, which shells leave alone in --out=~/faces, or quoted."""
+    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return flag + equals + os.path.expanduser(value)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
     matplotlib.use("Agg")
     for stream in (sys.stdout, sys.stderr):  # a file's name may have letters that it cannot write
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     asked = arguments
     if any(argument.startswith("--preset") for argument in arguments):  # --help then shows its defaults, below
         asked = [argument for argument in arguments if argument not in ("-h", "--help")]

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mnist_ddpm import ddpm, likelihood, processes, resumable, runs
-from mnist_ddpm.__main__ import Sample, Train, TrainingFlags, main
+from mnist_ddpm.__main__ import Compare, Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
 from mnist_ddpm.schedules import respace, respaced
@@ -647,6 +648,19 @@ def test_help_names_every_setting_and_unknown_flags_fail(capsys):
         with pytest.raises(SystemExit) as stopped:
             main(wrong)
         assert stopped.value.code == 2
+
+
+def test_a_tilde_is_the_home_folder_wherever_it_begins_a_path(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    seen = []
+    for command in (Train, Sample, Compare):
+        monkeypatch.setattr(command, "run", lambda self: seen.append(self))
+    assert main(["train", "--out=~/a=b", "--data", "~", "--dataset", "~/pictures"]) == 0
+    assert main(["sample", "--checkpoint", "~/x", "--out=here/~"]) == 0 and main(["compare", "~/a", "b"]) == 0
+    train, sample, compare = seen
+    assert (train.out, train.data, train.flags.dataset) == (tmp_path / "a=b", tmp_path, str(tmp_path / "pictures"))
+    assert (sample.checkpoint, sample.out, compare.first) == (tmp_path / "x", Path("here/~"), tmp_path / "a")
 
 
 def start(out, pictures, epochs, *more):
