@@ -41,6 +41,7 @@ HELD_OUT = 500  # images for validation, where only training images are at hand,
 DECODING = 2  # of caches: to be raised when the same file gives other pixels
 LOST = "lost+found"  # a file system's own folder, for root alone
 MEMORY = 2**30  # the most bytes to keep in memory where no cache can be written
+SKIPPED: dict[Path, list[str]] = {}  # names left out of images in memory, by the cache that could not be written
 CELEBA_HELP = (
     "download img_align_celeba.zip, list_eval_partition.txt and (for labels) list_attr_celeba.txt from CelebA's page, "
     "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (for non-commercial research only), into the folder {}; "
@@ -227,7 +228,7 @@ def load_files(files: Files, settings: Settings, cache: PathLike, label: str, cr
             raise OSError(f"{error}: the decoded images, {need / 1e9:.1f} GB, have no other place") from error
         print(f"{error}; for now the {len(files.names):,} images are decoded into memory, at every start")
         buffer = io.BytesIO()
-        decode(files, settings, crop, buffer.write)
+        SKIPPED[path] = decode(files, settings, crop, buffer.write)
         return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).view(-1, *shape)
     free = shutil.disk_usage(cache).free
     if need > free:
@@ -410,14 +411,16 @@ def load_celeba(
 def celeba_attributes(settings: Settings, root: PathLike = "data", split: str = "train") -> tuple[list[str], Tensor]:
     """The 40 attributes' names, and which each image of load_celeba has: bool (N, 40), in the order of the images.
 
-    Call load_celeba with the same settings first: its cache knows the images that cannot be read, which are left out
-    here too. Raises ValueError where list_attr_celeba is missing or lacks an image.
+    Call load_celeba with the same settings first: its cache (or where none can be written, this process) knows the
+    images that cannot be read, which are left out here too. Raises ValueError where list_attr_celeba is missing or
+    lacks an image.
     """
     files, listed = celeba_files(root, split), read_list(root, "list_attr_celeba")
     if not listed:
         raise ValueError(f"no list_attr_celeba.txt or .csv below {root}: {CELEBA_HELP.format(Path(root, 'celeba'))}")
-    skipped, size = set(), settings.image_size
+    size = settings.image_size
     cached = f"celeba-{split}-{size}x{size}x{settings.channels}-*-{fingerprint(files)}.npy"
+    skipped = {name for path, names in SKIPPED.items() if path.match(cached) for name in names}
     for path in Path(root, "cache").glob(cached):
         array = np.load(path, mmap_mode="r")
         with path.open("rb") as file:
