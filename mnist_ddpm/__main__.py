@@ -806,6 +806,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not planning.out_of_memory(error):
             raise
         advice = "take less at once (--batch-size; to train, a larger --accumulation, or --gradient-checkpointing)"
+        if isinstance(command, Plan):
+            advice = "use train, without a plan, and with a larger --accumulation, or --gradient-checkpointing"
         print(f"error: {resumable.first_line(error)}: {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:

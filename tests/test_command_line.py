@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mnist_ddpm import ddpm, likelihood, processes, resumable, runs
-from mnist_ddpm.__main__ import Compare, Sample, Train, TrainingFlags, main
+from mnist_ddpm.__main__ import Compare, Plan, Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
 from mnist_ddpm.schedules import respace, respaced
@@ -608,8 +608,10 @@ def test_memory_that_ends_is_one_line_with_advice(monkeypatch, capsys, failure):
     def drawing(self):
         raise failure
 
-    monkeypatch.setattr(Sample, "run", drawing)
+    for command in (Sample, Plan):
+        monkeypatch.setattr(command, "run", drawing)
     assert re.search(r"20.00 GiB.*: take less at once \(--batch-size;", error_of(capsys, "sample"))
+    assert re.search(r"20.00 GiB.*: use train, .*--accumulation", error_of(capsys, "plan")), "plan has no such flags"
 
 
 def test_other_failures_keep_their_traceback(monkeypatch):
