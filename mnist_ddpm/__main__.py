@@ -39,7 +39,7 @@ from mnist_ddpm import (
     schedules,
     solvers,
 )
-from mnist_ddpm.diffusers_weights import check_weights, pretrained
+from mnist_ddpm.diffusers_weights import pretrained
 
 Spacing = Literal[tuple(ddpm.SPACINGS)]
 Variance = Literal["auto", "posterior", "beta", "learned"]
@@ -125,7 +125,7 @@ class Train:
         weights = None
         if settings.init_from and not self.resume:
             weights = pretrained(settings.init_from, settings.classes > 0)[1]
-            check_weights(network, weights, settings.init_from)
+            ddpm.load_weights(network.state_dict(), weights, settings.init_from)  # on meta: compares, and no more
         with processes.one_first(world):
             images = ddpm.load_images(settings, self.data)
             labels = guidance.load_labels(settings, self.data) if settings.classes else None

@@ -530,7 +530,8 @@ class Run:
     step: int = 0  # training steps done
     seconds: float = 0.0  # time spent on them
     losses: list[float] = field(default_factory=list)  # the loss of every step
-    home: Path | None = None  # the folder where it is saved, for mnist_ddpm.runs
+    home: Path | None = None  # the folder where it is saved, and the step that was saved last, for mnist_ddpm.runs
+    saved: int | None = None
     add_gradients: Callable[..., Tensor] | None = None  # in place of add_gradients, where processes share a batch
 
     @property
@@ -1006,7 +1007,7 @@ def load_weights(tensors: dict[str, Tensor], weights: dict[str, Tensor], source:
     wrong += [f"{k} is unknown" for k in given if k not in own]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{source} does not fit the network of its settings: {'; '.join(wrong[:3])}{more}")
+        raise ValueError(f"the weights of {source} do not fit the network: {'; '.join(wrong[:3])}{more}")
     for name, tensor in tensors.items():
         tensor.copy_(weights[name])
 

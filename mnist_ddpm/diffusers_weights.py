@@ -269,16 +269,6 @@ def pretrained(source: PathLike, labels: bool = True) -> tuple[dict, dict[str, T
     return decided | {"init_from": str(source)}, weights
 
 
-def check_weights(network: UNet, weights: dict[str, Tensor], source: PathLike) -> None:
-    """Raises ValueError naming tensors of another shape, missing or unknown, where weights are another network's."""
-    own, given = ({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (network.state_dict(), weights))
-    wrong = [k for k in own | given if own.get(k) != given.get(k)]
-    if wrong:
-        told = [f"{k} is {given.get(k, 'missing')}, should be {own.get(k, 'left out')}" for k in wrong[:3]]
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"the weights of {source} do not fit the network asked for: {'; '.join(told)}{more}")
-
-
 def unwrapped(model: Model) -> UNet:
     """The network itself of what load_checkpoint and load_diffusers give."""
     return getattr(model, "network", model)

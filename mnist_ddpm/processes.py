@@ -244,7 +244,8 @@ def train(
 ) -> ddpm.Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end: alone, or as one process of a world.
 
-    Raises ValueError for a new run whose settings name weights to start from that are not given, and as check_precision and fit.
+    Raises ValueError for a new run whose settings name weights to start from that are not given, and as
+    check_precision and fit.
     """
     if settings.init_from and weights is None and not resume:
         advice = "pass those that pretrained gives, or leave init_from empty"

@@ -144,7 +144,7 @@ def must_be_free(folder: ddpm.PathLike, run: ddpm.Run | None = None) -> None:
     """
     at_home = run is not None and run.home == Path(folder).resolve()
     found = saved_step(folder) if at_home else None
-    if found not in (None, getattr(run, "saved", None)):
+    if found not in (None, run.saved):
         raise FileExistsError(f"another training has saved step {found} in {folder} meanwhile: this would overwrite it")
     config, state = (Path(folder, name).exists() for name in ("config.json", "training_state.pt"))
     if not at_home and (config or state):

@@ -157,7 +157,7 @@ def test_an_objective_that_is_not_at_hand_is_named_where_weights_do_not_fit(save
     edit_config(saved, objective="mine")
     load_checkpoint(saved)
     edit_config(saved, objective="mine", base_channels=16)
-    with pytest.raises(ValueError, match=r'safetensors \(of objective "mine", unknown here\) does not fit the network'):
+    with pytest.raises(ValueError, match=r'safetensors \(of objective "mine", unknown here\) do not fit the network'):
         load_checkpoint(saved)
 
 

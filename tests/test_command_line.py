@@ -436,13 +436,13 @@ def test_classes_0_takes_back_the_attributes_of_the_network_to_start_from(fits, 
 def test_weights_that_do_not_fit_are_told_before_images_are_read(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ddpm, "load_images", lambda *_: pytest.fail("this may take minutes"))
     start = "train", "--init-from", checkpoint, "--out", tmp_path
-    told = f"the weights of {checkpoint} do not fit the network asked for: time.0.weight is (32, 8), should be (64, 16)"
+    told = f"the weights of {checkpoint} do not fit the network: time.0.weight is (32, 8), should be (64, 16)"
     assert told in error_of(capsys, *start, "--base-channels", "16")
     assert "asked for: label.weight is missing, should be (11, 32)" in error_of(capsys, *start, "--classes", "10")
     told = "asked for: conv_in.weight is (8, 12, 3, 3), should be (8, 4, 3, 3); conv_out.weight is"
     assert told in error_of(capsys, *start, "--channels", "1")
     faces = "train", "--init-from", ROOT / "checkpoints/celeba", "--dataset", "celeba", "--out", tmp_path
-    told = "checkpoints/celeba do not fit the network asked for: label.weight is (5, 256), should be (3, 256)"
+    told = "checkpoints/celeba do not fit the network: label.weight is (5, 256), should be (3, 256)"
     assert error_of(capsys, *faces, "--attributes", "Smiling").endswith(told)
 
 
