@@ -814,7 +814,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{str(error) or 'interrupted'}", file=sys.stderr)
         saved = isinstance(command, Train | Plan) and "resume to go on" in str(error)
         if saved and not several:  # they go on by their launcher's command
-            again = processes.shell(["python", "-m", "mnist_ddpm", "train", "--resume", *places(command)])
+            again = processes.own_command(["train", "--resume", *places(command)])
             print(f"that is: {again}", file=sys.stderr)
         status = 130
     processes.leave()

@@ -54,7 +54,7 @@ class Plan:
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
             f"then 64 images, {sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
-            f"the same without planning: {processes.shell(['python', '-m', 'mnist_ddpm', 'train', *flags, *places])}",
+            f"the same without planning: {processes.own_command(['train', *flags, *places])}",
         ]
 
 

@@ -10,6 +10,8 @@ import os
 import platform
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -113,6 +115,16 @@ def shell(arguments: list[str]) -> str:
     if os.name != "nt":
         return shlex.join(arguments)
     return " ".join(part if re.fullmatch(r"[\w./:\\=-]+", part) else f'"{part}"' for part in arguments)
+
+
+def own_command(arguments: list[str]) -> str:
+    """`python -m mnist_ddpm …` to be typed in this folder, with a path where `python` is not what runs this."""
+    found, python = shutil.which("python"), Path(sys.executable)
+    if found and Path(found).absolute() == python:
+        python = "python"
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shell([str(python), "-m", "mnist_ddpm", *arguments])
 
 
 def hardware(device: ddpm.Device) -> str:

@@ -279,6 +279,17 @@ def test_a_command_to_type_is_quoted_for_the_shell_at_hand(monkeypatch):
     assert processes.shell(command) == r'train --out "images&samples\mine" --data "my data"'
 
 
+def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, monkeypatch):
+    own = tmp_path / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(own))
+    for found, folder, named in (
+        (own, ROOT, "python"), (None, ROOT, str(own)), (tmp_path / "python", tmp_path, "bin/python"),
+    ):  # fmt: skip
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(processes.shutil, "which", lambda name, found=found: found and str(found))
+        assert processes.own_command(["train", "--resume"]) == f"{named} -m mnist_ddpm train --resume"
+
+
 def test_what_cannot_be_shared_is_refused():
     world = type("Fake", (runs.World,), {"size": 5})()
     schedule = ddpm.make_schedule(SETTINGS)
