@@ -146,7 +146,8 @@ class Plan:
     """Train as well as this machine can in the time you have, after measuring it for a few seconds.
 
     Preset, precision, batch size and epochs are chosen and printed, with the time they should take. Digits are trained
-    with P2's loss weights.
+    with P2's loss weights, and with --guide a worse network is trained beside them in the same time, which halves their
+    distance to real ones where the sampler keeps away from it (benchmarks/README.md).
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """
@@ -157,6 +158,7 @@ class Plan:
     classes: int = 0  # 10 trains with MNIST's labels
     attributes: tuple[str, ...] = ()  # of celeba, as labels, such as Smiling Male
     seed: int = 0  # of weights, data order, times and noise
+    guide: bool = False  # of digits: also train a guide for sample, in the folder guide of --out
     dry_run: bool = False  # only say what would be done
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     data: Path = Path("data")  # folder that holds the data sets known by name
@@ -164,8 +166,10 @@ class Plan:
 
     def run(self) -> None:
         device = processes.pick_device(self.device)
+        folders = [self.out, self.out / "guide"] if self.guide else [self.out]
         if not self.dry_run:
-            runs.must_be_free(self.out)
+            for folder in folders:
+                runs.must_be_free(folder)
             resumable.writable_folder(self.out)
         kept = "dataset", "channels", "classes", "attributes", "seed"
         asked = ddpm.Settings(**{name: getattr(self, name) for name in kept})
@@ -173,15 +177,18 @@ class Plan:
             guidance.load_labels(asked, self.data)
         load = partial(ddpm.load_images, root=self.data)
         plan, images = planning.make_plan(asked, load, 60 * self.minutes, device)
-        settings = plan.settings
-        labels = guidance.load_labels(settings, self.data) if settings.classes else None
-        print("\n".join(plan.lines(places(self))), flush=True)
+        plans = planning.with_guide(plan, len(images), folders[1], device) if self.guide else [plan]
+        labels = guidance.load_labels(plan.settings, self.data) if plan.settings.classes else None
+        for self.out, each in zip(folders, plans):
+            described, sampling, command = each.lines(places(self))
+            print(described, *[sampling] * (each is plans[0]), command, sep="\n", flush=True)
         if self.dry_run:
             return
-        began = time.monotonic()
-        run = processes.train(settings, images, self.out, labels, deadline=plan.deadline, device=device)
-        took, expected = (time.monotonic() - began) / 60, plan.seconds / 60
-        print(f"{self.out}: {run.step} steps in {took:.1f} min ({expected:.1f} expected)")
+        for self.out, each in zip(folders, plans):  # the one to resume, where it is stopped
+            began = time.monotonic()
+            run = processes.train(each.settings, images, self.out, labels, deadline=each.deadline, device=device)
+            took, expected = (time.monotonic() - began) / 60, each.seconds / 60
+            print(f"{self.out}: {run.step} steps in {took:.1f} min ({expected:.1f} expected)")
 
 
 @dataclass

@@ -22,6 +22,10 @@ COMPILING = 1200  # seconds of which a minute or two may go into compiling the n
 YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.95  # of the time is planned for
 SAMPLER, SAMPLING_STEPS = {DIGITS: "--sampler dpmpp --eta 1", FACES: "--sampler dpmpp"}, 20  # README, How good
+# The preset of a worse network to keep away from, one step of it for how many of the other's, and how far
+# (benchmarks/README.md, The same time)
+GUIDE, EVERY, GUIDANCE = "mnist-small", 10, 1.5
+FEWEST_OF_GUIDE = 200  # steps: with fewer it has not been tried
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,13 @@ class Plan:
     pace: float  # images trained a second
     seconds: float  # that training will take, previews included
     deadline: float  # when the time is up, by time.monotonic()
-    sampling: float  # seconds an image, with SAMPLER in SAMPLING_STEPS
+    sampling: float  # seconds an image, with the sampler in SAMPLING_STEPS
+    sampler: str  # flags of sample
 
     @property
     def finish(self) -> str:
         """The time of day it ends, if begun now."""
-        return f"{datetime.now() + timedelta(seconds=self.seconds):%H:%M}"
+        return f"{datetime.now() + timedelta(seconds=MARGIN * (self.deadline - time.monotonic())):%H:%M}"
 
     def lines(self, places: Sequence[str] = ()) -> list[str]:
         """In words. places: more flags for train."""
@@ -48,12 +53,11 @@ class Plan:
             if value != getattr(base, name):
                 values = [] if value is True else value if isinstance(value, tuple) else [value]
                 flags += [f"--{name.replace('_', '-')}", *map(str, values)]
-        sampler = SAMPLER[DIGITS if self.preset in DIGITS else FACES]
         precision = f"{s.precision}, compiled" if s.compile else s.precision
         return [
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
-            f"then 64 images, {sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
+            f"then 64 images, {self.sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
             f"the same without planning: {processes.own_command(['train', *flags, *places])}",
         ]
 
@@ -141,15 +145,44 @@ def make_plan(
     planned, each_epoch = MARGIN * (deadline - time.monotonic()), preview / max(1, runs.PREVIEW_EVERY // steps)
     # as fit does it, in no more than 3 s and a twentieth of the time, and at the end
     epochs = max(planned / (epoch + each_epoch), (planned - 3 - preview) / (1.05 * epoch))
-    epochs = float(f"{epochs:.4g}")
     total = round(epochs * steps)
     if total < FEWEST:
         raise ValueError(f"{seconds / 60:.3g} minutes are enough for {max(0, total)} steps here: give it more")
-    settings = replace(
-        settings, epochs=epochs, warmup_steps=min(500, total // 10),
-        ema_decay=round(min(settings.ema_decay, max(0.9, 1 - 20 / total)), 5),
+    sampler = SAMPLER[DIGITS if digits else FACES]
+    return Plan(name, paced(settings, epochs, steps), pace, planned, deadline, SAMPLING_STEPS * each, sampler), images
+
+
+def paced(settings: ddpm.Settings, epochs: float, steps: int) -> ddpm.Settings:
+    """The settings for so many epochs of so many steps, with warm-up and average as suit their number."""
+    epochs = float(f"{epochs:.4g}")
+    total = max(1, round(epochs * steps))
+    decay = round(min(settings.ema_decay, max(0.9, 1 - 20 / total)), 5)
+    return replace(settings, epochs=epochs, warmup_steps=min(500, total // 10), ema_decay=decay)
+
+
+def with_guide(plan: Plan, n: int, folder: ddpm.PathLike, device: torch.device) -> tuple[Plan, Plan]:
+    """The plan, and that of a guide in folder (guidance.autoguided), in the time of the first alone, on n images.
+
+    Raises ValueError for other images than digits, and where too few steps are left for the guide.
+    """
+    s = plan.settings
+    if s.dataset != "mnist":
+        raise ValueError(f"a guide is planned for mnist alone, and has not been tried for {s.dataset}: leave it out")
+    kept = "dataset", "channels", "classes", "attributes", "seed", "objective", "precision", "batch_size"
+    weak = replace(presets.preset(GUIDE), **{name: getattr(s, name) for name in kept})
+    pace, each = measured_pace(weak, device), measured_sampling(weak, device)
+    preview, steps = 36 * min(20, weak.T) * each + 0.5, n // s.batch_size
+    share = (1 - preview / plan.seconds) / (1 + plan.pace / pace / EVERY)  # of the time, for the network itself
+    if share * s.epochs * steps / EVERY < FEWEST_OF_GUIDE:
+        raise ValueError(f"in {plan.seconds / 60:.3g} minutes a guide has too few steps: give it more, or none")
+    seconds, rest = share * plan.seconds, (1 - share) * plan.seconds
+    guided = replace(
+        plan, settings=paced(s, share * s.epochs, steps), seconds=seconds, deadline=plan.deadline - rest / MARGIN,
+        sampling=plan.sampling + SAMPLING_STEPS * each,
+        sampler=processes.shell([*plan.sampler.split(), "--guide", str(folder), "--guidance", str(GUIDANCE)]),
     )  # fmt: skip
-    return Plan(name, settings, pace, planned, deadline, SAMPLING_STEPS * each), images
+    guide = paced(weak, share * s.epochs / EVERY, steps)
+    return guided, Plan(GUIDE, guide, pace, rest, plan.deadline, SAMPLING_STEPS * each, plan.sampler)
 
 
 def choose(

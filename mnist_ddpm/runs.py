@@ -142,12 +142,14 @@ def must_be_free(folder: ddpm.PathLike, run: ddpm.Run | None = None) -> None:
 
     At home it is what another training of the same run has saved there since this one last saved, or was loaded.
     """
-    at_home = run is not None and run.home == Path(folder).resolve()
-    found = saved_step(folder) if at_home else None
-    if found not in (None, run.saved):
-        raise FileExistsError(f"another training has saved step {found} in {folder} meanwhile: this would overwrite it")
+    if run is not None and run.home == Path(folder).resolve():
+        found = saved_step(folder)
+        if found not in (None, run.saved):
+            another = f"another training has saved step {found} in {folder} meanwhile"
+            raise FileExistsError(f"{another}: this would overwrite it")
+        return
     config, state = (Path(folder, name).exists() for name in ("config.json", "training_state.pt"))
-    if not at_home and (config or state):
+    if config or state:
         way = "resume it, or" if state else "init_from can start from it, but"
         raise FileExistsError(f"{folder} holds a checkpoint already: {way} train into another folder")
 

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import shutil
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -222,6 +224,35 @@ def test_a_plan_advises_fresh_noise_for_digits_and_none_for_faces(machine):
     assert [" --eta 1 " in plan(10, dataset=name).lines()[1] for name in ("mnist", "celeba")] == [True, False]
 
 
+def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
+    alone = plan(30, 60_000, dataset="mnist", classes=10, seed=7)
+    network, guide = planning.with_guide(alone, 60_000, "my runs/guide", CPU)
+    assert (network.preset, guide.preset) == ("mnist", "mnist-small")
+    assert (
+        network.seconds + guide.seconds == pytest.approx(alone.seconds) and 0.02 < guide.seconds / alone.seconds < 0.1
+    )
+    for made in (network, guide):
+        training = made.settings.epochs * 468 * 128 / made.pace
+        assert training < made.seconds < 1.06 * training, "but for previews"
+    assert network.settings.epochs == pytest.approx(10 * guide.settings.epochs, rel=1e-3)
+    assert guide.deadline == alone.deadline and alone.deadline - network.deadline == pytest.approx(guide.seconds / 0.95)
+    told = {
+        name: getattr(network.settings, name) for name in ("objective", "precision", "batch_size", "classes", "seed")
+    }
+    assert guide.settings == replace(guide.settings, **told) and guide.settings.base_channels == 16
+    assert 30 < guide.settings.warmup_steps < 500 and guide.settings.ema_decay < network.settings.ema_decay
+    words = shlex.split(network.lines()[1])
+    assert words[words.index("--guide") + 1 : words.index("--steps")] == ["my runs/guide", "--guidance", "1.5"]
+
+
+def test_a_guide_is_refused_where_it_would_not_help(machine):
+    with pytest.raises(ValueError, match="planned for mnist alone, and has not been tried for celeba"):
+        planning.with_guide(plan(30), 9000, "guide", CPU)
+    short = plan(0.3, 60_000, dataset="mnist")
+    with pytest.raises(ValueError, match=r"in 0\.\d+ minutes a guide has too few steps: give it more, or none"):
+        planning.with_guide(short, 60_000, "guide", CPU)
+
+
 def test_too_little_time_is_said(machine):
     with pytest.raises(ValueError, match=r"0\.02 minutes are enough for \d+ steps here: give it more"):
         plan(0.02)
@@ -284,7 +315,8 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ddpm, "load_images", lambda settings, root: digits)
     real = planning.measured_pace
     monkeypatch.setattr(planning, "measured_pace", lambda settings, device, seconds=2.0: real(settings, device, 0.1))
-    monkeypatch.setattr(planning, "FEWEST", 1)  # on a slow machine too
+    for name in ("FEWEST", "FEWEST_OF_GUIDE"):
+        monkeypatch.setattr(planning, name, 1)  # on a slow machine too
     out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(["plan", "--minutes", "0.08", "--dry-run", *out]) == 0 and not (tmp_path / "run").exists()
     assert f"--out {tmp_path / 'run'} --device cpu" in capsys.readouterr().out, "in the command that it tells"
@@ -296,6 +328,17 @@ def test_plan_trains_and_says_how_long_it_took(tmp_path, monkeypatch, capsys):
     assert "expected)" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["T"] == 20
     assert main(["plan", "--minutes", "0.08", *out]) == 1 and "holds a checkpoint already" in capsys.readouterr().err
+    out[1] += "-with-guide"
+    assert main(["plan", "--minutes", "0.1", "--guide", *out]) == 0
+    said, folders = capsys.readouterr().out, [Path(out[1]), Path(out[1], "guide")]
+    steps = [ddpm.load_config(folder)[1]["steps"] for folder in folders]
+    assert steps[0] > 5 * steps[1] > 0 and f"--guide {folders[1]}" in said
+    assert [said.index(f"{folder}: {n} steps in") for folder, n in zip(folders, steps)]
+    shutil.rmtree(folders[0] / "previews")
+    (folders[0] / "config.json").unlink()
+    (folders[0] / "training_state.pt").unlink()
+    assert main(["plan", "--minutes", "0.1", "--guide", *out]) == 1, "its guide would be overwritten"
+    assert f"{folders[1]} holds a checkpoint already" in capsys.readouterr().err
     out[1] += "-2"
     seen, latest = {}, time.monotonic() + 4.8
 
