@@ -78,7 +78,7 @@ def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state, ddpm.Settings(**state["settings"])
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        # else it is PyTorch's or Python's own, and PyTorch may advise to run what code is in the file
+        # the others say nothing of use: a key, or PyTorch's advice to run what code is in the file
         reason = f" ({first_line(error)})" if isinstance(error, (OSError, TypeError, ValueError)) else ""
         instead = "init_from can start a new run from the weights beside it"
         raise ValueError(f"{path} is damaged or no training state of this version{reason}: {instead}") from error
