@@ -23,7 +23,7 @@ YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.95  # of the time is planned for
 SAMPLER, SAMPLING_STEPS = {DIGITS: "--sampler dpmpp --eta 1", FACES: "--sampler dpmpp"}, 20  # README, How good
 # The preset of a worse network to keep away from, one step of it for how many of the other's, and how far
-# (benchmarks/README.md, The same time)
+# (benchmarks/README.md, Races)
 GUIDE, EVERY, GUIDANCE = "mnist-small", 10, 1.5
 FEWEST_OF_GUIDE = 200  # steps: with fewer it has not been tried
 
@@ -167,7 +167,7 @@ def with_guide(plan: Plan, n: int, folder: ddpm.PathLike, device: torch.device) 
     """
     s = plan.settings
     if s.dataset != "mnist":
-        raise ValueError(f"a guide is planned for mnist alone, and has not been tried for {s.dataset}: leave it out")
+        raise ValueError(f"a guide is planned for mnist alone: its share of the time was not tried for {s.dataset}")
     kept = "dataset", "channels", "classes", "attributes", "seed", "objective", "precision", "batch_size"
     weak = replace(presets.preset(GUIDE), **{name: getattr(s, name) for name in kept})
     pace, each = measured_pace(weak, device), measured_sampling(weak, device)
