@@ -22,9 +22,9 @@ COMPILING = 1200  # seconds of which a minute or two may go into compiling the n
 YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.95  # of the time is planned for
 SAMPLER, SAMPLING_STEPS = {DIGITS: "--sampler dpmpp --eta 1", FACES: "--sampler dpmpp"}, 20  # README, How good
-# The preset of a worse network to keep away from, one step of it for how many of the other's, and how far
-# (benchmarks/README.md, Races)
-GUIDE, EVERY, GUIDANCE = "mnist-small", 10, 1.5
+# The preset of a worse network to keep away from, one step of it for how many of the other's, how far, and in which
+# interval of times (benchmarks/README.md, A plan for the time there is)
+GUIDE, EVERY, GUIDANCE = "mnist-small", 10, "--guidance 1.5 --guidance-interval 0 500"
 FEWEST_OF_GUIDE = 200  # steps: with fewer it has not been tried
 
 
@@ -179,7 +179,7 @@ def with_guide(plan: Plan, n: int, folder: ddpm.PathLike, device: torch.device) 
     guided = replace(
         plan, settings=paced(s, share * s.epochs, steps), seconds=seconds, deadline=plan.deadline - rest / MARGIN,
         sampling=plan.sampling + SAMPLING_STEPS * each,
-        sampler=processes.shell([*plan.sampler.split(), "--guide", str(folder), "--guidance", str(GUIDANCE)]),
+        sampler=processes.shell([*plan.sampler.split(), "--guide", str(folder), *GUIDANCE.split()]),
     )  # fmt: skip
     guide = paced(weak, share * s.epochs / EVERY, steps)
     return guided, Plan(GUIDE, guide, pace, rest, plan.deadline, SAMPLING_STEPS * each, plan.sampler)

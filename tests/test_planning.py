@@ -242,7 +242,7 @@ def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
     assert guide.settings == replace(guide.settings, **told) and guide.settings.base_channels == 16
     assert 30 < guide.settings.warmup_steps < 500 and guide.settings.ema_decay < network.settings.ema_decay
     words = shlex.split(network.lines()[1])
-    assert words[words.index("--guide") + 1 : words.index("--steps")] == ["my runs/guide", "--guidance", "1.5"]
+    assert words[words.index("--guide") + 1 : words.index("--steps")] == ["my runs/guide", *planning.GUIDANCE.split()]
 
 
 def test_a_guide_is_refused_where_it_would_not_help(machine):
