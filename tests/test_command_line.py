@@ -438,8 +438,8 @@ def test_weights_that_do_not_fit_are_told_before_images_are_read(checkpoint, tmp
     start = "train", "--init-from", checkpoint, "--out", tmp_path
     told = f"the weights of {checkpoint} do not fit the network: time.0.weight is (32, 8), should be (64, 16)"
     assert told in error_of(capsys, *start, "--base-channels", "16")
-    assert "asked for: label.weight is missing, should be (11, 32)" in error_of(capsys, *start, "--classes", "10")
-    told = "asked for: conv_in.weight is (8, 12, 3, 3), should be (8, 4, 3, 3); conv_out.weight is"
+    assert "the network: label.weight is missing, should be (11, 32)" in error_of(capsys, *start, "--classes", "10")
+    told = "the network: conv_in.weight is (8, 12, 3, 3), should be (8, 4, 3, 3); conv_out.weight is"
     assert told in error_of(capsys, *start, "--channels", "1")
     faces = "train", "--init-from", ROOT / "checkpoints/celeba", "--dataset", "celeba", "--out", tmp_path
     told = "checkpoints/celeba do not fit the network: label.weight is (5, 256), should be (3, 256)"
