@@ -268,7 +268,7 @@ def test_training_starts_from_given_weights(tiny):
     run = start_run(tiny, weights=given)
     assert all(torch.equal(given[name], tensor) for name, tensor in run.model.state_dict().items())
     assert same(run.model, run.ema) and not same(run.model, start_run(tiny).model)
-    with pytest.raises(ValueError, match=r"weights of mine do not fit .*time.0.weight is \(32, 8\), should be \(64, 16\)"):
+    with pytest.raises(ValueError, match=r"weights of mine do not .*time.0.weight is \(32, 8\), should be \(64, 16\)"):
         start_run(replace(tiny, base_channels=16, init_from="mine"), weights=given)
 
 
