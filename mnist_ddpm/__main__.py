@@ -92,13 +92,7 @@ class Train:
 
         start: what defaults() gave. told: names of the flags that were given.
         """
-        if self.flags.attributes != start.attributes and "classes" not in told:
-            self.flags = replace(self.flags, classes=0)  # as many as the attributes make
-        elif self.flags.attributes == start.attributes and not self.flags.classes:
-            self.flags = replace(self.flags, attributes=())  # or they would bring the labels back
-        before, now = (flags.optimizer or "adam" for flags in (start, self.flags))
-        if before != now and "learning_rate" not in told:
-            self.flags = replace(self.flags, learning_rate=None)  # the optimizer's own
+        self.flags = replace(self.flags, **presets.made_void(asdict(self.flags), asdict(start), told))
         if self.resume:
             return
         if "label_dropout" in told and not (self.flags.classes or self.flags.attributes):
@@ -166,6 +160,8 @@ class Plan:
 
     def run(self) -> None:
         device = processes.pick_device(self.device)
+        if self.guide:
+            planning.check_guided(self.dataset)
         folders = [self.out, self.out / "guide"] if self.guide else [self.out]
         if not self.dry_run:
             for folder in folders:
@@ -208,7 +204,7 @@ class Drawing:
     guidance_interval: tuple[int, int] | None = None  # guide only at times above the first, up to the second, at most T
     guide: Path | None = None  # a worse checkpoint to steer away from: not at --guidance 1, the more the higher it is
     seed: int = 0  # image k depends on seed and k alone
-    batch_size: int = 256  # images made at once; lower it if memory runs out; films show the first batch's, at most 36
+    batch_size: int = 256  # images made at once; lower it if memory runs out; films show some of the first batch
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
     compile: bool = False  # use torch.compile on the network: a minute or two, worth it for many images and steps
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available

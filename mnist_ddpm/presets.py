@@ -54,7 +54,21 @@ PRESETS: dict[str, dict] = {
 def fill_in(values: dict, base: dict) -> dict:
     """The values for Settings; of those left at Settings' defaults, what the base says."""
     defaults = {f.name: f.default for f in fields(Settings)}
-    return values | base | {name: value for name, value in values.items() if value != defaults[name]}
+    given = {name: value for name, value in values.items() if value != defaults[name]}
+    return values | base | given | made_void(values | base | given, base, set(given))
+
+
+def made_void(values: dict, base: dict, given: set[str]) -> dict:
+    """What becomes of values that were not given but came from the base, and that others, which were, make void."""
+    void, attributes = {}, tuple(base.get("attributes", ()))
+    if tuple(values.get("attributes", ())) != attributes and "classes" not in given:
+        void["classes"] = 0  # as many as the attributes make
+    elif attributes and "classes" in values and not values["classes"]:
+        void["attributes"] = ()  # or they would bring the labels back
+    before, now = (settings.get("optimizer") or "adam" for settings in (base, values))
+    if before != now and "learning_rate" in base and "learning_rate" not in given:
+        void["learning_rate"] = None  # the optimizer's own
+    return void
 
 
 def dataset(preset: str, asked: str) -> str:

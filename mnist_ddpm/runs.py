@@ -243,7 +243,7 @@ def fit(
             if run.step == began and world.rank == 0:
                 print(f"{folder} was trained to its end before: set more epochs to go on")
             stopped = world.any(bool(interrupted))  # until the last checkpoint is written, all wait
-            if stopped and not late:
+            if stopped:
                 more = ": resume to go on" if run.step < total else ", its last"
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}{more}")
         except (FloatingPointError, OSError) as error:

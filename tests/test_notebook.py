@@ -260,14 +260,19 @@ def test_notebook_trains_as_planned_and_not_over_another_run(tmp_path):
 
 def test_notebook_resumes_a_run_with_its_own_settings(tmp_path):
     (tmp_path / "mnist_ddpm").symlink_to(ROOT / "mnist_ddpm")
-    begun = Settings(base_channels=8, T=20, batch_size=8, channel_mults=(1, 2), epochs=1, precision="bfloat16")
-    fit(start_run(begun), torch.zeros(48, 1, 32, 32, dtype=torch.uint8), make_schedule(begun), tmp_path / "run")
+    begun = Settings(
+        base_channels=8, T=20, batch_size=8, channel_mults=(1, 2), epochs=1, precision="bfloat16", classes=10
+    )
+    digits, labels = torch.zeros(48, 1, 32, 32, dtype=torch.uint8), torch.arange(48) % 10
+    fit(start_run(begun), digits, make_schedule(begun), tmp_path / "run", labels=labels)
     (tmp_path / "run" / "config.json").unlink()  # as after a first save that was cut short
-    text = run_in(tmp_path, resume=True, base_channels=32, T=1000, batch_size=128, epochs=2, precision="float32")
+    given = dict(base_channels=32, T=1000, batch_size=128, epochs=2, precision="float32", guidance_scale=2.0)
+    text = run_in(tmp_path, resume=True, **given)
     settings, record = load_config(tmp_path / "run")
     after = replace(begun, epochs=2, precision="float32")
     assert settings == after and record["steps"] == 12, "what was left as it is came from the run"
-    assert "From the run in run: base_channels 8, T 20, batch_size 8" in text
+    assert "From the run in run: base_channels 8, T 20, classes 10, batch_size 8" in text
+    assert "4 images x 10 network evaluations" in text, "guided by labels"
     assert "Training: 2 epochs of mnist in batches of 8, Adam" in text
     assert "epochs were 1 and are 2 now: the learning rate goes on as in a run of that length" in text
     with pytest.raises(papermill.PapermillExecutionError, match="the run in run goes on with its own weights"):

@@ -162,3 +162,11 @@ def test_a_step_in_parts_with_checkpointing_is_the_same_step(tiny, precision):
     for other_losses, other_weights in others:
         torch.testing.assert_close(other_losses, losses, rtol=1e-3 if precision != "float32" else 1e-5, atol=1e-5)
         assert (other_weights - weights).abs().mean() < (2e-5 if precision != "float32" else 1e-6)
+
+
+def test_what_comes_with_a_preset_gives_way_to_what_is_asked_for():
+    rate = fill_in({"optimizer": "muon", "learning_rate": None}, PRESETS["faces-64"])["learning_rate"]
+    assert Settings(optimizer="muon", learning_rate=rate).learning_rate == 5e-3, "not Adam's, of the preset"
+    base = {"attributes": ("Smiling", "Male"), "classes": 4}
+    assert fill_in({"attributes": ("Smiling",), "classes": 0}, base)["classes"] == 0, "to be counted anew"
+    assert fill_in({"attributes": (), "classes": 0}, base) == base
