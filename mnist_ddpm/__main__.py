@@ -140,8 +140,8 @@ class Plan:
     """Train as well as this machine can in the time you have, after measuring it for a few seconds.
 
     Preset, precision, batch size and epochs are chosen and printed, with the time they should take. Digits are trained
-    with P2's loss weights, and with --guide a worse network is trained beside them in the same time, which halves their
-    distance to real ones where the sampler keeps away from it (benchmarks/README.md).
+    with P2's loss weights. With --guide a worse network is trained, too, in the same time: to keep away from it when
+    sampling about halves the distance to real digits (benchmarks/README.md).
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """
