@@ -82,18 +82,23 @@ class Train:
         if self.resume:
             if self.preset != Train.preset:
                 raise ValueError("a resumed run has settings of its own: leave out --preset")
-            return TrainingFlags(**asdict(presets.of_run(self.out)))
+            settings = presets.of_run(self.out)
+            runs.state_file(self.out)
+            return TrainingFlags(**asdict(settings))
         labels = presets.dataset(self.preset, self.flags.dataset) in guidance.LABELS
         started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
 
     def settle(self, start: TrainingFlags, told: set[str]) -> None:
-        """Takes back the defaults that other flags have made void. Raises ValueError for flags of no use to a new run.
+        """Takes back the defaults that other flags have made void.
+
+        Raises ValueError for flags of no use to a new run, or that a resumed one cannot change.
 
         start: what defaults() gave. told: names of the flags that were given.
         """
         self.flags = replace(self.flags, **presets.made_void(asdict(self.flags), asdict(start), told))
         if self.resume:
+            runs.check_changes(ddpm.Settings(**asdict(start)), ddpm.Settings(**asdict(self.flags)), self.out)
             return
         if "label_dropout" in told and not (self.flags.classes or self.flags.attributes):
             raise ValueError("--label-dropout hides labels, and there are none: leave it out, or see --classes")
@@ -102,9 +107,7 @@ class Train:
 
     def run(self) -> None:
         settings = ddpm.Settings(**asdict(self.flags))
-        if self.resume:
-            runs.check_changes(runs.load_state(self.out)[1], settings, self.out)
-        else:
+        if not self.resume:
             runs.must_be_free(self.out)
         world = processes.connect(self.processes, self.device == "cpu")
         device = processes.pick_device(self.device, world)
@@ -176,8 +179,7 @@ class Plan:
         plans = planning.with_guide(plan, len(images), folders[1], device) if self.guide else [plan]
         labels = guidance.load_labels(plan.settings, self.data) if plan.settings.classes else None
         for self.out, each in zip(folders, plans):
-            described, sampling, command = each.lines(places(self))
-            print(described, *[sampling] * (each is plans[0]), command, sep="\n", flush=True)
+            print("\n".join(each.lines(places(self))), flush=True)
         if self.dry_run:
             return
         for self.out, each in zip(folders, plans):  # the one to resume, where it is stopped

@@ -3,16 +3,17 @@
 # %% auto #0
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
-           'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'Settings', 'best_device', 'look_up',
-           'first_process', 'progress_bar', 'read_mnist', 'load_mnist', 'load_images', 'to_float', 'to_uint8', 'tile',
-           'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0', 'predict_eps', 'q_posterior',
-           'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample',
-           'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective', 'Run', 'TrainingStep',
-           'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch', 'total_steps', 'add_gradients',
-           'training_step', 'training_loop', 'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict',
-           'with_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser',
-           'noise_source', 'ideal_denoiser', 'labels_of', 'generate', 'check_film', 'draw_strip', 'save_gif', 'preview',
-           'loss_by_t', 'save_checkpoint', 'load_weights', 'load_config', 'load_checkpoint']
+           'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'check_seed', 'Settings', 'best_device',
+           'look_up', 'first_process', 'progress_bar', 'read_mnist', 'load_mnist', 'load_images', 'to_float',
+           'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0',
+           'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention',
+           'Block', 'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective',
+           'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch',
+           'total_steps', 'add_gradients', 'seed_step', 'training_step', 'training_loop', 'timesteps', 'transitions',
+           'Prediction', 'split_variance', 'predict', 'with_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
+           'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'labels_of', 'generate', 'check_film',
+           'draw_strip', 'save_gif', 'preview', 'loss_by_t', 'save_checkpoint', 'load_weights', 'load_config',
+           'load_checkpoint']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import errno
@@ -44,6 +45,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 # %% ../MNIST_DDPM.ipynb #72287aaa
+def check_seed(seed: int) -> None:
+    """Raises ValueError for one out of range: above it, image k's stream (seed, k) would be one of a smaller seed."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: it must be from 0 to 2^32 - 1")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides a training run. Raises ValueError for a value out of range."""
@@ -107,12 +114,12 @@ class Settings:
             (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("beta_1",), lambda x: 0 < x <= self.beta_T < 1, f"in 0 < beta_1 <= beta_T = {self.beta_T} < 1"),
             (("channels",), lambda x: type(x) is int and x in (1, 3), "1 (grey) or 3 (colour)"),
-            (("seed",), lambda x: 0 <= x < 2**32, "from 0 to 2^32 - 1"),
             (("precision",), lambda x: x in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
         ):
             for name in names:
                 if not fits(getattr(self, name)):
                     raise ValueError(f"{name} is {getattr(self, name)!r}: it must be {wanted}")
+        check_seed(self.seed)
 
     @property
     def learned_variance(self) -> bool:
@@ -631,12 +638,17 @@ def add_gradients(
     return torch.cat(losses)
 
 
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seeds PyTorch's global generator, of which dropout draws, for a step in one of several processes."""
+    torch.manual_seed(int(np.random.default_rng((seed, step, rank)).integers(2**63)))
+
+
 def training_step(
     run: Run, x0: Tensor, labels: Tensor | None, schedule: Schedule, objective: Objective, rate: float
 ) -> TrainingStep:
     """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], with this learning rate."""
     s, device, n = run.settings, run.device, len(x0)
-    torch.manual_seed(int(np.random.default_rng((s.seed, run.step)).integers(2**63)))  # for dropout
+    seed_step(s.seed, run.step)
     if run.times is None:
         t = torch.randint(1, s.T + 1, (n,), generator=run.generator, device=device)  # Algorithm 1: its step 1
         weights = torch.ones(n, device=device)
@@ -831,8 +843,7 @@ def noise_source(seed: int, indices: range, shape: tuple, device: Device = "cpu"
 
     Raises ValueError for a seed out of range.
     """
-    if not 0 <= seed < 2**32:  # above it, stream (seed, k) would be one of a smaller seed
-        raise ValueError(f"seed is {seed}: it must be from 0 to 2^32 - 1")
+    check_seed(seed)
     streams = [np.random.default_rng((seed, k)) for k in indices]
 
     def draw() -> Tensor:

@@ -17,18 +17,23 @@ def started_from(image: Tensor, sampler: Callable[..., States]) -> Callable[...,
     def started_sampler(
         model: Model, schedule: Schedule, times: list[int], xT: Tensor, noise: Callable[[], Tensor], **options
     ) -> States:
-        check_shape("image", image, xT)
+        check_image(image, xT)
         return sampler(model, schedule, times, q_sample(schedule, image, times[0], xT), noise, **options)
 
     return started_sampler
 
 
 def check_shape(name: str, given: Tensor, xT: Tensor) -> None:
-    """Raises ValueError unless it is (1 or N, 1 or C, H, W), for xT (N, C, H, W), and if an image, in floats."""
+    """Raises ValueError unless it is (1 or N, 1 or C, H, W), for xT (N, C, H, W)."""
     of, wanted = tuple(given.shape), tuple(xT.shape)
     if not (len(of) == 4 and of[0] in (1, wanted[0]) and of[1] in (1, wanted[1]) and of[2:] == wanted[2:]):
         raise ValueError(f"the {name} is {of}, which does not fit images (N, C, H, W) = {wanted}")
-    if name == "image" and not given.is_floating_point():
+
+
+def check_image(image: Tensor, xT: Tensor) -> None:
+    """Raises ValueError unless it is of floats, and as check_shape."""
+    check_shape("image", image, xT)
+    if not image.is_floating_point():
         raise ValueError("the image must be in [-1, 1]: to_float makes it of uint8")
 
 
@@ -47,7 +52,7 @@ def repaint_sampler(
     Costs about len(times) * resamples evaluations. Yields (t, x_t, x0_hat) on the last walk over each time, then
     (0, x_0, x_0). Raises ValueError where shapes or types do not fit or a mask is not of zeros and ones.
     """
-    check_shape("image", known, xT)
+    check_image(known, xT)
     check_shape("mask", mask, xT)
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError("the mask must be of zeros (to fill in) and ones (known)")

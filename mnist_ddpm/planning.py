@@ -38,7 +38,7 @@ class Plan:
     seconds: float  # that training will take, previews included
     deadline: float  # when the time is up, by time.monotonic()
     sampling: float  # seconds an image, with the sampler in SAMPLING_STEPS
-    sampler: str  # flags of sample
+    sampler: str  # flags of sample; none for a guide, which is not drawn from
 
     @property
     def finish(self) -> str:
@@ -54,10 +54,11 @@ class Plan:
                 values = [] if value is True else value if isinstance(value, tuple) else [value]
                 flags += [f"--{name.replace('_', '-')}", *map(str, values)]
         precision = f"{s.precision}, compiled" if s.compile else s.precision
+        drawing = f"then 64 images, {self.sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s"
         return [
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
-            f"then 64 images, {self.sampler} --steps {SAMPLING_STEPS}, take about {64 * self.sampling:.1f} s",
+            *([drawing] if self.sampler else []),
             f"the same without planning: {processes.own_command(['train', *flags, *places])}",
         ]
 
@@ -183,11 +184,11 @@ def with_guide(plan: Plan, n: int, folder: ddpm.PathLike, device: torch.device) 
     seconds, rest = share * plan.seconds, (1 - share) * plan.seconds
     guided = replace(
         plan, settings=paced(s, share * s.epochs, steps), seconds=seconds, deadline=plan.deadline - rest / MARGIN,
-        sampling=plan.sampling + SAMPLING_STEPS // 2 * each,  # it guides in every second step's time
+        sampling=plan.sampling + SAMPLING_STEPS // 2 * each,  # it guides in the second half of the steps
         sampler=processes.shell([*plan.sampler.split(), "--guide", str(folder), *GUIDANCE.split()]),
     )  # fmt: skip
     guide = paced(weak, share * s.epochs / EVERY, steps)
-    return guided, Plan(GUIDE, guide, pace, rest, plan.deadline, SAMPLING_STEPS * each, plan.sampler)
+    return guided, Plan(GUIDE, guide, pace, rest, plan.deadline, SAMPLING_STEPS * each, "")
 
 
 def choose(

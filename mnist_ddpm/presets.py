@@ -55,7 +55,8 @@ def fill_in(values: dict, base: dict) -> dict:
     """The values for Settings; of those left at Settings' defaults, what the base says."""
     defaults = {f.name: f.default for f in fields(Settings)}
     given = {name: value for name, value in values.items() if value != defaults[name]}
-    return values | base | given | made_void(values | base | given, base, set(given))
+    filled = values | base | given
+    return filled | made_void(filled, base, set(given))
 
 
 def made_void(values: dict, base: dict, given: set[str]) -> dict:

@@ -175,7 +175,7 @@ def add_shared_gradients(
     world: runs.World, run: ddpm.Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor, *rest
 ) -> Tensor:  # fmt: skip
     """ddpm.add_gradients, of this process's share; the network has the mean of all. Returns all losses (N,)."""
-    torch.manual_seed(int(np.random.default_rng((run.settings.seed, run.step, world.rank)).integers(2**63)))
+    ddpm.seed_step(run.settings.seed, run.step, world.rank)
     mine = world.share(len(x0))
     own = slice(mine.start, mine.stop)
     labels = None if labels is None else labels[own]
