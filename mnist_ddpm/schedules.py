@@ -49,7 +49,10 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def rescaled(make: Callable[[Settings], Schedule]) -> Callable[[Settings], Schedule]:
-    """The schedule that `make` gives, with zero terminal SNR. Its maker raises ValueError for eps prediction."""
+    """The schedule that `make` gives, with zero terminal SNR. Its maker raises ValueError for eps prediction.
+
+    Of little use where the loss gives T little or no weight: min-snr, p2, bound, vlb, and any prediction of mu.
+    """
 
     def make_rescaled(settings: Settings) -> Schedule:
         if settings.prediction == "eps":
