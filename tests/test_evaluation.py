@@ -813,7 +813,8 @@ def test_without_held_out_images_training_images_are_compared_with_each_other(di
 
 
 def test_estimates_are_told_with_their_interval():
-    assert str(Estimate.of(1.5, 0.1)) == "1.5 ± 0.2"
+    assert str(Estimate.of(1.5, 0.1)) == "1.50 ± 0.20"
+    assert str(Estimate(0.006882, -0.023, 0.037)) == "0.007 ± 0.030", "as many digits as the interval has"
     half, none = evaluation.share(torch.arange(100) < 50), evaluation.share(torch.zeros(100, dtype=torch.bool))
     assert half == pytest.approx((0.5, 0.404, 0.596), abs=1e-3), "Wilson's interval"
     assert none == pytest.approx((0, 0, 0.037), abs=1e-3)

@@ -119,6 +119,10 @@ CLAIMS = {  # kinds of rows: that which the claim names, and the other
         {"arm": "4k cosine, hybrid", "steps": 100},
         {"arm": "4k cosine, vlb", "steps": 100},
     ),
+    ("iddpm-schedules", "hybrid in 4000 steps better than in 100"): (
+        {"arm": "4k cosine, hybrid", "steps": 4000, "skipped": 0.0},
+        {"arm": "4k cosine, hybrid", "steps": 100},
+    ),
     ("ddim-table1", "10 steps: η = 0 beats η = 1"): ({"arm": "η = 0", "S": 10}, {"arm": "η = 1", "S": 10}),
     ("ddim-table1", "more steps, smaller error"): (
         {"arm": "reconstruction", "S": 100},
