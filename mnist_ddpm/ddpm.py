@@ -951,9 +951,8 @@ def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int =
     """
     check_film(film)
     scale = 2 if film[0][1].shape[-1] <= 32 else 1
-    levels = 17  # grey levels 0, 15, …, 255: enough for the eye, and noise compresses badly
     frames = [tile(x0_hat if predicted else xt, columns, scale) for _, xt, x0_hat in film]
-    frames = [(np.rint(frame / 255 * levels) * (255 / levels)).astype(np.uint8) for frame in frames]
+    frames = [np.uint8(15 * np.rint(frame / 15)) for frame in frames]  # 18 levels, since noise compresses badly
     if film[0][1].shape[1] == 1:  # grey: no palette to be found, which takes long
         frames = [frame[..., 0] for frame in frames]
     durations = [4000 / len(frames)] * (len(frames) - 1) + [2000] if len(frames) > 1 else 2000  # milliseconds

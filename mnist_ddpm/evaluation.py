@@ -44,7 +44,8 @@ class Estimate(NamedTuple):
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} ± {self.half:.2g}"
+        digits = max(0, 1 - math.floor(math.log10(self.half))) if 0 < self.half < math.inf else 4  # two of half's
+        return f"{self.value:.{digits}f} ± {self.half:.{digits}f}"
 
 
 def as_metric(metric: type, width: int, **options) -> nn.Module:
