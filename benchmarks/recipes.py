@@ -70,12 +70,11 @@ def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float, fall:
     settings = replace(settings, epochs=0.97 * 60 * minutes * pace / len(images))
     total = ddpm.total_steps(settings, images)
     settings = replace(settings, warmup_steps=min(500, total // 10), epochs=fall * settings.epochs)
-    run, deadline, began = ddpm.start_run(settings), time.monotonic() + 60 * minutes, time.monotonic()
+    run, deadline = ddpm.start_run(settings), time.monotonic() + 60 * minutes
     loop = ddpm.training_loop(run, images, ddpm.make_schedule(settings))
     for _ in ddpm.progress_bar(islice(loop, total), total=total, unit="step"):
         if time.monotonic() > deadline:
             break
-    run.seconds = time.monotonic() - began
     return run, total
 
 
@@ -109,6 +108,9 @@ def plot(rows: dict, minutes: float, path: Path) -> None:
 def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
     """A line for each recipe that is in all the files, made alike but for their minutes."""
     made = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for file, record in zip(files, made):
+        if "recipes" not in record:
+            raise SystemExit(f"error: {file} is no result of this script: name those of --minutes")
     made.sort(key=lambda record: record["minutes"])
     minutes = [record["minutes"] for record in made]
     figure = Figure(figsize=(8, 3.6), layout="constrained")

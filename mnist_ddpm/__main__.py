@@ -82,9 +82,7 @@ class Train:
         if self.resume:
             if self.preset != Train.preset:
                 raise ValueError("a resumed run has settings of its own: leave out --preset")
-            settings = presets.of_run(self.out)
-            runs.state_file(self.out)
-            return TrainingFlags(**asdict(settings))
+            return TrainingFlags(**asdict(runs.load_state(self.out)[1]))
         labels = presets.dataset(self.preset, self.flags.dataset) in guidance.LABELS
         started = pretrained(self.flags.init_from, labels)[0] if self.flags.init_from else {}
         return TrainingFlags(**{**presets.PRESETS[self.preset], **started})
@@ -170,8 +168,7 @@ class Plan:
             for folder in folders:
                 runs.must_be_free(folder)
             resumable.writable_folder(self.out)
-        kept = "dataset", "channels", "classes", "attributes", "seed"
-        asked = ddpm.Settings(**{name: getattr(self, name) for name in kept})
+        asked = ddpm.Settings(**{name: getattr(self, name) for name in planning.KEPT})
         if asked.classes and self.dataset != "celeba":  # whose images must be there first
             guidance.load_labels(asked, self.data)
         load = partial(ddpm.load_images, root=self.data)

@@ -461,13 +461,11 @@ def card_lines(card: dict) -> list[str]:
     if "L_simple" in card:
         found = card["L_simple"]
         parts = " ".join("-" if part is None else f"{part:.3g}" for part in found["by_tenth_of_T"])
-        lines.append(f"L_simple {found['mean']:.4f} of {found['n']} held-out images; by tenths of T: {parts}")
+        lines.append(f"L_simple {found['mean']:.4f} of the first {found['n']} held-out images; by tenths of T: {parts}")
     if "bits_per_dim" in card:
-        bound, how = card["bits_per_dim"], ""
-        if "variance" in bound:
-            how = f" ({bound['variance']} variance, {bound['times_per_image']} times an image)"
-        figure = f"{bound['value']:.4f} ± {bound['standard_error']:.4f} bits/dim"
-        lines.append(f"{figure} of {bound['n']} held-out images{how}")
+        bound = card["bits_per_dim"]
+        figure = f"{bound['value']:.4f} ± {bound['standard_error']:.4f} bits/dim of the first {bound['n']} held-out"
+        lines.append(f"{figure} images ({bound['variance']} variance, {bound['times_per_image']} times an image)")
     if "seconds_per_image" in card:
         each, seconds, device = card["evaluations_per_image"], card["seconds_per_image"], card["device"]
         lines.append(f"{each:.0f} network evaluations and {seconds:.3g} s an image on {device}")

@@ -115,7 +115,7 @@ class Lab:
         @cache
         def trained() -> ddpm.Model:
             run = self.training_run(folder, settings)
-            if run.step < ddpm.total_steps(settings, self.training) or not (folder / "config.json").is_file():
+            if run.step < ddpm.total_steps(settings, self.training) or not runs.saved_whole(folder, run):
                 print(f"{name}, seed {seed}", flush=True)
                 labels = guidance.load_labels(settings, self.data)[: len(self.training)] if settings.classes else None
                 runs.fit(run, self.training, ddpm.make_schedule(settings), folder, labels=labels)
@@ -130,7 +130,7 @@ class Lab:
         self.rows.append({**key, **measure()})
         evaluation.write_card(self.out / "record.json", self.record())
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        with resumable.replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        with resumable.replacing(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
@@ -227,11 +227,9 @@ def verdict(claim: str, differences: list[float]) -> str:
 
 def paired(rows: list[Row], name: str, less: Row, more: Row) -> list[float]:
     """Differences of a column between two kinds of rows, for each seed that both have."""
-
-    def by_seed(key: Row) -> dict:
-        return {row["seed"]: row[name] for row in matching(rows, key) if row.get(name, "") != ""}
-
-    first, second = by_seed(less), by_seed(more)
+    first, second = (
+        {row["seed"]: row[name] for row in matching(rows, key) if row.get(name, "") != ""} for key in (less, more)
+    )
     return [first[seed] - second[seed] for seed in first if seed in second]
 
 

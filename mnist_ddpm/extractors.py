@@ -32,7 +32,7 @@ class Extractor(nn.Module):
 
     BATCH = 500  # images at once, unless they are large
 
-    def __init__(self, dataset: str, outputs: int, widths: tuple[int, ...], dropout: float = 0.2):
+    def __init__(self, dataset: str, outputs: int, widths: tuple[int, ...]):
         super().__init__()
         self.dataset, self.outputs, self.widths = dataset, outputs, widths
         self.channels, self.side = (1, 28) if dataset == "mnist" else (3, 64)
@@ -42,7 +42,7 @@ class Extractor(nn.Module):
             for c_in, stride in ((c, first), (width, second)):
                 layers += [nn.Conv2d(c_in, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             c = width
-        self.body, self.dropout, self.head = nn.Sequential(*layers), nn.Dropout(dropout), nn.Linear(c, outputs)
+        self.body, self.dropout, self.head = nn.Sequential(*layers), nn.Dropout(0.2), nn.Linear(c, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.shape[1] != self.channels:

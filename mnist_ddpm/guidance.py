@@ -58,10 +58,8 @@ def always_told(settings: Settings) -> bool:
 
 
 def label_names(settings: Settings) -> list[str]:
-    """What each label of a network with these settings stands for: a digit, or the attributes that are present."""
+    """What each label of a network with attributes stands for: those that are present."""
     names = settings.attributes
-    if not names:
-        return [str(label) for label in range(settings.classes)]
     present = [[name for i, name in enumerate(names) if label >> i & 1] for label in range(2 ** len(names))]
     return [" + ".join(some) or "none of them" for some in present]
 

@@ -291,7 +291,7 @@ def load_folder(settings: Settings, folder: PathLike, cache: PathLike = "data/ca
     if not paths:
         raise ValueError(f"{folder} holds no images (files such as .png or .jpg)")
     names = [path.relative_to(folder).as_posix() for path in sorted(paths)]
-    label = re.sub(r"\W+", "-", Path(folder).resolve().name) or "images"
+    label = re.sub(r"\W+", "-", Path(folder).resolve().name)[:50] or "images"
     kind = "digits-" if settings.dataset == "mnist" else ""  # these may be padded
     return load_files(Files(Path(folder), names), settings, cache, kind + label)
 

@@ -27,12 +27,6 @@ from mnist_ddpm.ddpm import (
 )
 
 
-def posterior_weights(schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of x_0 and of x_t in the mean of q(x_{t-1} | x_t, x_0): DDPM, Eq. 7."""
-    one, zero = torch.ones_like(schedule.alpha_bar[0]), torch.zeros_like(schedule.alpha_bar[0])
-    return q_posterior(schedule, one, zero, t, t - 1)[0], q_posterior(schedule, zero, one, t, t - 1)[0]
-
-
 def x0_from_v(schedule: Schedule, xt: Tensor, t: int | Tensor, v: Tensor) -> Tensor:
     """x_0 from v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (arXiv 2202.00512, Appendix D)."""
     alpha_bar = at(schedule.alpha_bar, t)
@@ -45,15 +39,15 @@ def v_from_x0(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Te
     return (alpha_bar.sqrt().to(xt.dtype) * xt - x0) / (1 - alpha_bar).sqrt().to(xt.dtype)
 
 
-def x0_from_mu(schedule: Schedule, xt: Tensor, t: int | Tensor, mu: Tensor) -> Tensor:
-    """x_0 from the mean mu of q(x_{t-1} | x_t, x_0)."""
-    x0_weight, xt_weight = posterior_weights(schedule, t)
-    return (mu - xt_weight.to(xt.dtype) * xt) / x0_weight.to(xt.dtype)
-
-
 def mu_from_x0(schedule: Schedule, xt: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
-    """The mean of q(x_{t-1} | x_t, x_0)."""
+    """The mean mu of q(x_{t-1} | x_t, x_0): DDPM, Eq. 7."""
     return q_posterior(schedule, x0, xt, t, t - 1)[0]
+
+
+def x0_from_mu(schedule: Schedule, xt: Tensor, t: int | Tensor, mu: Tensor) -> Tensor:
+    """x_0 from that mean, which is a multiple of x_0 plus one of x_t."""
+    zero = torch.zeros_like(xt)
+    return (mu - mu_from_x0(schedule, xt, t, zero)) / mu_from_x0(schedule, zero, t, zero + 1)
 
 
 # name: (to x_0, from x_0), each called with schedule, xt, t, value. What a module of yours enters here is a prediction

@@ -17,6 +17,7 @@ FACES = "faces-64", "faces-64-small", "faces-32"
 # Images that a network should see at least, lest a smaller one be better (digits: benchmarks/README.md, How wide?)
 ENOUGH = {DIGITS: 300_000, FACES: 150_000}
 STEPS = 750  # that a short training should have at least, by smaller batches (the same page, A few minutes)
+KEPT = "dataset", "channels", "classes", "attributes", "seed"  # settings that a plan leaves as they are
 FEWEST = 20  # steps worth a training
 COMPILING = 1200  # seconds of which a minute or two may go into compiling the network
 YEAR = 366 * 24 * 3600  # seconds
@@ -130,7 +131,7 @@ def make_plan(
     if not 0 < seconds <= YEAR:
         raise ValueError(f"minutes is {seconds / 60:g}: it must be above 0, and at most a year")
     began = time.monotonic()
-    kept = {name: getattr(values, name) for name in ("dataset", "channels", "classes", "attributes", "seed")}
+    kept = {name: getattr(values, name) for name in KEPT}
     digits = values.dataset == "mnist"
     if digits:  # P2's weights: benchmarks/README.md, A few minutes
         kept["objective"] = "p2"
@@ -174,7 +175,7 @@ def with_guide(plan: Plan, n: int, folder: ddpm.PathLike, device: torch.device) 
     """
     s = plan.settings
     check_guided(s.dataset)
-    kept = "dataset", "channels", "classes", "attributes", "seed", "objective", "precision", "batch_size"
+    kept = *KEPT, "objective", "precision", "batch_size"
     weak = replace(presets.preset(GUIDE), **{name: getattr(s, name) for name in kept})
     pace, each = measured_pace(weak, device), measured_sampling(weak, device)
     preview, steps = 36 * min(20, weak.T) * each + 0.5, n // s.batch_size

@@ -4,7 +4,6 @@ import math
 import weakref
 from dataclasses import fields
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_ddpm.ddpm import PathLike, Settings, count_parameters, load_config, look_up, make_model
-from mnist_ddpm.runs import load_state
+from mnist_ddpm.ddpm import Settings, count_parameters, look_up, make_model
 
 LAPTOP = {
     "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0", "objective": "min-snr",
@@ -82,16 +80,10 @@ def preset(name: str) -> Settings:
     return Settings(**look_up("preset", name, PRESETS))
 
 
-def of_run(folder: PathLike) -> Settings:
-    """A saved run's settings, even if a save was cut short. Raises as load_config or load_state."""
-    resumable = Path(folder, "training_state.pt").exists()  # which is written first
-    return load_state(folder)[1] if resumable else load_config(folder)[0]
-
-
 class Cost(NamedTuple):
     parameters: int
     flops: int  # of one evaluation of one image: two for each multiplication with an addition
-    training: int  # bytes of a training step: weights, their average, Adam's two moments, and the most besides
+    memory: int  # bytes of a training step: weights, their average, Adam's two moments, and the most besides
 
 
 class LiveTensors(TorchDispatchMode):
@@ -107,15 +99,11 @@ class LiveTensors(TorchDispatchMode):
         for tensor in tree_leaves(result):
             storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
             if storage is not None and storage not in self.seen:
-                self.count(storage)
+                self.seen.add(storage)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self.forget, storage.nbytes())
         return result
-
-    def count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self.seen.add(storage)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self.forget, size)
 
     def forget(self, size: int) -> None:
         self.live -= size

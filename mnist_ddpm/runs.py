@@ -69,17 +69,11 @@ def save_run(folder: ddpm.PathLike, run: ddpm.Run) -> None:
     run.saved = run.step
 
 
-def state_file(folder: ddpm.PathLike) -> Path:
-    """Where a run that can be resumed has its training state. Raises FileNotFoundError where there is none."""
+def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
+    """The training state saved in folder, and its settings. Raises FileNotFoundError, or ValueError if damaged."""
     path = Path(folder, "training_state.pt")
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
-    return path
-
-
-def load_state(folder: ddpm.PathLike) -> tuple[dict, ddpm.Settings]:
-    """The training state saved in folder, and its settings. Raises as state_file, or ValueError if damaged."""
-    path = state_file(folder)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state, ddpm.Settings(**state["settings"])

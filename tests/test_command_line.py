@@ -579,7 +579,7 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
         (["--preset", "faces-32", "--beta-1", "1e-3"], "schedule cosine has betas of its own"),
         (["--dataset", "mnist", "--data", str(ROOT / "data"), "--classes", "3"], "set classes to 10"),
         (["--out", "file/run"], "cannot write to the folder file/run"),
-        (["--resume"], "is not a checkpoint"),
+        (["--resume"], "nothing to resume: there is no "),
     ],
     ids=" ".join,
 )

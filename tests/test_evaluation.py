@@ -414,8 +414,6 @@ def test_a_card_is_written_read_and_compared(digits, tmp_path):
     text = "\n".join(card_lines(good))
     assert "n = 100 is small" in text and "held out against training (n = 100)" in text and "digits 0 to 9" in text
     assert "in pixels: nearest training image" in text and "in features: nearest training image" in text
-    older = good | {"bits_per_dim": {"n": 3, "value": 1.5, "standard_error": 0.1}}
-    assert card_lines(older)[-1] == "1.5000 ± 0.1000 bits/dim of 3 held-out images"
 
 
 @pytest.mark.parametrize("change", [{"n": 99}, {"extractor": "z"}, {"reference": "z"}], ids=str)
@@ -616,7 +614,7 @@ def test_a_card_has_the_bound_of_the_variance_that_was_learned(trained, few_digi
     save_checkpoint(tmp_path / "checkpoint", model, settings)
     flags = "--checkpoint", str(tmp_path / "checkpoint"), "--steps", "2", "--bits", "3"
     card = evaluate(trained, tmp_path / "a.json", *flags)
-    assert "bits/dim of 3 held-out images (learned variance, 20 times an image)" in capsys.readouterr().out
+    assert "bits/dim of the first 3 held-out images (learned variance, 20 times an image)" in capsys.readouterr().out
     told = evaluate(trained, tmp_path / "b.json", *flags, "--sampler", "ddpm", "--variance", "posterior")
     assert [each["bits_per_dim"]["variance"] for each in (card, told)] == ["learned", "posterior"]
     model, schedule, _ = load_checkpoint(tmp_path / "checkpoint")

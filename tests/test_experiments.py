@@ -222,6 +222,15 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
         assert experiments.main(flags) == 1 and "holds results of another training" in capsys.readouterr().err
 
 
+def test_a_network_whose_last_save_was_cut_short_is_measured_as_it_was_trained(tmp_path):
+    lab = Lab(tmp_path / "mine", replace(TINY, seeds=1), ROOT / "data", torch.device("cpu"), experiments.BRIEFLY)
+    network, _, settings = lab.network("eps", 0)
+    trained = network().state_dict()
+    ddpm.save_checkpoint(tmp_path / "runs" / "eps-0", ddpm.make_model(settings), settings, {"steps": 1})
+    again = lab.network("eps", 0)[0]().state_dict()
+    assert all(torch.equal(again[name], weights) for name, weights in trained.items())
+
+
 def test_a_record_keeps_the_machine_of_earlier_rows(tmp_path):
     options = Scale(seeds=1), ROOT / "data", torch.device("cpu"), experiments.BRIEFLY
     path, record = tmp_path / "record.json", Lab(tmp_path, *options).record()

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Settings, UNet, l_simple, make_model, make_schedule, start_run, training_step
-from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, of_run, preset
-from mnist_ddpm.runs import resume_run, save_run
+from mnist_ddpm.presets import PRESETS, LiveTensors, cost, fill_in, preset
+from mnist_ddpm.runs import load_state, resume_run, save_run
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_what_each_preset_costs(name, parameters, gflop, gigabytes):
     assert name in PRESETS and len(PRESETS) == 8
     found = cost(preset(name))
     assert found.parameters == parameters
-    assert found.flops / 1e9 == pytest.approx(gflop, abs=5e-3) and found.training / 1e9 == pytest.approx(
+    assert found.flops / 1e9 == pytest.approx(gflop, abs=5e-3) and found.memory / 1e9 == pytest.approx(
         gigabytes, abs=5e-3
     )
 
@@ -76,13 +76,13 @@ def test_counted_memory_is_that_of_a_real_step():
         memory.seen.update(p.untyped_storage() for p in run.model.parameters())
         l_simple(run.model, schedule, x0, torch.arange(1, 9), x0).mean().backward()
     found = cost(settings)
-    assert found.training - 16 * found.parameters == pytest.approx(memory.peak, rel=0.02)
+    assert found.memory - 16 * found.parameters == pytest.approx(memory.peak, rel=0.02)
 
 
 def test_memory_grows_with_the_part_of_a_batch_and_shrinks_with_checkpointing():
     whole = replace(preset("ddpm-cifar10"), batch_size=32)
     costs = {
-        (parts, again): cost(replace(whole, accumulation=parts, gradient_checkpointing=again)).training
+        (parts, again): cost(replace(whole, accumulation=parts, gradient_checkpointing=again)).memory
         for parts in (1, 2, 4)
         for again in (False, True)
     }
@@ -116,7 +116,7 @@ def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(tiny
     monkeypatch.setattr(ddpm, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space"):
         save_run(tmp_path, resume_run(tmp_path, replace(tiny, epochs=40)))
-    assert of_run(tmp_path).epochs == 40
+    assert load_state(tmp_path)[1].epochs == 40
 
 
 def test_what_is_left_at_its_default_is_filled_in():
