@@ -105,7 +105,9 @@ class Train:
 
     def run(self) -> None:
         settings = ddpm.Settings(**asdict(self.flags))
-        if not self.resume:
+        if self.resume:
+            moved(settings, None)
+        else:
             runs.must_be_free(self.out)
         world = processes.connect(self.processes, self.device == "cpu")
         device = processes.pick_device(self.device, world)
@@ -214,8 +216,8 @@ class Drawing:
         for name in ("n", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not math.isfinite(self.scale):
-            raise ValueError(f"guidance is {self.scale}: it must be a finite number")
+        if not abs(self.scale) <= 1e6:
+            raise ValueError(f"guidance is {self.scale}: it must be a number up to a million")
         world = processes.connect(self.processes, self.device == "cpu")
         device = processes.pick_device(self.device, world)
         processes.check_precision(self.precision, device)

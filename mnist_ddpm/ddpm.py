@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint as recomputed
@@ -105,6 +105,7 @@ class Settings:
                 object.__setattr__(self, f.name, tuple(value))
             if f.type in (int, float, float | None) and type(value) not in kind:
                 raise ValueError(f"{f.name} is {value!r}: it must be a {'whole number (int)' if len(kind) == 1 else 'number'}")
+        lists = "channel_mults", "attention_resolutions"
         counts = "image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size", "accumulation"
         for names, fits, wanted in (
             (counts, lambda x: x >= 1, "at least 1"),
@@ -115,6 +116,8 @@ class Settings:
             (("beta_1",), lambda x: 0 < x <= self.beta_T < 1, f"in 0 < beta_1 <= beta_T = {self.beta_T} < 1"),
             (("channels",), lambda x: type(x) is int and x in (1, 3), "1 (grey) or 3 (colour)"),
             (("precision",), lambda x: x in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
+            (("attributes",), lambda x: type(x) is tuple and {*map(type, x)} <= {str}, "a list of names"),
+            (lists, lambda x: x is None or (type(x) is tuple and {*map(type, x)} <= {int}), "a list of whole numbers"),
         ):
             for name in names:
                 if not fits(getattr(self, name)):
@@ -893,7 +896,7 @@ def generate(
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n = {n} and batch_size = {batch_size} must be at least 1")
-    times = timesteps(schedule.T, steps) if isinstance(steps, int) else steps
+    times = timesteps(schedule.T, steps) if isinstance(steps, (int, np.integer)) else [int(t) for t in steps]
     place = schedule.alpha_bar
     if isinstance(model, nn.Module):
         place = next(model.eval().parameters(), place)
@@ -914,7 +917,7 @@ def generate(
             if t != 0:
                 raise ValueError(f"the sampler ended at t = {t}: it must also yield x_0, with t = 0, which is the image")
             if x.isnan().any():
-                raise FloatingPointError("the images are NaN: avoid precision float16, or take an undamaged checkpoint")
+                raise FloatingPointError("the images are NaN: avoid precision float16, a huge guidance, and damaged checkpoints")
             images.append(to_uint8(x).cpu())
     return torch.cat(images), reel
 
@@ -956,7 +959,7 @@ def save_gif(path: PathLike, film: Film, predicted: bool = False, columns: int =
     if film[0][1].shape[1] == 1:  # grey: no palette to be found, which takes long
         frames = [frame[..., 0] for frame in frames]
     durations = [4000 / len(frames)] * (len(frames) - 1) + [2000] if len(frames) > 1 else 2000  # milliseconds
-    imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
+    Path(path).write_bytes(imageio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0))
 
 
 def preview(run: Run, schedule: Schedule) -> np.ndarray:
@@ -1004,7 +1007,7 @@ def save_checkpoint(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
     with writing(Path(folder, "model.safetensors")) as path:
-        save_file(weights, path)
+        path.write_bytes(save(weights))
     with writing(Path(folder, "config.json")) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -1039,15 +1042,15 @@ def load_config(folder: PathLike) -> tuple[Settings, dict]:
 def load_checkpoint(folder: PathLike, device: Device = "cpu") -> tuple[Model, Schedule, Settings]:
     """The averaged model, ready to sample, with its schedule and settings.
 
-    Raises FileNotFoundError where folder is no checkpoint, ValueError for files damaged or not matching.
+    Raises FileNotFoundError where folder is no checkpoint, ValueError for files damaged or not matching, OSError.
     """
     settings, _ = load_config(folder)
     path, model = Path(folder, "model.safetensors"), make_model(settings)
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint: there is no {path.name} in it")
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
+        weights = load(path.read_bytes())
+    except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     unknown = "" if settings.objective in OBJECTIVES else f' (of objective "{settings.objective}", unknown here)'
     load_weights(model.state_dict(), weights, f"{path}{unknown}")

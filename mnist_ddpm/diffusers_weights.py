@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import (
@@ -289,7 +289,7 @@ def save_diffusers(folder: PathLike, model: Model, settings: Settings) -> None:
     weights = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}  # sharing no memory
     unet, scheduling = Path(folder, "unet"), Path(folder, "scheduler")
     with replacing(unet / WEIGHTS[0]) as path:
-        save_file(weights, path, metadata={"format": "pt"})
+        path.write_bytes(save(weights, {"format": "pt"}))
     files = {unet / CONFIG: config, scheduling / SCHEDULER: scheduler, Path(folder, INDEX): index}
     for file, values in files.items():
         with replacing(file) as path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Device, PathLike, Settings, load_images, progress_bar, to_float
@@ -221,7 +221,7 @@ def save_extractor(path: PathLike, extractor: Extractor, record: dict) -> None:
     header = {"dataset": extractor.dataset, "outputs": extractor.outputs, "widths": extractor.widths, "record": record}
     weights = {name: tensor.cpu().contiguous() for name, tensor in extractor.state_dict().items()}
     with replacing(Path(path)) as partial:
-        save_file(weights, partial, metadata={"extractor": json.dumps(header)})
+        partial.write_bytes(save(weights, {"extractor": json.dumps(header)}))
 
 
 def load_extractor(path: PathLike) -> tuple[Extractor, dict]:

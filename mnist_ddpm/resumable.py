@@ -1,5 +1,6 @@
 """Long work that can be stopped and goes on: here drawing and measuring, in `runs` training."""
 
+import errno
 import os
 import shutil
 import signal
@@ -59,7 +60,9 @@ def replacing(path: Path) -> Iterator[Path]:
                 time.sleep(wait)  # on Windows somebody may be reading it
     except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):  # the device's own
         raise
-    except (SafetensorError, RuntimeError) as error:  # so do safetensors and PyTorch say it
+    except (SafetensorError, RuntimeError, OSError) as error:  # the first two are how safetensors and PyTorch say it
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
         raise OSError(f"{path} could not be written ({first_line(error)}): is there room?") from error
     finally:
         with suppress(OSError):  # the first error is the one to tell

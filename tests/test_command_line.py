@@ -488,6 +488,8 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
     assert main(["train", "--resume", "--out", str(out), "--epochs", "2", *cache]) == 0
     assert "6 steps" in capsys.readouterr().out
     assert "base_channels was 8" in error_of(capsys, "train", "--resume", "--out", out, "--base-channels", "16", *cache)
+    told = "there is no folder gone: has it moved? --dataset names where it is now"
+    assert told in error_of(capsys, "train", "--resume", "--out", out, "--dataset", "gone", *cache)
     for name in ("config.json", "model.safetensors"):  # as after a kill in the first save
         (out / name).unlink()
     assert main(["train", "--resume", "--out", str(out), "--epochs", "3", *cache]) == 0
@@ -509,8 +511,8 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
         (["--out", "README.md/x"], "cannot write to the folder README.md/x"),
         (["--guidance", "2"], "was trained without labels"),
         (["--guidance-interval", "5", "15"], "where nothing guides: name a --guide, or a checkpoint with labels"),
-        (["--guide", "nowhere", "--guidance", "nan"], "guidance is nan: it must be a finite number"),
-        (["--guide", "nowhere", "--guidance", "inf"], "guidance is inf: it must be a finite number"),
+        (["--guide", "nowhere", "--guidance", "nan"], "guidance is nan: it must be a number up to a million"),
+        (["--guide", "nowhere", "--guidance", "1e300"], "guidance is 1e+300: it must be a number up to a million"),
         (["--guide", "nowhere", "--guidance-interval", "5", "21"], "--guidance-interval 5 21 must be two rising"),
         (["--guide", "nowhere", "--guidance-interval", "3", "6"], "none of the 6 times sampled is in --guidance-inter"),
         (["--label", "3"], "was trained without labels"),

@@ -69,6 +69,10 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
         ({"learning_rate": "1e-3"}, "learning_rate is '1e-3': it must be a number"),
         ({"seed": np.int64(3)}, "seed is np.int64.3.: it must be a whole number .int."),  # which no file would take
         ({"channels": "1"}, "channels is '1': it must be 1 .grey. or 3"),
+        ({"channel_mults": 4}, "channel_mults is 4: it must be a list of whole numbers"),
+        ({"channel_mults": [1, 1.5]}, "channel_mults is .1, 1.5.: it must be a list of whole numbers"),
+        ({"attention_resolutions": 8}, "attention_resolutions is 8: it must be a list"),
+        ({"attributes": "Smiling"}, "attributes is 'Smiling': it must be a list of names"),
     ],
 )
 def test_settings_of_a_wrong_kind_are_named(values, message):

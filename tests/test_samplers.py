@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import no_noise, restless
@@ -183,6 +184,15 @@ def test_film_holds_the_first_images_from_noise_to_the_result(paper):
     assert film[0][0] == 1000 and film[-1][0] == 0 and len(film) == 11
     assert all(xt.shape == x0_hat.shape == (2, 1, 1, 1) for _, xt, x0_hat in film)
     assert torch.equal(film[-1][1], images[:2]) and images.shape == (5, 1, 1, 1) and images.dtype == torch.uint8
+
+
+def test_steps_may_be_of_any_kind_of_whole_numbers(paper):
+    def drawn(steps):
+        return generate(ideal_denoiser(paper, POINTS), paper, 2, (1, 1, 1), steps=steps, eta=1.0, progress=False)[0]
+
+    expected = drawn([1000, 500])
+    for steps in (2, np.int64(2), np.array([1000, 500]), torch.tensor([1000, 500]), (1000, 500)):
+        assert torch.equal(drawn(steps), expected)
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"n": -3}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**32}], ids=str)
