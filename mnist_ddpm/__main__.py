@@ -807,7 +807,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
-        if not planning.out_of_memory(error):
+        if not resumable.out_of_memory(error):
             raise
         advice = "take less at once (--batch-size; to train, a larger --accumulation, or --gradient-checkpointing)"
         if isinstance(command, Plan):

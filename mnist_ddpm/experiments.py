@@ -60,11 +60,11 @@ BRIEFLY = {**LONGER, "epochs": 3.0}  # where many networks are
 class Lab:
     """Trains networks and measures them, each once; rows of results go to a CSV file as they come."""
 
-    def __init__(self, out: Path, scale: Scale, data: Path, device: torch.device, training: dict, command: str = ""):
+    def __init__(self, out: Path, scale: Scale, data: Path, device: torch.device, common: dict, command: str = ""):
         if scale.epochs is None:
-            scale = replace(scale, epochs=training["epochs"])
+            scale = replace(scale, epochs=common["epochs"])
         self.out, self.scale, self.data, self.device, self.command = out, scale, data, device, command
-        self.common = {**training, "base_channels": scale.width, "epochs": scale.epochs}  # settings of all networks
+        self.common = {**common, "base_channels": scale.width, "epochs": scale.epochs}  # settings of all networks
         self.runs = out.parent / ("runs-quick" if scale == QUICK else "runs")  # experiments share their networks
         self.path, self.rows = out / "results.csv", []
         if self.path.is_file():
@@ -533,7 +533,7 @@ class Experiment(NamedTuple):
     run: Callable[[Lab], None]
     plot: Callable[[list[Row], Figure], None]
     width: float  # of the plot, in inches
-    training: dict  # settings of its networks
+    common: dict  # settings of its networks
 
 
 EXPERIMENTS = {
@@ -587,7 +587,7 @@ def main(arguments: list[str] | None = None) -> int:
         scale = QUICK if asked.quick else scale
         out = resumable.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
         command = shlex.join(["python", "-m", "mnist_ddpm.experiments", *given])
-        lab = Lab(out, scale, asked.data, processes.pick_device(asked.device), experiment.training, command)
+        lab = Lab(out, scale, asked.data, processes.pick_device(asked.device), experiment.common, command)
         experiment.run(lab)
         note = "--quick: too little was trained and drawn to tell anything" if asked.quick else None
         draw_plot(asked.name, lab.rows, out / "plot.png", note)

@@ -195,14 +195,13 @@ def train_extractor(
         extractor = Extractor(dataset, 10 if digits else 40, (32, 64, 64) if digits else (48, 96, 128, 128)).to(device)
         loss_of = F.cross_entropy if digits else F.binary_cross_entropy_with_logits
         optimizer = torch.optim.AdamW(extractor.parameters(), lr=rate, weight_decay=0.05)
-        steps = epochs * (len(images) // batch_size)
+        whole = len(images) // batch_size * batch_size
+        steps = epochs * whole // batch_size
         plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
         with progress_bar(total=steps, desc=f"training an extractor for {dataset}", unit="step") as bar:
             for _ in range(epochs):
                 extractor.train()
-                for batch in torch.randperm(len(images), generator=generator).split(batch_size):
-                    if len(batch) < batch_size:
-                        continue
+                for batch in torch.randperm(len(images), generator=generator)[:whole].split(batch_size):
                     x = shifted(images[batch], 2 if digits else 4, generator)
                     x = x if digits else mirrored(x, generator)
                     loss = loss_of(extractor.classify(x.to(device)), wanted[batch].to(device))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import ddpm, presets, processes, runs
-from mnist_ddpm.resumable import first_line
+from mnist_ddpm.resumable import first_line, out_of_memory
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
@@ -114,12 +114,6 @@ def precisions(device: torch.device) -> list[str]:
     return ["float32", "bfloat16"]
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it says so: on Apple's GPUs and on processors PyTorch has no class of errors for it."""
-    said = "out of memory", "not enough memory", "can't allocate memory"
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
-
-
 def make_plan(
     values: ddpm.Settings, load: Callable[[ddpm.Settings], Tensor], seconds: float, device: torch.device
 ) -> tuple[Plan, Tensor]:
@@ -142,7 +136,7 @@ def make_plan(
     if n < settings.batch_size:
         settings = replace(settings, batch_size=n)
         pace = measured_pace(settings, device)
-    steps, preview = n // settings.batch_size, 36 * min(20, settings.T) * each + 0.5
+    steps, preview = n // settings.batch_size, preview_seconds(settings, each)
     epoch = steps * settings.batch_size / pace
     planned, each_epoch = MARGIN * (deadline - time.monotonic()), preview / max(1, runs.PREVIEW_EVERY // steps)
     # as fit does it, in no more than 3 s and a twentieth of the time, and at the end
@@ -152,6 +146,11 @@ def make_plan(
         raise ValueError(f"{seconds / 60:.3g} minutes are enough for {max(0, total)} steps here: give it more")
     sampler = SAMPLER[DIGITS if digits else FACES]
     return Plan(name, paced(settings, epochs, steps), pace, planned, deadline, SAMPLING_STEPS * each, sampler), images
+
+
+def preview_seconds(settings: ddpm.Settings, each: float) -> float:
+    """What ddpm.preview and its file take, of so many seconds an evaluation of one image."""
+    return 36 * min(20, settings.T) * each + 0.5
 
 
 def paced(settings: ddpm.Settings, epochs: float, steps: int) -> ddpm.Settings:
@@ -178,7 +177,7 @@ def with_guide(plan: Plan, n: int, folder: ddpm.PathLike, device: torch.device) 
     kept = *KEPT, "objective", "precision", "batch_size"
     weak = replace(presets.preset(GUIDE), **{name: getattr(s, name) for name in kept})
     pace, each = measured_pace(weak, device), measured_sampling(weak, device)
-    preview, steps = 36 * min(20, weak.T) * each + 0.5, n // s.batch_size
+    preview, steps = preview_seconds(weak, each), n // s.batch_size
     share = (1 - preview / plan.seconds) / (1 + plan.pace / pace / EVERY)  # of the time, for the network itself
     if share * s.epochs * steps / EVERY < FEWEST_OF_GUIDE:
         raise ValueError(f"in {plan.seconds / 60:.3g} minutes a guide has too few steps: give it more, or none")

@@ -40,6 +40,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says so: on Apple's GPUs and on processors PyTorch has no class of errors for it."""
+    said = "out of memory", "not enough memory", "can't allocate memory"
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, whose folder is made, that takes its place if the block ends without an error.
