@@ -547,9 +547,9 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Scale):
-    """Repeat an experiment of a paper in miniature, on MNIST: up to six hours on one core, less on a GPU.
+    """Repeat an experiment of a paper in miniature, on MNIST: an hour to half a day on one core, less on a GPU.
 
-    For a night or two: --epochs 5 --width 32 --n 2000 --bits 1000 --long 250 --out night
+    For a night or two: --epochs 5 --width 32 --n 2000 --bits 1000 --long 100 --out night
     """
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(help="one of " + ", ".join(EXPERIMENTS))]]
