@@ -380,7 +380,7 @@ def plot_iddpm_schedules(rows: list[Row], figure: Figure) -> None:
         rows, "frechet",
         ("learned variance helps in 25 steps", hybrid | few, simple | few),
         ("vlb draws worse than hybrid", hybrid | many, vlb | many),
-        (f"hybrid in {longest} steps better than in 100", hybrid | most, hybrid | many),
+        (f"hybrid: {longest} steps beat 100", hybrid | most, hybrid | many),
     )  # fmt: skip
     second.set(title=found, xscale="log")
     second.set_ylabel("Fréchet distance")

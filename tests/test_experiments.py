@@ -119,7 +119,7 @@ CLAIMS = {  # kinds of rows: that which the claim names, and the other
         {"arm": "4k cosine, hybrid", "steps": 100},
         {"arm": "4k cosine, vlb", "steps": 100},
     ),
-    ("iddpm-schedules", "hybrid in 4000 steps better than in 100"): (
+    ("iddpm-schedules", "hybrid: 4000 steps beat 100"): (
         {"arm": "4k cosine, hybrid", "steps": 4000, "skipped": 0.0},
         {"arm": "4k cosine, hybrid", "steps": 100},
     ),
