@@ -20,6 +20,7 @@ import errno
 import inspect
 import json
 import math
+import operator
 import os
 import platform
 import sys
@@ -896,7 +897,7 @@ def generate(
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n = {n} and batch_size = {batch_size} must be at least 1")
-    times = timesteps(schedule.T, steps) if isinstance(steps, (int, np.integer)) else [int(t) for t in steps]
+    times = timesteps(schedule.T, steps) if isinstance(steps, (int, np.integer)) else [operator.index(t) for t in steps]
     place = schedule.alpha_bar
     if isinstance(model, nn.Module):
         place = next(model.eval().parameters(), place)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import (
@@ -196,7 +196,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .bin file; no code in it is run. Raises ValueError for a damaged one."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load(path.read_bytes())
         weights = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
             raise ValueError("it holds something other than tensors")

@@ -229,7 +229,7 @@ def load_extractor(path: PathLike) -> tuple[Extractor, dict]:
         advice = "start from the project's folder, name a file, or train one (python -m mnist_ddpm extractor)"
         raise FileNotFoundError(f"there is no extractor {path}: {advice}")
     try:
-        with safe_open(path, "pt") as file:
+        with Path(path).open("rb"), safe_open(path, "pt") as file:  # the first says why, where it cannot be read
             header = json.loads(file.metadata()["extractor"])
             extractor = Extractor(header["dataset"], header["outputs"], tuple(header["widths"]))
             extractor.load_state_dict({name: file.get_tensor(name) for name in file.keys()})

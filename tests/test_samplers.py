@@ -193,6 +193,8 @@ def test_steps_may_be_of_any_kind_of_whole_numbers(paper):
     expected = drawn([1000, 500])
     for steps in (2, np.int64(2), np.array([1000, 500]), torch.tensor([1000, 500]), (1000, 500)):
         assert torch.equal(drawn(steps), expected)
+    with pytest.raises(TypeError, match="integer"):
+        drawn([1000, 500.5])
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"n": -3}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**32}], ids=str)
