@@ -100,6 +100,14 @@ def test_celeba_crop_of_the_whole_width_fits_copies_of_any_size():
         assert fitted(Image.new("RGB", (width, round(width * 218 / 178))), 16, crop=178).size == (16, 16)
 
 
+def test_a_folder_may_have_a_name_as_long_as_names_may_be(colour, tmp_path):
+    for name in ("a" * 249 + "first", "a" * 249 + "other"):
+        save_some(tmp_path / name, 3)
+        save(tmp_path / name / "name.png", plain(5 if name.endswith("first") else 7, (20, 20)))
+    drawn = [numbers(load_folder(colour, folder, tmp_path / "cache")) for folder in sorted(tmp_path.glob("a*"))]
+    assert drawn == [[0, 1, 2, 5], [0, 1, 2, 7]], "and another cache than one that begins alike"
+
+
 def test_celeba_crop_is_an_argument_and_part_of_the_cache_key(colour, tmp_path):
     save(tmp_path / "celeba" / "000001.jpg", ramp(*ORIGINAL))
     settings = replace(colour, image_size=64)
