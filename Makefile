@@ -14,7 +14,7 @@ LATEST := images&samples/latest
 
 run: .venv/.installed
 	@mkdir -p "$(LATEST)"
-	$(BIN)/papermill MNIST_DDPM.ipynb "$(LATEST)/MNIST_DDPM.ipynb"
+	$(BIN)/python -m papermill MNIST_DDPM.ipynb "$(LATEST)/MNIST_DDPM.ipynb"
 	@echo "Pictures and the executed notebook are in $(LATEST)/"
 
 test: .venv/.installed-dev
@@ -31,8 +31,8 @@ notebook: .venv/.installed-dev
 	$(BIN)/python tools/notebook.py run
 
 lint: .venv/.installed-dev
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
 
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=...")'

@@ -16,7 +16,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mnist_ddpm import ddpm, planning, processes
+from mnist_ddpm import ddpm, machine, planning
 from mnist_ddpm.presets import cost, preset
 
 RATES = {"T4": 65e12, "V100": 125e12, "A100": 312e12, "H100": 989e12}  # operations a second
@@ -61,7 +61,7 @@ def measured(asked: Arguments) -> None:
     print(f"{device}, {torch.get_num_threads()} threads: {rate / 1e12:.3g} TFLOP/s with large bfloat16 matrices")
     print("\n| preset | images trained a second | TFLOP/s | share of the matrix rate |\n|---|---|---|---|")
     for name in asked.measure:
-        compiled = asked.compile and processes.compiles(device)
+        compiled = asked.compile and machine.compiles(device)
         settings = replace(preset(name), precision=asked.precision, compile=compiled)
         pace = planning.measured_pace(settings, device, 10.0)
         done = 3 * cost(settings).flops * pace

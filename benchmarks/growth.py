@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers import peak_memory
 
-from mnist_ddpm import ddpm, processes
+from mnist_ddpm import ddpm, machine
 
 RESULTS = Path(__file__).parent / "results"
 TRAINING, SAMPLING = {"image_size": 32, "batch": 128, "data_set": 2000}, {"n": 64, "steps": 20}
@@ -100,13 +100,15 @@ def plot(growth: dict, path: Path) -> None:
 
 
 def main() -> None:
+    if len(sys.argv) > 1:
+        sys.exit(__doc__)
     matplotlib.use("Agg")
     growth = {}
     for name, (values, base) in GROWTH.items():
         growth[name] = [measured({**base, name: value}) for value in ddpm.progress_bar(values, desc=name)]
     record = {
         "command": shlex.join(["python", *sys.argv]), "growth": growth, "threads": torch.get_num_threads(),
-        "device": "cpu", "processor": processes.hardware("cpu"), "torch": torch.__version__,
+        "device": "cpu", "processor": machine.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "growth.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

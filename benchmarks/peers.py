@@ -100,7 +100,7 @@ class Contestant:
     @classmethod
     def described(cls) -> dict:
         """What a result says of where it comes from."""
-        from mnist_ddpm.processes import hardware
+        from mnist_ddpm.machine import hardware
 
         command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
         how = " ".join(cls.__doc__.split())
@@ -610,6 +610,8 @@ def main() -> None:
     settings["evaluations"] = a.evaluations if len(a.evaluations) > 1 else a.evaluations[0]
     try:
         a.out.parent.mkdir(parents=True, exist_ok=True)
+        if a.out.is_dir() or not os.access(a.out.parent, os.W_OK):
+            sys.exit(f"{a.out} cannot be written: name a JSON file")
         card = json.loads(a.out.read_text(encoding="utf-8")) if a.race and a.out.exists() else {}
         if card.get("settings", settings) != settings:
             sys.exit(f"{a.out} holds a race with other settings: name another --out")

@@ -21,7 +21,7 @@ from matplotlib.ticker import NullLocator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mnist_ddpm import ddpm, evaluation, extractors, planning, processes
+from mnist_ddpm import ddpm, evaluation, extractors, machine, planning, resumable
 
 SMALL = {"optimizer": "muon", "batch_size": 64, "base_channels": 16}
 STEADY = {"learning_rate": 2.5e-3, "epochs": 100.0}  # the rate's fall is planned for a hundred times the time
@@ -110,7 +110,7 @@ def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
     made = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     for file, record in zip(files, made):
         if "recipes" not in record:
-            raise SystemExit(f"error: {file} is no result of this script: name those of --minutes")
+            raise ValueError(f"{file} is no result of this script: name those of --minutes")
     made.sort(key=lambda record: record["minutes"])
     minutes = [record["minutes"] for record in made]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
@@ -140,16 +140,18 @@ def main(asked: Arguments) -> None:
     record = {
         "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": asked.precision,
         "extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads(),
-        "processor": processes.hardware("cpu"), "torch": torch.__version__,
+        "processor": machine.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
     rows, out = {}, asked.out or Path(f"benchmarks/results/recipes-{asked.minutes:g}.json")
     if out.is_file():
         found = json.loads(out.read_text(encoding="utf-8"))
         if {name: found.get(name) for name in record} != record:
-            raise SystemExit(f"error: {out} was made otherwise: name another --out")
+            raise ValueError(f"{out} was made otherwise: name another --out")
         rows = found["recipes"]
+    resumable.writable_file(out)
+    if out.suffix == ".png":
+        raise ValueError(f"{out} is for the figures, as JSON, and their plot goes beside it: name it .json")
     known = judge.features(images)
-    out.parent.mkdir(parents=True, exist_ok=True)
     for name, changes in recipes.items():
         if name in rows:
             continue
@@ -174,3 +176,5 @@ if __name__ == "__main__":
         main(tyro.cli(Arguments, description=__doc__))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped: the same command goes on, with the recipe that was at work")

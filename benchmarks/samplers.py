@@ -18,7 +18,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from mnist_ddpm import ddpm, evaluation, extractors  # noqa: E402
+from mnist_ddpm import ddpm, evaluation, extractors, resumable  # noqa: E402
 
 METHODS = {
     "DDIM, η = 0": ("ddim", {"eta": 0.0}),
@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.n < 2 or min(arguments.evaluations) < 1:
         parser.error("--n must be at least 2, and --evaluations at least 1")
     sys.stdout.reconfigure(errors="replace")  # Greek letters, where a console knows none
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    resumable.writable_folder(arguments.out)
     model, schedule, settings = ddpm.load_checkpoint(arguments.checkpoint)
     training = ddpm.load_images(settings, arguments.data)
     judge, shape = extractors.pick_judge("auto", settings.dataset), tuple(training.shape[1:])

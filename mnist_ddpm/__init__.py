@@ -6,23 +6,19 @@ from mnist_ddpm import ddpm, image_folder, learned_variance, muon, parameterisat
 
 __version__ = "0.4.0"
 
-TABLES = "DATASETS", "AUGMENTATIONS", "SCHEDULES", "OBJECTIVES", "TIME_SAMPLERS", "OPTIMIZERS", "SAMPLERS", "SPACINGS"
+TABLES = (
+    "DATASETS", "AUGMENTATIONS", "SCHEDULES", "OBJECTIVES", "OTHER_PREDICTIONS", "TIME_SAMPLERS", "OPTIMIZERS",
+    "SAMPLERS", "SPACINGS",
+)  # fmt: skip
 
 
 def add_methods(namespace: MutableMapping[str, dict]) -> None:
     """Enters this package's methods into the tables of a namespace, ddpm's or the notebook's, replacing none."""
     for module in (image_folder, schedules, parameterisation, learned_variance, muon, solvers):
         for table in TABLES:
-            enter(namespace.get(table, {}), getattr(module, table, {}))
-    enter(namespace.get("DENOISERS", {}), parameterisation.denoisers())
+            methods = namespace.get(table, {})
+            methods |= {name: method for name, method in getattr(module, table, {}).items() if name not in methods}
     namespace.get("LEARNED_VARIANCE", set()).update(ddpm.LEARNED_VARIANCE)
-    objectives = namespace.get("OBJECTIVES", {})
-    objectives |= {name: parameterisation.for_any_prediction(name, own) for name, own in objectives.items()}
-
-
-def enter(table: dict, methods: dict) -> None:
-    """Adds methods whose names the table lacks."""
-    table |= {name: method for name, method in methods.items() if name not in table}
 
 
 add_methods(vars(ddpm))

@@ -31,6 +31,7 @@ from mnist_ddpm import (
     image_folder,
     inpainting,
     likelihood,
+    machine,
     planning,
     presets,
     processes,
@@ -109,16 +110,20 @@ class Train:
             moved(settings, None)
         else:
             runs.must_be_free(self.out)
+            if settings.dataset not in ddpm.DATASETS:
+                apart(self.out, settings.dataset)
         world = processes.connect(self.processes, self.device == "cpu")
-        device = processes.pick_device(self.device, world)
+        device = machine.pick_device(self.device, world)
         processes.check_batch(settings.batch_size, world)
-        resumable.writable_folder(self.out)  # what cannot be is told now, not after the images are decoded
-        ddpm.make_schedule(settings)  # and what is no method, or no network
+        with processes.one_first(world):
+            guidance.check_labelled(settings, self.data)
+        ddpm.make_schedule(settings)  # what is no method, network or place is told now, not after images are decoded
         ddpm.make_objective(settings)
         ddpm.look_up("optimizer", settings.optimizer, ddpm.OPTIMIZERS)
         with torch.device("meta"):
             network = ddpm.make_model(settings)
-        processes.check_precision(settings.precision, device)
+        machine.check_precision(settings.precision, device)
+        resumable.writable_folder(self.out)
         weights = None
         if settings.init_from and not self.resume:
             weights = pretrained(settings.init_from, settings.classes > 0)[1]
@@ -162,7 +167,7 @@ class Plan:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
 
     def run(self) -> None:
-        device = processes.pick_device(self.device)
+        device = machine.pick_device(self.device)
         if self.guide:
             planning.check_guided(self.dataset)
         folders = [self.out, self.out / "guide"] if self.guide else [self.out]
@@ -171,8 +176,10 @@ class Plan:
                 runs.must_be_free(folder)
             resumable.writable_folder(self.out)
         asked = ddpm.Settings(**{name: getattr(self, name) for name in planning.KEPT})
-        if asked.classes and self.dataset != "celeba":  # whose images must be there first
-            guidance.load_labels(asked, self.data)
+        if self.dataset not in ddpm.DATASETS:
+            ddpm.look_up("data set", ddpm.FOLDER if Path(self.dataset).is_dir() else self.dataset, ddpm.DATASETS)
+            apart(self.out, self.dataset)
+        guidance.check_labelled(asked, self.data)
         load = partial(ddpm.load_images, root=self.data)
         plan, images = planning.make_plan(asked, load, 60 * self.minutes, device)
         plans = planning.with_guide(plan, len(images), folders[1], device) if self.guide else [plan]
@@ -219,8 +226,8 @@ class Drawing:
         if not abs(self.scale) <= 1e6:
             raise ValueError(f"guidance is {self.scale}: it must be a number up to a million")
         world = processes.connect(self.processes, self.device == "cpu")
-        device = processes.pick_device(self.device, world)
-        processes.check_precision(self.precision, device)
+        device = machine.pick_device(self.device, world)
+        machine.check_precision(self.precision, device)
         return world, device
 
     @property
@@ -415,19 +422,27 @@ class Evaluate(Drawing):
             "precision",
         )  # fmt: skip
         idle = [name for name in how if self.images and getattr(self, name) != getattr(Drawing, name)]
+        idle = [name for name in idle if not (self.bits and name == "variance")]
         if idle:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
             raise ValueError(f"the images in {self.images} are drawn already: leave out {flags}")
         world, device = self.connect()
         model, schedule, settings = load_model(self, self.checkpoint, device)
         settings = moved(settings, self.dataset)
-        free_file(self.out)
+        resumable.writable_file(self.out)
+        for folder in (self.images, None if settings.dataset in ddpm.DATASETS else settings.dataset):
+            if folder and not Path(folder, "samples.npz").is_file():
+                apart(self.out, folder)
         signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
-        if not self.images:  # what cannot be drawn is told before images are read
+        if self.bits and self.bits < 2:  # what cannot be done is told before images are read
+            raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
+        if self.bits and guidance.always_told(settings):
+            raise ValueError("--bits needs a network that can do without its labels: leave it out")
+        if not self.images:
             self.check_labels(settings)
             self.check_interval(self.sampling(settings)["steps"], settings)
         judge = extractors.pick_judge(self.extractor, settings.dataset, device, settings.image_size)
-        judge = processes.SharedJudge(**vars(judge), world=world)
+        judge = replace(judge, share=partial(processes.shared, world))
         with processes.one_first(world):
             training, held_out = real_images(settings, self.data)
             given = read_images(self.images, settings, self.data) if self.images else None
@@ -438,10 +453,8 @@ class Evaluate(Drawing):
         if held_out is not None and len(held_out) < least:
             held_out = None  # too few to tell anything
         judge.features(training[: world.size])  # says now where it is not for such images
-        if self.bits and (held_out is None or guidance.always_told(settings)):
-            raise ValueError("--bits needs held-out images, and a network that can do without its labels: leave it out")
-        if self.bits and self.bits < 2:
-            raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
+        if self.bits and held_out is None:
+            raise ValueError("--bits needs held-out images, of which there are none: leave it out")
         real = [extractors.digest(images) for images in (training, held_out) if images is not None]
         kept = keeping(self, self.out, resumable.Counted(model), device, *real)
         with kept.stoppable():
@@ -457,8 +470,8 @@ class Evaluate(Drawing):
                 "n": len(images), "seed": self.seed, "extractor": judge.name,
                 "reference": f"{settings.dataset}, {len(training)} training images of {settings.image_size} pixels",
                 "checkpoint": str(self.checkpoint), "checkpoint_sha256": signed, **origin, "command": self.command,
-                "device": str(device), "hardware": processes.hardware(device), "threads": torch.get_num_threads(),
-                "processes": world.size, "versions": processes.versions(),
+                "device": str(device), "hardware": machine.hardware(device), "threads": torch.get_num_threads(),
+                "processes": world.size, "versions": machine.versions(),
             }  # fmt: skip
             flips = ddpm.AUGMENTATIONS.get(settings.dataset) is image_folder.mirrored
             card |= evaluation.judged(
@@ -568,7 +581,7 @@ class Likelihood:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
 
     def run(self) -> None:
-        device = processes.pick_device(self.device)
+        device = machine.pick_device(self.device)
         model, schedule, settings = load_model(self, self.checkpoint, device)
         settings = moved(settings, self.dataset)
         model = counted = resumable.Counted(model)
@@ -588,7 +601,7 @@ class Likelihood:
                 f"a standard error needs at least 2 images, and there are {len(images)}: see --n and --split"
             )
         margin = known_margin(settings)
-        free_file(self.out)
+        resumable.writable_file(self.out)
         kept = keeping(self, self.out, counted, device, extractors.digest(images))
         with kept.stoppable():
             bound = likelihood.bits_per_dim(
@@ -603,8 +616,8 @@ class Likelihood:
             "L_T": bound.prior, "L_0_to_T_minus_1": terms,
             "evaluations_per_image": each, "seconds": round(kept.seconds, 1),
             "checkpoint": str(self.checkpoint), "schedule": settings.schedule, "T": T, "steps": schedule.T,
-            "variance": variance, "seed": self.seed, "device": str(device), "hardware": processes.hardware(device),
-            "versions": processes.versions(),
+            "variance": variance, "seed": self.seed, "device": str(device), "hardware": machine.hardware(device),
+            "versions": machine.versions(),
         }  # fmt: skip
         print(
             f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim, an upper bound ({variance} variance, "
@@ -631,8 +644,8 @@ class Extractor:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
 
     def run(self) -> None:
-        device = processes.pick_device(self.device)
-        free_file(self.out)
+        device = machine.pick_device(self.device)
+        resumable.writable_file(self.out)
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists already: name another file")
         began = time.monotonic()
@@ -660,8 +673,8 @@ def keeping(
     for path in [told.pop(name) for name in FILES if told.get(name)]:
         files += [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
     files = [path for path in files if path.is_file()]  # who needs one that is missing says so
-    machine = {"device": device.type, "hardware": processes.hardware(device), **processes.versions()}
-    digest = extractors.digest(json.dumps([told, machine, images], default=str).encode(), *map(Path.read_bytes, files))
+    here = {"device": device.type, "hardware": machine.hardware(device), **machine.versions()}
+    digest = extractors.digest(json.dumps([told, here, images], default=str).encode(), *map(Path.read_bytes, files))
     return resumable.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)
 
 
@@ -670,7 +683,7 @@ def load_model(
 ) -> tuple[ddpm.Model, ddpm.Schedule, ddpm.Settings]:
     """As load_checkpoint, with the network compiled if asked; command.compile then says whether it is."""
     model, schedule, settings = ddpm.load_checkpoint(checkpoint, device)
-    command.compile = command.compile and processes.compiles(device)
+    command.compile = command.compile and machine.compiles(device)
     if command.compile:
         model.compile()
     return model, schedule, settings
@@ -678,7 +691,7 @@ def load_model(
 
 def moved(settings: ddpm.Settings, folder: str | None) -> ddpm.Settings:
     """The settings, with the folder of images where it is now. Raises ValueError where there is none."""
-    if folder and {folder, settings.dataset} & {*ddpm.DATASETS}:
+    if folder not in (None, settings.dataset) and {folder, settings.dataset} & {*ddpm.DATASETS}:
         raise ValueError(f"--dataset is for a folder that has moved: it cannot turn {settings.dataset} into {folder}")
     settings = replace(settings, dataset=folder or settings.dataset)
     if settings.dataset not in ddpm.DATASETS and not Path(settings.dataset).is_dir():
@@ -686,11 +699,10 @@ def moved(settings: ddpm.Settings, folder: str | None) -> ddpm.Settings:
     return settings
 
 
-def free_file(path: Path) -> None:
-    """Makes the folder for a result. Raises OSError now, not after hours, where the file could not be written."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, and should be a file: name one in it")
-    resumable.writable_folder(path.parent)
+def apart(out: Path, folder: ddpm.PathLike) -> None:
+    """Raises ValueError where pictures written to out would count among a folder's images."""
+    if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"{out} is in the folder of images {folder}, and pictures there would count as such: move it")
 
 
 def known_margin(settings: ddpm.Settings) -> int:
@@ -713,7 +725,7 @@ def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[
     """An image (1, C, H, W) in [-1, 1] as the model takes it, and its mask (1, 1, H, W) of ones and zeros.
 
     28 x 28 pixels are padded for a model of MNIST; all else is cropped to a centred square and resized.
-    Raises ValueError for a file that is no image, or a mask of another size than the image's.
+    Raises ValueError for a file that is no image, and a mask of another size than the image's, or that hides nothing.
     """
     side = settings.image_size
     image = image_folder.open_image(path, "L" if settings.channels == 1 else "RGB")
@@ -729,7 +741,10 @@ def read_image(path: Path, mask: Path | None, settings: ddpm.Settings) -> tuple[
     if stencil.size != image.size:
         sizes = ["{} x {}".format(*picture.size) for picture in (stencil, image)]
         raise ValueError(f"the mask is {sizes[0]} pixels and the image {sizes[1]}: they must be of the same size")
-    return x0, (pixels(stencil, 255, Image.Resampling.NEAREST) > 127).float()
+    known = pixels(stencil, 255, Image.Resampling.NEAREST) > 127
+    if known.all():
+        raise ValueError(f"{mask} hides nothing: paint black what is to be filled in (transparent is white)")
+    return x0, known.float()
 
 
 def real_images(settings: ddpm.Settings, data: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -774,19 +789,13 @@ Command = (
 )  # fmt: skip
 
 
-def at_home(argument: str) -> str:
-    """An argument with ~ as the folder that it means, which shells leave alone in --out=~/faces, or quoted."""
-    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
-    return flag + equals + os.path.expanduser(value)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
     matplotlib.use("Agg")
     for stream in (sys.stdout, sys.stderr):  # a file's name may have letters that it cannot write
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = [at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    arguments = [machine.at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     asked = arguments
     if any(argument.startswith("--preset") for argument in arguments):  # --help then shows its defaults, below
         asked = [argument for argument in arguments if argument not in ("-h", "--help")]
@@ -818,7 +827,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{str(error) or 'interrupted'}", file=sys.stderr)
         saved = isinstance(command, Train | Plan) and "resume to go on" in str(error)
         if saved and not several:  # they go on by their launcher's command
-            again = processes.own_command(["train", "--resume", *places(command)])
+            again = machine.own_command(["train", "--resume", *places(command)])
             print(f"that is: {again}", file=sys.stderr)
         status = 130
     processes.leave()

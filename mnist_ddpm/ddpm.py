@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
-           'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'TIME_SAMPLERS', 'OPTIMIZERS', 'SPACINGS',
-           'States', 'Clip', 'SAMPLERS', 'DENOISERS', 'Film', 'FORMAT', 'check_seed', 'Settings', 'best_device',
+           'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'OTHER_PREDICTIONS', 'OPTIMIZERS', 'TIME_SAMPLERS',
+           'SPACINGS', 'States', 'Clip', 'SAMPLERS', 'Film', 'FORMAT', 'check_seed', 'Settings', 'best_device',
            'look_up', 'first_process', 'progress_bar', 'read_mnist', 'load_mnist', 'load_images', 'to_float',
            'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0',
            'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention',
@@ -12,8 +12,8 @@ __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGM
            'total_steps', 'add_gradients', 'seed_step', 'training_step', 'training_loop', 'timesteps', 'transitions',
            'Prediction', 'split_variance', 'predict', 'with_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
            'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'labels_of', 'generate', 'check_film',
-           'draw_strip', 'save_gif', 'preview', 'loss_by_t', 'save_checkpoint', 'load_weights', 'load_config',
-           'load_checkpoint']
+           'draw_strip', 'save_gif', 'preview', 'save_checkpoint', 'load_weights', 'load_config', 'load_checkpoint',
+           'loss_by_t']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import errno
@@ -100,12 +100,14 @@ class Settings:
             filled["classes"] = 2 ** len(self.attributes)
         for name, value in filled.items():
             object.__setattr__(self, name, value)
+        kinds = {int: ((int,), "a whole number (int)"), bool: ((bool,), "True or False")}
+        kinds |= dict.fromkeys((float, float | None), ((int, float), "a number"))
         for f in fields(self):
-            value, kind = getattr(self, f.name), (int,) if f.type is int else (int, float)
+            value, (types, wanted) = getattr(self, f.name), kinds.get(f.type, (None, ""))
             if isinstance(value, list):  # as JSON has them
                 object.__setattr__(self, f.name, tuple(value))
-            if f.type in (int, float, float | None) and type(value) not in kind:
-                raise ValueError(f"{f.name} is {value!r}: it must be a {'whole number (int)' if len(kind) == 1 else 'number'}")
+            if types and type(value) not in types:
+                raise ValueError(f"{f.name} is {value!r}: it must be {wanted}")
         lists = "channel_mults", "attention_resolutions"
         counts = "image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size", "accumulation"
         for names, fits, wanted in (
@@ -332,7 +334,7 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 # %% ../MNIST_DDPM.ipynb #de7960d6
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with at most 32 groups; any number of channels works."""
+    """At most 32 groups, of 4 channels or more if there are 4: one alone would hide from the network how bright it is."""
     return nn.GroupNorm(math.gcd(32, channels, max(1, channels // 4)), channels, eps=1e-6)
 
 
@@ -513,16 +515,16 @@ def l_simple(model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tenso
 
 
 OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {"simple": lambda settings: l_simple}
+# How mnist_ddpm.parameterisation suits an "objective" and makes a "denoiser", where a network predicts other than eps
+OTHER_PREDICTIONS: dict[str, Callable] = {}
 
 
 def make_objective(settings: Settings) -> Objective:
     """The objective that settings.objective names. Raises ValueError for an unknown name."""
-    return look_up("objective", settings.objective, OBJECTIVES)(settings)
-
-
-# By objective, what draws t, if not each of 1 … T alike: draw(n, generator) gives times (n,) and what to multiply their
-# losses by, so that the mean is that of uniform times; update(t, losses) is told the losses
-TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}
+    make = look_up("objective", settings.objective, OBJECTIVES)
+    if settings.prediction == "eps" or not OTHER_PREDICTIONS:
+        return make(settings)
+    return OTHER_PREDICTIONS["objective"](make, settings)
 
 # %% ../MNIST_DDPM.ipynb #3f78d5f2
 @dataclass
@@ -574,6 +576,9 @@ def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 
 # Of each, all groups of parameters get the same learning rate
 OPTIMIZERS: dict[str, Callable[[nn.Module, Settings], torch.optim.Optimizer]] = {"adam": adam}
+# By objective, what draws t, if not each of 1 … T alike: draw(n, generator) gives times (n,) and what to multiply their
+# losses by, so that the mean is that of uniform times; update(t, losses) is told the losses
+TIME_SAMPLERS: dict[str, Callable[[int], nn.Module]] = {}
 
 
 def start_run(settings: Settings, device: Device = "cpu", weights: dict[str, Tensor] | None = None) -> Run:
@@ -801,7 +806,7 @@ def ddpm_sampler(
         x = ancestral_step(schedule, x, t, s, prediction, noise)
     yield 0, x, x
 
-
+# %% ../MNIST_DDPM.ipynb #5c9b3bb1
 @torch.no_grad()
 def ddim_sampler(
     model: Model, schedule: Schedule, times: list[int], xT: Tensor, noise: Callable[[], Tensor],
@@ -834,12 +839,13 @@ def options_of(sampler: Callable[..., States], **given) -> dict:
     return {name: value for name, value in given.items() if name in inspect.signature(sampler).parameters}
 
 
-DENOISERS: dict[str, Callable[[UNet, Schedule], Model]] = {"eps": lambda network, schedule: network}
-
-
 def make_denoiser(network: UNet, schedule: Schedule, settings: Settings) -> Model:
     """What samplers call: the network, told what its output stands for. Raises ValueError for an unknown name."""
-    return look_up("prediction", settings.prediction, DENOISERS)(network, schedule)
+    if settings.prediction == "eps":
+        return network
+    if not OTHER_PREDICTIONS:
+        raise ValueError(f'prediction "{settings.prediction}" is unknown: take eps')
+    return OTHER_PREDICTIONS["denoiser"](network, schedule, settings.prediction)
 
 # %% ../MNIST_DDPM.ipynb #007624ac
 def noise_source(seed: int, indices: range, shape: tuple, device: Device = "cpu") -> Callable[[], Tensor]:
@@ -905,7 +911,7 @@ def generate(
     images, reel, batches = [], [], range(0, n, batch_size)
     total, title = len(batches) * len(times), f"drawing {n} images"
     autocast = torch.autocast(torch.device(device).type, getattr(torch, precision), enabled=precision != "float32")
-    with autocast, progress_bar(total=total, desc=title, unit="step", leave=False, disable=not progress) as bar:
+    with torch.no_grad(), autocast, progress_bar(total=total, desc=title, unit="step", leave=False, disable=not progress) as bar:
         for first in batches:
             batch = range(first, min(n, first + batch_size))
             noise = noise_source(seed, range(start + batch.start, start + batch.stop), shape, device)
@@ -971,22 +977,6 @@ def preview(run: Run, schedule: Schedule) -> np.ndarray:
     options = dict(steps=min(20, schedule.T), seed=s.seed, batch_size=size, labels=labels, precision=s.precision)
     images, _ = generate(make_denoiser(run.ema, schedule, s), schedule, 36, s.shape, progress=False, **options)
     return tile(images, 6, scale=2)
-
-# %% ../MNIST_DDPM.ipynb #c16002da
-@torch.no_grad()
-def loss_by_t(
-    model: Model, schedule: Schedule, images: Tensor, *, batch_size: int = 250, seed: int = 0, device: Device = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Each uint8 image's error of eps_hat at a time of its own, spread over 1 … T: t (N,), L_simple (N,)."""
-    generator, schedule, losses = torch.Generator().manual_seed(seed), schedule.to(device), []
-    if isinstance(model, nn.Module):
-        model.eval()
-    t = 1 + torch.arange(len(images)) * schedule.T // len(images)
-    for x0, times in zip(images.split(batch_size), t.split(batch_size)):
-        eps = torch.randn(x0.shape, generator=generator)
-        given = (tensor.to(device) for tensor in (to_float(x0), times, eps))
-        losses.append(l_simple(lambda xt, t: predict(model, schedule, xt, t).eps_hat, schedule, *given).cpu())
-    return t, torch.cat(losses)
 
 # %% ../MNIST_DDPM.ipynb #f8c6bf09
 FORMAT = 1  # of the checkpoint folder
@@ -1058,3 +1048,19 @@ def load_checkpoint(folder: PathLike, device: Device = "cpu") -> tuple[Model, Sc
     schedule = make_schedule(settings)
     model = make_denoiser(model.to(device).eval().requires_grad_(False), schedule.to(device), settings)
     return model, schedule, settings
+
+# %% ../MNIST_DDPM.ipynb #c16002da
+@torch.no_grad()
+def loss_by_t(
+    model: Model, schedule: Schedule, images: Tensor, *, batch_size: int = 250, seed: int = 0, device: Device = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Each uint8 image's error of eps_hat at a time of its own, spread over 1 … T: t (N,), L_simple (N,)."""
+    generator, schedule, losses = torch.Generator().manual_seed(seed), schedule.to(device), []
+    if isinstance(model, nn.Module):
+        model.eval()
+    t = 1 + torch.arange(len(images)) * schedule.T // len(images)
+    for x0, times in zip(images.split(batch_size), t.split(batch_size)):
+        eps = torch.randn(x0.shape, generator=generator)
+        given = (tensor.to(device) for tensor in (to_float(x0), times, eps))
+        losses.append(l_simple(lambda xt, t: predict(model, schedule, xt, t).eps_hat, schedule, *given).cpu())
+    return t, torch.cat(losses)

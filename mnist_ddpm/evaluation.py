@@ -283,16 +283,18 @@ def nearest_point(
 
 
 def audit(
-    generated: Tensor, training: Tensor, held_out: Tensor | None = None,
-    extract: Callable[[Tensor], Tensor] | None = None, mirrored: bool = False, device: Device = "cpu",
-) -> Audit:  # fmt: skip
+    generated: Tensor, training: Tensor, held_out: Tensor | None = None, mirrored: bool = False, device: Device = "cpu"
+) -> Audit:
     """Is the model copying? uint8 images (N, C, H, W); held_out None: training images are compared with each other.
 
-    extract: to features (N, D), instead of pixels in [0, 1]. mirrored: training saw each image from both sides, and
+    By their pixels, in [0, 1]; features are for audit_points. mirrored: training saw each image from both sides, and
     so does this. Of the real images 1,000 are compared: the first held out, or training images drawn at random.
     device: where pixels are.
     """
-    points = extract or (lambda images: images.to(device).flatten(1).float() / 255)
+
+    def points(images: Tensor) -> Tensor:
+        return images.to(device).flatten(1).float() / 255
+
     size = training[0].numel()  # all of them as numbers would need many times their memory
     parts, queries = training.split(max(1, min(1000, 2**24 // size))), generated.split(max(1, 2**26 // size))
 

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
-from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, processes, resumable, runs, solvers
+from mnist_ddpm import ddpm, evaluation, extractors, guidance, likelihood, machine, resumable, runs, solvers
 
 Row = dict[str, str | int | float]
 Network = Callable[[], ddpm.Model]  # trained when it is first called, or read
@@ -166,8 +166,8 @@ class Lab:
     def record(self) -> dict:
         """How the results come about, those of earlier runs on another machine among them."""
         here = {
-            "device": str(self.device), "hardware": processes.hardware(self.device),
-            "threads": torch.get_num_threads(), "versions": processes.versions(),
+            "device": str(self.device), "hardware": machine.hardware(self.device),
+            "threads": torch.get_num_threads(), "versions": machine.versions(),
         }  # fmt: skip
         there = {name: self.before[name] for name in here if name in self.before}
         earlier = [machine for machine in self.before.get("earlier", []) if machine not in (here, there)]
@@ -577,7 +577,7 @@ def draw_plot(name: str, rows: list[Row], path: Path, note: str | None = None) -
 def main(arguments: list[str] | None = None) -> int:
     """Runs one experiment and returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
     matplotlib.use("Agg")
-    given = sys.argv[1:] if arguments is None else arguments
+    given = [machine.at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     asked = tyro.cli(Arguments, args=given, prog="python -m mnist_ddpm.experiments")
     try:
         experiment = ddpm.look_up("experiment", asked.name, EXPERIMENTS)
@@ -585,9 +585,12 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.quick and scale != Scale():
             raise ValueError("--quick has numbers of its own: leave out the others")
         scale = QUICK if asked.quick else scale
+        least = evaluation.NEIGHBOURS + 1
+        if scale.seeds < 1 or scale.n < least or scale.bits < 2 or not 1 <= scale.long <= 1000:
+            raise ValueError(f"--seeds must be at least 1, --n {least}, --bits 2, and --long from 1 to 1000")
         out = resumable.writable_folder(asked.out / (f"{asked.name}-quick" if asked.quick else asked.name))
         command = shlex.join(["python", "-m", "mnist_ddpm.experiments", *given])
-        lab = Lab(out, scale, asked.data, processes.pick_device(asked.device), experiment.common, command)
+        lab = Lab(out, scale, asked.data, machine.pick_device(asked.device), experiment.common, command)
         experiment.run(lab)
         note = "--quick: too little was trained and drawn to tell anything" if asked.quick else None
         draw_plot(asked.name, lab.rows, out / "plot.png", note)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -120,14 +121,15 @@ class Judge:
     network: Extractor | Inception
     name: str
     device: Device = "cpu"
+    share: Callable = lambda function, images: function(images)  # of several processes, each its part
 
     def features(self, images: Tensor) -> Tensor:
         """Float64 (N, D) of uint8 images."""
-        return in_batches(self.network, images, self.device, self.network.BATCH)
+        return self.share(partial(in_batches, self.network, device=self.device, batch_size=self.network.BATCH), images)
 
     def logits(self, images: Tensor) -> Tensor:
         """Float64 (N, outputs) of uint8 images."""
-        return in_batches(self.network.classify, images, self.device)
+        return self.share(partial(in_batches, self.network.classify, device=self.device), images)
 
 
 def pick_judge(name: str, dataset: str, device: Device = "cpu", side: int = 28) -> Judge:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm.ddpm import Model, PathLike, Prediction, Schedule, Settings, predict, read_mnist
-from mnist_ddpm.image_folder import celeba_attributes
+from mnist_ddpm.image_folder import CELEBA_NAMES, celeba_attributes, search
 
 
 def load_labels(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
@@ -18,6 +18,12 @@ def load_labels(settings: Settings, root: PathLike = "data", split: str = "train
     if settings.dataset not in LABELS:
         raise ValueError(f"{settings.dataset} has no labels: set classes to 0, and name no attributes")
     return LABELS[settings.dataset](settings, root, split)
+
+
+def check_labelled(settings: Settings, root: PathLike = "data") -> None:
+    """Raises as load_labels, before images are decoded; not where CelebA is still to be downloaded."""
+    if settings.classes and (settings.dataset != "celeba" or search(root, "celeba", CELEBA_NAMES)):
+        load_labels(settings, root)
 
 
 def digit_labels(settings: Settings, root: PathLike, split: str) -> Tensor:
@@ -118,7 +124,8 @@ def autoguided(model: Model, weak: Model, schedule: Schedule, scale: float) -> M
 
     def guided_model(xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
         told = [each if labels is None else partial(each, labels=labels) for each in (weak, model)]
-        bad, good = (predict(each, schedule.to(xt.device), xt, t) for each in told)
+        tables = schedule.to(xt.device)
+        bad, good = (predict(each, tables, xt, t) for each in told)
         return beyond(bad, good, scale)
 
     return guided_model

@@ -220,6 +220,7 @@ def load_files(files: Files, settings: Settings, cache: PathLike, label: str, cr
     path = cache / f"{prefix}-{fingerprint(files)}.npy"
     images = open_cache(path, shape)
     if images is not None:
+        tidy(cache, prefix, path)
         return images
     try:
         writable_folder(cache)
@@ -254,11 +255,16 @@ def load_files(files: Files, settings: Settings, cache: PathLike, label: str, cr
         raise OSError(f"cannot write {path}, of {need:,} bytes ({error.strerror or error}): make room") from error
     finally:
         unfinished.unlink(missing_ok=True)
+    tidy(cache, prefix, path)
+    return open_cache(path, shape)
+
+
+def tidy(cache: Path, prefix: str, kept: Path) -> None:
+    """Removes older caches of the same images, and unfinished ones that nobody has written to for ten minutes."""
     for old in cache.glob(f"{prefix}-*"):
         with suppress(OSError):  # in use, on some systems, or gone already
-            if old != path and (old.suffix == ".npy" or time.time() - old.stat().st_mtime > 600):
+            if old != kept and (old.suffix == ".npy" or time.time() - old.stat().st_mtime > 600):
                 old.unlink()
-    return open_cache(path, shape)
 
 
 def walk(root: PathLike, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str]]]:

@@ -4,8 +4,6 @@ Given x_t, each says the same as each other, so all convert by way of x_0. What 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -76,15 +74,16 @@ def interpret(schedule: Schedule, xt: Tensor, t: int | Tensor, output: Tensor, p
 
 
 class Denoiser(nn.Module):
-    """A network that predicts something else than eps, as a model for samplers."""
+    """A network that predicts something else than eps, as a model for samplers. Raises ValueError for a wrong name."""
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: str):
         super().__init__()
+        look_up("prediction", prediction, CONVERSIONS)
         self.network, self.schedule, self.prediction = network, schedule, prediction
 
     def forward(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
         output = self.network(xt, t) if labels is None else self.network(xt, t, labels)
-        return interpret(self.schedule, xt, t, output, self.prediction)
+        return interpret(self.schedule.to(xt.device), xt, t, output, self.prediction)
 
 
 def x0_factor(schedule: Schedule, t: Tensor, prediction: str) -> Tensor:
@@ -140,43 +139,29 @@ def weighted(prediction: str, weight: str = "uniform") -> Objective:
 AWARE = {*WEIGHTS, *LEARNED_VARIANCE}  # objectives that mind what is predicted by themselves: all others need not
 
 
-@dataclass
-class OfAny:
-    """Makes an objective for any prediction, from one that expects the model to predict noise.
+def suited(make: Callable[[Settings], Objective], settings: Settings) -> Objective:
+    """The objective for a prediction other than noise. One that is not in AWARE is told the noise that follows from it.
 
-    "simple" is the plain error of what else is predicted.
+    "simple" is the plain error of what is predicted. Raises ValueError for an unknown prediction.
     """
+    prediction = settings.prediction
+    look_up("prediction", prediction, CONVERSIONS)
+    if settings.objective == "simple":
+        return weighted(prediction)
+    objective = make(settings)
+    if settings.objective in AWARE:
+        return objective
 
-    name: str
-    own: Callable[[Settings], Objective]
+    def told_the_noise(model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        def noise(xt: Tensor, t: Tensor) -> Tensor:
+            output = model(xt, t)
+            eps_hat = interpret(schedule, xt, t, output, prediction).eps_hat
+            return torch.cat([eps_hat, output[:, xt.shape[1] :]], dim=1)  # any variance as it is
 
-    def __call__(self, settings: Settings) -> Objective:
-        prediction = settings.prediction
-        if self.name == "simple" and prediction != "eps":
-            return weighted(prediction)
-        objective = self.own(settings)
-        if prediction == "eps":
-            return objective
+        return objective(noise, schedule, x0, t, eps)
 
-        def told_the_noise(model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-            def noise(xt: Tensor, t: Tensor) -> Tensor:
-                output = model(xt, t)
-                eps_hat = interpret(schedule, xt, t, output, prediction).eps_hat
-                return torch.cat([eps_hat, output[:, xt.shape[1] :]], dim=1)  # any variance as it is
-
-            return objective(noise, schedule, x0, t, eps)
-
-        return told_the_noise
+    return told_the_noise
 
 
-def for_any_prediction(name: str, own: Callable[[Settings], Objective]) -> Callable[[Settings], Objective]:
-    """The objective's maker, made to suit networks that predict something other than the noise, too."""
-    return own if isinstance(own, OfAny) or name in AWARE else OfAny(name, own)
-
-
-def denoisers() -> dict[str, Callable]:
-    """One per prediction but eps."""
-    return {name: partial(Denoiser, prediction=name) for name in CONVERSIONS if name != "eps"}
-
-
+OTHER_PREDICTIONS = {"objective": suited, "denoiser": Denoiser}
 OBJECTIVES = {name: lambda settings, name=name: weighted(settings.prediction, name) for name in WEIGHTS}

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mnist_ddpm import ddpm, presets, processes, runs
+from mnist_ddpm import ddpm, machine, presets, runs
 from mnist_ddpm.resumable import first_line, out_of_memory
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
@@ -60,7 +60,7 @@ class Plan:
             f"preset {self.preset}, {s.epochs:g} epochs in batches of {s.batch_size}, {precision}: {self.pace:.0f} "
             f"images/s measured, about {self.seconds / 60:.1f} minutes, until {self.finish}",
             *([drawing] if self.sampler else []),
-            f"the same without planning: {processes.own_command(['train', *flags, *places])}",
+            f"the same without planning: {machine.own_command(['train', *flags, *places])}",
         ]
 
 
@@ -89,7 +89,7 @@ def measured_pace(settings: ddpm.Settings, device: ddpm.Device, seconds: float =
 def measured_compiled(settings: ddpm.Settings, device: ddpm.Device) -> float:
     """measured_pace of the compiled network; 0 where compiling fails, which it says."""
     try:
-        processes.try_compiler(device)
+        machine.try_compiler(device)
         return measured_pace(settings, device)
     except Exception as error:  # of many kinds: none is a reason not to train
         print(f"not compiled, since that failed: {first_line(error)}")
@@ -108,7 +108,7 @@ def measured_sampling(settings: ddpm.Settings, device: ddpm.Device) -> float:
 def precisions(device: torch.device) -> list[str]:
     """The ones worth measuring."""
     try:
-        processes.check_precision("bfloat16", device)
+        machine.check_precision("bfloat16", device)
     except ValueError:
         return ["float32", "float16"]
     return ["float32", "bfloat16"]
@@ -185,7 +185,7 @@ def with_guide(plan: Plan, n: int, folder: ddpm.PathLike, device: torch.device) 
     guided = replace(
         plan, settings=paced(s, share * s.epochs, steps), seconds=seconds, deadline=plan.deadline - rest / MARGIN,
         sampling=plan.sampling + SAMPLING_STEPS // 2 * each,  # it guides in the second half of the steps
-        sampler=processes.shell([*plan.sampler.split(), "--guide", str(folder), *GUIDANCE.split()]),
+        sampler=machine.shell([*plan.sampler.split(), "--guide", str(folder), *GUIDANCE.split()]),
     )  # fmt: skip
     guide = paced(weak, share * s.epochs / EVERY, steps)
     return guided, Plan(GUIDE, guide, pace, rest, plan.deadline, SAMPLING_STEPS * each, "")

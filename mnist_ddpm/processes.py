@@ -7,25 +7,18 @@ Each draws times and noise for the whole batch and computes its share of it, so 
 import gc
 import math
 import os
-import platform
-import re
-import shlex
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_ddpm import ddpm, resumable, runs
-from mnist_ddpm.extractors import Judge
+from mnist_ddpm import ddpm, machine, resumable, runs
 
 
 class Processes(runs.World):
@@ -66,79 +59,6 @@ def connect(expected: int = 0, cpu: bool = False) -> runs.World:
         problem = f"the launcher speaks of {started} processes, and Accelerate has connected {world.size}"
         raise ValueError(f"{problem}: launch them with torchrun or accelerate launch")
     return world
-
-
-def pick_device(name: str, world: runs.World | None = None) -> torch.device:
-    """The device of that name, or the one of a process among several. Raises ValueError where it is not to be had."""
-    if world is not None and world.size > 1:
-        if name not in ("auto", world.device.type):
-            problem = f"of several processes each has its own device, here {world.device}"
-            raise ValueError(f"{problem}: leave --device {name} out")
-        return world.device
-    try:
-        device = ddpm.best_device() if name == "auto" else torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f'device "{name}" is not to be had here ({resumable.first_line(error)}): name another, or auto'
-        ) from error
-    return device
-
-
-def check_precision(precision: str, device: ddpm.Device) -> None:
-    """Raises ValueError for bfloat16 on an NVIDIA GPU without it, which would emulate it slowly."""
-    device = torch.device(device)
-    if precision == "bfloat16" and device.type == "cuda":
-        with nullcontext() if device.index is None else torch.cuda.device(device):  # the current one is asked
-            if not torch.cuda.is_bf16_supported(including_emulation=False):
-                raise ValueError("this GPU has no bfloat16 arithmetic: take precision float16 or float32")
-
-
-def try_compiler(device: ddpm.Device) -> None:
-    """Raises where torch.compile finds no compiler."""
-    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-
-
-def compiles(device: ddpm.Device) -> bool:
-    """Whether torch.compile works on a device, and says what comes of it."""
-    try:
-        try_compiler(device)
-    except Exception as error:  # of many kinds: none is a reason to stop
-        print(f"torch.compile does not work here, so the network runs as it is: {resumable.first_line(error)}")
-        return False
-    print("compiling the network: this takes a minute or two, less if it is in the compiler's cache", flush=True)
-    return True
-
-
-def shell(arguments: list[str]) -> str:
-    """A command to be typed, quoted as the shells of this system have it."""
-    if os.name != "nt":
-        return shlex.join(arguments)
-    return " ".join(part if re.fullmatch(r"[\w./:\\=-]+", part) else f'"{part}"' for part in arguments)
-
-
-def own_command(arguments: list[str]) -> str:
-    """`python -m mnist_ddpm …` to be typed in this folder, with a path where `python` is not what runs this."""
-    found, python = shutil.which("python"), Path(sys.executable)
-    if found and Path(found).absolute() == python:
-        python = "python"
-    elif python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shell([str(python), "-m", "mnist_ddpm", *arguments])
-
-
-def hardware(device: ddpm.Device) -> str:
-    """What a device is called by its maker, as far as can be told."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
-def versions() -> dict[str, str]:
-    """Of what a result depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchmetrics", "numpy")}
 
 
 def leave() -> None:
@@ -193,7 +113,7 @@ class OwnImages:
 
     def __getitem__(self, batch: Tensor) -> Tensor:
         mine, images = self.world.share(len(batch)), self.images
-        own = images[batch[mine.start : mine.stop]].to(getattr(self.world, "device", images.device))
+        own = images[batch[mine.start : mine.stop]].to(self.world.device)
         x = torch.zeros(len(batch), *images.shape[1:], dtype=images.dtype, device=own.device)
         x[mine.start : mine.stop] = own
         return x
@@ -262,8 +182,8 @@ def train(
     if settings.init_from and weights is None and not resume:
         advice = "pass those that pretrained gives, or leave init_from empty"
         raise ValueError(f"init_from is {settings.init_from}, and there are no weights: {advice}")
-    check_precision(settings.precision, device)
-    settings = replace(settings, compile=settings.compile and compiles(device))
+    machine.check_precision(settings.precision, device)
+    settings = replace(settings, compile=settings.compile and machine.compiles(device))
     run = runs.resume_run(folder, settings, device) if resume else ddpm.start_run(settings, device, weights)
     world = world or runs.World()
     if world.rank == 0:
@@ -302,7 +222,7 @@ def collect(world: runs.World, own: Tensor, n: int) -> Tensor:
     """The n things (n, …) of which each process has its own part, for all of them."""
     most = -(-n // world.size)
     filled = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
-    rows = world.gather(filled.to(getattr(world, "device", "cpu"))).cpu().split(most)
+    rows = world.gather(filled.to(world.device)).cpu().split(most)
     return torch.cat([row[: len(world.share(n, rank))] for rank, row in enumerate(rows)])
 
 
@@ -327,16 +247,3 @@ def generate(
     told = ddpm.labels_of(mine, labels, n)
     own, film = draw(model, schedule, len(mine), shape, start=mine.start, labels=told, **options)
     return collect(world, own, n), film
-
-
-@dataclass(frozen=True)
-class SharedJudge(Judge):
-    """One whose features are computed by all processes, each its part."""
-
-    world: runs.World = field(default_factory=runs.World)
-
-    def features(self, images: Tensor) -> Tensor:
-        return shared(self.world, super().features, images)
-
-    def logits(self, images: Tensor) -> Tensor:
-        return shared(self.world, super().logits, images)

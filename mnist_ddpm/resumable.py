@@ -35,6 +35,13 @@ def writable_folder(folder: ddpm.PathLike) -> Path:
         raise OSError(f"cannot write to the folder {folder} ({error.strerror}): choose another") from error
 
 
+def writable_file(path: Path) -> None:
+    """Makes the folder for a result. Raises OSError now, not after hours, where the file could not be written."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and should be a file: name one in it")
+    writable_folder(path.parent)
+
+
 def first_line(error: BaseException) -> str:
     """An error's first line, or its repr if it says nothing."""
     return (str(error).strip() or repr(error)).splitlines()[0]
@@ -77,7 +84,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list]:
-    """Inside, Ctrl-C and SIGTERM only add to the list it yields; Ctrl-C a second later interrupts at once."""
+    """Inside, Ctrl-C, SIGTERM and a closed terminal only add to the list it yields; Ctrl-C a second later stops."""
     pressed, previous = getattr(signal.getsignal(signal.SIGINT), "pressed", []), {}  # that of an outer one, if any
 
     def handler(signum, frame):  # launchers pass a signal on that has come already, so one press may come twice
@@ -89,10 +96,12 @@ def deferred_interrupt() -> Iterator[list]:
             with suppress(RuntimeError, OSError, ValueError):  # of a stream in the midst of its work, broken, or closed
                 print(f"\nstopping after this step, to save it{more}", flush=True)
 
-    handler.pressed = pressed
+    handler.pressed, signals = pressed, [signal.SIGINT, signal.SIGTERM]
+    with suppress(AttributeError):  # Windows has none
+        signals += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else []  # nohup ignores it
     try:
         with suppress(ValueError):  # not in the main thread, where Ctrl-C does not arrive
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in signals:
                 previous[signum] = signal.signal(signum, handler)
         yield pressed
     finally:

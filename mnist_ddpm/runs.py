@@ -22,7 +22,7 @@ PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 class World:
     """The processes that share the work of a run: here just one. mnist_ddpm.processes has one of several."""
 
-    rank, size = 0, 1
+    rank, size, device = 0, 1, torch.device("cpu")  # where it gathers
 
     def share(self, n: int, rank: int | None = None) -> range:
         """This process's part of n things, or another rank's."""
@@ -222,7 +222,11 @@ def fit(
         try:
             for step, *_ in loop(run, images, schedule, objective, labels):
                 now = time.monotonic()
-                bar.update()
+                try:
+                    bar.update()
+                except OSError:  # of what it is piped to, which Ctrl-C ends as well
+                    bar.disable = True
+                    bar.get_lock().release()  # for which tqdm's other threads would wait
                 bar.set_postfix(loss=f"{np.mean(run.losses[-100:]):.4f}", refresh=False)
                 late = math.isfinite(deadline) and world.any(now > deadline)
                 stopped = world.any(bool(interrupted))
@@ -246,10 +250,10 @@ def fit(
             if stopped:
                 more = ": resume to go on" if run.step < total else ", its last"
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}{more}")
-        except (FloatingPointError, OSError) as error:
+        except (FloatingPointError, OSError, torch.OutOfMemoryError) as error:
             whole = f"the checkpoint of step {saved_at} in {folder} is good"
             saved = whole if saved_at and not isinstance(error, FileExistsError) else left_there(folder, run)
             saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"
             advice = "; try a lower learning_rate, or float32" if isinstance(error, FloatingPointError) else ""
-            raise type(error)(f"{error}; {saved}{advice}") from error
+            raise type(error)(f"{first_line(error)}; {saved}{advice}") from error
     return run

@@ -20,7 +20,7 @@ from conftest import ROOT, restless
 from PIL import Image
 from safetensors.torch import load_file
 
-from mnist_ddpm import ddpm, likelihood, processes, resumable, runs
+from mnist_ddpm import ddpm, likelihood, machine, resumable, runs
 from mnist_ddpm.__main__ import Compare, Plan, Sample, Train, TrainingFlags, main
 from mnist_ddpm.likelihood import bits_per_dim
 from mnist_ddpm.presets import PRESETS
@@ -185,7 +185,7 @@ def test_a_guide_has_the_same_schedule_whatever_betas_are_left_over(conditional,
 )
 def test_networks_are_compiled_where_asked(conditional, tmp_path, without_films, monkeypatch, command, networks):
     asked, out = [], tmp_path / ("out" if command[0] == "sample" else "bound.json")
-    monkeypatch.setattr(processes, "try_compiler", lambda device: None)
+    monkeypatch.setattr(machine, "try_compiler", lambda device: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
     told = [part.format(conditional=conditional) for part in command]
     told += ["--checkpoint", str(conditional), "--out", str(out)]
@@ -234,7 +234,7 @@ def test_a_drawing_that_was_stopped_goes_on(conditional, tmp_path, digit, stop, 
         assert kept.is_dir() and sum(sizes) == 14
         sizes.clear()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(processes, "versions", lambda: {"torch": "another"})
+        elsewhere.setattr(machine, "versions", lambda: {"torch": "another"})
         drawn(out, *base)
     assert kept.is_dir() and sum(sizes) == 7
     sizes.clear()
@@ -307,14 +307,14 @@ def test_images_of_other_sizes_are_cropped_and_resized_together_with_their_mask(
 
 def test_a_mask_that_is_resized_stays_of_known_and_unknown_pixels(checkpoint, tmp_path, without_films):
     stripes = np.zeros((64, 64), np.uint8)
-    stripes[:, 1::2] = 255  # the columns that lie nearest, and grey if averaged
+    stripes[32:, 1::2] = 255  # below, the columns that lie nearest, and grey if averaged
     Image.fromarray(np.full((64, 64), 200, np.uint8)).save(tmp_path / "plain.png")
     Image.fromarray(stripes).save(tmp_path / "mask.png")
     images = drawn(
         tmp_path / "out", "--checkpoint", checkpoint, "--n", "1", "--steps", "3", "--resamples", "1",
         "--init-image", tmp_path / "plain.png", "--mask", tmp_path / "mask.png",
     )  # fmt: skip
-    assert (images == 200).all()
+    assert (images[:, 16:] == 200).all() and not (images[:, :16] == 200).all()
 
 
 def test_likelihood_prints_and_writes_the_bound(conditional, tmp_path, capsys):
@@ -465,6 +465,10 @@ def test_what_cannot_be_trained_is_told_before_images_are_read(tmp_path, capsys,
     for flag in ("schedule", "objective", "optimizer"):
         assert f'{flag} "none" is unknown' in error_of(capsys, *new, f"--{flag}", "none")
     runs.save_run(tmp_path / "run", ddpm.start_run(ddpm.Settings(base_channels=8)))
+    assert 'prediction "none" is unknown' in error_of(capsys, *new, "--prediction", "none")
+    labels = "--data", ROOT / "data", "--classes", "3"
+    assert "no attributes: set classes to 10, not 3" in error_of(capsys, *new, *labels)
+    assert not (tmp_path / "out").exists(), "nor is a folder made for it"
     again = "train", "--resume", "--out", tmp_path / "run"
     assert "image_size was 32 in the run in" in error_of(capsys, *again, "--image-size", "64")
     (tmp_path / "run" / "training_state.pt").unlink()  # as in a checkpoint that is shipped
@@ -507,6 +511,7 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
         (["--seed", str(2**32)], "seed is 4294967296"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--device", "nonsense"], 'device "nonsense"'),
+        (["--device", "meta"], 'device "meta" is not to be had here'),
         (["--checkpoint", "no/where"], "no/where is not a checkpoint"),
         (["--out", "README.md/x"], "cannot write to the folder README.md/x"),
         (["--guidance", "2"], "was trained without labels"),
@@ -527,6 +532,7 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(checkpoint, 
         (["--init-image", "digit.png", "--mask", "mask.png", "--strength", "0.9"], "--strength is for an --init-image"),
         (["--init-image", "digit.png", "--resamples", "3"], "--resamples is for filling in what a --mask hides"),
         (["--init-image", "digit.png", "--mask", "small.png"], "the mask is 10 x 9 pixels and the image 28 x 28"),
+        (["--init-image", "digit.png", "--mask", "white.png"], "white.png hides nothing: paint black what is to be"),
         (["--init-image", "digit.png", "--mask", "mask.png", "--sampler", "heun"], "leave out --sampler heun"),
         (["--init-image", "digit.png", "--mask", "mask.png", "--eta", "1"], "ddpm takes no --eta"),
     ],
@@ -536,6 +542,7 @@ def test_bad_requests_to_sample_end_in_one_line(checkpoint, tmp_path, digit, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").touch()
     Image.new("L", (10, 9)).save("small.png")
+    Image.new("L", (28, 28), 255).save("white.png")
     assert message in error_of(capsys, "sample", "--checkpoint", checkpoint, "--steps", "6", *arguments)
 
 
@@ -581,6 +588,7 @@ def test_labels_out_of_range_end_in_one_line(conditional, tmp_path, capsys, labe
         (["--preset", "faces-32", "--beta-1", "1e-3"], "schedule cosine has betas of its own"),
         (["--dataset", "mnist", "--data", str(ROOT / "data"), "--classes", "3"], "set classes to 10"),
         (["--out", "file/run"], "cannot write to the folder file/run"),
+        (["--dataset", ".", "--out", "run/mine"], "run/mine is in the folder of images ., and pictures there"),
         (["--resume"], "nothing to resume: there is no "),
     ],
     ids=" ".join,

@@ -66,6 +66,7 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
         ({"T": 1e3}, "T is 1000.0: it must be a whole number"),
         ({"batch_size": "64"}, "batch_size is '64': it must be a whole number"),
         ({"beta_1": "0.1"}, "beta_1 is '0.1': it must be a number"),
+        ({"compile": "false"}, "compile is 'false': it must be True or False"),
         ({"learning_rate": "1e-3"}, "learning_rate is '1e-3': it must be a number"),
         ({"seed": np.int64(3)}, "seed is np.int64.3.: it must be a whole number .int."),  # which no file would take
         ({"channels": "1"}, "channels is '1': it must be 1 .grey. or 3"),

@@ -273,6 +273,7 @@ def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(tmp_p
     ("flags", "message"),
     [
         (["ema", "--quick", "--device", "nonsense"], 'device "nonsense" is not to be had'),
+        (["ema", "--bits", "1"], "--seeds must be at least 1, --n 4, --bits 2, and --long from 1 to 1000"),
         (["fly"], 'experiment "fly" is unknown: take one of ddpm-table2, iddpm-schedules, ddim-table1, ema, guidance'),
     ],
 )

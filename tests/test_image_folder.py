@@ -645,6 +645,8 @@ def test_killed_start_leaves_nothing_that_looks_complete(colour, tmp_path, monke
     assert process.exitcode == -signal.SIGKILL
     (partial,) = listing(cache)
     assert partial.endswith(".partial") and (cache / partial).stat().st_size > 0
+    assert len(load_folder(colour, folder, cache)) == 300
+    assert partial in listing(cache), "another run may be at work on it"
     os.utime(cache / partial, (1, 1))  # long ago
     assert len(load_folder(colour, folder, cache)) == 300
     assert len(listing(cache)) == 1 and listing(cache, ".partial") == [], "what the killed run left is removed"

@@ -305,7 +305,10 @@ def test_notebook_trains_on_a_folder_of_colour_images(tmp_path):
         ({"dataset": "minst"}, 'data set "minst" is unknown'),
         ({"checkpoint": "minst"}, "no checkpoint in minst"),
         ({"T": 1e3}, "T is 1000.0: it must be a whole number"),
-        ({"n_images": 0}, "n_images is 0"),
+        ({"n_images": 0}, "n_images is 0: it must be a whole number, at least 1"),
+        ({"train": "false"}, "train is 'false': it must be True or False"),
+        ({"minutes": 5}, "minutes is 5: the time of a training, so set train"),
+        ({"checkpoint": "~/minst"}, "no checkpoint in (?!~)"),
     ],
 )
 def test_notebook_names_a_bad_parameter(tmp_path, bad, message):

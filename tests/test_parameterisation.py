@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-import mnist_ddpm
 from mnist_ddpm import ddpm, runs
 from mnist_ddpm.ddpm import (
     Prediction,
@@ -149,12 +148,11 @@ def test_settings_choose_prediction_and_weight(paper):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_objective_of_the_noise_is_one_for_every_prediction(paper, kind):
-    own = {"OBJECTIVES": {"mine": lambda settings: l_simple, "exponents": lambda settings: exponents}}
-    own["OBJECTIVES"]["p2"] = lambda settings: weighted(settings.prediction)  # one of those that mind it by themselves
+def test_an_objective_of_the_noise_is_one_for_every_prediction(paper, kind, monkeypatch):
     exponents = lambda model, schedule, x0, t, eps: model(x0, t)[:, 1:].mean(dim=(1, 2, 3))  # noqa: E731
-    for _ in range(3):  # as the notebook does
-        mnist_ddpm.add_methods(own)
+    minding = lambda settings: weighted(settings.prediction)  # noqa: E731
+    own = {"mine": lambda settings: l_simple, "exponents": lambda settings: exponents, "p2": minding}
+    monkeypatch.setattr(ddpm, "OBJECTIVES", ddpm.OBJECTIVES | own)
     x0, eps, _ = example(paper)
 
     def off_by_a_half(xt, t):
@@ -164,10 +162,10 @@ def test_an_objective_of_the_noise_is_one_for_every_prediction(paper, kind):
         return torch.cat([off_by_a_half(xt, t), torch.full_like(xt, 7.0)], dim=1)
 
     for model, name, wanted in ((off_by_a_half, "mine", 0.25), (learned, "exponents", 7.0)):
-        objective = own["OBJECTIVES"][name](Settings(prediction=kind))
+        objective = make_objective(Settings(prediction=kind, objective=name))
         losses = objective(model, paper, x0, TIMES, eps)
         torch.testing.assert_close(losses, torch.full_like(losses, wanted), rtol=0, atol=1e-6)
-    plain, entered = weighted(kind), own["OBJECTIVES"]["p2"](Settings(prediction=kind))
+    plain, entered = weighted(kind), make_objective(Settings(prediction=kind, objective="p2"))
     assert torch.equal(*(each(off_by_a_half, paper, x0, TIMES, eps) for each in (plain, entered)))
 
 
@@ -181,8 +179,6 @@ def test_a_prediction_that_a_module_enters_is_one_for_everything(paper, tiny, bl
         return ddpm.predict_eps(schedule, xt, t, x0) - x0
 
     monkeypatch.setitem(CONVERSIONS, "u", (to_x0, from_x0))
-    monkeypatch.setattr(ddpm, "DENOISERS", dict(ddpm.DENOISERS))
-    mnist_ddpm.add_methods(vars(ddpm))
     x0, eps, xt = example(paper)
     torch.testing.assert_close(to_x0(paper, xt, TIMES, eps - x0), x0)
     torch.testing.assert_close(x0_factor(paper, TIMES, "u"), (1 + snr(paper, TIMES).sqrt()).square())
@@ -202,6 +198,8 @@ def test_unknown_predictions_are_refused(paper):
         weighted("score")
     with pytest.raises(ValueError, match='prediction "score" is unknown'):
         make_denoiser(None, paper, Settings(prediction="score"))
+    with pytest.raises(ValueError, match='prediction "score" is unknown'):
+        make_objective(Settings(prediction="score"))
 
 
 def test_denoiser_keeps_the_learned_variance_and_hands_labels_on(paper):
@@ -214,6 +212,11 @@ def test_denoiser_keeps_the_learned_variance_and_hands_labels_on(paper):
     got = Denoiser(network, paper, "x0")(xt, TIMES, torch.tensor([3, 1, 4, 1]))
     torch.testing.assert_close(got.exponent, torch.full_like(x0, 0.75))
     assert torch.equal(got.x0_hat, x0)
+
+
+def test_a_denoiser_works_where_its_network_has_gone(paper):
+    model = Denoiser(lambda xt, t: xt, paper, "v")
+    model.forward(torch.zeros(2, 1, 4, 4, device="meta"), torch.full((2,), 7, device="meta"))
 
 
 @pytest.mark.parametrize("kind", ["x0", "v", "mu"])

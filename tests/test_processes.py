@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from conftest import ROOT
 from torch.distributed.run import get_args_parser
 
-from mnist_ddpm import ddpm, evaluation, processes, runs
+from mnist_ddpm import ddpm, evaluation, machine, processes, runs
 from mnist_ddpm.__main__ import main
 from mnist_ddpm.extractors import Extractor, Judge
 
@@ -65,7 +67,7 @@ def drawn(folder: Path, world: runs.World) -> None:
     torch.manual_seed(0)
     judge = Judge(Extractor("mnist", 10, (8, 8)).eval(), "untrained")
     padded = torch.nn.functional.pad(images, [8] * 4)
-    shared = processes.SharedJudge(**vars(judge), world=world)
+    shared = replace(judge, share=partial(processes.shared, world))
     features = torch.cat([shared.features(padded), shared.features(padded[:1])])  # of one, fewer than processes
     blobs = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
     distances = torch.tensor([estimate.value for estimate in evaluation.distances(*blobs).values()])
@@ -267,16 +269,16 @@ def test_shares_are_disjoint_and_nearly_equal(n):
 
 def test_a_device_for_several_processes_is_refused():
     world = type("Fake", (runs.World,), {"size": 2, "device": torch.device("cuda:1")})()
-    assert {str(processes.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
+    assert {str(machine.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
     with pytest.raises(ValueError, match="each has its own device, here cuda:1: leave --device cuda:0 out"):
-        processes.pick_device("cuda:0", world)
+        machine.pick_device("cuda:0", world)
 
 
 def test_a_command_to_type_is_quoted_for_the_shell_at_hand(monkeypatch):
     command = ["train", "--out", r"images&samples\mine", "--data", "my data"]
-    assert shlex.split(processes.shell(command)) == command
-    monkeypatch.setattr(processes.os, "name", "nt")
-    assert processes.shell(command) == r'train --out "images&samples\mine" --data "my data"'
+    assert shlex.split(machine.shell(command)) == command
+    monkeypatch.setattr(machine.os, "name", "nt")
+    assert machine.shell(command) == r'train --out "images&samples\mine" --data "my data"'
 
 
 def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, monkeypatch):
@@ -286,8 +288,8 @@ def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, 
         (own, ROOT, "python"), (None, ROOT, str(own)), (tmp_path / "python", tmp_path, "bin/python"),
     ):  # fmt: skip
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(processes.shutil, "which", lambda name, found=found: found and str(found))
-        assert processes.own_command(["train", "--resume"]) == f"{named} -m mnist_ddpm train --resume"
+        monkeypatch.setattr(machine.shutil, "which", lambda name, found=found: found and str(found))
+        assert machine.own_command(["train", "--resume"]) == f"{named} -m mnist_ddpm train --resume"
 
 
 def test_what_cannot_be_shared_is_refused():

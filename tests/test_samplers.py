@@ -215,6 +215,17 @@ def test_sampling_turns_dropout_off(paper):
     assert torch.equal(a, b)
 
 
+def test_a_sampler_of_ones_own_keeps_nothing_for_gradients(paper):
+    kept = []
+
+    def mine(model, schedule, times, xT, noise):
+        kept.append(model(xT, torch.tensor([1])).requires_grad)
+        yield 0, xT, xT
+
+    generate(UNet(base_channels=8), paper, 1, (1, 32, 32), sampler=mine, steps=1, progress=False)
+    assert kept == [False]
+
+
 def test_image_k_is_the_same_wherever_drawing_starts(paper):
     model, options = restless(UNet(base_channels=8), 0.05), {"sampler": ddpm_sampler, "steps": 3, "seed": 4}
     whole, _ = generate(model, paper, 5, (1, 32, 32), **options)

@@ -160,7 +160,7 @@ def test_sampling_from_pure_noise_is_finite_and_lands_on_the_data():
 
 def test_all_methods_are_entered_into_the_notebooks_tables():
     assert {"linear", "cosine", "quadratic", "sigmoid", "sigmoid-zero-snr", "linear-zero-snr"} <= set(ddpm.SCHEDULES)
-    assert {"eps", "x0", "v", "mu"} <= set(ddpm.DENOISERS)  # and what else is entered while methods are tried
+    assert {"objective", "denoiser"} == set(ddpm.OTHER_PREDICTIONS)
     assert {"simple", "bound", "truncated-snr", "min-snr", "p2", "hybrid", "vlb"} <= set(ddpm.OBJECTIVES)
     assert "vlb" in ddpm.TIME_SAMPLERS
     assert {"ddpm", "ddim", "dpmpp", "heun"} <= set(ddpm.SAMPLERS)
@@ -184,14 +184,13 @@ def test_tables_that_are_no_schedules_are_refused(betas, monkeypatch):
         make_schedule(Settings(schedule="mine", T=2))
 
 
-def test_the_loss_that_a_user_has_changed_is_the_one_that_trains():
+def test_the_loss_that_a_user_has_changed_is_the_one_that_trains(monkeypatch):
     """But for another prediction than the noise, of which it knows nothing."""
     mine = lambda *arguments: None  # noqa: E731
-    own = {"OBJECTIVES": {"simple": lambda settings: mine}}
-    for _ in range(2):  # the notebook enters them several times
-        mnist_ddpm.add_methods(own)
-    assert own["OBJECTIVES"]["simple"](Settings()) is mine
-    assert own["OBJECTIVES"]["simple"](Settings(prediction="v")) is not mine
+    monkeypatch.setitem(ddpm.OBJECTIVES, "simple", lambda settings: mine)
+    mnist_ddpm.add_methods(vars(ddpm))  # the notebook enters them several times
+    assert ddpm.make_objective(Settings()) is mine
+    assert ddpm.make_objective(Settings(prediction="v")) is not mine
 
 
 def test_times_spaced_otherwise():

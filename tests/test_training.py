@@ -1,7 +1,9 @@
 import math
 import os
 import signal
+import threading
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
@@ -10,8 +12,9 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import nn
+from tqdm import tqdm
 
-from mnist_ddpm import ddpm, processes, resumable, runs
+from mnist_ddpm import ddpm, machine, processes, resumable, runs
 from mnist_ddpm.ddpm import (
     UNet,
     ema_update,
@@ -360,6 +363,57 @@ def test_too_few_steps_for_the_warm_up_are_told(tiny, blobs, tmp_path, capsys):
         assert ("12 steps in all, and in the first 7 the learning rate only" in capsys.readouterr().out) is told
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signal")
+@pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
+def test_a_closed_terminal_is_an_interrupt_unless_it_is_ignored(monkeypatch, before):
+    """As nohup has it."""
+    restored = signal.signal(signal.SIGHUP, getattr(signal, before))
+    try:
+        with deferred_interrupt() as pressed:
+            assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL, "which would end all tests"
+            signal.raise_signal(signal.SIGHUP)
+        assert len(pressed) == (before == "SIG_DFL")
+        assert signal.getsignal(signal.SIGHUP) == getattr(signal, before)
+    finally:
+        signal.signal(signal.SIGHUP, restored)
+
+
+def test_a_progress_bar_that_cannot_be_written_stops_nothing(tiny, blobs, tmp_path, monkeypatch):
+    """Ctrl-C ends what it is piped to as well."""
+
+    class Piped:
+        written = 0
+
+        def write(self, text):
+            self.written += 1
+            if self.written > 2:
+                raise BrokenPipeError(32, "gone")
+
+    pipe, free = Piped(), []
+    monkeypatch.setattr(ddpm, "progress_bar", partial(tqdm, file=pipe, mininterval=0))
+
+    def other() -> None:
+        free.append(all(lock.acquire(timeout=1) and not lock.release() for lock in tqdm.get_lock().locks))
+
+    run = fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path)
+    assert ddpm.load_config(tmp_path)[1]["steps"] == run.step == 12 and pipe.written > 2
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert free == [True], "no other thread waits for what was at work"
+
+
+def test_memory_that_ends_in_training_leaves_a_checkpoint_that_is_told(tiny, blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PREVIEW_EVERY", 1)
+
+    def loop(*arguments):
+        yield from islice(ddpm.training_loop(*arguments), 6)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory.; the checkpoint of step 6 in .* is good"):
+        fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path, loop=loop)
+
+
 def test_terminating_signals_that_come_twice_wait_too():
     with deferred_interrupt() as pressed:
         signal.raise_signal(signal.SIGTERM)
@@ -562,8 +616,8 @@ def test_images_of_another_shape_than_the_settings_are_refused(tiny, blobs, tmp_
 def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(tiny, blobs, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     for precision in ("float32", "float16"):
-        processes.check_precision(precision, "cuda")
-    processes.check_precision("bfloat16", "cpu")
+        machine.check_precision(precision, "cuda")
+    machine.check_precision("bfloat16", "cpu")
     with pytest.raises(ValueError, match="no bfloat16 arithmetic: take precision float16"):
         processes.train(replace(tiny, precision="bfloat16"), blobs, tmp_path, device="cuda")
 
@@ -583,9 +637,9 @@ def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch
 
     monkeypatch.setattr(torch.cuda, "device", Visited)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
-    processes.check_precision("bfloat16", "cuda:1")
+    machine.check_precision("bfloat16", "cuda:1")
     with pytest.raises(ValueError, match="no bfloat16 arithmetic"):
-        processes.check_precision("bfloat16", "cuda:0")
+        machine.check_precision("bfloat16", "cuda:0")
     assert current == [0]
 
 
