@@ -36,6 +36,10 @@ def restless(model: torch.nn.Module, std: float = 0.1) -> torch.nn.Module:
     return model.eval()
 
 
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
 def no_noise():
     raise AssertionError("noise must not be drawn here")
 

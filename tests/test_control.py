@@ -28,7 +28,6 @@ from mnist_ddpm.ddpm import (
     start_run,
     tile,
     timesteps,
-    to_float,
     to_uint8,
     training_loop,
 )
@@ -348,12 +347,6 @@ def test_filling_in_works_through_generate_and_in_colour(paper):
 def test_beginnings_that_do_not_fit_are_refused(paper, image, message):
     with pytest.raises(ValueError, match=message):
         generate(None, paper, 2, (1, 2, 2), sampler=started_from(image, only_the_start), progress=False)
-
-
-def test_floats_are_no_pixels():
-    digits = torch.full((2, 1, 2, 2), 200, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="images must be uint8, 0 to 255, and these are torch.float32"):
-        to_float(digits.float())
 
 
 def test_a_given_beginning_is_noised_as_far_as_the_first_time_says(paper):

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import Schedule, Settings, at, make_schedule, predict_eps, predict_x0, q_posterior, q_sample
+from mnist_ddpm.ddpm import (
+    Schedule,
+    Settings,
+    at,
+    make_schedule,
+    predict_eps,
+    predict_x0,
+    q_posterior,
+    q_sample,
+    to_float,
+)
 
 
 def test_linear_schedule_has_the_papers_values(paper):
@@ -163,3 +173,9 @@ def test_uint8_round_trip():
     x = ddpm.to_float(levels)
     assert x.min() == -1 and x.max() == 1 and torch.equal(ddpm.to_uint8(x), levels)
     assert ddpm.to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+
+
+def test_floats_are_no_pixels():
+    digits = torch.full((2, 1, 2, 2), 200, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="images must be uint8, 0 to 255, and these are torch.float32"):
+        to_float(digits.float())

@@ -139,3 +139,18 @@ def test_group_norm_works_for_any_channel_count(channels, groups):
 def test_sizes_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         UNet(**options)
+
+
+def test_what_is_computed_again_drops_out_the_same():
+    """Else the gradients would be those of another network."""
+    torch.manual_seed(0)
+    network = UNet(base_channels=8, channel_mults=(1, 2), dropout=0.5).train()
+    torch.nn.init.normal_(network.conv_out.weight)
+    found = []
+    for again in (False, True):
+        network.gradient_checkpointing = again
+        network.zero_grad()
+        torch.manual_seed(1)
+        network(torch.ones(2, 1, 16, 16), torch.ones(2, dtype=torch.long)).square().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    torch.testing.assert_close(*found)

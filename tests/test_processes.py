@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT
 from torch.distributed.run import get_args_parser
 
-from mnist_ddpm import ddpm, evaluation, machine, processes, runs
+from mnist_ddpm import ddpm, evaluation, processes, runs
 from mnist_ddpm.__main__ import main
 from mnist_ddpm.extractors import Extractor, Judge
 
@@ -267,29 +267,84 @@ def test_shares_are_disjoint_and_nearly_equal(n):
     assert processes.collect(monkey, torch.tensor([*shares[0]]), n).tolist() == [*range(n)]
 
 
-def test_a_device_for_several_processes_is_refused():
-    world = type("Fake", (runs.World,), {"size": 2, "device": torch.device("cuda:1")})()
-    assert {str(machine.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
-    with pytest.raises(ValueError, match="each has its own device, here cuda:1: leave --device cuda:0 out"):
-        machine.pick_device("cuda:0", world)
+def test_weights_that_settings_name_must_be_given(tiny, blobs, fits, tmp_path):
+    """Else the run would start from random ones, and its record would say otherwise."""
+    named = replace(tiny, init_from="mine")
+    with pytest.raises(ValueError, match="init_from is mine, and there are no weights: pass those that pretrained"):
+        processes.train(named, blobs, tmp_path)
+    run = processes.train(named, blobs, tmp_path, weights=ddpm.start_run(tiny).model.state_dict())
+    runs.save_run(tmp_path, run)
+    processes.train(named, blobs, tmp_path, resume=True)
+    assert len(fits) == 2
 
 
-def test_a_command_to_type_is_quoted_for_the_shell_at_hand(monkeypatch):
-    command = ["train", "--out", r"images&samples\mine", "--data", "my data"]
-    assert shlex.split(machine.shell(command)) == command
-    monkeypatch.setattr(machine.os, "name", "nt")
-    assert machine.shell(command) == r'train --out "images&samples\mine" --data "my data"'
+def test_of_several_processes_a_failure_claims_no_checkpoint_that_is_not_there(tiny, blobs, tmp_path):
+    def failing(*arguments):
+        if len(run.losses) == fails_at:
+            raise RuntimeError("out of memory")
+        return ddpm.l_simple(*arguments)
+
+    for rank, fails_at, message in ((0, 0, "nothing was saved"), (0, 2, "step 2 is saved in"),
+                                    (1, 2, "what the first of them has saved is in")):  # fmt: skip
+        world = type("Fake", (runs.World,), {"rank": rank, "size": 2, "gather": lambda self, x: x.repeat(2)})()
+        run, folder = processes.join(ddpm.start_run(tiny), world), tmp_path / f"{rank}-{fails_at}"
+        with pytest.raises(ConnectionError, match=rf"one of 2 processes failed, .* \(out of memory\); {message}"):
+            processes.fit(run, blobs, ddpm.make_schedule(tiny), folder, world, objective=failing)
+        assert (folder / "config.json").exists() == ("is saved" in message)
+        if "is saved" in message:  # and what the step that failed had drawn is drawn again
+            undisturbed = processes.join(ddpm.start_run(tiny), world)
+            list(islice(ddpm.training_loop(undisturbed, blobs, ddpm.make_schedule(tiny)), fails_at))
+            resumed = runs.resume_run(folder)
+            assert torch.equal(resumed.generator.get_state(), undisturbed.generator.get_state())
 
 
-def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, monkeypatch):
-    own = tmp_path / "bin" / "python"
-    monkeypatch.setattr(sys, "executable", str(own))
-    for found, folder, named in (
-        (own, ROOT, "python"), (None, ROOT, str(own)), (tmp_path / "python", tmp_path, "bin/python"),
-    ):  # fmt: skip
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(machine.shutil, "which", lambda name, found=found: found and str(found))
-        assert machine.own_command(["train", "--resume"]) == f"{named} -m mnist_ddpm train --resume"
+def test_each_process_reads_its_own_images_only(tiny, blobs, tmp_path, monkeypatch):
+    class Watched:
+        device, dtype, shape, read = blobs.device, blobs.dtype, blobs.shape, 0
+
+        def __len__(self):
+            return len(blobs)
+
+        def __getitem__(self, which):
+            self.read += len(which)
+            return blobs[which]
+
+    world = type("Second", (runs.World,), {"rank": 1, "size": 2, "gather": lambda self, x: x.repeat(2)})()
+    images, seen = Watched(), []
+
+    def objective(model, schedule, x0, t, eps):
+        seen.append(x0)
+        return ddpm.l_simple(model, schedule, x0, t, eps)
+
+    def fitted(run, images, schedule, folder, loop, **options):
+        next(loop(run, images, schedule, options["objective"]))
+
+    monkeypatch.setattr(runs, "fit", fitted)
+    run = ddpm.start_run(tiny)
+    processes.fit(run, images, ddpm.make_schedule(tiny), tmp_path, world, objective)  # which joins the world
+    next(ddpm.training_loop(ddpm.start_run(tiny), blobs, ddpm.make_schedule(tiny), objective))
+    assert images.read == 8 and torch.equal(seen[0], seen[1][8:])
+
+
+def test_a_run_of_several_processes_is_not_fitted_as_if_it_were_alone(tiny, blobs, tmp_path):
+    world = type("Second", (runs.World,), {"rank": 1, "size": 2})()
+    with pytest.raises(ValueError, match="joined several processes: fit it with processes.fit"):
+        runs.fit(processes.join(ddpm.start_run(tiny), world), blobs, ddpm.make_schedule(tiny), tmp_path)
+
+
+def test_each_step_and_each_process_draws_its_own_dropout(dropout, blobs):
+    class Second(runs.World):
+        rank, size = 1, 2
+
+        def gather(self, x):
+            return torch.cat([x, x])
+
+    seen = {}
+    for world in (runs.World(), Second()):
+        run = processes.join(ddpm.start_run(dropout), world)
+        steps = islice(ddpm.training_loop(run, blobs, ddpm.make_schedule(dropout)), 4)
+        seen[world.rank] = [torch.initial_seed() for _ in steps]
+    assert len({*seen[0], *seen[1]}) == 8
 
 
 def test_what_cannot_be_shared_is_refused():
