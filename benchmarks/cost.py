@@ -74,3 +74,5 @@ if __name__ == "__main__":
         measured(asked) if asked.measure else computed(asked)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")

@@ -94,3 +94,5 @@ if __name__ == "__main__":
         main()
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
