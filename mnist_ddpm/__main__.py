@@ -702,7 +702,7 @@ def moved(settings: ddpm.Settings, folder: str | None) -> ddpm.Settings:
 def apart(out: Path, folder: ddpm.PathLike) -> None:
     """Raises ValueError where pictures written to out would count among a folder's images."""
     if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
-        raise ValueError(f"{out} is in the folder of images {folder}, and pictures there would count as such: move it")
+        raise ValueError(f"{out} is in the folder of images {folder}, and pictures there would count: name another")
 
 
 def known_margin(settings: ddpm.Settings) -> int:
