@@ -610,7 +610,7 @@ def main() -> None:
     settings["evaluations"] = a.evaluations if len(a.evaluations) > 1 else a.evaluations[0]
     try:
         a.out.parent.mkdir(parents=True, exist_ok=True)
-        if a.out.is_dir() or not os.access(a.out.parent, os.W_OK):
+        if a.out.is_dir() or not os.access(a.out.parent, os.W_OK):  # not by mnist_ddpm, which must not be imported yet
             sys.exit(f"{a.out} cannot be written: name a JSON file")
         card = json.loads(a.out.read_text(encoding="utf-8")) if a.race and a.out.exists() else {}
         if card.get("settings", settings) != settings:

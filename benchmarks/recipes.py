@@ -143,14 +143,14 @@ def main(asked: Arguments) -> None:
         "processor": machine.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
     rows, out = {}, asked.out or Path(f"benchmarks/results/recipes-{asked.minutes:g}.json")
+    resumable.writable_file(out)
+    if out.suffix == ".png":
+        raise ValueError(f"{out} is for the figures, as JSON, and their plot goes beside it: name it .json")
     if out.is_file():
         found = json.loads(out.read_text(encoding="utf-8"))
         if {name: found.get(name) for name in record} != record:
             raise ValueError(f"{out} was made otherwise: name another --out")
         rows = found["recipes"]
-    resumable.writable_file(out)
-    if out.suffix == ".png":
-        raise ValueError(f"{out} is for the figures, as JSON, and their plot goes beside it: name it .json")
     known = judge.features(images)
     for name, changes in recipes.items():
         if name in rows:

@@ -110,8 +110,7 @@ class Train:
             moved(settings, None)
         else:
             runs.must_be_free(self.out)
-            if settings.dataset not in ddpm.DATASETS:
-                apart(self.out, settings.dataset)
+            apart(self.out, settings.dataset)
         world = processes.connect(self.processes, self.device == "cpu")
         device = machine.pick_device(self.device, world)
         processes.check_batch(settings.batch_size, world)
@@ -176,9 +175,8 @@ class Plan:
                 runs.must_be_free(folder)
             resumable.writable_folder(self.out)
         asked = ddpm.Settings(**{name: getattr(self, name) for name in planning.KEPT})
-        if self.dataset not in ddpm.DATASETS:
-            ddpm.look_up("data set", ddpm.FOLDER if Path(self.dataset).is_dir() else self.dataset, ddpm.DATASETS)
-            apart(self.out, self.dataset)
+        ddpm.look_up_data_set(self.dataset)
+        apart(self.out, self.dataset)
         guidance.check_labelled(asked, self.data)
         load = partial(ddpm.load_images, root=self.data)
         plan, images = planning.make_plan(asked, load, 60 * self.minutes, device)
@@ -418,11 +416,10 @@ class Evaluate(Drawing):
 
     def run(self) -> None:
         how = (
-            "sampler", "steps", "spacing", "eta", "variance", "clip", "label", "guidance", "guidance_interval", "guide",
-            "precision",
+            "sampler", "steps", "spacing", "eta", *(() if self.bits else ("variance",)), "clip", "label", "guidance",
+            "guidance_interval", "guide", "precision",
         )  # fmt: skip
         idle = [name for name in how if self.images and getattr(self, name) != getattr(Drawing, name)]
-        idle = [name for name in idle if not (self.bits and name == "variance")]
         if idle:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
             raise ValueError(f"the images in {self.images} are drawn already: leave out {flags}")
@@ -430,9 +427,9 @@ class Evaluate(Drawing):
         model, schedule, settings = load_model(self, self.checkpoint, device)
         settings = moved(settings, self.dataset)
         resumable.writable_file(self.out)
-        for folder in (self.images, None if settings.dataset in ddpm.DATASETS else settings.dataset):
-            if folder and not Path(folder, "samples.npz").is_file():
-                apart(self.out, folder)
+        apart(self.out, settings.dataset)
+        if self.images and not holds_samples(self.images):
+            apart(self.out, self.images)
         signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
         if self.bits and self.bits < 2:  # what cannot be done is told before images are read
             raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
@@ -700,8 +697,8 @@ def moved(settings: ddpm.Settings, folder: str | None) -> ddpm.Settings:
 
 
 def apart(out: Path, folder: ddpm.PathLike) -> None:
-    """Raises ValueError where pictures written to out would count among a folder's images."""
-    if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
+    """Raises ValueError where pictures written to out would count among a folder's images, not a known data set's."""
+    if folder not in ddpm.DATASETS and Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
         raise ValueError(f"{out} is in the folder of images {folder}, and pictures there would count: name another")
 
 
@@ -759,9 +756,14 @@ def real_images(settings: ddpm.Settings, data: Path) -> tuple[torch.Tensor, torc
         return training, None
 
 
+def holds_samples(folder: Path) -> bool:
+    """Whether it is one of the sample command's, with an array beside pictures of them all."""
+    return (folder / "samples.npz").is_file()
+
+
 def read_images(path: Path, settings: ddpm.Settings, data: Path) -> torch.Tensor:
     """uint8 (N, C, H, W) from a samples.npz or a folder of pictures. Raises ValueError where they do not fit."""
-    if path.is_dir() and (path / "samples.npz").is_file():  # the sample command's, with pictures of them all
+    if holds_samples(path):
         path = path / "samples.npz"
         print(f"judging those in {path}")
     if path.is_dir():

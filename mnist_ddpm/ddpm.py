@@ -4,16 +4,16 @@
 __all__ = ['LEARNED_VARIANCE', 'Device', 'PathLike', 'DATASETS', 'FOLDER', 'AUGMENTATIONS', 'SCHEDULES', 'NETWORK_SETTINGS',
            'DIFFUSION_SETTINGS', 'Model', 'Objective', 'OBJECTIVES', 'OTHER_PREDICTIONS', 'OPTIMIZERS', 'TIME_SAMPLERS',
            'SPACINGS', 'States', 'Clip', 'SAMPLERS', 'Film', 'FORMAT', 'check_seed', 'Settings', 'best_device',
-           'look_up', 'first_process', 'progress_bar', 'read_mnist', 'load_mnist', 'load_images', 'to_float',
-           'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample', 'predict_x0',
-           'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention',
-           'Block', 'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple', 'make_objective',
-           'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update', 'steps_per_epoch',
-           'total_steps', 'add_gradients', 'seed_step', 'training_step', 'training_loop', 'timesteps', 'transitions',
-           'Prediction', 'split_variance', 'predict', 'with_variance', 'ancestral_step', 'ddpm_sampler', 'ddim_sampler',
-           'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'labels_of', 'generate', 'check_film',
-           'draw_strip', 'save_gif', 'preview', 'save_checkpoint', 'load_weights', 'load_config', 'load_checkpoint',
-           'loss_by_t']
+           'look_up', 'first_process', 'progress_bar', 'read_mnist', 'load_mnist', 'look_up_data_set', 'load_images',
+           'to_float', 'to_uint8', 'tile', 'Schedule', 'linear_schedule', 'make_schedule', 'at', 'q_sample',
+           'predict_x0', 'predict_eps', 'q_posterior', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock',
+           'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet', 'make_model', 'count_parameters', 'l_simple',
+           'make_objective', 'Run', 'TrainingStep', 'adam', 'start_run', 'learning_rate_at', 'ema_update',
+           'steps_per_epoch', 'total_steps', 'add_gradients', 'seed_step', 'training_step', 'training_loop',
+           'timesteps', 'transitions', 'Prediction', 'split_variance', 'predict', 'with_variance', 'ancestral_step',
+           'ddpm_sampler', 'ddim_sampler', 'options_of', 'make_denoiser', 'noise_source', 'ideal_denoiser', 'labels_of',
+           'generate', 'check_film', 'draw_strip', 'save_gif', 'preview', 'save_checkpoint', 'load_weights',
+           'load_config', 'load_checkpoint', 'loss_by_t']
 
 # %% ../MNIST_DDPM.ipynb #8c17d6be
 import errno
@@ -210,14 +210,18 @@ FOLDER = "a folder of images"  # its name in DATASETS; settings.dataset is the f
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {}  # of a batch, by data set
 
 
+def look_up_data_set(name: str) -> Callable[..., Tensor]:
+    """What loads the data set of that name, or the folder. Raises ValueError for an unknown one."""
+    return look_up("data set", FOLDER if name not in DATASETS and Path(name).is_dir() else name, DATASETS)
+
+
 def load_images(settings: Settings, root: PathLike = "data", split: str = "train") -> Tensor:
     """The images that settings.dataset names: uint8 (N, channels, image_size, image_size).
 
     Raises ValueError for an unknown name, a split that the data set lacks, or another number of channels.
     """
     name = settings.dataset
-    kind = FOLDER if name not in DATASETS and Path(name).is_dir() else name
-    images = look_up("data set", kind, DATASETS)(settings, root, split)
+    images = look_up_data_set(name)(settings, root, split)
     if images.shape[1] != settings.channels:
         raise ValueError(f"{name} has {images.shape[1]} channel(s): set channels to that, not to {settings.channels}")
     return images

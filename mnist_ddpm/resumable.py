@@ -97,8 +97,8 @@ def deferred_interrupt() -> Iterator[list]:
                 print(f"\nstopping after this step, to save it{more}", flush=True)
 
     handler.pressed, signals = pressed, [signal.SIGINT, signal.SIGTERM]
-    with suppress(AttributeError):  # Windows has none
-        signals += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else []  # nohup ignores it
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
+        signals.append(signal.SIGHUP)
     try:
         with suppress(ValueError):  # not in the main thread, where Ctrl-C does not arrive
             for signum in signals:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.resumable import deferred_interrupt, first_line, replacing, writable_folder
+from mnist_ddpm.resumable import deferred_interrupt, first_line, out_of_memory, replacing, writable_folder
 
 PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 
@@ -250,7 +250,9 @@ def fit(
             if stopped:
                 more = ": resume to go on" if run.step < total else ", its last"
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved in {folder}{more}")
-        except (FloatingPointError, OSError, torch.OutOfMemoryError) as error:
+        except (FloatingPointError, OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError | MemoryError) and (world.size > 1 or not out_of_memory(error)):
+                raise  # of several processes, mnist_ddpm.processes tells what is saved
             whole = f"the checkpoint of step {saved_at} in {folder} is good"
             saved = whole if saved_at and not isinstance(error, FileExistsError) else left_there(folder, run)
             saved = saved if world.rank == 0 else f"what the first process has saved in {folder} is good"

@@ -227,12 +227,30 @@ def digits():
     return load_images(Settings(), ROOT / "data")
 
 
-def test_a_model_that_knows_fifty_images_by_heart_is_flagged(digits):
+def in_features(
+    generated: torch.Tensor, training: torch.Tensor, held_out: torch.Tensor | None = None
+) -> evaluation.Audit:
+    """As audit, by every fourth pixel."""
+
+    def points(images: torch.Tensor) -> torch.Tensor:
+        return images[:, :, ::2, ::2].flatten(1).double()
+
+    own = evaluation.some_of(training) if held_out is None else None
+    real = points(training[own] if held_out is None else held_out)
+    return evaluation.audit_points([points(generated)], lambda: [points(training)], len(training), real, own)
+
+
+@pytest.fixture(params=[audit, in_features], ids=["pixels", "features"])
+def audited(request):
+    return request.param
+
+
+def test_a_model_that_knows_fifty_images_by_heart_is_flagged(digits, audited):
     """The limit of overfitting on them: the exact posterior mean of these fifty, sampled as any model is."""
     schedule = make_schedule(Settings())
     model = ideal_denoiser(schedule, digits[:50].float() / 127.5 - 1)
     drawn, _ = generate(model, schedule, 40, (1, 32, 32), steps=20, progress=False)
-    found = audit(drawn, digits[:50], digits[50:550])
+    found = audited(drawn, digits[:50], digits[50:550])
     assert found.copies and found.closer.value > 0.9 and "it copies" in audit_line(found.figures())
     assert torch.equal(drawn, digits[found.index]), "and says which images"
 
@@ -324,11 +342,11 @@ def test_one_exact_copy_is_one_too_many_unless_real_images_are_there_twice_as_of
         assert audit_line(found.figures()).endswith(told + verdict)
 
 
-def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits):
+def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, audited):
     training = torch.cat([digits[:400], digits[:10]])
-    assert audit(digits[100:200], training).copies
-    assert not audit(digits[400:500], training).copies
-    assert not audit(digits[400:500], digits[:1].expand(50, -1, -1, -1)).copies
+    assert audited(digits[100:200], training).copies
+    assert not audited(digits[400:500], training).copies
+    assert not audited(digits[400:500], digits[:1].expand(50, -1, -1, -1)).copies
 
 
 def test_what_is_nearer_than_the_nearest_hundredth_is_counted_and_more_than_a_twentieth_are_copies():
@@ -715,6 +733,18 @@ def test_images_of_another_kind_are_not_cropped_as_digits_are(trained, tmp_path,
     told = f"{judge} is for digits, and sees only the middle 28 x 28 pixels: take --extractor inception for {folder}"
     assert told in capsys.readouterr().err
     assert extractors.pick_judge(judge, "mnist", side=64).network.dataset == "mnist"
+
+
+def test_a_card_does_not_lie_among_the_training_images(tmp_path, capsys):
+    """Not even where these are beside an array of the sample command."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "samples.npz").touch()
+    settings = Settings(dataset=str(folder), base_channels=8, channel_mults=(1, 2), attention_resolutions=(8,), T=20)
+    save_checkpoint(tmp_path / "checkpoint", make_model(settings), settings)
+    flags = ["--checkpoint", str(tmp_path / "checkpoint"), "--out", str(folder / "card.json")]
+    assert main(["evaluate", *flags]) == 1
+    assert f"{folder / 'card.json'} is in the folder of images {folder}" in capsys.readouterr().err
 
 
 def test_a_network_always_told_its_label_is_not_asked_without(few_digits, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mnist_ddpm
-from mnist_ddpm import ddpm, schedules
+from mnist_ddpm import ddpm, parameterisation, schedules
 from mnist_ddpm.ddpm import (
     Settings,
     ddpm_sampler,
@@ -161,6 +161,7 @@ def test_sampling_from_pure_noise_is_finite_and_lands_on_the_data():
 def test_all_methods_are_entered_into_the_notebooks_tables():
     assert {"linear", "cosine", "quadratic", "sigmoid", "sigmoid-zero-snr", "linear-zero-snr"} <= set(ddpm.SCHEDULES)
     assert {"objective", "denoiser"} == set(ddpm.OTHER_PREDICTIONS)
+    assert {"eps", "x0", "v", "mu"} <= set(parameterisation.CONVERSIONS)  # and what tests enter
     assert {"simple", "bound", "truncated-snr", "min-snr", "p2", "hybrid", "vlb"} <= set(ddpm.OBJECTIVES)
     assert "vlb" in ddpm.TIME_SAMPLERS
     assert {"ddpm", "ddim", "dpmpp", "heun"} <= set(ddpm.SAMPLERS)
