@@ -1,8 +1,9 @@
-"""Which settings give the best digits after equal time: `python benchmarks/recipes.py --out mine.json`, or `--help`.
+"""Which settings give the best digits in equal time? `python benchmarks/recipes.py`, or `--help`.
 
-Each recipe trains for so many minutes, its learning rate falling to 0 at their end unless steady, and is judged by the
-Fréchet distance of what it draws to the training images, and by its loss on unseen ones. recipes-MINUTES.json holds a
-recipe as soon as it is judged, so that a run that was stopped goes on; in the end the .png of the same name shows them.
+Each recipe trains for so many minutes, its learning rate falling to 0 at their end unless steady,
+and is judged by the Fréchet distance of what it draws to the training images, and by its loss on
+unseen ones. recipes-MINUTES.json holds a recipe as soon as it is judged, so that a run that was
+stopped goes on; in the end the .png of the same name shows them.
 """
 
 import json
@@ -19,12 +20,25 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(1, str(Path(__file__).parents[1]))
 
-from mnist_ddpm import ddpm, evaluation, extractors, machine, planning, resumable
+from processor import precisions
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.evaluation import cards, drawing, extractors
+from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate
+from mnist_ddpm.evaluation.losses import loss_by_tenth
+from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
+from mnist_ddpm.training import machine
+from mnist_ddpm.training.files import writable_file
+from mnist_ddpm.training.loop import training_loop
+from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import Run
 
 SMALL = {"optimizer": "muon", "batch_size": 64, "base_channels": 16}
-STEADY = {"learning_rate": 2.5e-3, "epochs": 100.0}  # the rate's fall is planned for a hundred times the time
+# The rate's fall is planned for a hundred times the time
+STEADY = {"learning_rate": 2.5e-3, "epochs": 100.0}
 RECIPES = {
     "batch 128, rate 0.001": {"learning_rate": 1e-3},
     "batch 128, rate 0.002": {},
@@ -46,7 +60,10 @@ RECIPES = {
     "width 16, batch 64, Muon, p2": {**SMALL, "objective": "p2"},
     "width 32, batch 64, Muon, p2": {**SMALL, "base_channels": 32, "objective": "p2"},
 }
-SAMPLERS = {"ancestral, 50 steps": ("ddpm", 50), "DPM-Solver++, 20 steps": ("dpmpp", 20)}
+SAMPLERS = {
+    "ancestral, 50 steps": (ddpm.ddpm_sampler, 50),
+    "DPM-Solver++, 20 steps": (dpmpp_2m_sampler, 20),
+}
 
 
 @dataclass
@@ -54,48 +71,68 @@ class Arguments:
     minutes: float = 6.0  # of training, for each
     n: int = 1000  # images drawn
     only: tuple[str, ...] = ()  # recipes; all unless told
-    precision: str = "bfloat16"  # of the networks
+    precision: str | None = None  # of the networks; None: bfloat16, unless it is emulated
     seed: int = 0
     data: Path = Path("data")  # folder that holds MNIST
     out: Path | None = None  # JSON file; benchmarks/results/recipes-MINUTES.json unless told
-    over_time: tuple[Path, ...] = ()  # instead of all this, draw what these files hold against their minutes, to --out
+    over_time: tuple[Path, ...] = ()  # draw what these files hold against their minutes, to --out
 
 
-def trained(settings: ddpm.Settings, images: torch.Tensor, minutes: float, fall: float = 1.0) -> tuple[ddpm.Run, int]:
-    """A run of as many steps as the pace of this machine lets expect, and their number; late, it has fewer.
+def trained(
+    recipe: Recipe, images: torch.Tensor, minutes: float, fall: float = 1.0
+) -> tuple[Run, int]:
+    """A run of as many steps as this machine's pace lets expect, and their number.
 
-    fall: the learning rate would be at 0 after so many times these steps.
+    It has fewer where the time is up before. fall: the learning rate would be at 0 after so many
+    times these steps.
     """
-    pace = planning.measured_pace(settings, "cpu", 10.0)
-    settings = replace(settings, epochs=0.97 * 60 * minutes * pace / len(images))
-    total = ddpm.total_steps(settings, images)
-    settings = replace(settings, warmup_steps=min(500, total // 10), epochs=fall * settings.epochs)
-    run, deadline = ddpm.start_run(settings), time.monotonic() + 60 * minutes
-    loop = ddpm.training_loop(run, images, ddpm.make_schedule(settings))
-    for _ in ddpm.progress_bar(islice(loop, total), total=total, unit="step"):
+    pace = catalogue.measure(torch.device("cpu")).pace(recipe, 10.0)
+    recipe = replace(recipe, epochs=0.97 * 60 * minutes * pace / len(images))
+    total = ddpm.total_steps(recipe, len(images))
+    warmup = min(500, total // 10)
+    recipe = replace(recipe, warmup_steps=warmup, epochs=fall * recipe.epochs)
+    run, deadline = catalogue.start_run(recipe), time.monotonic() + 60 * minutes
+    schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
+    steps = islice(training_loop(run, images, schedule, objective), total)
+    for _ in progress_bar(steps, total=total, unit="step"):
         if time.monotonic() > deadline:
             break
     return run, total
 
 
-def judged(run: ddpm.Run, judge: extractors.Judge, known: torch.Tensor, unseen: torch.Tensor, n: int) -> dict:
-    settings, schedule = run.settings, ddpm.make_schedule(run.settings)
-    model, row = ddpm.make_denoiser(run.ema, schedule, settings), {}
-    for title, (sampler, steps) in SAMPLERS.items():
-        options = {"sampler": ddpm.SAMPLERS[sampler], "steps": steps, "precision": settings.precision}
-        drawn, _ = ddpm.generate(model, schedule, n, (1, 32, 32), seed=settings.seed, **options)
-        row[title] = evaluation.frechet_estimate(known, judge.features(drawn), settings.seed)._asdict()
-    loss = evaluation.loss_by_tenth(model, schedule, unseen[:1000], seed=settings.seed)
-    return row | {"L_simple": loss["mean"]}
+@dataclass
+class Judging:
+    """What recipes are judged by."""
+
+    judge: extractors.Judge
+    known: torch.Tensor  # features of the training images
+    unseen: torch.Tensor
+    n: int  # images drawn
+
+    def figures(self, run: Run) -> dict:
+        """Distances of what a run's averaged weights draw, and their loss."""
+        recipe, schedule, row = run.settings, catalogue.make_schedule(run.settings), {}
+        network = drawing.autocast(run.ema, recipe.precision, "cpu")
+        source = drawing.denoisers(network, schedule, recipe)
+        for title, (sampler, steps) in SAMPLERS.items():
+            options = {"times": ddpm.timesteps(schedule.T, steps), "sampler": sampler}
+            options |= {"seed": recipe.seed}
+            drawn, _ = drawing.generate(source, schedule, self.n, recipe.shape, **options)
+            found = frechet_estimate(self.known, self.judge.features(drawn), recipe.seed)
+            row[title] = found._asdict()
+        denoise = catalogue.make_denoiser(run.ema, schedule, recipe)
+        loss = loss_by_tenth(denoise, schedule, self.unseen[:1000], seed=recipe.seed)
+        return row | {"L_simple": loss["mean"]}
 
 
 def plot(rows: dict, minutes: float, path: Path) -> None:
+    """Two bars for each recipe."""
     figure = Figure(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
     ax, height = figure.subplots(), 0.38
     for k, title in enumerate(SAMPLERS):
         places = [i + (k - 0.5) * height for i in range(len(rows))]
-        values = [row[title]["value"] for row in rows.values()]
-        spread = [evaluation.Estimate(**row[title]).half for row in rows.values()]
+        found = [Estimate(**row[title]) for row in rows.values()]
+        values, spread = [each.value for each in found], [each.half for each in found]
         ax.barh(places, values, height, xerr=spread, label=title, error_kw={"lw": 0.8})
     ax.set_yticks(range(len(rows)), rows)
     ax.invert_yaxis()
@@ -106,18 +143,18 @@ def plot(rows: dict, minutes: float, path: Path) -> None:
 
 
 def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
-    """A line for each recipe that is in all the files, made alike but for their minutes."""
+    """A line for each recipe that is in all the files, which differ in their minutes."""
     made = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     for file, record in zip(files, made):
-        if "recipes" not in record:
-            raise ValueError(f"{file} is no result of this script: name those of --minutes")
+        problem = f"{file} is no result of this script"
+        ddpm.check("recipes" in record, f"{problem}: name those of --minutes")
     made.sort(key=lambda record: record["minutes"])
     minutes = [record["minutes"] for record in made]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for ax, title in zip(figure.subplots(1, 2, sharey=True), SAMPLERS):
         for name in RECIPES:
             if all(name in record["recipes"] for record in made):
-                found = [evaluation.Estimate(**record["recipes"][name][title]) for record in made]
+                found = [Estimate(**record["recipes"][name][title]) for record in made]
                 values, spread = [each.value for each in found], [each.half for each in found]
                 ax.errorbar(minutes, values, spread, label=name, marker="o", ms=3, capsize=2)
         ax.set(xscale="log", yscale="log", xlabel="minutes of training", title=title)
@@ -130,45 +167,62 @@ def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
         figure.savefig(path, dpi=100)
 
 
-def main(asked: Arguments) -> None:
-    if asked.over_time:
-        plot_over_time(asked.over_time, asked.out or Path("benchmarks/results/over-time.png"))
-        return
-    recipes = {name: ddpm.look_up("recipe", name, RECIPES) for name in asked.only or RECIPES}
-    images, unseen = (ddpm.load_images(ddpm.Settings(), asked.data, split) for split in ("train", "test"))
+def started(out: Path, about: dict) -> dict[str, dict]:
+    """The rows that a file holds already. Raises ValueError where it was made otherwise."""
+    writable_file(out)
+    problem = f"{out} is for the figures, as JSON, and their plot goes beside it"
+    ddpm.check(out.suffix != ".png", f"{problem}: name it .json")
+    if not out.is_file():
+        return {}
+    found = json.loads(out.read_text(encoding="utf-8"))
+    alike = {name: found.get(name) for name in about} == about
+    ddpm.check(alike, f"{out} was made otherwise: name another --out")
+    return found["recipes"]
+
+
+def measure(asked: Arguments) -> None:
+    """Trains and judges each recipe that is not in the file yet, draws and prints all."""
+    precision = asked.precision or precisions()[-1]
+    names = asked.only or RECIPES
+    recipes = {name: catalogue.look_up("recipe", name, RECIPES) for name in names}
+    images, unseen = (
+        catalogue.load_images(Recipe(), asked.data, split) for split in ("train", "test")
+    )
     judge = extractors.pick_judge("auto", "mnist")
-    record = {
-        "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": asked.precision,
+    about = {
+        "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": precision,
         "extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads(),
         "processor": machine.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
-    rows, out = {}, asked.out or Path(f"benchmarks/results/recipes-{asked.minutes:g}.json")
-    resumable.writable_file(out)
-    if out.suffix == ".png":
-        raise ValueError(f"{out} is for the figures, as JSON, and their plot goes beside it: name it .json")
-    if out.is_file():
-        found = json.loads(out.read_text(encoding="utf-8"))
-        if {name: found.get(name) for name in record} != record:
-            raise ValueError(f"{out} was made otherwise: name another --out")
-        rows = found["recipes"]
-    known = judge.features(images)
+    out = asked.out or Path(f"benchmarks/results/recipes-{asked.minutes:g}.json")
+    rows = started(out, about)
+    judging = Judging(judge, judge.features(images), unseen, asked.n)
+    command = {"command": shlex.join(["python", *sys.argv])}
     for name, changes in recipes.items():
         if name in rows:
             continue
         print(name, flush=True)
-        settings = ddpm.Settings(precision=asked.precision, seed=asked.seed, **changes)
-        run, total = trained(settings, images, asked.minutes, changes.get("epochs", 1.0))
+        recipe = Recipe(precision=precision, seed=asked.seed, **changes)
+        run, total = trained(recipe, images, asked.minutes, changes.get("epochs", 1.0))
         rows[name] = {
-            "images": run.step * settings.batch_size, "seconds": round(run.seconds, 1), "steps": run.step,
-            "planned": total,
-        }  # fmt: skip
-        rows[name] |= judged(run, judge, known, unseen, asked.n)
-        evaluation.write_card(out, {"command": shlex.join(["python", *sys.argv]), **record, "recipes": rows})
+            "images": run.step * recipe.batch_size, "seconds": round(run.seconds, 1),
+            "steps": run.step, "planned": total,
+        } | judging.figures(run)  # fmt: skip
+        cards.write_card(out, command | about | {"recipes": rows})
     rows = {name: rows[name] for name in RECIPES if name in rows}
     plot(rows, asked.minutes, out.with_suffix(".png"))
     for name, row in rows.items():
-        scores = [evaluation.Estimate(**row[title]) for title in SAMPLERS]
-        print(f"{name}: {row['images']:,} images, {scores[0]}, {scores[1]}, L_simple {row['L_simple']:.4f}")
+        first, second = (Estimate(**row[title]) for title in SAMPLERS)
+        loss = f"L_simple {row['L_simple']:.4f}"
+        print(f"{name}: {row['images']:,} images, {first}, {second}, {loss}")
+
+
+def main(asked: Arguments) -> None:
+    if asked.over_time:
+        out = asked.out or Path("benchmarks/results/over-time.png")
+        plot_over_time(asked.over_time, out)
+    else:
+        measure(asked)
 
 
 if __name__ == "__main__":

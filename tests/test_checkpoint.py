@@ -1,170 +1,243 @@
-import errno
+"""Checkpoints: what they hold, who reads them, and what is told where they are damaged."""
+
 import json
 import os
-import pickle
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import restless
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from trained import TINY, same, squares
 
-from mnist_ddpm import ddpm, resumable
-from mnist_ddpm.ddpm import (
-    generate,
-    load_checkpoint,
-    load_config,
-    make_model,
-    make_schedule,
-    save_checkpoint,
-    start_run,
-    training_loop,
-)
-from mnist_ddpm.resumable import replacing, writable_folder
-from mnist_ddpm.runs import fit, resume_run, save_run
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.catalogue import make_network, train
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.methods.guidance import told
+from mnist_ddpm.training import checkpoint_files
+from mnist_ddpm.training.recipe import Recipe
+
+SHIPPED = Path(__file__).parent.parent / "checkpoints"
+SHORT = replace(TINY, T=4)
+NAMES = "mnist", "mnist-guide", "mnist-conditional", "celeba", "celeba-guide"
+NOTEBOOK = ddpm.Settings(
+    dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1,
+    batch_size=16,
+)  # fmt: skip
+# recipes that the notebook knows nothing of, and what it names
+FOREIGN = {
+    "v": {"prediction": "v"},
+    "cosine": {"schedule": "cosine"},
+    "hybrid": {"objective": "hybrid"},
+    "classes": {"classes": 3},
+    "attributes": {"classes": 0, "attributes": ("Male",)},
+    "blocks_per_level": {"blocks_per_level": 2},
+    "attention_resolutions": {"attention_resolutions": (8, 4)},
+}
 
 
 @pytest.fixture
-def saved(tiny, blobs, tmp_path):
-    run = start_run(tiny)
-    for step in training_loop(run, blobs, make_schedule(tiny)):
-        if step.step == 3:
-            break
-    folder = tmp_path / "checkpoint"
-    save_run(folder, run)
-    return folder
+def saved(tmp_path):
+    """The checkpoint of an untrained network with weights everywhere."""
+    network = restless(make_network(TINY))
+    checkpoints.save(tmp_path / "a" / "checkpoint", network, TINY, {"steps": 7})
+    return tmp_path / "a" / "checkpoint"
 
 
-def edit_config(folder, **changes):
+def edit_config(folder, part="recipe", **changes):
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config["settings"].update(changes)
+    config[part].update(changes)
     path.write_text(json.dumps(config))
 
 
-def test_round_trip_draws_the_same_images(tiny, tmp_path):
-    model = make_model(tiny)
-    torch.nn.init.normal_(model.conv_out.weight, std=0.1)
-    save_checkpoint(tmp_path / "a" / "b", model, tiny, {"steps": 7})
-    loaded, schedule, settings = load_checkpoint(tmp_path / "a" / "b")
-    assert settings == tiny and isinstance(settings.channel_mults, tuple)
-    assert torch.equal(schedule.alpha_bar, make_schedule(tiny).alpha_bar)
-    draw = lambda m: generate(m, schedule, 3, (1, 32, 32), steps=5)[0]  # noqa: E731
-    assert torch.equal(draw(model), draw(loaded))
-    assert load_config(tmp_path / "a" / "b")[1] == {"steps": 7}
+def drawn(network, schedule, n=3, steps=5):
+    """uint8 images of a network that predicts the noise."""
+    denoise = ddpm.clipped(ddpm.eps_denoiser(network, schedule), schedule)
+    return ddpm.generate(denoise, schedule, n, TINY.shape, steps=steps)[0]
 
 
-def test_checkpoint_holds_the_averaged_weights(saved):
-    weights, state = load_file(saved / "model.safetensors"), torch.load(saved / "training_state.pt", weights_only=True)
-    assert all(torch.equal(weights[k], v) for k, v in state["ema"].items())
+def test_what_is_loaded_draws_the_images_of_what_was_saved(saved):
+    network, schedule, recipe, record = checkpoints.load(saved)
+    assert (recipe, record) == (TINY, {"steps": 7}) == checkpoints.load_config(saved)
+    assert not network.training and not any(w.requires_grad for w in network.parameters())
+    given = restless(make_network(TINY))
+    assert torch.equal(drawn(given, catalogue.make_schedule(TINY)), drawn(network, schedule))
+
+
+def test_a_checkpoint_holds_the_averaged_weights(tmp_path):
+    train(SHORT, squares(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
+    assert all(torch.equal(weights[name], weight) for name, weight in state["ema"].items())
     assert not torch.equal(weights["conv_in.weight"], state["model"]["conv_in.weight"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["data_range"] == [-1, 1] and config["settings"]["T"] == SHORT.T
+    assert config["training"]["steps"] == 12 and config["training"]["images"] == 192
+    assert config["parameters"] == sum(weight.numel() for weight in weights.values())
+    assert config["versions"]["torch"] == torch.__version__
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
 def test_whoever_may_read_one_file_may_read_all(saved):
-    assert len({path.stat().st_mode for path in saved.iterdir() if path.is_file()}) == 1
-
-
-def test_config_tells_a_person_what_it_is(saved, tiny):
-    config = json.loads((saved / "config.json").read_text())
-    assert config["data_range"] == [-1, 1] and config["settings"]["T"] == tiny.T
-    assert config["training"]["steps"] == 3 and config["training"]["images"] == 48
-    assert config["versions"]["torch"] == torch.__version__
-
-
-def test_missing_checkpoint_and_missing_files_are_named(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not a checkpoint: there is no config.json"):
-        load_checkpoint(tmp_path / "nowhere")
-    (saved / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
-        load_checkpoint(saved)
-    (saved / "training_state.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"nothing to resume: there is no .*training_state\.pt"):
-        resume_run(saved)
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:100], lambda b: b"", lambda b: b"hello" * 50]
+    "changes",
+    [
+        {"attention_resolutions": (8,), "classes": 5, "label_dropout": 0.0, "dropout": 0.2},
+        {"dataset": "celeba", "channels": 3, "attributes": ("Smiling", "Male")},
+        {"schedule": "sigmoid-zero-snr", "prediction": "mu", "objective": "vlb"},
+        {"objective": "p2", "optimizer": "muon", "precision": "bfloat16", "init_from": "x"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_setting_comes_back_from_one_place(tmp_path, changes):
+    recipe = replace(TINY, **changes)
+    network = restless(make_network(recipe))
+    checkpoints.save(tmp_path, network, recipe, {})
+    found = checkpoints.load(tmp_path)
+    assert found.recipe == recipe and same(found.network, network)
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = [name for part in ("settings", "method", "recipe") for name in config[part]]
+    assert sorted(names) == sorted(asdict(recipe))
+
+
+# The notebook's checkpoints and ours
+
+
+def test_the_notebooks_checkpoint_is_one_of_ours(tmp_path):
+    run = ddpm.start_run(NOTEBOOK)
+    path = ddpm.beta_schedule(ddpm.linear_beta(50))
+    list(ddpm.training_loop(run, squares(), path))
+    ddpm.save_run(tmp_path, run)
+    network, schedule, recipe, record = checkpoints.load(tmp_path)
+    assert recipe == Recipe(**asdict(NOTEBOOK)) and record == {"steps": 6}
+    assert torch.equal(drawn(network, schedule), drawn(run.ema, path))
+
+
+def test_the_notebook_loads_a_checkpoint_by_the_papers_method(tmp_path):
+    """However it was trained."""
+    how = {"objective": "p2", "dropout": 0.1, "optimizer": "muon", "attention_resolutions": (4,)}
+    recipe = replace(SHORT, **how)
+    run = train(recipe, squares(), tmp_path)
+    network, schedule, settings = ddpm.load_checkpoint(tmp_path)
+    assert same(network, run.ema) and settings.batch_size == recipe.batch_size
+    assert torch.equal(schedule.signal, catalogue.make_schedule(recipe).signal)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_notebook_refuses_another_method_and_names_it(tmp_path, name):
+    recipe = replace(TINY, **FOREIGN[name])
+    checkpoints.save(tmp_path, make_network(recipe), recipe, {})
+    with pytest.raises(ValueError, match=name):
+        ddpm.load_checkpoint(tmp_path)
+    assert checkpoints.load(tmp_path).recipe == recipe
+
+
+# Shipped checkpoints
+
+
+def plain_ddim(network, alpha_bar, prediction, times, x):
+    """DDIM (Eq. 12) with clipping, once more: from noise x (N, C, H, W) to images."""
+    for t, s in zip(times, [*times[1:], 0]):
+        value = network(x, torch.full((len(x),), t))[:, : x.shape[1]]
+        a, b = alpha_bar[t], alpha_bar[s]
+        x0 = value if prediction == "x0" else (x - (1 - a) ** 0.5 * value) / a**0.5
+        x0 = x0.clamp(-1, 1)
+        x = b**0.5 * x0 + (1 - b) ** 0.5 * (x - a**0.5 * x0) / (1 - a) ** 0.5
+    return x
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_checkpoints_draw_what_a_plain_ddim_draws(name):
+    network, schedule, recipe, _ = checkpoints.load(SHIPPED / name)
+    asked = told(network, torch.arange(4)) if recipe.classes else network
+    denoise = catalogue.make_denoiser(asked, schedule, recipe)
+    denoise, times = ddpm.clipped(denoise, schedule), ddpm.timesteps(1000, 4)
+    images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, steps=4)
+    noise = ddpm.noise_source(0, range(4), recipe.shape)()
+    alpha_bar = (schedule.signal**2).tolist()
+    expected = ddpm.to_uint8(plain_ddim(asked, alpha_bar, recipe.prediction, times, noise))
+    assert (images.int() - expected.int()).abs().max() <= 2
+    assert images.float().std() > 30, "and that is a picture"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_settings_are_all_read(name):
+    config = json.loads((SHIPPED / name / "config.json").read_text())
+    recipe, record = checkpoints.load_config(SHIPPED / name)
+    written = config["settings"] | config.get("method", {}) | config.get("recipe", {})
+    read = json.loads(json.dumps(asdict(recipe)))
+    assert {key: read[key] for key in written} == written and record == config["training"]
+
+
+def test_the_notebook_loads_the_shipped_digits():
+    network, schedule, settings = ddpm.load_checkpoint(SHIPPED / "mnist")
+    ours = checkpoints.load(SHIPPED / "mnist")
+    assert same(network, ours.network) and torch.equal(schedule.noise, ours.schedule.noise)
+    assert settings.epochs == 48
+
+
+# Damage
+
+
+def test_missing_files_are_named(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere .*config.json"):
+        checkpoints.load(tmp_path / "nowhere")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        checkpoints.load(saved)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:100], lambda b: b"", lambda b: b"hi" * 99]
 )
 def test_truncated_and_foreign_weights_are_refused(saved, damage):
     path = saved / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        load_checkpoint(saved)
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello" * 50])
-def test_truncated_and_foreign_training_states_are_refused(saved, damage):
-    path = saved / "training_state.pt"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"training_state\.pt is damaged"):
-        resume_run(saved)
-
-
-@pytest.mark.parametrize("state", [{"step": 3}, {"settings": re.compile("x")}], ids=str)
-def test_what_is_no_training_state_is_told_in_words_of_ours(saved, state):
-    """PyTorch would advise to run whatever code is in the file."""
-    path = saved / "training_state.pt"
-    torch.save(state, path)
-    message = f"{path} is damaged or no training state of this version: init_from can start a new run"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        resume_run(saved)
-
-
-def test_code_in_a_training_state_is_not_run(saved, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "owned"),)
-
-    for write in (
-        lambda path: torch.save({"settings": Evil()}, path),
-        lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)),
-    ):
-        write(saved / "training_state.pt")
-        with pytest.raises(ValueError, match="damaged or no training state"):
-            resume_run(saved)
-    assert not (tmp_path / "owned").exists()
+        checkpoints.load(saved)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "{}", '{"format": 99}', '{"format": 1}', '{"format": 1, "settings": 3}']
-)
+    "text",
+    [
+        "", "{", "[]", "null", "{}", '{"format": 99}', '{"format": 1}', '{"format": 2}',
+        '{"format": 1, "settings": 3}', '{"format": 2, "settings": {}, "training": {}}',
+        '{"format": 2, "settings": 3, "method": 4, "training": {}}',
+    ],
+)  # fmt: skip
 def test_damaged_configs_are_refused(saved, text):
     (saved / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json is damaged or not a checkpoint's"):
-        load_checkpoint(saved)
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        checkpoints.load(saved)
 
 
-def test_a_run_whose_settings_were_given_as_lists_goes_on(tiny, tmp_path):
-    settings = replace(tiny, channel_mults=[*tiny.channel_mults], attention_resolutions=[8])
-    save_run(tmp_path, start_run(settings))
-    assert resume_run(tmp_path, settings).settings == settings == replace(tiny, attention_resolutions=(8,))
-
-
-def test_settings_of_another_version_are_named(saved):
-    edit_config(saved, guidance=3.0)
-    with pytest.raises(ValueError, match="not a checkpoint's of this version: .*guidance"):
-        load_checkpoint(saved)
-    state = torch.load(saved / "training_state.pt", weights_only=True)
-    torch.save(state | {"settings": state["settings"] | {"guidance": 3.0}}, saved / "training_state.pt")
-    with pytest.raises(ValueError, match="no training state of this version .*guidance"):
-        resume_run(saved)
+@pytest.mark.parametrize("part", ["settings", "method", "recipe"])
+def test_settings_of_another_version_are_named(saved, part):
+    edit_config(saved, part, momentum=3.0)
+    with pytest.raises(ValueError, match="momentum"):
+        checkpoints.load(saved)
 
 
 def test_weights_of_another_architecture_are_named_with_both_shapes(saved):
-    edit_config(saved, base_channels=16)
-    with pytest.raises(ValueError, match=r"time\.0\.weight is \(32, 8\), should be \(64, 16\); .*; and \d+ more"):
-        load_checkpoint(saved)
+    edit_config(saved, "settings", base_channels=16)
+    with pytest.raises(ValueError, match=r"time\.0\.weight is \(32, 8\), should be \(64, 16\)"):
+        checkpoints.load(saved)
 
 
 def test_an_objective_that_is_not_at_hand_is_named_where_weights_do_not_fit(saved):
     """It may have been one that learns the variance."""
     edit_config(saved, objective="mine")
-    load_checkpoint(saved)
-    edit_config(saved, objective="mine", base_channels=16)
-    with pytest.raises(ValueError, match=r'safetensors \(of objective "mine", unknown here\) do not fit the network'):
-        load_checkpoint(saved)
+    checkpoints.load(saved)
+    edit_config(saved, "settings", base_channels=16)
+    with pytest.raises(ValueError, match='safetensors .*"mine"'):
+        checkpoints.load(saved)
 
 
 def test_missing_and_surplus_tensors_are_named(saved):
@@ -172,148 +245,40 @@ def test_missing_and_surplus_tensors_are_named(saved):
     weights = load_file(path)
     weights["intruder"] = weights.pop("conv_in.bias")
     save_file(weights, path)
-    with pytest.raises(ValueError, match=r"conv_in\.bias is missing, should be \(8,\); intruder is unknown"):
-        load_checkpoint(saved)
+    with pytest.raises(ValueError, match=r"conv_in\.bias is missing.*intruder"):
+        checkpoints.load(saved)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"base_channels": 16},
-        {"T": 60},
-        {"beta_T": 0.03},
-        {"batch_size": 8},
-        {"seed": 1},
-        {"dataset": "x"},
-        {"attributes": ("Male",)},
-        {"optimizer": "muon"},
-        {"init_from": "elsewhere"},
-    ],
-    ids=str,
-)
-def test_resuming_with_what_may_not_change_is_refused(saved, tiny, change):
-    (name,) = change
-    with pytest.raises(ValueError, match=re.escape(f"{name} was {getattr(tiny, name)!r} in")):
-        resume_run(saved, replace(tiny, **change))
+def test_weights_are_floating_point_of_any_precision(saved):
+    path = saved / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: weight.bfloat16() for name, weight in weights.items()}, path)
+    assert checkpoints.load(saved).network.conv_in.weight.dtype == torch.float32
+    save_file(weights | {"conv_in.bias": weights["conv_in.bias"].long()}, path)
+    with pytest.raises(ValueError, match=r"conv_in\.bias is torch\.int64"):
+        checkpoints.load(saved)
 
 
-def test_resuming_with_more_epochs_goes_on(saved, tiny, blobs):
-    run = resume_run(saved, replace(tiny, epochs=3))
-    assert [step.step for step in training_loop(run, blobs, make_schedule(tiny))] == list(range(4, 19))
-
-
-def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("ne")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-
-
-def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tiny, blobs, tmp_path, monkeypatch):
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    schedule = make_schedule(tiny)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(ddpm, "save_checkpoint", killed)
-        fit(start_run(tiny), blobs, schedule, tmp_path)  # of twelve steps, saved once: at its end
-    with pytest.raises(FileExistsError, match="holds a checkpoint already: resume it"):
-        fit(start_run(tiny), blobs, schedule, tmp_path)
-    assert fit(resume_run(tmp_path), blobs, schedule, tmp_path).step == 12
-    load_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("library", "error"),
-    [
-        ("torch.save", RuntimeError("PytorchStreamWriter failed")),
-        ("mnist_ddpm.ddpm.save", SafetensorError("No space left")),
-        ("mnist_ddpm.ddpm.save", OSError(errno.ENOSPC, "No space left on device")),
-    ],
-)
-def test_a_full_disk_is_said_and_leaves_the_old_files(saved, tiny, blobs, monkeypatch, library, error):
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
-
-    def full(*arguments, **options):
+@pytest.mark.parametrize("error", [SafetensorError("No space left"), OSError(28, "No space left")])
+def test_a_full_disk_is_said_and_leaves_the_old_files(saved, monkeypatch, error):
+    def full(*given):
         raise error
 
-    monkeypatch.setattr(library, full)
-    with pytest.raises(OSError, match=rf"could not be written \({re.escape(str(error))}\): is there room\?"):
-        save_run(saved, resume_run(saved))
-    names = before if library == "torch.save" else ("model.safetensors", "config.json")
-    assert all((saved / name).read_bytes() == before[name] for name in names)
-    assert {path.name for path in saved.iterdir()} == set(before), "no part of a file is left"
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    monkeypatch.setattr(checkpoint_files, "save", full)
+    with pytest.raises(OSError, match=re.escape(str(error))):
+        checkpoints.save(saved, make_network(TINY), TINY, {})
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
-def test_a_finished_run_keeps_its_record_when_nothing_is_left_to_train(tiny, blobs, tmp_path, capsys):
-    schedule = make_schedule(tiny)
-    fit(start_run(tiny), blobs, schedule, tmp_path)
-    before = (tmp_path / "config.json").read_bytes()
-    fit(resume_run(tmp_path, replace(tiny, epochs=1, learning_rate=0.5)), blobs, schedule, tmp_path)
-    assert "was trained to its end before" in capsys.readouterr().out
-    assert (tmp_path / "config.json").read_bytes() == before and resume_run(tmp_path).settings == tiny
-    (tmp_path / "model.safetensors").unlink()
-    fit(resume_run(tmp_path), blobs, schedule, tmp_path)
-    load_checkpoint(tmp_path)  # whole again
+def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_path, monkeypatch):
+    def killed(*given):
+        raise KeyboardInterrupt
 
-
-def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path, monkeypatch):
-    path, real, tries, waits = tmp_path / "file", os.replace, [], []
-
-    def replace_unless_read(source, target):
-        tries.append(target)
-        if len(tries) < 4:
-            raise PermissionError(13, "in use")
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_unless_read)
-    monkeypatch.setattr(resumable.time, "sleep", waits.append)
-    with pytest.raises(PermissionError), replacing(path) as new:
-        new.write_text("new")
-    assert len(tries) == 1 and waits == [], "elsewhere it is told at once"
-    with monkeypatch.context() as windows, replacing(path) as new:
-        new.write_text("new")
-        windows.setattr(os, "name", "nt")
-    assert path.read_text() == "new" and len(waits) == 2
-
-
-@pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
-def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
-    error = getattr(torch, name, torch.OutOfMemoryError)
-    with pytest.raises(error, match="CUDA error"), replacing(tmp_path / "file"):
-        raise error("CUDA error")
-
-
-def test_a_run_goes_on_with_as_many_images_only(tiny, blobs, tmp_path):
-    fit(start_run(tiny), blobs, make_schedule(tiny), tmp_path)
-    with pytest.raises(ValueError, match="the run is one of 96 images, and here are 95: init_from goes on"):
-        fit(resume_run(tmp_path, replace(tiny, epochs=3)), blobs[:95], make_schedule(tiny), tmp_path)
-
-
-def test_a_folder_of_images_may_move_between_parts_of_a_run(tiny, tmp_path):
-    settings = replace(tiny, dataset="there", channels=1)
-    save_run(tmp_path, start_run(settings))
-    assert resume_run(tmp_path, replace(settings, dataset="here")).settings.dataset == "here"
-    with pytest.raises(ValueError, match="dataset was 'there' .* cannot become 'mnist'"):
-        resume_run(tmp_path, replace(settings, dataset="mnist"))
-
-
-def test_a_run_from_another_device_takes_the_kind_of_step_that_suits_this_one(saved):
-    state = torch.load(saved / "training_state.pt", weights_only=True)
-    state["optimizer"]["param_groups"][0]["fused"] = False
-    state["device"], state["generator"] = "cuda", torch.zeros(16, dtype=torch.uint8)  # of that one's size
-    torch.save(state, saved / "training_state.pt")
-    assert resume_run(saved).optimizer.param_groups[0]["fused"]
-
-
-def test_folder_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="cannot write to the folder .*: choose another"):
-        writable_folder(tmp_path / "file" / "folder")
-    assert list(writable_folder(tmp_path / "new" / "deep").iterdir()) == []
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoint_files, "save", killed)
+        train(SHORT, squares(), tmp_path)
+    with pytest.raises(FileExistsError):
+        train(SHORT, squares(), tmp_path)
+    assert train(SHORT, squares(), tmp_path, resume=True).step == 12
+    checkpoints.load(tmp_path)

@@ -1,43 +1,204 @@
+"""Pictures to the pixel, folders, MNIST, and what labels mean."""
+
+import errno
 import gzip
+import os
 import shutil
+import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from pictures import Asked, numbers, plain, ramp, save, save_celeba, save_some
+from PIL import Image, ImageOps
 from torchvision import datasets
 
-from mnist_ddpm.ddpm import load_images
+from mnist_ddpm import ddpm
+from mnist_ddpm.data.folders import load_folder, load_own_folder
+from mnist_ddpm.data.labels import always_told, check_labelled, typical_labels
+from mnist_ddpm.data.mnist import load_mnist, margin, mnist_labels
+from mnist_ddpm.data.pictures import open_image
+
+ROOT = Path(__file__).resolve().parent.parent
+COLOUR, DIGITS = Asked(), Asked("mnist", 32, 1)
 
 
-def test_mnist_is_padded_not_resized(tiny):
-    images = load_images(tiny, ROOT / "data")
-    assert images.shape == (60000, 1, 32, 32) and images.dtype == torch.uint8
-    with gzip.open(ROOT / "data/MNIST/raw/train-images-idx3-ubyte.gz") as file:
-        raw = np.frombuffer(file.read(), np.uint8, offset=16).reshape(60000, 28, 28)
-    assert np.array_equal(images[:, 0, 2:30, 2:30], raw)
-    assert images.sum() == int(raw.sum(dtype=np.int64)), "the border must be black"
+# Pixels
 
 
-def test_test_split_is_another_set(tiny):
-    train, test = load_images(tiny, ROOT / "data"), load_images(tiny, ROOT / "data", "test")
-    assert test.shape == (10000, 1, 32, 32) and not torch.equal(test[0], train[0])
+def test_folders_are_read_as_pillow_fits_them_in_the_order_of_their_paths(tmp_path):
+    rng, sizes = np.random.default_rng(0), [(20, 33), (16, 16), (50, 17), (31, 31)]
+    names = ["b/z.png", "b.png", "a/10.png", "a-1.png"]
+    for (width, height), name in zip(sizes, names):
+        save(tmp_path / name, Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)))
+    images = load_folder(COLOUR, tmp_path, tmp_path / "cache")
+    for image, path in zip(images, sorted(tmp_path.rglob("*.png"))):
+        expected = ImageOps.fit(Image.open(path), (16, 16), Image.Resampling.LANCZOS)
+        assert np.array_equal(image.permute(1, 2, 0), expected)
+    assert images.shape == (4, 3, 16, 16) and images.is_contiguous()
 
 
-def test_mnist_has_no_third_split(tiny):
-    with pytest.raises(ValueError, match='MNIST has no split "valid": take train or test'):
-        load_images(tiny, ROOT / "data", "valid")
+def files_of_all_modes():
+    """Each file's image, how it is saved, and the colour that it is."""
+    rgb, bronze, white = Image.new("RGB", (20, 20), (200, 100, 50)), (200, 100, 50), (255,) * 3
+    palette = Image.new("P", (20, 20), 1)
+    palette.putpalette([0, 0, 0, *bronze])
+    deep = Image.fromarray(np.full((20, 20), 2770, np.uint16))  # 2770 / 65535 * 255 = 10.8
+    integers = Image.fromarray(np.full((20, 20), 2770, np.int32))
+    return {
+        "rgb.png": (rgb, {}, bronze),
+        "opaque.png": (rgb.convert("RGBA"), {}, bronze),
+        "clear.png": (Image.new("RGBA", (20, 20), (*bronze, 0)), {}, white),
+        "half.png": (Image.new("RGBA", (20, 20), (0, 0, 0, 51)), {}, (204,) * 3),
+        "grey.png": (Image.new("L", (20, 20), 77), {}, (77,) * 3),
+        "grey_alpha.png": (Image.new("LA", (20, 20), (0, 0)), {}, white),
+        "palette.gif": (palette, {}, bronze),
+        "palette_clear.png": (palette, {"transparency": 1}, white),
+        "deep.png": (deep, {}, (11,) * 3),
+        "deep.tif": (deep, {}, (11,) * 3),
+        "deep.pgm": (integers, {}, (11,) * 3),
+        "deep_clear.png": (deep, {"transparency": 2770}, white),
+        "ink.tif": (Image.new("CMYK", (20, 20), (55, 155, 205, 0)), {}, bronze),
+        "bits.png": (Image.new("1", (20, 20), 1), {}, white),
+    }
+
+
+def test_every_mode_ends_as_colour_or_grey(tmp_path):
+    files = files_of_all_modes()
+    for name, (image, options, _) in files.items():
+        image.save(tmp_path / name, **options)
+    colour = load_folder(COLOUR, tmp_path, tmp_path / "cache")
+    grey = load_folder(replace(COLOUR, channels=1), tmp_path, tmp_path / "cache")
+    assert len(colour) == len(grey) == len(files)
+    for k, name in enumerate(sorted(files)):
+        red, green, blue = files[name][2]
+        assert colour[k].flatten(1).unique(dim=1).T.tolist() == [[red, green, blue]], name
+        luma = round(0.299 * red + 0.587 * green + 0.114 * blue)
+        assert grey[k].unique().tolist() == [luma], name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_whose_range_nothing_tells_are_refused(tmp_path, dtype):
+    Image.fromarray(np.full((20, 20), 200, dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="a.tif"):
+        open_image(tmp_path / "a.tif", "RGB")
+
+
+@pytest.mark.parametrize("tag", [0x0111, 0x011A])
+def test_malformed_exif_costs_no_image(tmp_path, tag):
+    """Nor does it hide which way is up."""
+    orientation, text = (
+        struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0),
+        struct.pack("<HHI4s", tag, 2, 4, b"abc"),
+    )
+    exif = (
+        b"Exif\0\0II*\0"
+        + struct.pack("<IH", 8, 2)
+        + b"".join(sorted([orientation, text]))
+        + bytes(4)
+    )
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises((TypeError, struct.error)):
+        ImageOps.exif_transpose(image)
+    assert open_image(tmp_path / "a.jpg", "RGB").size == (10, 20)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])  # the second is turned by Pillow itself
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_pictures_are_turned_as_pillow_turns_them(tmp_path, mode, name):
+    for orientation in range(1, 9):
+        deep = Image.fromarray((np.arange(600) % 256 * 257).astype(np.uint16).reshape(30, 20))
+        image = deep if mode == "I;16" else ramp(20, 30).convert(mode)
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / name, exif=exif)
+        with Image.open(tmp_path / name) as saved:
+            saved.load()
+            expected = np.asarray(ImageOps.exif_transpose(saved))
+        expected = expected // 257 if mode == "I;16" else expected
+        assert np.array_equal(
+            open_image(tmp_path / name, "RGB" if mode == "RGB" else "L"), expected
+        )
+
+
+# Folders
+
+
+def test_hidden_files_and_other_files_do_not_count(tmp_path):
+    save_some(tmp_path / "in", 2)
+    for name in (".ipynb_checkpoints/0.png", ".thumbnail.png", "lost+found/0.png"):
+        save(tmp_path / "in" / name, plain(9))
+    for name in ("notes.txt", "paper.pdf", "._0.png"):
+        (tmp_path / "in" / name).write_text("no image")
+    (tmp_path / "in" / "folder.png").mkdir()
+    asked = replace(COLOUR, dataset=str(tmp_path / "in"))
+    assert numbers(load_own_folder(asked, tmp_path)) == [0, 1]
+    with pytest.raises(ValueError, match="test"):
+        load_own_folder(asked, tmp_path, "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        load_folder(COLOUR, tmp_path / "empty", tmp_path / "cache")
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    """Without that the rest would be taken for the whole."""
+    save_some(tmp_path / "in")
+    save(tmp_path / "in" / "below" / "9.png", plain(9))
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "below":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="below"):
+        load_folder(COLOUR, tmp_path / "in", tmp_path / "cache")
+
+
+def test_a_folder_may_have_a_name_as_long_as_names_may_be(tmp_path):
+    for name in ("a" * 249 + "first", "a" * 249 + "other"):
+        save_some(tmp_path / name, 3)
+        save(tmp_path / name / "name.png", plain(5 if name.endswith("first") else 7, (20, 20)))
+    folders = sorted(tmp_path.glob("a*"))
+    drawn = [numbers(load_folder(COLOUR, folder, tmp_path / "cache")) for folder in folders]
+    assert drawn == [[0, 1, 2, 5], [0, 1, 2, 7]], "and another cache than one that begins alike"
+
+
+# MNIST
+
+
+def test_mnist_is_the_notebooks():
+    images = load_mnist(DIGITS, ROOT / "data", "test")
+    assert torch.equal(images, ddpm.load_mnist(32, ROOT / "data", train=False))
+
+
+def test_mnists_labels_are_those_of_its_splits():
+    asked = replace(DIGITS, classes=10)
+    for split, name in (("train", "train"), ("test", "t10k")):
+        with gzip.open(ROOT / f"data/MNIST/raw/{name}-labels-idx1-ubyte.gz") as file:
+            raw = np.frombuffer(file.read(), np.uint8, offset=8)
+        labels = mnist_labels(asked, ROOT / "data", split)
+        assert labels.dtype == torch.int64 and np.array_equal(labels, raw)
+        assert len(load_mnist(asked, ROOT / "data", split)) == len(raw)
+    for load in (load_mnist, mnist_labels):
+        with pytest.raises(ValueError, match="valid"):
+            load(asked, ROOT / "data", "valid")
+    for wrong in ({"classes": 4}, {"attributes": ("Smiling",)}):
+        with pytest.raises(ValueError, match="mnist"):
+            mnist_labels(replace(asked, **wrong), ROOT / "data")
 
 
 @pytest.mark.parametrize("size", [26, 29])
-def test_sizes_that_mnist_cannot_be_padded_to_are_refused(tiny, size):
-    with pytest.raises(ValueError, match=f"must be even and >= 28, not {size}"):
-        load_images(replace(tiny, image_size=size), ROOT / "data")
+def test_sizes_that_mnist_cannot_be_padded_to_are_refused(size):
+    with pytest.raises(ValueError, match=str(size)):
+        load_mnist(replace(DIGITS, image_size=size), ROOT / "data")
 
 
 @pytest.mark.parametrize("damage", ["archive", "unpacked", "missing"])
-def test_damaged_mnist_says_what_to_do(tiny, tmp_path, monkeypatch, damage):
+def test_damaged_mnist_is_told_in_one_line(tmp_path, monkeypatch, damage):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for path in (ROOT / "data/MNIST/raw").glob("*.gz"):
@@ -47,23 +208,67 @@ def test_damaged_mnist_says_what_to_do(tiny, tmp_path, monkeypatch, damage):
     elif damage == "missing":
         (raw / "train-images-idx3-ubyte.gz").unlink()
     else:
-        load_images(tiny, tmp_path)
+        load_mnist(DIGITS, tmp_path)
         path = raw / "train-images-idx3-ubyte"
         path.write_bytes(path.read_bytes()[:1000])
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # no network in tests
-    with pytest.raises(ValueError, match="is missing or damaged .* restore the four .gz archives") as caught:
-        load_images(tiny, tmp_path)
+    with pytest.raises(FileNotFoundError, match="MNIST/raw") as caught:
+        load_mnist(DIGITS, tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_missing_and_empty_data_sets_are_refused(tiny, tmp_path):
-    for name in ("minst", str(tmp_path / "missing")):
-        with pytest.raises(ValueError, match=f'data set "{name}" is unknown: take one of mnist, .*a folder of images'):
-            load_images(replace(tiny, dataset=name))
-    with pytest.raises(ValueError, match="holds no images"):
-        load_images(replace(tiny, dataset=str(tmp_path)), tmp_path)
+def test_a_full_disk_is_not_taken_for_damaged_archives(tmp_path, monkeypatch):
+    def unpack(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "MNIST", unpack)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        load_mnist(DIGITS, tmp_path)
+    assert caught.value.errno == errno.ENOSPC
 
 
-def test_wrong_number_of_channels_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"mnist has 1 channel\(s\): set channels to that, not to 3"):
-        load_images(replace(tiny, channels=3), ROOT / "data")
+def test_digits_without_their_margin_are_padded_like_those_of_training(tmp_path):
+    digits = load_mnist(DIGITS, ROOT / "data", "test")[:5]
+    for k, image in enumerate(digits[:, 0].numpy()):
+        save(tmp_path / f"{k}.png", Image.fromarray(image[2:-2, 2:-2] if k < 4 else image))
+    assert torch.equal(load_folder(DIGITS, tmp_path, tmp_path / "cache"), digits)
+    own = replace(DIGITS, dataset=str(tmp_path))
+    resized = load_folder(own, tmp_path, tmp_path / "cache")
+    assert resized[:4].ne(digits[:4]).any(), "those of another data set are not"
+    assert torch.equal(resized[4], digits[4])
+    assert (margin(DIGITS), margin(own)) == (2, 0)
+
+
+# Labels
+
+
+def test_labels_are_looked_at_before_images_unless_celeba_is_still_to_be_downloaded(tmp_path):
+    def load_labels(recipe, root, split):
+        raise ValueError(split)
+
+    labelled = replace(COLOUR, attributes=("Smiling",), classes=2)
+    check_labelled(COLOUR, tmp_path, load_labels)
+    check_labelled(labelled, tmp_path, load_labels)
+    save_celeba(tmp_path / "celeba")
+    check_labelled(COLOUR, tmp_path, load_labels)
+    for asked in (labelled, replace(DIGITS, classes=10)):
+        with pytest.raises(ValueError, match="train"):
+            check_labelled(asked, tmp_path, load_labels)
+
+
+def test_labels_to_judge_are_as_frequent_as_in_training_and_vary_as_real_ones_do():
+    labels = torch.tensor([2] * 70 + [0] * 25 + [1] * 5)
+    drawn = [typical_labels(labels, 400, seed) for seed in range(30)]
+    assert torch.equal(drawn[1], typical_labels(labels, 400, seed=1))
+    counts = torch.stack([part.bincount(minlength=3) for part in drawn]).double()
+    p = torch.tensor([0.25, 0.05, 0.7], dtype=torch.float64)
+    torch.testing.assert_close(counts.mean(dim=0) / 400, p, rtol=0, atol=0.02)
+    torch.testing.assert_close(counts.var(dim=0), 400 * p * (1 - p), rtol=0.7, atol=0)  # binomial
+
+
+@pytest.mark.parametrize(
+    ("classes", "label_dropout", "told"), [(10, 0.0, True), (10, 0.1, False), (0, 0.0, False)]
+)
+def test_a_network_that_never_missed_a_label_is_always_told(classes, label_dropout, told):
+    asked = type("Recipe", (), {"classes": classes, "label_dropout": label_dropout})
+    assert always_told(asked) is told

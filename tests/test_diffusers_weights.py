@@ -1,4 +1,4 @@
-"""Networks to and from diffusers, against diffusers itself; with the configurations of Google's models on the hub."""
+"""Networks to and from diffusers, against diffusers itself; with Google's configurations."""
 
 import fnmatch
 import inspect
@@ -10,23 +10,14 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from mnist_ddpm.ddpm import (
-    Settings,
-    count_parameters,
-    ddpm_sampler,
-    load_checkpoint,
-    make_denoiser,
-    make_model,
-    make_schedule,
-    save_checkpoint,
-    start_run,
-    timesteps,
-)
-from mnist_ddpm.diffusers_weights import (
+from mnist_ddpm import ddpm
+from mnist_ddpm.catalogue import make_denoiser, make_network, make_schedule, start_run
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.diffusers import (
     DEFAULTS,
     diffusers_tensors,
     load_diffusers,
@@ -34,40 +25,45 @@ from mnist_ddpm.diffusers_weights import (
     save_diffusers,
     settings_from_diffusers,
     settings_to_diffusers,
-    unwrapped,
 )
+from mnist_ddpm.training.recipe import Recipe
+
+SAFE, BIN = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 
 
 def configuration(side, widths, attended=(), **others):
     """As Google's repositories have it, which are older than some of UNet2DModel's arguments."""
-    down = ["AttnDownBlock2D" if i in attended else "DownBlock2D" for i in range(len(widths))]
+    levels = range(len(widths))
+    down = ["AttnDownBlock2D" if level in attended else "DownBlock2D" for level in levels]
     return {
-        "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": None,
-        "block_out_channels": widths, "center_input_sample": False, "down_block_types": down, "downsample_padding": 0,
-        "flip_sin_to_cos": False, "freq_shift": 1, "in_channels": 3, "layers_per_block": 2,
-        "mid_block_scale_factor": 1, "norm_eps": 1e-6, "norm_num_groups": 32, "out_channels": 3, "sample_size": side,
-        "time_embedding_type": "positional", "up_block_types": [name.replace("Down", "Up") for name in down[::-1]],
-        **others,
+        "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu",
+        "attention_head_dim": None, "block_out_channels": widths, "center_input_sample": False,
+        "down_block_types": down, "downsample_padding": 0, "flip_sin_to_cos": False,
+        "freq_shift": 1, "in_channels": 3, "layers_per_block": 2, "mid_block_scale_factor": 1,
+        "norm_eps": 1e-6, "norm_num_groups": 32, "out_channels": 3, "sample_size": side,
+        "time_embedding_type": "positional",
+        "up_block_types": [name.replace("Down", "Up") for name in down[::-1]], **others,
     }  # fmt: skip
 
 
 CIFAR10 = configuration(32, [128, 256, 256, 256], [1])
 CELEBA = configuration(256, [128, 128, 256, 256, 512, 512], [4])
 SCHEDULER = {
-    "_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear",
-    "beta_start": 0.0001, "clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None,
-    "variance_type": "fixed_large",
+    "_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02,
+    "beta_schedule": "linear", "beta_start": 0.0001, "clip_sample": True,
+    "num_train_timesteps": 1000, "trained_betas": None, "variance_type": "fixed_large",
 }  # fmt: skip
-SMALL = configuration(16, [7, 14], [1], norm_num_groups=1)
+THIN = {"norm_num_groups": 1}
+SMALL = configuration(16, [7, 14], [1], **THIN)
 NETWORKS = {
-    "cifar10": CIFAR10,
-    "celebahq, thin": configuration(32, [7, 7, 14, 14, 14, 14], [4], norm_num_groups=1),
+    "cifar10, two levels": configuration(16, [128, 256], [1], layers_per_block=1),
+    "celebahq, thin": configuration(32, [7, 7, 14, 14, 14, 14], [4], **THIN),
     "grey": configuration(8, [128, 128], in_channels=1, out_channels=1),
-    "attention throughout": configuration(8, [7, 14, 14], [0, 1, 2], norm_num_groups=1, layers_per_block=1),
-    "one level": configuration(8, [15], norm_num_groups=1, layers_per_block=3),
-    "as wide a head as all levels": configuration(8, [14, 14], [0], norm_num_groups=1, attention_head_dim=14),
+    "attention throughout": configuration(8, [7, 14, 14], [0, 1, 2], **THIN, layers_per_block=1),
+    "one level": configuration(8, [15], **THIN, layers_per_block=3),
+    "one wide head": configuration(8, [14, 14], [0], **THIN, attention_head_dim=14),
     "old names of blocks": {
-        **configuration(8, [7, 14], norm_num_groups=1),
+        **configuration(8, [7, 14], **THIN),
         "down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"],
         "up_block_types": ["UNetResAttnUpBlock2D", "UNetResUpBlock2D"],
     },
@@ -75,11 +71,12 @@ NETWORKS = {
 
 
 def randomised(network):
-    """No parameter is left that a fresh network has twice, such as the ones and zeros of a normalisation."""
+    """The network, without the ones and zeros that a fresh one has in many places."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in network.parameters():
-            p += 0.1 * torch.randn(p.shape, generator=generator) * (0.1 if p.numel() > 100_000 else 1)
+            scale = 0.01 if p.numel() > 100_000 else 0.1
+            p += scale * torch.randn(p.shape, generator=generator)
     return network.eval().requires_grad_(False)
 
 
@@ -88,19 +85,19 @@ def diffusers_network(config):
     return randomised(UNet2DModel.from_config(config))
 
 
-def our_settings(**options):
+def small(**options):
     return replace(settings_from_diffusers(SMALL), **options)
 
 
-def our_network(settings):
-    return randomised(make_model(settings))
+def our_network(recipe):
+    return randomised(make_network(recipe))
 
 
-def save(folder, config=SMALL, weights=None, scheduler=None, name="diffusion_pytorch_model.safetensors"):
+def save(folder, config=SMALL, weights=None, scheduler=None, name=SAFE):
     """A folder like Google's: all files in one, and a pipeline where there is a scheduler."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = weights if weights is not None else diffusers_network(config).state_dict()
-    (save_file if name.endswith("safetensors") else torch.save)(weights, folder / name)
+    (save_file if name == SAFE else torch.save)(weights, folder / name)
     (folder / "config.json").write_text(json.dumps(config))
     if scheduler:
         (folder / "scheduler_config.json").write_text(json.dumps(scheduler))
@@ -108,47 +105,59 @@ def save(folder, config=SMALL, weights=None, scheduler=None, name="diffusion_pyt
     return folder
 
 
-def same_weights(model, expected):
-    given, wanted = model.state_dict(), expected.state_dict()
-    return given.keys() == wanted.keys() and all(torch.equal(given[name], wanted[name]) for name in wanted)
+def same_weights(network, expected):
+    given, wanted = network.state_dict(), expected.state_dict()
+    same_names = given.keys() == wanted.keys()
+    return same_names and all(torch.equal(given[name], wanted[name]) for name in wanted)
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+# The network
 
 
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
 def test_their_network_and_ours_say_the_same_and_the_way_back_is_exact(config, tmp_path):
     theirs = diffusers_network(config)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours, _, settings = load_diffusers(tmp_path / "theirs")
+    ours, _, recipe = load_diffusers(tmp_path / "theirs")
     t = torch.tensor([1, 500, 1000])
-    x = torch.randn(3, config["in_channels"], config["sample_size"], config["sample_size"])
+    x = torch.randn(3, *recipe.shape, generator=torch.Generator().manual_seed(1))
     output = theirs(x, t - 1).sample
     assert (output[0] - output[1]).abs().max() > 1e-2 and output.std() > 0.1
     torch.testing.assert_close(ours(x, t), output, rtol=0, atol=1e-4)
-    save_diffusers(tmp_path / "ours", ours, settings)
+    save_diffusers(tmp_path / "ours", ours, recipe)
     assert same_weights(UNet2DModel.from_pretrained(tmp_path / "ours" / "unet"), theirs)
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters"), [(CIFAR10, 35_746_307), (CELEBA, 113_673_219)], ids=["cifar10", "celebahq"]
+    ("config", "parameters"),
+    [(CIFAR10, 35_746_307), (CELEBA, 113_673_219)],
+    ids=["cifar10", "celebahq"],
 )
 def test_googles_networks_have_all_their_tensors_in_ours(config, parameters):
-    settings = settings_from_diffusers(config, SCHEDULER)
+    recipe = settings_from_diffusers(config, SCHEDULER)
     with torch.device("meta"):
-        theirs, ours = UNet2DModel.from_config(config), make_model(settings)
-    tensors = diffusers_tensors(ours, settings.blocks_per_level)
-    assert {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in theirs.state_dict().items()}
-    assert count_parameters(ours) == count_parameters(theirs) == parameters
+        theirs, ours = UNet2DModel.from_config(config), make_network(recipe)
+    tensors = diffusers_tensors(ours, recipe.blocks_per_level)
+    expected = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
+    assert count(ours) == count(theirs) == parameters
 
 
 def test_their_tensors_are_all_of_ours_once():
-    model = our_network(our_settings())
-    tensors = diffusers_tensors(model, our_settings().blocks_per_level)
-    assert sum(tensor.numel() for tensor in tensors.values()) == count_parameters(model)
+    network = our_network(small())
+    tensors = diffusers_tensors(network, small().blocks_per_level)
+    assert sum(tensor.numel() for tensor in tensors.values()) == count(network)
     for tensor in tensors.values():
         tensor.zero_()
-    assert not any(p.any() for p in model.parameters())
+    assert not any(p.any() for p in network.parameters())
 
 
 def rename(weights, convolutions):
+    """Under the names that attention had once, and as the convolutions that it was of."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
     for name, weight in weights.items():
@@ -161,109 +170,164 @@ def rename(weights, convolutions):
     return renamed
 
 
-@pytest.mark.parametrize("file", ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"])
+@pytest.mark.parametrize("file", [SAFE, BIN])
 @pytest.mark.parametrize("convolutions", [False, True], ids=["linear", "convolutions"])
 def test_old_names_and_files_give_the_same_network(file, convolutions, tmp_path):
     theirs = diffusers_network(SMALL)
-    old = save(tmp_path / "old", weights=rename(theirs.state_dict(), convolutions), name=file)
-    assert ".query." in str(list((load_file if file.endswith("s") else torch.load)(old / file)))
+    weights = rename(theirs.state_dict(), convolutions)
+    old = save(tmp_path / "old", weights=weights, name=file)
+    saved = (load_file if file == SAFE else torch.load)(old / file)
+    assert any(".query." in name for name in saved)
     expected, _, _ = load_diffusers(save(tmp_path / "new", weights=theirs.state_dict()))
-    ours, _, _ = load_diffusers(old)
-    assert same_weights(ours, expected)
+    assert same_weights(load_diffusers(old)[0], expected)
     if not convolutions:
         assert same_weights(UNet2DModel.from_pretrained(old), theirs)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_our_network_comes_back_bit_by_bit(prediction, tmp_path):
-    settings = our_settings(prediction=prediction, dataset=str(tmp_path / "exported"))
-    save_checkpoint(tmp_path / "ours", our_network(settings), settings)
-    model, _, _ = load_checkpoint(tmp_path / "ours")
-    save_diffusers(tmp_path / "exported", model, settings)
+    recipe = small(prediction=prediction, dataset=str(tmp_path / "exported"))
+    network = our_network(recipe)
+    save_diffusers(tmp_path / "exported", network, recipe)
     again, schedule, back = load_diffusers(tmp_path / "exported")
-    assert back == settings and same_weights(again, model) and type(again) is type(model)
-    assert torch.equal(schedule.beta, make_schedule(settings).beta)
+    assert back == recipe and same_weights(again, network)
+    assert torch.equal(schedule.signal, make_schedule(recipe).signal)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "prediction"), [("linear", "eps"), ("cosine", "eps"), ("sigmoid-zero-snr", "v"), ("quadratic", "x0")]
-)
-def test_diffusers_pipeline_draws_our_images_from_the_same_noise(schedule, prediction, tmp_path):
-    settings = our_settings(T=20, schedule=schedule, prediction=prediction, beta_1=0.01, beta_T=0.3)
-    network, tables = our_network(settings), make_schedule(settings)
-    save_diffusers(tmp_path, network, settings)
-    pipeline = DDPMPipeline.from_pretrained(tmp_path)
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(1)
-    theirs = pipeline(2, generator, num_inference_steps=20, output_type="pt").images
+# What diffusers draws
+
+
+def pictures(states):
+    """A sampler's last state, 0 … 1."""
+    *_, (_, x0, _) = states
+    images = (x0 / 2 + 0.5).clamp(0, 1)
+    assert images.std() > 0.1 and ((images > 0) & (images < 1)).float().mean() > 0.3
+    return images
+
+
+def ours_from(recipe, network, steps, sampler, **options):
+    """Two images of ours, in the order in which diffusers draws its noise."""
+    generator, schedule = torch.Generator().manual_seed(1), make_schedule(recipe)
 
     def noise():
-        return torch.randn(2, 3, 16, 16, generator=generator)
+        return torch.randn(2, *recipe.shape, generator=generator)
 
-    generator.manual_seed(1)
-    model = make_denoiser(network, tables, settings)
-    *_, (_, x0, _) = ddpm_sampler(model, tables, timesteps(20, 20), noise(), noise)
-    ours = (x0 / 2 + 0.5).clamp(0, 1)
-    assert ours.std() > 0.1 and ((ours > 0) & (ours < 1)).float().mean() > 0.3
+    denoise = ddpm.clipped(make_denoiser(network, schedule, recipe), schedule)
+    times = ddpm.timesteps(recipe.T, steps)
+    return pictures(sampler(denoise, schedule, times, noise(), noise, **options))
+
+
+def theirs_from(pipeline, folder, steps, **options):
+    pipeline = pipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    options |= {"num_inference_steps": steps, "output_type": "pt"}
+    return pipeline(2, torch.Generator().manual_seed(1), **options).images
+
+
+def check_draws(recipe, folder, pipeline, sampler, steps, **options):
+    network = our_network(recipe)
+    save_diffusers(folder, network, recipe)
+    own = {name: value for name, value in options.items() if name == "eta"}
+    ours = ours_from(recipe, network, steps, sampler, **own)
+    theirs = theirs_from(pipeline, folder, steps, **options)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "quadratic", "sigmoid", "cosine-zero-snr"])
+@pytest.mark.parametrize("steps", [20, 5])
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [("linear", "eps"), ("cosine", "eps"), ("sigmoid-zero-snr", "v"), ("quadratic", "x0")],
+)
+def test_diffusers_pipeline_draws_our_images(schedule, prediction, steps, tmp_path):
+    recipe = small(T=20, schedule=schedule, prediction=prediction, beta_1=0.01, beta_T=0.3)
+    check_draws(recipe, tmp_path, DDPMPipeline, ddpm.ddpm_sampler, steps)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [("linear", "eps"), ("cosine", "v"), ("linear-zero-snr", "v"), ("quadratic", "x0")],
+)
+def test_with_few_steps_diffusers_starts_at_T_and_draws_our_ddim(
+    schedule, prediction, eta, tmp_path
+):
+    recipe = small(T=20, schedule=schedule, prediction=prediction, beta_1=0.01, beta_T=0.1)
+    options = {"eta": eta, "use_clipped_model_output": True}
+    check_draws(recipe, tmp_path, DDIMPipeline, ddpm.ddim_sampler, 5, **options)
+
+
+# Settings
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize(
+    "schedule", ["linear", "cosine", "quadratic", "sigmoid", "cosine-zero-snr"]
+)
 def test_settings_go_there_and_back(schedule, prediction):
-    settings = our_settings(
+    recipe = small(
         schedule=schedule, prediction=prediction, T=50, beta_1=2e-4, beta_T=0.03, dropout=0.1,
         attention_resolutions=(16, 8), dataset="somewhere",
     )  # fmt: skip
-    config, scheduler = json.loads(json.dumps(settings_to_diffusers(settings)))
-    assert settings_from_diffusers(config, scheduler, "somewhere") == settings
+    config, scheduler = json.loads(json.dumps(settings_to_diffusers(recipe)))
+    assert settings_from_diffusers(config, scheduler, "somewhere") == recipe
     theirs = DDPMScheduler.from_config(scheduler).alphas_cumprod.double()
-    ours = make_schedule(replace(settings, prediction="v")).alpha_bar[1:]  # zero-snr refuses eps
+    ours = make_schedule(recipe).signal[1:] ** 2
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
 
 
 def test_every_argument_of_diffusers_is_decided_and_its_defaults_are_known():
     """So that a new version with a new argument is noticed."""
-    config, _ = settings_to_diffusers(our_settings())
+    config, _ = settings_to_diffusers(small())
     arguments = inspect.signature(UNet2DModel.__init__).parameters
     assert set(config) - {"_class_name"} == set(arguments) - {"self", "num_train_timesteps"}
-    sizes = {"sample_size", "block_out_channels", "down_block_types", "up_block_types", "norm_num_groups"}
-    for name in set(config) - {"_class_name"} - sizes:
+    sizes = {"sample_size", "block_out_channels", "down_block_types", "up_block_types"}
+    for name in set(config) - sizes - {"_class_name", "norm_num_groups"}:
         assert DEFAULTS.get(name, config[name]) == arguments[name].default, name
-    smallest, _ = settings_to_diffusers(our_settings(attention_resolutions=None))
+    smallest, _ = settings_to_diffusers(small(attention_resolutions=None))
     assert smallest["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D"]
 
 
+def test_settings_that_diffusers_does_not_decide_have_their_defaults():
+    name = "google/ddpm-cifar10-32"
+    given = settings_from_diffusers(CIFAR10, SCHEDULER, name)
+    assert given == Recipe(
+        dataset=name, channels=3, base_channels=128, channel_mults=(1, 2, 2, 2),
+        blocks_per_level=2, attention_resolutions=(16,), patch_size=1,
+    )  # fmt: skip
+    assert settings_from_diffusers(CIFAR10) == replace(given, dataset="diffusers")
+
+
 def test_googles_pipelines_with_all_files_in_one_folder_are_read(tmp_path):
-    model, schedule, settings = load_diffusers(save(tmp_path, scheduler={**SCHEDULER, "num_train_timesteps": 77}))
-    assert schedule.T == settings.T == 77 and settings.dataset == str(tmp_path) and settings.objective == "simple"
-    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    scheduler = {**SCHEDULER, "num_train_timesteps": 77}
+    network, schedule, recipe = load_diffusers(save(tmp_path, scheduler=scheduler))
+    assert schedule.T == recipe.T == 77 and recipe.dataset == str(tmp_path)
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "name"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel: only UNet2DModel can be read"),
-        ({"down_block_types": ["ResnetDownsampleBlock2D", "DownBlock2D"]}, "up_block_types|ResnetDownsampleBlock2D"),
-        ({"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "up_block_types is .*: our network has .'AttnUp"),
-        ({"down_block_types": ["DownBlock2D"]}, "up_block_types|down_block_types"),
-        ({"downsample_type": "resnet"}, "downsample_type is resnet: our network has conv"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel"),
+        ({"down_block_types": ["ResnetDownsampleBlock2D", "DownBlock2D"]}, "_block_types"),
+        ({"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "up_block_types"),
+        ({"down_block_types": ["DownBlock2D"]}, "_block_types"),
+        ({"downsample_type": "resnet"}, "downsample_type is resnet"),
         ({"upsample_type": "resnet"}, "upsample_type is resnet"),
-        ({"attention_head_dim": 7}, "attention_head_dim is 7: our network has None"),
+        ({"attention_head_dim": 7}, "attention_head_dim is 7"),
         ({"attention_head_dim": ...}, "attention_head_dim is 8"),
-        ({"downsample_padding": ...}, "downsample_padding is 1: our network has 0"),
-        ({"flip_sin_to_cos": ...}, "flip_sin_to_cos is True: our network has False"),
-        ({"freq_shift": ...}, "freq_shift is 0: our network has 1"),
-        ({"norm_eps": ...}, "norm_eps is 1e-05: our network has 1e-06"),
-        ({"norm_num_groups": 7}, "norm_num_groups is 7: our network has 1"),
+        ({"downsample_padding": ...}, "downsample_padding is 1"),
+        ({"flip_sin_to_cos": ...}, "flip_sin_to_cos is True"),
+        ({"freq_shift": ...}, "freq_shift is 0"),
+        ({"norm_eps": ...}, "norm_eps is 1e-05"),
+        ({"norm_num_groups": 7}, "norm_num_groups is 7"),
         ({"block_out_channels": [64, 128]}, r"norm_num_groups would be \[16, 32\]"),
-        ({"block_out_channels": [14, 21]}, r"block_out_channels is \[14, 21\]: our network has \[14, 14\]"),
+        ({"block_out_channels": [14, 21]}, r"block_out_channels is \[14, 21\]"),
         ({"block_out_channels": [14, 7]}, "channel_mults"),
-        ({"out_channels": 6}, "out_channels is 6: our network has 3"),
+        ({"out_channels": 6}, "out_channels is 6"),
         ({"in_channels": 4, "out_channels": 4}, "channels is 4"),
-        ({"sample_size": None}, "sample_size is None: it must be the side of square images"),
+        ({"sample_size": None}, "sample_size is None"),
         ({"sample_size": [16, 8]}, r"sample_size is \[16, 8\]"),
-        ({"sample_size": 15}, "image_size 15 is no multiple of 2"),
+        ({"sample_size": 15}, "image_size"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier"),
         ({"time_embedding_dim": 64}, "time_embedding_dim is 64"),
         ({"act_fn": "gelu"}, "act_fn is gelu"),
@@ -272,60 +336,64 @@ def test_googles_pipelines_with_all_files_in_one_folder_are_read(tmp_path):
         ({"mid_block_type": None}, "mid_block_type is None"),
         ({"add_attention": False}, "add_attention is False"),
         ({"center_input_sample": True}, "center_input_sample is True"),
-        ({"num_class_embeds": 10}, "num_class_embeds is 10: our network has None"),
+        ({"num_class_embeds": 10}, "num_class_embeds is 10"),
         ({"class_embed_type": "timestep"}, "class_embed_type is timestep"),
-        ({"block_out_channels": ...}, "damaged configuration, KeyError.'block_out_channels'"),
-        ({"layers_per_block": "two"}, "blocks_per_level is 'two': it must be a whole number"),
-        ({"block_out_channels": 5}, "damaged configuration, TypeError"),
-        ({"block_out_channels": []}, "damaged configuration, IndexError"),
-        ({"block_out_channels": [0, 14]}, "damaged configuration, ZeroDivisionError"),
+        ({"block_out_channels": ...}, "KeyError.'block_out_channels'"),
+        ({"layers_per_block": "two"}, "blocks_per_level"),
+        ({"block_out_channels": 5}, "TypeError"),
+        ({"block_out_channels": []}, "IndexError"),
+        ({"block_out_channels": [0, 14]}, "ZeroDivisionError"),
     ],
     ids=str,
 )
-def test_networks_that_ours_cannot_express_are_refused_with_the_reason(changes, message, tmp_path):
-    config = {name: value for name, value in {**SMALL, **changes}.items() if value is not ...}
+def test_networks_that_ours_cannot_express_are_refused_with_the_reason(changes, name, tmp_path):
+    config = {key: value for key, value in {**SMALL, **changes}.items() if value is not ...}
     save(tmp_path, config, weights={})
-    with pytest.raises(ValueError, match=f"cannot become a network of ours: .*({message})"):
+    with pytest.raises(ValueError, match=name):
         load_diffusers(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "name"),
     [
-        ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name is ScoreSdeVeScheduler: only DDPMScheduler and DDIM"),
-        ({"beta_schedule": "laplace"}, 'beta_schedule "laplace" is unknown: take one of linear, squared'),
-        ({"prediction_type": "flow"}, 'prediction_type "flow" is unknown: take one of epsilon, sample'),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name is ScoreSdeVeScheduler"),
+        ({"beta_schedule": "laplace"}, 'beta_schedule "laplace"'),
+        ({"prediction_type": "flow"}, 'prediction_type "flow"'),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
-        ({"variance_type": "learned_range"}, "learned variance_type"),
+        ({"variance_type": "learned_range"}, "variance_type"),
         ({"beta_end": 2}, "beta_T"),
-        ({"rescale_betas_zero_snr": True}, '"linear-zero-snr" ends in pure noise'),
+        ({"rescale_betas_zero_snr": True}, "linear-zero-snr"),
     ],
     ids=str,
 )
-def test_schedules_that_we_have_not_are_refused_with_the_reason(changes, message, tmp_path):
+def test_schedules_that_we_have_not_are_refused_with_the_reason(changes, name, tmp_path):
     save(tmp_path, weights={}, scheduler={**SCHEDULER, **changes})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=name):
         load_diffusers(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name"),
     [
-        ({"patch_size": 2}, "patch_size is 2: diffusers' DDPMPipeline has no patches"),
-        ({"classes": 10}, "classes is 10: .* has no labels"),
-        ({"objective": "hybrid"}, "objective is hybrid: .* has no learned variances"),
+        ({"patch_size": 2, "attention_resolutions": None}, "patch_size is 2"),
+        ({"classes": 10}, "classes is 10"),
+        ({"objective": "hybrid"}, "objective is hybrid"),
         ({"base_channels": 3}, "base_channels is 3"),
         ({"base_channels": 32}, r"norm_num_groups would be \[8, 16, 32\] at widths \[32, 64\]"),
-        ({"prediction": "mu"}, 'prediction "mu" is unknown: take one of eps, x0, v'),
-        ({"schedule": "own"}, 'schedule "own" is unknown'),
+        ({"prediction": "mu"}, 'prediction "mu"'),
+        ({"schedule": "own"}, 'schedule "own"'),
     ],
     ids=str,
 )
-def test_settings_that_diffusers_has_not_are_refused_before_anything_is_written(options, message, tmp_path):
-    settings = our_settings(**options)
-    with pytest.raises(ValueError, match=message):
-        save_diffusers(tmp_path / "new", make_model(our_settings()), settings)
+def test_settings_that_diffusers_has_not_are_refused_before_anything_is_written(
+    options, name, tmp_path
+):
+    with pytest.raises(ValueError, match=name):
+        save_diffusers(tmp_path / "new", make_network(small()), small(**options))
     assert not list(tmp_path.iterdir())
+
+
+# Files
 
 
 def without(weights):
@@ -344,25 +412,19 @@ def both_names(weights):
     weights["mid_block.attentions.0.key.bias"] = torch.zeros(14)
 
 
-def all_other(weights):
-    for name in list(weights):
-        weights[f"module.{name}"] = weights.pop(name)
-
-
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "name"),
     [
-        (without, "mid_block.attentions.0.to_k.bias is missing, should be .14,"),
-        (surplus, "mid_block.attentions.1.to_k.bias is unknown"),
-        (misshapen, r"down_blocks.0.resnets.1.conv2.weight is .7, 7, 1, 1., should be .7, 7, 3, 3."),
-        (both_names, "holds mid_block.attentions.0.to_k.bias twice"),
-        (all_other, "time_embedding.linear_1.weight is missing, .*; and [0-9]+ more"),
+        (without, r"mid_block.attentions.0.to_k.bias.*\(14,\)"),
+        (surplus, "mid_block.attentions.1.to_k.bias"),
+        (misshapen, r"down_blocks.0.resnets.1.conv2.weight is .7, 7, 1, 1.*\(7, 7, 3, 3\)"),
+        (both_names, "mid_block.attentions.0.to_k.bias"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(damage, message, tmp_path):
+def test_weights_that_do_not_fit_are_named(damage, name, tmp_path):
     weights = dict(diffusers_network(SMALL).state_dict())
     damage(weights)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=name):
         load_diffusers(save(tmp_path, weights=weights))
 
 
@@ -377,38 +439,39 @@ def test_damaged_files_are_named_and_no_code_is_run(tmp_path, capsys):
         good = (tmp_path / name).read_text()
         for bad in (good[:-9], "[]", "\0"):
             (tmp_path / name).write_text(bad)
-            with pytest.raises(ValueError, match=f"{name} is damaged or no configuration"):
+            with pytest.raises(ValueError, match=name):
                 load_diffusers(tmp_path)
         (tmp_path / name).write_text(good)
-    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = tmp_path / SAFE
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="safetensors is damaged or holds no weights"):
+    with pytest.raises(ValueError, match=SAFE):
         load_diffusers(tmp_path)
     weights.unlink()
     for bad in (b"", b"no pickle", [torch.zeros(1)], {"a": 1}, {"a": Bomb()}):
-        file = tmp_path / "diffusion_pytorch_model.bin"
+        file = tmp_path / BIN
         file.write_bytes(bad) if isinstance(bad, bytes) else torch.save(bad, file)
-        with pytest.raises(ValueError, match="bin is damaged or holds no weights .") as caught:
+        with pytest.raises(ValueError, match=BIN) as caught:
             load_diffusers(tmp_path)
         assert "\n" not in str(caught.value)
     assert "code was run" not in capsys.readouterr().out
 
 
 def test_what_is_no_folder_of_a_model_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         load_diffusers(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="is no diffusers model: there is no .*config.json"):
+    with pytest.raises(FileNotFoundError, match="config.json"):
         load_diffusers(tmp_path)
     save(tmp_path, scheduler=SCHEDULER)
-    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="neither diffusion_pytorch_model.safetensors nor .*bin"):
-        load_diffusers(tmp_path)
-    (tmp_path / "scheduler_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="there is no .*scheduler_config.json"):
-        load_diffusers(tmp_path)
+    for missing in (SAFE, "scheduler_config.json"):
+        (tmp_path / missing).unlink()
+        with pytest.raises(FileNotFoundError, match=missing):
+            load_diffusers(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "LDMPipeline"}')
-    with pytest.raises(ValueError, match="is a LDMPipeline: only DDPMPipeline and DDIMPipeline"):
+    with pytest.raises(ValueError, match="LDMPipeline"):
         load_diffusers(tmp_path)
+
+
+# The hub
 
 
 @pytest.fixture
@@ -420,7 +483,7 @@ def offline(tmp_path, monkeypatch):
 
 
 def test_a_name_on_the_hub_is_refused_in_one_line_without_network(offline):
-    with pytest.raises(OSError, match="google/ddpm-cifar10-32 is no folder here.*check the name and the net") as caught:
+    with pytest.raises(OSError, match="google/ddpm-cifar10-32") as caught:
         load_diffusers("google/ddpm-cifar10-32")
     assert "\n" not in str(caught.value)
 
@@ -430,9 +493,10 @@ def test_what_the_hub_gave_once_needs_no_network(offline):
     save(repository / "snapshots" / commit, scheduler=SCHEDULER)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    model, _, settings = load_diffusers("own/small")
-    assert settings.dataset == "own/small" and same_weights(load_diffusers("own/small", revision=commit)[0], model)
-    with pytest.raises(OSError, match="own/small is no folder here"):
+    network, _, recipe = load_diffusers("own/small")
+    assert recipe.dataset == "own/small"
+    assert same_weights(load_diffusers("own/small", revision=commit)[0], network)
+    with pytest.raises(OSError, match="own/small"):
         load_diffusers("own/small", revision="other")
 
 
@@ -456,82 +520,80 @@ def hub(tmp_path, monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"])
+@pytest.mark.parametrize("name", [SAFE, BIN])
 @pytest.mark.parametrize("folders", [False, True], ids=["one folder", "subfolders"])
 def test_of_a_repository_only_what_is_needed_is_downloaded(folders, name, hub, tmp_path):
     repository = save(tmp_path / "hub", scheduler=SCHEDULER, name=name)
     if folders:
-        for part, files in {"unet": ("config.json", name), "scheduler": ("scheduler_config.json",)}.items():
+        parts = {"unet": ("config.json", name), "scheduler": ("scheduler_config.json",)}
+        for part, files in parts.items():
             (repository / part).mkdir()
             for file in files:
                 (repository / file).rename(repository / part / file)
     (repository / "large.safetensors").write_bytes(b"large")
-    model, _, _ = load_diffusers("own/small", revision="v1")
-    assert same_weights(model, load_diffusers(repository)[0])
-    assert hub[0] == ("v1", [".json"] * 5)
-    assert {revision for revision, _ in hub[1:]} == {"c0ffee"}
-    assert len(hub) == (2 if name.endswith("s") else 3) and not list(tmp_path.glob("snapshots/*/large*"))
+    network, _, _ = load_diffusers("own/small", revision="v1")
+    assert same_weights(network, load_diffusers(repository)[0])
+    assert hub[0] == ("v1", [".json"] * 5), "the configurations first"
+    assert {revision for revision, _ in hub[1:]} == {"c0ffee"}, "the weights by their commit"
+    assert len(hub) == (2 if name == SAFE else 3)
+    assert not list(tmp_path.glob("snapshots/*/large*"))
 
 
-def test_a_network_that_ours_cannot_express_is_refused_before_its_weights_are_downloaded(hub, tmp_path):
+def test_a_network_that_ours_cannot_express_is_refused_before_its_download(hub, tmp_path):
     save(tmp_path / "hub", {**SMALL, "norm_eps": 1e-5}, scheduler=SCHEDULER)
-    with pytest.raises(ValueError, match="own/small cannot become a network of ours: norm_eps is 1e-05"):
+    with pytest.raises(ValueError, match="norm_eps is 1e-05"):
         load_diffusers("own/small")
     assert len(hub) == 1
 
 
-def test_without_labels_a_network_that_was_always_told_one_says_what_it_said_of_all_in_the_mean(tmp_path):
-    settings = Settings(base_channels=8, channel_mults=(1, 2), classes=3, label_dropout=0.0)
-    network = our_network(settings)
-    save_checkpoint(tmp_path, network, settings)
-    _, weights = pretrained(tmp_path, labels=False)
-    expected = network.time[2].bias + network.label.weight[:3].mean(dim=0)
-    torch.testing.assert_close(weights["time.2.bias"], expected.detach())
-
-
-def test_a_checkpoint_that_lost_its_weights_is_told_as_one(tmp_path):
-    settings = Settings(base_channels=8, channel_mults=(1, 2))
-    save_checkpoint(tmp_path, our_network(settings), settings)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
-        pretrained(tmp_path)
+# Weights to start from
 
 
 def test_training_starts_from_theirs_and_from_ours(tmp_path):
-    save(tmp_path / "theirs", scheduler={**SCHEDULER, "beta_schedule": "squaredcos_cap_v2"})
+    cosine = {**SCHEDULER, "beta_schedule": "squaredcos_cap_v2"}
+    save(tmp_path / "theirs", scheduler=cosine)
     decided, weights = pretrained(tmp_path / "theirs")
-    settings = Settings(**decided, dataset="mnist", epochs=3)
-    assert (settings.image_size, settings.channels, settings.schedule) == (16, 3, "cosine")
-    assert settings.init_from == str(tmp_path / "theirs")
-    run = start_run(settings, weights=weights)
-    assert same_weights(run.model, unwrapped(load_diffusers(tmp_path / "theirs")[0]))
-    mine = replace(settings, prediction="v", objective="hybrid", classes=3, epochs=7, batch_size=5)
-    save_checkpoint(tmp_path / "ours", our_network(mine), mine)
+    recipe = Recipe(**decided, dataset="mine", epochs=3)
+    assert (recipe.image_size, recipe.channels, recipe.schedule) == (16, 3, "cosine")
+    assert recipe.init_from == str(tmp_path / "theirs")
+    run = start_run(recipe, weights=weights)
+    assert same_weights(run.network, load_diffusers(tmp_path / "theirs")[0])
+    mine = replace(recipe, prediction="v", objective="hybrid", classes=3, epochs=7, batch_size=5)
+    network = our_network(mine)
+    checkpoints.save(tmp_path / "ours", network, mine, {})
     decided, weights = pretrained(tmp_path / "ours")
-    settings = Settings(**decided)
-    assert (settings.prediction, settings.objective, settings.classes) == ("v", "hybrid", 3)
-    assert (settings.epochs, settings.batch_size) == (Settings().epochs, Settings().batch_size), "not of the network"
-    assert same_weights(start_run(settings, weights=weights).model, unwrapped(load_checkpoint(tmp_path / "ours")[0]))
+    recipe = Recipe(**decided, dataset="mine")
+    assert (recipe.prediction, recipe.objective, recipe.classes) == ("v", "hybrid", 3)
+    usual = Recipe()
+    assert (recipe.epochs, recipe.batch_size) == (usual.epochs, usual.batch_size)
+    assert same_weights(start_run(recipe, weights=weights).network, network)
 
 
-def test_training_without_labels_starts_from_a_network_for_labels(tmp_path):
-    """It then is the network that is told no label, and fits data that have none."""
-    settings = our_settings(dataset="celeba", attributes=("Smiling", "Male"), classes=4)
-    model = our_network(settings)
-    save_checkpoint(tmp_path / "labelled", model, settings)
-    decided, weights = pretrained(tmp_path / "labelled", labels=False)
-    fresh = Settings(**decided, dataset="mine")
+def test_without_labels_it_is_the_network_that_is_told_none(tmp_path):
+    recipe = small(dataset="celeba", attributes=("Smiling", "Male"), classes=4)
+    network = our_network(recipe)
+    checkpoints.save(tmp_path, network, recipe, {})
+    decided, weights = pretrained(tmp_path, labels=False)
+    fresh = Recipe(**decided, dataset="mine")
     assert (fresh.classes, fresh.attributes) == (0, ())
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
     with torch.no_grad():
-        torch.testing.assert_close(start_run(fresh, weights=weights).model(x, t), model(x, t))
-    assert pretrained(tmp_path / "labelled")[0]["classes"] == 4
+        started = start_run(fresh, weights=weights).network(x, t)
+    torch.testing.assert_close(started, network(x, t))
+    assert pretrained(tmp_path)[0]["classes"] == 4
 
 
-def test_settings_that_diffusers_does_not_decide_have_their_defaults():
-    default, given = Settings(), settings_from_diffusers(CIFAR10, SCHEDULER, "google/ddpm-cifar10-32")
-    assert given == replace(
-        default, dataset="google/ddpm-cifar10-32", channels=3, base_channels=128, channel_mults=(1, 2, 2, 2),
-        blocks_per_level=2, attention_resolutions=(16,), patch_size=1,
-    )  # fmt: skip
-    assert settings_from_diffusers(CIFAR10) == replace(given, dataset="diffusers")
+def test_without_labels_a_network_always_told_one_says_what_it_said_in_the_mean(tmp_path):
+    recipe = small(classes=3, label_dropout=0.0)
+    network = our_network(recipe)
+    checkpoints.save(tmp_path, network, recipe, {})
+    _, weights = pretrained(tmp_path, labels=False)
+    expected = network.time[2].bias + network.label.weight[:3].mean(dim=0)
+    torch.testing.assert_close(weights["time.2.bias"], expected)
+
+
+def test_a_checkpoint_that_lost_its_weights_is_told_as_one(tmp_path):
+    checkpoints.save(tmp_path, our_network(small()), small(), {})
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        pretrained(tmp_path)

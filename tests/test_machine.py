@@ -1,24 +1,35 @@
 """The machine: its devices, compiler and shell."""
 
+import os
 import shlex
 import sys
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
-from mnist_ddpm import machine, processes, runs
-from mnist_ddpm.ddpm import start_run
+from mnist_ddpm.training import machine
+from mnist_ddpm.training.processes import World
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(tiny, blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(monkeypatch):
+    """And not worth a measurement."""
+    real = [False]
+
+    def supported(including_emulation=True):
+        return real[0] or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     for precision in ("float32", "float16"):
         machine.check_precision(precision, "cuda")
     machine.check_precision("bfloat16", "cpu")
-    with pytest.raises(ValueError, match="no bfloat16 arithmetic: take precision float16"):
-        processes.train(replace(tiny, precision="bfloat16"), blobs, tmp_path, device="cuda")
+    with pytest.raises(ValueError, match="bfloat16"):
+        machine.check_precision("bfloat16", "cuda")
+    assert machine.precisions("cuda") == ["float32", "float16"]
+    real[0] = True
+    assert machine.precisions("cuda") == machine.precisions("cpu") == ["float32", "bfloat16"]
 
 
 def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch):
@@ -35,41 +46,52 @@ def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch
             current.pop()
 
     monkeypatch.setattr(torch.cuda, "device", Visited)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1
+    )
     machine.check_precision("bfloat16", "cuda:1")
-    with pytest.raises(ValueError, match="no bfloat16 arithmetic"):
+    with pytest.raises(ValueError, match="bfloat16"):
         machine.check_precision("bfloat16", "cuda:0")
     assert current == [0]
 
 
-def test_the_network_is_compiled_where_a_compiler_is_found(tiny, blobs, tmp_path, monkeypatch, capsys):
-    asked = []
+def test_a_compiler_is_tried(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
-    run = processes.train(replace(tiny, compile=True), blobs, tmp_path)
-    assert asked == [run.model] and "compiling the network" in capsys.readouterr().out
-    start_run(tiny)
-    assert len(asked) == 1
+    assert machine.compiles("cpu")
+    for error, told in (
+        (RuntimeError("NoCompiler: no C++\nand more"), "NoCompiler: no C++\n"),
+        (AssertionError(), "AssertionError()\n"),
+    ):
+        capsys.readouterr()
+
+        def missing(function, error=error):
+            raise error
+
+        monkeypatch.setattr(torch, "compile", missing)
+        assert not machine.compiles("cpu") and capsys.readouterr().out.endswith(f": {told}")
 
 
-@pytest.mark.parametrize(
-    "error, told",
-    [(RuntimeError("NoCompiler: no C++\nand more"), "NoCompiler: no C++\n"), (AssertionError(), "AssertionError()\n")],
-)
-def test_without_a_compiler_the_network_runs_as_it_is(tiny, blobs, tmp_path, monkeypatch, capsys, error, told):
-    def missing(function):
-        raise error
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_several_gpus_are_asked_for_without_touching_them(monkeypatch, gpus):
+    """Else a process forked from a notebook could not use them."""
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    monkeypatch.setenv(name, "")  # restored in the end
+    monkeypatch.delenv(name)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(os.environ.get(name)))
+    machine.best_device()
+    assert asked == (["1"] if gpus > 1 else [None])
 
-    monkeypatch.setattr(torch, "compile", missing)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: pytest.fail("there is no compiler"))
-    processes.train(replace(tiny, compile=True), blobs, tmp_path)
-    assert f"does not work here, so the network runs as it is: {told}" in capsys.readouterr().out
 
-
-def test_a_device_for_several_processes_is_refused():
-    world = type("Fake", (runs.World,), {"size": 2, "device": torch.device("cuda:1")})()
+def test_a_device_that_is_not_to_be_had_is_refused():
+    assert machine.pick_device("cpu") == torch.device("cpu")
+    for name in ("meta", "cuda:99", "toaster"):
+        with pytest.raises(ValueError, match=name):
+            machine.pick_device(name)
+    world = type("Fake", (World,), {"size": 2, "device": torch.device("cuda:1")})()
     assert {str(machine.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
-    with pytest.raises(ValueError, match="each has its own device, here cuda:1: leave --device cuda:0 out"):
+    with pytest.raises(ValueError, match="cuda:0"):
         machine.pick_device("cuda:0", world)
 
 
@@ -84,8 +106,18 @@ def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, 
     own = tmp_path / "bin" / "python"
     monkeypatch.setattr(sys, "executable", str(own))
     for found, folder, named in (
-        (own, ROOT, "python"), (None, ROOT, str(own)), (tmp_path / "python", tmp_path, "bin/python"),
+        (own, ROOT, "python"), (None, ROOT, str(own)),
+        (tmp_path / "python", tmp_path, "bin/python"),
     ):  # fmt: skip
         monkeypatch.chdir(folder)
         monkeypatch.setattr(machine.shutil, "which", lambda name, found=found: found and str(found))
-        assert machine.own_command(["train", "--resume"]) == f"{named} -m mnist_ddpm train --resume"
+        command = machine.own_command(["train", "--resume"])
+        assert command == f"{named} -m mnist_ddpm train --resume"
+
+
+def test_a_folder_at_home_is_found_also_where_the_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    given = ["--out=~/faces", "~/faces", "--n=3", "-h", "a~b"]
+    found = ["--out=/home/me/faces", "/home/me/faces", "--n=3", "-h", "a~b"]
+    assert [machine.at_home(argument) for argument in given] == found

@@ -1,31 +1,35 @@
-"""For developers: keep the notebook, its outputs and the module generated from it together.
+"""For developers: export, run and measure the notebooks.
 
-python tools/notebook.py export    write mnist_ddpm/ddpm.py from the notebook's `#| export` cells
-python tools/notebook.py run       execute the notebook in place, put the gallery's grid at its head, clean, export
+python tools/notebook.py export              write mnist_ddpm/ddpm.py from the `#| export` cells
+python tools/notebook.py run [NOTEBOOK …]    execute in place; without a name, MNIST_DDPM.ipynb
+python tools/notebook.py measure [NOTEBOOK …]   what reading asks for, one line of JSON each
 """
 
+import ast
 import base64
 import io
+import json
+import re
 import sys
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-from nbdev.clean import nbdev_clean
-from nbdev.export import nb_export
-from PIL import Image
-
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "MNIST_DDPM.ipynb"
+FURTHER = sorted((ROOT / "further").glob("*.ipynb"))
+WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
 
 
 def export(root: Path = ROOT) -> None:
     """Writes the module of the notebook in this project folder."""
+    from nbdev.export import nb_export
+
     nb_export(root / NOTEBOOK.name, lib_path=root / "mnist_ddpm")
 
 
 def smaller(png: bytes) -> bytes:
     """The same pixels in fewer bytes: without an alpha channel, and grey where all is grey."""
+    from PIL import Image
+
     image = Image.open(io.BytesIO(png))
     if image.convert("RGBA").getextrema()[3] != (255, 255):
         return png
@@ -38,27 +42,111 @@ def smaller(png: bytes) -> bytes:
     return min(buffer.getvalue(), png, key=len)
 
 
-def run() -> None:
-    """Executes the notebook from top to bottom with its own parameters, and saves it with what came out."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=None, coalesce_streams=True, resources={"metadata": {"path": str(ROOT)}}).execute()
-    picture = base64.b64encode((ROOT / "images&samples" / "samples.png").read_bytes()).decode()
+def pictures_of(cell: dict) -> list[dict]:
+    """The cell's outputs that are pictures."""
+    return [output for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
+def tidy(cell: dict) -> None:
+    """Leaves out blank streams, and makes pictures smaller."""
+    cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
+    for output in pictures_of(cell):
+        picture = smaller(base64.b64decode(output.data["image/png"]))
+        output.data["image/png"] = base64.b64encode(picture).decode()
+
+
+def illustrate(path: Path) -> None:
+    """Puts the gallery's grid at the head, and describes pictures by their `#| fig-alt:`."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    head = base64.b64encode((ROOT / "images&samples" / "samples.png").read_bytes()).decode()
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and "attachment:samples.png" in cell.source:
-            cell.attachments = {"samples.png": {"image/png": picture}}
-        if cell.cell_type == "code":  # a finished progress bar leaves blank lines
-            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
-            for data in (output.get("data", {}) for output in cell.outputs):
-                if "image/png" in data:
-                    data["image/png"] = base64.b64encode(smaller(base64.b64decode(data["image/png"]))).decode()
+            cell.attachments = {"samples.png": {"image/png": head}}
+        text = re.search(r"^#\| fig-alt: (.*)$", cell.source, re.M)
+        if cell.cell_type == "code" and text:
+            for output in pictures_of(cell):
+                output.metadata["image/png"] = {"alt": text[1]}
+    nbformat.write(notebook, path)
+
+
+def run(path: Path) -> None:
+    """Executes a notebook from top to bottom with its own parameters, and saves what came out."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbdev.clean import nbdev_clean
+
+    notebook = nbformat.read(path, as_version=4)
+    place = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=None, coalesce_streams=True, resources=place).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            tidy(cell)
     notebook.metadata.pop("jupytext", None)
-    nbformat.write(notebook, NOTEBOOK)
-    nbdev_clean(str(NOTEBOOK))
+    nbformat.write(notebook, path)
+    nbdev_clean(str(path))
+    illustrate(path)  # last, since cleaning takes the texts away
+
+
+def code_lines(source: str) -> int:
+    """Lines that are neither blank nor a comment."""
+    stripped = (line.strip() for line in source.splitlines())
+    return sum(bool(line) and not line.startswith("#") for line in stripped)
+
+
+def docstring_lines(source: str) -> int:
+    """Lines of the docstrings in Python source; 0 where it does not parse."""
+    try:
+        nodes = [*ast.walk(ast.parse(source))]
+    except SyntaxError:
+        return 0
+    documented = ast.Module, ast.ClassDef, ast.FunctionDef
+    first = [n.body[0] for n in nodes if isinstance(n, documented) and ast.get_docstring(n)]
+    return sum(each.end_lineno - each.lineno + 1 for each in first)
+
+
+def measure(path: Path) -> dict:
+    """Minutes to read it (words / 200 + lines of code / 20), and what they are made of."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = [(cell, "".join(cell["source"])) for cell in cells]
+    prose = "\n".join(source for cell, source in sources if cell["cell_type"] == "markdown")
+    no_prose = r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\]\([^)]*\)|<[^>]*>"  # code, formulas, links
+    words = len(re.findall(r"\w[\w’'-]*", re.sub(no_prose, " ", prose, flags=re.S)))
+    code = [source for cell, source in sources if cell["cell_type"] == "code"]
+    exported = [source for source in code if source.lstrip().startswith("#| export")]
+    form = [s for cell, s in sources if "parameters" in cell["metadata"].get("tags", [])]
+    lines, package = sum(map(code_lines, code)), re.compile(r"^\s*(from|import) +mnist_ddpm", re.M)
+    return {
+        "file": str(path),
+        "minutes": round(words / WORDS_A_MINUTE + lines / LINES_A_MINUTE, 1),
+        "words": words,
+        "code_cells": len(code),
+        "lines": lines,
+        "exported": sum(code_lines(source) - docstring_lines(source) for source in exported),
+        "longest_cell": max(map(code_lines, code)),
+        "widest_line": max(len(line) for source in code for line in source.splitlines()),
+        "parameters": len(re.findall(r"^\w+ *=", form[0], re.M)) if form else 0,
+        "imports_package": sum(bool(package.search(source)) for source in code),
+        "megabytes": round(path.stat().st_size / 1e6, 2),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one command."""
+    command, *names = arguments or [""]
+    if command == "export" and not names:
+        export()
+    elif command == "run":
+        for path in map(Path, names or [NOTEBOOK]):
+            run(path.resolve())
+        export()
+    elif command == "measure":
+        for path in map(Path, names or [NOTEBOOK, *FURTHER]):
+            print(json.dumps(measure(path)))
+    else:
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["export"], ["run"]):
-        sys.exit(__doc__)
-    if sys.argv[1] == "run":
-        run()
-    export()
+    main(sys.argv[1:])

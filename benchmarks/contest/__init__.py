@@ -1,0 +1,1 @@
+"""This project and its peers: contestants, their processes, what is measured, races."""

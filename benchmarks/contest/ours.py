@@ -1,0 +1,102 @@
+"""This project as a contestant. Its own process imports it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from contest.contestant import FEW, Contestant, Task
+
+
+class Ours(Contestant):
+    """The preset mnist-fast: patches of 4×4, predicts x_0, Muon, P2's weights. Its training_loop;
+    DPM-Solver++ with η = 1."""
+
+    package = "mnist_ddpm"
+    names = "catalogue", "evaluation.drawing", "methods.solvers", "training.presets"
+    NETWORK: ClassVar[dict] = {"preset": "mnist-fast"}
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        self.catalogue, self.drawing, self.solvers, self.presets = self.imported()
+        changes = dict(self.NETWORK)
+        self.recipe = self.presets.preset(changes.pop("preset"), **changes)
+        self.schedule = self.catalogue.make_schedule(self.recipe)
+        self.network = self.catalogue.make_network(self.recipe).eval()
+
+    @classmethod
+    def imported(cls) -> list:
+        return [import_module(f"{cls.package}.{name}") for name in cls.names]
+
+    def training(self, images: Tensor) -> Iterator:
+        run, steps = self.started(self.recipe, self.task, images)
+        self.network = run.ema
+        yield from steps
+
+    def started(self, recipe, task: Task, images: Tensor) -> tuple:
+        """A run by a recipe, changed as the task says, and its steps."""
+        from mnist_ddpm.training.loop import training_loop
+
+        epochs = task.steps / (len(images) // task.batch)
+        changes = {"precision": task.precision, "batch_size": task.batch, "seed": task.seed}
+        recipe = replace(recipe, warmup_steps=task.warmup, epochs=epochs, **changes)
+        run, objective = self.catalogue.start_run(recipe), self.catalogue.make_objective(recipe)
+        return run, training_loop(run, images, self.schedule, objective)
+
+    def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
+        return self.drawn(n, evaluations, seed)
+
+    def drawn(self, n: int, steps: int, seed: int, **guidance) -> Tensor:
+        network = self.in_task(self.network)
+        source = self.drawing.denoisers(network, self.schedule, self.recipe, **guidance)
+        return self.drawing.generate(
+            source, self.schedule, n, (1, 32, 32), seed=seed, progress=False,
+            times=self.catalogue.sampling_times(self.schedule.T, steps, "trailing"),
+            sampler=partial(self.solvers.dpmpp_2m_sampler, eta=1.0),
+        )[0]  # fmt: skip
+
+    def in_task(self, network: nn.Module):
+        """The network in the task's precision."""
+        return self.drawing.autocast(network, self.task.precision, "cpu")
+
+
+class OursIn2x2(Ours):
+    """The preset mnist with P2's weights: patches of 2×2, predicts the noise, Muon. Its
+    training_loop; DPM-Solver++ with η = 1."""
+
+    NETWORK: ClassVar[dict] = {"preset": "mnist", "objective": "p2"}
+
+
+class OursGuided(OursIn2x2):
+    """The preset mnist with P2's weights, and a guide, the preset mnist-small, which takes one step
+    for ten of the other's (not counted as images trained). DPM-Solver++ with η = 1 and
+    autoguidance, 1.5: half as many steps, since each evaluates both networks."""
+
+    FEWER = "Without the guide."
+    EVERY = 10  # steps of the network that is guided
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        self.guide = self.presets.preset("mnist-small")
+        self.weak = self.catalogue.make_network(self.guide).eval()
+
+    def networks(self) -> list[nn.Module]:
+        return [self.network, self.weak]
+
+    def training(self, images: Tensor) -> Iterator:
+        task = replace(self.task, steps=max(1, self.task.steps // self.EVERY))
+        run, steps = self.started(self.guide, task, images)
+        self.weak = run.ema
+        for k, loss in enumerate(super().training(images), start=1):
+            if k % self.EVERY == 0:
+                next(steps, None)
+            yield loss
+
+    def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
+        if evaluations <= FEW:
+            return super().sample(n, evaluations, seed)
+        guide = self.in_task(self.weak), self.guide
+        return self.drawn(n, evaluations // 2, seed, guide=guide, scale=1.5)

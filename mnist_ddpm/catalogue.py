@@ -1,0 +1,342 @@
+"""The names of the command line, each with its function: a new method needs that and one line here.
+
+What the names of a recipe mean together is decided here too, and nowhere else.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.data import celeba, ffhq, folders, labels, mnist
+from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
+from mnist_ddpm.methods import learned_variance, predictions, schedules, solvers
+from mnist_ddpm.methods.guidance import LabelledUNet
+from mnist_ddpm.methods.muon import Muon
+from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, weighted
+from mnist_ddpm.training import checkpoint_files, loop, machine, measuring, previews, run, saving
+from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import Run, TimeSampler
+
+Device = torch.device | str
+
+
+def with_zero_snr(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
+    """The same schedule, ending in pure noise.
+
+    Of little use where the loss gives T little weight: min-snr, p2, bound, vlb, and any of mu.
+    """
+    return lambda *numbers: schedules.zero_terminal_snr(make(*numbers))
+
+
+# (T, beta_1, beta_T) to a schedule
+SCHEDULES: dict[str, Callable[[int, float, float], Schedule]] = {
+    "linear": schedules.linear,
+    "cosine": schedules.cosine,
+    "quadratic": schedules.quadratic,
+    "sigmoid": schedules.sigmoid,
+}
+SCHEDULES |= {f"{name}-zero-snr": with_zero_snr(make) for name, make in SCHEDULES.items()}
+
+# what the network predicts
+PREDICTIONS: dict[str, Conversion] = {"eps": EPS, "x0": X0, "v": V, "mu": MU}
+
+
+def plain(conversion: Conversion) -> Objective:
+    """The plain error of what is predicted."""
+    return ddpm.l_simple if conversion == EPS else weighted(conversion)
+
+
+def of_noise(objective: Objective) -> Callable[[Conversion], Objective]:
+    """An objective of your own, such as l_simple: whatever is predicted, it is told the noise."""
+
+    def make(conversion: Conversion) -> Objective:
+        def told_the_noise(network: Network, schedule: Schedule, *rest: Tensor) -> Tensor:
+            return objective(predictions.as_noise(network, schedule, conversion), schedule, *rest)
+
+        return objective if conversion == EPS else told_the_noise
+
+    return make
+
+
+# what is predicted to an objective; one of your own: "mine": of_noise(l_mine)
+OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
+    "simple": plain,
+    "hybrid": learned_variance.l_hybrid,
+    "vlb": learned_variance.l_vlb,
+    "bound": partial(weighted, weight=predictions.bound),
+    "truncated-snr": partial(weighted, weight=predictions.truncated_snr),
+    "min-snr": partial(weighted, weight=predictions.min_snr),
+    "p2": partial(weighted, weight=predictions.p2),
+}
+LEARNED_VARIANCE = {"hybrid", "vlb"}  # objectives of a network that also says its steps' variance
+# by objective, what draws t, unless each of 1 … T alike; called with T
+TIME_SAMPLERS: dict[str, Callable[[int], TimeSampler]] = {"vlb": learned_variance.ImportanceTimes}
+
+
+# all groups of parameters get the same learning rate
+OPTIMIZERS: dict[str, Callable[[nn.Module, Recipe], torch.optim.Optimizer]] = {
+    "adam": lambda network, recipe: torch.optim.Adam(network.parameters(), recipe.learning_rate),
+    "muon": lambda network, recipe: Muon(network, recipe.learning_rate),
+}
+
+# their keyword options are found by their signatures
+SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
+    "ddpm": ddpm.ddpm_sampler,
+    "ddim": ddpm.ddim_sampler,
+    "dpmpp": solvers.dpmpp_2m_sampler,
+    "heun": solvers.heun_sampler,
+}
+# T and a number of steps to falling times
+SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
+    "trailing": schedules.trailing,
+    "leading": schedules.leading,
+    "linspace": schedules.linspace,
+    "quadratic": schedules.quadratic_times,
+}
+# of ddpm_sampler's steps
+VARIANCES: dict[str, Callable[..., Tensor]] = {
+    "posterior": learned_variance.fixed(ddpm.posterior_variance),
+    "beta": learned_variance.fixed(ddpm.step_variance),
+    "learned": learned_variance.learned,
+}
+
+# (recipe, root, split) to images, uint8 (N, C, H, W); any other name is that of a folder
+DATASETS: dict[str, Callable[..., Tensor]] = {
+    "mnist": mnist.load_mnist,
+    "celeba": celeba.load_celeba,
+    "ffhq": ffhq.load_ffhq,
+}
+HELD_OUT = {"mnist": "test", "celeba": "valid", "ffhq": "test"}  # the split to compare with
+# (recipe, root, split) to labels of those images, int64 (N,)
+LABELS: dict[str, Callable[..., Tensor]] = {
+    "mnist": mnist.mnist_labels,
+    "celeba": celeba.celeba_labels,
+}
+# of a batch in training, by data set
+AUGMENTATIONS: dict[str, loop.Augment] = {"celeba": ddpm.mirrored, "ffhq": ddpm.mirrored}
+
+
+def unet(recipe: Recipe) -> nn.Module:
+    """The U-Net of a recipe, which takes labels where there are classes."""
+    options = {
+        "channels": recipe.channels, "base_channels": recipe.base_channels,
+        "channel_mults": recipe.channel_mults, "patch_size": recipe.patch_size,
+        "blocks": recipe.blocks_per_level, "attention": recipe.attention,
+        "dropout": recipe.dropout,
+        "out_channels": recipe.channels * (2 if learns_variance(recipe) else 1),
+    }  # fmt: skip
+    if recipe.classes:
+        return LabelledUNet(classes=recipe.classes, **options)
+    return ddpm.UNet(**options)
+
+
+# a class of your own is called with the recipe
+NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {"unet": unet}
+
+
+def look_up(what: str, name: str, table: dict):
+    """The entry of that name. Raises ValueError for an unknown one."""
+    check(name in table, f'{what} "{name}" is unknown: take one of {", ".join(table)}')
+    return table[name]
+
+
+def make_schedule(recipe: Recipe) -> Schedule:
+    """The recipe's schedule.
+
+    Raises ValueError for an unknown name, for tables that are no schedule's or have another T, and
+    for one that ends in pure noise where eps is predicted.
+    """
+    name, T = recipe.schedule, recipe.T
+    schedule = look_up("schedule", name, SCHEDULES)(T, recipe.beta_1, recipe.beta_T)
+    found = f"the tables of {name} end at {schedule.T}"
+    check(schedule.T == T, f"{found}: they must have entries 0 to T = {T}")
+    t = torch.arange(1, T + 1)
+    beta = ddpm.step_variance(schedule, t, t - 1)
+    fits = schedule.at(0) == (1, 0) and ((beta > 0) & (beta <= 1)).all()
+    problem = f"the tables of {name} are no schedule's"
+    check(bool(fits), f"{problem}: signal 1, noise 0, then each beta_t above 0, and at most 1")
+    problem = f'schedule "{name}" ends in pure noise, where eps does not determine x_0'
+    determined = recipe.prediction != "eps" or schedule.signal[-1] > 0
+    check(bool(determined), f'{problem}: take prediction "v" or "x0"')
+    return schedule
+
+
+def make_network(recipe: Recipe) -> nn.Module:
+    """A fresh network, whose weights depend on recipe.seed and the sizes alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)  # the processor's alone
+        return look_up("network", recipe.network, NETWORKS)(recipe)
+
+
+def conversion_of(recipe: Recipe) -> Conversion:
+    """What the network predicts. Raises ValueError for an unknown name."""
+    return look_up("prediction", recipe.prediction, PREDICTIONS)
+
+
+def learns_variance(recipe: Recipe) -> bool:
+    """Whether the network also says the variance of its steps."""
+    return recipe.objective in LEARNED_VARIANCE
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    """The recipe's objective. Raises ValueError for an unknown name."""
+    return look_up("objective", recipe.objective, OBJECTIVES)(conversion_of(recipe))
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser of a network. Raises ValueError for an unknown name."""
+    return look_up("optimizer", recipe.optimizer, OPTIMIZERS)(network, recipe)
+
+
+def make_times(recipe: Recipe) -> TimeSampler | None:
+    """What draws t in training; None: each alike."""
+    make = TIME_SAMPLERS.get(recipe.objective)
+    return None if make is None else make(recipe.T)
+
+
+def make_denoiser(network: Network, schedule: Schedule, recipe: Recipe) -> Denoiser:
+    """A network as a denoiser, not clipped: x0_hat, eps_hat and, if it is learned, the exponent."""
+    make = learned_variance.learned_denoiser if learns_variance(recipe) else predictions.denoiser
+    return make(network, schedule, conversion_of(recipe))
+
+
+def sampling_times(T: int, steps: int, spacing: str = "trailing") -> list[int]:
+    """Times to sample at, falling; 0 would follow. Raises ValueError unless 1 <= steps <= T."""
+    return look_up("spacing", spacing, SPACINGS)(T, steps)
+
+
+def look_up_data_set(name: str) -> Callable[..., Tensor]:
+    """What loads a data set or, where none has that name, a folder of images.
+
+    Raises ValueError where there is no such folder either.
+    """
+    if name not in DATASETS and Path(name).is_dir():
+        return folders.load_own_folder
+    known = f"take one of {', '.join(DATASETS)}, or a folder of images"
+    check(name in DATASETS, f'data set "{name}" is unknown: {known}')
+    return DATASETS[name]
+
+
+def load_images(recipe: Recipe, root: str | Path = "data", split: str = "train") -> Tensor:
+    """The images that recipe.dataset names: uint8 (N, *recipe.shape).
+
+    Raises ValueError for an unknown name, a split that the data set lacks, or another number of
+    channels.
+    """
+    images = look_up_data_set(recipe.dataset)(recipe, root, split)
+    found, asked = images.shape[1], recipe.channels
+    problem = f"{recipe.dataset} has {found} channel(s)"
+    check(found == asked, f"{problem}: set channels to that, not to {asked}")
+    return images
+
+
+def load_labels(recipe: Recipe, root: str | Path = "data", split: str = "train") -> Tensor:
+    """The labels of those images: int64 (N,), each 0 … classes - 1.
+
+    Raises ValueError where the data set has none, not these or not so many.
+    """
+    problem = f"{recipe.dataset} has no labels"
+    known = recipe.dataset in LABELS
+    check(known, f"{problem}: set classes to 0, and name no attributes")
+    return LABELS[recipe.dataset](recipe, root, split)
+
+
+def check_labelled(recipe: Recipe, root: str | Path = "data") -> None:
+    """Raises as load_labels, before images are decoded."""
+    labels.check_labelled(recipe, root, load_labels)
+
+
+def held_out(recipe: Recipe, root: str | Path = "data") -> Tensor | None:
+    """Images that training has not seen, as load_images; None, which is told, if there are none."""
+    if recipe.dataset not in HELD_OUT:  # a folder
+        return None
+    try:
+        return load_images(recipe, root, HELD_OUT[recipe.dataset])
+    except (ValueError, FileNotFoundError) as error:
+        print(f"no held-out images to compare with: {error}")
+        return None
+
+
+def known_margin(recipe: Recipe) -> int:
+    """Pixels at each edge that are known to be black: those around MNIST's 28 x 28."""
+    return mnist.margin(recipe)
+
+
+def start_run(
+    recipe: Recipe, device: Device = "cpu", weights: dict[str, Tensor] | None = None
+) -> Run:
+    """A run at step 0, from random weights or those given.
+
+    Raises ValueError for an unknown name, or weights of another network.
+    """
+    network = make_network(recipe).to(device)
+    if weights is not None:
+        source = recipe.init_from or "what is given"
+        checkpoint_files.load_weights(network.state_dict(), weights, source)
+    return run.start_run(recipe, network, make_optimizer(network, recipe), make_times(recipe))
+
+
+def method_of(recipe: Recipe) -> dict:
+    """Settings that rebuild the network and sample from it, where they are not the notebook's."""
+    names = ["schedule", "prediction"]
+    of_network = "network", "classes", "attributes", "blocks_per_level"
+    for name in of_network:
+        if getattr(recipe, name, None) != getattr(Recipe, name, None):
+            names.append(name)
+    if recipe.attention != (len(recipe.channel_mults) - 1,):
+        names.append("attention_resolutions")
+    if learns_variance(recipe):
+        names.append("objective")
+    return {name: getattr(recipe, name) for name in names}
+
+
+def save_checkpoint(folder: str | Path, network: nn.Module, recipe: Recipe, record: dict) -> None:
+    """Writes a checkpoint of an averaged network, and the record of its training.
+
+    Raises OSError where it cannot be written.
+    """
+    checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe))
+
+
+def train(
+    recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
+    resume: bool = False, weights: dict[str, Tensor] | None = None, deadline: float = math.inf,
+    device: Device = "cpu", world: World = run.ALONE,
+) -> Run:  # fmt: skip
+    """Starts a run, or resumes that in folder, and trains it to its end.
+
+    Alone, or as one process of a world. Raises ValueError for a new run that names weights to start
+    from which are not given, and as machine.check_precision, saving.resume_run and loop.fit.
+    """
+    missing = recipe.init_from and weights is None and not resume
+    problem = f"init_from is {recipe.init_from}, and there are no weights"
+    check(not missing, f"{problem}: pass those that pretrained gives, or leave init_from empty")
+    machine.check_precision(recipe.precision, device)
+    recipe = replace(recipe, compile=recipe.compile and machine.compiles(device))
+    begin = partial(start_run, device=device)
+    begun = saving.resume_run(folder, begin, recipe) if resume else begin(recipe, weights=weights)
+    if world.rank == 0:
+        count = f"{run.count_parameters(begun.network):,} parameters"
+        place = f"{world.size} processes" if world.size > 1 else device
+        shape = tuple(images.shape[1:])
+        print(f"{len(images):,} images of {shape}, {count}, on {place}", flush=True)
+    denoise = partial(make_denoiser, recipe=recipe)
+    return loop.fit(
+        begun, images, make_schedule(recipe), make_objective(recipe), folder,
+        save_checkpoint=save_checkpoint, labels=labels,
+        augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, world=world,
+        preview=partial(previews.preview, make_denoiser=denoise, processes=world.size),
+    )  # fmt: skip
+
+
+def measure(device: torch.device) -> measuring.Measuring:
+    """How fast this machine trains and draws, for a plan."""
+    start = partial(start_run, device=device)
+    return measuring.Measuring(device, start, make_schedule, make_objective, make_network)

@@ -1,0 +1,1 @@
+"""The commands of `python -m mnist_ddpm`, one module each."""

@@ -1,0 +1,101 @@
+"""What several commands share: types of flags, checks of places, and where long work is kept."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mnist_ddpm import catalogue
+from mnist_ddpm.evaluation import extractors
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.training import keeping, machine
+from mnist_ddpm.training.recipe import Recipe
+
+Spacing = Literal[tuple(catalogue.SPACINGS)]
+Variance = Literal[("auto", *catalogue.VARIANCES)]
+# Of a step's variance, for the bound: likelihood.bits_per_dim
+EXPONENTS = {"posterior": 0.0, "beta": 1.0, "learned": None}
+# Flags on which neither the images that are drawn nor their bound depend (of --data, what it holds
+# counts), and those that name files
+ELSEWHERE = (
+    "out", "data", "bits", "extractor", "dataset", "command", "processes", "batch_size", "device",
+)  # fmt: skip
+FILES = "checkpoint", "guide", "init_image", "mask"
+PACKAGE = Path(catalogue.__file__).parent
+
+
+def typed_flags(arguments: Iterable[str]) -> set[str]:
+    """The names of the flags that were typed, as attributes: base_channels for --base-channels."""
+    names = {argument.split("=")[0][2:] for argument in arguments if argument.startswith("--")}
+    return {name.removeprefix("no-").replace("-", "_") for name in names}
+
+
+def in_words(names: Iterable[str]) -> str:
+    """Flags as they are typed: --base-channels and --seed."""
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def load_checkpoint(command, folder: Path, device: torch.device) -> checkpoints.Checkpoint:
+    """A checkpoint, its network compiled if asked; command.compile then says whether it is."""
+    checkpoint = checkpoints.load(folder, device)
+    command.compile = command.compile and machine.compiles(device)
+    if command.compile:
+        checkpoint.network.compile()
+    return checkpoint
+
+
+def moved(recipe: Recipe, folder: str | None) -> Recipe:
+    """The recipe, with the folder of images where it is now. Raises ValueError if there is none."""
+    known = {*catalogue.DATASETS}
+    if folder not in (None, recipe.dataset) and {folder, recipe.dataset} & known:
+        problem = f"it cannot turn {recipe.dataset} into {folder}"
+        raise ValueError(f"--dataset is for a folder that has moved: {problem}")
+    recipe = replace(recipe, dataset=folder or recipe.dataset)
+    if recipe.dataset not in known and not Path(recipe.dataset).is_dir():
+        problem = f"there is no folder {recipe.dataset}"
+        raise ValueError(f"{problem}: has it moved? --dataset names where it is now")
+    return recipe
+
+
+def apart(out: Path, folder: str | Path) -> None:
+    """Raises ValueError where pictures written to out would count among a folder's images."""
+    if folder in catalogue.DATASETS or not Path(folder).is_dir():
+        return
+    if out.resolve().is_relative_to(Path(folder).resolve()):
+        place = f"{out} is in the folder of images {folder}"
+        raise ValueError(f"{place}, and pictures there would count: name another")
+
+
+def pick_variance(name: str, recipe: Recipe) -> str:
+    """What "auto" means for a checkpoint. Raises ValueError for a variance it has not learned."""
+    learned = catalogue.learns_variance(recipe)
+    if name == "auto":
+        return "learned" if learned else "posterior"
+    if name == "learned" and not learned:
+        advice = "choose another --variance, or train with --objective hybrid"
+        raise ValueError(f"this checkpoint has learned no variance: {advice}")
+    return name
+
+
+def keep_parts(
+    command, out: Path, counted: keeping.Counted, device: torch.device, *images: str
+) -> keeping.Kept:
+    """Where a command keeps its parts until all are done: a folder beside out.
+
+    It is named for all that the parts depend on. images: digests of those that they depend on.
+    """
+    flags = {name: value for name, value in vars(command).items() if name not in ELSEWHERE}
+    files = sorted(PACKAGE.rglob("[!.]*.py"))
+    for path in [flags.pop(name) for name in FILES if flags.get(name)]:
+        inside = [path / "config.json", path / "model.safetensors"]
+        files += inside if path.is_dir() else [path]
+    contents = [
+        path.read_bytes() for path in files if path.is_file()
+    ]  # of a missing one others say
+    here = {"device": device.type, "hardware": machine.hardware(device), **machine.versions()}
+    told = json.dumps([flags, here, images], default=str).encode()
+    digest = extractors.digest(told, *contents)
+    return keeping.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)

@@ -1,0 +1,224 @@
+"""How images are drawn: what `sample` and `evaluate` share."""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands.common import Spacing, Variance, load_checkpoint, pick_variance
+from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.formats.checkpoints import Checkpoint
+from mnist_ddpm.methods import solvers
+from mnist_ddpm.training import machine, processes
+from mnist_ddpm.training.keeping import Counted
+from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.recipe import Recipe
+
+CLIPS: dict[str, Callable | None] = {
+    "static": ddpm.clipped,
+    "dynamic": solvers.thresholded,
+    "none": None,
+}
+# The variances that a sampler has by default, by name
+OWN_VARIANCES = {each: name for name, each in catalogue.VARIANCES.items()} | {
+    ddpm.posterior_variance: "posterior",
+    ddpm.step_variance: "beta",
+    inspect.Parameter.empty: "posterior",
+}
+
+
+class Steps(NamedTuple):
+    """What the flags make of sampling."""
+
+    name: str  # of the sampler
+    sampler: Callable  # as ddpm.ddim_sampler
+    options: dict[str, Any]  # of this sampler
+    times: list[int]
+    told: dict[str, Any]  # the options in words, for a card
+
+    @property
+    def bound(self) -> Callable:
+        """The sampler with its options."""
+        return partial(self.sampler, **self.options)
+
+
+@dataclass
+class Drawing:
+    """How to draw images with a checkpoint."""
+
+    checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
+    n: int = 64  # number of images
+    sampler: Literal[tuple(catalogue.SAMPLERS)] | None = None  # ddpm: ancestral; None: ddim
+    # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
+    steps: int = 50
+    spacing: Spacing = "trailing"  # how the steps' times are spaced
+    eta: float | None = None  # noise of ddim and dpmpp: 0 none, 1 as much as ddpm; None: 0
+    # of ddpm's steps; auto: learned where the network has learned it, else posterior
+    variance: Variance = "auto"
+    option: tuple[str, ...] = ()  # more of the sampler's own options, as name=value
+    clip: Literal[tuple(CLIPS)] = "static"  # how the predicted image is clipped to the pixel range
+    # labels to draw, in turn; by default all (evaluate: drawn at random from training's)
+    label: tuple[int, ...] = ()
+    # 0 ignores labels, 1 follows them, more exaggerates them; None: 1, or 2 with --guide
+    guidance: float | None = None
+    # guide only at times above the first, up to the second, at most T
+    guidance_interval: tuple[int, int] | None = None
+    # a worse checkpoint to steer away from: not at --guidance 1, the more the higher it is
+    guide: Path | None = None
+    seed: int = 0  # image k depends on seed and k alone
+    # images made at once; lower it if memory runs out; films show some of the first batch
+    batch_size: int = 256
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
+    compile: bool = False  # torch.compile: a minute or two, worth it for many images and steps
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+    # processes expected, each on its device, from torchrun or accelerate launch; 0: any number
+    processes: int = 0
+
+    def connect(self) -> tuple[World, torch.device]:
+        """The processes that share the work, and this one's device.
+
+        Raises ValueError where flags do not fit.
+        """
+        for name in ("n", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not abs(self.scale) <= 1e6:
+            raise ValueError(f"guidance is {self.scale}: it must be a number up to a million")
+        world = processes.connect(self.processes, self.device == "cpu")
+        device = machine.pick_device(self.device, world)
+        machine.check_precision(self.precision, device)
+        return world, device
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale, for labels or a guide."""
+        return self.guidance if self.guidance is not None else 2.0 if self.guide else 1.0
+
+    def check_labels(self, recipe: Recipe) -> None:
+        """Raises ValueError for a label or a guidance that the network does not know."""
+        unguided = self.guidance is None or self.guide
+        if not recipe.classes and (self.label or not unguided):
+            raise ValueError(
+                f"{self.checkpoint} was trained without labels: --label needs a checkpoint with "
+                "them (train --classes 10), and --guidance needs one too, or a --guide"
+            )
+        for label in self.label:
+            if not 0 <= label < recipe.classes:
+                known = f"{self.checkpoint}'s 0 to {recipe.classes - 1}"
+                raise ValueError(f"label {label} is not one of {known}")
+        if always_told(recipe) and self.scale != 1 and not self.guide:
+            problem = f"{self.checkpoint} was always told its label (label_dropout 0)"
+            raise ValueError(f"{problem}: use --guidance 1, or a --guide")
+
+    def check_interval(self, times: list[int], recipe: Recipe) -> None:
+        """Raises ValueError for an interval of guidance in which nothing would be guided."""
+        if not self.guidance_interval:
+            return
+        if self.scale == 1:
+            able = self.guide or (recipe.classes and not always_told(recipe))
+            other, named = (
+                "set --guidance to other than 1",
+                "name a --guide, or a checkpoint with labels",
+            )
+            problem = "--guidance-interval is of no use where nothing guides"
+            raise ValueError(f"{problem}: {other if able else named}")
+        low, high = self.guidance_interval
+        asked = f"--guidance-interval {low} {high}"
+        if not 0 <= low < high <= recipe.T:
+            raise ValueError(f"{asked} must be two rising times from 0 to T = {recipe.T}")
+        if not any(low < t <= high for t in times):
+            raise ValueError(f"none of the {len(times)} times sampled is in {asked}")
+
+    def labels(self, recipe: Recipe) -> Tensor:
+        """Those to draw, in turn: int64 (n,)."""
+        turn = torch.tensor(self.label or range(recipe.classes))
+        return turn[torch.arange(self.n) % len(turn)]
+
+    def sampling(self, recipe: Recipe, unless_told: str = "ddim") -> Steps:
+        """The sampler, its options and times. Raises ValueError where flags do not fit."""
+        name = self.sampler or unless_told
+        sampler = catalogue.SAMPLERS[name]
+        own = own_options(sampler)
+        for flag in ("eta", "variance"):
+            if flag not in own and getattr(self, flag) != getattr(Drawing, flag):
+                problem = f"{name} takes no --{flag}"
+                raise ValueError(f"{problem}: leave it out, or choose another --sampler")
+        options, told = read_options(self.option, name, own), {}
+        told |= options
+        if "eta" in own:
+            default = 0.0 if own["eta"] is inspect.Parameter.empty else own["eta"]
+            told["eta"] = options["eta"] = default if self.eta is None else self.eta
+        if "variance" in own:
+            told["variance"], options["variance"] = self.step_variance(recipe, own["variance"])
+        times = catalogue.sampling_times(recipe.T, self.steps, self.spacing)
+        return Steps(name, sampler, options, times, told)
+
+    def step_variance(self, recipe: Recipe, default: Callable) -> tuple[str, Callable]:
+        """The name and the function of a step's variance. A sampler's own holds unless told."""
+        name = OWN_VARIANCES.get(default, "the sampler's own")
+        if self.variance != "auto" or name == "posterior":
+            name = pick_variance(self.variance, recipe)
+        return name, catalogue.VARIANCES.get(name, default)
+
+    def denoiser_of(
+        self, checkpoint: Checkpoint, counted: Counted, device: torch.device
+    ) -> drawing.Source:
+        """What draws a batch of images, guided and clipped. Raises ValueError for a wrong guide."""
+        recipe, guide = checkpoint.recipe, None
+        if self.guide:
+            weak = self.load_guide(checkpoint, device)
+            network = drawing.autocast(counted.also(weak.network), self.precision, device)
+            guide = network, weak.recipe
+        return drawing.denoisers(
+            drawing.autocast(counted, self.precision, device),
+            checkpoint.schedule,
+            recipe,
+            labels=self.labels(recipe) if recipe.classes else None,
+            scale=self.scale,
+            guide=guide,
+            interval=self.guidance_interval,
+            clip=CLIPS[self.clip],
+        )
+
+    def load_guide(self, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:
+        """The worse checkpoint. Raises ValueError where it is for other images, or other noise."""
+        guide = load_checkpoint(self, self.guide, device)
+        problem = f"{self.guide} cannot guide {self.checkpoint}"
+        for name in ("image_size", "channels", "classes", "attributes", "T"):
+            ours, theirs = (getattr(each.recipe, name) for each in (checkpoint, guide))
+            if ours != theirs:
+                raise ValueError(f"{problem}: its {name} is {theirs}, and should be {ours}")
+        if not torch.equal(guide.schedule.signal, checkpoint.schedule.signal):
+            advice = "train it with the same --schedule, --beta-1 and --beta-T"
+            raise ValueError(f"{problem}: {advice}")
+        return guide
+
+
+def own_options(sampler: Callable) -> dict[str, Any]:
+    """A sampler's options and their defaults: all but what every sampler takes."""
+    common = "denoise", "schedule", "times", "xT", "noise"
+    parameters = inspect.signature(sampler).parameters.items()
+    return {name: each.default for name, each in parameters if name not in common}
+
+
+def read_options(given: tuple[str, ...], sampler: str, own: dict[str, Any]) -> dict[str, Any]:
+    """--option's name=value pairs. Raises ValueError for what the sampler does not take."""
+    known, options = own.keys() - {"eta", "variance"}, {}
+    for pair in given:
+        name, _, value = pair.partition("=")
+        if name not in known:
+            takes = ", ".join(sorted(known)) or "none"
+            raise ValueError(f'{sampler} takes no --option "{name}": it takes {takes}')
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

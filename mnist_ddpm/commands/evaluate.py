@@ -1,0 +1,201 @@
+"""`python -m mnist_ddpm evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v3 as imageio
+import torch
+import tyro
+from torch import Tensor
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands.common import (
+    EXPONENTS,
+    apart,
+    in_words,
+    keep_parts,
+    load_checkpoint,
+    moved,
+    pick_variance,
+)
+from mnist_ddpm.commands.drawing import Drawing
+from mnist_ddpm.commands.reading import holds_samples, read_images
+from mnist_ddpm.data.labels import always_told, typical_labels
+from mnist_ddpm.evaluation import cards, drawing, extractors, losses
+from mnist_ddpm.formats.checkpoints import Checkpoint
+from mnist_ddpm.methods.likelihood import bits_per_dim
+from mnist_ddpm.training import files, processes
+from mnist_ddpm.training.keeping import Counted, Kept
+from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.training.recipe import Recipe
+
+# Flags of drawing, which are idle where the images are there already
+HOW = (
+    "sampler", "steps", "spacing", "eta", "variance", "option", "clip", "label", "guidance",
+    "guidance_interval", "guide", "precision",
+)  # fmt: skip
+
+
+@dataclass
+class Evaluate(Drawing):
+    """Judge images: print a card of figures, beside what real images would score, and write it.
+
+    The card is JSON. Beside it, …-closest.png shows the images nearest to training images, each
+    above its nearest one.
+
+    Without --images it draws them, rounded to 8 bits as in a file. The reference is the
+    checkpoint's training images. Distances, precision and recall are computed from the features of
+    a network in checkpoints/extractors.
+
+    Example: python -m mnist_ddpm evaluate --checkpoint checkpoints/mnist --n 10000 --steps 20
+    """
+
+    n: int = 10_000  # number of images
+    # judge these: a folder of pictures, or a samples.npz of the sample command
+    images: Path | None = None
+    bits: int = 0  # also measure the bound in bits/dim, on so many held-out images; 0: do not
+    # a file, or "inception" for comparisons with papers; auto: the data set's own
+    extractor: str = "auto"
+    out: Path = Path("images&samples/latest/card.json")  # file for the card
+    dataset: str | None = None  # where the folder of training images is now, if it has moved
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    command: tyro.conf.Suppress[str] = ""  # that was given, for the card
+
+    def run(self) -> None:
+        """Draws or reads images, judges and writes. What cannot be done is told before."""
+        self.check_flags()
+        world, device = self.connect()
+        checkpoint = load_checkpoint(self, self.checkpoint, device)
+        recipe = moved(checkpoint.recipe, self.dataset)
+        checkpoint = checkpoint._replace(recipe=recipe)
+        self.check(recipe)
+        signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
+        side = recipe.image_size
+        judge = extractors.pick_judge(self.extractor, recipe.dataset, device, side, world)
+        with processes.one_first(world):
+            training, held_out = self.real_images(recipe)
+            given = read_images(self.images, recipe, self.data) if self.images else None
+        cards.check_enough(self.n if given is None else min(self.n, len(given)), len(training))
+        judge.features(training[: world.size])  # says now where it is not for such images
+        real = [extractors.digest(part) for part in (training, held_out) if part is not None]
+        kept = keep_parts(self, self.out, Counted(checkpoint.network), device, *real)
+        with kept.stoppable():
+            origin = {}
+            if given is None:
+                given, origin = self.draw(world, kept, checkpoint, device)
+            elif self.n < len(given):
+                count = f"judging {self.n:,} of {len(given):,} images, drawn at random"
+                print(f"{count}: --n {len(given)} takes all")
+            named = {"checkpoint": str(self.checkpoint), "checkpoint_sha256": signed}
+            card = cards.build_card(
+                given, training, held_out, judge, recipe, n=self.n, seed=self.seed, device=device,
+                reference_sha256=real[0], **named, **origin, command=self.command,
+            )  # fmt: skip
+            if world.rank > 0:
+                return
+            if self.images:
+                card["images"] = str(self.images)
+            if held_out is not None:
+                card |= self.measure(kept, checkpoint, held_out, device)
+            print("\n".join(cards.card_lines(card)))  # first: no disk can be too full for that
+            self.write(card, given, training)
+            kept.discard()
+
+    def check_flags(self) -> None:
+        """Raises ValueError for flags that say how to draw, where images are there already."""
+        if not self.images:
+            return
+        names = [name for name in HOW if name != "variance" or not self.bits]
+        idle = [name for name in names if getattr(self, name) != getattr(Drawing, name)]
+        if idle:
+            problem = f"the images in {self.images} are drawn already"
+            raise ValueError(f"{problem}: leave out {in_words(idle)}")
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises ValueError or OSError for what cannot be done, before images are read."""
+        files.writable_file(self.out)
+        apart(self.out, recipe.dataset)
+        if self.images and not holds_samples(self.images):
+            apart(self.out, self.images)
+        if self.bits and self.bits < 2:
+            raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
+        if self.bits and always_told(recipe):
+            problem = "--bits needs a network that can do without its labels"
+            raise ValueError(f"{problem}: leave it out")
+        if not self.images:
+            self.check_labels(recipe)
+            self.check_interval(self.sampling(recipe).times, recipe)
+
+    def real_images(self, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+        """Those of training, and those held out, or None. Raises ValueError for too few of them."""
+        training = catalogue.load_images(recipe, self.data)
+        held_out = catalogue.held_out(recipe, self.data)
+        if held_out is not None and len(held_out) < cards.LEAST:
+            held_out = None  # too few to tell anything
+        if self.bits and held_out is None:
+            raise ValueError("--bits needs held-out images, of which there are none: leave it out")
+        return training, held_out
+
+    def labels(self, recipe: Recipe) -> Tensor:
+        """Those given, else as in training, so that distances do not measure their shares."""
+        if self.label:
+            return super().labels(recipe)
+        try:
+            known = catalogue.load_labels(recipe, self.data)
+        except (ValueError, FileNotFoundError) as error:
+            advice = "or name those to draw, in turn, with --label"
+            raise ValueError(f"{error}; {advice}") from error
+        return typical_labels(known, self.n, self.seed)
+
+    def draw(
+        self, world: World, kept: Kept, checkpoint: Checkpoint, device: torch.device
+    ) -> tuple[Tensor, dict]:
+        """The images to judge, and how they were made and at what cost."""
+        recipe, steps = checkpoint.recipe, self.sampling(checkpoint.recipe)
+        images, _ = drawing.generate(
+            self.denoiser_of(checkpoint, kept.counted, device), checkpoint.schedule, self.n,
+            recipe.shape, sampler=steps.bound, times=steps.times, seed=self.seed,
+            batch_size=self.batch_size, device=device, kept=kept, world=world,
+        )  # fmt: skip
+        how = {"name": steps.name, **steps.told, "precision": self.precision}
+        how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
+        how |= {"compile": True} if self.compile else {}
+        if recipe.classes:
+            how |= {"labels": list(self.label) or "as in training"}
+        if self.guide:
+            how |= {"guide": str(self.guide)}
+        if recipe.classes or self.guide:
+            how |= {"guidance": self.scale}
+        if self.guidance_interval:
+            how |= {"guidance_interval": list(self.guidance_interval)}
+        return images, {"sampler": how, **drawing.cost(kept, self.n, world)}
+
+    def measure(
+        self, kept: Kept, checkpoint: Checkpoint, held_out: Tensor, device: torch.device
+    ) -> dict:
+        """What a card has of the network itself, by images held out."""
+        network, schedule, recipe, _ = checkpoint
+        denoise, figures = catalogue.make_denoiser(network, schedule, recipe), {}
+        options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
+        if not always_told(recipe):
+            images = held_out[:1000]
+            figures["L_simple"] = losses.loss_by_tenth(denoise, schedule, images, **options)
+        if self.bits:
+            variance, count = pick_variance(self.variance, recipe), min(50, schedule.T)
+            bound = bits_per_dim(
+                ddpm.clipped(denoise, schedule), schedule, held_out[: self.bits],
+                exponent=EXPONENTS[variance], times_per_image=count,
+                margin=catalogue.known_margin(recipe), progress=progress_bar, part=kept.part,
+                **options,
+            )  # fmt: skip
+            figures["bits_per_dim"] = cards.bound_figures(bound, variance, count)
+        return figures
+
+    def write(self, card: dict, images: Tensor, training: Tensor) -> None:
+        """The card, and the pairs of images that are closest."""
+        cards.write_card(self.out, card)
+        picture = self.out.with_name(f"{self.out.stem}-closest.png")
+        pairs = cards.closest_pairs(card, images, training)
+        imageio.imwrite(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
+        print(f"written to {self.out}; the closest pairs to {picture}")

@@ -1,0 +1,126 @@
+"""`python -m mnist_ddpm likelihood`."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands.common import (
+    EXPONENTS,
+    Spacing,
+    Variance,
+    keep_parts,
+    load_checkpoint,
+    moved,
+    pick_variance,
+)
+from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.ddpm import Denoiser, Network, Schedule
+from mnist_ddpm.evaluation import cards, extractors
+from mnist_ddpm.methods import likelihood, schedules
+from mnist_ddpm.training import files, machine
+from mnist_ddpm.training.keeping import Counted
+from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.training.recipe import Recipe
+
+
+@dataclass
+class MeasureLikelihood:
+    """Print the variational bound of images in bits/dim, with its standard error; write it as JSON.
+
+    MNIST is judged on its 28 x 28 pixels: the black margin around them is taken as known.
+
+    Example: python -m mnist_ddpm likelihood --checkpoint checkpoints/mnist --split test --n 1000
+    """
+
+    checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
+    split: Literal["train", "valid", "test"] = "test"  # of the checkpoint's data set
+    n: int = 10_000  # number of images, the first of the split; all if there are fewer
+    # evaluate so many t per image instead of all: faster, but noisier
+    times_per_image: int | None = None
+    steps: int | None = None  # judge the model as a chain of fewer steps, from 1 to T
+    spacing: Spacing = "trailing"  # of those steps' times
+    # of the steps; auto: learned where the network has learned it, else posterior
+    variance: Variance = "auto"
+    out: Path = Path("images&samples/latest/likelihood.json")  # file for the result
+    dataset: str | None = None  # where the folder of training images is now, if it has moved
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    seed: int = 0  # of the noise
+    batch_size: int = 250  # images judged at once
+    compile: bool = False  # torch.compile: a minute or two, worth it for many images
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+
+    def run(self) -> None:
+        """Measures, prints and writes. What cannot be measured is told before."""
+        device = machine.pick_device(self.device)
+        checkpoint = load_checkpoint(self, self.checkpoint, device)
+        recipe = moved(checkpoint.recipe, self.dataset)
+        counted = Counted(checkpoint.network)
+        variance = pick_variance(self.variance, recipe)
+        denoise, schedule = self.chain(counted, checkpoint.schedule, recipe)
+        images = self.images(recipe)
+        margin = catalogue.known_margin(recipe)
+        files.writable_file(self.out)
+        kept = keep_parts(self, self.out, counted, device, extractors.digest(images))
+        with kept.stoppable():
+            bound = likelihood.bits_per_dim(
+                denoise, schedule, images, exponent=EXPONENTS[variance],
+                times_per_image=self.times_per_image, margin=margin, batch_size=self.batch_size,
+                seed=self.seed, device=device, progress=progress_bar, part=kept.part,
+            )  # fmt: skip
+        side, each = recipe.image_size - 2 * margin, kept.evaluations / len(images)
+        card = {
+            **bound_figures(bound), "n": len(images), "dataset": recipe.dataset,
+            "split": self.split, "pixels": [recipe.channels, side, side],
+            "evaluations_per_image": each, "seconds": round(kept.seconds, 1),
+            "checkpoint": str(self.checkpoint), "schedule": recipe.schedule, "T": recipe.T,
+            "steps": schedule.T, "variance": variance, "seed": self.seed, "device": str(device),
+            "hardware": machine.hardware(device), "versions": machine.versions(),
+        }  # fmt: skip
+        found = f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim"
+        how = f"an upper bound ({variance} variance, {schedule.T} steps)"
+        what = f"{side} x {side} pixels of the first {len(images)} {self.split} images"
+        print(f"{found}, {how}, on {what}")
+        cost = f"{each:.0f} network evaluations an image, {kept.seconds:.0f} s"
+        print(f"{cost}, seed {self.seed}, {device}")
+        cards.write_card(self.out, card)
+        kept.discard()
+        print(f"written to {self.out}")
+
+    def chain(
+        self, network: Network, schedule: Schedule, recipe: Recipe
+    ) -> tuple[Denoiser, Schedule]:
+        """The clipped denoiser and its schedule, of fewer steps where --steps says so."""
+        if self.steps is not None:
+            times = catalogue.SPACINGS[self.spacing](schedule.T, self.steps)
+            network = schedules.respaced(network, times)
+            schedule = schedules.respace(schedule, times)
+        elif self.spacing != MeasureLikelihood.spacing:
+            raise ValueError("--spacing is that of --steps: name them too, or leave it out")
+        if always_told(recipe):
+            problem = f"{self.checkpoint} was always told its label (label_dropout 0)"
+            raise ValueError(f"{problem}: likelihood needs one that was not")
+        denoise = catalogue.make_denoiser(network, schedule, recipe)
+        return ddpm.clipped(denoise, schedule), schedule
+
+    def images(self, recipe: Recipe) -> Tensor:
+        """Those to measure. Raises ValueError for fewer than two."""
+        images = catalogue.load_images(recipe, self.data, self.split)[: max(0, self.n)]
+        if len(images) < 2:
+            problem = f"a standard error needs at least 2 images, and there are {len(images)}"
+            raise ValueError(f"{problem}: see --n and --split")
+        return images
+
+
+def bound_figures(bound: likelihood.Bound) -> dict:
+    """For a card."""
+    terms = [None if math.isnan(term) else term for term in bound.terms.tolist()]
+    return {
+        "bits_per_dim": bound.mean,
+        "standard_error": bound.standard_error,
+        "L_T": bound.prior,
+        "L_0_to_T_minus_1": terms,
+    }

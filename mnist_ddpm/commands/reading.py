@@ -1,0 +1,75 @@
+"""Pictures that a command is given: to start from, to fill in, and to judge."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.data import folders, pictures
+from mnist_ddpm.training.recipe import Recipe
+
+# What NumPy raises for a file that is no archive of arrays
+NO_ARRAYS = (
+    OSError, LookupError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError,
+    RuntimeError,
+)  # fmt: skip
+
+
+def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+    """An image (1, C, H, W) in [-1, 1], and its mask (1, 1, H, W) of ones (known) and zeros.
+
+    28 x 28 pixels are padded for a network of MNIST; others are cropped to a square and resized.
+    Raises ValueError for a file that is no image, and a mask of another size, or hiding nothing.
+    """
+    image = pictures.open_image(path, "L" if recipe.channels == 1 else "RGB")
+    x0 = ddpm.to_float(square_of(image, recipe, 0, Image.Resampling.LANCZOS))
+    if mask is None:
+        return x0, None
+    stencil = pictures.open_image(mask, "L")
+    if stencil.size != image.size:
+        sizes = ["{} x {}".format(*picture.size) for picture in (stencil, image)]
+        problem = f"the mask is {sizes[0]} pixels and the image {sizes[1]}"
+        raise ValueError(f"{problem}: they must be of the same size")
+    known = square_of(stencil, recipe, 255, Image.Resampling.NEAREST) > 127
+    if known.all():
+        advice = "paint black what is to be filled in (transparent is white)"
+        raise ValueError(f"{mask} hides nothing: {advice}")
+    return x0, known.float()
+
+
+def square_of(image: Image.Image, recipe: Recipe, fill: int, resample: Image.Resampling) -> Tensor:
+    """A picture in the network's size: uint8 (1, C, H, W). fill: the colour of MNIST's margin."""
+    side = recipe.image_size
+    square = pictures.fitted(pictures.padded(image, recipe, fill), side, resample=resample)
+    return torch.from_numpy(np.array(square)).view(1, side, side, -1).permute(0, 3, 1, 2)
+
+
+def holds_samples(folder: Path) -> bool:
+    """Whether it is one of the sample command's, with an array beside pictures of them all."""
+    return (folder / "samples.npz").is_file()
+
+
+def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
+    """uint8 (N, C, H, W) from a samples.npz, or a folder of pictures.
+
+    Raises ValueError where they do not fit.
+    """
+    if holds_samples(path):
+        path = path / "samples.npz"
+        print(f"judging those in {path}")
+    if path.is_dir():
+        return folders.load_folder(recipe, path, data / "cache")
+    try:
+        images = torch.from_numpy(np.load(path)["images"]).permute(0, 3, 1, 2)
+    except NO_ARRAYS as error:
+        problem = f"{path} is neither a folder nor a samples.npz of the sample command"
+        raise ValueError(f"{problem} ({error})") from error
+    if images.dtype != torch.uint8 or images.shape[1:] != recipe.shape:
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"{path} holds {found}, not uint8 (n, {recipe.shape})")
+    return images

@@ -1,0 +1,118 @@
+"""`python -m mnist_ddpm sample`."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v3 as imageio
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands.common import keep_parts, load_checkpoint
+from mnist_ddpm.commands.drawing import Drawing, Steps
+from mnist_ddpm.commands.reading import read_image
+from mnist_ddpm.data.labels import label_names
+from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.methods import inpainting
+from mnist_ddpm.training import files
+from mnist_ddpm.training.keeping import Counted
+from mnist_ddpm.training.recipe import Recipe
+
+
+@dataclass
+class Sample(Drawing):
+    """Draw images with a checkpoint and save them as pictures and as an array.
+
+    Writes samples.png (a grid, of the first 400 at most), steps.png (from noise to image),
+    generation.gif, predicted_x0.gif, and samples.npz (array "images", uint8, N x H x W x C).
+
+    Example: python -m mnist_ddpm sample --checkpoint checkpoints/mnist --n 64 --steps 50 --out out
+    """
+
+    out: Path = Path("images&samples/latest")  # folder for the results
+    # start from this image, partly noised (or with --mask: fill it in)
+    init_image: Path | None = None
+    strength: float = 0.5  # how far --init-image is noised: 0 not, 1 beyond recognition
+    mask: Path | None = None  # of --init-image's size: white stays, black is filled in (RePaint)
+    resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
+
+    def run(self) -> None:
+        """Draws and writes. What cannot be drawn is told before."""
+        world, device = self.connect()
+        checkpoint = load_checkpoint(self, self.checkpoint, device)
+        recipe, counted = checkpoint.recipe, Counted(checkpoint.network)
+        kept = keep_parts(self, self.out / "samples.npz", counted, device)
+        self.check_labels(recipe)
+        steps = self.from_image(recipe, device) if self.init_image else self.sampling(recipe)
+        self.check_interval(steps.times, recipe)
+        denoiser_of = self.denoiser_of(checkpoint, counted, device)
+        self.check_image_flags()
+        out = files.writable_folder(self.out)
+        columns = 6 if recipe.image_size <= 32 else 4  # of the films, and rows: noise is large
+        with kept.stoppable():
+            images, film = drawing.generate(
+                denoiser_of, checkpoint.schedule, self.n, recipe.shape, sampler=steps.bound,
+                times=steps.times, seed=self.seed, batch_size=self.batch_size, film=columns**2,
+                device=device, kept=kept, world=world,
+            )  # fmt: skip
+        if world.rank > 0:
+            return
+        write(out, images, film, columns)
+        kept.discard()
+        each = kept.evaluations / len(world.share(self.n))
+        cost = f"{each:.0f} network evaluations in {kept.seconds:.1f} s on {device}"
+        print(f"{out}: {self.n} images x {cost}")
+        if recipe.attributes:
+            names = enumerate(label_names(recipe))
+            print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
+
+    def check_image_flags(self) -> None:
+        """Raises ValueError for flags of an image or mask that is not given."""
+        if self.mask and not self.init_image:
+            raise ValueError("--mask needs the image that it belongs to: give --init-image too")
+        if self.strength != Sample.strength and (self.mask or not self.init_image):
+            raise ValueError("--strength is for an --init-image without a --mask: leave it out")
+        if self.resamples != Sample.resamples and not self.mask:
+            problem = "--resamples is for filling in what a --mask hides"
+            raise ValueError(f"{problem}: leave it out, or give one")
+
+    def from_image(self, recipe: Recipe, device: torch.device) -> Steps:
+        """As sampling, with --init-image, and --mask if given."""
+        steps = self.sampling(recipe, "ddpm" if self.mask else "ddim")
+        image, mask = read_image(self.init_image, self.mask, recipe)
+        if mask is None:
+            return self.varying(steps, image.to(device), recipe)
+        if steps.name != "ddpm":
+            advice = f"leave out --sampler {self.sampler}"
+            raise ValueError(f"--mask is for ancestral sampling: {advice}")
+        known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
+        return steps._replace(sampler=inpainting.repaint_sampler, options=steps.options | known)
+
+    def varying(self, steps: Steps, image: Tensor, recipe: Recipe) -> Steps:
+        """The steps from an image that is noised as far as --strength says."""
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
+        last = max(1, round(self.strength * recipe.T))
+        times = catalogue.sampling_times(last, min(self.steps, last), self.spacing)
+        return steps._replace(sampler=inpainting.started_from(image, steps.sampler), times=times)
+
+
+def write(out: Path, images: Tensor, film: ddpm.Film, columns: int) -> None:
+    """The array, the grid, the strip and the GIFs, of as many images as fill their rows."""
+    array = images.permute(0, 2, 3, 1).numpy()
+    with files.replacing(out / "samples.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, images=array)
+    shown = images[:400]
+    grid = ddpm.tile(shown, math.ceil(math.sqrt(len(shown))), scale=2)
+    imageio.imwrite(out / "samples.png", grid)
+    count = len(film[0][1])
+    strip = ddpm.draw_strip(film, images=min(2, count), moments=min(11, len(film)))
+    strip.savefig(out / "steps.png", dpi=110)
+    plt.close(strip)
+    whole = max(columns, count // columns * columns)
+    film = [(t, xt[:whole], x0_hat[:whole]) for t, xt, x0_hat in film]
+    ddpm.save_gif(out / "generation.gif", film, columns=columns)
+    ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True, columns=columns)

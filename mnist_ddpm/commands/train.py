@@ -1,0 +1,129 @@
+"""`python -m mnist_ddpm train`."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from mnist_ddpm import catalogue
+from mnist_ddpm.commands.common import apart, moved
+from mnist_ddpm.formats import checkpoints, diffusers
+from mnist_ddpm.training import files, machine, presets, processes, saving
+from mnist_ddpm.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Flags(Recipe):
+    """What to train, and how."""
+
+    def __post_init__(self):
+        pass  # checked in Train.settle, where an error is one line
+
+
+@dataclass
+class Train:
+    """Train a noise predictor and save it as a checkpoint.
+
+    Progress shows the time left. The checkpoint is saved after every epoch (at least some 50 steps
+    and a few seconds apart), every five minutes, and on Ctrl-C.
+
+    Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
+    """
+
+    flags: tyro.conf.OmitArgPrefixes[Flags] = field(
+        default_factory=lambda: Flags(**presets.PRESETS[Train.preset])
+    )
+    # settings that belong together: a new run's defaults
+    preset: Literal[tuple(presets.PRESETS)] = "mnist"
+    out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
+    # go on with the run in --out; its settings become the defaults of all other flags
+    resume: bool = False
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+    # processes expected, each on its device, from torchrun or accelerate launch; 0: any number
+    processes: int = 0
+
+    def settle(self, typed: set[str]) -> None:
+        """Completes the flags that were typed by those of --preset, --init-from or --resume.
+
+        Raises ValueError for flags of no use to a new run, or that a resumed one cannot change.
+        """
+        names = [each.name for each in fields(Recipe) if each.name in typed]
+        given = {name: getattr(self.flags, name) for name in names}
+        if self.resume:
+            if "preset" in typed:
+                raise ValueError("a resumed run has settings of its own: leave out --preset")
+            saved = saving.load_state(self.out)[1]
+            recipe = presets.resolve(given, asdict(saved))
+            saving.check_changes(saved, recipe, self.out)
+        else:
+            recipe = presets.resolve(given, self.base(given))
+            check_of_use(given, recipe)
+        self.flags = Flags(**asdict(recipe))
+
+    def base(self, given: dict) -> dict:
+        """Settings of the preset, and of the network to start from."""
+        preset, source = presets.PRESETS[self.preset], self.flags.init_from
+        if not source:
+            return preset
+        dataset = given.get("dataset", preset.get("dataset", Recipe.dataset))
+        return preset | diffusers.pretrained(source, dataset in catalogue.LABELS)[0]
+
+    def run(self) -> None:
+        """Trains to the end of its epochs. What cannot be done is told before images are read."""
+        recipe = Recipe(**asdict(self.flags))
+        if self.resume:
+            moved(recipe, None)
+        else:
+            saving.must_be_free(self.out)
+            apart(self.out, recipe.dataset)
+        world = processes.connect(self.processes, self.device == "cpu")
+        device = machine.pick_device(self.device, world)
+        processes.check_batch(recipe.batch_size, world)
+        with processes.one_first(world):
+            catalogue.check_labelled(recipe, self.data)
+        network = check_names(recipe)
+        machine.check_precision(recipe.precision, device)
+        files.writable_folder(self.out)
+        weights = None
+        if recipe.init_from and not self.resume:
+            weights = diffusers.pretrained(recipe.init_from, recipe.classes > 0)[1]
+            checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
+        with processes.one_first(world):
+            images = catalogue.load_images(recipe, self.data)
+            labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
+        run = catalogue.train(
+            recipe, images, self.out, labels, self.resume, weights, device=device, world=world
+        )
+        pace = run.step * recipe.batch_size / max(run.seconds, 1e-9)
+        if world.rank == 0:
+            took = f"{run.step} steps in {run.seconds / 60:.1f} min"
+            print(f"{self.out}: {took}, {pace:.0f} images/s")
+
+
+def check_of_use(given: dict, recipe: Recipe) -> None:
+    """Raises ValueError for flags that a new run would not heed."""
+    if "label_dropout" in given and not (recipe.classes or recipe.attributes):
+        problem = "--label-dropout hides labels, and there are none"
+        raise ValueError(f"{problem}: leave it out, or see --classes")
+    if given.keys() & {"beta_1", "beta_T"} and recipe.schedule in ("cosine", "cosine-zero-snr"):
+        problem = f"schedule {recipe.schedule} has betas of its own"
+        raise ValueError(f"{problem}: leave out --beta-1 and --beta-T")
+
+
+def check_names(recipe: Recipe) -> torch.nn.Module:
+    """The network without its weights. Raises ValueError for what the catalogue does not know."""
+    catalogue.make_schedule(recipe)
+    catalogue.make_objective(recipe)
+    catalogue.look_up("optimizer", recipe.optimizer, catalogue.OPTIMIZERS)
+    with torch.device("meta"):
+        return catalogue.make_network(recipe)
+
+
+def places(command) -> list[str]:
+    """The flags of train for the folders and device of a command, train or plan."""
+    differ = {name: getattr(command, name) for name in ("out", "data", "device")}
+    differ = {name: value for name, value in differ.items() if value != getattr(Train, name)}
+    return [part for name, value in differ.items() for part in (f"--{name}", str(value))]

@@ -1,0 +1,1 @@
+"""Data sets and their labels: MNIST, CelebA, FFHQ, and folders of images."""

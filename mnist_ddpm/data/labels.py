@@ -1,0 +1,36 @@
+"""What labels mean, whatever the data set."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.data.celeba import find_celeba
+
+
+def check_labelled(recipe, root: str | Path, load_labels: Callable[..., Tensor]) -> None:
+    """Raises as load_labels(recipe, root, split) does, before images are decoded.
+
+    Not where CelebA is still to be downloaded.
+    """
+    if recipe.classes and (recipe.dataset != "celeba" or find_celeba(root)):
+        load_labels(recipe, root, "train")
+
+
+def typical_labels(labels: Tensor, n: int, seed: int = 0) -> Tensor:
+    """n of the labels (N,), drawn at random: their counts vary as those of other real images do."""
+    return labels[torch.randint(len(labels), (n,), generator=torch.Generator().manual_seed(seed))]
+
+
+def always_told(recipe) -> bool:
+    """Whether a network with labels never trained without, and so knows nothing without them."""
+    return recipe.classes > 0 and recipe.label_dropout == 0
+
+
+def label_names(recipe) -> list[str]:
+    """What each label of a network with attributes stands for: those that are present."""
+    names = recipe.attributes
+    labels = range(2 ** len(names))
+    present = [[name for i, name in enumerate(names) if label >> i & 1] for label in labels]
+    return [" + ".join(some) or "none of them" for some in present]

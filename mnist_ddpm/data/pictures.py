@@ -1,0 +1,87 @@
+"""One picture: opened, turned upright, padded, cut to a square."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from mnist_ddpm.data.mnist import SIDE, margin
+
+LANCZOS = Image.Resampling.LANCZOS
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture, turned as its EXIF says."""
+    # Pillow's exif_transpose writes all tags anew too, and fails at malformed ones.
+    image.load()  # turns a TIFF, and takes the tag away
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # of many kinds
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits as one of 8; its transparent value becomes white."""
+    # Pillow's own conversion cuts off all above 255.
+    values, clear = np.asarray(image), image.info.get("transparency")
+    values = np.where(values == clear, 65535, values.clip(0, 65535))
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+
+def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
+    """The picture in a file, upright, on white, with 8 bits, in Pillow's mode "L" or "RGB"."""
+    with Image.open(source) as opened:
+        image = upright(opened)
+        if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
+            raise ValueError("pixels of unknown range: save it with 8 or 16 bits")
+        if image.mode.startswith("I"):  # 16 bits, which some formats give as 32
+            image = eight_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert(mode)
+
+
+def unreadable(source: object, error: Exception) -> str:
+    """One line about a file that Pillow failed to read. Raises a MemoryError again."""
+    if isinstance(error, MemoryError):  # no fault of the file
+        raise error
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "no known format" if unknown else str(error) or repr(error)
+    return f"{source} is not a readable image ({reason})"
+
+
+def open_image(path: str | Path, mode: str) -> Image.Image:
+    """As read_picture. Raises ValueError for a file that is no image."""
+    try:
+        return read_picture(Path(path), mode)
+    except Exception as error:  # of many kinds
+        raise ValueError(f"{unreadable(path, error)}: repair it or name another") from error
+
+
+def padded(image: Image.Image, recipe, fill: int = 0) -> Image.Image:
+    """28 x 28 pixels with the margin of a model of MNIST; any other picture as it is."""
+    if image.size != (SIDE, SIDE):
+        return image
+    return ImageOps.expand(image, margin(recipe), fill)
+
+
+def fitted(
+    image: Image.Image, size: int, resample=LANCZOS, side: float | None = None
+) -> Image.Image:
+    """The centred square of `side` pixels, else the largest, resized to size x size."""
+    width, height = image.size
+    side = min(width, height) if side is None else side
+    left, top = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), resample, box=(left, top, left + side, top + side))

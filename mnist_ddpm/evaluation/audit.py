@@ -1,0 +1,166 @@
+"""Is the model copying? The distance of each image to the nearest training image."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.evaluation.distances import Estimate, share, shuffled
+from mnist_ddpm.training.progress import progress_bar
+
+AUDITED = 1000  # real images, at most, whose nearest training image is looked for too
+EXACT = 0.01  # of the usual distance to the nearest image: what is nearer is the same image
+CLOSEST = 8  # pairs of a generated and a training image that a card names, the nearest first
+
+
+class Audit(NamedTuple):
+    """Distances to the nearest training image, of generated images and of real ones."""
+
+    generated: Tensor  # (N,)
+    real: Tensor  # (M,) of held-out images, or of training images to the nearest other one
+    index: Tensor  # (N,) which training image is nearest to each generated one
+
+    @property
+    def twice(self) -> Tensor:
+        """Which real images are there twice, in training too: bool (M,)."""
+        return self.real <= EXACT * self.real.median()
+
+    @property
+    def once(self) -> Tensor:
+        """The real distances of those not there twice."""
+        return self.real[~self.twice]
+
+    @property
+    def near(self) -> Tensor:
+        """The 1 % quantile of these."""
+        return self.once.quantile(0.01) if len(self.once) else torch.zeros(())
+
+    @property
+    def closer(self) -> Estimate:
+        """The share of generated images that are nearer."""
+        return share(self.generated < self.near)
+
+    @property
+    def exact(self) -> float:
+        """The share of generated images that are training images."""
+        return (self.generated <= EXACT * self.real.median()).double().mean().item()
+
+    @property
+    def copies(self) -> bool:
+        """Whether far more images are near than by chance, or more are exact than real ones are.
+
+        Near: five times as many, beyond both intervals. Exact: twice as many.
+        """
+        known = share(self.once < self.near).high if len(self.once) else 0.0
+        chance = max(0.05, known)  # of few real images little is known
+        return self.closer.low > chance or self.exact > 2 * self.twice.double().mean().item()
+
+    def figures(self) -> dict:
+        """For a card."""
+        nearest = self.generated.argsort()[:CLOSEST].tolist()
+        return {
+            "n": len(self.generated),
+            "median": self.generated.median().item(),
+            "real": self.real.median().item(),
+            "closer": self.closer,
+            "exact": self.exact,
+            "copies": self.copies,
+            "closest": [[i, self.index[i].item()] for i in nearest],
+        }
+
+
+def in_words(found: dict) -> str:
+    """Audit.figures as a sentence."""
+    exact, copies = round(found["exact"] * found["n"]), found["copies"]
+    told = f", {exact} are training images" if exact else ""
+    told += ", as many as of real ones" if exact and not copies else ""
+    return (
+        f"nearest training image at a distance of {found['median']:.3g} in the median, "
+        f"of real images at {found['real']:.3g}; {found['closer'].value:.1%} are nearer than "
+        f"the nearest 1 % of those{told}: {'it copies' if copies else 'no sign of copying'}"
+    )
+
+
+def nearest_point(
+    queries: Tensor, points: Iterable[Tensor], own: Tensor | None = None, n: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Distance and index of the point nearest to each query (N, D); points come in parts (…, D).
+
+    own (N,): query i is point own[i], and own[i] + n its mirror image if there is one. These
+    do not count.
+    """
+    first, own = 0, None if own is None else own.to(queries.device)
+    distance = queries.new_full((len(queries),), math.inf)
+    index = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    for part in points:
+        if not first:  # all are seen from the first point: far away, rounding hides what is near
+            centre, queries = part[0], queries - part[0]
+        part = part - centre
+        apart = torch.cdist(queries, part)
+        for column in () if own is None else (own - first, own + n - first):
+            here = ((column >= 0) & (column < len(part))).nonzero().flatten()
+            apart[here, column[here]] = math.inf
+        found = apart.min(dim=1)
+        exact = (queries - part[found.indices]).norm(dim=1)  # cdist rounds as its device does
+        exact = exact.where(found.values.isfinite(), math.inf)
+        nearer = exact < distance
+        distance = exact.where(nearer, distance)
+        index = (found.indices + first).where(nearer, index)
+        first += len(part)
+    return distance, index
+
+
+def some_of(training: Tensor) -> Tensor:
+    """Which training images are compared with the others: at random, since folders are in order."""
+    return shuffled(torch.arange(len(training)), 0, AUDITED)
+
+
+def audit_points(
+    generated: Iterable[Tensor],
+    seen: Callable[[], Iterable[Tensor]],
+    n: int,
+    real: Tensor,
+    own: Tensor | None,
+) -> Audit:
+    """The audit of points that come in parts (…, D), in any space.
+
+    seen: gives those of the n training images, then of their mirror images. own: which training
+    images the real ones are, if they are.
+    """
+    near, index = zip(*(nearest_point(part, seen()) for part in generated))
+    usual, _ = nearest_point(real, seen(), own, n)
+    return Audit(torch.cat(near).float().cpu(), usual.float().cpu(), torch.cat(index).cpu() % n)
+
+
+def audit(
+    generated: Tensor,
+    training: Tensor,
+    held_out: Tensor | None = None,
+    mirrored: bool = False,
+    device: torch.device | str = "cpu",
+) -> Audit:
+    """The audit of uint8 images (N, C, H, W) by their pixels in [0, 1], computed on a device.
+
+    mirrored: training saw each image from both sides, and so does this. Of the real images AUDITED
+    are compared: the first held out, or where held_out is None training images drawn at random.
+    """
+
+    def points(images: Tensor) -> Tensor:
+        return images.to(device).flatten(1).float() / 255
+
+    size = training[0].numel()  # as numbers, all at once would need many times their memory
+    parts = training.split(max(1, min(1000, 2**24 // size)))
+    queries = generated.split(max(1, 2**26 // size))
+
+    def seen() -> Iterator[Tensor]:
+        yield from map(points, parts)
+        if mirrored:
+            yield from (points(part.flip(-1)) for part in parts)
+
+    own = some_of(training) if held_out is None else None
+    real = points(held_out[:AUDITED] if own is None else training[own])
+    quiet = len(queries) == 1
+    bar = progress_bar(queries, desc="looking for copies", unit="part", leave=False, disable=quiet)
+    return audit_points(map(points, bar), seen, len(training), real, own)

@@ -1,0 +1,271 @@
+"""A card: all figures of a set of images, how they came about, and what real images would score.
+
+It is a dict that is written as JSON, printed in lines, and compared with another.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.ddpm import check
+from mnist_ddpm.evaluation import audit
+from mnist_ddpm.evaluation.distances import (
+    NEIGHBOURS,
+    Estimate,
+    class_balance,
+    distances,
+    floors,
+    frechet_bias,
+    shuffled,
+)
+from mnist_ddpm.evaluation.extractors import Judge, digest
+from mnist_ddpm.training import machine
+from mnist_ddpm.training.files import replacing
+
+LEAST = NEIGHBOURS + 1  # images of a card
+SMALL = 5000  # with fewer images, a good model's distance is mostly bias
+SPACES = "pixels", "features"  # in which the nearest training images are looked for
+ABOUT = "checkpoint", "checkpoint_sha256", "images", "sampler", "seed"  # may differ in a comparison
+
+
+def check_enough(n: int, training: int) -> None:
+    """Raises ValueError where n images, or the training images, are too few for a card."""
+    enough = f"{LEAST} images and {2 * LEAST} of the training set"
+    problem = f"a card needs {enough} at least, and there are {n} and {training}"
+    check(n >= LEAST and training >= 2 * LEAST, problem)
+
+
+def build_card(
+    images: Tensor,
+    training: Tensor,
+    held_out: Tensor | None,
+    judge: Judge,
+    recipe: ddpm.Settings,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **about,
+) -> dict:
+    """The card of uint8 images (N, C, H, W), or of n of them that the seed chooses.
+
+    training, held_out: real images of the same shape. recipe: the training's, for its data set.
+    device: where images were drawn. about: what else is known of them, which goes before what is
+    known here. Of several processes each calls it.
+    """
+    check_enough(len(images) if n is None else min(n, len(images)), len(training))
+    chosen = torch.arange(len(images))
+    if n is not None and n < len(images):
+        chosen = shuffled(chosen, seed, n)
+    size = f"{recipe.image_size} pixels"
+    facts = {
+        "n": len(chosen),
+        "seed": seed,
+        "extractor": judge.name,
+        "reference": f"{recipe.dataset}, {len(training)} training images of {size}",
+        "reference_sha256": about.get("reference_sha256") or digest(training),
+        **about,
+        "device": str(device),
+        "hardware": machine.hardware(device),
+        "threads": torch.get_num_threads(),
+        "processes": judge.world.size,
+        "versions": machine.versions(),
+    }
+    mirrored = catalogue.AUGMENTATIONS.get(recipe.dataset) is ddpm.mirrored
+    digits = recipe.dataset == "mnist" == getattr(judge.network, "dataset", None)
+    options = {"seed": seed, "mirrored": mirrored, "digits": digits}
+    found = judged(images[chosen], training, held_out, judge, **options)
+    for space in SPACES:  # numbered as in all the images
+        nearest = found[f"nearest_training_image_in_{space}"]
+        nearest["closest"] = [[chosen[i].item(), j] for i, j in nearest["closest"]]
+    return facts | found
+
+
+def judged(
+    images: Tensor,
+    training: Tensor,
+    held_out: Tensor | None,
+    judge: Judge,
+    *,
+    seed: int = 0,
+    mirrored: bool = False,
+    digits: bool = False,
+) -> dict:
+    """A card's figures, of uint8 images (N, C, H, W): of them, of real ones, and the nearest.
+
+    mirrored: training saw each image from both sides. digits: the judge is a classifier of what
+    is drawn, and counts it.
+    """
+    unseen = None
+    known, drawn = judge.features(training), judge.features(images)
+    if held_out is not None:  # in no order, since a data set may begin with the easier ones
+        order = shuffled(torch.arange(len(held_out)), seed)
+        unseen = judge.features(held_out)[order]
+        wanted = max(audit.AUDITED, len(images) if digits else 0)
+        held_out = held_out[order[:wanted]]  # all may be more than memory holds
+    card = {
+        "metrics": distances(known, drawn, seed),
+        "frechet_bias": frechet_bias(known, drawn, seed),
+        "floor": floors(known, unseen, len(images), seed),
+    }
+    if digits:
+        card["digits"] = class_balance(judge.logits(images))
+        if held_out is not None:
+            real = judge.logits(held_out[: len(images)])
+            card["digits"]["held_out"] = class_balance(real)
+    in_pixels = audit.audit(images, training, held_out, mirrored, judge.device)
+    in_features = audit_features(drawn, known, unseen, training, judge, mirrored)
+    for space, found in zip(SPACES, (in_pixels, in_features)):
+        card[f"nearest_training_image_in_{space}"] = found.figures()
+    return card
+
+
+def audit_features(
+    drawn: Tensor,
+    known: Tensor,
+    unseen: Tensor | None,
+    training: Tensor,
+    judge: Judge,
+    mirrored: bool,
+) -> audit.Audit:
+    """The audit of features (N, D): of images drawn, known from training, and unseen."""
+    seen = [*known.split(1000)]
+    if mirrored:
+        seen += [judge.features(part.flip(-1)) for part in training.split(1000)]
+    own = audit.some_of(training) if unseen is None else None
+    real = unseen[: audit.AUDITED] if own is None else known[own]
+    return audit.audit_points([drawn], lambda: seen, len(training), real, own)
+
+
+def bound_figures(bound, variance: str, times_per_image: int) -> dict:
+    """A likelihood's bound, for a card: its "bits_per_dim"."""
+    return {
+        "n": len(bound.bits),
+        "value": bound.mean,
+        "standard_error": bound.standard_error,
+        "variance": variance,
+        "times_per_image": times_per_image,
+    }
+
+
+def closest_pairs(card: dict, images: Tensor, training: Tensor) -> Tensor:
+    """Those nearest by features, K images and then K of the training: uint8 (2 K, C, H, W)."""
+    mine, theirs = zip(*card["nearest_training_image_in_features"]["closest"])
+    return torch.cat([images[list(mine)], training[list(theirs)]])
+
+
+def comparison(a: dict, b: dict) -> list[str]:
+    """In what two cards differ, and a line for each figure that both have.
+
+    It has both values, and says whether 0 is outside the interval of their difference.
+    Raises ValueError, with the reason, where they cannot be compared.
+    """
+    same = "reference_sha256"  # the same images, wherever they lie
+    for name in ("n", "extractor", same if a.get(same) and b.get(same) else "reference"):
+        differ = f"{name} is {a[name]} in one and {b[name]} in the other"
+        check(a[name] == b[name], f"these cards cannot be compared: {differ}")
+    lines = []
+    for name in [name for name in ABOUT if a.get(name) != b.get(name)]:
+        pair = [card.get(name) for card in (a, b)]
+        if all(isinstance(value, dict) for value in pair):
+            first, second = pair
+            keys = [key for key in first | second if first.get(key) != second.get(key)]
+            pair = [{key: value.get(key, "not told") for key in keys} for value in pair]
+        lines.append(f"{name}: {' against '.join(map(in_words, pair))}")
+    for name in [name for name in a["metrics"] if name in b["metrics"]]:
+        first, second = (Estimate(**card["metrics"][name]) for card in (a, b))
+        more, less = (first, second) if first.value > second.value else (second, first)
+        spread = math.hypot(more.value - more.low, less.high - less.value)
+        apart = more.value - less.value > spread
+        verdict = "different" if apart else "no difference to be seen"
+        lines.append(f"{name}: {first} against {second}, {verdict}")
+    return lines
+
+
+def in_words(value: object) -> str:
+    """What a field of a card says."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
+    return "not told" if value is None else str(value)
+
+
+def write_card(path: str | Path, card: dict) -> None:
+    """As JSON, each estimate as its value and the ends of its interval."""
+
+    def plain(value: object) -> object:
+        value = value._asdict() if isinstance(value, Estimate) else value
+        if isinstance(value, dict):
+            return {name: plain(inner) for name, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+    text = json.dumps(plain(card), indent=2) + "\n"
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_card(path: str | Path) -> dict:
+    """What comparison needs of a card. Raises ValueError for a file that is none."""
+    try:
+        card = json.loads(Path(path).read_text(encoding="utf-8"))
+        [Estimate(**figure).half for figure in card["metrics"].values()]  # raises for a damaged one
+        found = {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
+        return found | {name: card.get(name) for name in ("reference_sha256", *ABOUT)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no card of the evaluate command ({error!r})") from error
+
+
+def card_lines(card: dict) -> list[str]:
+    """A card for people."""
+    lines = [f"n = {card['n']}, seed {card['seed']}, {card['extractor']}, "]
+    lines[0] += f"against {card['reference']}"
+    rows = {"these images": {"n": card["n"], **card["metrics"]}, **card["floor"]}
+    for title, row in rows.items():
+        figures = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in card["metrics"])
+        lines.append(f"{title} (n = {row['n']}): {figures}")
+    if card["n"] < SMALL:
+        lines.append(
+            f"n = {card['n']} is small: the Fréchet distance comes out about "
+            f"{card['frechet_bias']:.2g} too large, and so does that of as many real images above; "
+            "that falls as 1/n, so take n = 10,000 where you can"
+        )
+    digits = card.get("digits", {})
+    for title, found in (("digits", digits), ("held-out digits", digits.get("held_out"))):
+        lines += [f"{title} {digits_line(found)}"] if found else []
+    for space in SPACES:
+        found = card[f"nearest_training_image_in_{space}"]
+        lines.append(f"in {space}: {audit.in_words(found)}")
+    return lines + measured_lines(card)
+
+
+def digits_line(found: dict) -> str:
+    """class_balance as a sentence."""
+    shares = " ".join(f"{100 * each.value:.1f}" for each in found["shares"])
+    error = max(100 * each.half for each in found["shares"])
+    average, often = found["mean_confidence"].value, found["share_above_0.9"]
+    sure = f"above 90 % for {100 * often.value:.1f} ± {100 * often.half:.1f} %"
+    shares = f"0 to 9 in %: {shares} (each ± {error:.1f} at most)"
+    return f"{shares}; the classifier is {average:.1%} sure on average, {sure}"
+
+
+def measured_lines(card: dict) -> list[str]:
+    """What was measured of the network itself, as far as a card has it."""
+    lines = []
+    if "L_simple" in card:
+        found = card["L_simple"]
+        tenths = ("-" if part is None else f"{part:.3g}" for part in found["by_tenth_of_T"])
+        measured = f"L_simple {found['mean']:.4f} of the first {found['n']} held-out images"
+        lines.append(f"{measured}; by tenths of T: {' '.join(tenths)}")
+    if "bits_per_dim" in card:
+        bound = card["bits_per_dim"]
+        figure = f"{bound['value']:.4f} ± {bound['standard_error']:.4f} bits/dim"
+        how = f"{bound['variance']} variance, {bound['times_per_image']} times an image"
+        lines.append(f"{figure} of the first {bound['n']} held-out images ({how})")
+    if "seconds_per_image" in card:
+        each, seconds = card["evaluations_per_image"], card["seconds_per_image"]
+        took = f"{each:.0f} network evaluations and {seconds:.3g} s an image"
+        lines.append(f"{took} on {card['device']}")
+    return lines

@@ -1,0 +1,154 @@
+"""Drawing images: in batches that are kept when work is stopped, by one process or several."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
+from mnist_ddpm.evaluation.sharing import collect
+from mnist_ddpm.methods import guidance
+from mnist_ddpm.training.keeping import Kept
+from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.training.recipe import Recipe
+
+Source = Callable[[range], Denoiser]  # for the images of a batch, which are numbered from 0
+Part = dict[str, Tensor]  # of the work, as it is kept
+
+
+def autocast(network: Network, precision: str, device: torch.device | str) -> Network:
+    """A network that computes in "bfloat16" or "float16" where that is safe; its output is float32.
+
+    "float32" gives the network itself.
+    """
+    if precision == "float32":
+        return network
+    kind, dtype = torch.device(device).type, getattr(torch, precision)
+
+    def lowered(xt: Tensor, t: Tensor, *labels) -> Tensor:
+        with torch.autocast(kind, dtype):
+            return network(xt, t, *labels).float()
+
+    return lowered
+
+
+def denoisers(
+    network: Network,
+    schedule: Schedule,
+    recipe: Recipe,
+    *,
+    labels: Tensor | None = None,
+    scale: float = 1.0,
+    guide: tuple[Network, Recipe] | None = None,
+    interval: tuple[int, int] | None = None,
+    clip: Callable[[Denoiser, Schedule], Denoiser] | None = ddpm.clipped,
+) -> Source:
+    """What draws each batch: a network under guidance, its x0_hat clipped.
+
+    labels (n,): image k is told labels[k]. scale: of guidance, away from a guide (a worse network
+    and its recipe) or else from the network without labels; without either it has no effect.
+    interval: guidance acts at times low < t <= high only.
+    """
+
+    def denoiser_of(batch: range) -> Denoiser:
+        own = None if labels is None else labels[batch.start : batch.stop]
+
+        def made(network: Network, recipe: Recipe, own: Tensor | None) -> Denoiser:
+            asked = network if own is None else guidance.told(network, own)
+            return catalogue.make_denoiser(asked, schedule, recipe)
+
+        denoise = strong = made(network, recipe, own)
+        if guide is not None:
+            denoise = guidance.guided(made(*guide, own), strong, scale)
+        elif own is not None:
+            denoise = guidance.guided(made(network, recipe, None), strong, scale)
+        if interval is not None:
+            denoise = guidance.within(interval, denoise, strong)
+        return denoise if clip is None else clip(denoise, schedule)
+
+    return denoiser_of
+
+
+def generate(
+    denoiser_of: Source,
+    schedule: Schedule,
+    n: int,
+    shape: tuple[int, int, int],
+    *,
+    times: list[int],
+    sampler: Callable = ddpm.ddim_sampler,
+    seed: int = 0,
+    batch_size: int = 256,
+    film: int = 0,
+    device: torch.device | str = "cpu",
+    kept: Kept | None = None,
+    world: World | None = None,
+    progress: bool = True,
+) -> tuple[Tensor, Film]:
+    """n images, uint8 (n, C, H, W), and a film of the first few of the first batch.
+
+    Image k depends on seed and k alone, whatever the batches and processes. Each process draws
+    its share, all get all images, and the first one has the film. Raises ValueError for what
+    cannot be drawn so, FloatingPointError for images that are NaN, and OSError where a part
+    cannot be kept.
+    """
+    world = world or World()
+    check(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
+    check(0 <= seed < 2**32, f"seed is {seed}: it must be from 0 to 2^32 - 1")  # else streams meet
+    few = f"{n} images cannot be shared by {world.size} process(es)"
+    check(n >= world.size, f"{few}: ask for more, or launch fewer")
+    mine = world.share(n)
+    batches = [mine[k : k + batch_size] for k in range(0, len(mine), batch_size)]
+    total, images, reel = len(batches) * len(times), [], []
+    keep = kept.part if kept else lambda name, work: work()
+    title, quiet = f"drawing {n} images", not progress
+
+    def drawn(batch: range) -> Part:
+        noise = ddpm.noise_source(seed, batch, shape, device)
+        states = sampler(denoiser_of(batch), schedule, times, noise(), noise)
+        return develop(states, schedule.T, 0 if batch.start else film, bar)
+
+    with progress_bar(total=total, desc=title, unit="step", leave=False, disable=quiet) as bar:
+        for batch in batches:
+            before = bar.n
+            part = keep(f"images-{batch.start}-{batch.stop}", partial(drawn, batch))
+            if bar.n == before:  # it was there
+                bar.total -= len(times)
+            images.append(part["images"])
+            if "t" in part:
+                reel = [*zip(part["t"].tolist(), part["xt"], part["x0_hat"])]
+    return collect(world, torch.cat(images), n), reel
+
+
+@torch.no_grad()
+def develop(states: States, T: int, film: int, bar: tqdm) -> Part:
+    """The images that a sampler ends with, and the first `film` of them at some 40 moments."""
+    reel, t = {}, None
+    for t, xt, x0_hat in states:
+        moment = round(40 * math.sqrt(t / T))  # closer together towards the end
+        if film and (t == 0 or moment not in reel):
+            reel[moment] = t, ddpm.to_uint8(xt[:film]).cpu(), ddpm.to_uint8(x0_hat[:film]).cpu()
+        bar.update(t > 0)
+    check(t == 0, f"the sampler ended at t = {t}: at last it must yield x_0, with t = 0")
+    if xt.isnan().any():
+        causes = "precision float16, a huge guidance, and damaged checkpoints"
+        raise FloatingPointError(f"the images are NaN: avoid {causes}")
+    part = {"images": ddpm.to_uint8(xt).cpu()}
+    if reel:
+        moments, xt, x0_hat = zip(*reel.values())
+        part |= {"t": torch.tensor(moments), "xt": torch.stack(xt), "x0_hat": torch.stack(x0_hat)}
+    return part
+
+
+def cost(kept: Kept, n: int, world: World | None = None) -> dict[str, float]:
+    """For a card: what n images took, in evaluations of the network and in seconds."""
+    world = world or World()
+    seconds = torch.tensor([kept.seconds], dtype=torch.float32, device=world.device)
+    slowest = world.gather(seconds).max().item()
+    evaluations = kept.evaluations / len(world.share(n))
+    return {"evaluations_per_image": evaluations, "seconds_per_image": round(slowest / n, 5)}

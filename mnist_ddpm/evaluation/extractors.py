@@ -1,0 +1,210 @@
+"""Networks whose features generated images are judged by, and the judge that asks them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import check, to_float
+from mnist_ddpm.evaluation.sharing import shared
+from mnist_ddpm.training.files import first_line, replacing
+from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.progress import progress_bar
+
+FOLDER = Path("checkpoints/extractors")
+FOR = {"mnist": "mnist", "celeba": "celeba", "ffhq": "celeba"}  # the one that suits a data set
+
+
+class Extractor(nn.Module):
+    """uint8 images (N, channels, H, W) of any size to features float32 (N, widths[-1]).
+
+    Larger images are cropped to the centre (MNIST, whose margin is black) or resized (all else).
+    Then come as many 3 x 3 convolutions in pairs as there are widths, each pair at half the side
+    of the one before, and the mean over positions. `classify` gives logits.
+    """
+
+    BATCH = 500  # images at once, unless they are large
+
+    def __init__(self, dataset: str, outputs: int, widths: tuple[int, ...]):
+        super().__init__()
+        self.dataset, self.outputs, self.widths = dataset, outputs, widths
+        self.channels, self.side = (1, 28) if dataset == "mnist" else (3, 64)
+        layers, c = [], self.channels
+        for i, width in enumerate(widths):
+            first = 2 if self.side > 32 and i == 0 else 1  # strides
+            second = 2 if i + 1 < len(widths) else 1
+            for c_in, stride in ((c, first), (width, second)):
+                layers.append(nn.Conv2d(c_in, width, 3, stride, padding=1, bias=False))
+                layers += [nn.BatchNorm2d(width), nn.ReLU()]
+            c = width
+        self.body, self.dropout = nn.Sequential(*layers), nn.Dropout(0.2)
+        self.head = nn.Linear(c, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        fits = images.dtype == torch.uint8 and images.shape[1] == self.channels
+        check(
+            fits,
+            f"the extractor for {self.dataset} takes uint8 images of {self.channels} channel(s), "
+            f"not {images.dtype} {tuple(images.shape)}: "
+            "--extractor inception takes grey and colour",
+        )
+        x = to_float(images)
+        if self.dataset == "mnist":
+            margin = (x.shape[-1] - self.side) // 2
+            x = F.pad(x, [-margin] * 4, value=-1)  # black, where the image is the smaller one
+        elif x.shape[-1] != self.side:
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+        return self.body(x).mean(dim=(2, 3))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits (N, outputs)."""
+        return self.head(self.dropout(self(images)))
+
+
+class Inception(nn.Module):
+    """The network that papers judge by: its original weights as torch-fidelity has them.
+
+    uint8 images (N, 1 or 3, H, W) to features (N, 2048).
+    """
+
+    BATCH = 50  # whatever their size, it makes images of 299 x 299 pixels of them
+
+    def __init__(self):
+        super().__init__()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        try:
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
+        except (ModuleNotFoundError, OSError) as error:  # a package, or the weights' download
+            advice = "pip install torch-fidelity, and go online"
+            raise ValueError(f"Inception is missing ({error}): {advice}") from error
+        self.network.use_antialias = False  # papers resize as TensorFlow 1 did
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.expand(-1, 3, -1, -1))
+
+
+@torch.no_grad()
+def in_batches(
+    function: Callable[[Tensor], Tensor],
+    images: Tensor,
+    device: torch.device | str,
+    batch_size: int = Extractor.BATCH,
+) -> Tensor:
+    """function of uint8 images (N, C, H, W): float64 (N, …), on the processor.
+
+    It is the same in whatever batches and order, up to rounding.
+    """
+    size = min(batch_size, max(1, 2**26 // images.shape[1:].numel()))  # of large images fewer
+    parts = images.split(size)
+    bar = progress_bar(parts, desc="extracting features", unit="batch", leave=False, delay=3)
+    standard = torch.contiguous_format  # another order of values in memory rounds differently
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as GPUs' shorter numbers do
+        found = [function(part.clone(memory_format=standard).to(device)) for part in bar]
+        return torch.cat([values.cpu().double() for values in found])
+
+
+def digest(*parts: bytes | Tensor) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of their bytes."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part if isinstance(part, bytes) else part.contiguous().numpy())
+    return found.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An extractor in evaluation mode, with the name that says exactly which."""
+
+    network: Extractor | Inception
+    name: str
+    device: torch.device | str = "cpu"
+    world: World = field(default_factory=World)  # of several processes, each takes its part
+
+    def features(self, images: Tensor) -> Tensor:
+        """float64 (N, D) of uint8 images (N, C, H, W)."""
+        size = self.network.BATCH
+        extract = partial(in_batches, self.network, device=self.device, batch_size=size)
+        return shared(self.world, extract, images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """float64 (N, outputs) of uint8 images (N, C, H, W)."""
+        classify = partial(in_batches, self.network.classify, device=self.device)
+        return shared(self.world, classify, images)
+
+
+def pick_judge(
+    name: str,
+    dataset: str,
+    device: torch.device | str = "cpu",
+    side: int = 28,
+    world: World | None = None,
+) -> Judge:
+    """The extractor in a file, or "inception"; "auto": the shipped one for a data set.
+
+    Raises ValueError where there is none or a damaged one, and for one of digits that would crop
+    other images, of that side. On Apple's GPUs it stays on the processor: PyTorch lacks operations
+    there, or takes vast memory for them.
+    """
+    device = "cpu" if torch.device(device).type == "mps" else device
+    world = world or World()
+    if name == "inception":
+        network = Inception()
+        signed = digest(*network.state_dict().values())
+        full_name = f"inception-v3-compat, 2048 features, SHA-256 {signed}"
+        return Judge(network.to(device).eval(), full_name, device, world)
+    check(
+        name != "auto" or dataset in FOR,
+        f"no extractor knows the data set {dataset}: take --extractor "
+        f"{FOLDER / 'celeba.safetensors'}, for colour, or --extractor inception, for any",
+    )
+    path = FOLDER / f"{FOR[dataset]}.safetensors" if name == "auto" else Path(name)
+    network, _ = load_extractor(path)
+    crops = network.dataset == "mnist" != dataset and side > network.side
+    advice = f"take --extractor inception for {dataset}"
+    check(not crops, f"{path} is for digits, and sees only the middle 28 x 28 pixels: {advice}")
+    signed = digest(path.read_bytes())
+    return Judge(network.to(device), f"{path.name}, SHA-256 {signed}", device, world)
+
+
+def save_extractor(path: str | Path, extractor: Extractor, record: dict) -> None:
+    """One .safetensors file; its header has what rebuilds the network, and a record for people."""
+    header = {
+        "dataset": extractor.dataset,
+        "outputs": extractor.outputs,
+        "widths": extractor.widths,
+        "record": record,
+    }
+    weights = {name: each.cpu().contiguous() for name, each in extractor.state_dict().items()}
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(save(weights, {"extractor": json.dumps(header)}))
+
+
+def load_extractor(path: str | Path) -> tuple[Extractor, dict]:
+    """An extractor, and its record.
+
+    Raises FileNotFoundError where there is none, ValueError for a damaged one.
+    """
+    if not Path(path).is_file():
+        advice = "start from the project's folder, name a file, or train one"
+        command = "python -m mnist_ddpm extractor"
+        raise FileNotFoundError(f"there is no extractor {path}: {advice} ({command})")
+    try:
+        with Path(path).open("rb"), safe_open(path, "pt") as file:  # open() says why it cannot
+            header = json.loads(file.metadata()["extractor"])
+            widths = tuple(header["widths"])
+            extractor = Extractor(header["dataset"], header["outputs"], widths)
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+            extractor.load_state_dict(weights)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        told = first_line(error)
+        raise ValueError(f"{path} is damaged or no extractor ({told})") from error
+    return extractor.eval().requires_grad_(False), header["record"]

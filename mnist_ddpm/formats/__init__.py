@@ -1,0 +1,1 @@
+"""Checkpoints on disk: the project's own, and those of other libraries."""

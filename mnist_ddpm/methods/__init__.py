@@ -1,0 +1,1 @@
+"""Methods beyond the paper's, one module a method."""

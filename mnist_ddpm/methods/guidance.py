@@ -1,0 +1,72 @@
+"""A network that is told labels, and guidance: by labels, or by a worse network."""
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check, u_shaped
+
+
+class LabelledUNet(UNet):
+    """A U-Net that also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown".
+
+    None stands for all unknown. The other arguments are the U-Net's.
+    """
+
+    def __init__(self, *args, classes: int, **options):
+        super().__init__(*args, **options)
+        self.classes = classes
+        self.label = nn.Embedding(classes + 1, 4 * self.base_channels)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            labels = torch.full((len(x),), self.classes)
+        time = self.time_vector(t) + self.label(labels.to(x.device))
+        return u_shaped(self, x, time)
+
+
+def told(network: Network, labels: Tensor) -> Network:
+    """A network (xt, t, labels) that is always told these labels (N,).
+
+    Raises ValueError, when called, for another number of images.
+    """
+
+    def told_network(xt: Tensor, t: Tensor) -> Tensor:
+        count = f"there are {len(labels)} labels: there must be one for each of {len(xt)} images"
+        check(len(labels) == len(xt), count)
+        return network(xt, t, labels)
+
+    return told_network
+
+
+def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
+    """weak + scale (strong - weak). Scales 0 and 1 ask one of the two, all others both.
+
+    Classifier-free guidance (arXiv 2207.12598, Eq. 6, scale = 1 + w): strong is told labels, weak
+    is not. Autoguidance (arXiv 2406.02507): weak is a worse network, which errs where strong does,
+    only more. What strong returns beside x0_hat and eps_hat stays.
+    """
+    if scale in (0, 1):
+        return strong if scale else weak
+
+    def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
+        weak_x0, weak_eps, *_ = weak(xt, t)
+        x0_hat, eps_hat, *more = strong(xt, t)
+        return torch.lerp(weak_x0, x0_hat, scale), torch.lerp(weak_eps, eps_hat, scale), *more
+
+    return denoise
+
+
+def within(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Denoiser:
+    """guided at times low < t <= high, else plain, which costs less (arXiv 2404.07724).
+
+    Raises ValueError, when called, for times (N,) of which only some are in the interval.
+    """
+    low, high = interval
+
+    def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
+        inside = {low < time <= high for time in torch.as_tensor(t).view(-1).tolist()}
+        problem = f"only some times are above {low}, up to {high}: split the batch"
+        check(len(inside) == 1, problem)
+        return (guided if inside == {True} else plain)(xt, t)
+
+    return denoise

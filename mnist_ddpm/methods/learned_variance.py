@@ -1,0 +1,136 @@
+"""Learned variances of the reverse steps (Improved DDPM, arXiv 2102.09672, Sections 3.1, 3.3).
+
+The network has a second output v, of the shape of the first. With the exponent e = (v + 1) / 2 a
+step's variance is beta^e · beta-tilde^(1 - e). L_simple says nothing of it; the bound does.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import (
+    Denoiser,
+    Network,
+    Objective,
+    Schedule,
+    Time,
+    check,
+    per_image,
+    posterior_variance,
+    q_sample,
+    step_variance,
+)
+from mnist_ddpm.methods.likelihood import bound_term
+from mnist_ddpm.methods.predictions import EPS, Conversion, interpret, target
+
+
+def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """An output (N, 2C, H, W) as its value and the exponent, each (N, C, H, W), e mostly 0 … 1.
+
+    Raises ValueError for an output without a variance.
+    """
+    found = output.shape[1]
+    problem = f"the network has {found} channels, not {2 * channels}: it has learned no variance"
+    check(found == 2 * channels, problem)
+    value, v = output.chunk(2, dim=1)
+    return value, (v + 1) / 2
+
+
+def learned_denoiser(network: Network, schedule: Schedule, conversion: Conversion) -> Denoiser:
+    """A network of two outputs as a denoiser: x0_hat, eps_hat and the exponent."""
+
+    def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        output = network(xt, torch.as_tensor(t).expand(len(xt))).to(xt.dtype)
+        value, exponent = split(output, xt.shape[1])
+        return *interpret(conversion, schedule, xt, t, value), exponent
+
+    return denoise
+
+
+def fixed(variance: Callable[[Schedule, Time, Time], Tensor]) -> Callable[..., Tensor]:
+    """A variance such as posterior_variance for a learned_denoiser, whose exponent is ignored."""
+
+    def fixed_variance(schedule: Schedule, t: Time, s: Time, *more) -> Tensor:
+        return variance(schedule, t, s)
+
+    return fixed_variance
+
+
+def learned(schedule: Schedule, t: Time, s: Time, exponent: Tensor | None = None) -> Tensor:
+    """The variance (N, C, H, W) of a step from t to s, for ddpm_sampler. e = 1 is step_variance.
+
+    Raises ValueError where the denoiser gave no exponent.
+    """
+    check(exponent is not None, "the denoiser says no variance: take posterior_variance")
+    tiny = torch.finfo(torch.float64).tiny  # at s = 0 the posterior has no variance
+    low, high = (
+        per_image(variance(schedule, t, s).clamp(min=tiny).log(), exponent)
+        for variance in (posterior_variance, step_variance)
+    )
+    return (low + exponent * (high - low)).exp()
+
+
+def l_vlb(conversion: Conversion = EPS) -> Objective:
+    """T L_{t-1} in bits/dim. Its mean over uniform t, plus the constant L_T, is the bound."""
+
+    def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
+        xt = q_sample(schedule, x0, t, eps)
+        x0_hat, _, exponent = learned_denoiser(network, schedule, conversion)(xt, t)
+        return schedule.T * bound_term(schedule, x0, xt, t, x0_hat, exponent).mean(dim=(1, 2, 3))
+
+    return objective
+
+
+def l_hybrid(conversion: Conversion = EPS, weight: float = 0.001) -> Objective:
+    """L_simple + weight · L_vlb (Eq. 16). L_vlb teaches the variance alone: x0_hat is detached.
+
+    x0_hat is clipped there, as it is in use. The authors' code does not clip it; then, early on,
+    the errors at large t outweigh everything.
+    """
+
+    def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
+        xt = q_sample(schedule, x0, t, eps)
+        value, exponent = split(network(xt, t).to(xt.dtype), xt.shape[1])
+        wanted = target(conversion, schedule, x0, xt, t, eps)
+        simple = (value - wanted).square().mean(dim=(1, 2, 3))
+        x0_hat = conversion.to_x0(schedule, xt, t, value.detach()).clamp(-1, 1)
+        term = bound_term(schedule, x0, xt, t, x0_hat, exponent).mean(dim=(1, 2, 3))
+        return simple + weight * schedule.T * term
+
+    return objective
+
+
+class ImportanceTimes(nn.Module):
+    """Draws t in proportion to the root mean square of its last 10 losses (Eq. 18).
+
+    Uniformly until each t has 10. A thousandth of the draws stays uniform, so that no t is
+    forgotten.
+    """
+
+    def __init__(self, T: int, history: int = 10):
+        super().__init__()
+        self.register_buffer("losses", torch.zeros(T, history))
+        self.register_buffer("seen", torch.zeros(T, dtype=torch.long))
+
+    def probability(self) -> Tensor:
+        """Of each of t = 1 … T, (T,)."""
+        T, history = self.losses.shape
+        if (self.seen < history).any():
+            return torch.full((T,), 1 / T, device=self.losses.device)
+        size = self.losses.square().mean(dim=1).sqrt()
+        return 0.999 * size / size.sum() + 0.001 / T
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times (n,) and the weights of their losses, 1 / (T p_t)."""
+        p = self.probability()
+        index = torch.multinomial(p, n, replacement=True, generator=generator)
+        return index + 1, 1 / (len(p) * p[index])
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Remembers the losses (N,) at times t (N,), the oldest of each t making room."""
+        seen = self.seen.tolist()  # read and written once: on a GPU each time is a wait
+        for index, loss in zip((t - 1).tolist(), losses):
+            self.losses[index, seen[index] % self.losses.shape[1]] = loss
+            seen[index] += 1
+        self.seen.copy_(torch.tensor(seen))

@@ -1,0 +1,119 @@
+"""Further schedules, spacings of the sampling times, and a schedule on fewer steps."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnist_ddpm.ddpm import (
+    Network,
+    Schedule,
+    Time,
+    beta_schedule,
+    check,
+    linear_beta,
+    timesteps,
+    transitions,
+)
+
+
+def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
+    """beta_t is linear in t, from beta_1 to beta_T (DDPM, Section 4)."""
+    return beta_schedule(linear_beta(T, beta_1, beta_T))
+
+
+def cosine(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
+    """alpha_bar_t = f(t) / f(0), f(t) = cos²((t/T + 0.008) / 1.008 · π/2), beta_t at most 0.999.
+
+    Improved DDPM (arXiv 2102.09672), Eq. 17. beta_1 and beta_T are not used.
+    """
+    t = torch.arange(T + 1, dtype=torch.float64)
+    f = torch.cos((t / T + 0.008) / 1.008 * math.pi / 2).square()
+    beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+    return beta_schedule(F.pad(beta, (1, 0)))
+
+
+def quadratic(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
+    """The root of beta_t is linear in t, from beta_1 to beta_T.
+
+    DDIM's code; latent diffusion calls it "scaled linear".
+    """
+    return beta_schedule(linear_beta(T, beta_1**0.5, beta_T**0.5).square())
+
+
+def sigmoid(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
+    """beta_t rises from beta_1 to beta_T along a sigmoid over [-6, 6].
+
+    GeoDiff, arXiv 2203.02923. Each end is missed by 0.25 % of the rise.
+    """
+    rise = torch.linspace(-6, 6, T, dtype=torch.float64).sigmoid()
+    return beta_schedule(F.pad(beta_1 + (beta_T - beta_1) * rise, (1, 0)))
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The signal shifted and scaled so that x_T is pure noise and signal_1 stays.
+
+    arXiv 2305.08891, Algorithm 1. For paths with signal² + noise² = 1. At T noise does not
+    determine x_0, so a network must predict something else. Raises ValueError where T is 1.
+    """
+    check(schedule.T > 1, "T is 1: a schedule needs 2 steps to end without signal")
+    first, last = schedule.signal[1], schedule.signal[-1]
+    signal = (schedule.signal - last) * (first / (first - last))
+    signal[0] = 1
+    return Schedule(signal, (1 - signal.square()).sqrt())
+
+
+def trailing(T: int, n: int) -> list[int]:
+    """n falling times, evenly spaced, always from T: as ddpm.timesteps."""
+    return timesteps(T, n)
+
+
+def leading(T: int, n: int) -> list[int]:
+    """n falling times, evenly spaced, always to 1; from T only where n = T."""
+    check_steps(T, n)
+    return [1 + T * k // n for k in reversed(range(n))]
+
+
+def linspace(T: int, n: int) -> list[int]:
+    """n falling times, evenly spaced from T to 1."""
+    check_steps(T, n)
+    return [1 + round((T - 1) * part) for part in np.linspace(1, 0, n)]
+
+
+def quadratic_times(T: int, n: int) -> list[int]:
+    """n falling times from T to 1, closer together towards 1 (DDIM, Appendix D.2)."""
+    check_steps(T, n)
+    k = np.arange(n)
+    rising = 1 + np.round((T - 1) * np.linspace(1, 0, n)[::-1] ** 2)
+    distinct = np.maximum.accumulate(rising - k) + k  # some small times would repeat
+    return distinct[::-1].astype(int).tolist()
+
+
+def check_steps(T: int, n: int) -> None:
+    """Raises ValueError unless n is in 1 … T."""
+    check(1 <= n <= T, f"the number of sampling steps is {n}: take one from 1 to T = {T}")
+
+
+def respace(schedule: Schedule, times: list[int]) -> Schedule:
+    """The schedule of len(times) steps that goes through falling times (Improved DDPM, Eq. 19).
+
+    Raises ValueError unless they fall within T … 1.
+    """
+    transitions(times, schedule.T)
+    kept = [0, *reversed(times)]
+    return Schedule(schedule.signal[kept], schedule.noise[kept])
+
+
+def respaced(network: Network, times: list[int]) -> Network:
+    """The network for respace(schedule, times): asked for step k, it is told the k-th smallest.
+
+    A denoiser of the whole schedule is made one of the respaced schedule in the same way.
+    """
+    rising = torch.tensor(times[::-1])
+
+    def respaced_network(xt: Tensor, t: Time):
+        return network(xt, rising[torch.as_tensor(t).cpu() - 1])
+
+    return respaced_network

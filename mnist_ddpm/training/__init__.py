@@ -1,0 +1,1 @@
+"""The robust trainer: recipes, runs that stop and go on, several processes, plans."""

@@ -1,0 +1,111 @@
+"""A checkpoint's two files: the averaged weights, and config.json, which tells what they are.
+
+Format 2 of config.json has the notebook's settings, the method, which is all else that rebuilds
+the network and samples from it, and the rest of the recipe. The notebook loads checkpoints of its
+own method. Format 1 had all settings in one list.
+"""
+
+import json
+import platform
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import Settings, check
+from mnist_ddpm.training.files import replacing
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import count_parameters
+from mnist_ddpm.training.saving import CONFIG, WEIGHTS
+
+FORMAT = 2
+
+
+def write_checkpoint(
+    folder: str | Path, network: nn.Module, recipe: Recipe, record: dict, method: dict
+) -> None:
+    """Writes model.safetensors, then config.json, into a folder, which is made.
+
+    record: of the training, for people. method: settings that another method than the notebook's
+    needs, its schedule and prediction in any case. Raises OSError where they cannot be written.
+    """
+    folder, weights = Path(folder), network.state_dict()
+    weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    config = {
+        "format": FORMAT, **described(recipe, method), "data_range": [-1, 1],
+        "parameters": count_parameters(network), "training": record,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }  # fmt: skip
+    with replacing(folder / WEIGHTS) as path:
+        path.write_bytes(save(weights))
+    with replacing(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def described(recipe: Recipe, method: dict) -> dict[str, dict]:
+    """A recipe in three parts: settings, as the notebook has them, method, and recipe."""
+    rest = {name: value for name, value in asdict(recipe).items() if name not in method}
+    settings = {field.name: rest.pop(field.name) for field in fields(Settings)}
+    return {"settings": settings, "method": method, "recipe": rest}
+
+
+def load_config(folder: str | Path) -> tuple[Recipe, dict]:
+    """A checkpoint's recipe and the record of its training.
+
+    Raises FileNotFoundError, or ValueError for what is damaged or of a later version.
+    """
+    path = file_of(folder, CONFIG)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config["format"]
+        check(found in (1, FORMAT), f"format {found}: this version reads up to {FORMAT}")
+        values = config["settings"]
+        if found == FORMAT:  # the notebook writes no recipe
+            values = values | config["method"] | config.get("recipe", {})
+        return Recipe(**values), config["training"]
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"{path} is damaged or not a checkpoint's of this version"
+        raise ValueError(f"{problem}: {error!r}") from error
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors. Raises FileNotFoundError, or ValueError for a damaged file."""
+    path = file_of(folder, WEIGHTS)
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+
+
+def file_of(folder: str | Path, name: str) -> Path:
+    """The path of a checkpoint's file. Raises FileNotFoundError where there is none."""
+    path = Path(folder, name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a checkpoint: there is no {name} in it")
+    return path
+
+
+def load_weights(
+    tensors: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path
+) -> None:
+    """Copies weights into a network's tensors.
+
+    Raises ValueError naming those that are missing or unknown, of another shape or no floats.
+    """
+    wrong = []
+    for name, tensor in tensors.items():
+        wanted, given = tuple(tensor.shape), weights.get(name)
+        if given is None or given.shape != tensor.shape:
+            found = "missing" if given is None else tuple(given.shape)
+            wrong.append(f"{name} is {found}, should be {wanted}")
+        elif not given.is_floating_point():
+            wrong.append(f"{name} is {given.dtype}, should be floating point")
+    wrong += [f"{name} is unknown" for name in weights if name not in tensors]
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    listed = f"{'; '.join(wrong[:3])}{more}"
+    check(not wrong, f"the weights of {source} do not fit the network: {listed}")
+    for name, tensor in tensors.items():
+        tensor.copy_(weights[name])

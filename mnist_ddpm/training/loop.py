@@ -1,0 +1,271 @@
+"""Training that saves as it goes, can be stopped, and goes on bit for bit."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnist_ddpm.ddpm import (
+    Objective,
+    Schedule,
+    check,
+    learning_rate_at,
+    random_generator,
+    to_float,
+    total_steps,
+)
+from mnist_ddpm.training import saving
+from mnist_ddpm.training.files import first_line, out_of_memory, writable_folder
+from mnist_ddpm.training.interrupts import deferred_interrupt
+from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.training.run import ALONE, Run, join, training_step
+
+PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
+SAVE_EVERY = 300  # seconds, at most, from one checkpoint to the next
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # as ddpm.mirrored
+Preview = Callable[[Run, Schedule], np.ndarray]  # a picture (height, width, 3)
+STOPPING = FloatingPointError, OSError, RuntimeError, MemoryError  # whose message says what is left
+
+
+def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
+    """Raises ValueError unless labels are int32 or int64 (n,), each 0 … classes - 1.
+
+    Where classes is 0, they must be None.
+    """
+    if labels is None:
+        problem = f"the network takes one of {classes} labels with each image, and there are none"
+        check(not classes, f"{problem}: pass labels")
+        return
+    problem = "labels are of no use to this network, made without them (classes = 0)"
+    check(classes > 0, f"{problem}: leave them out")
+    whole = labels.dtype in (torch.int32, torch.int64)
+    problem = f"labels must be int32 or int64, not {labels.dtype}"
+    check(whole, f"{problem}: labels.long() makes them so")
+    problem = f"there must be one label for each of {n} images, not labels {tuple(labels.shape)}"
+    check(labels.shape == (n,), problem)
+    problem = f"labels must be from 0 to {classes - 1}: found {labels.min()} to {labels.max()}"
+    check(bool(((labels >= 0) & (labels < classes)).all()), problem)
+
+
+def check_images(run: Run, images: Tensor) -> None:
+    """Raises ValueError unless there are as many as before, of the recipe's shape."""
+    given, wanted = tuple(images.shape[1:]), run.settings.shape
+    problem = f"the images are {given}, and the run's settings say {wanted}"
+    check(given == wanted, f"{problem}: channels, height, width")
+    problem = f"the run is one of {run.n} images, and here are {len(images)}"
+    check(run.n in (0, len(images)), f"{problem}: init_from goes on with others")
+
+
+def read_batch(images: Tensor, batch: Tensor, world: World, device: torch.device) -> Tensor:
+    """Images by their numbers (N,): uint8 (N, C, H, W).
+
+    Of several processes each reads only its share; the others' images are black to it.
+    """
+    own = world.share(len(batch))
+    share = images[batch[own.start : own.stop].to(images.device)].to(device)
+    if world.size == 1:
+        return share
+    whole = share.new_zeros(len(batch), *share.shape[1:])
+    whole[own.start : own.stop] = share
+    return whole
+
+
+def training_loop(
+    run: Run, images: Tensor, schedule: Schedule, objective: Objective,
+    labels: Tensor | None = None, augment: Augment | None = None, world: World = ALONE,
+) -> Iterator[float]:  # fmt: skip
+    """Trains run on uint8 images (N, C, H, W), and their labels (N,), to its last epoch.
+
+    Yields the loss of each step. Raises FloatingPointError, with good weights, if it is not finite.
+    """
+    s, n, device = run.settings, len(images), run.device
+    total, epoch_steps = total_steps(s, n), n // s.batch_size
+    while run.step < total:
+        epoch, position = divmod(run.step, epoch_steps)
+        order = torch.randperm(n, generator=random_generator(s.seed, 0, epoch))
+        for batch in order.split(s.batch_size)[position:epoch_steps][: total - run.step]:
+            began, generator = time.monotonic(), random_generator(s.seed, 1, run.step)
+            for group in run.optimizer.param_groups:
+                group["lr"] = learning_rate_at(run.step + 1, total, s)
+            x0 = to_float(read_batch(images, batch, world, device))
+            x0 = x0 if augment is None else augment(x0, generator)
+            told = None if labels is None else labels[batch.to(labels.device)]
+            run.called.train()  # each time: the caller may have sampled from it
+            loss = training_step(run, x0, schedule, objective, generator, told, world)
+            run.seconds += time.monotonic() - began
+            yield loss
+
+
+@dataclass
+class Session:
+    """One training of a run in a folder: what it has saved, and when."""
+
+    run: Run
+    folder: Path
+    schedule: Schedule
+    save_checkpoint: saving.SaveCheckpoint
+    preview: Preview | None
+    world: World
+
+    def __post_init__(self):
+        run, self.began = self.run, self.run.step
+        self.saved_at = run.step if saving.saved_whole(self.folder, run) else None
+        self.start = self.last_save = time.monotonic()
+        self.saving = 0.0  # seconds
+
+    def save(self) -> None:
+        """A checkpoint, by the first process for all."""
+        run = self.run
+        if self.world.rank == 0:
+            saving.must_be_free(self.folder, run)  # another may have begun there meanwhile
+            saving.save_run(self.folder, run, self.save_checkpoint)
+        self.saved_at, run.home, run.saved = run.step, self.folder.resolve(), run.step
+
+    def draw(self, epoch: int) -> None:
+        """A preview. A failure is no reason to stop: the loss and the next save tell."""
+        if self.preview is None or self.world.rank > 0:
+            return
+        path = self.folder / "previews" / f"epoch_{epoch:03d}.png"
+        with suppress(FloatingPointError, OSError):
+            imageio.imwrite(path, self.preview(self.run, self.schedule))
+
+    def train(self, steps: Iterator[float], n: int, deadline: float, interrupted: list) -> None:
+        """Takes the steps, on n images, and saves.
+
+        Raises KeyboardInterrupt where it was interrupted, with all saved.
+        """
+        run, world, total = self.run, self.world, total_steps(self.run.settings, n)
+        epoch_steps = n // run.settings.batch_size
+        rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
+        bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
+        with bar:
+            for _ in steps:
+                now = time.monotonic()
+                show(bar, run.losses)
+                late = math.isfinite(deadline) and world.any(now > deadline)
+                stopped = world.any(bool(interrupted))
+                run.seconds += time.monotonic() - now  # where processes wait for each other
+                due = run.step == total or late
+                due = due or (run.step % rhythm == 0 and self.has_time(now))
+                if due or stopped or now - self.last_save > SAVE_EVERY:
+                    self.save()
+                    if due:
+                        self.draw(math.ceil(run.step / epoch_steps))
+                    self.last_save = now
+                    self.saving += time.monotonic() - now
+                if late or stopped:
+                    break
+            if run.step != self.saved_at:  # the steps ended early, or a save was cut short
+                self.save()
+        if run.step == self.began and world.rank == 0:
+            print(f"{self.folder} was trained to its end before: set more epochs to go on")
+        if world.any(bool(interrupted)):  # all wait until the last checkpoint is written
+            more = ": resume to go on" if run.step < total else ", its last"
+            told = f"stopped after step {run.step} and saved in {self.folder}{more}"
+            raise KeyboardInterrupt(told)
+
+    def has_time(self, now: float) -> bool:
+        """Whether saving has taken less than 3 s and a twentieth of the time."""
+        return self.saving < 3 + (now - self.start) / 20
+
+    def explained(self, error: Exception) -> Exception:
+        """The error, and what is saved."""
+        alone, of_memory = self.world.size == 1, isinstance(error, RuntimeError | MemoryError)
+        if isinstance(error, RuntimeError) and not alone:
+            problem = f"one of {self.world.size} processes failed, this or another"
+            return ConnectionError(f"{problem} ({first_line(error)}); {self.rescued()}")
+        if of_memory and not (alone and out_of_memory(error)):
+            return error
+        left = f"what the first process has saved in {self.folder} is good"
+        if self.world.rank == 0:
+            good = self.saved_at and not isinstance(error, FileExistsError)
+            whole = f"the checkpoint of step {self.saved_at} in {self.folder} is good"
+            left = whole if good else self.left_there()
+        diverged = isinstance(error, FloatingPointError)
+        advice = "; try a lower learning_rate, or float32" if diverged else ""
+        return type(error)(f"{first_line(error)}; {left}{advice}")
+
+    def left_there(self) -> str:
+        """What a save that was cut short, or never came, has left in the folder."""
+        there = self.run.home == self.folder.resolve()
+        return f"the run in {self.folder} can be resumed" if there else "nothing was saved"
+
+    def rescued(self) -> str:
+        """Saves what the first of several processes has, if it can. Returns what is saved then."""
+        if self.world.rank > 0:
+            return f"what the first of them has saved is in {self.folder}"
+        with suppress(OSError, RuntimeError):  # the first error is the one to tell
+            if self.run.step:
+                self.save()
+        step = saving.saved_step(self.folder)
+        if step is not None and self.run.home == self.folder.resolve():
+            return f"step {step} is saved in {self.folder}: resume to go on"
+        return self.left_there()
+
+
+def show(bar, losses: list[float]) -> None:
+    """Moves the progress bar."""
+    try:
+        bar.update()
+    except OSError:  # of what it is piped to, which Ctrl-C ends as well
+        bar.disable = True
+        bar.get_lock().release()  # tqdm's other threads would wait for it
+    bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
+
+
+def fit(
+    run: Run, images: Tensor, schedule: Schedule, objective: Objective, folder: str | Path, *,
+    save_checkpoint: saving.SaveCheckpoint, labels: Tensor | None = None,
+    augment: Augment | None = None, preview: Preview | None = None, deadline: float = math.inf,
+    world: World = ALONE,
+) -> Run:  # fmt: skip
+    """Trains run to its last epoch on uint8 images (N, C, H, W), and saves to folder.
+
+    A checkpoint and a preview come after each epoch. Where epochs are short, they come after as
+    many as have PREVIEW_EVERY steps, and as keep saving within 3 s and a twentieth of the time.
+    Checkpoints come every five minutes too. deadline: time.monotonic() at which to save and stop.
+
+    Raises ValueError for labels, images or processes that do not fit, FileExistsError where it
+    would overwrite another run, FloatingPointError for a loss that is not finite, ConnectionError
+    where one of several processes fails, KeyboardInterrupt after Ctrl-C. The message says what is
+    saved and how to go on.
+    """
+    check_labels(labels, len(images), run.settings.classes)
+    check_images(run, images)
+    join(run, world)
+    total_steps(run.settings, len(images))  # which says whether there are enough images
+    folder = writable_folder(folder)
+    saving.must_be_free(folder, run)
+    run.n = len(images)
+    left = schedule.signal[-1].item() ** 2
+    if left > 0.01 and world.rank == 0:
+        told = f"At t = T {left:.0%} of the signal's power is left"
+        print(f"{told}, but sampling starts from noise: raise T or beta_T")
+    if preview is not None:
+        (folder / "previews").mkdir(exist_ok=True)
+    session = Session(run, folder, schedule, save_checkpoint, preview, world)
+    images = at_hand(images, run.device)
+    with deferred_interrupt() as interrupted:
+        try:
+            steps = training_loop(run, images, schedule, objective, labels, augment, world)
+            session.train(steps, len(images), deadline, interrupted)
+        except STOPPING as error:
+            told = session.explained(error)
+            if told is error:
+                raise
+            raise told from error
+    return run
+
+
+def at_hand(images: Tensor, device: torch.device) -> Tensor:
+    """The images on the device, if they leave room there; else they come batch by batch."""
+    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**31
+    return images.to(device) if images.numel() < min(2**31, room) else images

@@ -1,0 +1,46 @@
+"""A picture of how far a training is."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Denoiser, Network, Schedule
+from mnist_ddpm.training.run import Run
+
+IMAGES, STEPS, COLUMNS = 36, 20, 6
+
+
+def preview(
+    run: Run, schedule: Schedule, make_denoiser: Callable[[Network, Schedule], Denoiser],
+    processes: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """36 images of the averaged network in 20 DDIM steps, always from the same noise: a picture.
+
+    Labels come in turn. processes: how many share a batch, which is no larger than in training.
+    Raises FloatingPointError for images that are NaN.
+    """
+    s = run.settings
+    size = math.ceil(s.batch_size / s.accumulation / processes)
+    batches = [range(k, min(IMAGES, k + size)) for k in range(0, IMAGES, size)]
+    images = [drawn(run, schedule, make_denoiser, batch) for batch in batches]
+    return ddpm.tile(torch.cat(images), COLUMNS, scale=2)
+
+
+def drawn(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -> Tensor:
+    """A batch of those images: uint8 (len(batch), C, H, W)."""
+    s, network, dtype = run.settings, run.ema, getattr(torch, run.settings.precision)
+    if s.classes:
+        network = partial(network, labels=torch.tensor(batch, device=run.device) % s.classes)
+    denoise = ddpm.clipped(make_denoiser(network, schedule), schedule)
+    times = ddpm.timesteps(schedule.T, min(STEPS, schedule.T))
+    noise = ddpm.noise_source(s.seed, batch, s.shape, str(run.device))
+    with torch.no_grad(), torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+        *_, (_, x0, _) = ddpm.ddim_sampler(denoise, schedule, times, noise(), noise)
+    if x0.isnan().any():
+        raise FloatingPointError("the images are NaN")
+    return ddpm.to_uint8(x0).cpu()

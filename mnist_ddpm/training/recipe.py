@@ -1,0 +1,112 @@
+"""A recipe: all that decides a training run, the paper's method or another."""
+
+import math
+import os
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from mnist_ddpm.ddpm import Settings, check
+
+COUNTS = (
+    "image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size",
+    "accumulation",
+)  # fmt: skip
+PRECISIONS = "float32", "bfloat16", "float16"
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """The notebook's settings and more. Raises ValueError for a value that cannot work."""
+
+    channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
+    network: str = "unet"  # unet
+    blocks_per_level: int = 1  # residual blocks in each level
+    attention_resolutions: tuple[int, ...] | None = None  # sides with attention; None: the smallest
+    dropout: float = 0.0  # in the residual blocks, while training
+    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid; each also with -zero-snr
+    prediction: str = "eps"  # what the network predicts: eps, x0, v, mu
+    objective: str = "simple"  # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2
+    classes: int = 0  # number of different labels that the network is told; 0: no labels
+    attributes: tuple[str, ...] = ()  # of celeba, as labels: attribute i counts 2^i
+    label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without
+    optimizer: str | None = None  # adam, muon; None: adam, the paper's
+    learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
+    gradient_clip: float = 1.0  # largest norm of a step's gradient
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network in training
+    accumulation: int = 1  # parts a batch is computed in, one after the other: to save memory
+    gradient_checkpointing: bool = False  # recompute blocks: less memory, a third more work
+    compile: bool = False  # torch.compile: a minute or two, worth it for a long training
+    init_from: str = ""  # weights to start from: checkpoint or diffusers model; empty: random
+
+    def __post_init__(self):
+        self.fill_in()
+        self.check_types()
+        self.check_values()
+        super().__post_init__()
+        sides = self.sides
+        there = {*(self.attention_resolutions or ())} <= {*sides}
+        asked = f"attention_resolutions is {self.attention_resolutions}"
+        check(there, f"{asked}: take some of the levels' sides, {sides}")
+
+    @property
+    def sides(self) -> list[int]:
+        """Side of the square of positions, on each level."""
+        first = self.image_size // self.patch_size
+        return [first // 2**level for level in range(len(self.channel_mults))]
+
+    @property
+    def attention(self) -> tuple[int, ...]:
+        """The levels with self-attention, as the U-Net takes them."""
+        asked, sides = self.attention_resolutions, self.sides
+        asked = sides[-1:] if asked is None else asked
+        return tuple(level for level, side in enumerate(sides) if side in asked)
+
+    def fill_in(self) -> None:
+        """Puts plain values in the place of None, paths and JSON's lists."""
+        filled = {"dataset": os.fspath(self.dataset), "init_from": os.fspath(self.init_from)}
+        if self.channels is None:
+            filled["channels"] = 1 if self.dataset == "mnist" else 3
+        if self.optimizer is None:
+            filled["optimizer"] = "adam"
+        if self.learning_rate is None:
+            filled["learning_rate"] = 5e-3 if self.optimizer == "muon" else 2e-3
+        if self.attributes and not self.classes:
+            filled["classes"] = 2 ** len(self.attributes)
+        for name in ("channel_mults", "attention_resolutions", "attributes"):
+            if isinstance(getattr(self, name), list):
+                filled[name] = tuple(getattr(self, name))
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+
+    def check_types(self) -> None:
+        """Raises ValueError for a value of another kind than its field."""
+        kinds = {int: ((int,), "a whole number (int)"), bool: ((bool,), "True or False")}
+        kinds |= dict.fromkeys((float, float | None), ((int, float), "a number"))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            types, wanted = kinds.get(f.type, ((type(value),), ""))
+            check(type(value) in types, f"{f.name} is {value!r}: it must be {wanted}")
+
+    def check_values(self) -> None:
+        """Raises ValueError for a value out of range that the notebook's settings let pass."""
+        lists = "channel_mults", "attention_resolutions"
+        for names, fits, wanted in (
+            (COUNTS, lambda x: x >= 1, "at least 1"),
+            (("warmup_steps", "classes"), lambda x: x >= 0, "at least 0"),
+            (("epochs", "learning_rate"), lambda x: 0 < x < math.inf, "above 0, and finite"),
+            (("gradient_clip",), lambda x: x > 0, "above 0"),
+            (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
+            (("channels",), lambda x: x in (1, 3) and type(x) is int, "1 (grey) or 3 (colour)"),
+            (("precision",), lambda x: x in PRECISIONS, "float32, bfloat16 or float16"),
+            (("attributes",), lambda x: all_are(str, x), "a list of names"),
+            (lists, lambda x: x is None or all_are(int, x), "a list of whole numbers"),
+            (("channel_mults",), lambda x: x and min(x) > 0, "a list of numbers above 0"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                check(bool(fits(value)), f"{name} is {value!r}: it must be {wanted}")
+
+
+def all_are(kind: type, values) -> bool:
+    """Whether it is a tuple of that kind."""
+    return type(values) is tuple and {*map(type, values)} <= {kind}

@@ -1,0 +1,213 @@
+"""A training run and its step: the notebook's, in other precisions, in parts, with labels.
+
+In float32 with Adam, on one process and without any of that, it is the notebook's bit for bit.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Objective, Schedule, check, random_generator
+from mnist_ddpm.training.processes import World, check_batch
+from mnist_ddpm.training.recipe import Recipe
+
+ALONE = World()
+
+
+class TimeSampler(Protocol):
+    """Draws t in another way than each of 1 … T alike. A module, on the processor."""
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times (n,), and what to multiply their losses by: the mean is that of uniform times."""
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Learns from the losses (N,) at times t (N,)."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> object: ...
+
+
+@dataclass
+class Run(ddpm.Run):
+    """A training run: all that changes while it trains. Nothing else is needed to go on."""
+
+    settings: Recipe
+    times: TimeSampler | None = None  # None: each t alike
+    scaler: torch.amp.GradScaler | None = None  # keeps small gradients from becoming 0 in float16
+    called: Callable[..., Tensor] | None = None  # the network as training calls it
+    n: int = 0  # training images; 0: not known yet
+    seconds: float = 0.0  # spent on the steps
+    home: Path | None = None  # the folder where it is saved
+    saved: int | None = None  # the step that was saved last
+
+    def __post_init__(self):
+        if self.called is None:
+            self.called = self.network
+        if self.scaler is None:
+            enabled = self.settings.precision == "float16"
+            self.scaler = torch.amp.GradScaler(self.device.type, enabled=enabled)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the weights."""
+        return next(self.network.parameters()).device
+
+    def record(self) -> dict:
+        """What a checkpoint tells people of its training."""
+        hundreds = [self.losses[k : k + 100] for k in range(0, len(self.losses), 100)]
+        return {
+            "steps": self.step, "images": self.step * self.settings.batch_size,
+            "seconds": round(self.seconds, 1), "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "loss_every_100_steps": [round(float(np.mean(part)), 5) for part in hundreds],
+        }  # fmt: skip
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Numbers that training adjusts."""
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def start_run(
+    recipe: Recipe, network: nn.Module, optimizer: torch.optim.Optimizer,
+    times: TimeSampler | None = None,
+) -> Run:  # fmt: skip
+    """A run at step 0 of a network, on its device, and the optimiser of its weights."""
+    ema = deepcopy(network).eval().requires_grad_(False)
+    if recipe.gradient_checkpointing:
+        recompute_blocks(network)
+    if recipe.compile:
+        network.compile()  # when it is first called
+    return Run(recipe, network, ema, optimizer, times=times)
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Lets the U-Net's blocks forget what they computed, and compute it again for gradients."""
+    for block in network.modules():
+        if isinstance(block, ddpm.Block | ddpm.Downsample | ddpm.Upsample):
+            block.forward = partial(recomputed, block.forward)
+
+
+def recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """forward(*inputs), which is done again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False)
+
+
+def join(run: Run, world: World) -> None:
+    """Makes the run one of these processes'.
+
+    Raises ValueError where they cannot share its batches, and for a run that has joined others.
+    """
+    s = run.settings
+    check_batch(s.batch_size, world)
+    if world.size == 1:
+        check(run.called is run.network, "the run has joined several processes: pass their world")
+    elif run.called is run.network:
+        if s.compile and s.gradient_checkpointing:  # older PyTorch cannot cut it into buckets
+            torch._dynamo.config.optimize_ddp = False
+        run.called = world.prepare(run.network)
+
+
+def training_step(
+    run: Run, x0: Tensor, schedule: Schedule, objective: Objective, generator: torch.Generator,
+    labels: Tensor | None = None, world: World = ALONE,
+) -> float:  # fmt: skip
+    """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], and their labels (N,).
+
+    Returns the batch's loss. Raises FloatingPointError, with good weights, if it is not finite.
+    """
+    s, n = run.settings, len(x0)
+    if run.times is None:
+        t = torch.randint(1, schedule.T + 1, (n,), generator=generator)
+        weights = torch.ones(n)
+    else:
+        t, weights = run.times.draw(n, generator)
+    weights = weights.to(x0)
+    eps = torch.randn(x0.shape, generator=generator)
+    if labels is not None:
+        hidden = torch.rand(n, generator=generator) < s.label_dropout
+        labels = labels.cpu().masked_fill(hidden, s.classes)
+    seed_dropout(s.seed, run.step, world.rank)
+    run.optimizer.zero_grad()
+    own = slice(world.share(n).start, world.share(n).stop)
+    labels = None if labels is None else labels[own]
+    batch = x0[own], labels, t[own], eps[own], weights[own]
+    losses = world.gather(add_gradients(run, *batch, schedule, objective))
+    value = update_weights(run, (weights * losses).mean(), t, losses)
+    run.losses.append(value)
+    if run.times is not None:
+        run.times.update(t, losses.cpu())
+    return value
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Seeds PyTorch's global generator, of which dropout draws: each step and process anew."""
+    torch.manual_seed(random_generator(seed, 2, step, rank).initial_seed())
+
+
+def add_gradients(
+    run: Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor,
+    schedule: Schedule, objective: Objective,
+) -> Tensor:  # fmt: skip
+    """Adds the gradients of the mean weighted loss, part by part. Returns all losses (N,)."""
+    n, device, dtype = len(x0), x0.device, getattr(torch, run.settings.precision)
+    size, losses = math.ceil(n / run.settings.accumulation), []
+    for first in range(0, n, size):
+        part = slice(first, first + size)
+        told = {} if labels is None else {"labels": labels[part].to(device)}
+
+        def network(xt: Tensor, t: Tensor, told: dict = told) -> Tensor:
+            return run.called(xt, t.to(device), **told)
+
+        # Several processes share gradients after the last part.
+        unshared = getattr(run.called, "no_sync", nullcontext)
+        with unshared() if part.stop < n else nullcontext():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                each = objective(network, schedule, x0[part], t[part], eps[part].to(device))
+            given, wanted = tuple(each.shape), (len(x0[part]),)
+            problem = f"the objective gave a tensor {given}"
+            check(given == wanted, f"{problem}: it must be one loss an image, {wanted}")
+            run.scaler.scale((weights[part] * each).sum() / n).backward()
+        losses.append(each.detach())
+    return torch.cat(losses)
+
+
+def update_weights(run: Run, loss: Tensor, t: Tensor, losses: Tensor) -> float:
+    """Clips the gradients, moves the weights and their average. Returns the loss as a number.
+
+    Raises FloatingPointError where the loss or the gradient is not finite, before it reaches them.
+    """
+    s = run.settings
+    run.scaler.unscale_(run.optimizer)
+    try:
+        norm = nn.utils.clip_grad_norm_(run.network.parameters(), s.gradient_clip)
+        value, norm = torch.stack([loss.float(), norm]).tolist()  # the step's one wait
+        # Where gradients overflow in float16, the scaler leaves the step out and halves the scale.
+        # That helps down to a scale of 1.
+        if not math.isfinite(value if run.scaler.get_scale() > 1 else value + norm):
+            worst = t[losses.nan_to_num(math.inf).argmax().cpu()].item()
+            where = f"in step {run.step + 1}, worst at t = {worst}"
+            raise FloatingPointError(f"loss {value}, gradient norm {norm} {where}")
+        run.scaler.step(run.optimizer)
+    finally:
+        run.scaler.update()  # ready for another step, even where this one was interrupted
+    run.step += 1
+    decay = min(s.ema_decay, (1 + run.step) / (10 + run.step))
+    average = get_ema_multi_avg_fn(decay)  # of all weights in one call
+    average([*run.ema.parameters()], [*run.network.parameters()], None)
+    return value

@@ -1,0 +1,156 @@
+"""Runs and their folders: what is saved, how a run goes on, and what must not be overwritten."""
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import check
+from mnist_ddpm.training.files import first_line, replacing
+from mnist_ddpm.training.progress import first_process
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import Run
+
+# Writes a checkpoint for those who sample: folder, averaged network, recipe, record
+SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
+NAMED = "mnist", *ddpm.LAST  # data sets; a folder of images has a path, and may move
+FIXED = (  # settings that a run cannot change
+    "network", "attributes", "init_from", "image_size", "channels", "base_channels",
+    "channel_mults", "blocks_per_level", "attention_resolutions", "patch_size", "dropout",
+    "classes", "schedule", "T", "beta_1", "beta_T", "prediction", "objective", "optimizer",
+    "batch_size", "seed",
+)  # fmt: skip
+STATE, CONFIG, WEIGHTS = "training_state.pt", "config.json", "model.safetensors"
+
+
+def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
+    """training_state.pt, then a checkpoint: a run that has one can be resumed.
+
+    Raises OSError where they cannot be written.
+    """
+    folder, s = Path(folder), run.settings
+    state = {
+        "settings": asdict(s), "method": {"schedule": s.schedule, "prediction": s.prediction},
+        "model": run.network.state_dict(), "ema": run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+        "times": {} if run.times is None else run.times.state_dict(),
+        "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
+    }  # fmt: skip
+    with replacing(folder / STATE) as path:
+        torch.save(state, path)
+    run.home = folder.resolve()
+    save_checkpoint(folder, run.ema, s, run.record())
+    run.saved = run.step
+
+
+def load_state(folder: str | Path) -> tuple[dict, Recipe]:
+    """The training state saved in a folder, by the notebook too, and its recipe.
+
+    Raises FileNotFoundError, or ValueError where it is damaged.
+    """
+    path = Path(folder, STATE)
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume: there is no {path}")
+    unreadable = RuntimeError, pickle.UnpicklingError, EOFError, KeyError
+    telling = OSError, TypeError, ValueError  # what the others say is of no use
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state, Recipe(**(state["settings"] | state.get("method", {})))
+    except (*unreadable, *telling) as error:
+        reason = f" ({first_line(error)})" if isinstance(error, telling) else ""
+        problem = f"{path} is damaged or no training state of this version{reason}"
+        instead = "init_from can start a new run from the weights beside it"
+        raise ValueError(f"{problem}: {instead}") from error
+
+
+def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
+    """Raises ValueError where the run saved in folder cannot go on with this recipe."""
+    named = {saved.dataset, recipe.dataset} & {*NAMED}
+    for name in ("dataset", *FIXED) if named else FIXED:
+        old, new = getattr(saved, name), getattr(recipe, name)
+        problem = f"{name} was {old!r} in the run in {folder} and cannot become {new!r}"
+        check(old == new, f"{problem}: train a new run for that")
+
+
+def resume_run(
+    folder: str | Path, start: Callable[[Recipe], Run], recipe: Recipe | None = None
+) -> Run:
+    """The run saved in a folder, with its own recipe, or one of other epochs, rates and the like.
+
+    start: makes the run at step 0. Raises as load_state and check_changes.
+    """
+    there = saved_step(folder)  # before the state, to notice what others save from now on
+    state, saved = load_state(folder)
+    recipe = recipe or saved
+    check_changes(saved, recipe, folder)
+    if first_process():
+        tell_changes(state, saved, recipe)
+    run = start(recipe)
+    try:
+        restore(run, state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        problem = f"{Path(folder, STATE)} does not fit its own settings"
+        raise ValueError(f"{problem} ({first_line(error)}): train a new run") from error
+    run.home, run.saved = Path(folder).resolve(), there
+    return run
+
+
+def tell_changes(state: dict, saved: Recipe, recipe: Recipe) -> None:
+    """Prints in what a run goes on differently."""
+    if recipe.epochs != saved.epochs:
+        change = f"epochs were {saved.epochs:g} and are {recipe.epochs:g} now"
+        print(f"{change}: the learning rate goes on as in a run of that length")
+    if "generator" in state:
+        print("the run was saved by an earlier version: it goes on with other random numbers")
+
+
+def restore(run: Run, state: dict) -> None:
+    """Puts a saved state into a run at step 0."""
+    run.network.load_state_dict(state["model"])
+    run.ema.load_state_dict(state["ema"])
+    for group, own in zip(state["optimizer"].get("param_groups", []), run.optimizer.param_groups):
+        group["fused"] = own.get("fused")  # as suits this device, not the one that saved
+    run.optimizer.load_state_dict(state["optimizer"])
+    if run.times is not None:
+        run.times.load_state_dict(state["times"])
+    if state.get("scaler"):
+        run.scaler.load_state_dict(state["scaler"])
+    run.step, run.losses = state["step"], state["losses"]
+    run.n, run.seconds = state.get("n", 0), state.get("seconds", 0.0)
+
+
+def saved_step(folder: str | Path) -> int | None:
+    """That of the checkpoint in a folder; None where there is none, or a damaged one."""
+    try:
+        return json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))["training"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def saved_whole(folder: str | Path, run: Run) -> bool:
+    """Whether the checkpoint in a folder is of the run's last step."""
+    return saved_step(folder) == run.step and Path(folder, WEIGHTS).is_file()
+
+
+def must_be_free(folder: str | Path, run: Run | None = None) -> None:
+    """Raises FileExistsError where a run would overwrite another.
+
+    That is a new run, or one away from home. At home it is what another training of the same run
+    has saved since this one was loaded, or last saved.
+    """
+    if run is not None and run.home == Path(folder).resolve():
+        found = saved_step(folder)
+        if found not in (None, run.saved):
+            another = f"another training has saved step {found} in {folder} meanwhile"
+            raise FileExistsError(f"{another}: this would overwrite it")
+        return
+    config, state = (Path(folder, name).exists() for name in (CONFIG, STATE))
+    if config or state:
+        way = "resume it, or" if state else "init_from can start from it, but"
+        problem = f"{folder} holds a checkpoint already"
+        raise FileExistsError(f"{problem}: {way} train into another folder")

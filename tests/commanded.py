@@ -1,0 +1,92 @@
+"""The command line as tests use it: tiny networks, pictures, and what a command answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from helpers import restless
+from PIL import Image
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands.main import main
+from mnist_ddpm.training.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORK = {"base_channels": 8, "channel_mults": (1, 2), "T": 20}
+DIGITS = Recipe(**NETWORK, objective="hybrid", classes=10)  # with labels and a learned variance
+SMALL = "--image-size 16 --base-channels 8 --channel-mults 1 2 --T 20 --batch-size 16".split()
+
+
+def run(*arguments) -> int:
+    """The status of a command."""
+    return main([str(argument) for argument in arguments])
+
+
+def error_of(capsys, *arguments) -> str:
+    """The one line that a command ends in."""
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    *_, line = capsys.readouterr().err.strip().split("\r")[-1].splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def save_pictures(folder: Path, n: int = 48) -> Path:
+    """Small coloured pictures of one bright square each."""
+    folder.mkdir(parents=True)
+    for k in range(n):
+        pixels = np.full((16, 16, 3), 40 + 2 * k, np.uint8)
+        pixels[k % 12 : k % 12 + 4, k // 12 : k // 12 + 8] = 255 - k, 200, 2 * k
+        Image.fromarray(pixels).save(folder / f"{k:02d}.png")
+    return folder
+
+
+def save_network(folder: Path, recipe: Recipe, std: float = 0.1, **changes) -> Path:
+    """An untrained checkpoint, with random weights everywhere."""
+    recipe = replace(recipe, **changes)
+    catalogue.save_checkpoint(folder, restless(catalogue.make_network(recipe), std), recipe, {})
+    return folder
+
+
+def blobs(n: int, first: int = 0) -> torch.Tensor:
+    """Grey pictures like digits with their margin: uint8 (n, 1, 32, 32)."""
+    images = torch.zeros(n, 1, 32, 32, dtype=torch.uint8)
+    for k, image in enumerate(images[:, 0], first):
+        row, column = 3 + k % 15, 3 + k // 15 % 15
+        image[row : row + 8, column : column + 8] = 255 - k % 7
+    return images
+
+
+def drawn(out: Path, *arguments) -> np.ndarray:
+    """The images that `sample` writes, (N, H, W): their first channel, whole numbers."""
+    assert run("sample", "--out", out, *arguments) == 0
+    return np.load(out / "samples.npz")["images"][..., 0].astype(int)
+
+
+def skip_films(monkeypatch) -> None:
+    """Strips and GIFs take most of the time of `sample`: for tests that do not look at them."""
+    monkeypatch.setattr(ddpm, "draw_strip", lambda film, **options: plt.figure())
+    monkeypatch.setattr(ddpm, "save_gif", lambda *arguments, **options: None)
+
+
+class Fits:
+    """Stands in for training: keeps what it was called with."""
+
+    def __init__(self, monkeypatch):
+        self.runs, self.images, self.labels, self.deadlines = [], [], [], []
+        monkeypatch.setattr(catalogue.loop, "fit", self.fit)
+
+    def fit(self, run, images, schedule, objective, folder, *, labels, deadline, **options):
+        self.runs.append(run)
+        self.images.append(images)
+        self.labels.append(labels)
+        self.deadlines.append(deadline)
+        run.step, run.seconds = 1, 1.0
+        return run
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """What was to be trained, each time."""
+        return [run.settings for run in self.runs]

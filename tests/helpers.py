@@ -1,0 +1,59 @@
+"""Small things that many tests use."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from mnist_ddpm.training.processes import World
+
+
+def restless(network: nn.Module, std: float = 0.1) -> nn.Module:
+    """The network with random weights everywhere, also where they start at zero."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():
+        weight.data.copy_(std * torch.randn(weight.shape, generator=generator))
+    return network.eval()
+
+
+def no_noise():
+    """A noise source for samplers that need none."""
+    raise AssertionError("noise must not be drawn here")
+
+
+def in_processes(size: int, work: Callable[[World], object]) -> list:
+    """What work(world) returns in each of several processes, here threads that gather."""
+    barrier, sent = threading.Barrier(size), [None] * size
+
+    class Member(World):
+        def __init__(self, rank: int):
+            self.rank, self.size = rank, size
+
+        def gather(self, x: torch.Tensor) -> torch.Tensor:
+            sent[self.rank] = x
+            barrier.wait()
+            gathered = torch.cat(sent)
+            barrier.wait()
+            return gathered
+
+    def member(rank: int) -> object:
+        try:
+            return work(Member(rank))
+        except BaseException:
+            barrier.abort()  # else the others would wait for ever
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        return [*pool.map(member, range(size))]
+
+
+def fresh_judge(dataset: str = "mnist", **options):
+    """A judge whose extractor has not been trained."""
+    from mnist_ddpm.evaluation.extractors import Extractor, Judge
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        extractor = Extractor(dataset, 10 if dataset == "mnist" else 40, (8, 8)).eval()
+    return Judge(extractor.requires_grad_(False), "untrained", **options)

@@ -1,0 +1,174 @@
+"""The search for copies, in sets of which it is known whether they hold any."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import ROOT
+from helpers import fresh_judge
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.evaluation import audit as audits
+from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.evaluation.audit import Audit, audit, audit_points, in_words, some_of
+from mnist_ddpm.evaluation.cards import judged
+from mnist_ddpm.training.recipe import Recipe
+
+DATA = ROOT / "data"
+PAPER = ddpm.beta_schedule(ddpm.linear_beta())
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return ddpm.load_mnist(root=DATA)[:6000]
+
+
+def in_features(generated, training, held_out=None):
+    """As audit, by every fourth pixel."""
+
+    def points(images):
+        return images[:, :, ::2, ::2].flatten(1).double()
+
+    own = some_of(training) if held_out is None else None
+    real = points(training[own] if held_out is None else held_out)
+    seen = [points(training)]
+    return audit_points([points(generated)], lambda: seen, len(training), real, own)
+
+
+@pytest.fixture(params=[audit, in_features], ids=["pixels", "features"])
+def audited(request):
+    return request.param
+
+
+def test_a_model_that_knows_fifty_images_by_heart_is_flagged(digits, audited):
+    """The limit of overfitting on them: the exact posterior mean of these fifty."""
+    denoise = ddpm.ideal_denoiser(PAPER, ddpm.to_float(digits[:50]))
+    options = {"times": ddpm.timesteps(1000, 20), "progress": False}
+    drawn, _ = drawing.generate(lambda batch: denoise, PAPER, 40, (1, 32, 32), **options)
+    found = audited(drawn, digits[:50], digits[50:550])
+    assert found.copies and found.closer.value > 0.9
+    assert torch.equal(drawn, digits[found.index]), "and says which images"
+
+
+class Learner(torch.nn.Module):
+    """A small perceptron that predicts x_0 of 14 x 14 pixels, as a denoiser."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        sizes, self.schedule = (14 * 14 + 32, 256, 256, 14 * 14), schedule
+        first, *others = (torch.nn.Linear(a, b) for a, b in pairwise(sizes))
+        rest = (part for layer in others for part in (torch.nn.SiLU(), layer))
+        self.layers = torch.nn.Sequential(first, *rest)
+
+    def forward(self, xt, t):
+        time = ddpm.time_embedding(torch.as_tensor(t).expand(len(xt)), 32)
+        x0_hat = self.layers(torch.cat([xt.flatten(1), time], dim=1)).view(xt.shape)
+        return x0_hat, ddpm.predict_eps(self.schedule, xt, t, x0_hat)
+
+
+@pytest.mark.parametrize(("n", "copies"), [(50, True), (5000, False)])
+def test_a_network_overfitted_on_fifty_images_is_flagged_and_on_five_thousand_is_not(
+    digits, n, copies
+):
+    torch.manual_seed(0)
+    small = digits[:, :, 2:30:2, 2:30:2]
+    schedule = ddpm.beta_schedule(ddpm.linear_beta(100, 1e-3, 0.1))
+    learner = Learner(schedule)
+    optimizer, x0 = torch.optim.Adam(learner.parameters(), 3e-3), ddpm.to_float(small[:n])
+    for _ in range(500):
+        x, t = x0[torch.randint(n, (100,))], torch.randint(1, 101, (100,))
+        xt = ddpm.q_sample(schedule, x, t, torch.randn(x.shape))
+        loss = (learner(xt, t)[0] - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    options = {"times": ddpm.timesteps(100, 20), "progress": False}
+    denoise = ddpm.clipped(learner, schedule)
+    drawn, _ = drawing.generate(lambda batch: denoise, schedule, 100, (1, 14, 14), **options)
+    assert audit(drawn, small[:n], small[5000:6000]).copies is copies
+
+
+def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
+    found = audit(digits[1000:1500], digits[:1000], digits[1500:2500])
+    assert not found.copies and found.closer.value < 0.03
+    assert found.generated.median() == pytest.approx(found.real.median().item(), rel=0.05)
+
+
+def test_folders_in_order_are_no_sign_of_copying(digits, monkeypatch):
+    """Zeros come first, which are further from each other than ones are."""
+    labels = catalogue.load_labels(Recipe(classes=10), DATA, "train")[:3000]
+    monkeypatch.setattr(audits, "AUDITED", 300)
+    fresh = digits[3000:3300]
+    in_order = digits[:3000][(labels != 0).int().argsort(stable=True)]
+    found = audit(fresh, in_order)
+    assert not found.copies and found.closer.value < 0.03
+    own, features = some_of(in_order), fresh_judge().features(in_order)
+    apart = torch.cdist(features[own], features).scatter(1, own[:, None], math.inf)
+    usual = apart.min(dim=1).values.float().median().item()
+    card = judged(fresh, in_order, None, fresh_judge())
+    real = card["nearest_training_image_in_features"]["real"]
+    assert real == pytest.approx(usual, rel=1e-4)
+
+
+def test_few_real_images_do_not_make_copies_of_honest_ones():
+    """The nearest of twenty is no measure of how near one in a hundred is."""
+    generator, flagged = torch.Generator().manual_seed(0), 0
+    for _ in range(50):
+        generated, real = (torch.rand(n, generator=generator).sqrt() + 1 for n in (5000, 20))
+        flagged += Audit(generated, real, torch.zeros(5000)).copies
+    assert flagged <= 3
+    real = 1 + torch.rand(17, generator=generator)
+    assert Audit(torch.full((60,), 0.1), real, torch.zeros(60)).copies
+
+
+def test_a_copy_among_large_bright_images_is_exact():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(200, 256, (80, 3, 128, 128), generator=generator, dtype=torch.uint8)
+    found = audit(images[:30], images[:40], images[40:])  # more rows than are computed one by one
+    assert found.generated.max() == 0 and found.copies
+
+
+@pytest.mark.parametrize(("near", "copies"), [(30, False), (60, False), (70, True), (200, True)])
+def test_beyond_the_interval_of_a_twentieth_near_images_are_copies(near, copies):
+    """By chance 1 % are nearer than 1 % of real ones. Wilson's interval of 6 % begins at 4.7 %."""
+    generated = torch.where(torch.arange(1000) < near, 50.0, 500.0)
+    found = Audit(generated, torch.arange(101.0, 1101), torch.zeros(1000))
+    assert found.near == pytest.approx(110.99)
+    assert found.closer.value == near / 1000 and found.copies is copies
+
+
+@pytest.mark.parametrize(("twice", "copies"), [(0, True), (1, False)])
+def test_one_exact_copy_is_too_many_unless_real_images_are_there_twice_as_often(twice, copies):
+    generated = torch.where(torch.arange(1000) < 1, 0.0, 500.0)
+    real = torch.where(torch.arange(1000) < twice, 0, torch.arange(101.0, 1101))
+    found = Audit(generated, real, torch.zeros(1000))
+    assert found.exact == 0.001 and found.copies is copies
+    assert ("it copies" in in_words(found.figures())) is copies
+
+
+def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, audited):
+    training = torch.cat([digits[:400], digits[:10]])
+    assert audited(digits[100:200], training).copies
+    assert not audited(digits[400:500], training).copies
+    assert not audited(digits[400:500], digits[:1].expand(50, -1, -1, -1)).copies
+
+
+def test_mirrored_copies_are_copies_where_training_saw_them(digits):
+    fresh, held_out = digits[:30].flip(-1), digits[500:1000]
+    assert not audit(fresh, digits[:500], held_out).copies
+    found = audit(fresh, digits[:500], held_out, mirrored=True)
+    assert found.copies and found.index.tolist() == list(range(30))
+
+
+def test_the_nearest_of_images_and_their_mirror_images_are_those_of_brute_force(digits):
+    n = 1200  # more than are looked at in one part
+    found = audit(digits[:n].flip(-1), digits[:n], mirrored=True)
+    assert found.index.tolist() == list(range(n))
+    seen = torch.cat([digits[:n], digits[:n].flip(-1)]).flatten(1).double() / 255
+    own = some_of(digits[:n])
+    brute = torch.cdist(seen[own], seen)
+    for offset in (0, n):
+        brute[torch.arange(1000), own + offset] = 1e9
+    nearest = brute.min(dim=1).values
+    torch.testing.assert_close(found.real.double(), nearest, rtol=1e-6, atol=0)

@@ -1,0 +1,444 @@
+"""Names and what they stand for: methods, data sets, and the rules that tie them together."""
+
+import math
+from dataclasses import fields, replace
+from itertools import islice
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import restless
+from PIL import Image
+from torch import nn
+from trained import TINY, same, squares
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.catalogue import (
+    OBJECTIVES,
+    PREDICTIONS,
+    SAMPLERS,
+    SCHEDULES,
+    SPACINGS,
+    VARIANCES,
+    held_out,
+    load_images,
+    load_labels,
+    make_denoiser,
+    make_network,
+    make_objective,
+    make_schedule,
+    of_noise,
+    sampling_times,
+    start_run,
+    train,
+)
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.methods.guidance import LabelledUNet, told
+from mnist_ddpm.methods.learned_variance import ImportanceTimes
+from mnist_ddpm.methods.predictions import Conversion, p2, weighted
+from mnist_ddpm.training.loop import training_loop
+from mnist_ddpm.training.recipe import Recipe
+
+ZERO_SNR = [name for name in SCHEDULES if name.endswith("zero-snr")]
+DIGITS = Recipe(base_channels=8, channel_mults=(1, 2))
+TIMES = torch.tensor([1, 2, 400, 1000])
+
+
+def example(schedule):
+    """x_0, eps and x_t at TIMES, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.rand(4, 1, 3, 3, generator=generator, dtype=torch.float64) * 2 - 1
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    return x0, eps, ddpm.q_sample(schedule, x0, TIMES, eps)
+
+
+def flow(T, beta_1, beta_T):
+    """A path of another kind: flow matching's straight lines."""
+    t = torch.arange(T + 1, dtype=torch.float64) / T
+    return ddpm.Schedule(1 - t, t)
+
+
+def x0_from_velocity(schedule, xt, t, u):
+    signal, noise = (ddpm.per_image(values, xt) for values in schedule.at(t))
+    return (xt - noise * u) / (signal + noise)
+
+
+def velocity_from_x0(schedule, xt, t, x0):
+    return ddpm.predict_eps(schedule, xt, t, x0) - x0
+
+
+VELOCITY = Conversion(x0_from_velocity, velocity_from_x0)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("T", [2, 10, 1000])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_adds_noise_at_every_step(name, T):
+    schedule = make_schedule(Recipe(schedule=name, T=T, prediction="v"))
+    assert (schedule.signal.diff() < 0).all() and (schedule.noise.diff() > 0).all()
+    ends_in_noise = schedule.signal[-1] == 0 and schedule.noise[-1] == 1
+    assert ends_in_noise == (name in ZERO_SNR)
+
+
+@pytest.mark.parametrize("name", ZERO_SNR)
+def test_noise_is_not_predicted_from_pure_noise(name):
+    for prediction in ("x0", "v", "mu"):
+        make_schedule(Recipe(schedule=name, prediction=prediction))
+    with pytest.raises(ValueError, match=f'"{name}".* take prediction "v" or "x0"'):
+        make_schedule(Recipe(schedule=name))
+    with pytest.raises(ValueError, match="T"):
+        make_schedule(Recipe(schedule=name, prediction="v", T=1))
+
+
+def test_a_schedule_needs_one_function_and_one_name(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "flow", flow)
+    schedule = make_schedule(Recipe(schedule="flow", prediction="x0", T=8))
+    assert schedule.at(2) == (0.75, 0.25)
+
+
+@pytest.mark.parametrize(
+    "beta", [[0.1, 1.2, 0.1], [0.1, 0.0, 0.1], [0.1, -0.1, 0.1], [0.1, math.nan, 0.1]], ids=str
+)
+def test_tables_that_are_no_schedules_are_refused(beta, monkeypatch):
+    table = torch.tensor([0, *beta], dtype=torch.float64)
+    monkeypatch.setitem(SCHEDULES, "mine", lambda *numbers: ddpm.beta_schedule(table))
+    with pytest.raises(ValueError, match="mine"):
+        make_schedule(Recipe(schedule="mine", T=3))
+    with pytest.raises(ValueError, match="T = 4"):
+        make_schedule(Recipe(schedule="mine", T=4))
+
+
+def test_tables_begin_with_the_image(monkeypatch):
+    whole = ddpm.beta_schedule(ddpm.linear_beta(4))
+    cut = ddpm.Schedule(whole.signal[1:], whole.noise[1:])
+    monkeypatch.setitem(SCHEDULES, "mine", lambda *numbers: cut)
+    with pytest.raises(ValueError, match="mine"):
+        make_schedule(Recipe(schedule="mine", T=3))
+
+
+@pytest.mark.parametrize("T, steps", [(1000, 50), (1000, 7), (10, 10), (3, 1)])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_spacing_gives_falling_times(spacing, T, steps):
+    times = sampling_times(T, steps, spacing)
+    assert len(ddpm.transitions(times, T)) == steps
+    assert sampling_times(T, steps) == ddpm.timesteps(T, steps)
+    for wrong in (0, T + 1):
+        with pytest.raises(ValueError, match=str(wrong)):
+            sampling_times(T, wrong, spacing)
+
+
+def test_unknown_names_are_told_with_the_known_ones(tmp_path):
+    recipe = replace(TINY, **dict.fromkeys(("schedule", "prediction", "objective"), "mine"))
+    recipe = replace(recipe, optimizer="mine", dataset=str(tmp_path / "mine"))
+    for ask, known in (
+        (lambda: make_schedule(recipe), "cosine-zero-snr"),
+        (lambda: make_objective(replace(recipe, objective="p2")), "x0"),
+        (lambda: make_denoiser(None, None, recipe), "x0"),
+        (lambda: make_objective(replace(recipe, prediction="v")), "truncated-snr"),
+        (lambda: start_run(recipe), "muon"),
+        (lambda: sampling_times(10, 5, "mine"), "linspace"),
+        (lambda: load_images(recipe), "celeba"),
+    ):
+        with pytest.raises(ValueError, match=f'mine" is unknown: .*{known}'):
+            ask()
+
+
+# Predictions and objectives
+
+
+def test_the_papers_loss_is_the_notebooks():
+    assert make_objective(Recipe()) is ddpm.l_simple
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_simple_is_the_plain_error_of_what_is_predicted(kind):
+    recipe = Recipe(prediction=kind)
+    schedule, conversion = make_schedule(recipe), PREDICTIONS[kind]
+    x0, eps, xt = example(schedule)
+    right = eps if kind == "eps" else conversion.from_x0(schedule, xt, TIMES, x0)
+    off = torch.arange(4.0).view(4, 1, 1, 1)
+    losses = make_objective(recipe)(lambda xt, t: right + off, schedule, x0, TIMES, eps)
+    torch.testing.assert_close(losses.double(), off.flatten().square().double())
+    weighed = make_objective(replace(recipe, objective="p2"))
+    given = lambda xt, t: right + off, schedule, x0, TIMES, eps
+    torch.testing.assert_close(weighed(*given), weighted(conversion, p2)(*given))
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_an_objective_of_ones_own_is_told_the_noise_whatever_is_predicted(kind, monkeypatch):
+    def second(network, schedule, x0, t, eps):
+        """Of what a network says beside the prediction."""
+        return network(x0, t)[:, 1:].mean(dim=(1, 2, 3))
+
+    monkeypatch.setitem(OBJECTIVES, "mine", of_noise(ddpm.l_simple))
+    monkeypatch.setitem(OBJECTIVES, "second", of_noise(second))
+    recipe = Recipe(prediction=kind)
+    schedule = make_schedule(recipe)
+    x0, eps, _ = example(schedule)
+
+    def off_by_a_half(xt, t):
+        guess = ddpm.predict_x0(schedule, xt, t, eps + 0.5)
+        return eps + 0.5 if kind == "eps" else PREDICTIONS[kind].from_x0(schedule, xt, t, guess)
+
+    def with_more(xt, t):
+        return torch.cat([off_by_a_half(xt, t), torch.full_like(xt, 7.0)], dim=1)
+
+    for name, network, wanted in (("mine", off_by_a_half, 0.25), ("second", with_more, 7.0)):
+        objective = make_objective(replace(recipe, objective=name))
+        losses = objective(network, schedule, x0, TIMES, eps)
+        torch.testing.assert_close(losses, torch.full_like(losses, wanted), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_training_and_sampling_with_pure_noise_at_the_end_stay_finite(prediction, objective):
+    names = {"schedule": "linear-zero-snr", "prediction": prediction, "objective": objective}
+    recipe = replace(TINY, T=4, epochs=2, **names)
+    schedule, run = make_schedule(recipe), start_run(recipe)
+    losses = list(training_loop(run, squares(16), schedule, make_objective(recipe)))
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    assert all(weight.isfinite().all() for weight in run.network.parameters())
+    denoise = ddpm.clipped(make_denoiser(run.ema, schedule, recipe), schedule)
+    for sampler in SAMPLERS.values():
+        noise = ddpm.noise_source(0, range(1), recipe.shape)
+        options = {"variance": VARIANCES["posterior"]} if sampler is ddpm.ddpm_sampler else {}
+        states = sampler(denoise, schedule, [4, 3, 2, 1], noise(), noise, **options)
+        assert all(x.isfinite().all() for _, x, _ in states)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_learned_variance_has_channels_of_its_own(objective):
+    recipe = replace(TINY, channels=3, objective=objective, prediction="v")
+    learned, schedule = objective in ("hybrid", "vlb"), make_schedule(recipe)
+    network = restless(make_network(recipe))
+    x, t = torch.randn(2, *recipe.shape), torch.tensor([1, 50])
+    assert network(x, t).shape == (2, 6 if learned else 3, 16, 16)
+    assert catalogue.learns_variance(recipe) == learned
+    x0_hat, eps_hat, *more = make_denoiser(network, schedule, recipe)(x, t)
+    assert {part.shape for part in (x0_hat, eps_hat, *more)} == {x.shape}
+    assert len(more) == learned
+    torch.testing.assert_close(ddpm.q_sample(schedule, x0_hat, t, eps_hat), x)
+    times = catalogue.make_times(recipe)
+    assert isinstance(times, ImportanceTimes) if objective == "vlb" else times is None
+
+
+def test_variances_lie_between_their_bounds():
+    recipe = replace(TINY, objective="hybrid")
+    schedule, network = make_schedule(recipe), restless(make_network(recipe))
+    xt = torch.randn(2, *recipe.shape)
+    *_, exponent = make_denoiser(network, schedule, recipe)(xt, 20)
+    step = schedule, 20, 15, exponent.clamp(0, 1)
+    low, high, between = (VARIANCES[name](*step) for name in ("posterior", "beta", "learned"))
+    assert low == ddpm.posterior_variance(schedule, 20, 15) < ddpm.step_variance(schedule, 20, 15)
+    assert high == ddpm.step_variance(schedule, 20, 15)
+    assert (low * 0.999 <= between).all() and (between <= high * 1.001).all()
+    with pytest.raises(ValueError, match="variance"):
+        VARIANCES["learned"](schedule, 20, 15)
+
+
+def test_flow_matching_is_one_schedule_and_one_pair_of_conversions(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "flow", flow)
+    monkeypatch.setitem(PREDICTIONS, "velocity", VELOCITY)
+    schedule = make_schedule(replace(TINY, schedule="flow", prediction="velocity", T=1000))
+    x0, eps, xt = example(schedule)
+    torch.testing.assert_close(VELOCITY.to_x0(schedule, xt, TIMES, eps - x0), x0)
+    recipe = replace(TINY, schedule="flow", prediction="velocity", T=8, epochs=1)
+    train(recipe, squares(), tmp_path)
+    checkpoint = checkpoints.load(tmp_path)
+    denoise = make_denoiser(*checkpoint[:3])
+    images, _ = ddpm.generate(denoise, checkpoint.schedule, 2, recipe.shape, steps=3)
+    assert images.shape == (2, *recipe.shape)
+
+
+# Networks
+
+
+def test_the_papers_network_is_the_notebooks():
+    ours, theirs = make_network(TINY), ddpm.make_network(TINY)
+    assert same(ours, theirs) and type(ours) is type(theirs)
+    assert not same(ours, make_network(replace(TINY, seed=1)))
+
+
+def test_making_a_network_draws_from_no_generator_of_the_users(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("theirs"))
+    before = torch.get_rng_state()
+    make_network(TINY)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_classes_make_a_network_that_takes_labels():
+    network = restless(make_network(replace(TINY, classes=3)))
+    assert isinstance(network, LabelledUNet)
+    x, t = torch.randn(2, *TINY.shape), torch.tensor([1, 9])
+    first, unknown = (network(x, t, torch.full((2,), label)) for label in (0, 3))
+    assert torch.equal(unknown, network(x, t)) and not torch.equal(first, unknown)
+
+
+def test_attention_is_on_levels_of_these_sides():
+    def sides(resolutions):
+        recipe = Recipe(base_channels=8, attention_resolutions=resolutions)
+        network, seen = make_network(recipe), []
+        for module in network.modules():
+            if isinstance(module, ddpm.SelfAttention):
+                module.register_forward_hook(lambda _, x, output: seen.append(output.shape[-1]))
+        network(torch.randn(1, *recipe.shape), torch.tensor([1]))
+        return seen
+
+    assert sides(None) == sides((4,)) == [4, 4, 4, 4]  # down, middle, up twice
+    assert sides(()) == [4] and sides((16,)) == [16, 4, 16, 16]
+
+
+def test_a_network_needs_one_class_and_one_name(monkeypatch):
+    class Mine(nn.Module):
+        def __init__(self, recipe):
+            super().__init__()
+            self.layer = nn.Conv2d(recipe.channels, recipe.channels, 1)
+
+        def forward(self, x, t):
+            return self.layer(x)
+
+    monkeypatch.setitem(catalogue.NETWORKS, "mine", Mine)
+    recipe = replace(TINY, network="mine", epochs=1)
+    run = start_run(recipe)
+    list(training_loop(run, squares(), make_schedule(recipe), make_objective(recipe)))
+    assert run.step == 6 and isinstance(run.ema, Mine)
+
+
+# Data sets
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of one grey picture and two in colour."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k, mode in enumerate(["L", "RGB", "RGB"]):
+        Image.new(mode, (20, 20), 90).save(folder / f"{k}.png")
+    return folder
+
+
+def test_a_folder_is_a_data_set_unless_it_has_the_name_of_one(pictures, tmp_path, monkeypatch):
+    images = load_images(replace(TINY, dataset=str(pictures), channels=3), tmp_path)
+    assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8
+    monkeypatch.chdir(pictures.parent)
+    pictures.rename("mnist")
+    monkeypatch.setitem(catalogue.DATASETS, "mnist", lambda recipe, root, split: squares(5))
+    assert len(load_images(DIGITS)) == 5
+
+
+def test_images_of_other_channels_are_refused(monkeypatch):
+    monkeypatch.setitem(catalogue.DATASETS, "mnist", lambda recipe, root, split: squares())
+    with pytest.raises(ValueError, match="mnist has 1 channel"):
+        load_images(replace(DIGITS, channels=3))
+
+
+def test_what_is_held_out_depends_on_the_data_set(pictures, monkeypatch, capsys):
+    def load(recipe, root, split):
+        if recipe.dataset == "ffhq":
+            raise ValueError("only a part of it is there")
+        return torch.full((2, 3, 16, 16), len(split), dtype=torch.uint8)
+
+    for name in catalogue.DATASETS:
+        monkeypatch.setitem(catalogue.DATASETS, name, load)
+    recipe = replace(DIGITS, channels=3)
+    of = {name: held_out(replace(recipe, dataset=name)) for name in catalogue.DATASETS}
+    assert of["mnist"].unique() == len("test") and of["celeba"].unique() == len("valid")
+    assert of["ffhq"] is None and "only a part of it is there" in capsys.readouterr().out
+    assert held_out(replace(TINY, dataset=str(pictures))) is None
+    assert capsys.readouterr().out == ""
+
+
+def test_only_digits_have_a_margin():
+    margins = {name: catalogue.known_margin(Recipe(dataset=name)) for name in ("mnist", "celeba")}
+    assert margins == {"mnist": 2, "celeba": 0}
+
+
+def test_labels_are_those_of_a_data_set_that_has_them(pictures, monkeypatch):
+    recipe = replace(TINY, dataset=str(pictures), classes=3)
+    for ask in (load_labels, catalogue.check_labelled):
+        with pytest.raises(ValueError, match="no labels"):
+            ask(recipe)
+        with pytest.raises(ValueError, match="10"):
+            ask(replace(DIGITS, classes=3))
+    catalogue.check_labelled(replace(recipe, classes=0))
+    monkeypatch.setitem(catalogue.LABELS, "mnist", lambda recipe, root, split: split)
+    assert load_labels(replace(DIGITS, classes=10)) == "train"
+
+
+# Runs
+
+
+def test_the_papers_run_is_the_notebooks_bit_for_bit():
+    settings = ddpm.Settings(**{f.name: getattr(TINY, f.name) for f in fields(ddpm.Settings)})
+    theirs, ours = ddpm.start_run(settings), start_run(TINY)
+    schedule, objective = make_schedule(TINY), make_objective(TINY)
+    losses = list(training_loop(ours, squares(), schedule, objective))
+    path = ddpm.beta_schedule(ddpm.linear_beta(TINY.T))
+    assert losses == list(ddpm.training_loop(theirs, squares(), path))
+    assert same(ours.network, theirs.network) and same(ours.ema, theirs.ema)
+
+
+def test_a_run_starts_from_given_weights():
+    given = make_network(replace(TINY, seed=5)).state_dict()
+    run = start_run(TINY, weights=given)
+    assert all(torch.equal(given[name], w) for name, w in run.network.state_dict().items())
+    assert same(run.network, run.ema) and not same(run.network, start_run(TINY).network)
+    with pytest.raises(ValueError, match=r"of mine .*time.0.weight is \(32, 8\), .* \(64, 16\)"):
+        start_run(replace(TINY, base_channels=16, init_from="mine"), weights=given)
+
+
+def test_weights_to_start_from_must_be_given(tmp_path):
+    with pytest.raises(ValueError, match="elsewhere"):
+        train(replace(TINY, init_from="elsewhere"), squares(), tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", catalogue.OPTIMIZERS)
+def test_training_saves_what_draws_and_goes_on(tmp_path, optimizer, capsys):
+    names = {"objective": "hybrid", "prediction": "v", "schedule": "cosine", "classes": 3}
+    recipe = replace(TINY, T=5, epochs=1, optimizer=optimizer, **names)
+    labels = torch.arange(96) % 3
+    first = train(recipe, squares(), tmp_path, labels)
+    assert "96 images of (1, 16, 16)" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "previews").iterdir()] == ["epoch_001.png"]
+    assert train(replace(recipe, epochs=2), squares(), tmp_path, labels, resume=True).step == 12
+    network, schedule, loaded, record = checkpoints.load(tmp_path)
+    assert (loaded.epochs, record["steps"]) == (2, 12) and not same(network, first.ema)
+    asked = told(network, torch.tensor([0, 2]))
+    denoise = ddpm.clipped(make_denoiser(asked, schedule, loaded), schedule)
+    noise = ddpm.noise_source(0, range(2), recipe.shape)
+    options = {"variance": VARIANCES["learned"]}
+    times = sampling_times(5, 5)
+    *_, (t, x, _) = ddpm.ddpm_sampler(denoise, schedule, times, noise(), noise, **options)
+    assert t == 0 and x.isfinite().all()
+
+
+def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
+    seen, images = {}, F.pad(squares(), [8] * 4)
+
+    def watched(network, schedule, x0, t, eps):
+        seen[recipe.dataset] = x0
+        return ddpm.l_simple(network, schedule, x0, t, eps)
+
+    monkeypatch.setitem(OBJECTIVES, "watched", lambda conversion: watched)
+    for dataset in ("squares", *catalogue.DATASETS):
+        recipe = replace(DIGITS, dataset=dataset, T=4, epochs=0.2, batch_size=16)
+        train(replace(recipe, objective="watched"), images, tmp_path / dataset)
+    assert torch.equal(seen["mnist"], seen["squares"])
+    for name in ("celeba", "ffhq"):
+        pairs = [*zip(seen["squares"], seen[name])]
+        flipped = [not torch.equal(a, b) for a, b in pairs]
+        assert any(flipped) and not all(flipped)
+        assert all(
+            torch.equal(b, a.flip(-1) if turned else a) for (a, b), turned in zip(pairs, flipped)
+        )
+
+
+def test_measuring_knows_how_to_train_a_recipe():
+    measuring = catalogue.measure(torch.device("cpu"))
+    run = measuring.start_run(TINY)
+    steps = training_loop(
+        run, squares(), measuring.make_schedule(TINY), measuring.make_objective(TINY)
+    )
+    assert len(list(islice(steps, 2))) == 2 and run.step == 2

@@ -1,0 +1,298 @@
+"""`train` and `plan`: which flag wins, and what is told before images are read."""
+
+import shlex
+import shutil
+import time
+from functools import partial
+
+import pytest
+import torch
+from commanded import (
+    DIGITS,
+    NETWORK,
+    ROOT,
+    SMALL,
+    Fits,
+    blobs,
+    error_of,
+    run,
+    save_network,
+    save_pictures,
+)
+from safetensors.torch import load_file
+
+from mnist_ddpm import catalogue
+from mnist_ddpm.commands.common import typed_flags
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.training import measuring, plan
+from mnist_ddpm.training.presets import PRESETS, preset
+from mnist_ddpm.training.recipe import Recipe
+
+FACES = Recipe(dataset="celeba", attributes=("Smiling",), **NETWORK)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return save_pictures(tmp_path_factory.mktemp("pictures") / "mine")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(pictures, tmp_path_factory):
+    """A network that was trained for one epoch, and can be resumed."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = ["--dataset", pictures, "--data", folder / "data", "--out", folder / "run"]
+    assert run("train", *data, *SMALL, "--epochs", 1) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """An untrained checkpoint for MNIST with labels and a learned variance."""
+    return save_network(tmp_path_factory.mktemp("digits"), DIGITS)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Nothing is trained, on black images with labels of 0."""
+    black = lambda recipe, *_: torch.zeros(64, *recipe.shape, dtype=torch.uint8)  # noqa: E731
+    monkeypatch.setattr(catalogue, "load_images", black)
+    monkeypatch.setattr(catalogue, "load_labels", lambda *_: torch.zeros(64, dtype=torch.long))
+    return Fits(monkeypatch)
+
+
+@pytest.fixture
+def no_images(monkeypatch):
+    """Images may take minutes to decode."""
+    monkeypatch.setattr(catalogue, "load_images", lambda *_: pytest.fail("images are read"))
+
+
+# --- which flag wins
+
+
+def test_flags_are_known_however_they_are_typed():
+    typed = "train --base-channels 8 --beta_1=1e-3 --no-compile --attributes A --T 5 -x".split()
+    assert typed_flags(typed) == {"base_channels", "beta_1", "compile", "attributes", "T"}
+
+
+def test_a_preset_decides_what_no_flag_does(fits, tmp_path):
+    flags = ["--preset", "faces-64-small", "--epochs", 3, "--out", tmp_path]
+    assert run("train", *flags) == 0
+    assert run("train", *flags, "--dataset", "ffhq", "--T", 50) == 0
+    faces, other = fits.recipes
+    assert faces == Recipe(**{**PRESETS["faces-64-small"], "epochs": 3})
+    assert (other.dataset, other.T, other.epochs, other.patch_size) == ("ffhq", 50, 3, 4)
+
+
+def test_a_flag_that_is_given_wins_also_where_it_equals_the_default(fits, tmp_path):
+    paper = "--schedule linear --prediction eps --objective=simple --optimizer adam".split()
+    flags = ["--preset", "faces-64-small", *paper, "--epochs", 20, "--out", tmp_path]
+    assert run("train", *flags) == 0
+    (recipe,) = fits.recipes
+    method = recipe.schedule, recipe.prediction, recipe.objective, recipe.optimizer
+    assert method == ("linear", "eps", "simple", "adam") and recipe.epochs == 20
+    assert recipe.learning_rate == 2e-3, "Adam's own: the preset's is Muon's"
+
+
+def test_an_optimizer_brings_its_own_learning_rate(fits, tmp_path):
+    sizes = "--base-channels 8 --image-size 32 --batch-size 4 --accumulation 1".split()
+    for flags, rate in (
+        ("--optimizer muon", 5e-3), ("--optimizer adam", 2e-4), ("", 2e-4),
+        ("--optimizer muon --learning-rate 2e-4", 2e-4),
+    ):  # fmt: skip
+        given = ["--preset", "faces-64", *sizes, *flags.split(), "--out", tmp_path]
+        assert run("train", *given) == 0
+        assert fits.recipes[-1].learning_rate == rate, flags
+
+
+def test_training_with_labels_is_given_them(fits, monkeypatch, tmp_path):
+    monkeypatch.setattr(catalogue, "load_labels", lambda *_: torch.arange(64) % 10)
+    assert run("train", "--classes", 10, "--base-channels", 8, "--out", tmp_path) == 0
+    assert fits.labels[0][:12].tolist() == [*range(10), 0, 1]
+
+
+def test_a_network_for_labels_goes_on_without_where_the_data_have_none(
+    digits, pictures, fits, tmp_path
+):
+    start = ["train", "--init-from", digits, "--out", tmp_path / "out", "--batch-size", 4]
+    for more in (["--dataset", pictures, "--data", tmp_path], ["--classes", 0], []):
+        assert run(*start, *more) == 0
+    assert [recipe.classes for recipe in fits.recipes] == [0, 0, 10]
+    assert [hasattr(each.network, "label") for each in fits.runs] == [False, False, True]
+
+
+def test_a_presets_data_set_decides_whether_there_are_labels(digits, fits, tmp_path):
+    """CelebA has, FFHQ has not."""
+    small = "--channels 1 --image-size 32 --batch-size 8 --accumulation 1".split()
+    for name in ("faces-32", "ddpm-celebahq"):
+        start = ["--init-from", digits, "--preset", name, *small, "--out", tmp_path / name]
+        assert run("train", *start) == 0
+    assert [recipe.classes for recipe in fits.recipes] == [10, 0]
+
+
+def test_classes_0_takes_back_the_attributes_of_the_network_to_start_from(fits, tmp_path):
+    faces = save_network(tmp_path / "faces", FACES)
+    start = ["train", "--init-from", faces, "--dataset", "celeba", "--classes", 0]
+    assert run(*start, "--batch-size", 4, "--out", tmp_path / "out") == 0
+    assert (fits.recipes[0].classes, fits.recipes[0].attributes) == (0, ())
+
+
+def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures, tmp_path, capsys):
+    """The network and its path are the checkpoint's; with hardly a rate the weights stay."""
+    given, out = load_file(checkpoint / "model.safetensors"), tmp_path / "tuned"
+    other = ["--dataset", pictures / ".." / pictures.name, "--data", tmp_path / "data"]
+    start = ["train", "--init-from", checkpoint, "--out", out, *other, "--learning-rate", 1e-9]
+    assert run(*start, "--epochs", 1, "--batch-size", 16) == 0
+    tuned = checkpoints.load_config(out)[0]
+    assert (tuned.base_channels, tuned.T, tuned.init_from) == (8, 20, str(checkpoint))
+    weights = load_file(out / "model.safetensors")
+    assert all((weights[name] - given[name]).abs().max() < 1e-6 for name in given)
+    assert run("train", "--resume", "--out", out, "--epochs", 2, "--data", tmp_path / "data") == 0
+    assert "nowhere" in error_of(capsys, "train", "--init-from", "nowhere", "--out", tmp_path)
+
+
+def test_resume_takes_settings_from_the_run_and_flags_override_them(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    out, cache = tmp_path / "run", ["--data", tmp_path / "data"]
+    shutil.copytree(checkpoint, out)
+    resume = ["train", "--resume", "--out", out, *cache]
+    assert run(*resume, "--epochs", 2) == 0
+    assert "6 steps" in capsys.readouterr().out
+    assert "base_channels was 8" in error_of(capsys, *resume, "--base-channels", 16)
+    assert "base_channels was 8" in error_of(capsys, *resume, "--base-channels", 32), "the default"
+    assert "--preset" in error_of(capsys, *resume, "--preset", "mnist")
+    assert "no folder gone" in error_of(capsys, *resume, "--dataset", "gone")
+    for name in ("config.json", "model.safetensors"):  # as after a kill in the first save
+        (out / name).unlink()
+    assert run(*resume, "--epochs", 3) == 0
+    assert checkpoints.load_config(out)[0].epochs == 3
+
+
+# --- what cannot be trained
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--dataset minst", '"minst"'),
+        ("--dataset empty", "empty holds no images"),
+        ("--image-size 30", "image_size"),
+        ("--batch-size 49", "48"),
+        ("--epochs 0", "epochs is 0"),
+        ("--epochs inf", "epochs is inf"),
+        ("--schedule none", 'schedule "none"'),
+        ("--objective none", 'objective "none"'),
+        ("--optimizer none", 'optimizer "none"'),
+        ("--prediction none", 'prediction "none"'),
+        ("--prediction none --objective vlb", 'prediction "none"'),
+        ("--gradient-clip nan", "gradient_clip is nan"),
+        ("--learning-rate inf", "learning_rate is inf"),
+        ("--schedule cosine-zero-snr", '"v" or "x0"'),
+        ("--classes 10", "has no labels"),
+        ("--label-dropout 0.3", "--label-dropout"),
+        ("--label-dropout 0.1", "--label-dropout"),
+        ("--schedule cosine --beta-T 0.03", "--beta-T"),
+        ("--preset faces-32 --beta-1 1e-4", "schedule cosine"),
+        (f"--dataset mnist --image-size 32 --data {ROOT / 'data'} --classes 3", "3"),
+        ("--out file/run", "file/run"),
+        ("--dataset . --out run/mine", "run/mine is in the folder of images ."),
+        ("--resume", "nothing to resume"),
+        ("--preset faces-64 --image-size 50", "image_size"),
+    ],
+)
+def test_bad_requests_to_train_end_in_one_line(
+    pictures, tmp_path, monkeypatch, capsys, flags, named
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    base = ["train", *SMALL, "--dataset", pictures, "--out", "run", "--data", tmp_path / "data"]
+    assert named in error_of(capsys, *base, *flags.split())
+
+
+def test_what_does_not_fit_is_told_before_images_are_read(
+    checkpoint, digits, pictures, no_images, tmp_path, capsys
+):
+    out = ["--out", tmp_path / "out"]
+    start = ["train", "--init-from", checkpoint, *out, "--dataset", pictures]
+    wide = error_of(capsys, *start, "--base-channels", 16)
+    assert "time.0.weight is (32, 8), should be (64, 16)" in wide and str(checkpoint) in wide
+    assert "conv_in.weight" in error_of(capsys, *start, "--channels", 1)
+    plain = save_network(tmp_path / "plain", DIGITS, objective="simple", classes=0)
+    labels = ["train", "--init-from", plain, "--classes", 10, "--data", ROOT / "data", *out]
+    assert "label.weight is missing" in error_of(capsys, *labels)
+    faces = ["train", "--init-from", save_network(tmp_path / "faces", FACES), "--dataset", "celeba"]
+    more = ["--attributes", "Smiling", "Male", *out]
+    assert "(3, 32), should be (5, 32)" in error_of(capsys, *faces, *more)
+    (checkpoint / "training_state.pt").rename(tmp_path / "state")  # as in one that is shipped
+    line = error_of(capsys, "train", "--resume", "--out", checkpoint)
+    (tmp_path / "state").rename(checkpoint / "training_state.pt")
+    assert "nothing to resume" in line
+
+
+# --- plan
+
+
+@pytest.fixture
+def tiny_plans(monkeypatch):
+    """Presets of tiny networks, and a machine that was measured; its time is never up."""
+    tiny = {**NETWORK, "batch_size": 32}
+    for name in plan.DIGITS:
+        monkeypatch.setitem(PRESETS, name, tiny)
+    for name in ("FEWEST", "FEWEST_OF_GUIDE", "EVERY"):
+        monkeypatch.setattr(plan, name, 1)
+    later = time.monotonic() + 1e6
+    make = partial(plan.make_plan, clock=lambda: later)
+    monkeypatch.setattr(plan, "make_plan", make)
+    monkeypatch.setattr(measuring.Measuring, "pace", lambda self, recipe, seconds=2.0: 64.0)
+    monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
+    monkeypatch.setattr(catalogue, "load_images", lambda *_, **__: blobs(64))
+
+
+def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatch, capsys):
+    out = ["--out", tmp_path / "run", "--device", "cpu", "--minutes", 0.1]
+    assert run("plan", "--dry-run", *out) == 0 and not (tmp_path / "run").exists()
+    assert f"--out {tmp_path / 'run'} --device cpu" in capsys.readouterr().out
+    assert run("plan", "--guide", *out) == 0
+    said, folders = capsys.readouterr().out, [tmp_path / "run", tmp_path / "run" / "guide"]
+    for folder in folders:
+        recipe, record = checkpoints.load_config(folder)
+        assert recipe.T == 20 and f"{folder}: {record['steps']} steps in" in said
+    assert f"--guide {folders[1]}" in said
+    assert f"{folders[0]} holds a checkpoint" in error_of(capsys, "plan", *out)
+    shutil.rmtree(folders[0] / "previews")
+    for name in ("config.json", "training_state.pt"):
+        (folders[0] / name).unlink()
+    monkeypatch.setattr(plan, "make_plan", lambda *_: pytest.fail("it is planned"))
+    line = error_of(capsys, "plan", "--guide", *out)
+    assert f"{folders[1]} holds a checkpoint" in line, "its guide would be overwritten"
+
+
+def test_a_plan_keeps_what_it_was_asked_for(fits, tiny_plans, tmp_path):
+    asked = ["--seed", 7, "--classes", 10, "--channels", 1, "--minutes", 0.1]
+    assert run("plan", *asked, "--out", tmp_path / "run", "--device", "cpu") == 0
+    (recipe,) = fits.recipes
+    assert (recipe.seed, recipe.classes, recipe.channels) == (7, 10, 1)
+    assert len(fits.labels[0]) == 64 and fits.deadlines[0] < float("inf")
+
+
+def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypatch, capsys):
+    measured = lambda *_: pytest.fail("it is measured")  # noqa: E731
+    monkeypatch.setattr(measuring.Measuring, "pace", measured)
+    base = ["plan", "--out", tmp_path / "run", "--device", "cpu", "--data", ROOT / "data"]
+    for flags, named in (
+        ("--classes 5 --dry-run", "5"), ("--dataset minst", '"minst"'),
+        ("--dataset celeba --guide", "celeba"), ("--minutes 0", "minutes is 0"),
+        ("--minutes inf", "minutes is inf"), ("--minutes nan", "minutes is nan"),
+        ("--minutes 1e9", "minutes is 1e+09"),
+    ):  # fmt: skip
+        assert named in error_of(capsys, *base, *flags.split())
+
+
+@pytest.mark.parametrize("name", ["mnist", "faces-64"])
+def test_the_command_of_a_plan_makes_the_same_recipe(fits, tmp_path, name):
+    recipe = preset(name, seed=7, epochs=1.5, batch_size=32, compile=False, warmup_steps=5)
+    made = plan.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, "")
+    command = shlex.split(made.lines()[-1].split("python -m mnist_ddpm ")[1])
+    assert run(*command, "--out", tmp_path) == 0
+    assert fits.recipes == [recipe]

@@ -1,0 +1,239 @@
+"""The notebook's training: its loss, its loop, what it saves and resumes."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mnist_ddpm.ddpm import (
+    Settings,
+    beta_schedule,
+    l_simple,
+    learning_rate_at,
+    linear_beta,
+    load_checkpoint,
+    make_network,
+    mirrored,
+    q_sample,
+    random_generator,
+    replacing,
+    resume_run,
+    save_run,
+    start_run,
+    to_float,
+    to_uint8,
+    training_loop,
+    training_step,
+)
+
+PAPER = beta_schedule(linear_beta())
+TINY = Settings(
+    dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=2,
+    batch_size=16, warmup_steps=2,
+)  # fmt: skip
+
+
+def squares(n=96):
+    """n grey images of one bright square each: uint8 (n, 1, 16, 16)."""
+    images = torch.zeros(n, 1, 16, 16, dtype=torch.uint8)
+    for k, image in enumerate(images[:, 0]):
+        image[k % 8 : k % 8 + 4, k // 8 : k // 8 + 4] = 255
+    return images
+
+
+def schedule_of(settings):
+    return beta_schedule(linear_beta(settings.T, settings.beta_1, settings.beta_T))
+
+
+def trained(settings, images=None, **options):
+    run = start_run(settings)
+    images = squares() if images is None else images
+    list(training_loop(run, images, schedule_of(settings), **options))
+    return run
+
+
+def same(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_l_simple_by_hand():
+    x0, eps = torch.ones(2, 1, 2, 2), torch.tensor([1.0, 3]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    t = torch.tensor([1, 400])
+
+    def network(xt, given):
+        assert torch.equal(given, t) and torch.equal(xt, q_sample(PAPER, x0, t, eps))
+        return torch.ones_like(xt)
+
+    assert l_simple(network, PAPER, x0, t, eps).tolist() == [0, 4]
+
+
+def test_learning_rate_rises_then_falls_towards_zero():
+    settings = replace(TINY, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate_at(step, 100, settings) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1, abs=0.03)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+    assert learning_rate_at(10, 100, replace(settings, warmup_steps=500)) == rates[9]
+    assert learning_rate_at(1, 1, replace(settings, warmup_steps=0)) == 1
+
+
+def test_the_average_is_warmed_up_and_forgets_as_fast_as_ema_decay_says():
+    """With a decay of 0.999 from the start, it would stay at the random weights."""
+    settings = replace(TINY, learning_rate=0.1, epochs=4, ema_decay=0.5)
+    run = start_run(settings)
+    steps = training_loop(run, squares(), schedule_of(settings))
+    next(steps)
+    moved = run.network.conv_out.bias.detach()  # from 0
+    assert (moved != 0).all()
+    torch.testing.assert_close(run.ema.conv_out.bias, moved * (1 - 2 / 11))
+    while run.step < 23:
+        next(steps)
+    kept = run.ema.conv_out.bias.clone()
+    next(steps)
+    expected = 0.5 * kept + 0.5 * run.network.conv_out.bias
+    torch.testing.assert_close(run.ema.conv_out.bias, expected)
+
+
+def test_an_epoch_shows_every_image_once_and_each_at_a_time_of_its_own():
+    images = torch.arange(96, dtype=torch.uint8).view(96, 1, 1, 1).expand(96, 1, 16, 16)
+    seen, times = [], []
+
+    def objective(network, schedule, x0, t, eps):
+        seen.extend(to_uint8(x0[:, 0, 0, 0]).tolist())
+        times.append(t.tolist())
+        return l_simple(network, schedule, x0, t, eps)
+
+    settings = replace(TINY, T=5, epochs=2.5)
+    run = trained(settings, images, objective=objective)
+    assert run.step == len(run.losses) == 15, "two and a half times six"
+    assert sorted(seen[:96]) == sorted(seen[96:192]) == list(range(96))
+    assert seen[:96] != seen[96:192] and seen[:96] != list(range(96))
+    assert {t for batch in times for t in batch} == {1, 2, 3, 4, 5}
+    assert all(len(batch) == 16 and len(set(batch)) > 1 for batch in times)
+    assert run.optimizer.param_groups[0]["lr"] < 0.05 * settings.learning_rate
+
+
+def test_runs_of_one_seed_are_equal_and_of_two_seeds_are_not():
+    first, second, other = (trained(replace(TINY, seed=seed, epochs=0.5)) for seed in (0, 0, 1))
+    assert same(first.network, second.network) and same(first.ema, second.ema)
+    assert first.losses == second.losses and not same(first.network, other.network)
+
+
+def test_each_step_draws_times_and_noise_of_its_own_from_the_seed():
+    seen = []
+
+    def objective(network, schedule, x0, t, eps):
+        seen.append(torch.cat([t, eps.flatten()]))
+        return l_simple(network, schedule, x0, t, eps)
+
+    for seed in (0, 1):
+        trained(replace(TINY, epochs=0.5, seed=seed), objective=objective)
+    assert len(torch.stack(seen).unique(dim=0)) == 6
+
+
+def test_training_fits_64_images_with_both_its_networks():
+    settings = replace(TINY, epochs=40, batch_size=32, learning_rate=1e-2, ema_decay=0.9)
+    run = trained(settings, squares(64))
+    assert run.losses[0] > 0.9 and sum(run.losses[-20:]) / 20 < 0.5
+    x0, t = to_float(squares(64)).repeat(4, 1, 1, 1), torch.arange(256) % 50 + 1
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert l_simple(run.ema, schedule_of(settings), x0, t, eps).mean() < 0.5
+
+
+@pytest.mark.parametrize("size", [math.inf, math.nan, 3e38])
+def test_what_is_not_finite_stops_before_it_reaches_the_weights(size):
+    """3e38: the loss is finite, the gradient is not."""
+    run = trained(replace(TINY, epochs=0.5))
+    before = make_network(TINY)
+    before.load_state_dict(run.network.state_dict())
+    explode = lambda network, *given: network(given[1], given[2]).square().mean((1, 2, 3)) * size  # noqa: E731
+    x0 = to_float(squares(16))
+    with pytest.raises(FloatingPointError, match="step 4"):
+        training_step(run, explode, schedule_of(TINY), x0, random_generator(0))
+    assert same(run.network, before) and run.step == len(run.losses) == 3
+
+
+def test_gradients_are_clipped():
+    run = start_run(TINY)
+    steep = lambda *given: 1e4 * l_simple(*given)  # noqa: E731
+    training_step(run, steep, schedule_of(TINY), to_float(squares(16)), random_generator(0))
+    norms = torch.stack([p.grad.norm() for p in run.network.parameters()])
+    assert norms.norm().item() == pytest.approx(1, rel=1e-3)
+
+
+def test_half_of_the_images_are_mirrored_and_the_others_are_as_they_were():
+    x0 = torch.arange(12.0).view(1, 1, 3, 4).expand(400, 1, 3, 4)
+    out = mirrored(x0, random_generator(0))
+    flipped = (out == x0.flip(-1)).flatten(1).all(1)
+    assert (flipped | (out == x0).flatten(1).all(1)).all() and 150 < flipped.sum() < 250
+
+
+def test_too_few_images_for_a_batch_are_refused():
+    with pytest.raises(ValueError, match="batch_size is 16"):
+        trained(TINY, squares(15))
+
+
+# saving
+
+
+def test_a_run_goes_on_bit_for_bit_from_the_middle_of_an_epoch(tmp_path):
+    images, schedule = squares(), schedule_of(TINY)
+    flipped = {"augment": mirrored}
+    whole, part = trained(TINY, images, **flipped), start_run(TINY)
+    for _ in training_loop(part, images, schedule, **flipped):
+        if part.step == 8:
+            break
+    save_run(tmp_path, part)
+    resumed = resume_run(tmp_path, TINY)
+    assert resumed.step == 8
+    list(training_loop(resumed, images, schedule, **flipped))
+    assert resumed.losses == whole.losses and len(whole.losses) == 12
+    assert same(resumed.network, whole.network) and same(resumed.ema, whole.ema)
+
+
+def test_a_checkpoint_draws_as_the_averaged_network_does(tmp_path):
+    settings = replace(TINY, beta_1=1e-3, beta_T=0.1)
+    run = trained(settings)
+    save_run(tmp_path, run)
+    network, schedule, found = load_checkpoint(tmp_path)
+    assert replace(found, channel_mults=tuple(found.channel_mults)) == settings
+    assert same(network, run.ema) and not same(network, run.network) and not network.training
+    assert torch.equal(schedule.signal, schedule_of(settings).signal)
+
+
+def test_more_epochs_may_be_trained_and_nothing_else_may_change(tmp_path):
+    save_run(tmp_path, trained(replace(TINY, epochs=1)))
+    more = resume_run(tmp_path, TINY)
+    list(training_loop(more, squares(), schedule_of(TINY)))
+    assert more.step == 12
+    with pytest.raises(ValueError, match="learning_rate"):
+        resume_run(tmp_path, replace(TINY, learning_rate=0.1))
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path):
+    save_run(tmp_path, start_run(TINY))
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for method in ({"schedule": "cosine", "prediction": "eps"}, None):
+        path.write_text(json.dumps(config | {"method": method}))
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            load_checkpoint(tmp_path)
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+
+    def killed(temporary):
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replacing(path, killed)
+    assert path.read_text() == "old"
+    replacing(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,194 @@
+"""Distances between sets of features: against closed forms, brute force and fresh draws."""
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ddpm.evaluation import distances
+from mnist_ddpm.evaluation.distances import (
+    Estimate,
+    frechet_bias,
+    frechet_distance,
+    frechet_estimate,
+    kernel_distance,
+    precision_recall,
+    share,
+)
+
+
+def gaussian(n, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, width, generator=generator, dtype=torch.float64)
+
+
+def exactly(mean, deviations, n=200, seed=0):
+    """Features with just this sample mean and covariance: N(mean, diag(deviations²))."""
+    x = gaussian(n, len(mean), seed)
+    x = x - x.mean(dim=0)
+    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+    numbers = torch.tensor([deviations, mean], dtype=torch.float64)
+    return x * numbers[0] + numbers[1]
+
+
+def test_frechet_distance_of_two_gaussians_is_the_closed_form():
+    """|m - m'|² + sum (s_i - s'_i)² where the covariances are diagonal."""
+    a, b = exactly([0, 1, 2], [1, 2, 3]), exactly([1, 1, 0], [2, 2, 1], n=300, seed=1)
+    assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 0 + 4, rel=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
+
+
+def test_frechet_distance_of_gaussians_turned_against_each_other_is_the_closed_form():
+    """In two dimensions tr (A B)^½ = (tr A B + 2 (det A B)^½)^½, though A B is not B A."""
+    a, b = exactly([0, 0], [1, 3]), exactly([0, 0], [1, 3], seed=1)
+    turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
+    A = torch.diag(torch.tensor([1.0, 9.0], dtype=torch.float64))
+    B = turn.T @ torch.diag(a.T.cov().diag()) @ turn
+    root = ((A @ B).trace() + 2 * (A.det() * B.det()).sqrt()).sqrt()
+    expected = (A.trace() + B.trace() - 2 * root).item()
+    assert frechet_distance(a, b @ turn) == pytest.approx(expected, rel=1e-6) and expected > 1
+
+
+def test_identical_features_are_at_distance_zero_and_a_shift_at_its_square():
+    a = gaussian(500)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + 0.5) == pytest.approx(4 * 0.25, rel=1e-9)
+    for too_few in (frechet_distance, kernel_distance, precision_recall):
+        with pytest.raises(ValueError):
+            too_few(a, a[:1])
+
+
+def test_kernel_distance_is_the_unbiased_estimate():
+    """Means over pairs of different images of k(x, y) = (x·y / D + 1)³."""
+    a, b = gaussian(40), 1.3 * gaussian(40, seed=1) + 0.2
+
+    def k(x, y):
+        return (x @ y.T / 4 + 1) ** 3
+
+    def pairs(x):
+        return (k(x, x).sum() - k(x, x).diag().sum()) / (40 * 39)
+
+    expected = pairs(a) + pairs(b) - 2 * k(a, b).mean()
+    assert kernel_distance(a, b).value == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "subset"), [(300, 300, 1000), (3000, 200, 1000), (3000, 900, 100)]
+)
+def test_the_kernel_distances_interval_holds_the_spread_of_fresh_draws(n, m, subset, monkeypatch):
+    """Also where a set is hardly larger than a subset, so that all subsets are alike."""
+    monkeypatch.setattr(distances, "SUBSET", subset)
+    found = [
+        kernel_distance(gaussian(n, seed=2 * k), 1.2 * gaussian(m, seed=2 * k + 1))
+        for k in range(12)
+    ]
+    told = np.mean([each.half for each in found]) / 1.96
+    assert 0.5 < told / np.std([each.value for each in found], ddof=1) < 4
+
+
+def test_the_interval_holds_the_spread_of_fresh_draws():
+    """95 % of them should fall into one as wide around their mean; of 40, at least 30."""
+    real = gaussian(20_000)
+    estimate = frechet_estimate(real, 1.2 * gaussian(1000, seed=1))
+    draws = (1.2 * gaussian(1000, seed=seed) for seed in range(2, 42))
+    values = torch.tensor([*distances.frechet_distances(real, draws)])
+    assert ((values - values.mean()).abs() < estimate.half).sum() >= 30
+    assert estimate.half < 4 * values.std()
+
+
+def test_the_bias_to_be_expected_is_that_of_fresh_draws_and_falls_as_one_over_n():
+    real, mean = gaussian(40_000), {}
+    for n in (100, 400):
+        draws = (gaussian(n, seed=seed) for seed in range(1, 21))
+        mean[n] = np.mean([*distances.frechet_distances(real, draws)])
+    assert mean[100] / mean[400] == pytest.approx(4, rel=0.35)
+    assert frechet_bias(real, gaussian(400, seed=1)) == pytest.approx(mean[400], rel=0.3)
+    far = frechet_bias(real, gaussian(400, seed=1) + 10)
+    near = frechet_bias(real, gaussian(400, seed=1))
+    assert far == pytest.approx(near, rel=1e-3), "the distance is no part of it"
+
+
+def test_radii_are_the_distances_to_the_kth_neighbour():
+    line = torch.tensor([[0.0], [1], [3], [7]])
+    assert distances.neighbour_radii(line, k=1).tolist() == [1, 1, 2, 4]
+    assert distances.neighbour_radii(line, k=2).tolist() == [3, 2, 3, 6]
+
+
+def test_neighbours_are_found_across_the_parts_that_are_looked_at_in_turn():
+    points = gaussian(1500)
+    apart = torch.cdist(points, points)
+    radii = apart.sort(dim=1).values[:, 3]
+    torch.testing.assert_close(distances.neighbour_radii(points), radii, rtol=0, atol=1e-6)
+    found = distances.within(points, points[1400:], radii[1400:] / 2)
+    assert torch.equal(found, (apart[:, 1400:] <= radii[1400:] / 2).any(dim=1))
+    assert 100 < found.sum() < 1500
+
+
+def test_precision_and_recall_of_sets_that_overlap_in_part(monkeypatch):
+    monkeypatch.setattr(distances, "SUBSETS", 10)  # intervals take time, and are not looked at
+    monkeypatch.setattr(distances, "RESAMPLES", 10)
+    real = gaussian(1000)
+    assert [e.value for e in precision_recall(real, real)] == [1, 1]
+    assert [e.value for e in precision_recall(real, gaussian(1000, seed=1) + 100)] == [0, 0]
+    half = torch.cat([real[:500], gaussian(500, seed=1) + 100])
+    precision, recall = precision_recall(real, half)
+    assert precision.value == 0.5 and 0.5 < recall.value < 1
+    assert precision.low < 0.5 < precision.high < 0.54
+    narrow = distances.distances(real, 0.2 * gaussian(1000, seed=1))
+    assert narrow["precision"].value > 0.95 and narrow["recall"].value < 0.5
+
+
+def test_estimates_depend_on_the_seed_alone():
+    a, b = gaussian(600), gaussian(300, seed=1)
+    torch.manual_seed(1)
+    first = distances.distances(a, b, seed=3)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert distances.distances(a, b, seed=3) == first
+    assert torch.equal(torch.get_rng_state(), before)
+    assert distances.distances(a, b, seed=4)["kernel_distance"] != first["kernel_distance"]
+
+
+def test_estimates_do_not_depend_on_the_order_of_the_images(monkeypatch):
+    monkeypatch.setattr(distances, "SUBSET", 100)
+    real, generated = gaussian(300), gaussian(400, seed=1)
+    generated += torch.linspace(0, 1, 400).unsqueeze(1)
+    turned = distances.distances(real, generated.flip(0))
+    for name, estimate in distances.distances(real, generated).items():
+        assert turned[name] == pytest.approx(estimate, rel=1e-9), name
+    bias = frechet_bias(real, generated.flip(0))
+    assert bias == pytest.approx(frechet_bias(real, generated), rel=1e-9)
+
+
+def test_floors_say_what_real_images_would_get(monkeypatch):
+    training, held_out = gaussian(2400), gaussian(500, seed=1)
+    monkeypatch.setattr(distances, "SUBSETS", 20)
+    found = distances.floors(training, held_out, 400)
+    assert [floor["n"] for floor in found.values()] == [400, 400]
+    shifted = distances.distances(training, gaussian(400, seed=2) + 0.5)
+    for floor in found.values():
+        assert floor["frechet_distance"].value < 0.1 * shifted["frechet_distance"].value
+        assert floor["kernel_distance"].low < 0 < floor["kernel_distance"].high
+    (alone,) = distances.floors(training, None, 10**6).values()
+    assert alone["n"] == 1200, "a half has no more"
+
+
+def test_class_balance_counts_digits_and_certainty():
+    logits = torch.full((4, 10), -100.0)
+    logits[0, 3] = logits[1, 3] = logits[2, 7] = 100.0
+    logits[3, :2] = 100.0
+    found = distances.class_balance(logits)
+    shares = [each.value for each in found["shares"]]
+    assert shares[3] == 0.5 and shares[7] == 0.25 and sum(shares) == 1
+    assert found["shares"][3] == share(torch.tensor([True, True, False, False])), "an interval"
+    sure = found["mean_confidence"]
+    assert sure.value == pytest.approx(3.5 / 4)
+    assert sure.half == pytest.approx(1.96 * 0.25 / 2), "of 1, 1, 1, 0.5"
+    assert found["share_above_0.9"].value == 0.75
+
+
+def test_estimates_are_told_with_their_interval():
+    assert str(Estimate.of(1.5, 0.1)) == "1.50 ± 0.20"
+    assert str(Estimate(0.006882, -0.023, 0.037)) == "0.007 ± 0.030", "digits as the interval has"
+    half, none = share(torch.arange(100) < 50), share(torch.zeros(100, dtype=torch.bool))
+    assert half == pytest.approx((0.5, 0.404, 0.596), abs=1e-3), "Wilson's interval"
+    assert none == pytest.approx((0, 0, 0.037), abs=1e-3)

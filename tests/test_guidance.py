@@ -1,0 +1,156 @@
+"""A network that is told labels, and guidance on denoisers whose answers are known."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from helpers import restless
+
+from mnist_ddpm.ddpm import UNet, ddpm_sampler, eps_denoiser, generate, ideal_denoiser, predict_eps
+from mnist_ddpm.methods.guidance import LabelledUNet, guided, told, within
+from mnist_ddpm.methods.learned_variance import learned_denoiser
+from mnist_ddpm.methods.predictions import EPS, V, denoiser
+from mnist_ddpm.methods.schedules import linear
+
+PAPER = linear()
+# the first two are of class 0, the others of class 1
+POINTS = torch.tensor([-0.9, -0.3, 0.4, 0.8]).view(4, 1, 1, 1)
+
+
+def tiny(classes=3):
+    options = {"base_channels": 8, "channel_mults": (1, 2), "attention": (1,)}
+    return restless(LabelledUNet(classes=classes, **options))
+
+
+def test_labels_matter_and_none_is_the_label_unknown():
+    network, t = tiny(), torch.tensor([5, 700])
+    x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    outputs = [told(network, torch.full((2,), label))(x, t) for label in range(4)]
+    assert torch.equal(network(x, t), outputs[3])
+    for i, j in combinations(range(4), 2):
+        assert (outputs[i] - outputs[j]).abs().max() > 1e-3
+    mixed = told(network, torch.tensor([1, 2]))(x, t)
+    torch.testing.assert_close(mixed, torch.stack([outputs[1][0], outputs[2][1]]))
+
+
+def test_a_labelled_network_is_the_plain_one_with_one_table_more():
+    """In its weights' names and order, and in the random weights of the rest."""
+    nets = []
+    for make in (UNet, lambda: LabelledUNet(classes=3)):
+        torch.manual_seed(0)
+        nets.append(make().state_dict())
+    plain, labelled = nets
+    assert list(labelled) == [*plain, "label.weight"]
+    assert labelled["label.weight"].shape == (4, 128)
+    assert all(torch.equal(plain[name], labelled[name]) for name in plain)
+
+
+def test_a_wrong_number_of_labels_is_refused():
+    with pytest.raises(ValueError, match="4 .* 2 "):
+        told(tiny(), torch.zeros(4, dtype=torch.long))(
+            torch.zeros(2, 1, 8, 8), torch.tensor([1, 2])
+        )
+
+
+def linear_network(xt, t, labels=None):
+    """eps_hat and v of a network with labels, by a formula."""
+    shift = 0.1 if labels is None else labels.view(-1, 1, 1, 1).to(xt.dtype)
+    return torch.cat([0.5 * xt + shift, 0.2 * xt - shift], dim=1)
+
+
+class Counted:
+    """A network that counts the images which it sees."""
+
+    def __init__(self, network):
+        self.network, self.images = network, 0
+
+    def __call__(self, xt, *more):
+        self.images += len(xt)
+        return self.network(xt, *more)
+
+
+@pytest.mark.parametrize("scale", [0, 0.5, 1, 1.5, 4])
+@pytest.mark.parametrize("conversion", [EPS, V], ids=["eps", "v"])
+def test_guidance_goes_from_the_unconditional_prediction_to_the_other_and_beyond(conversion, scale):
+    x = torch.linspace(-1, 1, 3).double().view(3, 1, 1, 1)
+    t, labels, network = (
+        torch.tensor([1, 30, 900]),
+        torch.tensor([0, 1, 2]),
+        Counted(linear_network),
+    )
+    weak, strong = (
+        learned_denoiser(each, PAPER, conversion) for each in (network, told(network, labels))
+    )
+    untold, known = weak(x, t), strong(x, t)
+    network.images = 0
+    got = guided(weak, strong, scale)(x, t)
+    assert network.images == (3 if scale in (0, 1) else 6)
+    for k in range(2):
+        torch.testing.assert_close(got[k], untold[k] + scale * (known[k] - untold[k]))
+    torch.testing.assert_close(got[2], (known if scale else untold)[2])
+
+
+def test_guide_and_guided_may_predict_different_things_with_and_without_a_variance():
+    x, t = torch.linspace(-1, 1, 2).double().view(2, 1, 1, 1), torch.tensor([30, 900])
+    weak = denoiser(lambda xt, t: 0.3 * linear_network(xt, t)[:, :1], PAPER, EPS)
+    strong = learned_denoiser(linear_network, PAPER, V)
+    bad, good, got = weak(x, t), strong(x, t), guided(weak, strong, 2.5)(x, t)
+    for k in range(2):
+        torch.testing.assert_close(got[k], bad[k] + 2.5 * (good[k] - bad[k]))
+    assert len(got) == 3 and torch.equal(got[2], good[2])
+    assert len(guided(strong, weak, 2.5)(x, t)) == 2
+
+
+def test_guidance_in_an_interval_of_times_leaves_the_others_alone():
+    x, network = torch.ones(2, 1, 4, 4), Counted(linear_network)
+    weak, strong = (
+        learned_denoiser(each, PAPER, EPS)
+        for each in (network, told(network, torch.tensor([0, 1])))
+    )
+    always = guided(weak, strong, 3.0)
+    denoise = within((20, 50), always, strong)
+    for time, inside in ((20, False), (21, True), (50, True), (51, False)):
+        for t in (time, torch.full((2,), time)):
+            expected, before = (always if inside else strong)(x, t), network.images
+            torch.testing.assert_close(denoise(x, t), expected)
+            assert network.images - before == (4 if inside else 2), "outside it costs nothing"
+    with pytest.raises(ValueError):
+        denoise(x, torch.tensor([20, 21]))
+
+
+def test_autoguidance_undoes_an_error_that_the_guide_makes_twice():
+    """The exact denoiser of POINTS, whose x_0 both see too bright, the guide twice as much."""
+    exact = ideal_denoiser(PAPER, POINTS)
+
+    def brighter(by):
+        def denoise(xt, t):
+            x0_hat = exact(xt, t)[0] + by
+            return x0_hat, predict_eps(PAPER, xt, t, x0_hat)
+
+        return denoise
+
+    x = torch.linspace(-1, 1, 5).view(5, 1, 1, 1)
+    got = guided(brighter(0.2), brighter(0.1), 2.0)(x, 400)
+    torch.testing.assert_close(got, exact(x, 400))
+
+
+def network_of_points(xt, t, labels=None):
+    """The exact noise of POINTS, of one class where there is a label."""
+    parts = POINTS[:2], POINTS[2:], POINTS
+    eps_hat = torch.stack([ideal_denoiser(PAPER, points)(xt, t)[1] for points in parts])
+    return eps_hat[2] if labels is None else eps_hat[labels, torch.arange(len(xt))]
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2])
+def test_guided_samples_are_of_the_class_that_was_asked_for(scale):
+    labels = torch.arange(60) % 2
+    weak = eps_denoiser(network_of_points, PAPER)
+    strong = eps_denoiser(told(network_of_points, labels), PAPER)
+    options = {"sampler": ddpm_sampler, "steps": 250}
+    images, _ = generate(guided(weak, strong, scale), PAPER, 60, (1, 1, 1), **options)
+    values = images.view(-1, 1).float() / 127.5 - 1
+    distance, index = torch.cdist(values, POINTS.view(-1, 1)).min(dim=1)
+    assert distance.max() < 0.02
+    assert (index // 2 == labels).all() == (scale > 0)
+    if scale < 2:
+        assert set(index.tolist()) == {0, 1, 2, 3}

@@ -1,0 +1,282 @@
+"""Plans for the time there is, with a machine and a clock that are made up."""
+
+import shlex
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+from trained import PATH, TINY
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.training import loop, measuring, plan
+from mnist_ddpm.training.measuring import Measuring
+from mnist_ddpm.training.presets import preset
+from mnist_ddpm.training.recipe import Recipe
+
+PLANNED = (2, "mnist"), (30, "mnist"), (10, "celeba")
+# GFLOP of an evaluation by image size, channels and width
+GFLOP = {
+    (32, 1, 32): 0.19,
+    (32, 1, 16): 0.05,
+    (64, 3, 128): 12.5,
+    (64, 3, 64): 0.52,
+    (32, 3, 64): 0.5,
+}
+
+
+@dataclass
+class Machine:
+    """Trains 300 images/s of faces-64-small's cost in bfloat16, half as many in float32.
+
+    Draws 1000 a second. Its clock stands still unless it is told what things take.
+    """
+
+    images: float = 300.0
+    now: float = 100.0
+    gain: float = 1.0  # of compiling
+    takes: float = 0.0  # seconds to measure
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def flops(self, recipe):
+        return 1e9 * GFLOP[recipe.image_size, recipe.channels, recipe.base_channels]
+
+    def pace(self, recipe, seconds=2.0):
+        work = self.flops(recipe) / self.flops(preset("faces-64-small"))
+        return self.images / work / (1 if recipe.precision == "bfloat16" else 2)
+
+    def compiled_pace(self, recipe):
+        return self.gain * self.pace(recipe)
+
+    def evaluation(self, recipe):
+        self.now += self.takes
+        return 1e-3
+
+    def precisions(self):
+        return ["float32", "bfloat16"]
+
+    def clock(self):
+        return self.now
+
+
+@pytest.fixture
+def machine():
+    return Machine()
+
+
+def make_plan(machine, minutes, n=9000, decoding=0.0, **asked):
+    def load(recipe):
+        machine.now += decoding
+        return torch.zeros(1, recipe.channels, 8, 8, dtype=torch.uint8).expand(n, -1, -1, -1)
+
+    asked = Recipe(**{"dataset": "celeba", **asked})
+    return plan.make_plan(asked, load, 60 * minutes, machine, machine.clock)[0]
+
+
+def test_the_time_is_filled_to_a_few_percent(machine):
+    """9000 images at 300/s are 30 s an epoch, and a preview 1.22 s."""
+    for minutes in (1, 3, 10, 60):
+        made = make_plan(machine, minutes)
+        assert made.seconds == pytest.approx(0.95 * 60 * minutes, rel=0.03)
+        took = made.recipe.epochs * (9000 / made.pace + 1.22)
+        assert took == pytest.approx(made.seconds, rel=0.01)
+        assert made.deadline == 100 + 60 * minutes
+
+
+@pytest.mark.parametrize("n", [100, 127, 1700, 5_000_000])
+def test_what_is_planned_is_what_fit_will_do(machine, n):
+    """Whole batches only, and a preview after each epoch, or where these are short, after some."""
+    made = make_plan(machine, 60, n)
+    batch = made.recipe.batch_size
+    steps = n // batch
+    done = round(made.recipe.epochs * steps)
+    training, every = done * batch / made.pace, steps * max(1, loop.PREVIEW_EVERY // steps)
+    drawing = min(1.22 * done / every, 4.22 + training / 20)
+    assert training + drawing == pytest.approx(made.seconds, rel=0.01)
+    assert made.seconds == pytest.approx(0.95 * 3600, rel=0.01)
+
+
+def test_measuring_is_part_of_the_time_and_decoding_is_not(machine):
+    whole = make_plan(machine, 1)
+    decoded = make_plan(machine, 1, decoding=30)
+    assert decoded.seconds == whole.seconds and decoded.deadline == 100 + 30 + 60
+    slow = Machine(takes=30)
+    made = make_plan(slow, 1)
+    assert made.deadline == 100 + 60 and made.seconds == pytest.approx(whole.seconds / 2, rel=0.1)
+
+
+def test_the_largest_network_that_sees_enough_is_taken(machine):
+    assert make_plan(machine, 10).preset == "faces-64-small"
+    assert make_plan(machine, 2).preset == "faces-32"
+    digits = [make_plan(machine, minutes, dataset="mnist").preset for minutes in (2, 30)]
+    assert digits == ["mnist-small", "mnist"], "of 100,000 and 1,500,000 images"
+    machine.images = 20_000.0
+    assert make_plan(machine, 10).preset == "faces-64"
+    assert make_plan(machine, 2, dataset="mnist").preset == "mnist", "on a GPU"
+
+
+def test_precision_batch_and_averaging_suit_the_machine_and_the_time(machine):
+    long, short = make_plan(machine, 60).recipe, make_plan(machine, 2).recipe
+    assert long.precision == "bfloat16" and (long.batch_size, short.batch_size) == (64, 32)
+    assert 0.9 <= short.ema_decay < long.ema_decay <= 0.999
+    machine.images = 20_000.0
+    assert make_plan(machine, 10).recipe.warmup_steps == 500, "not the 5000 of a long training"
+
+
+@pytest.mark.parametrize(
+    ("gain", "device", "minutes", "compiled"),
+    [
+        (1.5, "cuda", 60, True), (1.02, "cuda", 60, False), (1.5, "cuda", 10, False),
+        (1.5, "cpu", 60, True), (1.5, "mps", 60, False), (0.0, "cuda", 60, False),
+    ],
+)  # fmt: skip
+def test_a_plan_compiles_where_there_is_time_and_it_pays(gain, device, minutes, compiled):
+    made = make_plan(Machine(gain=gain, device=torch.device(device)), minutes)
+    assert made.recipe.compile is compiled
+    assert made.pace == pytest.approx(450 if compiled else 300)
+    assert ("--compile" in made.flags()) is compiled
+    assert "True" not in made.flags(), "a flag without a value"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory (1)")],
+)
+def test_a_network_too_large_for_the_memory_leaves_the_place_to_a_smaller_one(error):
+    class Small(Machine):
+        def pace(self, recipe, *rest):
+            if recipe.base_channels == 128:
+                raise error
+            return super().pace(recipe, *rest)
+
+    assert make_plan(Machine(images=20_000.0), 10).preset == "faces-64"
+    assert make_plan(Small(images=20_000.0), 10).preset == "faces-64-small"
+
+
+def test_what_was_asked_for_is_kept(machine):
+    recipe = make_plan(machine, 10, attributes=("Smiling", "Male"), seed=7).recipe
+    assert (recipe.attributes, recipe.classes, recipe.seed) == (("Smiling", "Male"), 4, 7)
+    assert recipe.channels == 3
+    assert make_plan(machine, 10, dataset="mnist", classes=10).recipe.classes == 10
+
+
+def test_digits_are_planned_with_the_weights_of_p2(machine):
+    made = [make_plan(machine, minutes, dataset=name) for minutes, name in PLANNED]
+    assert [each.recipe.objective for each in made] == ["p2", "p2", "min-snr"]
+    assert ["--eta" in each.sampler for each in made] == [True, True, False]
+
+
+def test_few_images_make_a_small_batch(machine):
+    recipe = make_plan(machine, 60, n=40).recipe
+    assert recipe.batch_size == 40 and recipe.epochs > 1000, "one step each"
+
+
+def test_a_plan_tells_a_command_and_when_it_will_be_done(machine):
+    made = make_plan(machine, 90, dataset="my faces & others")
+    clocks = {"clock": machine.clock, "now": lambda: datetime(2024, 5, 6, 22)}
+    first, *_, last = made.lines(["--out", "a b"], **clocks)
+    ends = datetime(2024, 5, 6, 22) + timedelta(seconds=made.seconds)
+    assert f"{ends:%H:%M}" in first
+    words = shlex.split(last)
+    assert words[words.index("--dataset") + 1] == "my faces & others"
+    assert words[-2:] == ["--out", "a b"]
+
+
+@pytest.mark.parametrize(("minutes", "name"), PLANNED)
+def test_the_flags_of_a_plan_make_the_same_recipe(machine, minutes, name):
+    attributes = ("Smiling", "Male") if name == "celeba" else ()
+    made = make_plan(machine, minutes, dataset=name, attributes=attributes, seed=7)
+    flags, given = iter(made.flags()), {}
+    for word in flags:
+        if word.startswith("--"):
+            given[key := word[2:].replace("-", "_")] = []
+        else:
+            given[key].append(word)
+    named = given.pop("preset")[0]
+    typed = {}
+    for key, words in given.items():
+        like = getattr(made.recipe, key)
+        typed[key] = tuple(words) if isinstance(like, tuple) else type(like)(words[0])
+    assert preset(named, **typed) == made.recipe
+
+
+def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
+    alone = make_plan(machine, 30, 60_000, dataset="mnist", classes=10, seed=7)
+    network, guide = plan.with_guide(alone, 60_000, "my runs/guide", machine)
+    assert (network.preset, guide.preset) == ("mnist", "mnist-small")
+    assert network.seconds + guide.seconds == pytest.approx(alone.seconds)
+    assert 0.02 < guide.seconds / alone.seconds < 0.1
+    for made in (network, guide):
+        training = made.recipe.epochs * 468 * 128 / made.pace
+        assert training < made.seconds < 1.06 * training, "previews are the rest"
+    assert network.recipe.epochs == pytest.approx(10 * guide.recipe.epochs, rel=1e-3)
+    assert guide.deadline == alone.deadline
+    assert alone.deadline - network.deadline == pytest.approx(guide.seconds / 0.95)
+    shared = "objective", "precision", "batch_size", "classes", "seed"
+    told = {name: getattr(network.recipe, name) for name in shared}
+    assert guide.recipe == replace(guide.recipe, **told) and guide.recipe.base_channels == 16
+    assert guide.recipe.ema_decay < network.recipe.ema_decay
+    words = shlex.split(network.sampler)
+    assert words[words.index("--guide") + 1 :] == ["my runs/guide", *plan.GUIDANCE.split()]
+
+
+def test_a_guide_is_refused_where_it_would_not_help(machine):
+    with pytest.raises(ValueError, match="celeba"):
+        plan.with_guide(make_plan(machine, 30), 9000, "guide", machine)
+    short = make_plan(machine, 0.3, 60_000, dataset="mnist")
+    with pytest.raises(ValueError, match="few steps"):
+        plan.with_guide(short, 60_000, "guide", machine)
+
+
+@pytest.mark.parametrize("minutes", [0.02, 0.0, -1.0, float("inf"), float("nan"), 600_000])
+def test_too_little_or_too_much_time_is_said(machine, minutes):
+    with pytest.raises(ValueError, match=f"{minutes:g}"):
+        make_plan(machine, minutes)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Measures with a clock that steps move: half a second each, 0.72 s an evaluation."""
+    now, step = [0.0], measuring.training_step
+
+    def slow_step(*given):
+        step(*given)
+        now[0] += 0.5
+
+    class Slow(torch.nn.Module):
+        def forward(self, x, t):
+            now[0] += 0.72
+            return x
+
+    monkeypatch.setattr(measuring, "training_step", slow_step)
+    return Measuring(
+        torch.device("cpu"), catalogue.start_run, lambda recipe: PATH, lambda recipe: ddpm.l_simple,
+        lambda recipe: Slow(), lambda: now[0],
+    )  # fmt: skip
+
+
+def test_speeds_are_images_a_second_and_seconds_an_image(slow):
+    assert slow.pace(TINY, 1.0) == 32, "two steps of 16 in a second"
+    assert slow.pace(replace(TINY, classes=3), 3.0) == 32, "with labels"
+    assert slow.evaluation(TINY) == pytest.approx(0.02), "36 images at once"
+
+
+def test_a_compiler_that_fails_is_told_and_no_reason_to_stop(slow, monkeypatch, capsys):
+    """Even where the second measurement happens to be the faster one."""
+    tried = SimpleNamespace(fails=False)
+
+    def try_compiler(device):
+        if tried.fails:
+            raise RuntimeError("BackendCompilerFailed: no\nmore")
+
+    monkeypatch.setattr(measuring.machine, "try_compiler", try_compiler)
+    assert slow.compiled_pace(TINY) == 32
+    tried.fails = True
+    assert slow.compiled_pace(TINY) == 0
+    assert capsys.readouterr().out.endswith("BackendCompilerFailed: no\n")
+
+
+def test_operations_are_counted():
+    measured = catalogue.measure(torch.device("cpu"))
+    assert measured.flops(TINY) > 0 and measured.precisions() == ["float32", "bfloat16"]

@@ -1,0 +1,163 @@
+"""Recipes: what they accept and fill in; presets; what a network costs."""
+
+import math
+from dataclasses import asdict, fields, replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.catalogue import make_network
+from mnist_ddpm.training.cost import LiveTensors, cost
+from mnist_ddpm.training.presets import PRESETS, preset, resolve
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import count_parameters
+
+
+def test_a_recipe_is_the_notebooks_settings_and_more():
+    plain, recipe = ddpm.Settings(), Recipe()
+    assert {f.name: getattr(recipe, f.name) for f in fields(plain)} == asdict(plain)
+    assert (recipe.schedule, recipe.prediction, recipe.objective) == ("linear", "eps", "simple")
+    assert recipe.shape == (1, 32, 32) and recipe.attention == (2,)
+
+
+def test_what_is_left_open_is_filled_in():
+    assert (Recipe(dataset="celeba").channels, Recipe(dataset="celeba").optimizer) == (3, "adam")
+    assert Recipe(channels=3).channels == 3
+    assert Recipe(optimizer="muon").learning_rate == 5e-3 and Recipe().learning_rate == 2e-3
+    assert Recipe(attributes=("Smiling", "Male")).classes == 4
+    listed = Recipe(channel_mults=[1, 2], attention_resolutions=[8], attributes=["Male"])
+    assert (listed.channel_mults, listed.attributes) == ((1, 2), ("Male",)), "as JSON has them"
+    assert listed.attention == (1,) and replace(listed, attention_resolutions=()).attention == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("base_channels", 0), ("base_channels", 1.5), ("base_channels", True), ("epochs", 0),
+        ("epochs", math.inf), ("epochs", "3"), ("learning_rate", math.nan), ("dropout", 1.0),
+        ("ema_decay", -0.1), ("label_dropout", 1), ("channels", 2), ("channels", 1.0),
+        ("precision", "float64"), ("compile", 1), ("channel_mults", ()), ("channel_mults", (1, 0)),
+        ("channel_mults", (1, 1.5)), ("attributes", (1,)), ("attributes", "Male"), ("seed", -1),
+        ("seed", 2**32), ("beta_1", 0.5), ("beta_T", 1.0), ("T", 0), ("accumulation", 0),
+        ("warmup_steps", -1), ("classes", -1), ("gradient_clip", 0.0), ("image_size", 28.0),
+        ("image_size", 30), ("attention_resolutions", (5,)), ("patch_size", 3),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_work_is_named(name, value):
+    with pytest.raises(ValueError, match="image_size" if name == "patch_size" else name):
+        Recipe(**{name: value})
+
+
+PARAMETERS = {
+    "mnist": 2_736_676, "mnist-small": 687_636, "mnist-fast": 2_510_848, "faces-32": 4_448_076,
+    "faces-64-small": 4_489_584, "faces-64": 35_767_052, "ddpm-cifar10": 35_746_307,
+    "ddpm-celebahq": 113_673_219,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_recipes_of_networks_that_fit_together(name):
+    with torch.device("meta"):
+        assert count_parameters(make_network(preset(name))) == PARAMETERS[name]
+    assert preset(name).channels == (1 if name.startswith("mnist") else 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "gflop", "gigabytes"),
+    [("mnist", 0.19, 0.31), ("mnist-fast", 0.07, 0.13), ("faces-64", 12.49, 2.23)],
+)
+def test_what_presets_cost(name, gflop, gigabytes):
+    found = cost(preset(name), make_network)
+    assert found.parameters == PARAMETERS[name]
+    assert found.flops / 1e9 == pytest.approx(gflop, abs=5e-3)
+    assert found.memory / 1e9 == pytest.approx(gigabytes, abs=5e-3)
+
+
+def test_operations_are_those_of_the_layers_shapes():
+    """By hand: 2 x (values out) x (values in that each depends on), for each product."""
+    sizes = {"dataset": "squares", "image_size": 16, "patch_size": 2, "base_channels": 8}
+    recipe = Recipe(**sizes, channel_mults=(1,), attention_resolutions=())
+
+    def conv(c_in, c_out, kernel):
+        return 2 * 64 * c_in * c_out * kernel**2
+
+    def block(c_in):
+        skip = conv(c_in, 8, 1) if c_in != 8 else 0
+        return conv(c_in, 8, 3) + conv(8, 8, 3) + skip + 2 * 32 * 8
+
+    attention = conv(8, 24, 1) + conv(8, 8, 1) + 2 * 2 * 64 * 64 * 8
+    ends = conv(12, 8, 3) + conv(8, 12, 3) + 2 * (8 * 32 + 32 * 32)
+    expected = ends + 3 * block(8) + 2 * block(16) + attention
+    assert cost(recipe, make_network).flops == expected
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # on real tensors
+        make_network(recipe)(torch.randn(1, 3, 16, 16), torch.tensor([5]))
+    assert counter.get_total_flops() == expected
+
+
+def test_live_tensors_are_counted_once_and_forgotten():
+    with LiveTensors() as memory:
+        a = torch.zeros(1000)  # 4,000 bytes
+        view = a.view(10, 100)
+        b = a + 1
+        assert memory.live == memory.peak == 8000
+        del a, view
+        assert memory.live == 4000 and memory.peak == 8000
+        b += 1
+    assert memory.peak == 8000 and b[0] == 2
+
+
+def test_counted_memory_is_that_of_a_real_step():
+    """The same count around a real forward and backward pass, with real tensors."""
+    recipe = preset("mnist", batch_size=8)
+    network, x0 = make_network(recipe), torch.zeros(8, 1, 32, 32)
+    schedule = ddpm.beta_schedule(ddpm.linear_beta())
+    with LiveTensors() as memory:
+        memory.seen.update(p.untyped_storage() for p in network.parameters())
+        ddpm.l_simple(network, schedule, x0, torch.arange(1, 9), x0).mean().backward()
+    found = cost(recipe, make_network)
+    assert found.memory - 16 * found.parameters == pytest.approx(memory.peak, rel=0.02)
+
+
+def test_memory_grows_with_the_part_of_a_batch_and_shrinks_with_checkpointing():
+    whole = Recipe(batch_size=32, channel_mults=(1,))
+    changes = {parts: {"accumulation": parts} for parts in (1, 2, 4)}
+    changes["again"] = {"gradient_checkpointing": True}
+    costs = {key: cost(replace(whole, **each), make_network) for key, each in changes.items()}
+    memory = {key: found.memory for key, found in costs.items()}
+    halves = memory[1] - memory[2], memory[2] - memory[4]
+    assert halves[0] == pytest.approx(2 * halves[1], rel=0.05)
+    assert memory["again"] < 0.6 * memory[1]
+    assert costs[1].flops == costs[4].flops
+
+
+def test_costs_know_labels_and_a_learned_variance():
+    plain = Recipe(base_channels=8, batch_size=4, channel_mults=(1,))
+    labelled, learned = replace(plain, classes=10), replace(plain, objective="hybrid")
+    few, more = (cost(recipe, make_network).parameters for recipe in (plain, labelled))
+    assert more - few == 11 * 32
+    assert cost(learned, make_network).flops > cost(plain, make_network).flops
+
+
+def test_what_is_given_wins_over_a_preset_also_where_it_is_the_default():
+    given = {"schedule": "linear", "prediction": "eps", "objective": "simple"}
+    recipe = preset("faces-64-small", **given)
+    assert {name: getattr(recipe, name) for name in given} == given
+    assert recipe.epochs == 80, "which was not given"
+    assert resolve({}, PRESETS["faces-64"]) == preset("faces-64")
+    with pytest.raises(ValueError, match="faces-128"):
+        preset("faces-128")
+
+
+def test_what_comes_with_a_preset_gives_way_to_what_is_asked_for():
+    assert preset("faces-64", optimizer="muon").learning_rate == 5e-3, "not Adam's, of the preset"
+    assert preset("faces-64", optimizer="adam").learning_rate == 2e-4
+    assert preset("faces-64", optimizer="muon", learning_rate=0.1).learning_rate == 0.1
+    base = asdict(Recipe(attributes=("Smiling", "Male")))
+    assert resolve({}, base).classes == 4
+    assert resolve({"attributes": ("Smiling",)}, base).classes == 2, "counted anew"
+    assert resolve({"attributes": ()}, base).classes == 0
+    without = resolve({"classes": 0}, base)
+    assert (without.classes, without.attributes) == (0, ()), "or they would bring the labels back"

@@ -1,0 +1,345 @@
+"""What is saved of a run, what goes on from it, and what is refused."""
+
+import errno
+import json
+import os
+import pickle
+import re
+from dataclasses import asdict, replace
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from trained import PATH, TINY, fit, same, squares, start_simple, steps
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.catalogue import save_checkpoint
+from mnist_ddpm.catalogue import start_run as start
+from mnist_ddpm.ddpm import l_simple
+from mnist_ddpm.methods.learned_variance import l_vlb
+from mnist_ddpm.training import files, saving
+from mnist_ddpm.training.files import replacing, writable_file, writable_folder
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.saving import load_state, save_run
+
+NOTEBOOK = ddpm.Settings(
+    dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1,
+    batch_size=16,
+)  # fmt: skip
+
+
+SAFETENSORS = "mnist_ddpm.training.checkpoint_files.save"
+
+
+def resume_run(folder, recipe=None, start=start_simple):
+    return saving.resume_run(folder, start, recipe)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder of a run at step 3."""
+    run = start_simple(TINY)
+    list(islice(steps(run), 3))
+    save_run(tmp_path / "run", run, save_checkpoint)
+    return tmp_path / "run"
+
+
+def full(*given):
+    raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "changes"),
+    [
+        (3, {"dropout": 0.2}), (6, {"dropout": 0.2}), (7, {"optimizer": "muon"}),
+        (7, {"objective": "vlb", "classes": 3, "T": 4}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, kill_at, changes):
+    """With images mirrored at random, and with times that all losses so far have chosen."""
+    recipe = replace(TINY, **changes)
+    options = {"augment": ddpm.mirrored, "schedule": ddpm.beta_schedule(ddpm.linear_beta(recipe.T))}
+    options |= {"labels": torch.arange(96) % 3} if recipe.classes else {}
+    options |= {"objective": l_vlb()} if recipe.objective == "vlb" else {}
+    whole, killed = start(recipe), start(recipe)
+    list(steps(whole, **options))
+    list(islice(steps(killed, **options), kill_at))
+    save_run(tmp_path, killed, save_checkpoint)
+    torch.manual_seed(99)
+    resumed = resume_run(tmp_path, start=start)
+    assert resumed.step == kill_at
+    list(steps(resumed, **options))
+    assert resumed.losses == whole.losses
+    assert same(resumed.network, whole.network) and same(resumed.ema, whole.ema)
+
+
+def test_the_notebooks_runs_go_on_here_and_ours_there_bit_for_bit(tmp_path):
+    whole = ddpm.start_run(NOTEBOOK)
+    list(ddpm.training_loop(whole, squares(), PATH))
+    theirs = ddpm.start_run(NOTEBOOK)
+    list(islice(ddpm.training_loop(theirs, squares(), PATH), 2))
+    ddpm.save_run(tmp_path / "theirs", theirs)
+    ours = resume_run(tmp_path / "theirs", start=start)
+    assert (ours.settings.schedule, ours.settings.optimizer, ours.step) == ("linear", "adam", 2)
+    assert ours.saved == 2, "as its config.json says"
+    list(islice(steps(ours), 2))
+    save_run(tmp_path / "ours", ours, save_checkpoint)
+    back = ddpm.resume_run(tmp_path / "ours", NOTEBOOK)
+    list(ddpm.training_loop(back, squares(), PATH))
+    assert back.losses == whole.losses
+    assert same(back.network, whole.network) and same(back.ema, whole.ema)
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_that_its_random_numbers_do_not(saved, capsys):
+    """Its state had flat settings, no method, and the state of a generator on its device."""
+    path = saved / "training_state.pt"
+    state = torch.load(path, weights_only=True)
+    del state["method"]
+    generator = torch.Generator().manual_seed(0)
+    torch.save(state | {"generator": generator.get_state(), "device": "cpu"}, path)
+    run = resume_run(saved)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    list(steps(run))
+    assert run.step == 12
+    save_run(saved, run, save_checkpoint)
+    resume_run(saved)
+    assert capsys.readouterr().out == "", "told once"
+
+
+def test_the_scale_of_float16_is_resumed(tmp_path):
+    run = start_simple(replace(TINY, precision="float16"))
+    list(islice(steps(run, lambda *args: 100 * l_simple(*args)), 3))
+    save_run(tmp_path, run, save_checkpoint)
+    assert resume_run(tmp_path).scaler.get_scale() == run.scaler.get_scale() < 65536
+    other = resume_run(tmp_path, replace(run.settings, precision="float32"))
+    assert not other.scaler.is_enabled()
+    save_run(tmp_path, other, save_checkpoint)
+    assert resume_run(tmp_path, run.settings).scaler.get_scale() == 65536
+
+
+def test_a_run_remembers_its_seconds_and_its_record_tells_of_it(tmp_path):
+    run = start_simple(TINY)
+    run.seconds, run.losses, run.step = 123.4, [1.0] * 100 + [2.0], 101
+    save_run(tmp_path, run, save_checkpoint)
+    assert resume_run(tmp_path).seconds == 123.4
+    record = json.loads((tmp_path / "config.json").read_text())["training"]
+    assert record["seconds"] == 123.4 and record["images"] == 101 * 16
+    assert record["loss_every_100_steps"] == [1.0, 2.0]
+
+
+def test_a_run_from_another_device_takes_the_kind_of_step_that_suits_this_one(saved):
+    path = saved / "training_state.pt"
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["param_groups"][0]["fused"] = True
+    torch.save(state, path)
+    assert resume_run(saved).optimizer.param_groups[0]["fused"] is None
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello" * 50]
+)
+def test_damaged_training_states_are_refused(saved, damage):
+    path = saved / "training_state.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        resume_run(saved)
+
+
+@pytest.mark.parametrize("state", [{"step": 3}, {"settings": re.compile("x")}], ids=str)
+def test_what_is_no_training_state_is_told_in_words_of_ours(saved, state):
+    """PyTorch would advise to run whatever code is in the file."""
+    path = saved / "training_state.pt"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*init_from") as caught:
+        resume_run(saved)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_missing_state_settings_of_another_version_and_other_weights_are_named(saved):
+    path = saved / "training_state.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"settings": state["settings"] | {"guidance": 3.0}}, path)
+    with pytest.raises(ValueError, match="guidance"):
+        resume_run(saved)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        resume_run(saved, start=start)  # of another network
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+        resume_run(saved)
+
+
+def test_code_in_a_training_state_is_not_run(saved, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    for write in (
+        lambda path: torch.save({"settings": Evil()}, path),
+        lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)),
+    ):
+        write(saved / "training_state.pt")
+        with pytest.raises(ValueError):
+            resume_run(saved)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_run_whose_settings_were_given_as_lists_goes_on(tmp_path):
+    recipe = replace(TINY, channel_mults=[1, 2], attention_resolutions=[4])
+    save_run(tmp_path, start_simple(recipe), save_checkpoint)
+    there = resume_run(tmp_path, recipe).settings
+    assert there == recipe == replace(TINY, attention_resolutions=(4,))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_channels": 16}, {"T": 60}, {"beta_T": 0.03}, {"batch_size": 8}, {"seed": 1},
+        {"dataset": "celeba"}, {"attributes": ("Male",)}, {"optimizer": "muon"}, {"init_from": "x"},
+        {"prediction": "v"}, {"objective": "p2"}, {"dropout": 0.1}, {"schedule": "cosine"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_resuming_with_what_may_not_change_is_refused(saved, change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} was {getattr(TINY, name)!r}"):
+        resume_run(saved, replace(TINY, **change))
+
+
+def test_resuming_with_other_epochs_goes_on(saved, capsys):
+    run = resume_run(saved, replace(TINY, epochs=3))
+    assert "2 and are 3" in capsys.readouterr().out
+    list(steps(run))
+    assert run.step == 18
+
+
+def test_a_folder_of_images_may_move_between_parts_of_a_run(tmp_path):
+    save_run(tmp_path / "run", start_simple(TINY), save_checkpoint)
+    moved = replace(TINY, dataset="new")
+    assert resume_run(tmp_path / "run", moved).settings.dataset == "new"
+    for name in ("celeba", "ffhq"):
+        with pytest.raises(ValueError, match="dataset"):
+            resume_run(tmp_path / "run", replace(moved, dataset=name))
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("ne")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("library", "error"),
+    [
+        ("torch.save", RuntimeError("PytorchStreamWriter failed")),
+        ("mnist_ddpm.training.checkpoint_files.save", SafetensorError("No space left")),
+        (
+            "mnist_ddpm.training.checkpoint_files.save",
+            OSError(errno.ENOSPC, "No space left on device"),
+        ),
+    ],
+)
+def test_a_full_disk_is_said_and_leaves_the_old_files(saved, monkeypatch, library, error):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def fails(*arguments, **options):
+        raise error
+
+    run = resume_run(saved)
+    monkeypatch.setattr(library, fails)
+    with pytest.raises(OSError, match=re.escape(str(error))):
+        save_run(saved, run, save_checkpoint)
+    names = before if library == "torch.save" else ("model.safetensors", "config.json")
+    assert all((saved / name).read_bytes() == before[name] for name in names)
+    assert {path.name for path in saved.iterdir()} == {*before}, "no part of a file is left"
+
+
+def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path, monkeypatch):
+    """Elsewhere the error is told at once. Waiting is made up."""
+    path, waited, real = tmp_path / "file", [], os.replace
+
+    def refused(*names):
+        if len(waited) < 2:
+            raise PermissionError(13, "in use")
+        real(*names)
+
+    fake = SimpleNamespace(name="posix", replace=refused)
+    monkeypatch.setattr(files, "os", fake)
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=waited.append))
+    with pytest.raises(PermissionError), replacing(path) as new:
+        new.write_text("x")
+    assert not waited and not [*tmp_path.iterdir()]
+    fake.name = "nt"
+    with replacing(path) as new:
+        new.write_text("x")
+    assert path.read_text() == "x" and waited == [0.1, 1]
+
+
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
+def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
+    error = getattr(torch, name, torch.OutOfMemoryError)
+    with pytest.raises(error), replacing(tmp_path / "file"):
+        raise error("CUDA error")
+
+
+def test_folders_and_files_that_cannot_be_written_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="choose another"):
+        writable_folder(tmp_path / "file" / "folder")
+    assert [*writable_folder(tmp_path / "new" / "deep").iterdir()] == []
+    with pytest.raises(IsADirectoryError):
+        writable_file(tmp_path / "new")
+    writable_file(tmp_path / "other" / "card.json")
+    assert (tmp_path / "other").is_dir()
+
+
+def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(tmp_path):
+    save_run(tmp_path, start_simple(TINY), save_checkpoint)
+    with pytest.raises(OSError, match="No space"):
+        save_run(tmp_path, resume_run(tmp_path, replace(TINY, epochs=40)), full)
+    assert load_state(tmp_path)[1].epochs == 40
+
+
+def test_a_first_checkpoint_that_fits_the_disk_in_part_can_be_resumed(tmp_path):
+    run = start_simple(TINY)
+    with pytest.raises(OSError, match="can be resumed"):
+        fit(run, tmp_path, save_checkpoint=full)
+    assert fit(run, tmp_path).step == 12, "by the same process"
+    assert resume_run(tmp_path).step == 12
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_later_checkpoint_that_fits_the_disk_in_part_can_be_resumed(tmp_path, same_process):
+    fit(start_simple(replace(TINY, epochs=1)), tmp_path)
+    run = resume_run(tmp_path, TINY)
+    with pytest.raises(OSError, match="No space left on device"):
+        fit(run, tmp_path, save_checkpoint=full)
+    assert saving.saved_step(tmp_path) == 6, "and the state is of step 12"
+    fit(run if same_process else resume_run(tmp_path), tmp_path)
+    assert saving.saved_step(tmp_path) == 12
+
+
+def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_path):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(start_simple(TINY), tmp_path, save_checkpoint=killed)  # saved once: at its end
+    with pytest.raises(FileExistsError, match="resume"):
+        fit(start_simple(TINY), tmp_path)
+    assert fit(resume_run(tmp_path), tmp_path).step == 12 == saving.saved_step(tmp_path)
+
+
+def test_settings_of_a_state_are_those_of_a_recipe(saved):
+    state, recipe = load_state(saved)
+    assert recipe == TINY == Recipe(**state["settings"]) and state["settings"] == asdict(TINY)

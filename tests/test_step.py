@@ -1,0 +1,249 @@
+"""The robust step: the notebook's bit for bit, and what it does beyond it."""
+
+import math
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from trained import PATH, TINY, same, squares, start_simple, steps
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.catalogue import start_run as start
+from mnist_ddpm.ddpm import l_simple
+from mnist_ddpm.training.loop import training_loop
+from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.run import start_run, training_step
+
+NOTEBOOK = ddpm.Settings(
+    dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1.5,
+    batch_size=16, ema_decay=0.5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"augment": ddpm.mirrored}])
+def test_the_step_is_the_notebooks_bit_for_bit(options):
+    """The one twin: in float32 with Adam, weights, average, optimiser and losses are equal."""
+    theirs = ddpm.start_run(NOTEBOOK)
+    images = squares(100)  # of which an epoch leaves out four
+    list(ddpm.training_loop(theirs, images, PATH, **options))
+    network = ddpm.make_network(NOTEBOOK)
+    recipe = replace(TINY, epochs=1.5, ema_decay=0.5, warmup_steps=500)
+    ours = start_run(recipe, network, torch.optim.Adam(network.parameters()))
+    list(training_loop(ours, images, PATH, l_simple, **options))
+    assert ours.step == theirs.step == 9 and ours.losses == theirs.losses
+    assert same(ours.network, theirs.network) and same(ours.ema, theirs.ema)
+    mine, own = (run.optimizer.state_dict() for run in (ours, theirs))
+    assert mine["param_groups"] == own["param_groups"]
+    for k, state in own["state"].items():
+        assert all(torch.equal(mine["state"][k][name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_step_in_parts_with_checkpointing_is_the_same_step(precision):
+    """Same gradients: the weights after two steps differ by rounding alone."""
+    recipe, x0 = replace(TINY, precision=precision), ddpm.to_float(squares(16))
+    results = []
+    for changes in ({}, {"accumulation": 3}, {"gradient_checkpointing": True}):
+        run = start(replace(recipe, **changes))
+        run.optimizer.param_groups[0]["lr"] = 1e-4
+        for k in range(2):
+            training_step(run, x0, PATH, l_simple, ddpm.random_generator(0, 1, k))
+        weights = torch.cat([p.flatten() for p in run.network.parameters()])
+        results.append((torch.tensor(run.losses), weights))
+    (losses, weights), *others = results
+    exact = precision == "float32"
+    for other_losses, other_weights in others:
+        rtol = 1e-5 if exact else 1e-3
+        torch.testing.assert_close(other_losses, losses, rtol=rtol, atol=1e-5)
+        assert (other_weights - weights).abs().mean() < (1e-6 if exact else 2e-5)
+
+
+def test_checkpointing_computes_blocks_again_with_the_same_dropout():
+    counts, runs = [], []
+    for again in (False, True):
+        run = start(replace(TINY, dropout=0.2, gradient_checkpointing=again))
+        calls = []
+        run.network.middle[0].residual.register_forward_hook(lambda *_, seen=calls: seen.append(1))
+        list(islice(steps(run), 2))
+        counts.append(len(calls))
+        runs.append(run)
+    assert counts == [2, 4]
+    assert runs[0].losses == runs[1].losses and same(runs[0].ema, runs[1].ema)
+    assert [*runs[0].network.state_dict()] == [*runs[1].network.state_dict()]
+
+
+@pytest.mark.parametrize(("precision", "factor"), [("float32", 1e4), ("float16", 0.1)])
+def test_gradients_are_clipped(precision, factor):
+    """In float16 those of the loss itself, not of what it is scaled to."""
+    run = start(replace(TINY, gradient_clip=1e-3, precision=precision))
+    next(steps(run, lambda *args: factor * l_simple(*args)))
+    grads = [p.grad.norm() for p in run.network.parameters() if p.grad is not None]
+    assert torch.stack(grads).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_network_computes_in_the_precision_of_the_recipe(precision):
+    seen = []
+
+    def objective(network, schedule, x0, t, eps):
+        seen.append(network(x0, t).dtype)
+        return l_simple(network, schedule, x0, t, eps)
+
+    run = start(replace(TINY, precision=precision))
+    next(steps(run, objective))
+    assert seen == [getattr(torch, precision)]
+    assert {weight.dtype for weight in run.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(optimizer):
+    """A gradient of 1e-8 would be 0 in float16; one above 65,504 is infinite.
+
+    The scale comes down until it is not.
+    """
+    recipe = replace(TINY, precision="float16", optimizer=optimizer, warmup_steps=0)
+    run = start(replace(recipe, gradient_clip=1e9))
+    assert run.scaler.get_scale() == 65536
+    before = [p.detach().clone() for p in run.network.parameters()]
+    taken = steps(run, lambda *args: 100 * l_simple(*args))
+    next(taken)
+    assert run.scaler.get_scale() == 32768
+    assert all(map(torch.equal, before, run.network.parameters()))
+    assert [loss > 50 and math.isfinite(loss) for loss in taken] == [True] * 11
+    assert run.scaler.get_scale() >= 128
+    assert not all(map(torch.equal, before, run.network.parameters()))
+    assert all(p.isfinite().all() for p in run.network.parameters())
+    faint = start(recipe)
+    list(islice(steps(faint, lambda *args: 1e-6 * l_simple(*args)), 3))
+    largest = faint.network.conv_out.weight.abs().max()
+    assert largest > 1e-4, "Adam takes full steps, however small the gradient"
+
+
+def test_float16_goes_on_after_an_interrupt_within_a_step(monkeypatch):
+    run = start(replace(TINY, precision="float16"))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
+        next(steps(run))
+    assert math.isfinite(next(steps(run))) and run.step == 1
+
+
+def test_float16_that_overflows_even_unscaled_stops():
+    """After 16 steps that were left out, each with half the scale."""
+    run = start_simple(replace(TINY, precision="float16", epochs=10))
+    with pytest.raises(FloatingPointError, match="step 17"):
+        list(steps(run, lambda *args: 1e20 * l_simple(*args)))
+    assert run.step == 16 and all(p.isfinite().all() for p in run.network.parameters())
+
+
+def test_an_infinite_gradient_of_a_finite_loss_stops():
+    def steep(network, schedule, x0, t, eps):
+        return network(x0, t).sum(dim=(1, 2, 3)) * 1e38 * 1e-30 * 1e38
+
+    run = start(TINY)
+    before = [p.detach().clone() for p in run.network.parameters()]
+    with pytest.raises(FloatingPointError, match="gradient norm (inf|nan)"):
+        next(steps(run, steep))
+    assert run.step == 0 and all(map(torch.equal, before, run.network.parameters()))
+
+
+def test_labels_go_with_their_images_and_some_are_hidden():
+    images = torch.arange(96, dtype=torch.uint8).view(96, 1, 1, 1).repeat(1, 1, 16, 16)
+    labels, seen, runs = torch.arange(96) % 5, [], []
+
+    def objective(network, schedule, x0, t, eps):
+        told = runs[0].network.label.register_forward_hook(
+            lambda module, given, out: seen.append(
+                (((x0[:, 0, 0, 0] + 1) * 127.5).round(), given[0])
+            )
+        )
+        losses = l_simple(network, schedule, x0, t, eps)
+        told.remove()
+        return losses
+
+    runs.append(start(replace(TINY, classes=5, label_dropout=0.25, accumulation=2)))
+    list(steps(runs[0], objective, images, labels=labels))
+    which, told = (torch.cat(each) for each in zip(*seen))
+    hidden = told == 5
+    assert torch.equal(told[~hidden], which[~hidden].long() % 5)
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.1)
+    seen.clear()
+    runs[0] = start(replace(TINY, classes=5, label_dropout=0.0))
+    list(steps(runs[0], objective, images, labels=labels))
+    assert torch.cat([told for _, told in seen]).max() == 4
+
+
+def test_times_that_are_drawn_otherwise_weigh_their_losses_and_learn_of_them():
+    class Late:
+        told = ()
+
+        def draw(self, n, generator):
+            return torch.full((n,), 50), torch.full((n,), 3.0)
+
+        def update(self, t, losses):
+            self.told = t, losses
+
+    def flat(network, schedule, x0, t, eps):
+        assert (t == 50).all()
+        return 2 + 0 * network(x0, t).sum(dim=(1, 2, 3))
+
+    run = start(TINY)
+    run.times = Late()
+    assert next(steps(run, flat)) == 6
+    assert torch.equal(run.times.told[1], torch.full((16,), 2.0))
+
+
+def test_an_objective_that_is_no_loss_for_each_image_is_refused():
+    for shape in ((), (16, 1, 1, 1)):
+        flat = lambda *given, shape=shape: l_simple(*given).mean().expand(shape)  # noqa: E731
+        with pytest.raises(ValueError, match="one loss an image"):
+            next(steps(start(TINY), flat))
+
+
+def test_sampling_between_steps_does_not_end_dropout():
+    recipe = replace(TINY, dropout=0.2)
+    watched, plain = start(recipe), start(recipe)
+    for step, _ in enumerate(steps(watched)):
+        if step == 2:
+            denoise = ddpm.eps_denoiser(watched.network.eval(), PATH)
+            ddpm.generate(denoise, PATH, 2, TINY.shape, steps=2)
+    list(steps(plain))
+    assert same(watched.network, plain.network)
+
+
+def test_each_step_and_each_process_draws_its_own_dropout():
+    class Second(World):
+        rank, size = 1, 2
+
+        def gather(self, x):
+            return torch.cat([x, x])
+
+    seen = [
+        [torch.initial_seed() for _ in islice(steps(start(TINY), world=world), 4)]
+        for world in (World(), Second())
+    ]
+    assert len({*seen[0], *seen[1]}) == 8
+
+
+def test_the_seed_decides_order_times_noise_and_dropout():
+    seen = []
+
+    def objective(network, schedule, x0, t, eps):
+        seen.append((x0, t, eps, torch.tensor(torch.initial_seed())))
+        return l_simple(network, schedule, x0, t, eps)
+
+    for seed in (0, 0, 1):
+        next(steps(start(replace(TINY, seed=seed)), objective))
+    assert all(map(torch.equal, seen[0], seen[1])) and not any(map(torch.equal, seen[1], seen[2]))
+
+
+def test_the_network_alone_is_compiled(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
+    run = start(replace(TINY, compile=True))
+    start(TINY)
+    assert len(asked) == 1 and asked[0] is run.network

@@ -1,0 +1,145 @@
+"""Stopping: Ctrl-C, signals and closed terminals, and pipes that break with them."""
+
+import signal
+import threading
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tqdm import tqdm
+from trained import TINY, fit, same
+from trained import start_simple as start
+
+from mnist_ddpm.ddpm import l_simple
+from mnist_ddpm.training import interrupts, loop
+from mnist_ddpm.training.interrupts import deferred_interrupt
+from mnist_ddpm.training.saving import resume_run, saved_step
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """The time, which stands still unless a test moves it."""
+    now = [100.0]
+    for module in (loop, interrupts):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_a_first_interrupt_waits_and_one_a_second_later_does_not(clock):
+    """One that comes twice, as where a launcher passes it on, is one."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as pressed:
+        assert not pressed
+        for later in (0, 0.01, 1.1):
+            clock[0] += later
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before and len(pressed) == 3
+
+
+def test_terminating_signals_that_come_twice_wait_too_and_the_first_is_told(clock, capsys):
+    with deferred_interrupt() as pressed:
+        for _ in range(2):
+            clock[0] += 10
+            signal.raise_signal(signal.SIGTERM)
+    assert len(pressed) == 2 and len(capsys.readouterr().out.split("\n")) == 3
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_an_interrupt_that_cannot_be_told_is_one_all_the_same(monkeypatch, error):
+    """Ctrl-C ends what the output is piped to as well, and training must be saved still."""
+
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("builtins.print", broken)
+    with deferred_interrupt() as pressed:
+        signal.raise_signal(signal.SIGINT)
+    assert len(pressed) == 1
+
+
+def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch):
+    """Of a program that Python is a part of; None is what it is then, and what cannot be set."""
+
+    def install(signum, handler):
+        assert callable(handler)
+
+    monkeypatch.setattr(interrupts.signal, "signal", install)
+    with deferred_interrupt():
+        pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signal")
+@pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
+def test_a_closed_terminal_is_an_interrupt_unless_it_is_ignored(before):
+    """As nohup has it."""
+    restored = signal.signal(signal.SIGHUP, getattr(signal, before))
+    try:
+        with deferred_interrupt() as pressed:
+            assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL, "which would end all tests"
+            signal.raise_signal(signal.SIGHUP)
+        assert len(pressed) == (before == "SIG_DFL")
+        assert signal.getsignal(signal.SIGHUP) == getattr(signal, before)
+    finally:
+        signal.signal(signal.SIGHUP, restored)
+
+
+def test_an_interrupt_before_fit_is_one_within_it(tmp_path):
+    with deferred_interrupt() as outer:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt, match="step 1 "):
+            fit(start(TINY), tmp_path)
+        assert len(outer) == 1
+    with deferred_interrupt() as later:
+        assert not later
+
+
+def test_an_interrupted_fit_saves_and_resumes_bit_for_bit(tmp_path):
+    run = start(TINY)
+
+    def stopping(*given):
+        if run.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return l_simple(*given)
+
+    with pytest.raises(KeyboardInterrupt, match=r"step 5 .*resume"):
+        fit(run, tmp_path / "run", stopping)
+    resumed = fit(resume_run(tmp_path / "run", start), tmp_path / "run")
+    whole = fit(start(TINY), tmp_path / "whole")
+    assert resumed.losses == whole.losses and same(resumed.ema, whole.ema)
+
+
+def test_an_interrupt_while_the_last_preview_is_drawn_is_not_lost(tmp_path):
+    def pressed(run, schedule):
+        signal.raise_signal(signal.SIGINT)
+        return np.zeros((1, 1), np.uint8)
+
+    with pytest.raises(KeyboardInterrupt, match=r"step 12 .*its last$"):
+        fit(start(TINY), tmp_path, preview=pressed)
+    assert saved_step(tmp_path) == 12
+
+
+def test_a_progress_bar_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    """Ctrl-C ends what it is piped to as well."""
+
+    class Piped:
+        written = 0
+
+        def write(self, text):
+            self.written += 1
+            if self.written > 2:
+                raise BrokenPipeError(32, "gone")
+
+    pipe, free = Piped(), []
+    monkeypatch.setattr(loop, "progress_bar", partial(tqdm, file=pipe, mininterval=0))
+    run = fit(start(TINY), tmp_path)
+    assert saved_step(tmp_path) == run.step == 12 and pipe.written > 2
+
+    def other():
+        locks = tqdm.get_lock().locks
+        free.append(all(lock.acquire(timeout=1) and not lock.release() for lock in locks))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert free == [True], "no other thread waits for what was at work"
