@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from glob import glob
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -103,7 +104,7 @@ def load_mnist(size: int = 32, root: str | Path = "data", train: bool = True) ->
     try:
         digits = datasets.MNIST(root, train, download=True).data
     except Exception as error:  # no network, a damaged archive, a full disk …
-        raise FileNotFoundError(f"MNIST: {error}: put its .gz into {root}/MNIST/raw") from error
+        raise FileNotFoundError(f"MNIST: put its four .gz files into {root}/MNIST/raw") from error
     return F.pad(digits.unsqueeze(1), [(size - 28) // 2] * 4)
 
 # %% ../MNIST_DDPM.ipynb #65e2c2e2
@@ -127,7 +128,8 @@ def read_image(path: Path, size: int, mode: str = "RGB") -> Tensor:
 def load_folder(folder: str | Path, size: int = 32) -> tuple[list[Path], Tensor]:
     """All images below a folder: paths and uint8 (N, C, size, size), grey if the first is."""
     kinds = ".png", ".jpg", ".jpeg", ".webp"
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in kinds)
+    names = glob("**", root_dir=folder, recursive=True)  # through links, without hidden files
+    paths = sorted(Path(folder, name) for name in names if Path(name).suffix.lower() in kinds)
     if not paths:
         raise FileNotFoundError(f"{folder} holds no images: put .png, .jpg or .webp files there")
     mode = "L" if Image.open(paths[0]).mode in ("1", "L", "LA", "I", "I;16") else "RGB"
