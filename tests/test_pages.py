@@ -11,7 +11,7 @@ from mnist_ddpm.experiments.__main__ import EXPERIMENTS
 
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(ROOT.glob("*/README.md")), *sorted((ROOT / "experiments").glob("*/*.md")),
+    *sorted(ROOT.glob("[!.]*/README.md")), *sorted((ROOT / "experiments").glob("*/*.md")),
 ]  # fmt: skip
 PAGES = list(dict.fromkeys(PAGES))
 
