@@ -45,7 +45,7 @@ PRESETS: dict[str, dict] = {
 
 
 def preset(name: str, **given) -> Recipe:
-    """The recipe of that name, but for what is given. Raises ValueError for an unknown name."""
+    """The recipe of that name; what is given wins. Raises ValueError for an unknown name."""
     check(name in PRESETS, f'preset "{name}" is unknown: take one of {", ".join(PRESETS)}')
     return resolve(given, PRESETS[name])
 
