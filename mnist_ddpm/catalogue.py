@@ -285,10 +285,9 @@ def start_run(
 
 def method_of(recipe: Recipe) -> dict:
     """Settings that rebuild the network and sample from it, where they are not the notebook's."""
-    names = ["schedule", "prediction"]
-    of_network = "network", "classes", "attributes", "blocks_per_level"
-    for name in of_network:
-        if getattr(recipe, name, None) != getattr(Recipe, name, None):
+    names, of_network = ["schedule", "prediction"], ("network", "classes", "attributes")
+    for name in (*of_network, "blocks_per_level"):
+        if getattr(recipe, name) != getattr(Recipe, name):
             names.append(name)
     if recipe.attention != (len(recipe.channel_mults) - 1,):
         names.append("attention_resolutions")

@@ -4,10 +4,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from torch import nn
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.training.processes import World
+
+PAPER = ddpm.beta_schedule(ddpm.linear_beta())
+straight = torch.arange(1001, dtype=torch.float64) / 1000
+STRAIGHT = ddpm.Schedule(1 - straight, straight)  # of flow matching
+PATHS = pytest.mark.parametrize("path", [PAPER, STRAIGHT], ids=["paper", "straight"])
 
 
 def restless(network: nn.Module, std: float = 0.1) -> nn.Module:

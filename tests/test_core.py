@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import restless
+from helpers import PAPER, PATHS, restless
 
 from mnist_ddpm.ddpm import (
     Downsample,
-    Schedule,
     SelfAttention,
     Settings,
     UNet,
@@ -27,11 +26,6 @@ from mnist_ddpm.ddpm import (
     to_float,
     to_uint8,
 )
-
-PAPER = beta_schedule(linear_beta())
-t_linear = torch.arange(1001, dtype=torch.float64) / 1000
-STRAIGHT = Schedule(1 - t_linear, t_linear)  # of flow matching
-PATHS = pytest.mark.parametrize("path", [PAPER, STRAIGHT], ids=["paper", "straight"])
 
 
 def small(**options):

@@ -7,13 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import no_noise, restless
+from helpers import PAPER, PATHS, no_noise, restless
 from torchvision.utils import make_grid
 
 from mnist_ddpm.ddpm import (
-    Schedule,
     UNet,
-    beta_schedule,
     clipped,
     ddim_sampler,
     ddpm_sampler,
@@ -31,10 +29,6 @@ from mnist_ddpm.ddpm import (
     transitions,
 )
 
-PAPER = beta_schedule(linear_beta())
-t_linear = torch.arange(1001, dtype=torch.float64) / 1000
-STRAIGHT = Schedule(1 - t_linear, t_linear)  # of flow matching
-PATHS = pytest.mark.parametrize("path", [PAPER, STRAIGHT], ids=["paper", "straight"])
 POINTS = torch.tensor([-0.8, 0.6]).view(2, 1, 1, 1)
 
 

@@ -2,19 +2,18 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from trained import PATH, TINY, fit, same, squares
+from trained import PATH, TINY, fit, same, squares, stopped_clock
 from trained import start_simple as start
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import save_checkpoint
 from mnist_ddpm.ddpm import eps_denoiser, l_simple
-from mnist_ddpm.training import interrupts, loop, saving
+from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.previews import preview
 from mnist_ddpm.training.saving import save_run, saved_step
 
@@ -23,11 +22,7 @@ BLACK = np.zeros((1, 1), np.uint8)
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """The time, which stands still unless a test moves it."""
-    now = [100.0]
-    for module in (loop, interrupts):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
+    return stopped_clock(monkeypatch)
 
 
 @pytest.fixture

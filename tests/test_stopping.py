@@ -3,12 +3,11 @@
 import signal
 import threading
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tqdm import tqdm
-from trained import TINY, fit, same
+from trained import TINY, fit, same, stopped_clock
 from trained import start_simple as start
 
 from mnist_ddpm.ddpm import l_simple
@@ -19,11 +18,7 @@ from mnist_ddpm.training.saving import resume_run, saved_step
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """The time, which stands still unless a test moves it."""
-    now = [100.0]
-    for module in (loop, interrupts):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
+    return stopped_clock(monkeypatch)
 
 
 def test_a_first_interrupt_waits_and_one_a_second_later_does_not(clock):

@@ -1,12 +1,23 @@
 """A small recipe, images for it, and what trains it."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.training import loop
+from mnist_ddpm.training import interrupts, loop
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, start_run
+
+
+def stopped_clock(monkeypatch) -> list[float]:
+    """The time in training, as a list of one number: it stands still unless a test moves it."""
+    now = [100.0]
+    for module in (loop, interrupts):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
 
 TINY = Recipe(
     dataset="squares", channels=1, image_size=16, base_channels=8, channel_mults=(1, 2), T=50,

@@ -92,9 +92,8 @@ def keep_parts(
     for path in [flags.pop(name) for name in FILES if flags.get(name)]:
         inside = [path / "config.json", path / "model.safetensors"]
         files += inside if path.is_dir() else [path]
-    contents = [
-        path.read_bytes() for path in files if path.is_file()
-    ]  # of a missing one others say
+    # who needs a file that is missing says so
+    contents = [path.read_bytes() for path in files if path.is_file()]
     here = {"device": device.type, "hardware": machine.hardware(device), **machine.versions()}
     told = json.dumps([flags, here, images], default=str).encode()
     digest = extractors.digest(told, *contents)

@@ -124,12 +124,10 @@ class Drawing:
             return
         if self.scale == 1:
             able = self.guide or (recipe.classes and not always_told(recipe))
-            other, named = (
-                "set --guidance to other than 1",
-                "name a --guide, or a checkpoint with labels",
-            )
-            problem = "--guidance-interval is of no use where nothing guides"
-            raise ValueError(f"{problem}: {other if able else named}")
+            advice = "name a --guide, or a checkpoint with labels"
+            if able:
+                advice = "set --guidance to other than 1"
+            raise ValueError(f"--guidance-interval is of no use where nothing guides: {advice}")
         low, high = self.guidance_interval
         asked = f"--guidance-interval {low} {high}"
         if not 0 <= low < high <= recipe.T:
