@@ -2,24 +2,29 @@
 
 # %% auto #0
 __all__ = ['LAST', 'Time', 'Network', 'Objective', 'Denoiser', 'States', 'Film', 'PAPER', 'Settings', 'check', 'best_device',
-           'progress_bar', 'random_generator', 'to_float', 'to_uint8', 'load_mnist', 'read_image', 'load_folder',
-           'load_images', 'tile', 'draw', 'Schedule', 'linear_beta', 'beta_schedule', 'per_image', 'q_sample',
-           'predict_x0', 'predict_eps', 'step_variance', 'posterior_variance', 'posterior_mean', 'time_embedding',
-           'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample', 'Upsample', 'UNet',
-           'u_shaped', 'make_network', 'l_simple', 'Run', 'start_run', 'total_steps', 'learning_rate_at',
-           'training_step', 'mirrored', 'training_loop', 'eps_denoiser', 'clipped', 'timesteps', 'transitions',
-           'ddpm_sampler', 'ddim_sampler', 'ideal_denoiser', 'noise_source', 'generate', 'draw_strip', 'save_gif',
-           'replacing', 'save_run', 'load_checkpoint', 'resume_run']
+           'free_cores', 'progress_bar', 'random_generator', 'replacing', 'to_float', 'to_uint8', 'load_mnist',
+           'read_image', 'load_folder', 'load_images', 'tile', 'draw', 'Schedule', 'linear_beta', 'beta_schedule',
+           'per_image', 'q_sample', 'predict_x0', 'predict_eps', 'step_variance', 'posterior_variance',
+           'posterior_mean', 'time_embedding', 'group_norm', 'zeroed', 'ResidualBlock', 'SelfAttention', 'Block',
+           'Downsample', 'Upsample', 'UNet', 'u_shaped', 'make_network', 'l_simple', 'Run', 'start_run', 'total_steps',
+           'learning_rate_at', 'training_step', 'mirrored', 'training_loop', 'eps_denoiser', 'clipped', 'timesteps',
+           'transitions', 'ddpm_sampler', 'ddim_sampler', 'ideal_denoiser', 'noise_source', 'generate', 'draw_strip',
+           'save_gif', 'save_run', 'load_checkpoint', 'resume_run']
 
 # %% ../MNIST_DDPM.ipynb #1114d667
+import gzip
 import json
 import math
+import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from glob import glob
+from hashlib import sha256
 from pathlib import Path
+from time import perf_counter, process_time
 
 import imageio.v3 as imageio
 import matplotlib.pyplot as plt
@@ -27,7 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -78,6 +83,15 @@ def best_device() -> str:  # a CUDA GPU, else Apple's, else the processor
     return "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
 
 
+def free_cores(threads: int = torch.get_num_threads()) -> int:
+    """The cores that other programs leave to so many threads, which would spin for more."""
+    torch.set_num_threads(threads)
+    began, spent = perf_counter(), process_time()
+    while perf_counter() < began + 0.1:
+        torch.zeros(2**16).sin()
+    return max(1, round((process_time() - spent) / (perf_counter() - began) - 0.1))
+
+
 def progress_bar(*args, **kwargs) -> tqdm:  # of text, with the time that is left
     return tqdm(*args, file=sys.stdout, mininterval=1.0, ncols=96, **kwargs)
 
@@ -85,27 +99,35 @@ def progress_bar(*args, **kwargs) -> tqdm:  # of text, with the time that is lef
 def random_generator(*key: int) -> torch.Generator:  # of a key such as (seed, step)
     return torch.Generator().manual_seed(int(np.random.default_rng(key).integers(2**63)))
 
+
+def replacing(path: Path, write: Callable[[Path], object]) -> None:
+    # a kill leaves no half of a file: write(a temporary path) ends before it takes its place
+    write(temporary := path.with_name(f"{path.name}.{os.getpid()}.partial"))
+    with temporary.open("rb+") as file:
+        os.fsync(file)  # on the disk, should the power fail
+    temporary.replace(path)
+
 # %% ../MNIST_DDPM.ipynb #538904dc
-def to_float(images: Tensor) -> Tensor:
-    """uint8 0 … 255 to float32 in [-1, 1]."""
+def to_float(images: Tensor) -> Tensor:  # uint8 0 … 255 to float32 in [-1, 1]
     check(images.dtype == torch.uint8, f"images are {images.dtype}: they must be uint8")
     return images.float() / 127.5 - 1
 
 
-def to_uint8(x: Tensor) -> Tensor:
-    """Floats, clipped to [-1, 1], to uint8 0 … 255: the inverse of to_float."""
+def to_uint8(x: Tensor) -> Tensor:  # of floats, clipped to [-1, 1]: the inverse of to_float
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def load_mnist(size: int = 32, root: str | Path = "data", train: bool = True) -> Tensor:
     """Digits with a black margin: uint8 (60000 or, to test, 10000, 1, size, size)."""
-    from torchvision import datasets  # takes two seconds, which sampling need not wait for
-
+    path = Path(root, "MNIST", "raw", f"{'train' if train else 't10k'}-images-idx3-ubyte.gz")
     try:
-        digits = datasets.MNIST(root, train, download=True).data
+        if not path.is_file():
+            from torchvision.datasets import MNIST  # two seconds, which sampling need not wait for
+            MNIST(root, download=True)
+        digits = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=16)
     except Exception as error:  # no network, a damaged archive, a full disk …
-        raise FileNotFoundError(f"MNIST: put its four .gz files into {root}/MNIST/raw") from error
-    return F.pad(digits.unsqueeze(1), [(size - 28) // 2] * 4)
+        raise FileNotFoundError(f"MNIST: put its four .gz files into {path.parent}") from error
+    return F.pad(torch.tensor(digits).view(-1, 1, 28, 28), [(size - 28) // 2] * 4)
 
 # %% ../MNIST_DDPM.ipynb #65e2c2e2
 def read_image(path: Path, size: int, mode: str = "RGB") -> Tensor:
@@ -221,8 +243,7 @@ def predict_x0(schedule: Schedule, xt: Tensor, t: Time, eps: Tensor) -> Tensor:
     return (xt - per_image(noise, xt) * eps) / per_image(signal, xt)
 
 
-def predict_eps(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
-    """The noise with which q_sample turned x_0 into x_t."""
+def predict_eps(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:  # from x_0
     signal, noise = schedule.at(t)
     return (xt - per_image(signal, xt) * x0) / per_image(noise, xt)
 
@@ -322,10 +343,9 @@ class Upsample(nn.Module):  # (N, C, H, W) to (N, C, 2H, 2W)
 class UNet(nn.Module):
     """x_t (N, channels, H, W) and times (N,) to (N, out_channels or channels, H, W)."""
 
-    def __init__(
-        self, channels=1, base_channels=32, channel_mults=(1, 2, 4), patch_size=2, dropout=0.0,
-        blocks=1, attention=(2,), out_channels=None,  # on each level; levels; as channels
-    ):  # fmt: skip
+    # blocks on each level; attention on these levels; out_channels as channels
+    def __init__(self, channels=1, base_channels=32, channel_mults=(1, 2, 4), patch_size=2,
+                 dropout=0.0, blocks=1, attention=(2,), out_channels=None):  # fmt: skip
         super().__init__()
         self.base_channels, self.patch_size = base_channels, patch_size
         c, c_time, pixels = base_channels, 4 * base_channels, patch_size**2
@@ -372,8 +392,7 @@ def u_shaped(network: UNet, x: Tensor, time: Tensor) -> Tensor:
     return F.pixel_shuffle(network.conv_out(F.silu(network.norm_out(h))), network.patch_size)
 
 
-def make_network(settings: Settings) -> UNet:
-    """A fresh network, whose weights depend on settings.seed alone."""
+def make_network(settings: Settings) -> UNet:  # its weights depend on settings.seed alone
     s, attention = settings, (len(settings.channel_mults) - 1,)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
@@ -402,15 +421,13 @@ class Run:
     losses: list[float] = field(default_factory=list)  # of each of them
 
 
-def start_run(settings: Settings, device: str = "cpu") -> Run:
-    """A run at step 0, with Adam, the paper's optimiser."""
+def start_run(settings: Settings, device: str = "cpu") -> Run:  # Adam is the paper's optimiser
     network, ema = make_network(settings).to(device), make_network(settings).to(device)
     ema.eval().requires_grad_(False)
     return Run(settings, network, ema, torch.optim.Adam(network.parameters()))
 
 
-def total_steps(settings: Settings, n: int) -> int:
-    """Steps of a whole training on n images, in whole batches."""
+def total_steps(settings: Settings, n: int) -> int:  # of all epochs on n images, in whole batches
     check(settings.batch_size <= n, f"batch_size is {settings.batch_size}: take at most {n}")
     return max(1, round(settings.epochs * (n // settings.batch_size)))
 
@@ -429,9 +446,8 @@ def training_step(run: Run, objective, schedule, x0: Tensor, generator) -> float
     loss = objective(run.network.train(), schedule, x0, t, eps).mean()
     run.optimizer.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
-    value = loss.item()
-    if not math.isfinite(value + norm.item()):  # before it reaches the weights
+    norm, value = nn.utils.clip_grad_norm_(run.network.parameters(), 1.0).item(), loss.item()
+    if not math.isfinite(value + norm):  # before it reaches the weights
         raise FloatingPointError(f"the loss is {value} in step {run.step + 1}: lower learning_rate")
     run.optimizer.step()
     run.step += 1
@@ -442,8 +458,7 @@ def training_step(run: Run, objective, schedule, x0: Tensor, generator) -> float
     return value
 
 # %% ../MNIST_DDPM.ipynb #26d021e7
-def mirrored(x0: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (N, C, H, W), each flipped left to right with probability 1/2."""
+def mirrored(x0: Tensor, generator: torch.Generator) -> Tensor:  # or not, each by a coin
     flip = torch.rand(len(x0), generator=generator).to(x0.device) < 0.5
     return torch.where(flip.view(-1, 1, 1, 1), x0.flip(-1), x0)
 
@@ -466,9 +481,7 @@ def training_loop(run, images, schedule, objective=l_simple, augment=lambda x0, 
 Denoiser = Callable[[Tensor, Time], tuple[Tensor, ...]]
 
 
-def eps_denoiser(network: Network, schedule: Schedule) -> Denoiser:
-    """A network that predicts the noise, as a denoiser."""
-
+def eps_denoiser(network: Network, schedule: Schedule) -> Denoiser:  # of a network for the noise
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         eps_hat = network(xt, torch.as_tensor(t).expand(len(xt))).to(xt.dtype)
         return predict_x0(schedule, xt, t, eps_hat), eps_hat
@@ -504,9 +517,8 @@ States = Iterator[tuple[int, Tensor, Tensor]]  # (t, x_t, x0_hat) at each time, 
 
 
 @torch.no_grad()
-def ddpm_sampler(denoise, schedule, times, xT, noise, variance=posterior_variance) -> States:
-    """Ancestral sampling (Algorithm 2) along falling times, from noise xT (N, C, H, W)."""
-    x = xT
+def ddpm_sampler(denoise, schedule, times, x, noise, variance=posterior_variance) -> States:
+    """Ancestral sampling (Algorithm 2) along falling times, from noise x (N, C, H, W)."""
     for t, s in transitions(times, schedule.T):
         x0_hat, _, *more = denoise(x, t)
         yield t, x, x0_hat
@@ -517,10 +529,9 @@ def ddpm_sampler(denoise, schedule, times, xT, noise, variance=posterior_varianc
 
 # %% ../MNIST_DDPM.ipynb #93e8cad4
 @torch.no_grad()
-def ddim_sampler(denoise, schedule, times, xT, noise, eta: float = 0.0) -> States:
-    """DDIM (Eq. 12 and 16) along falling times, from noise xT (N, C, H, W)."""
+def ddim_sampler(denoise, schedule, times, x, noise, eta: float = 0.0) -> States:
+    """DDIM (Eq. 12 and 16) along falling times, from noise x (N, C, H, W)."""
     check(0 <= eta <= 1, f"eta is {eta}: take a number from 0, no noise, to 1, as much as DDPM")
-    x = xT
     for t, s in transitions(times, schedule.T):
         x0_hat, eps_hat, *_ = denoise(x, t)
         yield t, x, x0_hat
@@ -549,21 +560,15 @@ def ideal_denoiser(schedule: Schedule, points: Tensor) -> Denoiser:
 def noise_source(seed: int, indices: range, shape: tuple, device: str = "cpu") -> Callable:
     """Draws noise (len(indices), *shape), image k's from the stream of (seed, k)."""
     streams = [np.random.default_rng((seed, k)) for k in indices]
-
-    def draw_noise() -> Tensor:
-        noise = [stream.standard_normal(shape, np.float32) for stream in streams]
-        return torch.from_numpy(np.stack(noise)).to(device)
-
-    return draw_noise
+    return lambda: torch.from_numpy(
+        np.stack([stream.standard_normal(shape, np.float32) for stream in streams])).to(device)
 
 
 Film = list[tuple[int, Tensor, Tensor]]  # (t, x_t, x0_hat) of a few images: uint8 (M, C, H, W)
 
 
-def generate(
-    denoise: Denoiser, schedule, n: int, shape: tuple, sampler=ddim_sampler, steps: int = 50,
-    seed: int = 0, batch_size: int = 256, film: int = 0, device: str = "cpu",
-) -> tuple[Tensor, Film]:  # fmt: skip
+def generate(denoise: Denoiser, schedule, n: int, shape: tuple, sampler=ddim_sampler, steps=50,
+             seed=0, batch_size=256, film=0, device="cpu") -> tuple[Tensor, Film]:  # fmt: skip
     """n images, uint8 (n, C, H, W), and a film of the first few. Image k depends on seed and k."""
     times, images, reel = timesteps(schedule.T, steps), [], {}
     for first in range(0, n, batch_size):
@@ -597,40 +602,39 @@ def save_gif(path: str | Path, film: Film, predicted: bool = False, columns: int
 PAPER = {"schedule": "linear", "prediction": "eps"}  # all that this notebook can load
 
 
-def replacing(path: Path, write: Callable[[Path], object]) -> None:
-    # a kill leaves no half of a file: write(a temporary path) ends before it takes its place
-    write(temporary := path.with_name(f"{path.name}.partial"))
-    temporary.replace(path)
-
-
 def save_run(folder: str | Path, run: Run) -> None:
     """Writes model.safetensors (the averaged weights), config.json and training_state.pt."""
     folder, config = Path(folder), {"settings": asdict(run.settings), "method": PAPER}
     folder.mkdir(parents=True, exist_ok=True)
-    ema, parts = run.ema.state_dict(), {"model": run.network, "optimizer": run.optimizer}
-    state = {name: part.state_dict() for name, part in parts.items()} | {"ema": ema} | config
-    state |= {"step": run.step, "losses": run.losses}
-    config |= {"format": 2, "training": {"steps": run.step}}
+    parts = {"model": run.network, "ema": run.ema, "optimizer": run.optimizer}
+    state = config | {name: part.state_dict() for name, part in parts.items()}
+    state, weights = state | {"step": run.step, "losses": run.losses}, save(state["ema"])
+    digests = {"model.safetensors": sha256(weights).hexdigest()}
+    config |= {"format": 2, "training": {"steps": run.step}, "sha256": digests}
     replacing(folder / "training_state.pt", lambda path: torch.save(state, path))
-    replacing(folder / "model.safetensors", lambda path: save_file(ema, path))
+    replacing(folder / "model.safetensors", lambda path: path.write_bytes(weights))
     replacing(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2)))
 
 
 def load_checkpoint(folder: str | Path, device: str = "cpu") -> tuple[UNet, Schedule, Settings]:
     """The averaged network, its schedule and settings. Raises ValueError for another method."""
-    config = json.loads(Path(folder, "config.json").read_text())
-    values, method = config["settings"], config.get("method")
+    path = Path(folder, "model.safetensors")
+    config, weights = json.loads(Path(folder, "config.json").read_text()), path.read_bytes()
+    values, method, digest = config["settings"], config.get("method"), sha256(weights).hexdigest()
+    check(config.get("sha256", {}).get(path.name, digest) == digest, f"{path} is not as saved")
     check(method == PAPER, f"method is {method} in {folder}: this notebook knows {PAPER} alone")
     settings = Settings(**values | {"channel_mults": tuple(values["channel_mults"])})
     network = make_network(settings).to(device).eval().requires_grad_(False)
-    network.load_state_dict(load_file(Path(folder, "model.safetensors")))
+    network.load_state_dict(load(weights))
     beta = linear_beta(settings.T, settings.beta_1, settings.beta_T)
     return network, beta_schedule(beta), settings
 
 
 def resume_run(folder: str | Path, settings: Settings, device: str = "cpu") -> Run:
     """The run saved in a folder; its epochs may change, other settings not (ValueError)."""
-    state = torch.load(Path(folder, "training_state.pt"), map_location=device, weights_only=True)
+    path = Path(folder, "training_state.pt")
+    check(zipfile.ZipFile(path).testzip() is None, f"{path} is damaged: train anew")
+    state = torch.load(path, map_location=device, weights_only=True)
     old, new = state["settings"] | state["method"], asdict(settings) | PAPER
     changed = {name for name in new if new[name] != old[name]} - {"epochs"}
     check(not changed, f"{folder} holds a run with other {changed}: name another save_to")

@@ -1,5 +1,6 @@
 """The notebook's data: MNIST, faces and folders of images, from files made up here."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mnist_ddpm.ddpm import load_folder, load_images
+from mnist_ddpm.ddpm import load_folder, load_images, load_mnist
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -140,3 +141,16 @@ def test_mnist_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # no network in tests
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         load_images("mnist", 32, tmp_path)
+
+
+def test_a_damaged_archive_is_named_whatever_is_unpacked_beside_it(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    shutil.copytree(ROOT / "data" / "MNIST" / "raw", raw)
+    archive = raw / "t10k-images-idx3-ubyte.gz"
+    archive.with_suffix("").write_bytes(bytes(16 + 10_000 * 28 * 28))
+    assert load_mnist(32, tmp_path, train=False).any()
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=str(raw)):
+        load_mnist(32, tmp_path, train=False)

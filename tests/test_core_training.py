@@ -224,6 +224,19 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
             load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("name, load", [
+    ("model.safetensors", load_checkpoint), ("training_state.pt", lambda f: resume_run(f, TINY)),
+])  # fmt: skip
+def test_a_changed_byte_is_refused(tmp_path, name, load):
+    save_run(tmp_path, start_run(TINY))
+    load(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 1  # of a weight
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        load(tmp_path)
+
+
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "kept.txt"
     path.write_text("old")
