@@ -4,9 +4,9 @@ python benchmarks/samplers.py                      all, with checkpoints/mnist
 python benchmarks/samplers.py --n 100 --out out    a quick look
 
 Prints, and writes to samplers.json in --out: the Fréchet distance of the images to all training
-images, in the features of checkpoints/extractors/mnist.safetensors, with the interval that
-resampling the images gives; and for the deterministic samplers the RMS distance of the first 100
-images, pixels in [-1, 1], to the equation's solution.
+images, in the features of checkpoints/extractors/mnist.safetensors, with its 95 % interval; and
+for the deterministic samplers the RMS distance of the first 100 images, pixels in [-1, 1], to the
+equation's solution.
 """
 
 import argparse

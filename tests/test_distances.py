@@ -1,8 +1,11 @@
 """Distances between sets of features: against closed forms, brute force and fresh draws."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torchmetrics.image.kid import poly_mmd
 
 from mnist_ddpm.evaluation import distances
 from mnist_ddpm.evaluation.distances import (
@@ -10,7 +13,10 @@ from mnist_ddpm.evaluation.distances import (
     frechet_bias,
     frechet_distance,
     frechet_estimate,
+    frechet_slopes,
     kernel_distance,
+    kernel_distances,
+    limits,
     precision_recall,
     share,
 )
@@ -68,31 +74,74 @@ def test_kernel_distance_is_the_unbiased_estimate():
         return (k(x, x).sum() - k(x, x).diag().sum()) / (40 * 39)
 
     expected = pairs(a) + pairs(b) - 2 * k(a, b).mean()
+    assert expected.item() == pytest.approx(poly_mmd(a, b).item(), rel=1e-9)
     assert kernel_distance(a, b).value == pytest.approx(expected.item(), rel=1e-9)
+    more = torch.cat([b, b[:300] + 1]), gaussian(300, seed=2)
+    alone = [kernel_distance(a, each) for each in more]
+    assert [*kernel_distances(a, more)] == alone, "whatever else is compared"
 
 
-@pytest.mark.parametrize(
-    ("n", "m", "subset"), [(300, 300, 1000), (3000, 200, 1000), (3000, 900, 100)]
-)
-def test_the_kernel_distances_interval_holds_the_spread_of_fresh_draws(n, m, subset, monkeypatch):
-    """Also where a set is hardly larger than a subset, so that all subsets are alike."""
-    monkeypatch.setattr(distances, "SUBSET", subset)
-    found = [
-        kernel_distance(gaussian(n, seed=2 * k), 1.2 * gaussian(m, seed=2 * k + 1))
-        for k in range(12)
-    ]
-    told = np.mean([each.half for each in found]) / 1.96
-    assert 0.5 < told / np.std([each.value for each in found], ddof=1) < 4
+def test_of_many_real_features_the_kernel_distance_takes_the_same_whatever_it_compares(monkeypatch):
+    monkeypatch.setattr(distances, "KNOWN", 100)
+    real = gaussian(300)
+    for seed in (1, 2):
+        some = kernel_distance(distances.shuffled(real, 0, 100), gaussian(50, seed=seed))
+        assert kernel_distance(real, gaussian(50, seed=seed)) == pytest.approx(some, rel=1e-9)
 
 
-def test_the_interval_holds_the_spread_of_fresh_draws():
-    """95 % of them should fall into one as wide around their mean; of 40, at least 30."""
-    real = gaussian(20_000)
-    estimate = frechet_estimate(real, 1.2 * gaussian(1000, seed=1))
-    draws = (1.2 * gaussian(1000, seed=seed) for seed in range(2, 42))
-    values = torch.tensor([*distances.frechet_distances(real, draws)])
-    assert ((values - values.mean()).abs() < estimate.half).sum() >= 30
-    assert estimate.half < 4 * values.std()
+def estimates(distance, factor, n, draws):
+    """Of Gaussians that are `factor` times as wide as the real one."""
+    sets, real = [factor * gaussian(n, 6, seed) for seed in range(1, draws + 1)], gaussian(2000, 6)
+    if distance == "kernel":
+        return [*kernel_distances(real, sets)]
+    return [frechet_estimate(real, each, seed) for seed, each in enumerate(sets)]
+
+
+@pytest.mark.parametrize("factor", [1, 1.15, 2], ids=["near", "less near", "far"])
+@pytest.mark.parametrize("distance", ["kernel", "frechet"])
+def test_intervals_hold_the_mean_of_fresh_draws_as_often_as_they_say(distance, factor, monkeypatch):
+    """A bootstrap's are √3 times too wide near 0, and would hold it always."""
+    monkeypatch.setattr(distances, "RESAMPLES", 20)
+    value, low, high = np.array(estimates(distance, factor, 200, 100)).T
+    mean, deviation = value.mean(), value.std()
+    assert 0.9 <= np.mean((low <= mean) & (mean <= high)) <= 0.98
+    assert (low <= value).all() and (value <= high).all()
+    assert 0.8 < np.mean(high - low) / (2 * 1.96 * deviation) < 1.6
+
+
+@pytest.mark.parametrize("apart", [0, 3, 30, 1000])
+@pytest.mark.parametrize("freedom", [2, 10])
+def test_limits_are_those_of_a_chi_squared_variable(apart, freedom):
+    """Squared and summed, normal variables are what a distance is of what is drawn."""
+    drawn = gaussian(1000, freedom)
+    drawn[:, 0] += math.sqrt(apart)
+    found = drawn.square().sum(dim=1).tolist()
+    low, high = np.array([limits(x, freedom, 4 * x, 2 * freedom) for x in found]).T
+    for beyond in (low > apart, high < apart):
+        assert 0.008 < np.mean(beyond) < 0.042
+
+
+def test_limits_are_normal_ones_far_from_0():
+    low, high = limits(1000.0, 1.0, 4.0, 0.1)
+    assert (low, high) == pytest.approx((999 - 1.96 * 2, 999 + 1.96 * 2), abs=0.1)
+
+
+def test_slopes_are_what_one_more_copy_of_a_feature_changes():
+    real, generated = gaussian(500), gaussian(2000, seed=1) * torch.tensor([1, 2, 0.5, 1]) + 0.3
+    (slopes, _), before = frechet_slopes(real, generated), frechet_distance(real, generated)
+    for i in range(5):
+        more = torch.cat([generated, generated[i : i + 1]])
+        change = (frechet_distance(real, more) - before) * len(more)
+        assert change == pytest.approx(slopes[i].item(), abs=0.02)
+
+
+@pytest.mark.parametrize("n", [4, 5, 9])
+def test_intervals_of_few_or_equal_features_are_finite(n):
+    """Also where they are fewer than their numbers, and their covariance has no inverse."""
+    real = gaussian(50, 12)
+    for generated in (gaussian(n, 12, seed=1), real[:1].expand(n, 12), real):
+        for each in (kernel_distance(real, generated), frechet_estimate(real, generated)):
+            assert -math.inf < each.low <= each.value <= each.high < math.inf
 
 
 def test_the_bias_to_be_expected_is_that_of_fresh_draws_and_falls_as_one_over_n():
@@ -124,8 +173,7 @@ def test_neighbours_are_found_across_the_parts_that_are_looked_at_in_turn():
 
 
 def test_precision_and_recall_of_sets_that_overlap_in_part(monkeypatch):
-    monkeypatch.setattr(distances, "SUBSETS", 10)  # intervals take time, and are not looked at
-    monkeypatch.setattr(distances, "RESAMPLES", 10)
+    monkeypatch.setattr(distances, "RESAMPLES", 10)  # intervals take time, and are not looked at
     real = gaussian(1000)
     assert [e.value for e in precision_recall(real, real)] == [1, 1]
     assert [e.value for e in precision_recall(real, gaussian(1000, seed=1) + 100)] == [0, 0]
@@ -145,11 +193,10 @@ def test_estimates_depend_on_the_seed_alone():
     before = torch.get_rng_state()
     assert distances.distances(a, b, seed=3) == first
     assert torch.equal(torch.get_rng_state(), before)
-    assert distances.distances(a, b, seed=4)["kernel_distance"] != first["kernel_distance"]
+    assert distances.distances(a, b, seed=4)["frechet_distance"] != first["frechet_distance"]
 
 
-def test_estimates_do_not_depend_on_the_order_of_the_images(monkeypatch):
-    monkeypatch.setattr(distances, "SUBSET", 100)
+def test_estimates_do_not_depend_on_the_order_of_the_images():
     real, generated = gaussian(300), gaussian(400, seed=1)
     generated += torch.linspace(0, 1, 400).unsqueeze(1)
     turned = distances.distances(real, generated.flip(0))
@@ -159,9 +206,8 @@ def test_estimates_do_not_depend_on_the_order_of_the_images(monkeypatch):
     assert bias == pytest.approx(frechet_bias(real, generated), rel=1e-9)
 
 
-def test_floors_say_what_real_images_would_get(monkeypatch):
+def test_floors_say_what_real_images_would_get():
     training, held_out = gaussian(2400), gaussian(500, seed=1)
-    monkeypatch.setattr(distances, "SUBSETS", 20)
     found = distances.floors(training, held_out, 400)
     assert [floor["n"] for floor in found.values()] == [400, 400]
     shifted = distances.distances(training, gaussian(400, seed=2) + 0.5)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -43,7 +44,6 @@ def digits():
 @pytest.fixture
 def quick(monkeypatch):
     """Intervals take time: for tests that do not look at them."""
-    monkeypatch.setattr(distances, "SUBSETS", 10)
     monkeypatch.setattr(distances, "RESAMPLES", 10)
 
 
@@ -226,7 +226,8 @@ def test_cards_are_compared_by_the_figures_that_both_have(tmp_path):
     card = {"n": 1, "extractor": "x", "reference": "y", "metrics": {"a": figure, "b": figure}}
     lines = comparison(card, card | {"metrics": {"b": figure}})
     assert [line[:2] for line in lines] == ["b:"]
-    text = [json.dumps(card | {"metrics": {"a": it}}) for it in ({"value": 1.0}, 1.0)]
+    wrong = {"value": 1.0}, 1.0, figure | {"value": math.nan}, figure | {"high": 10**400}
+    text = [json.dumps(card | {"metrics": {"a": it}}) for it in wrong]
     for damaged in (*text, text[0].replace("1.0", '"1"'), "[]", "{"):
         (tmp_path / "card.json").write_text(damaged)
         with pytest.raises(ValueError, match="card.json"):

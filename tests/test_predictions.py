@@ -182,6 +182,20 @@ def test_weights_by_hand():
     torch.testing.assert_close(step_variance(schedule, t, t - 1), beta[1:])
 
 
+@pytest.mark.parametrize("conversion", [V, X0])
+@pytest.mark.parametrize("weight", [truncated_snr, min_snr, p2])
+def test_where_no_signal_is_left_the_networks_own_error_counts_in_full(conversion, weight):
+    """Sampling begins there. As the code of arXiv 2303.09556 does; SNR itself would give 0."""
+    T = TIMES[-1:]
+    for schedule in (zero_terminal_snr(PAPER), STRAIGHT):
+        x0, eps, xt = example(schedule, T)
+        off = conversion.from_x0(schedule, xt, T, x0) + 0.5
+        (loss,) = weighted(conversion, weight)(lambda *_, off=off: off, schedule, x0, T, eps)
+        assert loss.item() == pytest.approx(0.25)
+        last, before = weight(schedule, torch.tensor([1000, 999])).tolist()
+        assert last == 1 and (before < 0.01 or weight is truncated_snr)
+
+
 @KINDS
 def test_an_objective_of_the_noise_is_one_for_every_prediction(kind):
     """What the network says beside its prediction stays."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import islice
+from itertools import combinations, islice
 
 import pytest
 import torch
@@ -239,6 +239,21 @@ def test_the_seed_decides_order_times_noise_and_dropout():
     for seed in (0, 0, 1):
         next(steps(start(replace(TINY, seed=seed)), objective))
     assert all(map(torch.equal, seen[0], seen[1])) and not any(map(torch.equal, seen[1], seen[2]))
+
+
+def test_no_epoch_of_a_seed_has_the_order_of_an_epoch_of_another():
+    """As seed 0's epoch 1000 and seed 1's first would have, of 1000 · seed + epoch."""
+    batches, images = [], squares()
+
+    def objective(network, schedule, x0, t, eps):
+        batches.append(x0)
+        return l_simple(network, schedule, x0, t, eps)
+
+    for seed, epoch in ((0, 0), (0, 1000), (1, 0), (1, 1000), (1000, 0)):
+        run = start_simple(replace(TINY, seed=seed, epochs=2000))
+        run.step = epoch * (len(images) // TINY.batch_size)
+        next(training_loop(run, images, PATH, objective))
+    assert not any(torch.equal(*pair) for pair in combinations(batches, 2))
 
 
 def test_the_network_alone_is_compiled(monkeypatch):

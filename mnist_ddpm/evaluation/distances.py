@@ -1,10 +1,10 @@
 """Distances between sets of features, each as an estimate with its 95 % interval.
 
-Beside them stands what real images score. Fréchet and kernel distance are torchmetrics'.
+An interval is about other images of the same model; the real ones are taken as given. Beside the
+distances stands what real images score. The Fréchet distance is torchmetrics'.
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check
 
-SUBSET = 1000  # features in each of the subsets that the kernel distance is averaged over
-SUBSETS = 100
-RESAMPLES = 50  # bootstrap samples behind an interval
+KNOWN = 20_000  # real features that the kernel distance compares with, at most
+RESAMPLES = 50  # bootstrap samples behind the Fréchet distance's interval
 NEIGHBOURS = 3  # k of precision and recall
 
 
@@ -43,6 +42,41 @@ class Estimate(NamedTuple):
         return f"{self.value:.{digits}f} ± {self.half:.{digits}f}"
 
 
+def limits(found: float, bias: float, linear: float, quadratic: float) -> tuple[float, float]:
+    """95 % limits of what a squared distance is on average, less its bias, where one was found.
+
+    linear, quadratic: the variances of its first- and second-order terms in what was drawn, the
+    first as it seems at what was found. Near 0 the second is all there is, and the first seems to
+    be as large again as twice that. So each distance d is given a variance of its own, quadratic +
+    linear d / found, and a gamma distribution of mean bias + d, whose cube root is about normal
+    (Wilson and Hilferty). The limits are those d that leave 2.5 % on either side.
+    """
+    if not (bias > 0 and quadratic > 0):  # all that was drawn is alike
+        half = 1.96 * math.sqrt(linear)
+        return found - bias - half, found - bias + half
+
+    def unusual(d: float) -> float:
+        """How many standard deviations what was found is above its expectation."""
+        mean = bias + d
+        v = (quadratic + linear * d / found) / (3 * mean) ** 2
+        return ((found / mean) ** (1 / 3) - 1 + v) / math.sqrt(v)
+
+    def limit(z: float) -> float:
+        v = quadratic / (3 * bias) ** 2
+        below = found - bias * max(1 - v + z * math.sqrt(v), 0) ** 3
+        if below <= 0:  # as if all were shifted, since no distance is less than 0
+            return below
+        low, high = 0.0, found
+        while unusual(high) > z:
+            low, high = high, 2 * high
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if unusual(middle) > z else (low, middle)
+        return high
+
+    return limit(1.96), limit(-1.96)
+
+
 def shuffled(rows: Tensor, seed: int, n: int | None = None) -> Tensor:
     """The same rows (N, …), or n of them, in an order that the seed decides."""
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]]
@@ -53,20 +87,14 @@ def in_order(features: Tensor) -> Tensor:
     return features[features.sum(dim=1).argsort()]
 
 
-def as_metric(metric: type, width: int, **options) -> nn.Module:
-    """A torchmetrics metric that takes features in place of images, of this process alone."""
-    identity = nn.Identity()
-    identity.num_features = width
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
-        return metric(feature=identity, sync_on_compute=False, **options)
-
-
 def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
     """frechet_distance to each of several sets; the real features are summed up once."""
     from torchmetrics.image.fid import FrechetInceptionDistance  # here, since it takes long
 
-    metric = as_metric(FrechetInceptionDistance, real.shape[1], reset_real_features=False)
+    features = nn.Identity()  # in place of images, of this process alone
+    features.num_features = real.shape[1]
+    options = {"reset_real_features": False, "sync_on_compute": False}
+    metric = FrechetInceptionDistance(features, **options)
     metric.update(real.double(), real=True)
     for generated in sets:
         check(min(len(real), len(generated)) > 1, "a covariance needs at least 2 images")
@@ -83,16 +111,50 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     return next(frechet_distances(real, [generated]))
 
 
-def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
-    """The Fréchet distance, with the spread that resampling the generated features gives.
+def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Roots (D,) of the eigenvalues of a covariance, and its axes (D, D), in columns."""
+    values, axes = torch.linalg.eigh(matrix)
+    return values.clamp(min=0).sqrt(), axes
 
-    That is the spread of what n images get, bias included (frechet_bias). Near 0 it is up to
-    1.7 times too wide.
+
+def frechet_slopes(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """How the Fréchet distance changes with the weight of each generated feature: (N,) both.
+
+    First its slope, 0 on average: the gradient is 2 (m - m_r) in the mean and 1 - T in the
+    covariance C, where T = A S^-½ A with A² = C_r and S = A C A is the optimal transport. Then the
+    slope's own change, by the second derivative, up to a constant.
+    """
+    real, generated = real.double(), generated.double()
+    mean = generated.mean(dim=0)
+    scales, axes = roots(real.T.cov())
+    A = axes * scales @ axes.T
+    scales, axes = roots(A @ generated.T.cov() @ A)
+    inverse = torch.where(scales > 1e-6 * scales.max(), 1 / scales, 0)
+    apart = generated - mean
+    squares = (apart @ A @ axes).square()
+    moved = squares @ inverse
+    bend = inverse * inverse[:, None] / (scales + scales[:, None])
+    bends = moved + ((squares @ bend.nan_to_num()) * squares).sum(dim=1)
+    slopes = 2 * apart @ (mean - real.mean(dim=0)) + apart.square().sum(dim=1) - moved
+    return slopes - slopes.mean(), bends
+
+
+def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
+    """The Fréchet distance, and the limits of what sets of n images get on average.
+
+    Their bias is included (frechet_bias). Resampling the generated features gives that bias, and
+    the spread of all that is not linear in them.
     """
     generator, n = torch.Generator().manual_seed(seed), len(generated)
-    draws = (torch.randint(n, (n,), generator=generator) for _ in range(RESAMPLES))
+    draws = [torch.randint(n, (n,), generator=generator) for _ in range(RESAMPLES)]
     value, *others = frechet_distances(real, chain([generated], (generated[d] for d in draws)))
-    return Estimate.of(value, torch.tensor(others, dtype=torch.float64).std().item())
+    slopes, bends = frechet_slopes(real, generated)
+    linear = torch.stack([slopes[d].mean() for d in draws])
+    rest = torch.tensor(others, dtype=torch.float64) - value - linear
+    bias = rest.mean().item()
+    of_others = slopes - bends / n  # each feature's slope where it is not among them
+    low, high = limits(value, bias, (of_others.var() / n).item(), rest.var().item())
+    return Estimate(value, bias + low, bias + high)
 
 
 def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
@@ -107,33 +169,54 @@ def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
     return sum(others) / len(others) - value
 
 
-def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate:
+def kernel_means(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over y (M, D) of k = (x·y / D + 1)³, and of k², for each x (N, D): (N,) both."""
+    means, squares = [], []
+    for part in x.split(250):  # so few that they stay in the processor's cache
+        k = torch.addmm(x.new_ones(1), part, y.T, alpha=1 / y.shape[1]).pow_(3)
+        means.append(k.mean(dim=1))
+        squares.append(torch.linalg.vecdot(k, k) / len(y))
+    return torch.cat(means), torch.cat(squares)
+
+
+def kernel_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[Estimate]:
+    """kernel_distance to each of several sets; real features are compared with each other once."""
+
+    def own(x: Tensor, mean: Tensor) -> Tensor:
+        """How much the pairs of each with itself add to the mean over all."""
+        return ((x.square().mean(dim=1) + 1) ** 3 - mean).mean() / (len(x) - 1)
+
+    check(len(real) >= 4, "a kernel distance needs at least 4 images")
+    real = shuffled(real, 0, KNOWN).double()  # the same ones, whatever is compared
+    among_real = kernel_means(real, real)[0].mean()
+    too_large = own(real, among_real)
+    for generated in sets:
+        n, generated = len(generated), generated.double()
+        check(n >= 4, "a kernel distance needs at least 4 images")
+        rows, squares = kernel_means(generated, generated)
+        to_real, _ = kernel_means(generated, real)
+        mean = rows.mean()
+        bias = own(generated, mean)
+        found = mean - 2 * to_real.mean() + among_real
+        # k less what either of a pair adds to it, squared, and without the pairs of the same
+        itself = (generated.square().mean(dim=1) + 1) ** 3
+        centred = n * (squares.sum() - 2 * rows.square().sum() + n * mean**2)
+        centred -= (itself - 2 * rows + mean).square().sum()
+        quadratic = 2 * centred / (n * (n - 1)) / n**2
+        to_others = (n * rows - itself) / (n - 1)
+        linear = 4 * (to_others - to_real).var() / n
+        low, high = limits(found.item(), bias.item(), linear.item(), quadratic.item())
+        shift = too_large.item()
+        yield Estimate((found - bias).item() - shift, low - shift, high - shift)
+
+
+def kernel_distance(real: Tensor, generated: Tensor) -> Estimate:
     """The squared maximum mean discrepancy with a cubic kernel (arXiv 1801.01401), unbiased.
 
-    It may be below 0. The interval comes from subsets of at most half of either set, since
-    larger ones would all be alike. It is wide, because real images vary in it too.
-    Raises ValueError for fewer than 4 of either.
+    It may be below 0. The limits are those of its mean over sets of n images. Of more than KNOWN
+    real features it takes some, always the same. Raises ValueError for fewer than 4 of either.
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    def over_subsets(size: int) -> tuple[float, float]:
-        options = {"subsets": SUBSETS, "subset_size": size}
-        metric = as_metric(KernelInceptionDistance, real.shape[1], **options)
-        metric.update(real.double(), real=True)
-        metric.update(generated.double(), real=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # the processor's alone
-            mean, deviation = metric.compute()
-        return mean.item(), deviation.item()
-
-    n = min(len(real), len(generated))
-    check(n >= 4, "a kernel distance needs at least 4 images")
-    whole, size = min(SUBSET, n), min(SUBSET, n // 2)
-    mean, deviation = over_subsets(whole)
-    if size < whole:
-        _, deviation = over_subsets(size)
-    jackknife = math.sqrt(size / (len(generated) - size))  # the delete-d jackknife's factor
-    return Estimate.of(mean, deviation * jackknife)
+    return next(kernel_distances(real, [generated]))
 
 
 def share(hits: Tensor) -> Estimate:
@@ -178,7 +261,7 @@ def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estim
     precision, recall = precision_recall(shuffled(real, seed), generated)
     return {
         "frechet_distance": frechet_estimate(real, generated, seed),
-        "kernel_distance": kernel_distance(real, generated, seed),
+        "kernel_distance": kernel_distance(real, generated),
         "precision": precision,
         "recall": recall,
     }

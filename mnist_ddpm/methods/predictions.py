@@ -142,14 +142,27 @@ def truncated_snr(schedule: Schedule, t: Tensor) -> Tensor:
     return snr(schedule, t).clamp(min=1)
 
 
+def heard_at_the_end(ratio: Tensor, weight: Tensor) -> Tensor:
+    """The weight, and 1 where SNR is 0, as in the code of arXiv 2303.09556.
+
+    Sampling begins there, and a network that has learned nothing of it would spoil every image.
+    """
+    return torch.where(ratio == 0, 1, weight)
+
+
 def min_snr(schedule: Schedule, t: Tensor) -> Tensor:
-    """The smaller of SNR and gamma = 5 (arXiv 2303.09556)."""
-    return snr(schedule, t).clamp(max=5)
+    """The smaller of SNR and gamma = 5 (arXiv 2303.09556); 1 where SNR is 0."""
+    ratio = snr(schedule, t)
+    return heard_at_the_end(ratio, ratio.clamp(max=5))
 
 
 def p2(schedule: Schedule, t: Tensor) -> Tensor:
-    """SNR / (k + SNR)^gamma with k = gamma = 1 (arXiv 2204.00227)."""
-    return snr(schedule, t) / (1 + snr(schedule, t))
+    """SNR / (k + SNR)^gamma with k = gamma = 1 (arXiv 2204.00227); 1 where SNR is 0.
+
+    Its code weighs the network's own error by (k + SNR)^-gamma, which is 1 there.
+    """
+    ratio = snr(schedule, t)
+    return heard_at_the_end(ratio, ratio / (1 + ratio))
 
 
 def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
