@@ -12,6 +12,7 @@ from mnist_ddpm.ddpm import check, mirrored
 from mnist_ddpm.evaluation.extractors import Extractor, in_batches
 from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.threads import adapt_threads
 
 HELD_OUT = {"mnist": "the 10,000 test digits", "celeba": "40 attributes of the validation images"}
 RATE = 2e-3  # the learning rate at its peak
@@ -108,6 +109,7 @@ def teach(
                 loss.backward()
                 optimizer.step()
                 plan.step()
+                adapt_threads()
                 bar.update()
                 if bar.n % 50 == 0:
                     bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)

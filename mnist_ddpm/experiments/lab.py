@@ -19,6 +19,7 @@ from mnist_ddpm.training import loop, machine, saving
 from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
+from mnist_ddpm.training.threads import adapt_threads
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Lab:
         schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
         steps = islice(loop.training_loop(run, self.training, schedule, objective), left)
         for _ in progress_bar(steps, total=left, unit="step"):
-            pass
+            adapt_threads()
         saving.save_run(folder, run, catalogue.save_checkpoint)
         return run
 
