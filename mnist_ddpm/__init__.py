@@ -1,3 +1,16 @@
 """Denoising diffusion from scratch: `ddpm` is MNIST_DDPM.ipynb's code, all else builds on it."""
 
 __version__ = "0.5.0"
+
+
+def __getattr__(name: str):
+    """What `import mnist_ddpm` offers without PyTorch, until it is asked for."""
+    if name == "load_checkpoint":
+        from mnist_ddpm.formats.checkpoints import load
+
+        return load
+    if name == "push_to_hub":
+        from mnist_ddpm.evaluation.publishing import push_to_hub
+
+        return push_to_hub
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

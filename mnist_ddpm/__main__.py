@@ -1,8 +1,21 @@
-"""`python -m mnist_ddpm`: the command line."""
+"""`python -m mnist_ddpm`, or `mnist-ddpm`: the command line."""
 
+import signal
 import sys
 
-from mnist_ddpm.commands.main import main
+from mnist_ddpm.commands import streams
+
+
+def main() -> int:
+    """Runs the command that was typed, and returns its status."""
+    # Ctrl-C while PyTorch is imported ends the process as it ends others, without a traceback.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    streams.steady()
+    from mnist_ddpm.commands.main import main
+
+    return main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

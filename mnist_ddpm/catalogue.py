@@ -20,9 +20,11 @@ from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, weighted
 from mnist_ddpm.training import checkpoint_files, loop, machine, measuring, previews, run, saving
+from mnist_ddpm.training.cost import check_network
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, TimeSampler
+from mnist_ddpm.training.text import printable
 
 Device = torch.device | str
 
@@ -30,7 +32,7 @@ Device = torch.device | str
 def with_zero_snr(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
     """The same schedule, ending in pure noise.
 
-    Of little use where the loss gives T little weight: min-snr, p2, bound, vlb, and any of mu.
+    Of little use where the loss gives T little weight: bound, vlb, and the plain one of mu.
     """
     return lambda *numbers: schedules.zero_terminal_snr(make(*numbers))
 
@@ -124,7 +126,11 @@ AUGMENTATIONS: dict[str, loop.Augment] = {"celeba": ddpm.mirrored, "ffhq": ddpm.
 
 
 def unet(recipe: Recipe) -> nn.Module:
-    """The U-Net of a recipe, which takes labels where there are classes."""
+    """The U-Net of a recipe, which takes labels where there are classes.
+
+    Raises ValueError for one that memory cannot hold.
+    """
+    check_network(recipe)
     options = {
         "channels": recipe.channels, "base_channels": recipe.base_channels,
         "channel_mults": recipe.channel_mults, "patch_size": recipe.patch_size,
@@ -260,7 +266,7 @@ def held_out(recipe: Recipe, root: str | Path = "data") -> Tensor | None:
     try:
         return load_images(recipe, root, HELD_OUT[recipe.dataset])
     except (ValueError, FileNotFoundError) as error:
-        print(f"no held-out images to compare with: {error}")
+        print(f"no held-out images to compare with: {printable(error)}")
         return None
 
 

@@ -25,6 +25,22 @@ def restless(network: nn.Module, std: float = 0.1) -> nn.Module:
     return network.eval()
 
 
+def flipped(content: bytes, place: int) -> bytes:
+    """The same with one bit turned over, as a disk may do."""
+    return content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
+
+
+def equal(a: object, b: object) -> bool:
+    """Whether two states are the same, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
 def no_noise():
     """A noise source for samplers that need none."""
     raise AssertionError("noise must not be drawn here")
@@ -44,6 +60,9 @@ def in_processes(size: int, work: Callable[[World], object]) -> list:
             gathered = torch.cat(sent)
             barrier.wait()
             return gathered
+
+        def any(self, flag: bool) -> bool:
+            return bool(self.gather(torch.tensor([flag])).any())
 
     def member(rank: int) -> object:
         try:

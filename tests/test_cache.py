@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import flipped
 from pictures import Asked, listing, numbers, plain, save, save_celeba, save_some, zipped
 from PIL import Image
 
@@ -209,6 +210,28 @@ def test_damaged_cache_is_made_anew(load, tmp_path, damage):
     path.write_bytes(bad[damage])
     assert numbers(load()) == SIX
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99, 1.0])
+def test_a_flipped_byte_in_a_cache_is_noticed(load, folder, tmp_path, part, capsys):
+    """In its header, its images, the names that were skipped, or the checksum."""
+    save_some(folder, 10)
+    (folder / "4.png").write_text("no image")
+    load()
+    (path,) = (tmp_path / "cache").iterdir()
+    good = path.read_bytes()
+    path.write_bytes(flipped(good, round(part * (len(good) - 1))))
+    capsys.readouterr()
+    assert numbers(load()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert path.read_bytes() == good and str(path) in capsys.readouterr().out
+
+
+def test_a_cache_of_an_earlier_version_is_made_anew(load, tmp_path):
+    load()
+    (path,) = (tmp_path / "cache").iterdir()
+    good = path.read_bytes()
+    path.write_bytes(good[: -cache.CHECKSUM])
+    assert numbers(load()) == SIX and path.read_bytes() == good
 
 
 # No place to write

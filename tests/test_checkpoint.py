@@ -1,6 +1,8 @@
 """Checkpoints: what they hold, who reads them, and what is told where they are damaged."""
 
+import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import asdict, replace
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import restless
+from helpers import flipped, restless
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from trained import TINY, same, squares
@@ -52,6 +54,13 @@ def edit_config(folder, part="recipe", **changes):
     config = json.loads(path.read_text())
     config[part].update(changes)
     path.write_text(json.dumps(config))
+
+
+def put_weights(folder, weights):
+    """Writes weights with their digest."""
+    path = folder / "model.safetensors"
+    save_file(weights, path)
+    edit_config(folder, "sha256", **{path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
 
 
 def drawn(network, schedule, n=3, steps=5):
@@ -171,6 +180,7 @@ def test_shipped_checkpoints_draw_what_a_plain_ddim_draws(name):
 def test_shipped_settings_are_all_read(name):
     config = json.loads((SHIPPED / name / "config.json").read_text())
     recipe, record = checkpoints.load_config(SHIPPED / name)
+    assert checkpoint_files.told_digest(SHIPPED / name), "damage is noticed"
     written = config["settings"] | config.get("method", {}) | config.get("recipe", {})
     read = json.loads(json.dumps(asdict(recipe)))
     assert {key: read[key] for key in written} == written and record == config["training"]
@@ -187,7 +197,7 @@ def test_the_notebook_loads_the_shipped_digits():
 
 
 def test_missing_files_are_named(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere .*config.json"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         checkpoints.load(tmp_path / "nowhere")
     (saved / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
@@ -241,22 +251,53 @@ def test_an_objective_that_is_not_at_hand_is_named_where_weights_do_not_fit(save
 
 
 def test_missing_and_surplus_tensors_are_named(saved):
-    path = saved / "model.safetensors"
-    weights = load_file(path)
+    weights = load_file(saved / "model.safetensors")
     weights["intruder"] = weights.pop("conv_in.bias")
-    save_file(weights, path)
+    put_weights(saved, weights)
     with pytest.raises(ValueError, match=r"conv_in\.bias is missing.*intruder"):
         checkpoints.load(saved)
 
 
 def test_weights_are_floating_point_of_any_precision(saved):
-    path = saved / "model.safetensors"
-    weights = load_file(path)
-    save_file({name: weight.bfloat16() for name, weight in weights.items()}, path)
+    weights = load_file(saved / "model.safetensors")
+    put_weights(saved, {name: weight.bfloat16() for name, weight in weights.items()})
     assert checkpoints.load(saved).network.conv_in.weight.dtype == torch.float32
-    save_file(weights | {"conv_in.bias": weights["conv_in.bias"].long()}, path)
-    with pytest.raises(ValueError, match=r"conv_in\.bias is torch\.int64"):
+    for dtype in (torch.int64, torch.int8, torch.bool):
+        put_weights(saved, weights | {"conv_in.bias": weights["conv_in.bias"].to(dtype)})
+        with pytest.raises(ValueError, match=rf"conv_in\.bias is {dtype}"):
+            checkpoints.load(saved)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf], ids=str)
+def test_weights_that_are_no_numbers_are_named(saved, value):
+    weights = load_file(saved / "model.safetensors")
+    weights["conv_in.bias"][1] = value
+    put_weights(saved, weights)
+    with pytest.raises(ValueError, match=r"conv_in\.bias is not finite"):
         checkpoints.load(saved)
+
+
+def test_a_flipped_byte_of_the_weights_is_noticed_wherever_it_is(saved):
+    path = saved / "model.safetensors"
+    good = path.read_bytes()
+    for place in range(0, len(good), len(good) // 40):
+        path.write_bytes(flipped(good, place))
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            checkpoints.load(saved)
+    path.write_bytes(good)
+    checkpoints.load(saved)
+
+
+def test_a_checkpoint_without_a_digest_loads_and_that_is_said_once(saved, capsys):
+    """As earlier versions wrote it."""
+    path = saved / "config.json"
+    config = json.loads(path.read_text())
+    assert [*config.pop("sha256")] == ["model.safetensors"]
+    path.write_text(json.dumps(config))
+    network = checkpoints.load(saved).network
+    assert same(checkpoints.load(saved).network, network)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(saved / "model.safetensors") in line
 
 
 @pytest.mark.parametrize("error", [SafetensorError("No space left"), OSError(28, "No space left")])
@@ -282,3 +323,20 @@ def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_pat
         train(SHORT, squares(), tmp_path)
     assert train(SHORT, squares(), tmp_path, resume=True).step == 12
     checkpoints.load(tmp_path)
+
+
+def test_a_kill_between_the_files_of_a_later_save_is_told_and_healed(tmp_path, monkeypatch):
+    """The weights are new, and config.json is of the save before."""
+
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    train(replace(SHORT, epochs=1), squares(), tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoint_files.json, "dumps", killed)
+        train(SHORT, squares(), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="resume"):
+        checkpoints.load(tmp_path)
+    run = train(SHORT, squares(), tmp_path, resume=True)
+    assert run.step == 12 == checkpoints.load(tmp_path).record["steps"]
+    assert same(checkpoints.load(tmp_path).network, run.ema)

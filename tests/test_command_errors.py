@@ -1,14 +1,20 @@
 """Requests of `sample`, `evaluate` and `likelihood` that end in one line, before the work."""
 
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from commanded import DIGITS, ROOT, blobs, error_of, save_network
+import torch
+from commanded import DIGITS, NETWORK, ROOT, blobs, error_of, run, save_network
 from PIL import Image
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
+from mnist_ddpm.formats import diffusers
+from mnist_ddpm.training import saving
+from mnist_ddpm.training.keeping import Counted, Kept
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -61,6 +67,8 @@ def few_digits(monkeypatch):
         ("--strength 0.9", "--strength"),
         ("--init-image digit.png --mask mask.png --strength 0.9", "--strength"),
         ("--init-image digit.png --resamples 3", "--resamples"),
+        ("--init-image digit.png --jump 3", "--jump"),
+        ("--init-image digit.png --mask mask.png --jump 0", "jump is 0"),
         ("--init-image digit.png --mask small.png", "10 x 9 pixels and the image 28 x 28"),
         ("--init-image digit.png --mask white.png", "white.png hides nothing"),
         ("--init-image digit.png --mask mask.png --sampler heun", "--sampler heun"),
@@ -143,3 +151,110 @@ def test_bad_requests_for_a_likelihood_end_in_one_line(
 ):
     base = ["likelihood", "--checkpoint", places / "plain", "--n", 4, "--out", tmp_path / "l.json"]
     assert named in error_of(capsys, *base, *flags.split())
+
+
+# --- what is far beyond sense, empty, or a trap
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("sample --n 1000000000000", "n is 1000000000000"),
+        ("sample --n 99999999999999999999", "n is 99999999999999999999"),
+        ("sample --n 1000000000", "n is 1,000,000,000"),
+        ("sample --seed 99999999999999999999", "seed is 99999999999999999999"),
+        ("sample --out loop", "loop"),
+        ("sample --out=", "--out"),
+        ("sample --init-image folder", "folder"),
+        ("sample --init-image x\x1b]0;title\x07", "control"),
+        ("evaluate --bits 99999999999999999999", "--bits"),
+        ("likelihood --seed 99999999999999999999", "seed"),
+        ("extractor --seed 99999999999999999999", "seed"),
+        ("train --dataset=", "--dataset"),
+        ("train --out loop --dataset folder", "loop"),
+        ("train --epochs 1e308", "epochs is 1e+308"),
+        ("train --T 1000000000000", "T is 1000000000000"),
+        ("train --blocks-per-level 100000000", "blocks_per_level is 100000000"),
+        ("train --batch-size 16 --accumulation 17", "accumulation is 17"),
+    ],
+)
+def test_flags_far_beyond_sense_end_in_one_line(
+    places, few_digits, tmp_path, monkeypatch, capsys, flags, named
+):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    Path("folder").mkdir()
+    command, *given = flags.split()
+    if command not in ("train", "extractor"):
+        steps = [] if command == "likelihood" else ["--steps", 2]
+        given = ["--checkpoint", places / "plain", *steps, *given]
+    line = error_of(capsys, command, *given)
+    assert named in line and line.isprintable()
+
+
+BOMBS = {
+    "deep": "[" * 200_000, "deeper": '{"metrics": ' * 100_000, "null": "null", "text": '"text"',
+    "list": "[1]", "number": "1" + "0" * 400, "digits": "1" + "0" * 5000, "empty": "",
+    "huge": '{"format": 1' + "0" * 400 + "}", "format": '{"format": 2, "settings": []}',
+    "title": '{"format": 2, "settings": {"a\\u001b[2J": 1}, "method": {}, "training": {}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_json_that_is_none_of_ours_is_damaged(tmp_path, capsys, name):
+    card, folder = tmp_path / "card.json", tmp_path / "run"
+    folder.mkdir()
+    for path in (card, folder / "config.json"):
+        path.write_text(BOMBS[name])
+    assert str(card) in error_of(capsys, "compare", card, card)
+    line = error_of(capsys, "sample", "--checkpoint", folder, "--out", tmp_path / "out")
+    assert str(folder / "config.json") in line and line.isprintable()
+    with pytest.raises(ValueError, match=str(folder)):
+        diffusers.pretrained(folder)
+
+
+def test_text_from_a_card_cannot_steer_the_terminal(tmp_path, capsys):
+    estimate = {"value": 1.0, "low": 0.5, "high": 1.5}
+    plain = {"n": 10, "extractor": "x", "reference": "y", "metrics": {"fid": estimate}}
+    for name, checkpoint in (("a.json", "a\x1b]0;title\x07"), ("b.json", "b\rerror: c\n\u202ed")):
+        (tmp_path / name).write_text(json.dumps(plain | {"checkpoint": checkpoint}))
+    assert run("compare", tmp_path / "a.json", tmp_path / "b.json") == 0
+    said = capsys.readouterr().out
+    assert all(line.isprintable() for line in said.split("\n")) and "title" in said
+    assert not any(line.startswith("error") for line in said.splitlines())
+
+
+def test_a_state_that_lacks_something_is_damaged(tmp_path):
+    out, recipe = tmp_path / "run", Recipe(dataset="faces", **NETWORK)
+    saving.save_run(out, catalogue.start_run(recipe), catalogue.save_checkpoint)
+    path = out / "training_state.pt"
+    state = torch.load(path)
+    broken = {name: {k: v for k, v in state.items() if k != name} for name in state}
+    for name in ("scaler", "times", "n", "seconds", "method"):  # that the notebook's lack
+        del broken[name]
+    broken |= {"steps": state | {"step": -1}, "names": state | {"step": "x"}}
+    broken |= {"list": [state], "all": None, "settings of none": state | {"settings": None}}
+    broken |= {"moments": state | {"optimizer": {}}, "loss": state | {"losses": [None]}}
+    for name, each in broken.items():
+        torch.save(each, path)
+        with pytest.raises(ValueError, match=str(path)):
+            saving.resume_run(out, catalogue.start_run)
+            pytest.fail(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("damage", ["empty", "text", "header", "pickle", "other", "folder", "pipe"])
+def test_a_kept_part_that_is_damaged_is_made_anew(tmp_path, damage):
+    kept, path = Kept(tmp_path, Counted(None)), tmp_path / "part.npz"
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': ((((".ljust(128)
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "pipe":
+        os.mkfifo(path)
+    elif damage == "pickle":
+        np.savez(path, cost=np.array([None, {}], dtype=object))
+    elif damage == "other":
+        np.savez(path, images=np.zeros(3))
+    else:
+        path.write_bytes({"empty": b"", "text": b"text", "header": header}[damage])
+    assert kept.part("part", lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]

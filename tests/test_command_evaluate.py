@@ -1,6 +1,8 @@
 """`evaluate`, `likelihood`, `compare` and `extractor` as a user meets them."""
 
+import errno
 import json
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -10,6 +12,7 @@ from commanded import DIGITS, blobs, error_of, run, save_network, skip_films
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import extractor as extractor_command
+from mnist_ddpm.commands.common import write_picture
 from mnist_ddpm.commands.evaluate import Evaluate
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, save_extractor
@@ -44,7 +47,6 @@ def few_digits(monkeypatch):
     labels = torch.arange(60) % 10
     monkeypatch.setattr(catalogue, "load_images", lambda recipe, root, split="train": PARTS[split])
     monkeypatch.setattr(catalogue, "load_labels", lambda *_: labels)
-    monkeypatch.setattr(distances, "SUBSETS", 4)
     monkeypatch.setattr(distances, "RESAMPLES", 4)
     skip_films(monkeypatch)
 
@@ -65,6 +67,43 @@ def bound_of(places, out, *flags, status=0) -> dict:
 
 
 # --- evaluate
+
+
+@pytest.mark.parametrize(
+    ("command", "figure"), [("evaluate", "n = 12"), ("likelihood", "bits/dim")]
+)
+def test_figures_are_printed_even_where_the_disk_is_full_and_the_same_command_goes_on(
+    places, tmp_path, monkeypatch, capsys, command, figure
+):
+    def full(path, text, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    flags = [*flags_of(places)[:2], "--n", 12]
+    flags += ["--steps", 4, *flags_of(places)[2:4]] if command == "evaluate" else []
+    with monkeypatch.context() as once:
+        once.setattr(Path, "write_text", full)
+        assert run(command, *flags, "--out", tmp_path / "a.json") == 1
+    told = capsys.readouterr()
+    assert figure in told.out and "a.json" in told.err and "room" in told.err
+    (kept,) = tmp_path.iterdir()
+    assert kept.suffix == ".kept" and [*kept.iterdir()]
+    assert run(command, *flags, "--out", tmp_path / "a.json") == 0 and not kept.exists()
+
+
+def test_a_picture_that_does_not_fit_the_disk_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    write_picture(path, np.zeros((4, 4), np.uint8))
+    before = path.read_bytes()
+
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="picture.png .*room"):
+        write_picture(path, np.ones((4, 4), np.uint8))
+    assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
 
 
 def test_a_card_says_how_it_came_about(places, tmp_path):
@@ -237,6 +276,9 @@ def test_cards_that_differ_in_what_they_measure_are_refused(tmp_path, change, ca
     cards.write_card(tmp_path / "b", card | change)
     (name,) = change
     assert f"{name} is" in error_of(capsys, "compare", tmp_path / "a", tmp_path / "b")
+    figure = {"value": float("nan"), "low": 0.0, "high": 1.0}  # which would never differ
+    cards.write_card(tmp_path / "a", card | {"metrics": {"frechet_distance": figure}})
+    assert "frechet_distance is not finite" in error_of(capsys, "compare", *[tmp_path / "a"] * 2)
     (tmp_path / "a").write_text("[]")
     assert f"{tmp_path / 'a'} is no card" in error_of(capsys, "compare", *[tmp_path / "a"] * 2)
 

@@ -69,7 +69,6 @@ def test_a_whole_journey(pictures, tmp_path, monkeypatch, capsys):
     assert np.load(tmp_path / "images" / "samples.npz")["images"].shape == (8, 16, 16, 3)
     judge = tmp_path / "judge.safetensors"
     save_extractor(judge, Extractor("celeba", 40, (8, 8)), {})
-    monkeypatch.setattr(distances, "SUBSETS", 4)
     monkeypatch.setattr(distances, "RESAMPLES", 4)
     card = tmp_path / "card.json"
     assert run("evaluate", *base, *data, "--steps", 4, "--extractor", judge, "--out", card) == 0

@@ -121,6 +121,7 @@ def test_each_flag_of_sample_changes_the_images(digits, tmp_path, quick):
         ("--guidance 0", 6),
         ("--guidance 2 --guidance-interval 3 13", 9),
         ("--init-image digit.png --mask mask.png --resamples 3", 18),
+        ("--init-image digit.png --mask mask.png --resamples 3 --jump 4", 18),
     ],
 )
 def test_what_sampling_costs_is_printed(

@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.common import typed_flags
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training import measuring, plan
+from mnist_ddpm.training import home, measuring, plan
 from mnist_ddpm.training.presets import PRESETS, preset
+from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.recipe import Recipe
 
 FACES = Recipe(dataset="celeba", attributes=("Smiling",), **NETWORK)
@@ -228,6 +229,11 @@ def test_what_does_not_fit_is_told_before_images_are_read(
     line = error_of(capsys, "train", "--resume", "--out", checkpoint)
     (tmp_path / "state").rename(checkpoint / "training_state.pt")
     assert "nothing to resume" in line
+    for resume in ([], ["--resume"]):
+        folder = checkpoint if resume else tmp_path
+        with home.occupied(folder, World()):
+            line = error_of(capsys, "train", *resume, "--dataset", pictures, "--out", folder)
+        assert f"another training is at work in {folder}" in line
 
 
 # --- plan

@@ -2,27 +2,34 @@
 
 import errno
 import gzip
+import hashlib
 import os
 import shutil
 import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import flipped
 from pictures import Asked, numbers, plain, ramp, save, save_celeba, save_some
 from PIL import Image, ImageOps
 from torchvision import datasets
 
 from mnist_ddpm import ddpm
+from mnist_ddpm.data import cache, pictures
+from mnist_ddpm.data.celeba import load_celeba
 from mnist_ddpm.data.folders import load_folder, load_own_folder
 from mnist_ddpm.data.labels import always_told, check_labelled, typical_labels
 from mnist_ddpm.data.mnist import load_mnist, margin, mnist_labels
 from mnist_ddpm.data.pictures import open_image
+from mnist_ddpm.data.search import search
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOUR, DIGITS = Asked(), Asked("mnist", 32, 1)
+LOADERS = load_mnist, mnist_labels
 
 
 # Pixels
@@ -183,7 +190,7 @@ def test_mnists_labels_are_those_of_its_splits():
         labels = mnist_labels(asked, ROOT / "data", split)
         assert labels.dtype == torch.int64 and np.array_equal(labels, raw)
         assert len(load_mnist(asked, ROOT / "data", split)) == len(raw)
-    for load in (load_mnist, mnist_labels):
+    for load in LOADERS:
         with pytest.raises(ValueError, match="valid"):
             load(asked, ROOT / "data", "valid")
     for wrong in ({"classes": 4}, {"attributes": ("Smiling",)}):
@@ -197,31 +204,61 @@ def test_sizes_that_mnist_cannot_be_padded_to_are_refused(size):
         load_mnist(replace(DIGITS, image_size=size), ROOT / "data")
 
 
-@pytest.mark.parametrize("damage", ["archive", "unpacked", "missing"])
-def test_damaged_mnist_is_told_in_one_line(tmp_path, monkeypatch, damage):
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+    """The folder of MNIST's archives of test digits, and no network."""
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for path in (ROOT / "data/MNIST/raw").glob("*.gz"):
+    for path in (ROOT / "data/MNIST/raw").glob("t10k*.gz"):
         shutil.copy(path, raw)
-    if damage == "archive":
-        (raw / "train-images-idx3-ubyte.gz").write_bytes(b"not what it was")
-    elif damage == "missing":
-        (raw / "train-images-idx3-ubyte.gz").unlink()
+    return raw
+
+
+@pytest.mark.parametrize("damage", ["header", "middle", "checksum", "half", "missing"])
+def test_damaged_mnist_is_told_in_one_line(archives, tmp_path, damage):
+    path = archives / "t10k-images-idx3-ubyte.gz"
+    good = path.read_bytes()
+    places = {"header": 1, "middle": len(good) // 2, "checksum": len(good) - 6}
+    if damage == "missing":
+        path.unlink()
     else:
-        load_mnist(DIGITS, tmp_path)
-        path = raw / "train-images-idx3-ubyte"
-        path.write_bytes(path.read_bytes()[:1000])
-    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # no network in tests
-    with pytest.raises(FileNotFoundError, match="MNIST/raw") as caught:
-        load_mnist(DIGITS, tmp_path)
+        bad = good[: len(good) // 2] if damage == "half" else flipped(good, places[damage])
+        path.write_bytes(bad)
+    with pytest.raises(FileNotFoundError, match=path.name) as caught:
+        load_mnist(DIGITS, tmp_path, "test")
     assert "\n" not in str(caught.value)
 
 
+def test_nothing_is_unpacked_beside_mnists_archives_nor_read_there(archives, tmp_path):
+    names = {path.name for path in archives.iterdir()}
+    images, labels = (f(replace(DIGITS, classes=10), tmp_path, "test") for f in LOADERS)
+    assert {path.name for path in archives.iterdir()} == names
+    for name in names:
+        (archives / name).with_suffix("").write_bytes(b"damaged")
+    again = [f(replace(DIGITS, classes=10), tmp_path, "test") for f in LOADERS]
+    assert torch.equal(images, again[0]) and torch.equal(labels, again[1])
+
+
+def test_a_damaged_archive_is_fetched_anew(archives, tmp_path, monkeypatch):
+    path = archives / "t10k-labels-idx1-ubyte.gz"
+    good = path.read_bytes()
+    path.write_bytes(good[:1000])
+
+    def download_url(url, folder, md5):
+        assert url.endswith(path.name) and md5 == hashlib.md5(good).hexdigest()
+        Path(folder, path.name).write_bytes(good)
+
+    monkeypatch.setattr(datasets.utils, "download_url", download_url)
+    assert len(mnist_labels(replace(DIGITS, classes=10), tmp_path, "test")) == 10_000
+    assert path.read_bytes() == good
+
+
 def test_a_full_disk_is_not_taken_for_damaged_archives(tmp_path, monkeypatch):
-    def unpack(*_, **__):
+    def download_url(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(datasets, "MNIST", unpack)
+    monkeypatch.setattr(datasets.utils, "download_url", download_url)
     with pytest.raises(OSError, match="No space left on device") as caught:
         load_mnist(DIGITS, tmp_path)
     assert caught.value.errno == errno.ENOSPC
@@ -272,3 +309,58 @@ def test_labels_to_judge_are_as_frequent_as_in_training_and_vary_as_real_ones_do
 def test_a_network_that_never_missed_a_label_is_always_told(classes, label_dropout, told):
     asked = type("Recipe", (), {"classes": classes, "label_dropout": label_dropout})
     assert always_told(asked) is told
+
+
+# Pictures that are a trap
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_among_pictures_is_told_and_not_waited_for(tmp_path):
+    save_some(tmp_path / "mine")
+    os.mkfifo(tmp_path / "mine" / "x.png")
+    with pytest.raises(ValueError, match="x.png"):
+        load_folder(COLOUR, tmp_path / "mine", tmp_path / "cache")
+    with pytest.raises(ValueError, match="x.png"):
+        open_image(tmp_path / "mine" / "x.png", "RGB")
+
+
+def test_pictures_too_large_for_memory_are_refused_or_decoded_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST", 150 * 100)
+    for name in ("large.png", "large.jpg"):
+        ramp(250, 200).save(tmp_path / name, quality=95)
+    with pytest.raises(ValueError, match="large.png.*megapixels"):
+        open_image(tmp_path / "large.png", "RGB")
+    small = open_image(tmp_path / "large.jpg", "RGB")
+    assert small.size == (125, 100)
+    assert (
+        np.abs(
+            np.asarray(small.convert("L"), int) - ramp(250, 200).resize((125, 100)).convert("L")
+        ).max()
+        < 9
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_that_would_fill_memory_is_not_read(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(cache, "LARGEST", 5000)
+    name, data = "celeba/000001.jpg", bytes(5001)
+    if packed:
+        with zipfile.ZipFile(tmp_path / "celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, data)
+    else:
+        (tmp_path / "celeba").mkdir()
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match="000001.jpg.*5,001 bytes"):
+        load_celeba(COLOUR, tmp_path, "train")
+
+
+def test_deep_greys_are_rounded(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert np.array_equal(open_image(tmp_path / "deep.png", "L"), (values / 257).round())
+
+
+def test_a_damaged_archive_is_told_in_one_line_that_can_be_shown(tmp_path, capsys):
+    (tmp_path / "celeba\x1b[2J.zip").write_bytes(b"PK")
+    assert search(tmp_path, "celeba", r"\d+\.jpg") == []
+    assert capsys.readouterr().out.rstrip("\n").isprintable()

@@ -1,6 +1,7 @@
 """Networks to and from diffusers, against diffusers itself; with Google's configurations."""
 
 import fnmatch
+import hashlib
 import inspect
 import json
 import shutil
@@ -11,6 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from helpers import flipped
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -454,6 +456,29 @@ def test_damaged_files_are_named_and_no_code_is_run(tmp_path, capsys):
             load_diffusers(tmp_path)
         assert "\n" not in str(caught.value)
     assert "code was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [SAFE, BIN])
+def test_a_flipped_byte_in_the_hubs_cache_is_noticed(tmp_path, name):
+    """There a large file is a link to one that is named by its SHA-256."""
+    save(tmp_path, scheduler=SCHEDULER, name=name)
+    weights, blobs = tmp_path / name, tmp_path / "blobs"
+    content = weights.read_bytes()
+    blobs.mkdir()
+    blob = weights.rename(blobs / hashlib.sha256(content).hexdigest())
+    weights.symlink_to(blob)
+    load_diffusers(tmp_path)
+    blob.write_bytes(flipped(content, len(content) // 2))
+    with pytest.raises(ValueError, match=name):
+        load_diffusers(tmp_path)
+
+
+def test_a_flipped_byte_in_a_pickle_of_weights_is_noticed(tmp_path):
+    save(tmp_path, scheduler=SCHEDULER, name=BIN)
+    content = (tmp_path / BIN).read_bytes()
+    (tmp_path / BIN).write_bytes(flipped(content, len(content) // 2))
+    with pytest.raises(ValueError, match=BIN):
+        load_diffusers(tmp_path)
 
 
 def test_what_is_no_folder_of_a_model_is_said(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from helpers import fresh_judge
+from helpers import flipped, fresh_judge
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation import extractor_training, extractors
@@ -113,6 +113,46 @@ def test_what_is_no_extractor_is_named(tmp_path):
         pick_judge(str(tmp_path / "a.safetensors"), "mnist")
 
 
+@pytest.fixture
+def kept(tmp_path):
+    """An extractor's file."""
+    path = tmp_path / "judge.safetensors"
+    extractors.save_extractor(path, fresh_judge().network, {"accuracy": 0.5})
+    return path
+
+
+def test_a_flipped_byte_of_an_extractor_or_its_digest_is_noticed(kept):
+    beside = extractors.digest_path(kept)
+    for path in (kept, beside):
+        good = path.read_bytes()
+        for place in range(0, len(good) if path == kept else 64, max(1, len(good) // 40)):
+            path.write_bytes(flipped(good, place))
+            with pytest.raises(ValueError, match=f"{kept.name} is damaged"):
+                extractors.load_extractor(kept)
+        path.write_bytes(good)
+    extractors.load_extractor(kept)
+
+
+def test_an_extractor_without_a_digest_loads_and_that_is_said_once(kept, capsys):
+    extractors.digest_path(kept).unlink()
+    for _ in range(2):
+        extractors.load_extractor(kept)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(kept) in line
+
+
+@pytest.mark.parametrize(
+    "change", [lambda w: w.to(torch.int8), lambda w: w * torch.nan], ids=["int8", "nan"]
+)
+def test_features_of_no_numbers_are_refused(kept, change):
+    network = extractors.load_extractor(kept)[0]
+    weights = network.state_dict()
+    network.state_dict = lambda: weights | {"head.bias": change(weights["head.bias"])}
+    extractors.save_extractor(kept, network, {})
+    with pytest.raises(ValueError, match=r"head\.bias"):
+        extractors.load_extractor(kept)
+
+
 def test_shifts_move_an_image_and_repeat_its_edge():
     images = torch.zeros(64, 1, 5, 5, dtype=torch.uint8)
     images[:, 0, 2, 2] = 200
@@ -176,7 +216,7 @@ def test_an_extractor_is_not_trained_in_vain(digits, monkeypatch):
 @pytest.mark.parametrize(("dataset", "least"), [("mnist", 0.994), ("celeba", 0.85)])
 def test_shipped_extractors_are_small_and_say_what_they_are(dataset, least):
     path = ROOT / extractors.FOLDER / f"{dataset}.safetensors"
-    assert path.stat().st_size < 5e6
+    assert path.stat().st_size < 5e6 and extractors.digest_path(path).is_file()
     network, record = extractors.load_extractor(path)
     assert network.dataset == dataset and not network.training and record["accuracy"] > least
 

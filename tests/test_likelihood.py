@@ -255,6 +255,18 @@ def test_terms_of_times_never_drawn_are_nan():
     assert bound.terms[0].isfinite() and 3 <= bound.terms.isfinite().sum() <= 15
 
 
+def test_a_bound_that_is_no_number_stops_the_first_batch():
+    schedule, asked = cosine(12), []
+
+    def broken(xt, t):
+        asked.extend(t.tolist())
+        return xt * math.nan, xt
+
+    with pytest.raises(FloatingPointError):
+        bits_per_dim(broken, schedule, random_images(6), batch_size=2)
+    assert len(asked) == 2 * schedule.T
+
+
 @pytest.mark.parametrize("times", [None, 4])
 def test_bound_of_an_image_depends_on_the_seed_and_not_on_the_batch_size(times):
     schedule, images = cosine(12), random_images(7)

@@ -33,7 +33,10 @@ COMMANDS = [words for path in PAGES for words in commands_in(path, r"-m (?:-- )?
 
 def test_pages_name_all_commands():
     named = {words[0] for words in COMMANDS}
-    assert named == {"train", "plan", "sample", "likelihood", "evaluate", "compare", "extractor"}
+    assert named == {
+        "train", "plan", "sample", "likelihood", "evaluate", "compare", "extractor", "push",
+        "export",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words)[:60])

@@ -14,7 +14,7 @@ import accelerate
 import pytest
 import torch
 from helpers import in_processes
-from trained import TINY, fit, squares, start_simple, steps
+from trained import TINY, fit, squares, start_simple, steps, without_locks
 
 from mnist_ddpm.catalogue import save_checkpoint
 from mnist_ddpm.catalogue import start_run as start
@@ -291,7 +291,10 @@ def test_a_failure_claims_no_checkpoint_that_is_not_there(tmp_path, rank, fails_
     assert (tmp_path / "config.json").exists() == ("is saved" in told)
 
 
-def test_a_run_that_another_has_overwritten_meanwhile_is_not_saved_when_a_process_fails(tmp_path):
+def test_a_run_that_another_has_overwritten_meanwhile_is_not_saved_when_a_process_fails(
+    tmp_path, monkeypatch
+):
+    without_locks(monkeypatch)
     fit(start_simple(replace(TINY, epochs=1)), tmp_path)
     resume = partial(saving.resume_run, tmp_path, start_simple, TINY)
     run, other = resume(), resume()

@@ -1,6 +1,7 @@
 """Recipes: what they accept and fill in; presets; what a network costs."""
 
 import math
+import re
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -10,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_network
-from mnist_ddpm.training.cost import LiveTensors, cost
+from mnist_ddpm.training import machine
+from mnist_ddpm.training.cost import LiveTensors, check_drawing, check_network, check_training, cost
 from mnist_ddpm.training.presets import PRESETS, preset, resolve
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
@@ -44,11 +46,46 @@ def test_what_is_left_open_is_filled_in():
         ("seed", 2**32), ("beta_1", 0.5), ("beta_T", 1.0), ("T", 0), ("accumulation", 0),
         ("warmup_steps", -1), ("classes", -1), ("gradient_clip", 0.0), ("image_size", 28.0),
         ("image_size", 30), ("attention_resolutions", (5,)), ("patch_size", 3),
+        ("epochs", 1e308), ("epochs", 1e-320), ("learning_rate", 1e308), ("beta_1", 1e-320),
+        ("T", 10**23), ("base_channels", 10**9), ("blocks_per_level", 10**8), ("classes", 10**20),
+        ("image_size", 2**20), ("accumulation", 129), ("gradient_clip", 10**400), ("beta_T", 2.0),
+        ("channel_mults", (1,) * 40), ("attributes", tuple("abcdefghijklmnopq")),
+        ("attributes", ("a\n",)), ("dataset", ""), ("dataset", "a\x1b[2J"), ("optimizer", []),
+        ("schedule", None), ("prediction", 3),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_work_is_named(name, value):
-    with pytest.raises(ValueError, match="image_size" if name == "patch_size" else name):
+    named = "image_size" if name == "patch_size" else name
+    with pytest.raises(ValueError, match=f"^{named} ") as raised:
         Recipe(**{name: value})
+    assert "\x1b" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "celeba"])
+@pytest.mark.parametrize("levels", [1, 3, 5])
+def test_the_advice_for_a_size_works(dataset, levels):
+    options = {"dataset": dataset, "channel_mults": (1,) * levels}
+    with pytest.raises(ValueError, match="^image_size ") as raised:
+        Recipe(image_size=23, **options)
+    unit, least = map(int, re.search(r"multiple of (\d+), from (\d+)", str(raised.value)).groups())
+    for size in (least, least + unit):
+        assert Recipe(image_size=size, **options).image_size == size
+    assert dataset != "mnist" or 28 <= least < 28 + unit
+
+
+def test_what_no_memory_can_hold_is_refused_before_it_is_made(monkeypatch):
+    with pytest.raises(ValueError, match="channel_mults"):
+        make_network(Recipe(channel_mults=(1, 10**18)))
+    small = Recipe(image_size=256, patch_size=1, batch_size=64)
+    monkeypatch.setattr(machine, "memory", lambda: 2**30)
+    with pytest.raises(ValueError, match="batch_size"):
+        check_training(small)
+    check_training(replace(small, accumulation=64))
+    check_drawing(small, 100, 8)
+    with pytest.raises(ValueError, match="^n is 100,000"):
+        check_drawing(small, 100_000, 8)
+    with pytest.raises(ValueError, match="^batch_size is 1,000"):
+        check_drawing(small, 1000, 1000)
 
 
 PARAMETERS = {
@@ -69,8 +106,14 @@ def test_presets_are_recipes_of_networks_that_fit_together(name):
     ("name", "gflop", "gigabytes"),
     [("mnist", 0.19, 0.31), ("mnist-fast", 0.07, 0.13), ("faces-64", 12.49, 2.23)],
 )
-def test_what_presets_cost(name, gflop, gigabytes):
-    found = cost(preset(name), make_network)
+def test_what_presets_cost(monkeypatch, name, gflop, gigabytes):
+    found, needs = cost(preset(name), make_network), []
+    monkeypatch.setattr(machine, "check_memory", lambda needed, *rest: needs.append(needed))
+    check_network(preset(name))
+    check_training(preset(name))
+    weights, step = needs
+    assert 0.4 * found.parameters < weights / 4 < found.parameters, "the least, not a small part"
+    assert 0.1 * found.memory < step < found.memory
     assert found.parameters == PARAMETERS[name]
     assert found.flops / 1e9 == pytest.approx(gflop, abs=5e-3)
     assert found.memory / 1e9 == pytest.approx(gigabytes, abs=5e-3)

@@ -1,23 +1,28 @@
 """Training in a folder: saving, stopping, going on, and what must not be overwritten."""
 
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from trained import PATH, TINY, fit, same, squares, stopped_clock
+from helpers import in_processes
+from trained import PATH, TINY, fit, same, squares, stopped_clock, without_locks
 from trained import start_simple as start
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import save_checkpoint
 from mnist_ddpm.ddpm import eps_denoiser, l_simple
-from mnist_ddpm.training import loop, saving
+from mnist_ddpm.training import home, loop, saving
 from mnist_ddpm.training.previews import preview
+from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.saving import save_run, saved_step
 
 BLACK = np.zeros((1, 1), np.uint8)
+LONGER = replace(TINY, epochs=3)
 
 
 @pytest.fixture(autouse=True)
@@ -287,6 +292,94 @@ def test_a_run_does_not_move_into_the_folder_of_another(tmp_path):
     assert fit(saved, tmp_path / "saved").step == 12
 
 
+def test_of_two_trainings_at_once_in_a_folder_the_second_is_refused(tmp_path):
+    """A new one, and one resumed. The first goes on, and leaves no lock behind."""
+    fit(start(TINY), tmp_path / "begun")
+    for folder, first in (("new", start(TINY)), ("begun", resume_run(tmp_path / "begun", LONGER))):
+        folder = tmp_path / folder
+        second = resume_run(folder, LONGER) if first.step else start(replace(TINY, seed=1))
+
+        def begun(second=second, folder=folder):
+            with pytest.raises(BlockingIOError, match=str(folder)):
+                fit(second, folder)
+
+        whole = fit(first, folder, at_step(first, first.step + 2, begun)).step
+        assert whole == saved_step(folder) and ".lock" not in names(folder)
+
+
+def test_of_several_processes_all_hear_that_another_training_is_there(tmp_path):
+    """The first tries the lock, and the others do not wait for it in vain."""
+
+    def refused(world):
+        with pytest.raises(BlockingIOError), home.occupied(tmp_path, world):
+            pass
+        return True
+
+    with home.occupied(tmp_path, World()):
+        told = in_processes(3, refused)
+    assert told == [True] * 3
+
+
+def test_a_disk_that_knows_no_locks_is_told_and_trained_on(tmp_path, monkeypatch, capsys):
+    without_locks(monkeypatch)
+    assert fit(start(TINY), tmp_path).step == saved_step(tmp_path) == 12
+    assert f"{tmp_path} cannot be locked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["folder", "one above it", "folder, and another begun there"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_folder_that_is_renamed_meanwhile_is_trained_in_all_the_same(
+    tmp_path, each_epoch, monkeypatch, capsys, what, relative
+):
+    """By a step after its first checkpoint. A relative name counts from where training is."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder, moved = tmp_path / "here" / "run", tmp_path / "here" / "moved"
+    run, asked = start(TINY), Path("run") if relative else folder
+
+    def rename():
+        if what == "one above it":
+            folder.parent.rename(tmp_path / "there")
+            return
+        folder.rename(moved)
+        if what.endswith("begun there"):
+            save_run(folder, start(replace(TINY, seed=1)), save_checkpoint)
+
+    fit(run, asked, at_step(run, 8, rename))
+    found = moved if what != "one above it" else tmp_path / "there" / "run"
+    assert saved_step(found) == resume_run(found).step == 12
+    assert names(found) == ["config.json", "model.safetensors", "training_state.pt"]
+    if what.endswith("begun there"):
+        assert resume_run(folder).settings.seed == 1
+    unchanged = relative and what == "one above it"
+    assert (str(found) in capsys.readouterr().out) is not unchanged
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_folder_that_is_renamed_within_a_save_is_saved_in_once_more(tmp_path, fails):
+    """Whether its file had been begun, whose other name is then looked for in vain, or not."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def save(place, *rest):
+        if not moved.exists():
+            place.rename(moved)
+            if fails:
+                raise FileNotFoundError(place)
+        save_checkpoint(place, *rest)
+
+    fit(start(TINY), folder, save_checkpoint=save)
+    assert saved_step(moved) == resume_run(moved).step == 12
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_anew_and_that_is_told(
+    tmp_path, each_epoch, capsys
+):
+    run, folder = start(TINY), tmp_path / "run"
+    fit(run, folder, at_step(run, 8, lambda: shutil.rmtree(folder)), preview=lambda *_: BLACK)
+    assert saved_step(folder) == resume_run(folder).step == 12
+    assert "anew" in capsys.readouterr().out
+
+
 def test_a_run_that_began_in_the_same_folder_meanwhile_is_not_overwritten(tmp_path):
     run, other = start(TINY), start(replace(TINY, seed=1))
     began = at_step(run, 0, lambda: save_run(tmp_path, other, save_checkpoint))
@@ -295,10 +388,12 @@ def test_a_run_that_began_in_the_same_folder_meanwhile_is_not_overwritten(tmp_pa
     assert resume_run(tmp_path).settings.seed == 1
 
 
-def test_of_two_trainings_of_one_saved_run_the_later_to_save_overwrites_nothing(tmp_path):
-    longer = replace(TINY, epochs=3)
+def test_of_two_trainings_of_one_saved_run_the_later_to_save_overwrites_nothing(
+    tmp_path, monkeypatch
+):
+    without_locks(monkeypatch)
     first = fit(start(TINY), tmp_path)
-    second, third = resume_run(tmp_path, longer), resume_run(tmp_path, longer)
+    second, third = resume_run(tmp_path, LONGER), resume_run(tmp_path, LONGER)
     with pytest.raises(FileExistsError, match="step 18 .*can be resumed"):
         fit(second, tmp_path, at_step(second, 14, lambda: fit(third, tmp_path)))
     before = (tmp_path / "training_state.pt").read_bytes()

@@ -5,20 +5,22 @@ import json
 import os
 import pickle
 import re
+import stat
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import equal, flipped
 from safetensors import SafetensorError
 from trained import PATH, TINY, fit, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.catalogue import save_checkpoint
+from mnist_ddpm.catalogue import make_objective, save_checkpoint
 from mnist_ddpm.catalogue import start_run as start
 from mnist_ddpm.ddpm import l_simple
-from mnist_ddpm.methods.learned_variance import l_vlb
 from mnist_ddpm.training import files, saving
 from mnist_ddpm.training.files import replacing, writable_file, writable_folder
 from mnist_ddpm.training.recipe import Recipe
@@ -55,6 +57,8 @@ def full(*given):
     [
         (3, {"dropout": 0.2}), (6, {"dropout": 0.2}), (7, {"optimizer": "muon"}),
         (7, {"objective": "vlb", "classes": 3, "T": 4}),
+        (2, {"objective": "hybrid", "precision": "bfloat16", "epochs": 0.5}),
+        (2, {"classes": 3, "accumulation": 3, "optimizer": "muon", "epochs": 0.5}),
     ],
     ids=str,
 )  # fmt: skip
@@ -63,7 +67,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, kill_at, changes):
     recipe = replace(TINY, **changes)
     options = {"augment": ddpm.mirrored, "schedule": ddpm.beta_schedule(ddpm.linear_beta(recipe.T))}
     options |= {"labels": torch.arange(96) % 3} if recipe.classes else {}
-    options |= {"objective": l_vlb()} if recipe.objective == "vlb" else {}
+    options |= {"objective": make_objective(recipe)}
     whole, killed = start(recipe), start(recipe)
     list(steps(whole, **options))
     list(islice(steps(killed, **options), kill_at))
@@ -146,6 +150,24 @@ def test_damaged_training_states_are_refused(saved, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=re.escape(str(path))):
         resume_run(saved)
+
+
+def test_a_flipped_byte_of_a_training_state_is_refused_or_changes_nothing(saved):
+    path = saved / "training_state.pt"
+    good, expected, refused = path.read_bytes(), load_state(saved)[0], 0
+    places = range(0, len(good), len(good) // 60)
+    for place in places:
+        path.write_bytes(flipped(good, place))
+        try:
+            assert equal(load_state(saved)[0], expected)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > len(places) / 2
+    entry = good.rindex(b"PK\x01\x02", 0, good.rindex(b"/data/0"))
+    path.write_bytes(flipped(good, entry + 38))  # PyTorch would take this tensor for a folder
+    with pytest.raises(ValueError, match="data/0"):
+        load_state(saved)
 
 
 @pytest.mark.parametrize("state", [{"step": 3}, {"settings": re.compile("x")}], ids=str)
@@ -273,9 +295,9 @@ def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_pa
             raise PermissionError(13, "in use")
         real(*names)
 
-    fake = SimpleNamespace(name="posix", replace=refused)
+    fake = SimpleNamespace(**vars(os) | {"name": "posix", "replace": refused})
     monkeypatch.setattr(files, "os", fake)
-    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(files.time, "sleep", waited.append)
     with pytest.raises(PermissionError), replacing(path) as new:
         new.write_text("x")
     assert not waited and not [*tmp_path.iterdir()]
@@ -283,6 +305,69 @@ def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_pa
     with replacing(path) as new:
         new.write_text("x")
     assert path.read_text() == "x" and waited == [0.1, 1]
+
+
+def test_a_run_that_is_saved_twice_gives_the_same_bytes(tmp_path):
+    run, names = start_simple(TINY), ("training_state.pt", "model.safetensors", "config.json")
+    save_run(tmp_path, run, save_checkpoint)
+    first = [(tmp_path / name).read_bytes() for name in names]
+    save_run(tmp_path, run, save_checkpoint)
+    assert [(tmp_path / name).read_bytes() for name in names] == first
+
+
+def test_two_saves_at_once_do_not_share_a_file(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and [*tmp_path.iterdir()] == [path]
+
+
+def test_what_killed_saves_have_left_is_removed_after_a_while(tmp_path):
+    path = tmp_path / "a[b].pt"  # a name that means much to glob
+    left = [tmp_path / f"a[b].pt{end}" for end in (".partial", ".1f2e.partial", ".77aa.partial")]
+    for file in (*left, others := tmp_path / "a.pt.1f2e.partial"):
+        file.write_text("half")
+        os.utime(file, (1, 1))
+    left[2].touch()  # another run is writing it
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert {*tmp_path.iterdir()} == {path, left[2], others}
+
+
+def test_files_are_on_the_disk_before_they_replace_others_and_their_names_after(
+    tmp_path, monkeypatch
+):
+    done, sync, replace = [], os.fsync, os.replace
+
+    def fsync(handle):
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def replaced(*names):
+        done.append("name")
+        replace(*names)
+
+    run = start_simple(TINY)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replaced)
+    save_run(tmp_path, run, save_checkpoint)
+    assert done == ["file", "name"] * 3 + ["folder"] * (os.name != "nt")
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EIO])
+def test_a_disk_that_knows_no_sync_will_do_and_one_that_fails_will_not(
+    tmp_path, monkeypatch, error
+):
+    def fsync(handle):
+        raise OSError(error, "of the disk")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(OSError) if error == errno.EIO else nullcontext():
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("new")
+    assert (tmp_path / "file").read_text() == ("old" if error == errno.EIO else "new")
 
 
 @pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
@@ -338,6 +423,23 @@ def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_pat
     with pytest.raises(FileExistsError, match="resume"):
         fit(start_simple(TINY), tmp_path)
     assert fit(resume_run(tmp_path), tmp_path).step == 12 == saving.saved_step(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_checkpoint_is_healed_by_its_run_at_once(tmp_path, name, capsys):
+    fit(start_simple(replace(TINY, epochs=1)), tmp_path)
+    good = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    (tmp_path / name).write_bytes(flipped(good[name], 0))  # where config.json is JSON no more
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(resume_run(tmp_path, TINY), tmp_path, killed)
+    assert str(tmp_path) in capsys.readouterr().out
+    assert (tmp_path / "model.safetensors").read_bytes() == good["model.safetensors"]
+    run = resume_run(tmp_path)
+    assert saving.saved_whole(tmp_path, run) and run.step == 6
 
 
 def test_settings_of_a_state_are_those_of_a_recipe(saved):

@@ -1,8 +1,12 @@
 """Stopping: Ctrl-C, signals and closed terminals, and pipes that break with them."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +14,15 @@ from tqdm import tqdm
 from trained import TINY, fit, same, stopped_clock
 from trained import start_simple as start
 
+from mnist_ddpm.commands.main import main
+from mnist_ddpm.commands.sample import Sample
 from mnist_ddpm.ddpm import l_simple
-from mnist_ddpm.training import interrupts, loop
-from mnist_ddpm.training.interrupts import deferred_interrupt
+from mnist_ddpm.training import home, interrupts, loop
+from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
 from mnist_ddpm.training.saving import resume_run, saved_step
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPECTED = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +96,94 @@ def test_an_interrupt_before_fit_is_one_within_it(tmp_path):
         assert len(outer) == 1
     with deferred_interrupt() as later:
         assert not later
+
+
+@pytest.mark.parametrize("name", interrupts.SIGNALS)
+def test_a_command_ends_with_the_status_of_the_signal_that_stops_it(monkeypatch, capsys, name):
+    """128 + its number, as shells have it; and one that is ignored, as nohup has it, still is."""
+    signum, seen = getattr(signal, name), []
+
+    def draw(self):
+        signal.raise_signal(signum)
+        seen.append("ignored")
+
+    monkeypatch.setattr(Sample, "run", draw)
+    before = signal.getsignal(signum)
+    assert main(["sample"]) == 128 + signum == EXPECTED[name] and not seen
+    assert capsys.readouterr().err == "\ninterrupted\n" and signal.getsignal(signum) is before
+    signal.signal(signum, signal.SIG_IGN)
+    try:
+        assert main(["sample"]) == 0 and seen
+    finally:
+        signal.signal(signum, before)
+
+
+def test_a_signal_at_the_very_last_is_one_all_the_same(tmp_path, monkeypatch):
+    """All is saved, and nobody asks any more."""
+    monkeypatch.setattr(home, "remove", lambda path: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match=r"step 12 .*its last$") as stopped:
+        fit(start(TINY), tmp_path)
+    assert stopped.value.signum == signal.SIGTERM and saved_step(tmp_path) == 12
+
+
+def alone(program: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """What becomes of a small program, in the project's folder."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(command, cwd=ROOT, env=env, text=True, timeout=60, **options)
+
+
+def test_ctrl_c_while_pytorch_is_imported_leaves_no_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    result = subprocess.run(
+        [sys.executable, "-m", "mnist_ddpm", "sample"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+
+
+WRITING = """
+import os, sys
+from mnist_ddpm.commands import streams
+for number in map(int, sys.argv[1]):
+    os.close(number)
+sys.stdout = None if "1" in sys.argv[1] else sys.stdout
+sys.stderr = None if "2" in sys.argv[1] else sys.stderr
+streams.steady()
+with open(sys.argv[2], "w") as result:
+    for k in range(int(sys.argv[3])):
+        print("line", k)
+        print("line", k, file=sys.stderr)
+    os.write(2, b"as C code writes")
+    result.write("done")
+"""
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "12", "012"])
+def test_work_goes_on_without_standard_streams(tmp_path, closed):
+    """And what is written to them does not end up in a file that took their number."""
+    result = alone(WRITING, closed, tmp_path / "result", 9, capture_output=True)
+    assert result.returncode == 0 and "Error" not in result.stderr
+    assert (tmp_path / "result").read_text() == "done"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("end", ["pipe", "disk"])
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_work_goes_on_where_a_stream_ends(tmp_path, name, end, lines):
+    """A pipe whose reader leaves, as head does, and a disk that is full; nor is exiting noisy.
+
+    One line is written as Python exits.
+    """
+    if end == "disk" and not Path("/dev/full").exists():
+        pytest.skip("only Linux has such a disk")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") if end == "pipe" else open("/dev/full", "w") as broken:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, name: broken}
+        result = alone(WRITING, "", tmp_path / "result", lines, **streams)
+    assert result.returncode == 0 and (tmp_path / "result").read_text() == "done"
+    assert "Error" not in (result.stdout or "") + (result.stderr or "")
 
 
 def test_an_interrupted_fit_saves_and_resumes_bit_for_bit(tmp_path):

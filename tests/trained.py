@@ -1,12 +1,13 @@
 """A small recipe, images for it, and what trains it."""
 
+import errno
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.training import interrupts, loop
+from mnist_ddpm.training import home, interrupts, loop
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, start_run
 
@@ -17,6 +18,15 @@ def stopped_clock(monkeypatch) -> list[float]:
     for module in (loop, interrupts):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
+
+
+def without_locks(monkeypatch) -> None:
+    """As on a disk that knows none."""
+
+    def lock(*arguments, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(home.FileLock, "acquire", lock)
 
 
 TINY = Recipe(

@@ -1,17 +1,21 @@
 """What several commands share: types of flags, checks of places, and where long work is kept."""
 
 import json
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import imageio.v3 as imageio
+import numpy as np
 import torch
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training import keeping, machine
+from mnist_ddpm.training import files, keeping, machine
 from mnist_ddpm.training.recipe import Recipe
 
 Spacing = Literal[tuple(catalogue.SPACINGS)]
@@ -38,9 +42,9 @@ def in_words(names: Iterable[str]) -> str:
     return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def load_checkpoint(command, folder: Path, device: torch.device) -> checkpoints.Checkpoint:
+def load_checkpoint(command, source: Path, device: torch.device) -> checkpoints.Checkpoint:
     """A checkpoint, its network compiled if asked; command.compile then says whether it is."""
-    checkpoint = checkpoints.load(folder, device)
+    checkpoint = checkpoints.load(source, device)
     command.compile = command.compile and machine.compiles(device)
     if command.compile:
         checkpoint.network.compile()
@@ -64,9 +68,18 @@ def apart(out: Path, folder: str | Path) -> None:
     """Raises ValueError where pictures written to out would count among a folder's images."""
     if folder in catalogue.DATASETS or not Path(folder).is_dir():
         return
-    if out.resolve().is_relative_to(Path(folder).resolve()):
+    # Path.resolve fails where links lead in a circle
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
         place = f"{out} is in the folder of images {folder}"
         raise ValueError(f"{place}, and pictures there would count: name another")
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """(height, width, 1 or 3), whole or not at all. Raises OSError where it cannot be written."""
+    # Encoded in memory: on a full disk imageio would try once more as it is thrown away.
+    encoded = imageio.imwrite("<bytes>", picture, extension=path.suffix)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(encoded)
 
 
 def pick_variance(name: str, recipe: Recipe) -> str:
@@ -89,10 +102,12 @@ def keep_parts(
     """
     flags = {name: value for name, value in vars(command).items() if name not in ELSEWHERE}
     files = sorted(PACKAGE.rglob("[!.]*.py"))
-    for path in [flags.pop(name) for name in FILES if flags.get(name)]:
+    for name in [name for name in FILES if flags.get(name)]:
+        path = flags.pop(name)
+        with suppress(OSError):  # who needs a file that is missing says so
+            path = checkpoints.find(path) if name in ("checkpoint", "guide") else path
         inside = [path / "config.json", path / "model.safetensors"]
         files += inside if path.is_dir() else [path]
-    # who needs a file that is missing says so
     contents = [path.read_bytes() for path in files if path.is_file()]
     here = {"device": device.type, "hardware": machine.hardware(device), **machine.versions()}
     told = json.dumps([flags, here, images], default=str).encode()

@@ -1,7 +1,6 @@
 """How images are drawn: what `sample` and `evaluate` share."""
 
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,16 +16,18 @@ from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.evaluation import drawing
 from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.methods import solvers
-from mnist_ddpm.training import machine, processes
+from mnist_ddpm.training import cost, machine, processes
 from mnist_ddpm.training.keeping import Counted
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.text import parse_json
 
 CLIPS: dict[str, Callable | None] = {
     "static": ddpm.clipped,
     "dynamic": solvers.thresholded,
     "none": None,
 }
+MOST = 10**9  # images
 # The variances that a sampler has by default, by name
 OWN_VARIANCES = {each: name for name, each in catalogue.VARIANCES.items()} | {
     ddpm.posterior_variance: "posterior",
@@ -54,7 +55,8 @@ class Steps(NamedTuple):
 class Drawing:
     """How to draw images with a checkpoint."""
 
-    checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
+    # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
+    checkpoint: Path = Path("checkpoints/mnist")
     n: int = 64  # number of images
     sampler: Literal[tuple(catalogue.SAMPLERS)] | None = None  # ddpm: ancestral; None: ddim
     # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
@@ -88,8 +90,9 @@ class Drawing:
         Raises ValueError where flags do not fit.
         """
         for name in ("n", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be from 1 to {MOST:,}")
+        ddpm.check(0 <= self.seed < 2**32, f"seed is {self.seed}: it must be from 0 to 2^32 - 1")
         if not abs(self.scale) <= 1e6:
             raise ValueError(f"guidance is {self.scale}: it must be a number up to a million")
         world = processes.connect(self.processes, self.device == "cpu")
@@ -101,6 +104,11 @@ class Drawing:
     def scale(self) -> float:
         """The guidance scale, for labels or a guide."""
         return self.guidance if self.guidance is not None else 2.0 if self.guide else 1.0
+
+    def check_memory(self, recipe: Recipe, device: torch.device) -> None:
+        """Raises ValueError for more images, or more at once, than memory can hold."""
+        batch_size = self.batch_size if device.type == "cpu" else 1  # a GPU's has its own errors
+        cost.check_drawing(recipe, self.n, batch_size)
 
     def check_labels(self, recipe: Recipe) -> None:
         """Raises ValueError for a label or a guidance that the network does not know."""
@@ -216,7 +224,7 @@ def read_options(given: tuple[str, ...], sampler: str, own: dict[str, Any]) -> d
             takes = ", ".join(sorted(known)) or "none"
             raise ValueError(f'{sampler} takes no --option "{name}": it takes {takes}')
         try:
-            options[name] = json.loads(value)
+            options[name] = parse_json(value)
         except ValueError:
             options[name] = value
     return options

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio.v3 as imageio
 import torch
 import tyro
 from torch import Tensor
@@ -17,12 +16,13 @@ from mnist_ddpm.commands.common import (
     load_checkpoint,
     moved,
     pick_variance,
+    write_picture,
 )
-from mnist_ddpm.commands.drawing import Drawing
+from mnist_ddpm.commands.drawing import MOST, Drawing
 from mnist_ddpm.commands.reading import holds_samples, read_images
 from mnist_ddpm.data.labels import always_told, typical_labels
 from mnist_ddpm.evaluation import cards, drawing, extractors, losses
-from mnist_ddpm.formats.checkpoints import Checkpoint
+from mnist_ddpm.formats.checkpoints import Checkpoint, find
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.training import files, processes
 from mnist_ddpm.training.keeping import Counted, Kept
@@ -69,8 +69,9 @@ class Evaluate(Drawing):
         checkpoint = load_checkpoint(self, self.checkpoint, device)
         recipe = moved(checkpoint.recipe, self.dataset)
         checkpoint = checkpoint._replace(recipe=recipe)
+        self.check_memory(recipe, device)
         self.check(recipe)
-        signed = extractors.digest((self.checkpoint / "model.safetensors").read_bytes())
+        signed = extractors.digest((find(self.checkpoint) / "model.safetensors").read_bytes())
         side = recipe.image_size
         judge = extractors.pick_judge(self.extractor, recipe.dataset, device, side, world)
         with processes.one_first(world):
@@ -98,8 +99,10 @@ class Evaluate(Drawing):
                 card["images"] = str(self.images)
             if held_out is not None:
                 card |= self.measure(kept, checkpoint, held_out, device)
-            print("\n".join(cards.card_lines(card)))  # first: no disk can be too full for that
-            self.write(card, given, training)
+            try:
+                self.write(card, given, training)
+            finally:  # a disk may be too full for the card
+                print("\n".join(cards.card_lines(card)))
             kept.discard()
 
     def check_flags(self) -> None:
@@ -118,8 +121,9 @@ class Evaluate(Drawing):
         apart(self.out, recipe.dataset)
         if self.images and not holds_samples(self.images):
             apart(self.out, self.images)
-        if self.bits and self.bits < 2:
-            raise ValueError(f"--bits is {self.bits}: a standard error needs at least 2 images")
+        if self.bits and not 2 <= self.bits <= MOST:
+            problem = f"--bits is {self.bits}: a standard error needs at least 2 images"
+            raise ValueError(f"{problem}, and at most {MOST:,} can be named")
         if self.bits and always_told(recipe):
             problem = "--bits needs a network that can do without its labels"
             raise ValueError(f"{problem}: leave it out")
@@ -197,5 +201,5 @@ class Evaluate(Drawing):
         cards.write_card(self.out, card)
         picture = self.out.with_name(f"{self.out.stem}-closest.png")
         pairs = cards.closest_pairs(card, images, training)
-        imageio.imwrite(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
+        write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
         print(f"written to {self.out}; the closest pairs to {picture}")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.extractor_training import HELD_OUT, train_extractor
 from mnist_ddpm.evaluation.extractors import save_extractor
 from mnist_ddpm.training import files, machine
@@ -31,6 +32,8 @@ class TrainExtractor:
 
     def run(self) -> None:
         """Trains and saves it. Raises FileExistsError where it would overwrite a file."""
+        check(0 <= self.seed < 2**32, f"seed is {self.seed}: it must be from 0 to 2^32 - 1")
+        check(1 <= self.epochs <= 10**6, f"epochs is {self.epochs}: it must be from 1 to 1,000,000")
         device = machine.pick_device(self.device)
         files.writable_file(self.out)
         if self.out.exists():

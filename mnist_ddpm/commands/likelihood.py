@@ -22,6 +22,7 @@ from mnist_ddpm.ddpm import Denoiser, Network, Schedule
 from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.methods import likelihood, schedules
 from mnist_ddpm.training import files, machine
+from mnist_ddpm.training.cost import check_drawing
 from mnist_ddpm.training.keeping import Counted
 from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
@@ -36,7 +37,8 @@ class MeasureLikelihood:
     Example: python -m mnist_ddpm likelihood --checkpoint checkpoints/mnist --split test --n 1000
     """
 
-    checkpoint: Path = Path("checkpoints/mnist")  # folder that training wrote
+    # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
+    checkpoint: Path = Path("checkpoints/mnist")
     split: Literal["train", "valid", "test"] = "test"  # of the checkpoint's data set
     n: int = 10_000  # number of images, the first of the split; all if there are fewer
     # evaluate so many t per image instead of all: faster, but noisier
@@ -62,6 +64,8 @@ class MeasureLikelihood:
         variance = pick_variance(self.variance, recipe)
         denoise, schedule = self.chain(counted, checkpoint.schedule, recipe)
         images = self.images(recipe)
+        batch_size = self.batch_size if device.type == "cpu" else 1
+        check_drawing(recipe, len(images), batch_size)
         margin = catalogue.known_margin(recipe)
         files.writable_file(self.out)
         kept = keep_parts(self, self.out, counted, device, extractors.digest(images))
@@ -71,22 +75,24 @@ class MeasureLikelihood:
                 times_per_image=self.times_per_image, margin=margin, batch_size=self.batch_size,
                 seed=self.seed, device=device, progress=progress_bar, part=kept.part,
             )  # fmt: skip
-        side, each = recipe.image_size - 2 * margin, kept.evaluations / len(images)
-        card = {
-            **bound_figures(bound), "n": len(images), "dataset": recipe.dataset,
-            "split": self.split, "pixels": [recipe.channels, side, side],
-            "evaluations_per_image": each, "seconds": round(kept.seconds, 1),
-            "checkpoint": str(self.checkpoint), "schedule": recipe.schedule, "T": recipe.T,
-            "steps": schedule.T, "variance": variance, "seed": self.seed, "device": str(device),
-            "hardware": machine.hardware(device), "versions": machine.versions(),
-        }  # fmt: skip
-        found = f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim"
-        how = f"an upper bound ({variance} variance, {schedule.T} steps)"
-        what = f"{side} x {side} pixels of the first {len(images)} {self.split} images"
-        print(f"{found}, {how}, on {what}")
-        cost = f"{each:.0f} network evaluations an image, {kept.seconds:.0f} s"
-        print(f"{cost}, seed {self.seed}, {device}")
-        cards.write_card(self.out, card)
+            side, each = recipe.image_size - 2 * margin, kept.evaluations / len(images)
+            card = {
+                **bound_figures(bound), "n": len(images), "dataset": recipe.dataset,
+                "split": self.split, "pixels": [recipe.channels, side, side],
+                "evaluations_per_image": each, "seconds": round(kept.seconds, 1),
+                "checkpoint": str(self.checkpoint), "schedule": recipe.schedule, "T": recipe.T,
+                "steps": schedule.T, "variance": variance, "seed": self.seed, "device": str(device),
+                "hardware": machine.hardware(device), "versions": machine.versions(),
+            }  # fmt: skip
+            found = f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim"
+            how = f"an upper bound ({variance} variance, {schedule.T} steps)"
+            what = f"{side} x {side} pixels of the first {len(images)} {self.split} images"
+            cost = f"{each:.0f} network evaluations an image, {kept.seconds:.0f} s"
+            try:
+                cards.write_card(self.out, card)
+            finally:  # a disk may be too full for the card
+                print(f"{found}, {how}, on {what}")
+                print(f"{cost}, seed {self.seed}, {device}")
         kept.discard()
         print(f"written to {self.out}")
 
@@ -108,7 +114,8 @@ class MeasureLikelihood:
 
     def images(self, recipe: Recipe) -> Tensor:
         """Those to measure. Raises ValueError for fewer than two."""
-        images = catalogue.load_images(recipe, self.data, self.split)[: max(0, self.n)]
+        images = catalogue.load_images(recipe, self.data, self.split)
+        images = images[: min(len(images), max(0, self.n))]
         if len(images) < 2:
             problem = f"a standard error needs at least 2 images, and there are {len(images)}"
             raise ValueError(f"{problem}: see --n and --split")

@@ -1,7 +1,5 @@
 """Pictures that a command is given: to start from, to fill in, and to judge."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +9,9 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import folders, pictures
+from mnist_ddpm.data.search import regular
+from mnist_ddpm.training import machine
 from mnist_ddpm.training.recipe import Recipe
-
-# What NumPy raises for a file that is no archive of arrays
-NO_ARRAYS = (
-    OSError, LookupError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError,
-    RuntimeError,
-)  # fmt: skip
 
 
 def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
@@ -65,8 +59,13 @@ def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
     if path.is_dir():
         return folders.load_folder(recipe, path, data / "cache")
     try:
-        images = torch.from_numpy(np.load(path)["images"]).permute(0, 3, 1, 2)
-    except NO_ARRAYS as error:
+        with regular(path).open("rb") as file, np.load(file) as arrays:
+            size = arrays.zip.getinfo("images.npy").file_size  # which a small file may unpack to
+            machine.check_memory(size, f"{path}", "split it")
+            images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
+    except MemoryError:  # no fault of the file
+        raise
+    except Exception as error:  # NumPy's are of many kinds
         problem = f"{path} is neither a folder nor a samples.npz of the sample command"
         raise ValueError(f"{problem} ({error})") from error
     if images.dtype != torch.uint8 or images.shape[1:] != recipe.shape:

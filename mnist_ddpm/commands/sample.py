@@ -1,17 +1,17 @@
 """`python -m mnist_ddpm sample`."""
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands.common import keep_parts, load_checkpoint
+from mnist_ddpm.commands.common import keep_parts, load_checkpoint, write_picture
 from mnist_ddpm.commands.drawing import Drawing, Steps
 from mnist_ddpm.commands.reading import read_image
 from mnist_ddpm.data.labels import label_names
@@ -38,6 +38,7 @@ class Sample(Drawing):
     strength: float = 0.5  # how far --init-image is noised: 0 not, 1 beyond recognition
     mask: Path | None = None  # of --init-image's size: white stays, black is filled in (RePaint)
     resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
+    jump: int | None = None  # steps that RePaint walks at once; None: 4 % of --steps, as the paper
 
     def run(self) -> None:
         """Draws and writes. What cannot be drawn is told before."""
@@ -45,6 +46,7 @@ class Sample(Drawing):
         checkpoint = load_checkpoint(self, self.checkpoint, device)
         recipe, counted = checkpoint.recipe, Counted(checkpoint.network)
         kept = keep_parts(self, self.out / "samples.npz", counted, device)
+        self.check_memory(recipe, device)
         self.check_labels(recipe)
         steps = self.from_image(recipe, device) if self.init_image else self.sampling(recipe)
         self.check_interval(steps.times, recipe)
@@ -58,9 +60,9 @@ class Sample(Drawing):
                 times=steps.times, seed=self.seed, batch_size=self.batch_size, film=columns**2,
                 device=device, kept=kept, world=world,
             )  # fmt: skip
-        if world.rank > 0:
-            return
-        write(out, images, film, columns)
+            if world.rank > 0:
+                return
+            write(out, images, film, columns)
         kept.discard()
         each = kept.evaluations / len(world.share(self.n))
         cost = f"{each:.0f} network evaluations in {kept.seconds:.1f} s on {device}"
@@ -75,9 +77,10 @@ class Sample(Drawing):
             raise ValueError("--mask needs the image that it belongs to: give --init-image too")
         if self.strength != Sample.strength and (self.mask or not self.init_image):
             raise ValueError("--strength is for an --init-image without a --mask: leave it out")
-        if self.resamples != Sample.resamples and not self.mask:
-            problem = "--resamples is for filling in what a --mask hides"
-            raise ValueError(f"{problem}: leave it out, or give one")
+        for name in ("resamples", "jump"):
+            if getattr(self, name) != getattr(Sample, name) and not self.mask:
+                problem = f"--{name} is for filling in what a --mask hides"
+                raise ValueError(f"{problem}: leave it out, or give one")
 
     def from_image(self, recipe: Recipe, device: torch.device) -> Steps:
         """As sampling, with --init-image, and --mask if given."""
@@ -88,7 +91,8 @@ class Sample(Drawing):
         if steps.name != "ddpm":
             advice = f"leave out --sampler {self.sampler}"
             raise ValueError(f"--mask is for ancestral sampling: {advice}")
-        known = {"known": image.to(device), "mask": mask.to(device), "resamples": self.resamples}
+        known = {"known": image.to(device), "mask": mask.to(device)}
+        known |= {"resamples": self.resamples, "jump": self.jump}
         return steps._replace(sampler=inpainting.repaint_sampler, options=steps.options | known)
 
     def varying(self, steps: Steps, image: Tensor, recipe: Recipe) -> Steps:
@@ -107,12 +111,16 @@ def write(out: Path, images: Tensor, film: ddpm.Film, columns: int) -> None:
         np.savez_compressed(file, images=array)
     shown = images[:400]
     grid = ddpm.tile(shown, math.ceil(math.sqrt(len(shown))), scale=2)
-    imageio.imwrite(out / "samples.png", grid)
+    write_picture(out / "samples.png", grid)
     count = len(film[0][1])
     strip = ddpm.draw_strip(film, images=min(2, count), moments=min(11, len(film)))
-    strip.savefig(out / "steps.png", dpi=110)
+    with files.replacing(out / "steps.png") as path:
+        strip.savefig(path, format="png", dpi=110)
     plt.close(strip)
     whole = max(columns, count // columns * columns)
     film = [(t, xt[:whole], x0_hat[:whole]) for t, xt, x0_hat in film]
-    ddpm.save_gif(out / "generation.gif", film, columns=columns)
-    ddpm.save_gif(out / "predicted_x0.gif", film, predicted=True, columns=columns)
+    for name, predicted in (("generation.gif", False), ("predicted_x0.gif", True)):
+        encoded = io.BytesIO()  # as in write_picture
+        ddpm.save_gif(encoded, film, predicted=predicted, columns=columns)
+        with files.replacing(out / name) as path:
+            path.write_bytes(encoded.getvalue())

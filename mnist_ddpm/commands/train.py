@@ -10,7 +10,7 @@ import tyro
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.common import apart, moved
 from mnist_ddpm.formats import checkpoints, diffusers
-from mnist_ddpm.training import files, machine, presets, processes, saving
+from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -85,8 +85,11 @@ class Train:
         with processes.one_first(world):
             catalogue.check_labelled(recipe, self.data)
         network = check_names(recipe)
+        if device.type == "cpu":  # a GPU has errors of its own
+            cost.check_training(recipe)
         machine.check_precision(recipe.precision, device)
-        files.writable_folder(self.out)
+        with home.occupied(files.writable_folder(self.out), world):
+            pass  # said before images are read
         weights = None
         if recipe.init_from and not self.resume:
             weights = diffusers.pretrained(recipe.init_from, recipe.classes > 0)[1]

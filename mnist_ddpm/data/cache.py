@@ -4,6 +4,10 @@ A cache is a .npy file that is mapped, not read: data larger than memory train a
 disk. Its name tells data set, size and channels, and holds a digest of the files' names, sizes and
 times. When these change it is made anew, and the old one removed. A run that is killed while it
 makes one leaves a .partial file, which counts for nothing.
+
+Behind the array stand the names that were skipped and, at the end, the CRC-32 of all before it. At
+every start each process reads the whole file once and compares: that finds any flipped byte, goes
+at the speed of most disks, and leaves in memory what training reads next.
 """
 
 import errno
@@ -13,12 +17,12 @@ import json
 import os
 import secrets
 import shutil
-import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +30,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.data.pictures import read_picture, unreadable
-from mnist_ddpm.data.search import Files
-from mnist_ddpm.training.files import writable_folder
+from mnist_ddpm.data.search import Files, regular
+from mnist_ddpm.training.files import remove_abandoned, writable_folder
 from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.training.text import printable
 
 DECODING = 2  # to be raised when the same file gives other pixels
 MEMORY = 2**30  # the most bytes to keep in memory where no cache can be written
-ABANDONED = 600  # seconds without writing, after which a .partial file is taken as left behind
+LARGEST = 2**29  # bytes of a picture's file
+CHECKSUM = 8  # bytes of the checksum, in hexadecimal digits
 SKIPPED: dict[Path, list[str]] = {}  # names left out in memory, by the cache that was not written
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -43,11 +50,26 @@ Square = Callable[[Image.Image], Image.Image]  # a picture of any size to one of
 @contextmanager
 def reading(files: Files) -> Iterator[Callable[[str], bytes]]:
     """Inside, a function from a name to the content of that file."""
+
+    def from_folder(name: str) -> bytes:
+        path = regular(files.root / name)
+        check_size(path.stat().st_size)
+        return path.read_bytes()
+
+    def from_archive(name: str) -> bytes:
+        check_size(archive.getinfo(name).file_size)
+        return archive.read(name)
+
     if files.root.is_dir():
-        yield lambda name: (files.root / name).read_bytes()
+        yield from_folder
     else:
         with zipfile.ZipFile(files.root) as archive:
-            yield archive.read
+            yield from_archive
+
+
+def check_size(size: int) -> None:
+    """Raises ValueError for a file that is no picture, since memory would not hold many such."""
+    ddpm.check(size <= LARGEST, f"{size:,} bytes, more than {LARGEST:,}")
 
 
 def pixels(path: Path, read: Callable[[], bytes], square: Square, mode: str) -> bytes | str:
@@ -88,17 +110,19 @@ def decode(files: Files, shape: Shape, square: Square, write: Callable[[bytes], 
 
         for start in range(0, n, 256):  # in parts, so that few results wait in memory
             part = files.names[start : start + 256]
-            for name, image in zip(part, pool.map(result, part)):
-                if isinstance(image, bytes):
-                    write(image)
-                    continue
-                reasons[name] = image
-                if len(reasons) > allowed:
-                    rule = f"repair or move them (of {n} images, {allowed} may be skipped)"
-                    raise ValueError(f"{listed(reasons.values(), 20)}: {rule}")
-            bar.update(len(part))
+            with closing(pool.map(result, part)) as images:  # where it stops, none is begun
+                for name, image in zip(part, images):
+                    bar.update()
+                    if isinstance(image, bytes):
+                        write(image)
+                        continue
+                    reasons[name] = image
+                    if len(reasons) > allowed:
+                        rule = f"repair or move them (of {n} images, {allowed} may be skipped)"
+                        raise ValueError(f"{listed(reasons.values(), 20)}: {rule}")
     if reasons:
-        print(f"skipped {len(reasons)} of {n} images: {listed(reasons.values(), 3)}")
+        told = printable(listed(reasons.values(), 3))
+        print(f"skipped {len(reasons)} of {n} images: {told}")
     return list(reasons)
 
 
@@ -134,6 +158,9 @@ def open_cache(path: Path, shape: Shape) -> Tensor | None:
     if not path.is_file():
         return None
     try:
+        if not is_whole(path):
+            print(f"{path} is damaged, or of an earlier version: the images are decoded anew")
+            return None
         try:
             array = np.load(path, mmap_mode="c")  # what the tensor changes does not reach the file
         except OSError:  # Linux refuses that to a file larger than memory
@@ -147,13 +174,32 @@ def open_cache(path: Path, shape: Shape) -> Tensor | None:
         return torch.from_numpy(array)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether the checksum at a cache's end is right. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        size = path.stat().st_size - CHECKSUM
+        return size > 0 and checksum(file, size) == file.read()
+
+
+def checksum(file, size: int) -> bytes:
+    """Of a file's first bytes, which it reads: their CRC-32."""
+    file.seek(0)
+    options = {"unit": "B", "unit_scale": True, "leave": False, "delay": 2}
+    crc, left = 0, size
+    with progress_bar(total=size, desc="checking the cache", **options) as bar:
+        while block := file.read(min(left, 2**20)):
+            crc, left = zlib.crc32(block, crc), left - len(block)
+            bar.update(len(block))
+    return b"%08x" % crc
+
+
 def skipped_names(path: Path) -> list[str]:
     """The names that a cache, or what is in memory instead, leaves out; none before it is made."""
     try:
         array = np.load(path, mmap_mode="r")
         with path.open("rb") as file:
             file.seek(array.offset + array.nbytes)
-            return json.loads(file.read())["skipped"]
+            return json.loads(file.read()[:-CHECKSUM])["skipped"]
     except (OSError, ValueError, EOFError, KeyError):  # it is missing, or will be made anew
         return SKIPPED.get(path, [])
 
@@ -203,7 +249,7 @@ def write_cache(files: Files, shape: Shape, square: Square, path: Path) -> None:
     prefix = path.name.rpartition("-")[0]
     own = path.with_name(f"{prefix}-{secrets.token_hex(4)}.partial")  # two runs may start at once
     try:
-        with own.open("wb") as file:
+        with own.open("wb+") as file:
             write_array(file, files, shape, square)
         try:
             os.replace(own, path)
@@ -218,7 +264,7 @@ def write_cache(files: Files, shape: Shape, square: Square, path: Path) -> None:
 
 
 def write_array(file, files: Files, shape: Shape, square: Square) -> None:
-    """The images as a .npy file; behind the array, where NumPy does not look, what was skipped."""
+    """The images as a .npy file; behind the array, where NumPy does not look, all the rest."""
 
     def write_header(n: int) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
@@ -229,6 +275,9 @@ def write_array(file, files: Files, shape: Shape, square: Square) -> None:
     file.write(json.dumps({"skipped": skipped}).encode())
     file.seek(0)
     write_header(len(files.names) - len(skipped))  # as long as the first: NumPy pads it
+    digits = checksum(file, file.seek(0, os.SEEK_END))
+    file.seek(0, os.SEEK_END)
+    file.write(digits)
     file.flush()
     os.fsync(file.fileno())
 
@@ -237,7 +286,8 @@ def tidy(kept: Path) -> None:
     """Removes older caches of the same images, and .partial files that are left behind."""
     prefix = kept.name.rpartition("-")[0]
     for old in kept.parent.glob(f"{prefix}-*"):
-        with suppress(OSError):  # in use, on some systems, or gone already
-            abandoned = time.time() - old.stat().st_mtime > ABANDONED
-            if old != kept and (old.suffix == ".npy" or abandoned):
+        if old.suffix == ".partial":
+            remove_abandoned(old)
+        elif old != kept and old.suffix == ".npy":
+            with suppress(OSError):  # in use, on some systems, or gone already
                 old.unlink()

@@ -1,15 +1,24 @@
-"""MNIST's digits and their labels."""
+"""MNIST's digits and their labels, from its four official archives.
 
+They are read in memory, where gzip compares their checksums: nothing is unpacked beside them.
+"""
+
+import gzip
+import zlib
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm import ddpm
 from mnist_ddpm.data.download import fetched
+from mnist_ddpm.ddpm import check
 
 SIDE = 28  # of a digit, in pixels
-SPLITS = "train", "test"
-ADVICE = "restore the four .gz archives in {}, and delete every other file beside them"
+ARCHIVES = {"train": "train", "test": "t10k"}  # a split's name, and that in its archives' names
+ADVICE = "restore {}, one of the four official archives"
 
 
 def margin(recipe) -> int:
@@ -25,8 +34,9 @@ def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tenso
     """
     size = recipe.image_size
     fits = size >= SIDE and size % 2 == 0
-    ddpm.check(fits, f"image_size is {size}: mnist is padded, so take an even number from {SIDE}")
-    return read(lambda train: ddpm.load_mnist(size, root, train), root, split)
+    check(fits, f"image_size is {size}: mnist is padded, so take an even number from {SIDE}")
+    digits = read(root, split, "images-idx3")
+    return F.pad(digits.unsqueeze(1), [(size - SIDE) // 2] * 4)
 
 
 def mnist_labels(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
@@ -35,18 +45,27 @@ def mnist_labels(recipe, root: str | Path = "data", split: str = "train") -> Ten
     Raises ValueError, too, where the recipe has attributes, or other than 10 classes.
     """
     fits = recipe.classes == 10 and not recipe.attributes
-    ddpm.check(fits, f"classes is {recipe.classes}: for mnist take 10, and name no attributes")
-
-    def targets(train: bool) -> Tensor:
-        from torchvision import datasets  # takes two seconds, which sampling need not wait for
-
-        return datasets.MNIST(root, train, download=True).targets
-
-    return read(targets, root, split)
+    check(fits, f"classes is {recipe.classes}: for mnist take 10, and name no attributes")
+    return read(root, split, "labels-idx1").long()
 
 
-def read(load, root: str | Path, split: str) -> Tensor:
-    """load(whether to train), with clear errors."""
-    ddpm.check(split in SPLITS, f'MNIST has no split "{split}": take train or test')
-    advice = ADVICE.format(Path(root, "MNIST", "raw"))
-    return fetched("MNIST", lambda: load(split == "train"), advice)
+def read(root: str | Path, split: str, kind: str) -> Tensor:
+    """A split's archive, with clear errors."""
+    check(split in ARCHIVES, f'MNIST has no split "{split}": take train or test')
+    path = Path(root, "MNIST", "raw", f"{ARCHIVES[split]}-{kind}-ubyte.gz")
+    return fetched("MNIST", partial(read_archive, path), ADVICE.format(path))
+
+
+def read_archive(path: Path) -> Tensor:
+    """What is in one of MNIST's archives, fetched if missing or damaged: uint8 (N, …)."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error):
+        from torchvision.datasets import MNIST, utils  # takes two seconds
+
+        md5 = dict(MNIST.resources)[path.name]
+        utils.download_url(MNIST.mirrors[0] + path.name, path.parent, md5=md5)
+        data = gzip.decompress(path.read_bytes())
+    sides = data[3]  # IDX: a magic number that ends in how many there are, then they, then bytes
+    shape = np.frombuffer(data, ">i4", sides, offset=4).tolist()
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=4 + 4 * sides).view(shape)

@@ -1,13 +1,19 @@
 """One picture: opened, turned upright, padded, cut to a square."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.data.mnist import SIDE, margin
+from mnist_ddpm.data.search import regular
 
+MOST = 2**26  # pixels of a picture
+LARGE = Lock()
 LANCZOS = Image.Resampling.LANCZOS
 TURNS = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,14 +40,35 @@ def upright(image: Image.Image) -> Image.Image:
 def eight_bits(image: Image.Image) -> Image.Image:
     """A grey picture of 16 bits as one of 8; its transparent value becomes white."""
     # Pillow's own conversion cuts off all above 255.
-    values, clear = np.asarray(image), image.info.get("transparency")
-    values = np.where(values == clear, 65535, values.clip(0, 65535))
-    return Image.fromarray((values / 257).round().astype(np.uint8))
+    values, clear = np.asarray(image).clip(0, 65535), image.info.get("transparency")
+    eight = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounded
+    if clear is not None:
+        eight[values == clear] = 255
+    return Image.fromarray(eight)
+
+
+def bounded(image: Image.Image) -> None:
+    """Lets a JPEG of more pixels than MOST be decoded at a half of its size, or less.
+
+    Raises ValueError for one of another kind, or still too large.
+    """
+    for part in (2, 4, 8):
+        if image.width * image.height > MOST:
+            image.draft(image.mode, (image.width // part, image.height // part))
+    count = image.width * image.height / 1e6
+    told = f"{count:.0f} megapixels, more than {MOST / 1e6:.0f}"
+    ddpm.check(image.width * image.height <= MOST, f"{told}: save it smaller")
+
+
+def one_at_a_time(image: Image.Image) -> AbstractContextManager:
+    """Inside, no other large picture is decoded: each may take half a gigabyte."""
+    return LARGE if image.width * image.height > MOST // 8 else nullcontext()
 
 
 def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
     """The picture in a file, upright, on white, with 8 bits, in Pillow's mode "L" or "RGB"."""
-    with Image.open(source) as opened:
+    with Image.open(source) as opened, one_at_a_time(opened):
+        bounded(opened)
         image = upright(opened)
         if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
             raise ValueError("pixels of unknown range: save it with 8 or 16 bits")
@@ -65,7 +92,7 @@ def unreadable(source: object, error: Exception) -> str:
 def open_image(path: str | Path, mode: str) -> Image.Image:
     """As read_picture. Raises ValueError for a file that is no image."""
     try:
-        return read_picture(Path(path), mode)
+        return read_picture(regular(Path(path)), mode)
     except Exception as error:  # of many kinds
         raise ValueError(f"{unreadable(path, error)}: repair it or name another") from error
 

@@ -2,10 +2,13 @@
 
 import os
 import re
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from mnist_ddpm.training.text import printable
 
 LOST = "lost+found"  # a file system's own folder, which only root may read
 
@@ -15,6 +18,16 @@ class Files(NamedTuple):
 
     root: Path
     names: list[str]  # relative to root, with "/" between folders
+
+
+def regular(path: Path) -> Path:
+    """A file's path. Raises ValueError for a pipe, which would keep us waiting, or a device.
+
+    Raises OSError where there is none.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    return path
 
 
 def walk(
@@ -39,11 +52,12 @@ def zip_folders(path: Path) -> list[tuple[Path, list[str]]]:
     """Each folder in an archive with its files. Of a damaged archive none, and a printed line."""
     folders = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             for name in archive.namelist():
                 folders.setdefault(path / os.path.dirname(name), []).append(os.path.basename(name))
-    except (zipfile.BadZipFile, OSError) as error:
-        print(f"{path} is damaged or no zip archive, and was skipped ({error})")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        told = printable(f"{path} is damaged or no zip archive, and was skipped ({error})")
+        print(told)
     return list(folders.items())
 
 

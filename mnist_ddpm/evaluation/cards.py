@@ -25,6 +25,7 @@ from mnist_ddpm.evaluation.distances import (
 from mnist_ddpm.evaluation.extractors import Judge, digest
 from mnist_ddpm.training import machine
 from mnist_ddpm.training.files import replacing
+from mnist_ddpm.training.text import printable, read_json
 
 LEAST = NEIGHBOURS + 1  # images of a card
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias
@@ -183,7 +184,7 @@ def comparison(a: dict, b: dict) -> list[str]:
         apart = more.value - less.value > spread
         verdict = "different" if apart else "no difference to be seen"
         lines.append(f"{name}: {first} against {second}, {verdict}")
-    return lines
+    return [*map(printable, lines)]
 
 
 def in_words(value: object) -> str:
@@ -210,11 +211,13 @@ def write_card(path: str | Path, card: dict) -> None:
 def read_card(path: str | Path) -> dict:
     """What comparison needs of a card. Raises ValueError for a file that is none."""
     try:
-        card = json.loads(Path(path).read_text(encoding="utf-8"))
-        [Estimate(**figure).half for figure in card["metrics"].values()]  # raises for a damaged one
+        card = read_json(Path(path))
+        for name, figure in card["metrics"].items():  # raises for a damaged one
+            finite = all(map(math.isfinite, Estimate(**figure)))
+            check(finite, f"its {name} is not finite")
         found = {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
         return found | {name: card.get(name) for name in ("reference_sha256", *ABOUT)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is no card of the evaluate command ({error!r})") from error
 
 

@@ -103,8 +103,8 @@ def generate(
     few = f"{n} images cannot be shared by {world.size} process(es)"
     check(n >= world.size, f"{few}: ask for more, or launch fewer")
     mine = world.share(n)
-    batches = [mine[k : k + batch_size] for k in range(0, len(mine), batch_size)]
-    total, images, reel = len(batches) * len(times), [], []
+    starts = range(0, len(mine), batch_size)
+    total, images, reel = len(starts) * len(times), [], []
     keep = kept.part if kept else lambda name, work: work()
     title, quiet = f"drawing {n} images", not progress
 
@@ -114,7 +114,7 @@ def generate(
         return develop(states, schedule.T, 0 if batch.start else film, bar)
 
     with progress_bar(total=total, desc=title, unit="step", leave=False, disable=quiet) as bar:
-        for batch in batches:
+        for batch in (mine[start : start + batch_size] for start in starts):
             before = bar.n
             part = keep(f"images-{batch.start}-{batch.stop}", partial(drawn, batch))
             if bar.n == before:  # it was there

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check, to_float
 from mnist_ddpm.evaluation.sharing import shared
+from mnist_ddpm.formats.checkpoints import shipped
+from mnist_ddpm.training.checkpoint_files import load_weights, tell_unverified
 from mnist_ddpm.training.files import first_line, replacing
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.progress import progress_bar
@@ -166,7 +168,7 @@ def pick_judge(
         f"no extractor knows the data set {dataset}: take --extractor "
         f"{FOLDER / 'celeba.safetensors'}, for colour, or --extractor inception, for any",
     )
-    path = FOLDER / f"{FOR[dataset]}.safetensors" if name == "auto" else Path(name)
+    path = find_extractor(FOLDER / f"{FOR[dataset]}.safetensors" if name == "auto" else name)
     network, _ = load_extractor(path)
     crops = network.dataset == "mnist" != dataset and side > network.side
     advice = f"take --extractor inception for {dataset}"
@@ -176,7 +178,11 @@ def pick_judge(
 
 
 def save_extractor(path: str | Path, extractor: Extractor, record: dict) -> None:
-    """One .safetensors file; its header has what rebuilds the network, and a record for people."""
+    """A .safetensors file; its header has what rebuilds the network, and a record for people.
+
+    Beside it, written before it, its SHA-256, as `sha256sum --check` reads it.
+    """
+    path = Path(path)
     header = {
         "dataset": extractor.dataset,
         "outputs": extractor.outputs,
@@ -184,8 +190,48 @@ def save_extractor(path: str | Path, extractor: Extractor, record: dict) -> None
         "record": record,
     }
     weights = {name: each.cpu().contiguous() for name, each in extractor.state_dict().items()}
-    with replacing(Path(path)) as temporary:
-        temporary.write_bytes(save(weights, {"extractor": json.dumps(header)}))
+    content = save(weights, {"extractor": json.dumps(header)})
+    with replacing(digest_path(path)) as temporary:
+        line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+        temporary.write_text(line, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def find_extractor(path: str | Path) -> Path:
+    """An extractor's file; shipped ones, in checkpoints/extractors, are found from any folder.
+
+    Raises FileNotFoundError where there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    own = shipped(FOLDER.name) / path.name
+    if path.parent == FOLDER and own.is_file():
+        return own
+    known = ", ".join(str(FOLDER / f"{name}.safetensors") for name in sorted({*FOR.values()}))
+    problem = f"there is no extractor {path}, which would be {path.absolute()}"
+    advice = f"name one of those shipped ({known}), or train one (python -m mnist_ddpm extractor)"
+    raise FileNotFoundError(f"{problem}: {advice}")
+
+
+def digest_path(path: Path) -> Path:
+    """Where an extractor's SHA-256 stands."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def check_whole(path: Path) -> None:
+    """Raises ValueError unless its SHA-256 is that beside it; without one, it says so."""
+    if not digest_path(path).is_file():
+        tell_unverified(path)
+        return
+    try:
+        told = digest_path(path).read_text(encoding="ascii").split()[:1]
+    except UnicodeDecodeError:
+        told = []
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    problem = f"{path} is damaged (its SHA-256 is not that in {digest_path(path).name})"
+    check(told == [found], f"{problem}: copy both once more")
 
 
 def load_extractor(path: str | Path) -> tuple[Extractor, dict]:
@@ -193,17 +239,17 @@ def load_extractor(path: str | Path) -> tuple[Extractor, dict]:
 
     Raises FileNotFoundError where there is none, ValueError for a damaged one.
     """
-    if not Path(path).is_file():
-        advice = "start from the project's folder, name a file, or train one"
-        command = "python -m mnist_ddpm extractor"
-        raise FileNotFoundError(f"there is no extractor {path}: {advice} ({command})")
+    path = find_extractor(path)
+    check_whole(path)
     try:
-        with Path(path).open("rb"), safe_open(path, "pt") as file:  # open() says why it cannot
+        with path.open("rb"), safe_open(path, "pt") as file:  # open() says why it cannot
             header = json.loads(file.metadata()["extractor"])
             widths = tuple(header["widths"])
+            sizes = header["outputs"], *widths
+            check(0 < len(widths) < 9 and max(sizes) <= 4096, f"layers of {sizes}")
             extractor = Extractor(header["dataset"], header["outputs"], widths)
             weights = {name: file.get_tensor(name) for name in file.keys()}
-            extractor.load_state_dict(weights)
+            load_weights(extractor.state_dict(), weights, path)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         told = first_line(error)
         raise ValueError(f"{path} is damaged or no extractor ({told})") from error

@@ -1,6 +1,7 @@
 """The project's own checkpoints: a folder with model.safetensors and config.json.
 
-Their files are those of `mnist_ddpm.training.checkpoint_files`, which training writes too.
+Their files are those of `mnist_ddpm.training.checkpoint_files`, which training writes too. The
+shipped ones lie in a clone's checkpoints/, and in the package where it was installed.
 """
 
 from pathlib import Path
@@ -12,11 +13,15 @@ from torch import nn
 from mnist_ddpm import catalogue
 from mnist_ddpm.catalogue import save_checkpoint as save
 from mnist_ddpm.ddpm import Schedule
+from mnist_ddpm.formats import hub
 from mnist_ddpm.training.checkpoint_files import load_config, load_weights, read_weights
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.saving import WEIGHTS
+from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
-__all__ = ["Checkpoint", "load", "load_config", "load_weights", "read_weights", "save"]
+__all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
+
+SHIPPED = "mnist", "mnist-conditional", "mnist-guide", "celeba", "celeba-guide"
+FOLDER = "checkpoints"  # of a clone, before a shipped name
 
 
 class Checkpoint(NamedTuple):
@@ -28,12 +33,42 @@ class Checkpoint(NamedTuple):
     record: dict  # of its training
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """A checkpoint of this project's, or of the notebook's.
+def shipped(name: str) -> Path:
+    """Where a file or folder of the shipped checkpoints lies, be there one or not."""
+    package = Path(catalogue.__file__).parent
+    installed, clone = package / "shipped", package.parent / FOLDER
+    return (installed if installed.is_dir() else clone) / name
 
-    Raises FileNotFoundError where the folder is none, ValueError for files that are damaged or do
-    not fit each other.
+
+def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path:
+    """The folder that is meant: by a path, a shipped name, or "owner/name[@revision]" on the hub.
+
+    A path goes before a name. files: what is downloaded, of those that there are. Raises
+    FileNotFoundError where there is none, OSError where the hub does not give it.
     """
+    path, name = Path(source), Path(source).as_posix()
+    if path.is_dir() and ((path / CONFIG).is_file() or name not in SHIPPED):
+        return path
+    own = name.removeprefix(f"{FOLDER}/")
+    if own in SHIPPED:
+        return shipped(own)
+    problem = f"{source} is not a checkpoint: there is no folder {path.absolute()}"
+    # a folder that holds others is no owner on the hub
+    if path.parent.is_dir() or name.startswith(f"{FOLDER}/") or not hub.parted(name):
+        raise FileNotFoundError(f"{problem}, and those shipped are {', '.join(SHIPPED)}")
+    try:
+        return hub.download(name, None, files)
+    except OSError as error:
+        raise type(error)(f"{problem}, it is none of those shipped, and {error}") from error
+
+
+def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """A checkpoint of this project's, or of the notebook's, as `find` knows it.
+
+    Raises FileNotFoundError where there is none, OSError where the hub does not give it, ValueError
+    for files that are damaged or do not fit each other.
+    """
+    folder = find(source)
     recipe, record = load_config(folder)
     weights, network = read_weights(folder), catalogue.make_network(recipe)
     known = recipe.objective in catalogue.OBJECTIVES

@@ -240,9 +240,9 @@ def load_diffusers(
 
     source: the folder of a DDPMPipeline or DDIMPipeline, or of a UNet2DModel alone (which gets
     DDPMScheduler's defaults), or a name on the hub such as "google/ddpm-cifar10-32", with its
-    branch, tag or commit in revision. Raises FileNotFoundError for missing files, OSError where
-    the hub does not give them, ValueError for damaged ones and for all that our network cannot
-    express, saying what it is.
+    branch, tag or commit after an @, or in revision. Raises FileNotFoundError for missing files,
+    OSError where the hub does not give them, ValueError for damaged ones and for all that our
+    network cannot express, saying what it is.
     """
     local = Path(source).is_dir()
     folder = Path(source) if local else download(Path(source).as_posix(), revision, CONFIGS)
@@ -290,11 +290,11 @@ def read_configs(source: str | Path, folder: Path, config: Path) -> tuple[dict, 
 def pretrained(source: str | Path, labels: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Weights to start from, and the settings that decide their network and its output's meaning.
 
-    source: a checkpoint's folder, or what load_diffusers reads. labels: whether there are any to
-    train with; if not, a network with labels becomes one without, which predicts what it did for
-    no label. Raises as checkpoints.load and load_diffusers.
+    source: a checkpoint, as checkpoints.find knows it, or what load_diffusers reads. labels:
+    whether there are any to train with; if not, a network with labels becomes one without, which
+    predicts what it did for no label. Raises as checkpoints.load and load_diffusers.
     """
-    config = Path(source, CONFIG)
+    config = checkpoints.find(source, CONFIGS) / CONFIG
     own = config.is_file() and "format" in read_json(config)
     found = checkpoints.load(source) if own else load_diffusers(source)
     network, recipe = found[0], found[2]

@@ -143,6 +143,9 @@ def measured(
         sums.index_add_(0, t - 1, term)
         visits.index_add_(0, t - 1, torch.ones_like(term))
         advance()
+    if not bits.isfinite().all():  # after the first batch, not after hours
+        problem = "the bound of an image is not finite"
+        raise FloatingPointError(f"{problem}: the network diverged, or the betas are too small")
     return {"bits": bits, "prior": prior, "sums": sums, "visits": visits}
 
 
@@ -165,7 +168,8 @@ def bits_per_dim(
     progress: makes the bar. part: called for each batch with a name and the work, whose result it
     may know already.
     Raises ValueError for a variance that the denoiser has not learned, a number of times outside
-    1 … T, a margin too wide, a batch without images, a seed out of range.
+    1 … T, a margin too wide, a batch without images, a seed out of range; FloatingPointError for
+    a bound that is not finite.
     """
     T, n, side = schedule.T, len(images), images.shape[-1]
     count = T if times_per_image is None else times_per_image

@@ -2,11 +2,15 @@
 
 Format 2 of config.json has the notebook's settings, the method, which is all else that rebuilds
 the network and samples from it, and the rest of the recipe. The notebook loads checkpoints of its
-own method. Format 1 had all settings in one list.
+own method. Format 1 had all settings in one list. The SHA-256 of the weights tells whether the two
+files belong together, and are whole; older checkpoints have none.
 """
 
+import functools
+import hashlib
 import json
 import platform
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -17,9 +21,11 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Settings, check
 from mnist_ddpm.training.files import replacing
+from mnist_ddpm.training.progress import first_process
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
-from mnist_ddpm.training.saving import CONFIG, WEIGHTS
+from mnist_ddpm.training.saving import CONFIG, STATE, WEIGHTS, told_digest
+from mnist_ddpm.training.text import read_json
 
 FORMAT = 2
 
@@ -34,13 +40,14 @@ def write_checkpoint(
     """
     folder, weights = Path(folder), network.state_dict()
     weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    with replacing(folder / WEIGHTS) as path:
+        path.write_bytes(written := save(weights))
     config = {
         "format": FORMAT, **described(recipe, method), "data_range": [-1, 1],
+        "sha256": {WEIGHTS: hashlib.sha256(written).hexdigest()},
         "parameters": count_parameters(network), "training": record,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
-    with replacing(folder / WEIGHTS) as path:
-        path.write_bytes(save(weights))
     with replacing(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -59,7 +66,7 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
     """
     path = file_of(folder, CONFIG)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         found = config["format"]
         check(found in (1, FORMAT), f"format {found}: this version reads up to {FORMAT}")
         values = config["settings"]
@@ -72,12 +79,32 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors. Raises FileNotFoundError, or ValueError for a damaged file."""
+    """A checkpoint's tensors.
+
+    Raises FileNotFoundError, or ValueError for a damaged file, or one that config.json does not
+    tell of, as after a kill between the two.
+    """
     path = file_of(folder, WEIGHTS)
+    content, told = path.read_bytes(), told_digest(folder)
+    if told is None:
+        tell_unverified(path)
+    elif told != hashlib.sha256(content).hexdigest():
+        problem = f"{path} is damaged, or of another save than {CONFIG} (its SHA-256 differs)"
+        resumed = Path(folder, STATE).is_file()
+        advice = "resume the run, which saves both anew" if resumed else "copy both once more"
+        raise ValueError(f"{problem}: {advice}")
     try:
-        return load(path.read_bytes())
+        return load(content)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+
+
+@functools.cache  # once for each
+def tell_unverified(path: Path) -> None:
+    """Says, of several processes in the first, that damage to a file cannot be noticed."""
+    if first_process():
+        found = f"{path} comes without its SHA-256, as of an earlier version"
+        print(f"{found}: damage to it would not be noticed", file=sys.stderr)
 
 
 def file_of(folder: str | Path, name: str) -> Path:
@@ -93,7 +120,8 @@ def load_weights(
 ) -> None:
     """Copies weights into a network's tensors.
 
-    Raises ValueError naming those that are missing or unknown, of another shape or no floats.
+    Raises ValueError naming those that are missing or unknown, of another shape, no floats where
+    the network has some, or not finite.
     """
     wrong = []
     for name, tensor in tensors.items():
@@ -101,8 +129,10 @@ def load_weights(
         if given is None or given.shape != tensor.shape:
             found = "missing" if given is None else tuple(given.shape)
             wrong.append(f"{name} is {found}, should be {wanted}")
-        elif not given.is_floating_point():
-            wrong.append(f"{name} is {given.dtype}, should be floating point")
+        elif given.is_floating_point() != tensor.is_floating_point():
+            wrong.append(f"{name} is {given.dtype}, should be like {tensor.dtype}")
+        elif not given.float().isfinite().all():
+            wrong.append(f"{name} is not finite everywhere")
     wrong += [f"{name} is unknown" for name in weights if name not in tensors]
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     listed = f"{'; '.join(wrong[:3])}{more}"

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from mnist_ddpm.training import machine
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters, recompute_blocks
 
@@ -24,6 +25,45 @@ class Cost(NamedTuple):
     parameters: int
     flops: int  # of one evaluation of one image: two for each multiplication with an addition
     memory: int  # bytes of a training step: weights, average, Adam's two moments, and the rest
+
+
+def least_weights(recipe: Recipe) -> int:
+    """Parameters that the U-Net has at least: those of two convolutions in each residual block."""
+    blocks = 2 * recipe.blocks_per_level + 1
+    return sum(blocks * 18 * (recipe.base_channels * mult) ** 2 for mult in recipe.channel_mults)
+
+
+def least_maps(recipe: Recipe) -> int:
+    """Numbers that drawing an image takes at least: what the way up has from the way down.
+
+    Training keeps at least twice as many, unless it recomputes blocks.
+    """
+    levels, blocks = zip(recipe.channel_mults, recipe.sides), recipe.blocks_per_level
+    return sum(blocks * recipe.base_channels * mult * side**2 for mult, side in levels)
+
+
+def check_network(recipe: Recipe) -> None:
+    """Raises ValueError for a network that memory cannot hold, before it is made."""
+    widest = recipe.base_channels * max(recipe.channel_mults)
+    names = f"base_channels, channel_mults ({widest:,} channels at most) or blocks_per_level"
+    machine.check_memory(4 * least_weights(recipe), "the network", f"lower {names}")
+
+
+def check_training(recipe: Recipe) -> None:
+    """Raises ValueError for a training step that memory cannot hold, on the processor."""
+    weights, part = 16 * least_weights(recipe), math.ceil(recipe.batch_size / recipe.accumulation)
+    names = "lower image_size, base_channels or batch_size, or raise accumulation or patch_size"
+    needed = weights + (1 if recipe.gradient_checkpointing else 2) * 4 * part * least_maps(recipe)
+    machine.check_memory(needed, "a training step", names)
+
+
+def check_drawing(recipe: Recipe, n: int, batch_size: int) -> None:
+    """Raises ValueError for n images, or a batch of them, that memory cannot hold."""
+    pixels = math.prod(recipe.shape)
+    machine.check_memory(n * pixels, f"n is {n:,}: so many images", "take fewer")
+    needed = min(n, batch_size) * 4 * (least_maps(recipe) + pixels)
+    problem = f"batch_size is {batch_size:,}: so many images at once"
+    machine.check_memory(needed, problem, "take fewer")
 
 
 class LiveTensors(TorchDispatchMode):

@@ -1,42 +1,67 @@
-"""Ctrl-C and other signals to stop, which wait until a step is done."""
+"""Ctrl-C and other signals to stop, which may have to wait until a step is done."""
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from mnist_ddpm.training.progress import first_process
 
+SIGNALS = "SIGINT", "SIGTERM", "SIGHUP"  # Ctrl-C; kill; a closed terminal, which Windows has not
+
+
+class Stopped(KeyboardInterrupt):
+    """By a signal. folder: that of a run to resume."""
+
+    def __init__(
+        self, told: str = "interrupted", signum: int = signal.SIGINT, folder: Path | None = None
+    ):
+        super().__init__(told)
+        self.signum, self.folder = signum, folder
+
 
 @contextmanager
-def deferred_interrupt() -> Iterator[list]:
-    """Inside, Ctrl-C, SIGTERM and a closed terminal only add to the list that it yields.
+def handled(handler: Callable, names: tuple[str, ...] = SIGNALS) -> Iterator[None]:
+    """Inside, the handler gets these signals. What is ignored, as nohup has it, still is."""
+    previous = {}
+    try:
+        with suppress(ValueError):  # outside the main thread, where no signal arrives
+            for signum in [getattr(signal, name) for name in names if hasattr(signal, name)]:
+                if signal.getsignal(signum) != signal.SIG_IGN:
+                    previous[signum] = signal.signal(signum, handler)
+        yield
+    finally:
+        for signum, before in previous.items():
+            if before is not None:  # of a program that Python is a part of: it cannot be set again
+                signal.signal(signum, before)
 
-    A second Ctrl-C, more than a second later, raises KeyboardInterrupt at once.
+
+def stop(signum, frame) -> None:
+    """A handler that stops the work at once."""
+    raise Stopped(signum=signum)
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[list[int]]:
+    """Inside, signals to stop only add their numbers to the list that it yields.
+
+    A second Ctrl-C, more than a second after the first signal, raises Stopped at once.
     """
-    outer = signal.getsignal(signal.SIGINT)
-    pressed, previous = getattr(outer, "pressed", []), {}
+    pressed, since = getattr(signal.getsignal(signal.SIGINT), "pressed", ([], []))
 
     def handler(signum, frame):
         # Launchers pass a signal on that has come already: one press may come twice.
-        pressed.append(time.monotonic())
-        if signum == signal.SIGINT and pressed[-1] > pressed[0] + 1:
+        pressed.append(signum)
+        since.append(time.monotonic())
+        if signum == signal.SIGINT and since[-1] > since[0] + 1:
             problem = "interrupted within a step"
-            raise KeyboardInterrupt(f"{problem}: what was saved before, if anything, is good")
+            raise Stopped(f"{problem}: what was saved before, if anything, is good", signum)
         if len(pressed) == 1 and first_process():
             more = "; once more stops at once" if signum == signal.SIGINT else ""
             with suppress(RuntimeError, OSError, ValueError):  # of a stream that is busy or broken
                 print(f"\nstopping after this step, to save it{more}", flush=True)
 
-    handler.pressed, signals = pressed, [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signals.append(signal.SIGHUP)  # nohup ignores it
-    try:
-        with suppress(ValueError):  # outside the main thread, where Ctrl-C does not arrive
-            for signum in signals:
-                previous[signum] = signal.signal(signum, handler)
+    handler.pressed = pressed, since
+    with handled(handler):
         yield pressed
-    finally:
-        for signum, handled in previous.items():
-            if handled is not None:  # of a program that Python is a part of: it cannot be set again
-                signal.signal(signum, handled)

@@ -1,10 +1,9 @@
 """Long work whose parts are kept, so that it goes on where it was stopped."""
 
 import shutil
+import signal
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Network
+from mnist_ddpm.ddpm import Network, check
 from mnist_ddpm.training.files import replacing
-from mnist_ddpm.training.interrupts import deferred_interrupt
+from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
+from mnist_ddpm.training.threads import adapt_threads
 
 KEEP_EVERY = 60.0  # seconds of work from one saving to the next
-UNREADABLE = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
 Part = dict[str, Tensor]
 
 
@@ -61,9 +60,11 @@ class Kept:
         """
         path = self.folder / f"{name}.npz"
         try:
-            with np.load(path) as file:
+            check(path.is_file(), "")  # a pipe would keep us waiting
+            with path.open("rb") as opened, np.load(opened) as file:
                 part = {key: torch.from_numpy(file[key]) for key in file}
-        except UNREADABLE:  # not there, or damaged
+            part["cost"].view(2)
+        except Exception:  # it is not there or damaged: NumPy's errors are of many kinds
             part = self.fresh[path] = self.done(work)
             if time.monotonic() - self.saved > KEEP_EVERY:
                 self.save()
@@ -74,6 +75,7 @@ class Kept:
 
     def done(self, work: Callable[[], Part]) -> Part:
         """What work returns, and what it cost: seconds, evaluations."""
+        adapt_threads()
         began, before = time.monotonic(), self.counted.evaluations
         part = work()
         cost = time.monotonic() - began, self.counted.evaluations - before
@@ -104,7 +106,8 @@ class Kept:
             kept = f"what is done is kept in {self.folder}"
             kept = f"{kept}, and the same command goes on from there"
             if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"stopped: {kept}") from error
+                signum = getattr(error, "signum", signal.SIGINT)
+                raise Stopped(f"stopped: {kept}", signum) from error
             print(kept, file=sys.stderr)
             raise
 

@@ -1,6 +1,7 @@
 """Training that saves as it goes, can be stopped, and goes on bit for bit."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,12 +22,14 @@ from mnist_ddpm.ddpm import (
     to_float,
     total_steps,
 )
-from mnist_ddpm.training import saving
+from mnist_ddpm.training import home, saving
 from mnist_ddpm.training.files import first_line, out_of_memory, writable_folder
-from mnist_ddpm.training.interrupts import deferred_interrupt
+from mnist_ddpm.training.home import Place
+from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.run import ALONE, Run, join, training_step
+from mnist_ddpm.training.threads import adapt_threads
 
 PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 SAVE_EVERY = 300  # seconds, at most, from one checkpoint to the next
@@ -109,25 +112,46 @@ class Session:
     """One training of a run in a folder: what it has saved, and when."""
 
     run: Run
-    folder: Path
+    where: Callable[[], Path]  # tells the folder's name, which may be another later
     schedule: Schedule
     save_checkpoint: saving.SaveCheckpoint
     preview: Preview | None
     world: World
 
     def __post_init__(self):
-        run, self.began = self.run, self.run.step
+        run, self.began, self.known = self.run, self.run.step, self.folder
         self.saved_at = run.step if saving.saved_whole(self.folder, run) else None
         self.start = self.last_save = time.monotonic()
         self.saving = 0.0  # seconds
 
+    @property
+    def folder(self) -> Path:
+        return self.where()
+
     def save(self) -> None:
-        """A checkpoint, by the first process for all."""
-        run = self.run
-        if self.world.rank == 0:
-            saving.must_be_free(self.folder, run)  # another may have begun there meanwhile
-            saving.save_run(self.folder, run, self.save_checkpoint)
-        self.saved_at, run.home, run.saved = run.step, self.folder.resolve(), run.step
+        """A checkpoint, by the first process for all; again if its folder moves meanwhile."""
+        run, folder = self.run, None
+        while self.world.rank == 0 and folder != self.folder:
+            folder = self.told(self.folder)
+            saving.must_be_free(folder, run)  # another may have begun there meanwhile
+            try:
+                saving.save_run(folder, run, self.save_checkpoint)
+            except FileNotFoundError:
+                if folder == self.folder:
+                    raise
+        if self.world.rank > 0:
+            self.known = self.folder
+            run.home, run.saved = Place.of(self.known), run.step
+        self.saved_at = run.step
+
+    def told(self, folder: Path) -> Path:
+        """The folder to save in. Prints where it is another than before."""
+        if folder != self.known:
+            print(f"{self.known} has moved: training goes on in {folder}")
+        elif not folder.exists():
+            print(f"{folder} was removed: training makes it anew")
+        self.known = folder
+        return folder
 
     def draw(self, epoch: int) -> None:
         """A preview. A failure is no reason to stop: the loss and the next save tell."""
@@ -135,19 +159,23 @@ class Session:
             return
         path = self.folder / "previews" / f"epoch_{epoch:03d}.png"
         with suppress(FloatingPointError, OSError):
+            path.parent.mkdir(exist_ok=True)
             imageio.imwrite(path, self.preview(self.run, self.schedule))
 
-    def train(self, steps: Iterator[float], n: int, deadline: float, interrupted: list) -> None:
-        """Takes the steps, on n images, and saves.
-
-        Raises KeyboardInterrupt where it was interrupted, with all saved.
-        """
+    def train(self, steps: Iterator[float], n: int, deadline: float, interrupted: list) -> bool:
+        """Takes the steps, on n images, and saves. Returns whether a process was interrupted."""
         run, world, total = self.run, self.world, total_steps(self.run.settings, n)
         epoch_steps = n // run.settings.batch_size
         rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
+        if run.step and run.is_at(self.folder) and not saving.is_whole(self.folder):
+            self.save()  # at once: a save was cut short, or what it wrote is damaged
+            if world.rank == 0:
+                print(f"the checkpoint in {self.folder} was not whole, and is saved anew")
         bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
         with bar:
             for _ in steps:
+                if world.size == 1:
+                    adapt_threads()
                 now = time.monotonic()
                 show(bar, run.losses)
                 late = math.isfinite(deadline) and world.any(now > deadline)
@@ -167,10 +195,15 @@ class Session:
                 self.save()
         if run.step == self.began and world.rank == 0:
             print(f"{self.folder} was trained to its end before: set more epochs to go on")
-        if world.any(bool(interrupted)):  # all wait until the last checkpoint is written
-            more = ": resume to go on" if run.step < total else ", its last"
-            told = f"stopped after step {run.step} and saved in {self.folder}{more}"
-            raise KeyboardInterrupt(told)
+        return world.any(bool(interrupted))  # all wait until the last checkpoint is written
+
+    def stopped(self, n: int, signals: list[int]) -> Stopped:
+        """What to raise after the signals, with all saved, in a training on n images."""
+        run, more, resumed = self.run, ", its last", None
+        if run.step < total_steps(run.settings, n):
+            more, resumed = ": resume to go on", self.known
+        told = f"stopped after step {run.step} and saved in {self.known}{more}"
+        return Stopped(told, signals[0] if signals else signal.SIGINT, resumed)
 
     def has_time(self, now: float) -> bool:
         """Whether saving has taken less than 3 s and a twentieth of the time."""
@@ -195,7 +228,7 @@ class Session:
 
     def left_there(self) -> str:
         """What a save that was cut short, or never came, has left in the folder."""
-        there = self.run.home == self.folder.resolve()
+        there = self.run.is_at(self.folder)
         return f"the run in {self.folder} can be resumed" if there else "nothing was saved"
 
     def rescued(self) -> str:
@@ -206,7 +239,7 @@ class Session:
             if self.run.step:
                 self.save()
         step = saving.saved_step(self.folder)
-        if step is not None and self.run.home == self.folder.resolve():
+        if step is not None and self.run.is_at(self.folder):
             return f"step {step} is saved in {self.folder}: resume to go on"
         return self.left_there()
 
@@ -235,33 +268,33 @@ def fit(
 
     Raises ValueError for labels, images or processes that do not fit, FileExistsError where it
     would overwrite another run, FloatingPointError for a loss that is not finite, ConnectionError
-    where one of several processes fails, KeyboardInterrupt after Ctrl-C. The message says what is
-    saved and how to go on.
+    where one of several processes fails, Stopped (a KeyboardInterrupt) after a signal. The message
+    says what is saved and how to go on. Raises BlockingIOError where another trains in folder.
     """
     check_labels(labels, len(images), run.settings.classes)
     check_images(run, images)
     join(run, world)
     total_steps(run.settings, len(images))  # which says whether there are enough images
     folder = writable_folder(folder)
-    saving.must_be_free(folder, run)
     run.n = len(images)
     left = schedule.signal[-1].item() ** 2
     if left > 0.01 and world.rank == 0:
         told = f"At t = T {left:.0%} of the signal's power is left"
         print(f"{told}, but sampling starts from noise: raise T or beta_T")
-    if preview is not None:
-        (folder / "previews").mkdir(exist_ok=True)
-    session = Session(run, folder, schedule, save_checkpoint, preview, world)
     images = at_hand(images, run.device)
-    with deferred_interrupt() as interrupted:
+    with deferred_interrupt() as interrupted, home.occupied(folder, world) as where:
+        saving.must_be_free(folder, run)
+        session = Session(run, where, schedule, save_checkpoint, preview, world)
         try:
             steps = training_loop(run, images, schedule, objective, labels, augment, world)
-            session.train(steps, len(images), deadline, interrupted)
+            stopped = session.train(steps, len(images), deadline, interrupted)
         except STOPPING as error:
             told = session.explained(error)
             if told is error:
                 raise
             raise told from error
+    if stopped or interrupted:  # also after the last that all have heard of
+        raise session.stopped(len(images), interrupted)
     return run
 
 

@@ -113,6 +113,23 @@ def at_home(argument: str) -> str:
     return flag + equals + os.path.expanduser(value)
 
 
+def memory() -> int:
+    """Bytes of this machine's memory, or of the share that a container has of it."""
+    found = [2**40]
+    with suppress(AttributeError, ValueError, OSError):  # of Windows, which has no sysconf
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(ValueError, OSError):  # "max" where it has all
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(found)
+
+
+def check_memory(needed: int, what: str, advice: str) -> None:
+    """Raises ValueError where something takes more bytes than this machine has."""
+    most = memory()
+    told = f"{what} would take {needed // 2**30:,} GiB or more, and there are {most // 2**30} here"
+    ddpm.check(needed <= most, f"{told}: {advice}")
+
+
 def hardware(device: Device) -> str:
     """What a device is called by its maker, as far as can be told."""
     if torch.device(device).type == "cuda":

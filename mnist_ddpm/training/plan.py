@@ -95,7 +95,7 @@ def make_plan(
     images = load(recipe)
     deadline, n = clock() + seconds - spent, len(images)
     if n < recipe.batch_size:
-        recipe = replace(recipe, batch_size=n)
+        recipe = replace(recipe, batch_size=n, accumulation=min(recipe.accumulation, n))
         pace = measuring.pace(recipe)
     planned, steps = MARGIN * (deadline - clock()), n // recipe.batch_size
     epochs = epochs_within(planned, recipe, steps, pace, preview_seconds(recipe, each))

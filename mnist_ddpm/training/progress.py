@@ -16,6 +16,6 @@ def progress_bar(iterable=None, disable: bool = False, **kwargs) -> tqdm:
     """A bar of text with the time that is left, on stderr; of several processes, the first's."""
     # A notebook shows stderr in red.
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
-    if disable or not first_process():
+    if disable or stream is None or not first_process():
         kwargs["disable"] = True  # without it the environment decides: TQDM_DISABLE
     return tqdm(iterable, file=stream, mininterval=1.0, ncols=96, **kwargs)

@@ -6,11 +6,18 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from mnist_ddpm.ddpm import Settings, check
+from mnist_ddpm.training.text import CONTROL
 
-COUNTS = (
-    "image_size", "patch_size", "base_channels", "blocks_per_level", "T", "batch_size",
-    "accumulation",
-)  # fmt: skip
+# The least and the most of each number: far beyond any use, and small enough to work with
+LIMITS = {
+    "image_size": (1, 2**13), "patch_size": (1, 2**13), "base_channels": (1, 2**14),
+    "blocks_per_level": (1, 100), "T": (1, 10**6), "batch_size": (1, 10**6),
+    "accumulation": (1, 10**6), "warmup_steps": (0, 10**12), "classes": (0, 2**16),
+    "epochs": (1e-9, 1e9), "learning_rate": (1e-12, 1e3), "gradient_clip": (1e-12, 1e12),
+    "beta_1": (1e-10, 1), "beta_T": (1e-10, 1),
+}  # fmt: skip
+MOST_LEVELS = 13
+MOST_ATTRIBUTES = 16  # which make 2^16 classes
 PRECISIONS = "float32", "bfloat16", "float16"
 
 
@@ -42,6 +49,7 @@ class Recipe(Settings):
         self.fill_in()
         self.check_types()
         self.check_values()
+        self.check_fit()
         super().__post_init__()
         sides = self.sides
         there = {*(self.attention_resolutions or ())} <= {*sides}
@@ -71,6 +79,8 @@ class Recipe(Settings):
         if self.learning_rate is None:
             filled["learning_rate"] = 5e-3 if self.optimizer == "muon" else 2e-3
         if self.attributes and not self.classes:
+            n = len(self.attributes)
+            check(n <= MOST_ATTRIBUTES, f"attributes are {n}: name at most {MOST_ATTRIBUTES}")
             filled["classes"] = 2 ** len(self.attributes)
         for name in ("channel_mults", "attention_resolutions", "attributes"):
             if isinstance(getattr(self, name), list):
@@ -82,29 +92,56 @@ class Recipe(Settings):
         """Raises ValueError for a value of another kind than its field."""
         kinds = {int: ((int,), "a whole number (int)"), bool: ((bool,), "True or False")}
         kinds |= dict.fromkeys((float, float | None), ((int, float), "a number"))
+        kinds |= dict.fromkeys((str, str | None), ((str,), "text"))
         for f in fields(self):
             value = getattr(self, f.name)
             types, wanted = kinds.get(f.type, ((type(value),), ""))
             check(type(value) in types, f"{f.name} is {value!r}: it must be {wanted}")
+            if isinstance(value, str):
+                fits = bool(value or f.name == "init_from") and not CONTROL.search(value)
+                check(fits, f"{f.name} is {value!r}: it must be a name or path in one line")
 
     def check_values(self) -> None:
         """Raises ValueError for a value out of range that the notebook's settings let pass."""
         lists = "channel_mults", "attention_resolutions"
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            fits = least <= value <= most
+            check(fits, f"{name} is {value!r}: it must be from {least:g} to {most:g}")
         for names, fits, wanted in (
-            (COUNTS, lambda x: x >= 1, "at least 1"),
-            (("warmup_steps", "classes"), lambda x: x >= 0, "at least 0"),
-            (("epochs", "learning_rate"), lambda x: 0 < x < math.inf, "above 0, and finite"),
-            (("gradient_clip",), lambda x: x > 0, "above 0"),
             (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("channels",), lambda x: x in (1, 3) and type(x) is int, "1 (grey) or 3 (colour)"),
             (("precision",), lambda x: x in PRECISIONS, "float32, bfloat16 or float16"),
-            (("attributes",), lambda x: all_are(str, x), "a list of names"),
+            (("attributes",), is_names, "a list of names, each in one line"),
             (lists, lambda x: x is None or all_are(int, x), "a list of whole numbers"),
-            (("channel_mults",), lambda x: x and min(x) > 0, "a list of numbers above 0"),
+            (("channel_mults",), is_widths, f"1 to {MOST_LEVELS} numbers above 0"),
         ):
             for name in names:
                 value = getattr(self, name)
                 check(bool(fits(value)), f"{name} is {value!r}: it must be {wanted}")
+
+    def check_fit(self) -> None:
+        """Raises ValueError for values that do not fit each other, where we can say more."""
+        least, unit = 28 if self.dataset == "mnist" else 1, self.patch_size
+        size, unit = self.image_size, unit * 2 ** (len(self.channel_mults) - 1)
+        least = unit * math.ceil(least / unit)
+        check(
+            size % unit == 0 and size >= least,
+            f"image_size is {size}: take a multiple of {unit}, from {least} (each of channel_mults "
+            "but the first doubles that, and patch_size multiplies it)",
+        )
+        parts, size = self.accumulation, self.batch_size
+        check(parts <= size, f"accumulation is {parts}: take at most batch_size, {size}")
+
+
+def is_names(values: tuple) -> bool:
+    """Whether it is a tuple of names, without control characters."""
+    return all_are(str, values) and not CONTROL.search("".join(values))
+
+
+def is_widths(values: tuple) -> bool:
+    """Whether levels can have these widths."""
+    return 0 < len(values) <= MOST_LEVELS and min(values) > 0
 
 
 def all_are(kind: type, values) -> bool:

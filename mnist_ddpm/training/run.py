@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule, check, random_generator
+from mnist_ddpm.training.home import Place
 from mnist_ddpm.training.processes import World, check_batch
 from mnist_ddpm.training.recipe import Recipe
 
@@ -50,7 +51,7 @@ class Run(ddpm.Run):
     called: Callable[..., Tensor] | None = None  # the network as training calls it
     n: int = 0  # training images; 0: not known yet
     seconds: float = 0.0  # spent on the steps
-    home: Path | None = None  # the folder where it is saved
+    home: Place | None = None  # where it is saved
     saved: int | None = None  # the step that was saved last
 
     def __post_init__(self):
@@ -64,6 +65,10 @@ class Run(ddpm.Run):
     def device(self) -> torch.device:
         """That of the weights."""
         return next(self.network.parameters()).device
+
+    def is_at(self, folder: str | Path) -> bool:
+        """Whether it is saved in that folder."""
+        return self.home is not None and self.home.holds(folder)
 
     def record(self) -> dict:
         """What a checkpoint tells people of its training."""

@@ -1,8 +1,11 @@
 """Runs and their folders: what is saved, how a run goes on, and what must not be overwritten."""
 
-import json
+import hashlib
 import pickle
+import zipfile
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +14,12 @@ from torch import nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training.files import first_line, replacing
+from mnist_ddpm.training.files import first_line, load_tensors, replacing, to_disk
+from mnist_ddpm.training.home import Place
 from mnist_ddpm.training.progress import first_process
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
+from mnist_ddpm.training.text import read_json
 
 # Writes a checkpoint for those who sample: folder, averaged network, recipe, record
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
@@ -25,6 +30,7 @@ FIXED = (  # settings that a run cannot change
     "classes", "schedule", "T", "beta_1", "beta_T", "prediction", "objective", "optimizer",
     "batch_size", "seed",
 )  # fmt: skip
+OF_A_ZIP = zipfile.BadZipFile, zlib.error  # that is damaged
 STATE, CONFIG, WEIGHTS = "training_state.pt", "config.json", "model.safetensors"
 
 
@@ -34,6 +40,8 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
     Raises OSError where they cannot be written.
     """
     folder, s = Path(folder), run.settings
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Place.of(folder)  # before it may be moved
     state = {
         "settings": asdict(s), "method": {"schedule": s.schedule, "prediction": s.prediction},
         "model": run.network.state_dict(), "ema": run.ema.state_dict(),
@@ -41,10 +49,13 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
         "times": {} if run.times is None else run.times.state_dict(),
         "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
     }  # fmt: skip
-    with replacing(folder / STATE) as path:
-        torch.save(state, path)
-    run.home = folder.resolve()
+    # not to the path, whose name torch.save would write into the file
+    with replacing(folder / STATE) as path, path.open("wb") as file:
+        torch.save(state, file)
+    run.home = place
     save_checkpoint(folder, run.ema, s, run.record())
+    with suppress(OSError):  # Windows syncs no folders
+        to_disk(folder)  # the three files' new names, at once
     run.saved = run.step
 
 
@@ -56,10 +67,10 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
     path = Path(folder, STATE)
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
-    unreadable = RuntimeError, pickle.UnpicklingError, EOFError, KeyError
+    unreadable = RuntimeError, pickle.UnpicklingError, EOFError, KeyError, *OF_A_ZIP
     telling = OSError, TypeError, ValueError  # what the others say is of no use
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
         return state, Recipe(**(state["settings"] | state.get("method", {})))
     except (*unreadable, *telling) as error:
         reason = f" ({first_line(error)})" if isinstance(error, telling) else ""
@@ -93,10 +104,10 @@ def resume_run(
     run = start(recipe)
     try:
         restore(run, state)
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         problem = f"{Path(folder, STATE)} does not fit its own settings"
         raise ValueError(f"{problem} ({first_line(error)}): train a new run") from error
-    run.home, run.saved = Path(folder).resolve(), there
+    run.home, run.saved = Place.of(folder), there
     return run
 
 
@@ -120,21 +131,39 @@ def restore(run: Run, state: dict) -> None:
         run.times.load_state_dict(state["times"])
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
-    run.step, run.losses = state["step"], state["losses"]
-    run.n, run.seconds = state.get("n", 0), state.get("seconds", 0.0)
+    run.step, run.losses = state["step"], [*map(float, state["losses"])]
+    run.n, run.seconds = state.get("n", 0), float(state.get("seconds", 0.0))
+    for name, count in (("step", run.step), ("n", run.n)):
+        check(type(count) is int and count >= 0, f"{name} is {count!r}")
 
 
 def saved_step(folder: str | Path) -> int | None:
     """That of the checkpoint in a folder; None where there is none, or a damaged one."""
     try:
-        return json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))["training"]["steps"]
+        return read_json(Path(folder, CONFIG))["training"]["steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def told_digest(folder: str | Path) -> str | None:
+    """The SHA-256 of a folder's weights, as its config.json tells; None where it does not."""
+    try:
+        return read_json(Path(folder, CONFIG))["sha256"][WEIGHTS]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_whole(folder: str | Path) -> bool:
+    """Whether the two files of the checkpoint in a folder are there, and of one save."""
+    path, told = Path(folder, WEIGHTS), told_digest(folder)
+    if saved_step(folder) is None or not path.is_file():
+        return False
+    return told in (None, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
 def saved_whole(folder: str | Path, run: Run) -> bool:
-    """Whether the checkpoint in a folder is of the run's last step."""
-    return saved_step(folder) == run.step and Path(folder, WEIGHTS).is_file()
+    """Whether the checkpoint in a folder is whole, and of the run's last step."""
+    return saved_step(folder) == run.step and is_whole(folder)
 
 
 def must_be_free(folder: str | Path, run: Run | None = None) -> None:
@@ -143,7 +172,7 @@ def must_be_free(folder: str | Path, run: Run | None = None) -> None:
     That is a new run, or one away from home. At home it is what another training of the same run
     has saved since this one was loaded, or last saved.
     """
-    if run is not None and run.home == Path(folder).resolve():
+    if run is not None and run.is_at(folder):
         found = saved_step(folder)
         if found not in (None, run.saved):
             another = f"another training has saved step {found} in {folder} meanwhile"

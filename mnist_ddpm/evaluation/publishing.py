@@ -1,0 +1,196 @@
+"""A checkpoint on the hub, with a page that shows what it draws, and how good that is."""
+
+import inspect
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import imageio.v3 as imageio
+import torch
+from torch import Tensor
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.data.labels import label_names
+from mnist_ddpm.ddpm import check
+from mnist_ddpm.evaluation import audit, cards, drawing
+from mnist_ddpm.evaluation.distances import Estimate
+from mnist_ddpm.evaluation.extractors import digest
+from mnist_ddpm.formats import checkpoints, hub
+from mnist_ddpm.formats.checkpoints import Checkpoint
+from mnist_ddpm.methods import solvers
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import count_parameters
+from mnist_ddpm.training.saving import CONFIG, WEIGHTS
+from mnist_ddpm.training.text import printable, read_json
+
+SHOWN = 36  # images
+WAY = {"name": "dpmpp", "steps": 20}  # to draw them, where no card says one
+CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+FFHQ = "https://github.com/NVlabs/ffhq-dataset"
+TERMS = {  # of a data set, and so of what learned from it: its name, metadata, and a sentence
+    "mnist": (
+        "MNIST",
+        {"license": "mit", "datasets": ["ylecun/mnist"]},
+        "The weights are under the MIT licence. They were trained on MNIST, by Yann LeCun and "
+        "Corinna Cortes, which is under CC BY-SA 3.0.",
+    ),
+    "celeba": (
+        "CelebA",
+        {"license": "other", "license_name": "non-commercial-research", "license_link": CELEBA},
+        f"The weights were trained on [CelebA]({CELEBA}) (Z. Liu, P. Luo, X. Wang, X. Tang, ICCV "
+        "2015), which is for non-commercial research only, and so are they. The faces are of "
+        "nobody.",
+    ),
+    "ffhq": (
+        "FFHQ",
+        {"license": "cc-by-nc-sa-4.0"},
+        f"The weights were trained on [FFHQ]({FFHQ}), which is under CC BY-NC-SA 4.0, and so are "
+        "they. The faces are of nobody.",
+    ),
+}
+UNKNOWN = "a folder of images", {}, "The weights were trained on images whose terms hold for them."
+LOADING = """With the package `mnist-ddpm` installed:
+
+```python
+import mnist_ddpm
+from mnist_ddpm import catalogue, ddpm
+
+network, schedule, recipe, record = mnist_ddpm.load_checkpoint("{name}")
+denoise = ddpm.clipped(catalogue.make_denoiser(network, schedule, recipe), schedule)
+images, film = ddpm.generate(denoise, schedule, 64, recipe.shape)
+```
+
+```sh
+mnist-ddpm sample --checkpoint {name} --out out
+```"""
+
+
+def push_to_hub(
+    source: str | Path,
+    name: str,
+    *,
+    card: str | Path | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+) -> str:
+    """Publishes a checkpoint as "owner/name" on the hub; returns the commit's address.
+
+    source: as checkpoints.find knows it. card: a file of the evaluate command, about these weights.
+    private, revision: a new repository's, and a branch, which may stand in the name after an @.
+    Raises ValueError for what does not fit, OSError where the hub does not take it.
+    """
+    parts = hub.parted(name)
+    check(parts is not None, f"{name} is no name on the hub: it must be owner/name[@branch]")
+    repository, revision = parts[0], revision or parts[1]
+    folder, checkpoint = checkpoints.find(source), checkpoints.load(source, device)
+    files = {file: Path(folder, file).read_bytes() for file in (CONFIG, WEIGHTS)}
+    found = read_whole_card(card, digest(files[WEIGHTS])) if card else {}
+    named = f"{repository}@{revision}" if revision else repository
+    page = model_card(named, checkpoint, found)  # what is no card is said before images are drawn
+    images = draw(checkpoint, found.get("sampler", WAY), found.get("seed", 0), device)
+    grid = ddpm.tile(images, math.isqrt(SHOWN), scale=2)
+    files["samples.png"] = imageio.imwrite("<bytes>", grid, extension=".png")
+    files["README.md"] = page.encode()
+    if found:
+        files["card.json"] = json.dumps(found, indent=2).encode()
+    return hub.upload(repository, files, private, revision)
+
+
+def read_whole_card(path: str | Path, weights: str) -> dict:
+    """A card of weights with this digest. Raises ValueError for what is none, or of others."""
+    told = cards.read_card(path)["checkpoint_sha256"]
+    check(told == weights, f"{path} is a card of other weights, {told}: these are {weights}")
+    return read_json(Path(path))
+
+
+def draw(checkpoint: Checkpoint, how: dict, seed: int, device: torch.device | str) -> Tensor:
+    """Images, drawn as a card says of those that it judges: uint8 (SHOWN, C, H, W)."""
+    network, schedule, recipe, _ = checkpoint
+    sampler = catalogue.look_up("sampler", how["name"], catalogue.SAMPLERS)
+    options = {name: how[name] for name in inspect.signature(sampler).parameters if name in how}
+    if "variance" in options:
+        options["variance"] = catalogue.VARIANCES[options["variance"]]
+    labels, guide = how.get("labels"), None
+    if recipe.classes:
+        turn = torch.tensor(labels if isinstance(labels, list) else range(recipe.classes))
+        labels = turn[torch.arange(SHOWN) % len(turn)]
+    if "guide" in how:
+        weak = checkpoints.load(how["guide"], device)
+        guide = weak.network, weak.recipe
+    clips = {"dynamic": solvers.thresholded, "none": None}
+    source = drawing.denoisers(
+        network, schedule, recipe, labels=labels, scale=how.get("guidance", 1.0), guide=guide,
+        interval=how.get("guidance_interval"), clip=clips.get(how.get("clip"), ddpm.clipped),
+    )  # fmt: skip
+    steps, spacing = min(how["steps"], recipe.T), how.get("spacing", "trailing")
+    times = catalogue.sampling_times(recipe.T, steps, spacing)
+    return drawing.generate(
+        source, schedule, SHOWN, recipe.shape, times=times, sampler=partial(sampler, **options),
+        seed=seed, device=device,
+    )[0]  # fmt: skip
+
+
+def model_card(name: str, checkpoint: Checkpoint, card: dict) -> str:
+    """The page of a repository: what the network is, what it draws, its figures, how to load it."""
+    from huggingface_hub import ModelCardData  # slow to import
+
+    recipe = checkpoint.recipe
+    title, metadata, terms = TERMS.get(recipe.dataset, UNKNOWN)
+    head = ModelCardData(
+        library_name="mnist-ddpm", pipeline_tag="unconditional-image-generation",
+        tags=["diffusion", "ddpm", "pytorch", "image-generation"], **metadata,
+    )  # fmt: skip
+    parts = [
+        f"---\n{head.to_yaml()}\n---\n\n# {name.split('/')[1]}",
+        description(title, recipe, count_parameters(checkpoint.network), checkpoint.record),
+        f"![{SHOWN} images](samples.png)\n\n{SHOWN} images, none selected.",
+        f"## Load it\n\n{LOADING.format(name=name)}",
+        *(["## How good it is", *figures(card)] if card else []),
+        f"## Terms\n\n{terms}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def description(title: str, recipe: Recipe, parameters: int, record: dict) -> str:
+    """What the network is, in two or three sentences."""
+    size = f"{recipe.image_size} x {recipe.image_size} pixels"
+    colour = "grey" if recipe.channels == 1 else "colour"
+    network = f"A denoising diffusion model of {title}: {size}, {colour}, {parameters:,} parameters"
+    method = f"schedule {recipe.schedule}, T = {recipe.T}, predicting {recipe.prediction}"
+    labels = ", ".join(label_names(recipe)) if recipe.attributes else f"0 to {recipe.classes - 1}"
+    labels = f" Its labels are {labels}." if recipe.classes else ""
+    trained = f" It was trained for {record['steps']:,} steps." if "steps" in record else ""
+    return f"{network}; {method}.{labels}{trained}"
+
+
+def figures(card: dict) -> list[str]:
+    """A card's figures beside those of real images, and how they came about.
+
+    Raises ValueError for what is no card.
+    """
+    try:
+        names = [*card["metrics"]]
+        rows = {"these images": {"n": card["n"], **card["metrics"]}, **card["floor"]}
+        titles = (name.replace("_", " ").replace("frechet", "Fréchet") for name in names)
+        table = [["", "n", *titles], ["---"] * (len(names) + 2)]
+        for title, row in rows.items():
+            told = (str(Estimate(**row[name])) for name in names)
+            table.append([title, f"{row['n']:,}", *told])
+        how = f"Seed {card['seed']}; features of {card['extractor']}; against {card['reference']}."
+        how += f" Sampler: {cards.in_words(card.get('sampler'))}."
+        how += f" Command: `{card['command']}`." if card.get("command") else ""
+        copies = []
+        for space in cards.SPACES:
+            found = card[f"nearest_training_image_in_{space}"]
+            found = found | {"closer": Estimate(**found["closer"])}
+            copies.append(f"- in {space}: {audit.in_words(found)}")
+        more = [f"- {line}" for line in cards.measured_lines(card)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"this card lacks figures ({error!r}): make it anew") from error
+    meaning = "± is a 95 % interval over the images. The rows below the first are what real images "
+    meaning += "score."
+    rows = ["| " + " | ".join(map(printable, row)) + " |" for row in table]
+    more = map(printable, copies + more)
+    return ["\n".join(rows), printable(f"{how} {meaning}"), "\n".join(more)]

@@ -1,0 +1,43 @@
+"""Checkpoints for another library: what it can express is written, all else is named."""
+
+from dataclasses import replace
+
+import pytest
+from commanded import NETWORK, error_of, run, save_network
+from helpers import equal
+
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.diffusers import load_diffusers
+from mnist_ddpm.training.recipe import Recipe
+
+ONE_GROUP = Recipe(**NETWORK | {"base_channels": 7}, patch_size=1)  # in every normalisation
+
+
+def test_an_exported_checkpoint_is_read_as_diffusers(tmp_path, capsys):
+    source, out = save_network(tmp_path / "ours", ONE_GROUP), tmp_path / "theirs"
+    assert run("export", "--checkpoint", source, "--format", "diffusers", "--out", out) == 0
+    assert str(out) in capsys.readouterr().out
+    network, schedule, recipe = load_diffusers(out)
+    ours = checkpoints.load(source)
+    assert equal(network.state_dict(), ours.network.state_dict())
+    assert equal(schedule.signal, ours.schedule.signal)
+    assert recipe.prediction == ours.recipe.prediction
+    assert str(out) in error_of(capsys, "export", "--checkpoint", source, "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"patch_size": 2}, "patch_size is 2"),
+        ({"classes": 10}, "classes is 10"),
+        ({"objective": "hybrid"}, "objective is hybrid"),
+        ({"prediction": "mu"}, "prediction"),
+        ({"base_channels": 8}, "norm_num_groups"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value,
+)
+def test_what_diffusers_cannot_express_is_named(tmp_path, capsys, changes, named):
+    source = save_network(tmp_path / "ours", replace(ONE_GROUP, **changes))
+    line = error_of(capsys, "export", "--checkpoint", source, "--out", tmp_path / "theirs")
+    assert named in line and str(source) in line
+    assert not (tmp_path / "theirs").exists()

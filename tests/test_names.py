@@ -1,0 +1,116 @@
+"""A checkpoint is found by its name from any folder, and the package has all that it needs."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from commanded import DIGITS, ROOT, error_of, run, save_network, skip_films
+
+import mnist_ddpm
+from mnist_ddpm.commands.common import keep_parts
+from mnist_ddpm.commands.sample import Sample
+from mnist_ddpm.evaluation import extractors
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.checkpoints import SHIPPED, find
+from mnist_ddpm.formats.diffusers import pretrained
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_name_is_found_from_any_folder(elsewhere, name):
+    for source in (name, f"checkpoints/{name}"):
+        recipe, _ = checkpoints.load_config(find(source))
+        assert name.startswith(recipe.dataset)
+
+
+def test_a_folder_goes_before_a_shipped_name(elsewhere):
+    own = save_network(elsewhere / "mnist", DIGITS)
+    assert find("mnist").samefile(own)
+    assert find(own) == own
+    (elsewhere / "celeba").mkdir()  # of pictures
+    assert (find("celeba") / "config.json").is_file()
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        checkpoints.load(elsewhere / "celeba")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "checkpoints/mine", "some/thing/deep", "here/mine"])
+def test_what_is_nowhere_is_told_with_its_place_and_the_names_that_there_are(elsewhere, name):
+    (elsewhere / "here").mkdir()  # so that here/mine is no name on the hub
+    with pytest.raises(FileNotFoundError) as caught:
+        find(name)
+    assert all(told in str(caught.value) for told in (str(elsewhere / name), *SHIPPED))
+
+
+def test_commands_take_names_from_any_folder(elsewhere, monkeypatch, capsys):
+    skip_films(monkeypatch)
+    drawing = ["--n", 1, "--steps", 1, "--out", "out"]
+    assert run("sample", "--checkpoint", "mnist", "--guide", "mnist-guide", *drawing) == 0
+    assert "celeba" in error_of(capsys, "sample", "--checkpoint", "faces", *drawing)
+    named = "--checkpoint", "mnist-guide"  # and read, before what is wrong is told
+    assert "no extractor nowhere" in error_of(capsys, "evaluate", *named, "--extractor", "nowhere")
+    assert "learned" in error_of(capsys, "likelihood", *named, "--variance", "learned")
+    decided, weights = pretrained("mnist-guide")
+    assert decided["base_channels"] == 16 and weights
+
+
+def test_extractors_are_found_from_any_folder(elsewhere):
+    for dataset in ("mnist", "celeba"):
+        named = extractors.FOLDER / f"{dataset}.safetensors"
+        names = {extractors.pick_judge(name, dataset).name for name in ("auto", str(named))}
+        assert len(names) == 1
+    with pytest.raises(FileNotFoundError) as caught:
+        extractors.load_extractor("nowhere")
+    assert str(elsewhere / "nowhere") in str(caught.value)
+
+
+def test_an_installed_package_has_the_checkpoints_inside(elsewhere, monkeypatch):
+    monkeypatch.setattr(checkpoints.catalogue, "__file__", str(elsewhere / "catalogue.py"))
+    save_network(elsewhere / "shipped" / "mnist", DIGITS)
+    assert find("mnist") == elsewhere / "shipped" / "mnist"
+
+
+@pytest.mark.parametrize("flag", ["checkpoint", "guide"])
+def test_what_is_kept_is_of_the_weights_that_a_name_means(elsewhere, monkeypatch, flag):
+    own, places = elsewhere / "shipped", []
+    monkeypatch.setattr(checkpoints, "shipped", lambda name: own)
+    for std in (0.1, 0.2):
+        save_network(own, DIGITS, std=std)
+        command, device = Sample(**{flag: Path("mnist")}), torch.device("cpu")
+        places.append(keep_parts(command, elsewhere / "out", None, device).folder)
+    assert len({*places}) == 2
+
+
+def test_the_wheel_has_every_room_and_every_shipped_checkpoint():
+    packages = {path.parent for path in (ROOT / "mnist_ddpm").rglob("__init__.py")}
+    rooms = {".".join(path.relative_to(ROOT).parts) for path in packages}
+    told = PROJECT["tool"]["setuptools"]
+    assert {*told["packages"]} == rooms | {"mnist_ddpm.shipped"}
+    folder, data = told["package-dir"]["mnist_ddpm.shipped"], told["package-data"]
+    assert (ROOT / folder).samefile(checkpoints.shipped(""))
+    assert {*data["mnist_ddpm.shipped"]} == {
+        "README.md", "extractors/*", *(f"{name}/*" for name in SHIPPED)
+    }  # fmt: skip
+    assert [(ROOT / "mnist_ddpm" / name).exists() for name in data["mnist_ddpm"]] == [True]
+    module, function = PROJECT["project"]["scripts"]["mnist-ddpm"].split(":")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_the_package_offers_names_without_importing_pytorch():
+    assert mnist_ddpm.load_checkpoint is checkpoints.load
+    assert callable(mnist_ddpm.push_to_hub)
+    with pytest.raises(AttributeError):
+        mnist_ddpm.nothing  # noqa: B018
+    code = "import mnist_ddpm, mnist_ddpm.__main__, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
