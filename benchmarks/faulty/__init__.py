@@ -1,0 +1,1 @@
+"""Faults that harm nothing: signals, kills, full disks, closed streams and odd surroundings."""

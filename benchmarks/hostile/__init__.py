@@ -1,0 +1,1 @@
+"""Commands and files that nobody should be harmed by."""
