@@ -22,7 +22,7 @@ from commanded import (
 from safetensors.torch import load_file
 
 from mnist_ddpm import catalogue
-from mnist_ddpm.commands.common import typed_flags
+from mnist_ddpm.commands.main import typed_flags
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import home, measuring, plan
 from mnist_ddpm.training.presets import PRESETS, preset

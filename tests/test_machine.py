@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_ddpm.training import machine
+from mnist_ddpm.training import machine, text
 from mnist_ddpm.training.processes import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,4 +120,4 @@ def test_a_folder_at_home_is_found_also_where_the_shell_leaves_it(monkeypatch):
     monkeypatch.setenv("USERPROFILE", "/home/me")
     given = ["--out=~/faces", "~/faces", "--n=3", "-h", "a~b"]
     found = ["--out=/home/me/faces", "/home/me/faces", "--n=3", "-h", "a~b"]
-    assert [machine.at_home(argument) for argument in given] == found
+    assert [text.at_home(argument) for argument in given] == found

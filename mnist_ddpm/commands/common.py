@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import imageio.v3 as imageio
 import numpy as np
@@ -18,8 +17,6 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import files, keeping, machine
 from mnist_ddpm.training.recipe import Recipe
 
-Spacing = Literal[tuple(catalogue.SPACINGS)]
-Variance = Literal[("auto", *catalogue.VARIANCES)]
 # Of a step's variance, for the bound: likelihood.bits_per_dim
 EXPONENTS = {"posterior": 0.0, "beta": 1.0, "learned": None}
 # Flags on which neither the images that are drawn nor their bound depend (of --data, what it holds
@@ -29,12 +26,6 @@ ELSEWHERE = (
 )  # fmt: skip
 FILES = "checkpoint", "guide", "init_image", "mask"
 PACKAGE = Path(catalogue.__file__).parent
-
-
-def typed_flags(arguments: Iterable[str]) -> set[str]:
-    """The names of the flags that were typed, as attributes: base_channels for --base-channels."""
-    names = {argument.split("=")[0][2:] for argument in arguments if argument.startswith("--")}
-    return {name.removeprefix("no-").replace("-", "_") for name in names}
 
 
 def in_words(names: Iterable[str]) -> str:
@@ -80,6 +71,12 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     encoded = imageio.imwrite("<bytes>", picture, extension=path.suffix)
     with files.replacing(path) as temporary:
         temporary.write_bytes(encoded)
+
+
+def tell_written(*paths: Path) -> None:
+    """The last lines of a command: each file that it wrote."""
+    for path in paths:
+        print(f"written: {path}")
 
 
 def pick_variance(name: str, recipe: Recipe) -> str:

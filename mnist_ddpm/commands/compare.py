@@ -1,24 +1,11 @@
 """`python -m mnist_ddpm compare`."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import tyro
-
+from mnist_ddpm.commands import flags
 from mnist_ddpm.evaluation import cards
 
 
-@dataclass
-class Compare:
-    """Set two cards of `evaluate` side by side.
-
-    Cards that differ in n, extractor or training images are refused.
-
-    Example: python -m mnist_ddpm compare a.json b.json
-    """
-
-    first: tyro.conf.Positional[Path]
-    second: tyro.conf.Positional[Path]
+class Compare(flags.Compare):
+    """Two cards side by side."""
 
     def run(self) -> None:
         """Prints a line for each figure that both have."""

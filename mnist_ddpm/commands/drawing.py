@@ -1,24 +1,26 @@
 """How images are drawn: what `sample` and `evaluate` share."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands.common import Spacing, Variance, load_checkpoint, pick_variance
+from mnist_ddpm.commands import flags
+from mnist_ddpm.commands.common import load_checkpoint, pick_variance
 from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.training import cost, machine, processes
 from mnist_ddpm.training.keeping import Counted
 from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.progress import first_process
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.text import parse_json
 
@@ -28,6 +30,8 @@ CLIPS: dict[str, Callable | None] = {
     "none": None,
 }
 MOST = 10**9  # images
+STEPS = 50  # where neither a flag nor the checkpoint says how many
+GUIDANCE = "guide", "guidance", "guidance_interval"
 # The variances that a sampler has by default, by name
 OWN_VARIANCES = {each: name for name, each in catalogue.VARIANCES.items()} | {
     ddpm.posterior_variance: "posterior",
@@ -51,38 +55,10 @@ class Steps(NamedTuple):
         return partial(self.sampler, **self.options)
 
 
-@dataclass
-class Drawing:
-    """How to draw images with a checkpoint."""
+class Drawing(flags.Drawing):
+    """How images are drawn, by the flags and the checkpoint's advice."""
 
-    # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
-    checkpoint: Path = Path("checkpoints/mnist")
-    n: int = 64  # number of images
-    sampler: Literal[tuple(catalogue.SAMPLERS)] | None = None  # ddpm: ancestral; None: ddim
-    # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
-    steps: int = 50
-    spacing: Spacing = "trailing"  # how the steps' times are spaced
-    eta: float | None = None  # noise of ddim and dpmpp: 0 none, 1 as much as ddpm; None: 0
-    # of ddpm's steps; auto: learned where the network has learned it, else posterior
-    variance: Variance = "auto"
-    option: tuple[str, ...] = ()  # more of the sampler's own options, as name=value
-    clip: Literal[tuple(CLIPS)] = "static"  # how the predicted image is clipped to the pixel range
-    # labels to draw, in turn; by default all (evaluate: drawn at random from training's)
-    label: tuple[int, ...] = ()
-    # 0 ignores labels, 1 follows them, more exaggerates them; None: 1, or 2 with --guide
-    guidance: float | None = None
-    # guide only at times above the first, up to the second, at most T
-    guidance_interval: tuple[int, int] | None = None
-    # a worse checkpoint to steer away from: not at --guidance 1, the more the higher it is
-    guide: Path | None = None
-    seed: int = 0  # image k depends on seed and k alone
-    # images made at once; lower it if memory runs out; films show some of the first batch
-    batch_size: int = 256
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
-    compile: bool = False  # torch.compile: a minute or two, worth it for many images and steps
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
-    # processes expected, each on its device, from torchrun or accelerate launch; 0: any number
-    processes: int = 0
+    advised = ()  # names of the flags that the checkpoint filled in
 
     def connect(self) -> tuple[World, torch.device]:
         """The processes that share the work, and this one's device.
@@ -100,6 +76,23 @@ class Drawing:
         machine.check_precision(self.precision, device)
         return world, device
 
+    def take_advice(self, recipe: Recipe, heed: bool = True) -> None:
+        """Fills in flags that were not typed, by the checkpoint's advice, and says so.
+
+        A --sampler that was typed is all that it takes; flags of guidance stand together.
+        """
+        advice = checkpoints.advice(self.checkpoint) if heed and self.sampler is None else {}
+        guided = any(getattr(self, name) is not None for name in GUIDANCE)
+        for name, value in advice.items():
+            if getattr(self, name) is None and not (guided and name in GUIDANCE):
+                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+                self.advised += (name,)
+        if self.advised and first_process():
+            told = shlex.join(as_typed((name, getattr(self, name)) for name in self.advised))
+            print(f"as {self.checkpoint} advises, with {told} (a flag that you type wins)")
+        if self.steps is None:
+            self.steps = min(STEPS, recipe.T)
+
     @property
     def scale(self) -> float:
         """The guidance scale, for labels or a guide."""
@@ -112,7 +105,7 @@ class Drawing:
 
     def check_labels(self, recipe: Recipe) -> None:
         """Raises ValueError for a label or a guidance that the network does not know."""
-        unguided = self.guidance is None or self.guide
+        unguided = self.guidance in (None, 1) or self.guide
         if not recipe.classes and (self.label or not unguided):
             raise ValueError(
                 f"{self.checkpoint} was trained without labels: --label needs a checkpoint with "
@@ -140,7 +133,8 @@ class Drawing:
         asked = f"--guidance-interval {low} {high}"
         if not 0 <= low < high <= recipe.T:
             raise ValueError(f"{asked} must be two rising times from 0 to T = {recipe.T}")
-        if not any(low < t <= high for t in times):
+        advised = "guidance_interval" in self.advised
+        if not advised and not any(low < t <= high for t in times):
             raise ValueError(f"none of the {len(times)} times sampled is in {asked}")
 
     def labels(self, recipe: Recipe) -> Tensor:
@@ -164,7 +158,8 @@ class Drawing:
             told["eta"] = options["eta"] = default if self.eta is None else self.eta
         if "variance" in own:
             told["variance"], options["variance"] = self.step_variance(recipe, own["variance"])
-        times = catalogue.sampling_times(recipe.T, self.steps, self.spacing)
+        steps = min(STEPS, recipe.T) if self.steps is None else self.steps
+        times = catalogue.sampling_times(recipe.T, steps, self.spacing)
         return Steps(name, sampler, options, times, told)
 
     def step_variance(self, recipe: Recipe, default: Callable) -> tuple[str, Callable]:
@@ -206,6 +201,18 @@ class Drawing:
             advice = "train it with the same --schedule, --beta-1 and --beta-T"
             raise ValueError(f"{problem}: {advice}")
         return guide
+
+
+def as_typed(values: Iterable[tuple[str, object]]) -> list[str]:
+    """Flags and their values as they are typed."""
+    words = []
+    for name, value in values:
+        words.append(f"--{name.replace('_', '-')}")
+        words += [
+            f"{each:g}" if isinstance(each, float) else str(each)
+            for each in (value if isinstance(value, tuple) else (value,))
+        ]
+    return words
 
 
 def own_options(sampler: Callable) -> dict[str, Any]:

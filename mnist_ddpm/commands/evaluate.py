@@ -1,13 +1,12 @@
 """`python -m mnist_ddpm evaluate`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands import flags
 from mnist_ddpm.commands.common import (
     EXPONENTS,
     apart,
@@ -16,6 +15,7 @@ from mnist_ddpm.commands.common import (
     load_checkpoint,
     moved,
     pick_variance,
+    tell_written,
     write_picture,
 )
 from mnist_ddpm.commands.drawing import MOST, Drawing
@@ -37,30 +37,8 @@ HOW = (
 )  # fmt: skip
 
 
-@dataclass
-class Evaluate(Drawing):
-    """Judge images: print a card of figures, beside what real images would score, and write it.
-
-    The card is JSON. Beside it, …-closest.png shows the images nearest to training images, each
-    above its nearest one.
-
-    Without --images it draws them, rounded to 8 bits as in a file. The reference is the
-    checkpoint's training images. Distances, precision and recall are computed from the features of
-    a network in checkpoints/extractors.
-
-    Example: python -m mnist_ddpm evaluate --checkpoint checkpoints/mnist --n 10000 --steps 20
-    """
-
-    n: int = 10_000  # number of images
-    # judge these: a folder of pictures, or a samples.npz of the sample command
-    images: Path | None = None
-    bits: int = 0  # also measure the bound in bits/dim, on so many held-out images; 0: do not
-    # a file, or "inception" for comparisons with papers; auto: the data set's own
-    extractor: str = "auto"
-    out: Path = Path("images&samples/latest/card.json")  # file for the card
-    dataset: str | None = None  # where the folder of training images is now, if it has moved
-    data: Path = Path("data")  # folder that holds the data sets known by name
-    command: tyro.conf.Suppress[str] = ""  # that was given, for the card
+class Evaluate(flags.Evaluate, Drawing):
+    """Images, drawn or read, and judged."""
 
     def run(self) -> None:
         """Draws or reads images, judges and writes. What cannot be done is told before."""
@@ -69,6 +47,7 @@ class Evaluate(Drawing):
         checkpoint = load_checkpoint(self, self.checkpoint, device)
         recipe = moved(checkpoint.recipe, self.dataset)
         checkpoint = checkpoint._replace(recipe=recipe)
+        self.take_advice(recipe, heed=not self.images)
         self.check_memory(recipe, device)
         self.check(recipe)
         signed = extractors.digest((find(self.checkpoint) / "model.safetensors").read_bytes())
@@ -100,10 +79,11 @@ class Evaluate(Drawing):
             if held_out is not None:
                 card |= self.measure(kept, checkpoint, held_out, device)
             try:
-                self.write(card, given, training)
+                picture = self.write(card, given, training)
             finally:  # a disk may be too full for the card
                 print("\n".join(cards.card_lines(card)))
             kept.discard()
+        tell_written(self.out, picture)
 
     def check_flags(self) -> None:
         """Raises ValueError for flags that say how to draw, where images are there already."""
@@ -165,6 +145,7 @@ class Evaluate(Drawing):
         how = {"name": steps.name, **steps.told, "precision": self.precision}
         how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
         how |= {"compile": True} if self.compile else {}
+        how |= {"advised": list(self.advised)} if self.advised else {}
         if recipe.classes:
             how |= {"labels": list(self.label) or "as in training"}
         if self.guide:
@@ -196,10 +177,10 @@ class Evaluate(Drawing):
             figures["bits_per_dim"] = cards.bound_figures(bound, variance, count)
         return figures
 
-    def write(self, card: dict, images: Tensor, training: Tensor) -> None:
-        """The card, and the pairs of images that are closest."""
+    def write(self, card: dict, images: Tensor, training: Tensor) -> Path:
+        """The card, and the pairs of images that are closest: the path of that picture."""
         cards.write_card(self.out, card)
         picture = self.out.with_name(f"{self.out.stem}-closest.png")
         pairs = cards.closest_pairs(card, images, training)
         write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
-        print(f"written to {self.out}; the closest pairs to {picture}")
+        return picture

@@ -1,12 +1,11 @@
 """`python -m mnist_ddpm extractor`."""
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
 
+from mnist_ddpm.commands import flags
+from mnist_ddpm.commands.common import tell_written
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.extractor_training import HELD_OUT, train_extractor
 from mnist_ddpm.evaluation.extractors import save_extractor
@@ -14,21 +13,8 @@ from mnist_ddpm.training import files, machine
 from mnist_ddpm.training.run import count_parameters
 
 
-@dataclass
-class TrainExtractor:
-    """Train the network whose features `evaluate` compares, and print how often it is right.
-
-    That is told of images that it has not seen.
-
-    Example: python -m mnist_ddpm extractor --dataset mnist --out out/mnist.safetensors
-    """
-
-    dataset: Literal["mnist", "celeba"] = "mnist"  # digits, or the 40 attributes of faces
-    out: Path = Path("checkpoints/mine/extractor.safetensors")  # file for the network
-    epochs: int = 12  # passes over the training images
-    seed: int = 0  # of weights, data order and shifts
-    data: Path = Path("data")  # folder that holds the data sets known by name
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+class TrainExtractor(flags.TrainExtractor):
+    """An extractor, trained."""
 
     def run(self) -> None:
         """Trains and saves it. Raises FileExistsError where it would overwrite a file."""
@@ -49,4 +35,5 @@ class TrainExtractor:
         save_extractor(self.out, network, record)
         count = count_parameters(network)
         right = f"{accuracy:.2%} right on {HELD_OUT[self.dataset]}"
-        print(f"{self.out}: {count:,} parameters, {right}, {took / 60:.1f} min on {device}")
+        print(f"{count:,} parameters, {right}, {took / 60:.1f} min on {device}")
+        tell_written(self.out)

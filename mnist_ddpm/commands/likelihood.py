@@ -1,21 +1,18 @@
 """`python -m mnist_ddpm likelihood`."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands import flags
 from mnist_ddpm.commands.common import (
     EXPONENTS,
-    Spacing,
-    Variance,
     keep_parts,
     load_checkpoint,
     moved,
     pick_variance,
+    tell_written,
 )
 from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule
@@ -28,32 +25,8 @@ from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 
 
-@dataclass
-class MeasureLikelihood:
-    """Print the variational bound of images in bits/dim, with its standard error; write it as JSON.
-
-    MNIST is judged on its 28 x 28 pixels: the black margin around them is taken as known.
-
-    Example: python -m mnist_ddpm likelihood --checkpoint checkpoints/mnist --split test --n 1000
-    """
-
-    # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
-    checkpoint: Path = Path("checkpoints/mnist")
-    split: Literal["train", "valid", "test"] = "test"  # of the checkpoint's data set
-    n: int = 10_000  # number of images, the first of the split; all if there are fewer
-    # evaluate so many t per image instead of all: faster, but noisier
-    times_per_image: int | None = None
-    steps: int | None = None  # judge the model as a chain of fewer steps, from 1 to T
-    spacing: Spacing = "trailing"  # of those steps' times
-    # of the steps; auto: learned where the network has learned it, else posterior
-    variance: Variance = "auto"
-    out: Path = Path("images&samples/latest/likelihood.json")  # file for the result
-    dataset: str | None = None  # where the folder of training images is now, if it has moved
-    data: Path = Path("data")  # folder that holds the data sets known by name
-    seed: int = 0  # of the noise
-    batch_size: int = 250  # images judged at once
-    compile: bool = False  # torch.compile: a minute or two, worth it for many images
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+class MeasureLikelihood(flags.MeasureLikelihood):
+    """The bound of images."""
 
     def run(self) -> None:
         """Measures, prints and writes. What cannot be measured is told before."""
@@ -94,7 +67,7 @@ class MeasureLikelihood:
                 print(f"{found}, {how}, on {what}")
                 print(f"{cost}, seed {self.seed}, {device}")
         kept.discard()
-        print(f"written to {self.out}")
+        tell_written(self.out)
 
     def chain(
         self, network: Network, schedule: Schedule, recipe: Recipe

@@ -1,7 +1,6 @@
 """`python -m mnist_ddpm plan`."""
 
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,35 +8,15 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue
+from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart
-from mnist_ddpm.commands.train import places
+from mnist_ddpm.commands.train import places, tell_checkpoint
 from mnist_ddpm.training import files, machine, plan, saving
 from mnist_ddpm.training.recipe import Recipe
 
 
-@dataclass
-class PlanTraining:
-    """Train as well as this machine can in the time you have, after measuring it for a few seconds.
-
-    Preset, precision, batch size and epochs are chosen and printed, with the time they should take.
-    Digits are trained with P2's loss weights. With --guide a worse network is trained, too, in the
-    same time: to keep away from it when sampling about halves the distance to real digits.
-
-    Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
-    """
-
-    # for measuring and training; decoding a data set, the first time, is not counted
-    minutes: float = 10.0
-    dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
-    channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
-    classes: int = 0  # 10 trains with MNIST's labels
-    attributes: tuple[str, ...] = ()  # of celeba, as labels, such as Smiling Male
-    seed: int = 0  # of weights, data order, times and noise
-    guide: bool = False  # of digits: also train a guide for sample, in the folder guide of --out
-    dry_run: bool = False  # only say what would be done
-    out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
-    data: Path = Path("data")  # folder that holds the data sets known by name
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+class PlanTraining(training_flags.PlanTraining):
+    """A training that fits a time."""
 
     def run(self) -> None:
         """Plans, and unless it is a dry run trains. What cannot be done is told before."""
@@ -61,6 +40,8 @@ class PlanTraining:
             return
         for self.out, each in zip(folders, plans):  # the one to resume, where it is stopped
             self.train(each, images, labels, device)
+        for folder in folders:
+            tell_checkpoint(folder)
 
     def check_places(self) -> list[Path]:
         """The folders for the checkpoints. Raises ValueError or OSError where they cannot be."""

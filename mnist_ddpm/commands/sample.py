@@ -2,7 +2,6 @@
 
 import io
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands.common import keep_parts, load_checkpoint, write_picture
+from mnist_ddpm.commands import flags
+from mnist_ddpm.commands.common import keep_parts, load_checkpoint, tell_written, write_picture
 from mnist_ddpm.commands.drawing import Drawing, Steps
 from mnist_ddpm.commands.reading import read_image
 from mnist_ddpm.data.labels import label_names
@@ -22,29 +22,15 @@ from mnist_ddpm.training.keeping import Counted
 from mnist_ddpm.training.recipe import Recipe
 
 
-@dataclass
-class Sample(Drawing):
-    """Draw images with a checkpoint and save them as pictures and as an array.
-
-    Writes samples.png (a grid, of the first 400 at most), steps.png (from noise to image),
-    generation.gif, predicted_x0.gif, and samples.npz (array "images", uint8, N x H x W x C).
-
-    Example: python -m mnist_ddpm sample --checkpoint checkpoints/mnist --n 64 --steps 50 --out out
-    """
-
-    out: Path = Path("images&samples/latest")  # folder for the results
-    # start from this image, partly noised (or with --mask: fill it in)
-    init_image: Path | None = None
-    strength: float = 0.5  # how far --init-image is noised: 0 not, 1 beyond recognition
-    mask: Path | None = None  # of --init-image's size: white stays, black is filled in (RePaint)
-    resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
-    jump: int | None = None  # steps that RePaint walks at once; None: 4 % of --steps, as the paper
+class Sample(flags.Sample, Drawing):
+    """Images, drawn and saved."""
 
     def run(self) -> None:
         """Draws and writes. What cannot be drawn is told before."""
         world, device = self.connect()
         checkpoint = load_checkpoint(self, self.checkpoint, device)
         recipe, counted = checkpoint.recipe, Counted(checkpoint.network)
+        self.take_advice(recipe, heed=not self.mask)  # which is not for filling in
         kept = keep_parts(self, self.out / "samples.npz", counted, device)
         self.check_memory(recipe, device)
         self.check_labels(recipe)
@@ -62,7 +48,7 @@ class Sample(Drawing):
             )  # fmt: skip
             if world.rank > 0:
                 return
-            write(out, images, film, columns)
+            written = write(out, images, film, columns)
         kept.discard()
         each = kept.evaluations / len(world.share(self.n))
         cost = f"{each:.0f} network evaluations in {kept.seconds:.1f} s on {device}"
@@ -70,6 +56,7 @@ class Sample(Drawing):
         if recipe.attributes:
             names = enumerate(label_names(recipe))
             print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
+        tell_written(*written)
 
     def check_image_flags(self) -> None:
         """Raises ValueError for flags of an image or mask that is not given."""
@@ -104,8 +91,11 @@ class Sample(Drawing):
         return steps._replace(sampler=inpainting.started_from(image, steps.sampler), times=times)
 
 
-def write(out: Path, images: Tensor, film: ddpm.Film, columns: int) -> None:
-    """The array, the grid, the strip and the GIFs, of as many images as fill their rows."""
+def write(out: Path, images: Tensor, film: ddpm.Film, columns: int) -> list[Path]:
+    """The array, the grid, the strip and the GIFs, of as many images as fill their rows.
+
+    Their paths.
+    """
     array = images.permute(0, 2, 3, 1).numpy()
     with files.replacing(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, images=array)
@@ -124,3 +114,5 @@ def write(out: Path, images: Tensor, film: ddpm.Film, columns: int) -> None:
         ddpm.save_gif(encoded, film, predicted=predicted, columns=columns)
         with files.replacing(out / name) as path:
             path.write_bytes(encoded.getvalue())
+    names = "samples.png", "steps.png", "generation.gif", "predicted_x0.gif", "samples.npz"
+    return [out / name for name in names]

@@ -1,49 +1,21 @@
 """`python -m mnist_ddpm train`."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal
 
 import torch
-import tyro
 
 from mnist_ddpm import catalogue
-from mnist_ddpm.commands.common import apart, moved
+from mnist_ddpm.commands import training_flags
+from mnist_ddpm.commands.common import apart, moved, tell_written
 from mnist_ddpm.formats import checkpoints, diffusers
 from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving
+from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Flags(Recipe):
-    """What to train, and how."""
-
-    def __post_init__(self):
-        pass  # checked in Train.settle, where an error is one line
-
-
-@dataclass
-class Train:
-    """Train a noise predictor and save it as a checkpoint.
-
-    Progress shows the time left. The checkpoint is saved after every epoch (at least some 50 steps
-    and a few seconds apart), every five minutes, and on Ctrl-C.
-
-    Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
-    """
-
-    flags: tyro.conf.OmitArgPrefixes[Flags] = field(
-        default_factory=lambda: Flags(**presets.PRESETS[Train.preset])
-    )
-    # settings that belong together: a new run's defaults
-    preset: Literal[tuple(presets.PRESETS)] = "mnist"
-    out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
-    # go on with the run in --out; its settings become the defaults of all other flags
-    resume: bool = False
-    data: Path = Path("data")  # folder that holds the data sets known by name
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
-    # processes expected, each on its device, from torchrun or accelerate launch; 0: any number
-    processes: int = 0
+class Train(training_flags.Train):
+    """A training, begun or resumed."""
 
     def settle(self, typed: set[str]) -> None:
         """Completes the flags that were typed by those of --preset, --init-from or --resume.
@@ -61,11 +33,11 @@ class Train:
         else:
             recipe = presets.resolve(given, self.base(given))
             check_of_use(given, recipe)
-        self.flags = Flags(**asdict(recipe))
+        self.flags = training_flags.Flags(**asdict(recipe))
 
     def base(self, given: dict) -> dict:
         """Settings of the preset, and of the network to start from."""
-        preset, source = presets.PRESETS[self.preset], self.flags.init_from
+        preset, source = PRESETS[self.preset], self.flags.init_from
         if not source:
             return preset
         dataset = given.get("dataset", preset.get("dataset", Recipe.dataset))
@@ -104,6 +76,7 @@ class Train:
         if world.rank == 0:
             took = f"{run.step} steps in {run.seconds / 60:.1f} min"
             print(f"{self.out}: {took}, {pace:.0f} images/s")
+            tell_checkpoint(self.out)
 
 
 def check_of_use(given: dict, recipe: Recipe) -> None:
@@ -123,6 +96,12 @@ def check_names(recipe: Recipe) -> torch.nn.Module:
     catalogue.look_up("optimizer", recipe.optimizer, catalogue.OPTIMIZERS)
     with torch.device("meta"):
         return catalogue.make_network(recipe)
+
+
+def tell_checkpoint(folder: Path) -> None:
+    """The last lines of a training."""
+    names = saving.WEIGHTS, saving.CONFIG, saving.STATE
+    tell_written(*(folder / name for name in names if (folder / name).is_file()))
 
 
 def places(command) -> list[str]:

@@ -25,7 +25,7 @@ from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 from mnist_ddpm.training.text import printable, read_json
 
 SHOWN = 36  # images
-WAY = {"name": "dpmpp", "steps": 20}  # to draw them, where no card says one
+WAY = {"name": "dpmpp", "steps": 20}  # to draw them, where no card and no advice says one
 CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 FFHQ = "https://github.com/NVlabs/ffhq-dataset"
 TERMS = {  # of a data set, and so of what learned from it: its name, metadata, and a sentence
@@ -89,7 +89,9 @@ def push_to_hub(
     found = read_whole_card(card, digest(files[WEIGHTS])) if card else {}
     named = f"{repository}@{revision}" if revision else repository
     page = model_card(named, checkpoint, found)  # what is no card is said before images are drawn
-    images = draw(checkpoint, found.get("sampler", WAY), found.get("seed", 0), device)
+    advised = checkpoints.advice(folder)
+    advised = WAY | advised | {"name": advised.get("sampler", WAY["name"])}
+    images = draw(checkpoint, found.get("sampler", advised), found.get("seed", 0), device)
     grid = ddpm.tile(images, math.isqrt(SHOWN), scale=2)
     files["samples.png"] = imageio.imwrite("<bytes>", grid, extension=".png")
     files["README.md"] = page.encode()

@@ -27,7 +27,7 @@ from mnist_ddpm.experiments import (
     lab,
 )
 from mnist_ddpm.experiments.plots import Experiment, draw_plot
-from mnist_ddpm.training import files, machine
+from mnist_ddpm.training import files, machine, text
 
 EXPERIMENTS: dict[str, Experiment] = {
     "ddpm-table2": ddpm_table2.EXPERIMENT,
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
     matplotlib.use("Agg")
     typed = sys.argv[1:] if arguments is None else arguments
-    given = [machine.at_home(argument) for argument in typed]
+    given = [text.at_home(argument) for argument in typed]
     asked = tyro.cli(Arguments, args=given, prog="python -m mnist_ddpm.experiments")
     try:
         run(asked, shlex.join(["python", "-m", "mnist_ddpm.experiments", *given]))

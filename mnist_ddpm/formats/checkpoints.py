@@ -12,11 +12,12 @@ from torch import nn
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.catalogue import save_checkpoint as save
-from mnist_ddpm.ddpm import Schedule
+from mnist_ddpm.ddpm import Schedule, check
 from mnist_ddpm.formats import hub
 from mnist_ddpm.training.checkpoint_files import load_config, load_weights, read_weights
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
+from mnist_ddpm.training.text import read_json
 
 __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
 
@@ -60,6 +61,27 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
         return hub.download(name, None, files)
     except OSError as error:
         raise type(error)(f"{problem}, it is none of those shipped, and {error}") from error
+
+
+def advice(source: str | Path) -> dict:
+    """How to draw best with a checkpoint, as its config.json says under "draw"; {} if it does not.
+
+    Of sampler, steps, eta, guide (a shipped name), guidance and guidance_interval. Raises as `find`
+    and ValueError for what is none of these.
+    """
+    path = find(source) / CONFIG
+    found = read_json(path).get("draw", {})
+    number, whole = (int, float), (int,)
+    fits = {
+        "sampler": lambda x: x in [*catalogue.SAMPLERS], "steps": lambda x: type(x) in whole,
+        "eta": lambda x: type(x) in number, "guide": lambda x: x in SHIPPED,
+        "guidance": lambda x: type(x) in number,
+        "guidance_interval": lambda x: type(x) is list and [*map(type, x)] == [int, int],
+    }  # fmt: skip
+    known = type(found) is dict and found.keys() <= fits.keys()
+    good = known and all(fits[name](value) for name, value in found.items())
+    check(good, f'{path} has advice of another version under "draw": name a --sampler')
+    return found
 
 
 def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:

@@ -15,6 +15,7 @@ import torch
 from mnist_ddpm import ddpm
 from mnist_ddpm.training.files import first_line
 from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.text import program
 
 Device = torch.device | str
 
@@ -93,24 +94,16 @@ def shell(arguments: list[str]) -> str:
 
 
 def own_command(arguments: list[str]) -> str:
-    """`python -m mnist_ddpm …` to be typed in this folder.
+    """`python -m mnist_ddpm …`, or `mnist-ddpm …`, to be typed in this folder.
 
     `python` has a path where the shell would find another one.
     """
+    first, *rest = program()
     found, python = shutil.which("python"), Path(sys.executable)
-    if found and Path(found).absolute() == python:
-        python = "python"
-    elif python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shell([str(python), "-m", "mnist_ddpm", *arguments])
-
-
-def at_home(argument: str) -> str:
-    """An argument with ~ as its folder: shells leave it alone in --out=~/faces, or quoted."""
-    flag, equals, value = "", "", argument
-    if argument.startswith("-"):
-        flag, equals, value = argument.partition("=")
-    return flag + equals + os.path.expanduser(value)
+    if first == "python" and not (found and Path(found).absolute() == python):
+        inside = python.is_relative_to(Path.cwd())
+        first = str(python.relative_to(Path.cwd()) if inside else python)
+    return shell([first, *rest, *arguments])
 
 
 def memory() -> int:

@@ -3,9 +3,9 @@
 import math
 import os
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from mnist_ddpm.ddpm import Settings, check
+from mnist_ddpm.training.options import Options
 from mnist_ddpm.training.text import CONTROL
 
 # The least and the most of each number: far beyond any use, and small enough to work with
@@ -22,28 +22,8 @@ PRECISIONS = "float32", "bfloat16", "float16"
 
 
 @dataclass(frozen=True)
-class Recipe(Settings):
+class Recipe(Options, Settings):
     """The notebook's settings and more. Raises ValueError for a value that cannot work."""
-
-    channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
-    network: str = "unet"  # unet
-    blocks_per_level: int = 1  # residual blocks in each level
-    attention_resolutions: tuple[int, ...] | None = None  # sides with attention; None: the smallest
-    dropout: float = 0.0  # in the residual blocks, while training
-    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid; each also with -zero-snr
-    prediction: str = "eps"  # what the network predicts: eps, x0, v, mu
-    objective: str = "simple"  # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2
-    classes: int = 0  # number of different labels that the network is told; 0: no labels
-    attributes: tuple[str, ...] = ()  # of celeba, as labels: attribute i counts 2^i
-    label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without
-    optimizer: str | None = None  # adam, muon; None: adam, the paper's
-    learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
-    gradient_clip: float = 1.0  # largest norm of a step's gradient
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network in training
-    accumulation: int = 1  # parts a batch is computed in, one after the other: to save memory
-    gradient_checkpointing: bool = False  # recompute blocks: less memory, a third more work
-    compile: bool = False  # torch.compile: a minute or two, worth it for a long training
-    init_from: str = ""  # weights to start from: checkpoint or diffusers model; empty: random
 
     def __post_init__(self):
         self.fill_in()

@@ -1,0 +1,211 @@
+"""The flags of each command, without PyTorch: help and errors of flags need not wait for it.
+
+A command is a class of the same name that does the work, in a module of its own.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+# Names in the catalogue, which a test compares
+Sampler = Literal["ddpm", "ddim", "dpmpp", "heun"]
+Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
+Variance = Literal["auto", "posterior", "beta", "learned"]
+Clip = Literal["static", "dynamic", "none"]
+
+
+def unless_typed(meaning: str):
+    """What help shows for a flag whose default is None, empty, or a number with a meaning."""
+    empty = "None", "", "''", "0"
+    return tyro.conf.arg(
+        help_behavior_hint=lambda default: f"(default: {meaning if default in empty else default})"
+    )
+
+
+@dataclass
+class Drawing:
+    """How to draw images with a checkpoint. Unless told, the checkpoint's own advice holds."""
+
+    # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
+    checkpoint: Path = Path("checkpoints/mnist")
+    n: int = 64  # number of images
+    # ddpm: ancestral; who names one tells all: then nothing of the checkpoint's advice holds
+    sampler: Annotated[Sampler | None, unless_typed("the checkpoint's advice, else ddim")] = None
+    # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
+    steps: Annotated[int | None, unless_typed("the checkpoint's advice, else 50")] = None
+    spacing: Spacing = "trailing"  # how the steps' times are spaced
+    # noise of ddim and dpmpp: 0 none, 1 as much as ddpm
+    eta: Annotated[float | None, unless_typed("the checkpoint's advice, else 0")] = None
+    # of ddpm's steps; auto: learned where the network has learned it, else posterior
+    variance: Variance = "auto"
+    # more of the sampler's own options, as name=value
+    option: Annotated[tuple[str, ...], unless_typed("the sampler's own")] = ()
+    clip: Clip = "static"  # how the predicted image is clipped to the pixel range
+    # labels to draw, in turn
+    label: Annotated[
+        tuple[int, ...], unless_typed("all; for evaluate, drawn at random from training's")
+    ] = ()
+    # 0 ignores labels, 1 follows them and heeds no guide, more exaggerates them
+    guidance: Annotated[
+        float | None, unless_typed("the checkpoint's advice, else 1, or 2 with --guide")
+    ] = None
+    # guide only at times above the first, up to the second, at most T
+    guidance_interval: Annotated[
+        tuple[int, int] | None, unless_typed("the checkpoint's advice, else all times")
+    ] = None
+    # a worse checkpoint to steer away from: not at --guidance 1, the more the higher it is
+    guide: Annotated[Path | None, unless_typed("the checkpoint's advice, else none")] = None
+    seed: int = 0  # image k depends on seed and k alone
+    # images made at once; lower it if memory runs out; films show some of the first batch
+    batch_size: int = 256
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
+    compile: bool = False  # torch.compile: a minute or two, worth it for many images and steps
+    # cpu, cuda, cuda:1, mps; auto picks the best available
+    device: str = "auto"
+    # processes expected, each on its device, from torchrun or accelerate launch
+    processes: Annotated[int, unless_typed("any number")] = 0
+
+
+@dataclass
+class Sample(Drawing):
+    """Draw images with a checkpoint and save them as pictures and as an array.
+
+    Writes samples.png (a grid, of the first 400 at most), steps.png (from noise to image),
+    generation.gif, predicted_x0.gif, and samples.npz (array "images", uint8, N x H x W x C).
+
+    Example: python -m mnist_ddpm sample --checkpoint checkpoints/mnist --n 64 --out out
+    """
+
+    out: Path = Path("out")  # folder for the results
+    # start from this image, partly noised (or with --mask: fill it in)
+    init_image: Annotated[Path | None, unless_typed("pure noise")] = None
+    strength: float = 0.5  # how far --init-image is noised: 0 not, 1 beyond recognition
+    # of --init-image's size: white stays, black is filled in (RePaint)
+    mask: Annotated[Path | None, unless_typed("nothing is kept")] = None
+    resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
+    # steps that RePaint walks at once
+    jump: Annotated[int | None, unless_typed("4 % of --steps, as the paper")] = None
+
+
+@dataclass
+class Evaluate(Drawing):
+    """Judge images: print a card of figures, beside what real images would score, and write it.
+
+    The card is JSON. Beside it, …-closest.png shows the images nearest to training images, each
+    above its nearest one.
+
+    Without --images it draws them, rounded to 8 bits as in a file. The reference is the
+    checkpoint's training images. Distances, precision and recall are computed from the features of
+    a network in checkpoints/extractors.
+
+    Example: python -m mnist_ddpm evaluate --checkpoint checkpoints/mnist --n 10000
+    """
+
+    n: int = 10_000  # number of images
+    # judge these: a folder of pictures, or a samples.npz of the sample command
+    images: Annotated[Path | None, unless_typed("those that it draws")] = None
+    # also measure the bound in bits/dim, on so many held-out images
+    bits: Annotated[int, unless_typed("do not")] = 0
+    # a file, or "inception" for comparisons with papers; auto: the data set's own
+    extractor: str = "auto"
+    out: Path = Path("out/card.json")  # file for the card
+    # where the folder of training images is now, if it has moved
+    dataset: Annotated[str | None, unless_typed("where it was")] = None
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    command: tyro.conf.Suppress[str] = ""  # that was given, for the card
+
+
+@dataclass
+class MeasureLikelihood:
+    """Print the variational bound of images in bits/dim, with its standard error; write it as JSON.
+
+    MNIST is judged on its 28 x 28 pixels: the black margin around them is taken as known.
+
+    Example: python -m mnist_ddpm likelihood --checkpoint checkpoints/mnist --split test --n 1000
+    """
+
+    # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
+    checkpoint: Path = Path("checkpoints/mnist")
+    split: Literal["train", "valid", "test"] = "test"  # of the checkpoint's data set
+    n: int = 10_000  # number of images, the first of the split; all if there are fewer
+    # evaluate so many t per image: faster, but noisier
+    times_per_image: Annotated[int | None, unless_typed("all")] = None
+    # judge the model as a chain of fewer steps, from 1
+    steps: Annotated[int | None, unless_typed("all T")] = None
+    spacing: Spacing = "trailing"  # of those steps' times
+    # of the steps; auto: learned where the network has learned it, else posterior
+    variance: Variance = "auto"
+    out: Path = Path("out/likelihood.json")  # file for the result
+    # where the folder of training images is now, if it has moved
+    dataset: Annotated[str | None, unless_typed("where it was")] = None
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    seed: int = 0  # of the noise
+    batch_size: int = 250  # images judged at once
+    compile: bool = False  # torch.compile: a minute or two, worth it for many images
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+
+
+@dataclass
+class Compare:
+    """Set two cards of `evaluate` side by side.
+
+    Cards that differ in n, extractor or training images are refused.
+
+    Example: python -m mnist_ddpm compare a.json b.json
+    """
+
+    first: tyro.conf.Positional[Path]
+    second: tyro.conf.Positional[Path]
+
+
+@dataclass
+class TrainExtractor:
+    """Train the network whose features `evaluate` compares, and print how often it is right.
+
+    That is told of images that it has not seen.
+
+    Example: python -m mnist_ddpm extractor --dataset mnist --out out/mnist.safetensors
+    """
+
+    dataset: Literal["mnist", "celeba"] = "mnist"  # digits, or the 40 attributes of faces
+    out: Path = Path("checkpoints/mine/extractor.safetensors")  # file for the network
+    epochs: int = 12  # passes over the training images
+    seed: int = 0  # of weights, data order and shifts
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+
+
+@dataclass
+class Push:
+    """Publish a checkpoint on the Hugging Face hub: weights, settings, and a page about them.
+
+    The page shows images, says how to load the checkpoint, and has the figures of a card.
+
+    Example: python -m mnist_ddpm push --checkpoint checkpoints/mine --card card.json --to me/digits
+    """
+
+    to: str  # owner/name on the hub, or owner/name@branch
+    # folder that training wrote, or a shipped name
+    checkpoint: Path = Path("checkpoints/mnist")
+    # a card of `evaluate`, about this checkpoint
+    card: Annotated[Path | None, unless_typed("a page without figures")] = None
+    private: bool = False  # a new repository is for you alone
+    device: str = "auto"  # that draws: cpu, cuda, cuda:1, mps; auto picks the best available
+
+
+@dataclass
+class Export:
+    """Write a checkpoint as another library reads it.
+
+    diffusers: a folder for DDPMPipeline.from_pretrained. That has no patches, labels or learned
+    variances, and one number of groups in all its normalisations: train with --patch-size 1, and
+    with --base-channels 128, or 30 and equal --channel-mults.
+
+    Example: python -m mnist_ddpm export --checkpoint checkpoints/mine --format diffusers --out out
+    """
+
+    checkpoint: Path  # folder that training wrote, or a name on the hub
+    out: Path  # folder for the result
+    format: Literal["diffusers"] = "diffusers"

@@ -1,0 +1,96 @@
+"""The flags of `train` and `plan`, without PyTorch, as in `flags`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mnist_ddpm.commands.flags import unless_typed
+from mnist_ddpm.training.options import PRESETS, Options
+
+
+@dataclass(frozen=True)
+class Flags(Options):
+    """What to train, and how."""
+
+    # First the notebook's settings, which a test compares, since its module imports PyTorch; then
+    # options whose default means something
+
+    dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
+    image_size: int = 32  # side of the square images, in pixels
+    base_channels: int = 32  # width of the first level of the U-Net
+    channel_mults: tuple[int, ...] = (1, 2, 4)  # width of each level, in base_channels
+    patch_size: int = 2  # the network sees patches of p x p pixels as one position
+    T: int = 1000  # diffusion steps
+    beta_1: float = 1e-4  # variance added by step 1
+    beta_T: float = 0.02  # variance added by step T
+    epochs: float = 20  # passes over the training images
+    batch_size: int = 128  # images in a training step
+    warmup_steps: int = 500  # steps in which the learning rate rises, at most a tenth of all
+    ema_decay: float = 0.999  # of the moving average of the weights
+    seed: int = 0  # of weights, order, times and noise
+    # 1 grey, 3 colour
+    channels: Annotated[int | None, unless_typed("1 for mnist, 3 for all else")] = None
+    # sides of the levels with attention
+    attention_resolutions: Annotated[tuple[int, ...] | None, unless_typed("the smallest")] = None
+    classes: Annotated[int, unless_typed("no labels")] = 0  # different labels the network is told
+    # of celeba, as labels: attribute i counts 2^i
+    attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
+    optimizer: Annotated[str | None, unless_typed("adam, the paper's")] = None  # adam, muon
+    # at its peak
+    learning_rate: Annotated[float | None, unless_typed("2e-3, with muon 5e-3")] = None
+    # weights to start from: checkpoint or diffusers model
+    init_from: Annotated[str, unless_typed("random weights")] = ""
+
+
+@dataclass
+class Train:
+    """Train a noise predictor and save it as a checkpoint.
+
+    Progress shows the time left. The checkpoint is saved after every epoch (at least some 50 steps
+    and a few seconds apart), every five minutes, and on Ctrl-C.
+
+    Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
+    """
+
+    flags: tyro.conf.OmitArgPrefixes[Flags] = field(
+        default_factory=lambda: Flags(**PRESETS[Train.preset])
+    )
+    # settings that belong together: a new run's defaults
+    preset: Literal[tuple(PRESETS)] = "mnist"
+    out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
+    # go on with the run in --out; its settings become the defaults of all other flags
+    resume: bool = False
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+    # processes expected, each on its device, from torchrun or accelerate launch
+    processes: Annotated[int, unless_typed("any number")] = 0
+
+
+@dataclass
+class PlanTraining:
+    """Train as well as this machine can in the time you have, after measuring it for a few seconds.
+
+    Preset, precision, batch size and epochs are chosen and printed, with the time they should take.
+    Digits are trained with P2's loss weights. With --guide a worse network is trained, too, in the
+    same time: to keep away from it when sampling about halves the distance to real digits.
+
+    Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
+    """
+
+    # for measuring and training; decoding a data set, the first time, is not counted
+    minutes: float = 10.0
+    dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
+    # 1 grey, 3 colour
+    channels: Annotated[int | None, unless_typed("1 for mnist, 3 for all else")] = None
+    # 10 trains with MNIST's labels
+    classes: Annotated[int, unless_typed("no labels")] = 0
+    # of celeba, as labels, such as Smiling Male
+    attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
+    seed: int = 0  # of weights, data order, times and noise
+    guide: bool = False  # of digits: also train a guide for sample, in the folder guide of --out
+    dry_run: bool = False  # only say what would be done
+    out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
+    data: Path = Path("data")  # folder that holds the data sets known by name
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available

@@ -1,0 +1,88 @@
+"""What can be set in training beyond the notebook's settings, and presets; without PyTorch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a recipe has beyond the notebook's settings."""
+
+    channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
+    network: str = "unet"  # unet
+    blocks_per_level: int = 1  # residual blocks in each level
+    attention_resolutions: tuple[int, ...] | None = None  # sides with attention; None: the smallest
+    dropout: float = 0.0  # in the residual blocks, while training
+    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid; each also with -zero-snr
+    prediction: str = "eps"  # what the network predicts: eps, x0, v, mu
+    objective: str = "simple"  # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2
+    classes: int = 0  # number of different labels that the network is told; 0: no labels
+    attributes: tuple[str, ...] = ()  # of celeba, as labels: attribute i counts 2^i
+    label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without
+    optimizer: str | None = None  # adam, muon; None: adam, the paper's
+    learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
+    gradient_clip: float = 1.0  # largest norm of a step's gradient
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network in training
+    accumulation: int = 1  # parts a batch is computed in, one after the other: to save memory
+    gradient_checkpointing: bool = False  # recompute blocks: less memory, a third more work
+    compile: bool = False  # torch.compile: a minute or two, worth it for a long training
+    init_from: str = ""  # weights to start from: checkpoint or diffusers model; empty: random
+
+
+LAPTOP = {
+    "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0",
+    "objective": "min-snr", "batch_size": 64, "optimizer": "muon", "learning_rate": 2e-3,
+    "epochs": 80,
+}  # fmt: skip
+# The paper's network on 32 x 32 positions and its training (Appendix B; the warm-up is its code's).
+# The rate's fall to 0 is ours.
+DDPM = {
+    "base_channels": 128, "channel_mults": (1, 2, 2, 2), "blocks_per_level": 2,
+    "attention_resolutions": (16,), "learning_rate": 2e-4, "warmup_steps": 5000,
+    "ema_decay": 0.9999,
+}  # fmt: skip
+
+# What each changes in Recipe
+PRESETS: dict[str, dict] = {
+    "mnist": {"optimizer": "muon"},
+    "mnist-small": {"optimizer": "muon", "base_channels": 16, "objective": "p2"},  # for minutes
+    "mnist-fast": {  # as many parameters as mnist, with a third of its operations
+        "optimizer": "muon", "patch_size": 4, "base_channels": 48, "channel_mults": (1, 2, 2),
+        "prediction": "x0", "objective": "p2",
+    },
+    "faces-32": {"dataset": "celeba", "image_size": 32, "patch_size": 2, **LAPTOP},
+    "faces-64-small": {"dataset": "celeba", "image_size": 64, "patch_size": 4, **LAPTOP},
+    "faces-64": {
+        "dataset": "celeba", "image_size": 64, "patch_size": 2, "dropout": 0.1,
+        "schedule": "cosine", "batch_size": 64, "accumulation": 2, "epochs": 50, **DDPM,
+    },
+    "ddpm-cifar10": {
+        "dataset": "celeba", "image_size": 32, "patch_size": 1, "dropout": 0.1, "epochs": 600,
+        **DDPM,
+    },
+    "ddpm-celebahq": {
+        "dataset": "ffhq", "image_size": 256, "patch_size": 1, "batch_size": 64, "accumulation": 8,
+        "gradient_checkpointing": True, "epochs": 500, **DDPM,
+        "channel_mults": (1, 1, 2, 2, 4, 4), "learning_rate": 2e-5,
+    },
+}  # fmt: skip
+
+
+def settled(given: Mapping, base: Mapping) -> dict:
+    """What is given, and for all else what the base says, but for what is void beside the given."""
+    return {**base, **made_void(given, base), **given}
+
+
+def made_void(given: Mapping, base: Mapping) -> dict:
+    """What becomes of the base's values that no longer make sense beside what is given."""
+    void, attributes = {}, tuple(base.get("attributes", ()))
+    if tuple(given.get("attributes", attributes)) != attributes:
+        void["classes"] = 0  # as many as the attributes make
+    elif attributes and not given.get("classes", True):
+        void["attributes"] = ()  # they would bring the labels back
+    before = base.get("optimizer") or "adam"
+    now = given.get("optimizer", before) or "adam"
+    if before != now and "learning_rate" in base:
+        void["learning_rate"] = None  # the optimizer's own
+    return void

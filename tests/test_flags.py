@@ -1,0 +1,97 @@
+"""Flags: help and errors without PyTorch, and names and settings that stay the package's own."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+from conftest import ROOT
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands import drawing, flags, main, training_flags, work
+from mnist_ddpm.training import text
+from mnist_ddpm.training.options import Options
+from mnist_ddpm.training.recipe import Recipe
+
+QUICK = """
+import sys
+from mnist_ddpm.__main__ import main
+sys.argv = {argv}
+try:
+    status = main()
+except SystemExit as stopped:
+    status = stopped.code
+slow = {{"torch", "numpy", "matplotlib", "mnist_ddpm.ddpm"}} & {{*sys.modules}}
+print("status", status, "slow", sorted(slow))
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "status"),
+    [
+        ("--help", 0), ("sample --help", 0), ("train --help", 0), ("trian --epochs 3", 2),
+        ("train --preset faces-64 --help", 0), ("sample --setps 3", 2), ("sample --out=", 1),
+        ("evaluate --sampler magic", 2), ("", 2),
+    ],
+)  # fmt: skip
+def test_help_and_errors_of_flags_need_no_pytorch(typed, status):
+    code = QUICK.format(argv=["mnist-ddpm", *typed.split()])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"status {status} slow []", done.stderr
+    told = done.stdout + done.stderr
+    assert "python" not in told and ("mnist-ddpm" in told or status == 1), "the program typed"
+
+
+def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
+    for typed, named in (("pytest", "python -m mnist_ddpm"), ("/bin/mnist-ddpm", "mnist-ddpm")):
+        monkeypatch.setattr(sys, "argv", [typed])
+        with pytest.raises(SystemExit):
+            main.main(["sample", "--setps", "3"])
+        told = capsys.readouterr().err
+        assert "--steps" in told and f"run {named} sample --help" in told
+        assert text.program() == named.split()
+
+
+def test_the_names_are_those_of_the_catalogue():
+    for names, known in (
+        (flags.Sampler, catalogue.SAMPLERS), (flags.Spacing, catalogue.SPACINGS),
+        (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.Clip, drawing.CLIPS),
+    ):  # fmt: skip
+        assert {*get_args(names)} == {*known}
+
+
+def lines_of(kind) -> dict[str, str]:
+    """By name, the line of each field's definition, with its comment."""
+    lines = inspect.getsource(kind).splitlines()
+    nodes = ast.parse("\n".join(lines)).body[0].body
+    found = [each for each in nodes if isinstance(each, ast.AnnAssign)]
+    return {each.target.id: lines[each.lineno - 1].strip() for each in found}
+
+
+def test_the_flags_of_training_are_a_recipe_s():
+    """Those of the notebook word for word, the options by inheritance; help adds meanings alone."""
+    assert {each.name for each in fields(training_flags.Flags)} == {f.name for f in fields(Recipe)}
+    default = {each.name: each.default for each in fields(Recipe)}
+    for each in fields(training_flags.Flags):
+        assert each.default == default[each.name], each.name
+    own, options = lines_of(training_flags.Flags), {each.name for each in fields(Options)}
+    notebook = lines_of(ddpm.Settings)
+    for name in own.keys() - options:
+        assert own[name] == notebook[name]
+
+
+def test_every_command_has_its_work():
+    assert {each.__name__ for each in main.COMMANDS.values()} == {*work.WORK}
+    for each in main.COMMANDS.values():
+        assert issubclass(work.WORK[each.__name__], each)
+
+
+def test_no_default_is_shown_as_none(capsys):
+    for name in main.COMMANDS:
+        with pytest.raises(SystemExit):
+            main.main([name, "--help"])
+        told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "(default: None)" not in told and "(default: )" not in told, name
