@@ -65,7 +65,10 @@ def training(fixed: bool, folder: Path, steps: int) -> float:
 
 def sampling(fixed: bool, folder: Path, n: int) -> float:
     """Evaluations a second of `sample`, without its start and pictures."""
-    told = finished([*COMMAND, "sample", "--n", str(n), "--out", str(folder / "drawn")], fixed)
+    told = finished(
+        [*COMMAND, "sample", "--sampler", "ddim", "--n", str(n), "--out", str(folder / "drawn")],
+        fixed,
+    )
     evaluations, seconds = re.search(r"(\d+) network evaluations in ([\d.]+) s", told).groups()
     return n * int(evaluations) / float(seconds)
 

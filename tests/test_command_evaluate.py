@@ -148,6 +148,13 @@ def test_a_card_knows_labels_guidance_and_the_learned_variance(places, tmp_path)
     how = card_of(places, out, "--steps", 2, *guide, name="labelled")["sampler"]
     assert (how["guide"], how["guidance"]) == (str(places / "labelled"), 2)
     assert how["guidance_interval"] == [5, 15]
+    config = tmp_path / "advising" / "config.json"
+    save_network(config.parent, DIGITS)
+    draw = {"draw": {"sampler": "dpmpp", "steps": 3, "eta": 1.0}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | draw))
+    how = card_of(places, out, "--checkpoint", config.parent, "--steps", 2)["sampler"]
+    assert (how["name"], how["steps"], how["eta"]) == ("dpmpp", 2, 1)
+    assert how["advised"] == ["sampler", "eta"]
 
 
 def test_labels_are_drawn_as_in_training_unless_they_are_named(monkeypatch):

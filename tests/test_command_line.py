@@ -77,6 +77,9 @@ def test_a_whole_journey(pictures, tmp_path, monkeypatch, capsys):
     assert run("likelihood", *base, *data, "--split", "train", "--out", bound) == 0
     assert json.loads(bound.read_text())["pixels"] == [3, 16, 16]
     assert run("compare", card, card) == 0
+    written = re.findall(r"^written: (.+)$", capsys.readouterr().out, re.MULTILINE)
+    results = [card, tmp_path / "card-closest.png", bound, *(tmp_path / "images").iterdir()]
+    assert {*map(str, results)} == {*written}
 
 
 def test_a_process_of_its_own_is_stopped_and_says_how_to_go_on(pictures, tmp_path):

@@ -113,6 +113,8 @@ def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, 
         monkeypatch.setattr(machine.shutil, "which", lambda name, found=found: found and str(found))
         command = machine.own_command(["train", "--resume"])
         assert command == f"{named} -m mnist_ddpm train --resume"
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "mnist-ddpm"), "train"])
+    assert machine.own_command(["train", "--resume"]) == "mnist-ddpm train --resume"
 
 
 def test_a_folder_at_home_is_found_also_where_the_shell_leaves_it(monkeypatch):

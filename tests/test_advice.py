@@ -1,0 +1,108 @@
+"""How to draw best, as a checkpoint's config.json says: used unless a flag tells otherwise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commanded import DIGITS, ROOT, drawn, error_of, run, save_network, skip_films
+
+from mnist_ddpm.commands.sample import Sample
+from mnist_ddpm.formats import checkpoints
+
+DRAW = {"sampler": "dpmpp", "steps": 4, "eta": 1.0}
+NAMES = "sampler", "steps", "eta", "guide", "guidance", "guidance_interval"
+
+
+def advise(folder: Path, draw: object) -> Path:
+    """The checkpoint in a folder, with this advice."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"draw": draw}))
+    return folder
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    """An untrained network of digits, by the paper's method, with advice."""
+    skip_films(monkeypatch)
+    return advise(save_network(tmp_path / "plain", DIGITS, objective="simple", classes=0), DRAW)
+
+
+@pytest.mark.parametrize("name", checkpoints.SHIPPED)
+def test_what_is_shipped_advises_what_can_be_done(name):
+    advice, recipe = checkpoints.advice(name), checkpoints.load_config(ROOT / "checkpoints" / name)
+    assert bool(advice) == (not name.endswith("-guide"))
+    if "guide" in advice:
+        guide = checkpoints.load_config(checkpoints.find(advice["guide"]))[0]
+        assert (guide.T, guide.shape) == (recipe[0].T, recipe[0].shape)
+        assert advice["guidance"] > 1 and advice["guidance_interval"][1] <= guide.T
+
+
+def test_without_flags_the_best_is_drawn_and_said(tmp_path, monkeypatch, capsys):
+    skip_films(monkeypatch)
+    monkeypatch.chdir(tmp_path)  # from any folder
+    assert run("sample", "--n", 1) == 0
+    told = capsys.readouterr().out.splitlines()
+    flags = "--sampler dpmpp --steps 20 --eta 1 --guide mnist-guide --guidance 1.5"
+    assert f"{flags} --guidance-interval 0 500" in told[0]
+    typed = drawn(tmp_path / "typed", "--n", 1, *flags.split(), "--guidance-interval", 0, 500)
+    with np.load("out/samples.npz") as arrays:
+        assert np.array_equal(arrays["images"][..., 0], typed)
+    written = [Path(line.removeprefix("written: ")) for line in told[-5:]]
+    assert {*written} == {Path("out", path.name) for path in (tmp_path / "out").iterdir()} | {
+        Path("out", "steps.png"), Path("out", "generation.gif"), Path("out", "predicted_x0.gif")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ({"steps": 7}, ("dpmpp", 7, 1.0, "mnist-guide", 1.5, (0, 500))),
+        ({"eta": 0.0}, ("dpmpp", 20, 0.0, "mnist-guide", 1.5, (0, 500))),
+        ({"guidance": 1.0}, ("dpmpp", 20, 1.0, None, 1.0, None)),
+        ({"guide": Path("x")}, ("dpmpp", 20, 1.0, Path("x"), None, None)),
+        ({"sampler": "dpmpp"}, ("dpmpp", 50, None, None, None, None)),
+        ({"sampler": "ddpm", "steps": 9}, ("ddpm", 9, None, None, None, None)),
+    ],
+    ids=["steps", "eta", "guidance", "guide", "sampler", "both"],
+)
+def test_a_flag_that_is_typed_wins(typed, expected):
+    command = Sample(checkpoint=Path("mnist"), **typed)
+    command.take_advice(checkpoints.load_config(checkpoints.find("mnist"))[0])
+    assert tuple(getattr(command, name) for name in NAMES) == expected
+    assert not {*command.advised} & typed.keys()
+
+
+def test_one_step_needs_no_time_in_the_advised_interval(tmp_path, monkeypatch, capsys):
+    skip_films(monkeypatch)
+    assert drawn(tmp_path, "--n", 1, "--steps", 1).shape == (1, 32, 32)
+    line = error_of(capsys, "sample", "--n", 1, "--steps", 1, "--guide", "mnist-guide",
+                    "--guidance-interval", 0, 500, "--out", tmp_path)  # fmt: skip
+    assert "none of the 1 times" in line
+
+
+def test_own_checkpoints_and_masks_are_drawn_as_ever(plain, tmp_path, capsys):
+    """Without advice: DDIM without noise, 50 steps, or all that there are."""
+    mine = save_network(tmp_path / "mine", DIGITS, objective="simple", classes=0)
+    images = drawn(tmp_path / "a", "--checkpoint", mine, "--n", 2)
+    assert "advises" not in capsys.readouterr().out
+    flags = "--sampler ddim --steps 20 --eta 0 --n 2".split()
+    assert np.array_equal(images, drawn(tmp_path / "b", "--checkpoint", plain, *flags))
+    advised = drawn(tmp_path / "c", "--checkpoint", plain, "--n", 2)
+    assert "--sampler dpmpp --steps 4 --eta 1" in capsys.readouterr().out
+    assert not np.array_equal(images, advised)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        [], "dpmpp", None, {"sampler": "magic"}, {"sampler": ["ddim"]}, {"steps": 2.5},
+        {"steps": True}, {"eta": "1"}, {"guide": "../elsewhere"}, {"guide": ["mnist-guide"]},
+        {"guidance_interval": [0]}, {"guidance_interval": {"0": 1}}, {"speed": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_advice_that_is_none_ends_in_one_line(plain, tmp_path, capsys, draw):
+    base = ["sample", "--checkpoint", advise(plain, draw), "--n", 1, "--out", tmp_path]
+    assert str(plain / "config.json") in error_of(capsys, *base)
+    assert run(*base, "--sampler", "ddim", "--steps", 2) == 0, "as the line says"
