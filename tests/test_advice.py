@@ -98,9 +98,10 @@ def test_own_checkpoints_and_masks_are_drawn_as_ever(plain, tmp_path, capsys):
     [
         [], "dpmpp", None, {"sampler": "magic"}, {"sampler": ["ddim"]}, {"steps": 2.5},
         {"steps": True}, {"eta": "1"}, {"guide": "../elsewhere"}, {"guide": ["mnist-guide"]},
-        {"guidance_interval": [0]}, {"guidance_interval": {"0": 1}}, {"speed": 1},
+        {"eta": 10**400}, {"guidance": float("nan")}, {"guidance_interval": [0]},
+        {"guidance_interval": {"0": 1}}, {"speed": 1},
     ],
-    ids=str,
+    ids=lambda draw: str(draw)[:30],
 )  # fmt: skip
 def test_advice_that_is_none_ends_in_one_line(plain, tmp_path, capsys, draw):
     base = ["sample", "--checkpoint", advise(plain, draw), "--n", 1, "--out", tmp_path]

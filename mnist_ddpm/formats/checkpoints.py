@@ -71,12 +71,17 @@ def advice(source: str | Path) -> dict:
     """
     path = find(source) / CONFIG
     found = read_json(path).get("draw", {})
-    number, whole = (int, float), (int,)
+
+    def number(x, *kinds: type) -> bool:
+        return type(x) in kinds and abs(x) <= 10**6
+
     fits = {
-        "sampler": lambda x: x in [*catalogue.SAMPLERS], "steps": lambda x: type(x) in whole,
-        "eta": lambda x: type(x) in number, "guide": lambda x: x in SHIPPED,
-        "guidance": lambda x: type(x) in number,
-        "guidance_interval": lambda x: type(x) is list and [*map(type, x)] == [int, int],
+        "sampler": lambda x: x in [*catalogue.SAMPLERS], "steps": lambda x: number(x, int),
+        "eta": lambda x: number(x, int, float), "guide": lambda x: x in SHIPPED,
+        "guidance": lambda x: number(x, int, float),
+        "guidance_interval": lambda x: (
+            type(x) is list and len(x) == 2 and all(number(each, int) for each in x)
+        ),
     }  # fmt: skip
     known = type(found) is dict and found.keys() <= fits.keys()
     good = known and all(fits[name](value) for name, value in found.items())
