@@ -313,7 +313,7 @@ def save_checkpoint(folder: str | Path, network: nn.Module, recipe: Recipe, reco
 def train(
     recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
     resume: bool = False, weights: dict[str, Tensor] | None = None, deadline: float = math.inf,
-    device: Device = "cpu", world: World = run.ALONE,
+    device: Device = "cpu", world: World = run.ALONE, log: loop.Log | None = None,
 ) -> Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end.
 
@@ -336,7 +336,7 @@ def train(
     return loop.fit(
         begun, images, make_schedule(recipe), make_objective(recipe), folder,
         save_checkpoint=save_checkpoint, labels=labels,
-        augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, world=world,
+        augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, world=world, log=log,
         preview=partial(previews.preview, make_denoiser=denoise, processes=world.size),
     )  # fmt: skip
 

@@ -59,6 +59,7 @@ def test_the_names_are_those_of_the_catalogue():
     for names, known in (
         (flags.Sampler, catalogue.SAMPLERS), (flags.Spacing, catalogue.SPACINGS),
         (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.Clip, drawing.CLIPS),
+        (training_flags.Log, ["none", *tracking.PACKAGES]),
     ):  # fmt: skip
         assert {*get_args(names)} == {*known}
 

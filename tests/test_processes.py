@@ -177,6 +177,27 @@ def test_a_notebook_that_has_used_a_gpu_is_told_to_restart(monkeypatch):
         processes.train_in_notebook(2, in_notebook)
 
 
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_notebook_goes_on_with_one_where_several_cannot_be_launched(
+    connected, monkeypatch, capsys
+):
+    def launcher(function, given, num_processes):
+        if connected:
+            given[-1].touch()
+        raise RuntimeError("no way\nmore")
+
+    monkeypatch.setattr(accelerate, "notebook_launcher", launcher)
+    told = []
+    train = lambda name, device, world: told.append((name, world.size))  # noqa: E731
+    if connected:  # it is the training that fails, and would again
+        with pytest.raises(RuntimeError):
+            processes.train_in_notebook(2, train, "mine")
+        assert not told
+    else:
+        processes.train_in_notebook(2, train, "mine")
+        assert told == [("mine", 1)] and "no way" in capsys.readouterr().out
+
+
 def test_as_many_processes_must_be_there_as_were_asked_for(monkeypatch):
     for started in ("1", "3"):
         monkeypatch.setenv("WORLD_SIZE", started)

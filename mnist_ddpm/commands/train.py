@@ -1,5 +1,6 @@
 """`python -m mnist_ddpm train`."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart, moved, tell_written
 from mnist_ddpm.formats import checkpoints, diffusers
-from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving
+from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving, tracking
 from mnist_ddpm.training.options import PRESETS
+from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -46,6 +48,8 @@ class Train(training_flags.Train):
     def run(self) -> None:
         """Trains to the end of its epochs. What cannot be done is told before images are read."""
         recipe = Recipe(**asdict(self.flags))
+        if self.log != "none":
+            tracking.check_tracker(self.log)
         if self.resume:
             moved(recipe, None)
         else:
@@ -69,14 +73,21 @@ class Train(training_flags.Train):
         with processes.one_first(world):
             images = catalogue.load_images(recipe, self.data)
             labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
-        run = catalogue.train(
-            recipe, images, self.out, labels, self.resume, weights, device=device, world=world
-        )
+        with self.opened_log(recipe, world) as log:
+            options = {"device": device, "world": world, "log": log}
+            run = catalogue.train(recipe, images, self.out, labels, self.resume, weights, **options)
         pace = run.step * recipe.batch_size / max(run.seconds, 1e-9)
         if world.rank == 0:
             took = f"{run.step} steps in {run.seconds / 60:.1f} min"
             print(f"{self.out}: {took}, {pace:.0f} images/s")
             tell_checkpoint(self.out)
+
+    def opened_log(self, recipe: Recipe, world: World) -> AbstractContextManager:
+        """What --log asks for, of the first process; None inside where that is nothing."""
+        if self.log == "none" or world.rank > 0:
+            return nullcontext()
+        step = saving.saved_step(self.out) or 0 if self.resume else 0
+        return tracking.opened(self.log, self.out, recipe, step)
 
 
 def check_of_use(given: dict, recipe: Recipe) -> None:
@@ -105,7 +116,8 @@ def tell_checkpoint(folder: Path) -> None:
 
 
 def places(command) -> list[str]:
-    """The flags of train for the folders and device of a command, train or plan."""
-    differ = {name: getattr(command, name) for name in ("out", "data", "device")}
-    differ = {name: value for name, value in differ.items() if value != getattr(Train, name)}
+    """The flags of train for the folders, device and log of a command, train or plan."""
+    given = {name: getattr(command, name) for name in ("out", "data", "device")}
+    given["log"] = getattr(command, "log", Train.log)  # plan has none
+    differ = {name: value for name, value in given.items() if value != getattr(Train, name)}
     return [part for name, value in differ.items() for part in (f"--{name}", str(value))]

@@ -9,6 +9,8 @@ import tyro
 from mnist_ddpm.commands.flags import unless_typed
 from mnist_ddpm.training.options import PRESETS, Options
 
+Log = Literal["none", "tensorboard", "wandb", "trackio"]  # a test compares
+
 
 @dataclass(frozen=True)
 class Flags(Options):
@@ -66,6 +68,8 @@ class Train:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     # processes expected, each on its device, from torchrun or accelerate launch
     processes: Annotated[int, unless_typed("any number")] = 0
+    # tell a tracker of experiments loss, rate, images/s and previews; its package must be installed
+    log: Log = "none"
 
 
 @dataclass

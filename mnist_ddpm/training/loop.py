@@ -35,6 +35,7 @@ PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 SAVE_EVERY = 300  # seconds, at most, from one checkpoint to the next
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # as ddpm.mirrored
 Preview = Callable[[Run, Schedule], np.ndarray]  # a picture (height, width, 3)
+Log = Callable[[Run, np.ndarray | None], None]  # told of each step, and of each preview
 STOPPING = FloatingPointError, OSError, RuntimeError, MemoryError  # whose message says what is left
 
 
@@ -117,6 +118,7 @@ class Session:
     save_checkpoint: saving.SaveCheckpoint
     preview: Preview | None
     world: World
+    log: Log | None = None
 
     def __post_init__(self):
         run, self.began, self.known = self.run, self.run.step, self.folder
@@ -159,8 +161,15 @@ class Session:
             return
         path = self.folder / "previews" / f"epoch_{epoch:03d}.png"
         with suppress(FloatingPointError, OSError):
+            picture = self.preview(self.run, self.schedule)
+            self.tell(picture)
             path.parent.mkdir(exist_ok=True)
-            imageio.imwrite(path, self.preview(self.run, self.schedule))
+            imageio.imwrite(path, picture)
+
+    def tell(self, picture: np.ndarray | None = None) -> None:
+        """Tells the log, of one process, of a step or a preview."""
+        if self.log is not None and self.world.rank == 0:
+            self.log(self.run, picture)
 
     def train(self, steps: Iterator[float], n: int, deadline: float, interrupted: list) -> bool:
         """Takes the steps, on n images, and saves. Returns whether a process was interrupted."""
@@ -178,6 +187,7 @@ class Session:
                     adapt_threads()
                 now = time.monotonic()
                 show(bar, run.losses)
+                self.tell()
                 late = math.isfinite(deadline) and world.any(now > deadline)
                 stopped = world.any(bool(interrupted))
                 run.seconds += time.monotonic() - now  # where processes wait for each other
@@ -258,7 +268,7 @@ def fit(
     run: Run, images: Tensor, schedule: Schedule, objective: Objective, folder: str | Path, *,
     save_checkpoint: saving.SaveCheckpoint, labels: Tensor | None = None,
     augment: Augment | None = None, preview: Preview | None = None, deadline: float = math.inf,
-    world: World = ALONE,
+    world: World = ALONE, log: Log | None = None,
 ) -> Run:  # fmt: skip
     """Trains run to its last epoch on uint8 images (N, C, H, W), and saves to folder.
 
@@ -284,7 +294,7 @@ def fit(
     images = at_hand(images, run.device)
     with deferred_interrupt() as interrupted, home.occupied(folder, world) as where:
         saving.must_be_free(folder, run)
-        session = Session(run, where, schedule, save_checkpoint, preview, world)
+        session = Session(run, where, schedule, save_checkpoint, preview, world, log)
         try:
             steps = training_loop(run, images, schedule, objective, labels, augment, world)
             stopped = session.train(steps, len(images), deadline, interrupted)

@@ -9,11 +9,14 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check
+from mnist_ddpm.training.files import first_line
 
 
 class World:
@@ -116,21 +119,33 @@ def check_batch(size: int, world: World) -> None:
 def train_in_notebook(processes: int, train: Callable, *arguments) -> None:
     """train(*arguments, device=, world=) on so many GPUs, or processes, from a notebook.
 
-    Raises ValueError for fewer than two, and where this process has used a GPU already: the
-    processes that are forked from it could not use one.
+    Where they cannot be launched, on one, which is printed. Raises ValueError for fewer than two,
+    and where this process has used a GPU already: those forked from it could not use one.
     """
     check(processes > 1, "one process needs no launcher: train without it")
     used = f"to train on {processes} GPUs, run this before anything else uses one"
     check(not torch.cuda.is_initialized(), f"{used}: restart the notebook")
     from accelerate import notebook_launcher
 
-    given = processes, train, arguments
-    notebook_launcher(notebook_process, given, num_processes=processes)
+    with TemporaryDirectory() as folder:
+        connected = Path(folder, "connected")
+        given = processes, train, arguments, connected
+        try:
+            notebook_launcher(notebook_process, given, num_processes=processes)
+            return
+        except Exception as error:
+            if connected.exists():  # then it is not the launch that fails
+                raise
+            told = f"{processes} processes cannot be launched ({first_line(error)})"
+    print(f"{told}: training goes on with one")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train(*arguments, device=device, world=World())
 
 
-def notebook_process(processes: int, train: Callable, arguments: tuple) -> None:
-    """What each of the forked processes does."""
+def notebook_process(processes: int, train: Callable, arguments: tuple, connected: Path) -> None:
+    """What each of the forked processes does. It makes the file once all are connected."""
     world = connect(processes, cpu=not torch.cuda.is_available())
+    connected.touch()
     # OpenMP's other threads do not outlive the fork: work shared with them would never end.
     torch.set_num_threads(1)
     train(*arguments, device=world.device, world=world)
