@@ -1,6 +1,8 @@
 # make run      set up, then run the notebook; results in images&samples/latest/
 # make test     set up, then run every test
 # For developers:
+# make test-colab    the notebook alone in Colab's versions, with Python 3.13 where there is one
+# make test-lowest   every test in the lowest versions that requirements.txt allows
 # make export   write mnist_ddpm/ddpm.py from the notebook
 # make gallery  draw the pictures of images&samples/ with the shipped checkpoints
 # make notebook execute the notebook and those of further/ in place, and export
@@ -13,7 +15,10 @@ LATEST := images&samples/latest
 # digits as their config.json advises; faces by eye: docs/results.md
 FACES := --checkpoint checkpoints/celeba --guidance 2 --sampler dpmpp --steps 20
 
-.PHONY: run test export gallery notebook measure lint
+COLAB_PYTHON ?= $(shell command -v python3.13 || echo $(PYTHON))
+LOWEST_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo $(PYTHON))
+
+.PHONY: run test test-colab test-lowest export gallery notebook measure lint
 
 run: .venv/.installed
 	@mkdir -p "$(LATEST)"
@@ -22,6 +27,12 @@ run: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest
+
+test-colab: .venv-colab/.installed
+	.venv-colab/bin/python tools/alone.py epochs=0.2
+
+test-lowest: .venv-lowest/.installed
+	.venv-lowest/bin/python -m pytest
 
 export: .venv/.installed-dev
 	$(BIN)/python tools/notebook.py export
@@ -44,6 +55,12 @@ lint: .venv/.installed-dev
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# torch for processors alone is far smaller: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+.venv-%/.installed: requirements/%.txt
+	$(if $(filter colab,$*),$(COLAB_PYTHON),$(LOWEST_PYTHON)) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 .venv/.installed-dev: requirements-dev.txt .venv/.installed

@@ -59,6 +59,7 @@ def edit_config(folder, part="recipe", **changes):
 def put_weights(folder, weights):
     """Writes weights with their digest."""
     path = folder / "model.safetensors"
+    path.unlink()  # what older safetensors has loaded from it stays mapped
     save_file(weights, path)
     edit_config(folder, "sha256", **{path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
 

@@ -1,0 +1,62 @@
+"""Each version stands in one place, or in places that agree; and what does make's work, does it."""
+
+import runpy
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import mnist_ddpm
+
+
+def wanted(name, sign):
+    """The versions that a list of requirements names, by package."""
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    each = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    found = {one.name: [part for part in one.specifier if part.operator == sign] for one in each}
+    return {name: Version(parts[0].version) for name, parts in found.items() if parts}
+
+
+def test_the_lowest_versions_are_those_that_requirements_allow():
+    floors, lowest = wanted("requirements.txt", ">="), wanted("requirements/lowest.txt", "==")
+    assert len(floors) == 15 and floors.items() <= lowest.items()
+
+
+def test_colab_has_versions_that_requirements_allow():
+    floors, colab = wanted("requirements.txt", ">="), wanted("requirements/colab.txt", "==")
+    known = floors.keys() & colab.keys()
+    # The notebook runs as well in Colab's older ipykernel
+    assert {name for name in known if colab[name] < floors[name]} == {"ipykernel"}
+
+
+def test_a_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mnist_ddpm.__version__
+    assert citation["title"].replace("_", r"\_") in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "last"), [("test", "pytest"), ("run", "papermill MNIST_DDPM.ipynb")]
+)
+def test_a_script_does_what_make_does(command, last, tmp_path, monkeypatch):
+    def call(arguments, cwd):
+        calls.append(" ".join(arguments[1:]))
+        return SimpleNamespace(returncode=fails)
+
+    calls, fails = [], 0
+    script = runpy.run_path(str(ROOT / "tools" / "make.py"))["main"]
+    monkeypatch.setitem(script.__globals__, "ROOT", tmp_path)
+    monkeypatch.setattr(subprocess, "run", call)
+    script([command])
+    assert calls[0] == "-m venv .venv" and calls[-1].startswith(f"-m {last}")
+    (installed,) = (part for part in calls[1].split() if Path(part).suffix == ".txt")
+    assert (ROOT / installed).is_file()
+    fails = 2
+    with pytest.raises(SystemExit) as caught:
+        script([command])
+    assert caught.value.code == 2
