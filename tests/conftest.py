@@ -1,6 +1,7 @@
 """All machines alike: on the processor, a thread for each of the processes that share the tests."""
 
 import os
+import signal
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
@@ -8,5 +9,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nor is the hub asked, but for a stand-in
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+
+# A background shell and nohup have processes ignore these, and so the programs that tests start
+USUAL = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
+for name, handler in USUAL.items():
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number and signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 ROOT = Path(__file__).resolve().parent.parent

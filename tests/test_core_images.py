@@ -1,5 +1,6 @@
 """The notebook's data: MNIST, faces and folders of images, from files made up here."""
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def numbers(images):
 def test_mnist_is_padded_not_resized():
     training, unseen = load_images("mnist", 32, ROOT / "data")
     assert training.shape == (60_000, 1, 32, 32) and unseen.shape == (10_000, 1, 32, 32)
-    raw = (ROOT / "data/MNIST/raw/t10k-images-idx3-ubyte").read_bytes()
+    raw = gzip.decompress((ROOT / "data/MNIST/raw/t10k-images-idx3-ubyte.gz").read_bytes())
     digits = np.frombuffer(raw, np.uint8, offset=16).reshape(10_000, 28, 28)
     assert np.array_equal(unseen[:, 0, 2:30, 2:30], digits)
     assert unseen.sum() == int(digits.sum(dtype=np.int64)), "the border must be black"
