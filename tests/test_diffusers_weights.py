@@ -222,8 +222,9 @@ def ours_from(recipe, network, steps, sampler, **options):
 def theirs_from(pipeline, folder, steps, **options):
     pipeline = pipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    options |= {"num_inference_steps": steps, "output_type": "pt"}
-    return pipeline(2, torch.Generator().manual_seed(1), **options).images
+    options |= {"num_inference_steps": steps, "output_type": "np"}
+    images = pipeline(2, torch.Generator().manual_seed(1), **options).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def check_draws(recipe, folder, pipeline, sampler, steps, **options):
