@@ -11,6 +11,7 @@ from commanded import SMALL, error_of, run, save_pictures
 from tensorboardX.proto.event_pb2 import Event
 from trained import TINY, fit, start_simple
 
+from mnist_ddpm.commands.train import Train, places
 from mnist_ddpm.ddpm import learning_rate_at
 from mnist_ddpm.training import saving, tracking
 
@@ -77,6 +78,10 @@ def test_a_tracker_whose_package_is_missing_is_told_before_images_are_read(
             monkeypatch.setitem(sys.modules, package, None)
         line = error_of(capsys, "train", "--dataset", "none", "--out", tmp_path, "--log", name)
         assert f"pip install {packages[0]}" in line
+
+
+def test_the_command_to_go_on_after_a_stop_names_the_log():
+    assert places(Train(log="wandb")) == ["--log", "wandb"] and places(Train()) == []
 
 
 def test_a_new_run_has_another_name_and_a_resumed_one_the_same(tmp_path):

@@ -162,11 +162,11 @@ class Session:
         path = self.folder / "previews" / f"epoch_{epoch:03d}.png"
         with suppress(FloatingPointError, OSError):
             picture = self.preview(self.run, self.schedule)
-            self.tell(picture)
+            self.report(picture)
             path.parent.mkdir(exist_ok=True)
             imageio.imwrite(path, picture)
 
-    def tell(self, picture: np.ndarray | None = None) -> None:
+    def report(self, picture: np.ndarray | None = None) -> None:
         """Tells the log, of one process, of a step or a preview."""
         if self.log is not None and self.world.rank == 0:
             self.log(self.run, picture)
@@ -185,9 +185,9 @@ class Session:
             for _ in steps:
                 if world.size == 1:
                     adapt_threads()
+                self.report()
                 now = time.monotonic()
                 show(bar, run.losses)
-                self.tell()
                 late = math.isfinite(deadline) and world.any(now > deadline)
                 stopped = world.any(bool(interrupted))
                 run.seconds += time.monotonic() - now  # where processes wait for each other

@@ -3,7 +3,7 @@
 import secrets
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,4 +124,5 @@ def opened(name: str, folder: Path, recipe: Recipe, step: int = 0) -> Iterator[C
     try:
         yield Log(tracker)
     finally:
-        tracker.finish()
+        with suppress(Exception):  # all is saved by then
+            tracker.finish()
