@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import drawing, flags, main, training_flags, work
-from mnist_ddpm.training import text
+from mnist_ddpm.training import text, tracking
 from mnist_ddpm.training.options import Options
 from mnist_ddpm.training.recipe import Recipe
 
