@@ -88,7 +88,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120, help="of a training")
     parser.add_argument("--n", type=int, default=256, help="images to draw")
     parser.add_argument("--loops", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--fixed", action="store_true", help="beside loops too, which takes long")
     parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--works", nargs="+", default=["train", "sample", "notebook"])
     parser.add_argument("--out", type=Path, default=RESULTS / "busy.json")
     a = parser.parse_args()
     rows = []
@@ -99,21 +101,18 @@ def main() -> None:
             "sample, evaluations/s": lambda fixed: sampling(fixed, folder, a.n),
             "notebook, runs/h": lambda fixed: notebook(fixed, folder),
         }
-        for work, pace in works.items():
-            idle = None
+        for work in [name for name in works if name.split(",")[0] in a.works]:
+            pace, idle = works[work], None
             for loops in sorted({0, *a.loops}):
-                with busy(loops):
-                    paces = [(pace(True), pace(False)) for _ in range(a.trials)]
-                fixed, adapted = (sorted(each)[len(each) // 2] for each in zip(*paces))
-                idle = idle or fixed  # the pace of today's idle machine
-                fair = idle * CORES / (CORES + loops)
-                row = {
-                    "work": work, "loops": loops, "fixed": round(fixed, 2),
-                    "adapted": round(adapted, 2), "of_fair_share": round(adapted / fair, 3),
-                    "fixed_of_fair_share": round(fixed / fair, 3), "trials": paces,
-                }  # fmt: skip
-                rows.append(row)
-                print(json.dumps(row), flush=True)
+                for fixed in (True, False) if a.fixed or not loops else (False,):
+                    with busy(loops):
+                        paces = [pace(fixed) for _ in range(a.trials)]
+                    middle = sorted(paces)[len(paces) // 2]
+                    idle = idle or middle  # of an idle machine, with a thread for each core
+                    share = middle / (idle * CORES / (CORES + loops))
+                    row = {"work": work, "loops": loops, "fixed": fixed, "pace": round(middle, 2)}
+                    rows.append(row | {"of_fair_share": round(share, 3), "trials": paces})
+                    print(json.dumps(rows[-1]), flush=True)
     record = {
         "command": shlex.join(["python", *sys.argv]), "rows": rows, "cores": CORES,
         "device": "cpu", "processor": machine.hardware("cpu"), "torch": torch.__version__,

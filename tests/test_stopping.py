@@ -235,3 +235,14 @@ def test_a_progress_bar_that_cannot_be_written_stops_nothing(tmp_path, monkeypat
     thread.start()
     thread.join()
     assert free == [True], "no other thread waits for what was at work"
+
+
+def test_a_signal_that_comes_while_python_frees_an_object_is_not_lost():
+    class Freed:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(interrupts.Stopped) as told, interrupts.handled(interrupts.stop):
+        Freed()
+        threading.Event().wait(10)
+    assert told.value.signum == signal.SIGTERM

@@ -1,9 +1,12 @@
 """Ctrl-C and other signals to stop, which may have to wait until a step is done."""
 
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from mnist_ddpm.training.progress import first_process
@@ -24,7 +27,8 @@ class Stopped(KeyboardInterrupt):
 @contextmanager
 def handled(handler: Callable, names: tuple[str, ...] = SIGNALS) -> Iterator[None]:
     """Inside, the handler gets these signals. What is ignored, as nohup has it, still is."""
-    previous = {}
+    previous, lost = {}, sys.unraisablehook
+    sys.unraisablehook = partial(heard_again, lost)
     try:
         with suppress(ValueError):  # outside the main thread, where no signal arrives
             for signum in [getattr(signal, name) for name in names if hasattr(signal, name)]:
@@ -32,9 +36,18 @@ def handled(handler: Callable, names: tuple[str, ...] = SIGNALS) -> Iterator[Non
                     previous[signum] = signal.signal(signum, handler)
         yield
     finally:
+        sys.unraisablehook = lost
         for signum, before in previous.items():
             if before is not None:  # of a program that Python is a part of: it cannot be set again
                 signal.signal(signum, before)
+
+
+def heard_again(lost: Callable, what) -> None:
+    """Sends a signal anew that came where Python passes no error on, as when it frees an object."""
+    if isinstance(what.exc_value, Stopped):
+        threading.Timer(0.05, signal.raise_signal, [what.exc_value.signum]).start()
+    else:
+        lost(what)
 
 
 def stop(signum, frame) -> None:
