@@ -45,9 +45,17 @@ def handled(handler: Callable, names: tuple[str, ...] = SIGNALS) -> Iterator[Non
 def heard_again(lost: Callable, what) -> None:
     """Sends a signal anew that came where Python passes no error on, as when it frees an object."""
     if isinstance(what.exc_value, Stopped):
-        threading.Timer(0.05, signal.raise_signal, [what.exc_value.signum]).start()
+        threading.Timer(0.05, to_main_thread, [what.exc_value.signum]).start()
     else:
         lost(what)
+
+
+def to_main_thread(signum: int) -> None:
+    """Sends it a signal, also where it waits; Windows can only mark the signal as come."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, signum)
+    else:
+        signal.raise_signal(signum)
 
 
 def stop(signum, frame) -> None:
