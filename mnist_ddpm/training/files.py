@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 # The errors of a device, which are no errors of a file
-DEVICE_ERRORS = torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
+DEVICE_ERRORS = torch.OutOfMemoryError, torch.AcceleratorError
 UNSYNCED = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP  # some network drives know no fsync
 FOLDER = 0x10  # an attribute in a zip, for which torch.load would leave a tensor's memory as it is
 ABANDONED = 600  # seconds without writing, after which a .partial file is taken as left behind
