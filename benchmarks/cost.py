@@ -20,7 +20,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from processor import precisions
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.training import machine
 from mnist_ddpm.training.cost import cost
@@ -76,7 +76,7 @@ def matrix_rate(measuring: Measuring, precision: str, seconds: float = 3.0) -> f
 def measured(asked: Arguments) -> None:
     """Prints the pace of presets, and which share of the machine's rate that is."""
     device = machine.best_device()
-    measuring = catalogue.measure(device)
+    measuring = trainer.measure(device)
     widest = precisions()[-1] if device.type == "cpu" else "bfloat16"
     rate = matrix_rate(measuring, widest)
     threads = f"{device}, {torch.get_num_threads()} threads"

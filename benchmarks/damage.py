@@ -29,7 +29,7 @@ from torchvision import datasets
 
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import cache, folders
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
@@ -64,7 +64,7 @@ def of_a_run(folder: Path) -> dict[str, Kind]:
     judge = folder / "judge.safetensors"
     settings = ddpm.Settings(dataset="random", epochs=1, **SIZES)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        catalogue.train(RECIPE, images, folder)
+        trainer.train(RECIPE, images, folder)
     extractors.save_extractor(judge, extractors.Extractor("mnist", 10, (8, 8)), {"accuracy": 0.5})
     return {
         "model.safetensors": Kind(weights, lambda: checkpoints.load(folder).network),

@@ -23,7 +23,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from processor import peak_memory, precisions
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation import drawing
 from mnist_ddpm.training import machine
 from mnist_ddpm.training.loop import training_loop
@@ -48,7 +48,7 @@ def training(precision: str, image_size: int, batch: int, data_set: int) -> floa
     recipe = Recipe(image_size=image_size, batch_size=batch, **options)
     images = torch.randint(0, 256, (data_set, *recipe.shape), dtype=torch.uint8)
     schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
-    loop = training_loop(catalogue.start_run(recipe), images, schedule, objective)
+    loop = training_loop(trainer.start_run(recipe), images, schedule, objective)
     next(loop)
     began, steps = time.perf_counter(), 5
     for _ in range(steps):

@@ -24,7 +24,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from processor import precisions
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation import cards, drawing, extractors
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate
 from mnist_ddpm.evaluation.losses import loss_by_tenth
@@ -86,12 +86,12 @@ def trained(
     It has fewer where the time is up before. fall: the learning rate would be at 0 after so many
     times these steps.
     """
-    pace = catalogue.measure(torch.device("cpu")).pace(recipe, 10.0)
+    pace = trainer.measure(torch.device("cpu")).pace(recipe, 10.0)
     recipe = replace(recipe, epochs=0.97 * 60 * minutes * pace / len(images))
     total = ddpm.total_steps(recipe, len(images))
     warmup = min(500, total // 10)
     recipe = replace(recipe, warmup_steps=warmup, epochs=fall * recipe.epochs)
-    run, deadline = catalogue.start_run(recipe), time.monotonic() + 60 * minutes
+    run, deadline = trainer.start_run(recipe), time.monotonic() + 60 * minutes
     schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
     steps = islice(training_loop(run, images, schedule, objective), total)
     for _ in progress_bar(steps, total=total, unit="step"):

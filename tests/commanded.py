@@ -9,7 +9,7 @@ import torch
 from helpers import restless
 from PIL import Image
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.commands.main import main
 from mnist_ddpm.training.recipe import Recipe
 
@@ -46,7 +46,7 @@ def save_pictures(folder: Path, n: int = 48) -> Path:
 def save_network(folder: Path, recipe: Recipe, std: float = 0.1, **changes) -> Path:
     """An untrained checkpoint, with random weights everywhere."""
     recipe = replace(recipe, **changes)
-    catalogue.save_checkpoint(folder, restless(catalogue.make_network(recipe), std), recipe, {})
+    trainer.save_checkpoint(folder, restless(catalogue.make_network(recipe), std), recipe, {})
     return folder
 
 
@@ -76,7 +76,7 @@ class Fits:
 
     def __init__(self, monkeypatch):
         self.runs, self.images, self.labels, self.deadlines = [], [], [], []
-        monkeypatch.setattr(catalogue.loop, "fit", self.fit)
+        monkeypatch.setattr(trainer.loop, "fit", self.fit)
 
     def fit(self, run, images, schedule, objective, folder, *, labels, deadline, **options):
         self.runs.append(run)

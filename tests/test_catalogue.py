@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 from trained import TINY, same, squares
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.catalogue import (
     OBJECTIVES,
     PREDICTIONS,
@@ -29,13 +29,12 @@ from mnist_ddpm.catalogue import (
     make_schedule,
     of_noise,
     sampling_times,
-    start_run,
-    train,
 )
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.guidance import LabelledUNet, told
 from mnist_ddpm.methods.learned_variance import ImportanceTimes
 from mnist_ddpm.methods.predictions import Conversion, p2, weighted
+from mnist_ddpm.trainer import start_run, train
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 
@@ -436,7 +435,7 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
 
 
 def test_measuring_knows_how_to_train_a_recipe():
-    measuring = catalogue.measure(torch.device("cpu"))
+    measuring = trainer.measure(torch.device("cpu"))
     run = measuring.start_run(TINY)
     steps = training_loop(
         run, squares(), measuring.make_schedule(TINY), measuring.make_objective(TINY)

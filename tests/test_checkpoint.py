@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from trained import TINY, same, squares
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.catalogue import make_network, train
+from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.guidance import told
+from mnist_ddpm.trainer import train
 from mnist_ddpm.training import checkpoint_files
 from mnist_ddpm.training.recipe import Recipe
 

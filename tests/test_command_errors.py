@@ -10,7 +10,7 @@ import torch
 from commanded import DIGITS, NETWORK, ROOT, blobs, error_of, run, save_network
 from PIL import Image
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats import diffusers
 from mnist_ddpm.training import saving
@@ -226,7 +226,7 @@ def test_text_from_a_card_cannot_steer_the_terminal(tmp_path, capsys):
 
 def test_a_state_that_lacks_something_is_damaged(tmp_path):
     out, recipe = tmp_path / "run", Recipe(dataset="faces", **NETWORK)
-    saving.save_run(out, catalogue.start_run(recipe), catalogue.save_checkpoint)
+    saving.save_run(out, trainer.start_run(recipe), trainer.save_checkpoint)
     path = out / "training_state.pt"
     state = torch.load(path)
     broken = {name: {k: v for k, v in state.items() if k != name} for name in state}
@@ -238,7 +238,7 @@ def test_a_state_that_lacks_something_is_damaged(tmp_path):
     for name, each in broken.items():
         torch.save(each, path)
         with pytest.raises(ValueError, match=str(path)):
-            saving.resume_run(out, catalogue.start_run)
+            saving.resume_run(out, trainer.start_run)
             pytest.fail(name)
 
 

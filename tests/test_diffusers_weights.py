@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.catalogue import make_denoiser, make_network, make_schedule, start_run
+from mnist_ddpm.catalogue import make_denoiser, make_network, make_schedule
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import (
     DEFAULTS,
@@ -28,6 +28,7 @@ from mnist_ddpm.formats.diffusers import (
     settings_from_diffusers,
     settings_to_diffusers,
 )
+from mnist_ddpm.trainer import start_run
 from mnist_ddpm.training.recipe import Recipe
 
 SAFE, BIN = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"

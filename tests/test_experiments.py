@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation.extractors import Extractor, Judge
 from mnist_ddpm.experiments import __main__ as command
 from mnist_ddpm.experiments import ddim_table1, ema, guidance_scale, lab
@@ -273,7 +273,7 @@ def test_a_network_whose_last_save_was_cut_short_is_measured_as_it_was_trained(p
     made = place(scale=replace(TINY, seeds=1))
     trained = made.network("eps", 0).network().state_dict()
     fresh = catalogue.make_network(made.recipe(0))
-    catalogue.save_checkpoint(tmp_path / "runs" / "eps-0", fresh, made.recipe(0), {"steps": 1})
+    trainer.save_checkpoint(tmp_path / "runs" / "eps-0", fresh, made.recipe(0), {"steps": 1})
     again = made.network("eps", 0).network().state_dict()
     assert all(torch.equal(again[name], weights) for name, weights in trained.items())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trained import PATH, TINY
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import ddpm, trainer
 from mnist_ddpm.training import loop, measuring, plan
 from mnist_ddpm.training.measuring import Measuring
 from mnist_ddpm.training.presets import preset
@@ -251,7 +251,7 @@ def slow(monkeypatch):
 
     monkeypatch.setattr(measuring, "training_step", slow_step)
     return Measuring(
-        torch.device("cpu"), catalogue.start_run, lambda recipe: PATH, lambda recipe: ddpm.l_simple,
+        torch.device("cpu"), trainer.start_run, lambda recipe: PATH, lambda recipe: ddpm.l_simple,
         lambda recipe: Slow(), lambda: now[0],
     )  # fmt: skip
 
@@ -278,5 +278,5 @@ def test_a_compiler_that_fails_is_told_and_no_reason_to_stop(slow, monkeypatch, 
 
 
 def test_operations_are_counted():
-    measured = catalogue.measure(torch.device("cpu"))
+    measured = trainer.measure(torch.device("cpu"))
     assert measured.flops(TINY) > 0 and measured.precisions() == ["float32", "bfloat16"]

@@ -16,10 +16,10 @@ import torch
 from helpers import in_processes
 from trained import TINY, fit, squares, start_simple, steps, without_locks
 
-from mnist_ddpm.catalogue import save_checkpoint
-from mnist_ddpm.catalogue import start_run as start
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.methods.learned_variance import l_vlb
+from mnist_ddpm.trainer import save_checkpoint
+from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training import processes, progress, saving
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.run import join

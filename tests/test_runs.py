@@ -14,8 +14,8 @@ from trained import PATH, TINY, fit, same, squares, stopped_clock, without_locks
 from trained import start_simple as start
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.catalogue import save_checkpoint
 from mnist_ddpm.ddpm import eps_denoiser, l_simple
+from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.training import home, loop, saving
 from mnist_ddpm.training.previews import preview
 from mnist_ddpm.training.processes import World

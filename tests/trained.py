@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.training import home, interrupts, loop
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, start_run
@@ -66,7 +66,7 @@ def start_simple(recipe: Recipe) -> Run:
 
 def fit(run: Run, folder, objective=ddpm.l_simple, images=None, **options) -> Run:
     """Trains on squares unless told otherwise."""
-    options = {"save_checkpoint": catalogue.save_checkpoint} | options
+    options = {"save_checkpoint": trainer.save_checkpoint} | options
     images = squares() if images is None else images
     return loop.fit(run, images, PATH, objective, folder, **options)
 

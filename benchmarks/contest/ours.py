@@ -16,12 +16,12 @@ class Ours(Contestant):
     DPM-Solver++ with η = 1."""
 
     package = "mnist_ddpm"
-    names = "catalogue", "evaluation.drawing", "methods.solvers", "training.presets"
+    names = "catalogue", "trainer", "evaluation.drawing", "methods.solvers", "training.presets"
     NETWORK: ClassVar[dict] = {"preset": "mnist-fast"}
 
     def __init__(self, task: Task):
         super().__init__(task)
-        self.catalogue, self.drawing, self.solvers, self.presets = self.imported()
+        self.catalogue, self.trainer, self.drawing, self.solvers, self.presets = self.imported()
         changes = dict(self.NETWORK)
         self.recipe = self.presets.preset(changes.pop("preset"), **changes)
         self.schedule = self.catalogue.make_schedule(self.recipe)
@@ -43,7 +43,7 @@ class Ours(Contestant):
         epochs = task.steps / (len(images) // task.batch)
         changes = {"precision": task.precision, "batch_size": task.batch, "seed": task.seed}
         recipe = replace(recipe, warmup_steps=task.warmup, epochs=epochs, **changes)
-        run, objective = self.catalogue.start_run(recipe), self.catalogue.make_objective(recipe)
+        run, objective = self.trainer.start_run(recipe), self.catalogue.make_objective(recipe)
         return run, training_loop(run, images, self.schedule, objective)
 
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.data import celeba
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats.diffusers import save_diffusers
@@ -63,12 +63,12 @@ def save_networks(folder: Path) -> None:
     }
     for name, recipe in recipes.items():
         network = catalogue.make_network(recipe)
-        catalogue.save_checkpoint(folder / name, network, recipe, {"steps": 0})
+        trainer.save_checkpoint(folder / name, network, recipe, {"steps": 0})
     wide = {"image_size": 8, "base_channels": 128, "channel_mults": (1,), "patch_size": 1}
     recipe = Recipe("pictures", **NETWORK | wide)
     network = catalogue.make_network(recipe)
     save_diffusers(folder / "diffusers", network, recipe)
-    catalogue.save_checkpoint(folder / "wide", network, recipe, {"steps": 0})
+    trainer.save_checkpoint(folder / "wide", network, recipe, {"steps": 0})
     save_extractor(folder / "judge.safetensors", Extractor("celeba", 40, (8, 8)), {})
     save_extractor(folder / "digits.safetensors", Extractor("mnist", 10, (8, 8)), {})
 

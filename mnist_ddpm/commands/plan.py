@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart
 from mnist_ddpm.commands.train import places, tell_checkpoint
@@ -27,7 +27,7 @@ class PlanTraining(training_flags.PlanTraining):
         apart(self.out, self.dataset)
         catalogue.check_labelled(asked, self.data)
         load = partial(catalogue.load_images, root=self.data)
-        measuring = catalogue.measure(device)
+        measuring = trainer.measure(device)
         made, images = plan.make_plan(asked, load, 60 * self.minutes, measuring)
         plans = [made]
         if self.guide:
@@ -60,6 +60,6 @@ class PlanTraining(training_flags.PlanTraining):
         """Trains one network, and says how long that took."""
         began = time.monotonic()
         options = {"deadline": planned.deadline, "device": device}
-        run = catalogue.train(planned.recipe, images, self.out, labels, **options)
+        run = trainer.train(planned.recipe, images, self.out, labels, **options)
         took, expected = (time.monotonic() - began) / 60, planned.seconds / 60
         print(f"{self.out}: {run.step} steps in {took:.1f} min ({expected:.1f} expected)")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart, moved, tell_written
 from mnist_ddpm.formats import checkpoints, diffusers
@@ -75,7 +75,7 @@ class Train(training_flags.Train):
             labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
         with self.opened_log(recipe, world) as log:
             options = {"device": device, "world": world, "log": log}
-            run = catalogue.train(recipe, images, self.out, labels, self.resume, weights, **options)
+            run = trainer.train(recipe, images, self.out, labels, self.resume, weights, **options)
         pace = run.step * recipe.batch_size / max(run.seconds, 1e-9)
         if world.rank == 0:
             took = f"{run.step} steps in {run.seconds / 60:.1f} min"

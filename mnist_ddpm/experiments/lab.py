@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation import cards, drawing, extractors
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.experiments.rows import Row, matching, read_rows, write_rows
@@ -132,7 +132,7 @@ class Lab:
 
     def open_run(self, folder: Path, recipe: Recipe) -> Run:
         """The run in folder, or a new one. Raises ValueError if it has other settings."""
-        start = partial(catalogue.start_run, device=self.device)
+        start = partial(trainer.start_run, device=self.device)
         if not (folder / saving.STATE).is_file():
             return start(recipe)
         run = saving.resume_run(folder, start)
@@ -146,7 +146,7 @@ class Lab:
         if recipe.classes:
             labels = catalogue.load_labels(recipe, self.data, "train")[: len(self.training)]
         schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
-        options = {"save_checkpoint": catalogue.save_checkpoint, "labels": labels}
+        options = {"save_checkpoint": trainer.save_checkpoint, "labels": labels}
         loop.fit(run, self.training, schedule, objective, folder, **options)
 
     def trained_until(self, name: str, seed: int, end: int, **changes) -> Run:
@@ -164,7 +164,7 @@ class Lab:
         steps = islice(loop.training_loop(run, self.training, schedule, objective), left)
         for _ in progress_bar(steps, total=left, unit="step"):
             adapt_threads()
-        saving.save_run(folder, run, catalogue.save_checkpoint)
+        saving.save_run(folder, run, trainer.save_checkpoint)
         return run
 
     def measured(self, key: Row, measure: Callable[[], Row]) -> Row:

@@ -1,0 +1,99 @@
+"""The trainer of a recipe: it starts, resumes, trains, saves and measures what the names mean."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm.catalogue import (
+    AUGMENTATIONS,
+    learns_variance,
+    make_denoiser,
+    make_network,
+    make_objective,
+    make_optimizer,
+    make_schedule,
+    make_times,
+)
+from mnist_ddpm.ddpm import check
+from mnist_ddpm.training import checkpoint_files, loop, machine, measuring, previews, run, saving
+from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import Run
+
+Device = torch.device | str
+
+
+def start_run(
+    recipe: Recipe, device: Device = "cpu", weights: dict[str, Tensor] | None = None
+) -> Run:
+    """A run at step 0, from random weights or those given.
+
+    Raises ValueError for an unknown name, or weights of another network.
+    """
+    network = make_network(recipe).to(device)
+    if weights is not None:
+        source = recipe.init_from or "what is given"
+        checkpoint_files.load_weights(network.state_dict(), weights, source)
+    return run.start_run(recipe, network, make_optimizer(network, recipe), make_times(recipe))
+
+
+def method_of(recipe: Recipe) -> dict:
+    """Settings that rebuild the network and sample from it, where they are not the notebook's."""
+    names, of_network = ["schedule", "prediction"], ("network", "classes", "attributes")
+    for name in (*of_network, "blocks_per_level"):
+        if getattr(recipe, name) != getattr(Recipe, name):
+            names.append(name)
+    if recipe.attention != (len(recipe.channel_mults) - 1,):
+        names.append("attention_resolutions")
+    if learns_variance(recipe):
+        names.append("objective")
+    return {name: getattr(recipe, name) for name in names}
+
+
+def save_checkpoint(folder: str | Path, network: nn.Module, recipe: Recipe, record: dict) -> None:
+    """Writes a checkpoint of an averaged network, and the record of its training.
+
+    Raises OSError where it cannot be written.
+    """
+    checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe))
+
+
+def train(
+    recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
+    resume: bool = False, weights: dict[str, Tensor] | None = None, deadline: float = math.inf,
+    device: Device = "cpu", world: World = run.ALONE, log: loop.Log | None = None,
+) -> Run:  # fmt: skip
+    """Starts a run, or resumes that in folder, and trains it to its end.
+
+    Alone, or as one process of a world. Raises ValueError for a new run that names weights to start
+    from which are not given, and as machine.check_precision, saving.resume_run and loop.fit.
+    """
+    missing = recipe.init_from and weights is None and not resume
+    problem = f"init_from is {recipe.init_from}, and there are no weights"
+    check(not missing, f"{problem}: pass those that pretrained gives, or leave init_from empty")
+    machine.check_precision(recipe.precision, device)
+    recipe = replace(recipe, compile=recipe.compile and machine.compiles(device))
+    begin = partial(start_run, device=device)
+    begun = saving.resume_run(folder, begin, recipe) if resume else begin(recipe, weights=weights)
+    if world.rank == 0:
+        count = f"{run.count_parameters(begun.network):,} parameters"
+        place = f"{world.size} processes" if world.size > 1 else device
+        shape = tuple(images.shape[1:])
+        print(f"{len(images):,} images of {shape}, {count}, on {place}", flush=True)
+    denoise = partial(make_denoiser, recipe=recipe)
+    return loop.fit(
+        begun, images, make_schedule(recipe), make_objective(recipe), folder,
+        save_checkpoint=save_checkpoint, labels=labels,
+        augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, world=world, log=log,
+        preview=partial(previews.preview, make_denoiser=denoise, processes=world.size),
+    )  # fmt: skip
+
+
+def measure(device: torch.device) -> measuring.Measuring:
+    """How fast this machine trains and draws, for a plan."""
+    start = partial(start_run, device=device)
+    return measuring.Measuring(device, start, make_schedule, make_objective, make_network)
