@@ -16,11 +16,12 @@ from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation.extractors import Extractor, Judge
 from mnist_ddpm.experiments import __main__ as command
 from mnist_ddpm.experiments import ddim_table1, ema, guidance_scale, lab
-from mnist_ddpm.experiments.__main__ import EXPERIMENTS
 from mnist_ddpm.experiments.claims import Claim, claim, interval
-from mnist_ddpm.experiments.lab import BRIEFLY, LONGER, QUICK, Lab, Scale, Trained
+from mnist_ddpm.experiments.flags import Scale
+from mnist_ddpm.experiments.lab import BRIEFLY, LONGER, QUICK, Lab, Trained
 from mnist_ddpm.experiments.plots import caption, draw_plot, lines
 from mnist_ddpm.experiments.rows import column, number, read_rows
+from mnist_ddpm.experiments.work import EXPERIMENTS
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
 

@@ -12,13 +12,15 @@ from conftest import ROOT
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import drawing, flags, main, training_flags, work
+from mnist_ddpm.experiments import flags as experiment_flags
+from mnist_ddpm.experiments import work as experiment_work
 from mnist_ddpm.training import text, tracking
 from mnist_ddpm.training.options import Options
 from mnist_ddpm.training.recipe import Recipe
 
 QUICK = """
 import sys
-from mnist_ddpm.__main__ import main
+from mnist_ddpm{room}.__main__ import main
 sys.argv = {argv}
 try:
     status = main()
@@ -27,6 +29,14 @@ except SystemExit as stopped:
 slow = {{"torch", "numpy", "matplotlib", "mnist_ddpm.ddpm"}} & {{*sys.modules}}
 print("status", status, "slow", sorted(slow))
 """
+
+
+def answer(argv: list[str], status: int, room: str = "") -> str:
+    """What a command says that ends with this status, without PyTorch."""
+    code = QUICK.format(argv=argv, room=room)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"status {status} slow []", done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -38,11 +48,14 @@ print("status", status, "slow", sorted(slow))
     ],
 )  # fmt: skip
 def test_help_and_errors_of_flags_need_no_pytorch(typed, status):
-    code = QUICK.format(argv=["mnist-ddpm", *typed.split()])
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == f"status {status} slow []", done.stderr
-    told = done.stdout + done.stderr
+    told = answer(["mnist-ddpm", *typed.split()], status)
     assert "python" not in told and ("mnist-ddpm" in told or status == 1), "the program typed"
+
+
+@pytest.mark.parametrize(("typed", "status"), [("--help", 0), ("ema --bist 9", 2), ("eam", 1)])
+def test_help_and_errors_of_an_experiment_need_no_pytorch(typed, status):
+    told = answer(["experiments", *typed.split()], status, ".experiments")
+    assert "ddim-table1" in told or "python -m mnist_ddpm.experiments" in told
 
 
 def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
@@ -53,6 +66,11 @@ def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
         told = capsys.readouterr().err
         assert "--steps" in told and f"run {named} sample --help" in told
         assert text.program() == named.split()
+        for wrong, meant in (("sampel", f"{named} sample?"), ("fly", "train, plan")):
+            with pytest.raises(SystemExit) as stopped:
+                main.main([wrong, "--n", "3"])
+            told = capsys.readouterr().err
+            assert stopped.value.code == 2 and wrong in told and meant in told
 
 
 def test_the_names_are_those_of_the_catalogue():
@@ -62,6 +80,7 @@ def test_the_names_are_those_of_the_catalogue():
         (training_flags.Log, ["none", *tracking.PACKAGES]),
     ):  # fmt: skip
         assert {*get_args(names)} == {*known}
+    assert [*experiment_flags.NAMES] == [*experiment_work.EXPERIMENTS]
 
 
 def lines_of(kind) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from mnist_ddpm.commands.main import parsed
-from mnist_ddpm.experiments.__main__ import EXPERIMENTS
+from mnist_ddpm.experiments.flags import NAMES
 
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
@@ -47,7 +47,7 @@ def test_a_command_in_the_pages_can_be_parsed(words):
 
 def test_every_experiment_is_named():
     text = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    assert [each for each in EXPERIMENTS if each not in text] == []
+    assert [each for each in NAMES if each not in text] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)

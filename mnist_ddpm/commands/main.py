@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial, reduce
 from inspect import cleandoc
 from operator import or_
@@ -72,7 +73,10 @@ def parsed(arguments: list[str]):
     """The command with its flags. Exits as argparse does where they are wrong, or for --help."""
     name, *rest = arguments or [""]
     own = shlex.join(program())
-    if name not in COMMANDS:  # help, or a misspelt one
+    if name and not name.startswith("-") and name not in COMMANDS:
+        print(f"error: {unknown(name, own)}", file=sys.stderr)
+        sys.exit(2)
+    if name not in COMMANDS:  # help, or no command
         known = [
             Annotated[each, tyro.conf.subcommand(name, description=described(each, own))]
             for name, each in COMMANDS.items()
@@ -91,6 +95,14 @@ def parsed(arguments: list[str]):
     if kind is flags.Evaluate:
         command.command = shlex.join([*program(), *arguments])
     return command
+
+
+def unknown(name: str, own: str) -> str:
+    """What to say of a name that no command has: which one may be meant."""
+    near = get_close_matches(name.lower(), COMMANDS, n=1)
+    known = f"take one of {', '.join(COMMANDS)} ({own} --help says more)"
+    advice = f"did you mean {own} {near[0]}?" if near else known
+    return f"there is no command {printable(name)}: {advice}"
 
 
 def described(kind: type, own: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation import cards, drawing, extractors
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
+from mnist_ddpm.experiments.flags import Scale
 from mnist_ddpm.experiments.rows import Row, matching, read_rows, write_rows
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import loop, machine, saving
@@ -20,19 +21,6 @@ from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.threads import adapt_threads
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is done."""
-
-    seeds: int = 3  # trainings of each network, for the intervals
-    epochs: float | None = None  # of each training; None: what the experiment says
-    width: int = 16  # of the network's first level
-    n: int = 500  # images drawn for a distance
-    bits: int = 250  # test images for the bound
-    long: int = 1000  # steps of a long chain; for T = 4000 four times as many, too
-
 
 QUICK = Scale(seeds=2, epochs=0.2, n=100, bits=20, long=50)
 LONGER = {  # settings of the networks whose samplers are compared
