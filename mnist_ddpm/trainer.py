@@ -47,6 +47,8 @@ def method_of(recipe: Recipe) -> dict:
     for name in (*of_network, "blocks_per_level"):
         if getattr(recipe, name) != getattr(Recipe, name):
             names.append(name)
+    if isinstance(recipe.image_size, tuple):
+        names.append("image_size")
     if recipe.attention != (len(recipe.channel_mults) - 1,):
         names.append("attention_resolutions")
     if learns_variance(recipe):

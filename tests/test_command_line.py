@@ -150,7 +150,7 @@ def test_help_says_what_every_flag_does_and_knows_presets(capsys):
             asked = {field.name.replace("_", "-") for field in fields(Recipe)}
             assert asked <= {*re.findall(r"--([\w-]+)", text)}
     text = help_of(capsys, "train", "--preset", "faces-64")
-    assert re.search(r"--image-size INT [^(]*\(default: 64\)", text), "the preset's defaults"
+    assert re.search(r"--image-size INT\|HxW [^(]*\(default: 64\)", text), "the preset's defaults"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from mnist_ddpm.commands import flags, training_flags
-from mnist_ddpm.training.options import PRESETS, settled
+from mnist_ddpm.training.options import PRESETS, check_size, settled
 from mnist_ddpm.training.text import CONTROL, at_home, printable, program
 
 COMMANDS = {
@@ -41,10 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = [at_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
     try:
         check_arguments(given)
+        command = parsed(given)
+        if isinstance(command, training_flags.Train):
+            check_images(command, typed_flags(given))
     except ValueError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
-    command = parsed(given)
     from mnist_ddpm.commands import work
 
     return work.main(command, typed_flags(given))
@@ -89,9 +91,7 @@ def parsed(arguments: list[str]):
     asked = HELP & {*rest} if presets else set()
     command = parse(args=[each for each in rest if each not in asked])
     if asked:
-        given = {name: value for name, value in vars(command.flags).items() if name in typed}
-        made = training_flags.Flags(**settled(given, PRESETS[command.preset]))
-        parse(args=["--help"], default=replace(command, flags=made))
+        parse(args=["--help"], default=replace(command, flags=completed(command, typed)))
     if kind is flags.Evaluate:
         command.command = shlex.join([*program(), *arguments])
     return command
@@ -103,6 +103,20 @@ def unknown(name: str, own: str) -> str:
     known = f"take one of {', '.join(COMMANDS)} ({own} --help says more)"
     advice = f"did you mean {own} {near[0]}?" if near else known
     return f"there is no command {printable(name)}: {advice}"
+
+
+def completed(command: training_flags.Train, typed: set[str]) -> training_flags.Flags:
+    """The flags that were typed, and all others as the preset has them."""
+    given = {name: value for name, value in vars(command.flags).items() if name in typed}
+    return training_flags.Flags(**settled(given, PRESETS[command.preset]))
+
+
+def check_images(command: training_flags.Train, typed: set[str]) -> None:
+    """Raises ValueError for --image-size where the network cannot take it, as far as is known."""
+    made = completed(command, typed)
+    elsewhere = command.resume or made.init_from  # other settings come from there
+    if "image_size" in typed and not elsewhere and made.patch_size > 0 < len(made.channel_mults):
+        check_size(made.image_size, made.patch_size, made.channel_mults, made.dataset)
 
 
 def described(kind: type, own: str) -> str:

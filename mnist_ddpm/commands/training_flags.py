@@ -5,11 +5,22 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from mnist_ddpm.commands.flags import unless_typed
-from mnist_ddpm.training.options import PRESETS, Options
+from mnist_ddpm.training.options import PRESETS, Options, Size, read_size, size_in_words
 
 Log = Literal["none", "tensorboard", "wandb", "trackio"]  # a test compares
+TypedSize = Annotated[
+    Size,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|HxW",
+        instance_from_str=lambda words: read_size(*words),
+        is_instance=lambda value: isinstance(value, int | tuple),
+        str_from_instance=lambda size: [size_in_words(size)],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -20,7 +31,8 @@ class Flags(Options):
     # options whose default means something
 
     dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
-    image_size: int = 32  # side of the square images, in pixels
+    # side of square images, in pixels; or height x width, such as 64x96
+    image_size: TypedSize = 32
     base_channels: int = 32  # width of the first level of the U-Net
     channel_mults: tuple[int, ...] = (1, 2, 4)  # width of each level, in base_channels
     patch_size: int = 2  # the network sees patches of p x p pixels as one position
@@ -34,7 +46,7 @@ class Flags(Options):
     seed: int = 0  # of weights, order, times and noise
     # 1 grey, 3 colour
     channels: Annotated[int | None, unless_typed("1 for mnist, 3 for all else")] = None
-    # sides of the levels with attention
+    # sides of the levels with attention, of a rectangle the shorter
     attention_resolutions: Annotated[tuple[int, ...] | None, unless_typed("the smallest")] = None
     classes: Annotated[int, unless_typed("no labels")] = 0  # different labels the network is told
     # of celeba, as labels: attribute i counts 2^i

@@ -54,8 +54,9 @@ def write_checkpoint(
 
 def described(recipe: Recipe, method: dict) -> dict[str, dict]:
     """A recipe in three parts: settings, as the notebook has them, method, and recipe."""
-    rest = {name: value for name, value in asdict(recipe).items() if name not in method}
+    rest = asdict(recipe)
     settings = {field.name: rest.pop(field.name) for field in fields(Settings)}
+    rest = {name: value for name, value in rest.items() if name not in method}
     return {"settings": settings, "method": method, "recipe": rest}
 
 

@@ -38,8 +38,8 @@ def least_maps(recipe: Recipe) -> int:
 
     Training keeps at least twice as many, unless it recomputes blocks.
     """
-    levels, blocks = zip(recipe.channel_mults, recipe.sides), recipe.blocks_per_level
-    return sum(blocks * recipe.base_channels * mult * side**2 for mult, side in levels)
+    levels, width = zip(recipe.channel_mults, recipe.positions), recipe.base_channels
+    return sum(recipe.blocks_per_level * width * mult * math.prod(each) for mult, each in levels)
 
 
 def check_network(recipe: Recipe) -> None:

@@ -1,18 +1,25 @@
 """What can be set in training beyond the notebook's settings, and presets; without PyTorch."""
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+Size = int | tuple[int, int]  # of images, in pixels: the side of squares, or height and width
+LARGEST = 2**13  # side
 
 
 @dataclass(frozen=True)
 class Options:
     """What a recipe has beyond the notebook's settings."""
 
+    image_size: Size = 32  # side of square images, in pixels; or height and width
     channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
     network: str = "unet"  # unet
     blocks_per_level: int = 1  # residual blocks in each level
-    attention_resolutions: tuple[int, ...] | None = None  # sides with attention; None: the smallest
+    # sides of the levels with attention, of a rectangle the shorter; None: the smallest
+    attention_resolutions: tuple[int, ...] | None = None
     dropout: float = 0.0  # in the residual blocks, while training
     schedule: str = "linear"  # linear, cosine, quadratic, sigmoid; each also with -zero-snr
     prediction: str = "eps"  # what the network predicts: eps, x0, v, mu
@@ -86,3 +93,43 @@ def made_void(given: Mapping, base: Mapping) -> dict:
     if before != now and "learning_rate" in base:
         void["learning_rate"] = None  # the optimizer's own
     return void
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """Of images."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def size_in_words(size: Size) -> str:
+    """As it is typed: 64x96, or 32 for squares."""
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def read_size(text: str) -> Size:
+    """The inverse of size_in_words. Raises ValueError for what is neither."""
+    found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
+    if not found:
+        problem = f"image_size is {text!r}"
+        raise ValueError(f"{problem}: take a side, such as 64, or height x width, such as 64x96")
+    return simplest(tuple(int(side) for side in found.groups() if side))
+
+
+def simplest(size: object) -> object:
+    """A pair of equal sides, or one side alone, as a number; all else as it is."""
+    alike = isinstance(size, tuple) and len(size) in (1, 2) and size[0] == size[-1]
+    return size[0] if alike else size
+
+
+def check_size(size: Size, patch_size: int, channel_mults: tuple[int, ...], dataset: str) -> None:
+    """Raises ValueError for a height or width that the levels cannot halve, or out of range."""
+    unit = patch_size * 2 ** (len(channel_mults) - 1)
+    least = unit * math.ceil((28 if dataset == "mnist" else 1) / unit)
+    named, each = f"image_size is {size_in_words(size)}", isinstance(size, tuple) * " for each side"
+    for side in height_width(size):
+        if not 1 <= side <= LARGEST:
+            raise ValueError(f"{named}: a side must be from 1 to {LARGEST}")
+        if side % unit or side < least:
+            raise ValueError(
+                f"{named}: take a multiple of {unit}, from {least}{each} (each of channel_mults "
+                "but the first doubles that, and patch_size multiplies it)"
+            )

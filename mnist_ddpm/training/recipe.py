@@ -1,16 +1,15 @@
 """A recipe: all that decides a training run, the paper's method or another."""
 
-import math
 import os
 from dataclasses import dataclass, fields
 
 from mnist_ddpm.ddpm import Settings, check
-from mnist_ddpm.training.options import Options
+from mnist_ddpm.training.options import Options, Size, check_size, height_width, simplest
 from mnist_ddpm.training.text import CONTROL
 
 # The least and the most of each number: far beyond any use, and small enough to work with
 LIMITS = {
-    "image_size": (1, 2**13), "patch_size": (1, 2**13), "base_channels": (1, 2**14),
+    "patch_size": (1, 2**13), "base_channels": (1, 2**14),
     "blocks_per_level": (1, 100), "T": (1, 10**6), "batch_size": (1, 10**6),
     "accumulation": (1, 10**6), "warmup_steps": (0, 10**12), "classes": (0, 2**16),
     "epochs": (1e-9, 1e9), "learning_rate": (1e-12, 1e3), "gradient_clip": (1e-12, 1e12),
@@ -30,17 +29,30 @@ class Recipe(Options, Settings):
         self.check_types()
         self.check_values()
         self.check_fit()
-        super().__post_init__()
+        settings = {f.name: getattr(self, f.name) for f in fields(Settings)}
+        for side in {*self.shape[1:]}:  # the notebook knows squares alone
+            Settings(**settings | {"image_size": side})
         sides = self.sides
         there = {*(self.attention_resolutions or ())} <= {*sides}
         asked = f"attention_resolutions is {self.attention_resolutions}"
         check(there, f"{asked}: take some of the levels' sides, {sides}")
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, height, width."""
+        return self.channels, *height_width(self.image_size)
+
+    @property
+    def positions(self) -> list[tuple[int, int]]:
+        """Height and width that the network sees, on each level."""
+        _, height, width = self.shape
+        units = [self.patch_size * 2**level for level in range(len(self.channel_mults))]
+        return [(height // unit, width // unit) for unit in units]
+
+    @property
     def sides(self) -> list[int]:
-        """Side of the square of positions, on each level."""
-        first = self.image_size // self.patch_size
-        return [first // 2**level for level in range(len(self.channel_mults))]
+        """The shorter of these, by which attention_resolutions names a level."""
+        return [min(each) for each in self.positions]
 
     @property
     def attention(self) -> tuple[int, ...]:
@@ -65,6 +77,8 @@ class Recipe(Options, Settings):
         for name in ("channel_mults", "attention_resolutions", "attributes"):
             if isinstance(getattr(self, name), list):
                 filled[name] = tuple(getattr(self, name))
+        size = self.image_size
+        filled["image_size"] = simplest(tuple(size) if isinstance(size, list) else size)
         for name, value in filled.items():
             object.__setattr__(self, name, value)
 
@@ -92,6 +106,7 @@ class Recipe(Options, Settings):
             (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("channels",), lambda x: x in (1, 3) and type(x) is int, "1 (grey) or 3 (colour)"),
             (("precision",), lambda x: x in PRECISIONS, "float32, bfloat16 or float16"),
+            (("image_size",), is_size, "a whole number, or two: height and width"),
             (("attributes",), is_names, "a list of names, each in one line"),
             (lists, lambda x: x is None or all_are(int, x), "a list of whole numbers"),
             (("channel_mults",), is_widths, f"1 to {MOST_LEVELS} numbers above 0"),
@@ -102,16 +117,15 @@ class Recipe(Options, Settings):
 
     def check_fit(self) -> None:
         """Raises ValueError for values that do not fit each other, where we can say more."""
-        least, unit = 28 if self.dataset == "mnist" else 1, self.patch_size
-        size, unit = self.image_size, unit * 2 ** (len(self.channel_mults) - 1)
-        least = unit * math.ceil(least / unit)
-        check(
-            size % unit == 0 and size >= least,
-            f"image_size is {size}: take a multiple of {unit}, from {least} (each of channel_mults "
-            "but the first doubles that, and patch_size multiplies it)",
-        )
+        check_size(self.image_size, self.patch_size, self.channel_mults, self.dataset)
         parts, size = self.accumulation, self.batch_size
         check(parts <= size, f"accumulation is {parts}: take at most batch_size, {size}")
+
+
+def is_size(value: Size) -> bool:
+    """Whether it is a side, or a height and a width."""
+    sides = height_width(value)
+    return all_are(int, sides) and len(sides) == 2
 
 
 def is_names(values: tuple) -> bool:
