@@ -132,13 +132,18 @@ def test_long_epochs_are_saved_every_five_minutes(tmp_path, clock):
     assert saved == [4, 6] and run.seconds == 600
 
 
-def test_saving_and_previews_take_little_of_the_time(tmp_path, clock, each_epoch, monkeypatch):
-    """Epochs of six steps, each a second, and 4 s to save."""
-    saved = []
+def test_short_epochs_are_saved_once_and_then_by_time(tmp_path, clock, each_epoch, monkeypatch):
+    """Of six steps, each a second; 4 s to save, 1 s to draw, which come to little of the time."""
+    saved, drawn = [], []
 
     def save(folder, network, recipe, record):
         saved.append(record["steps"])
         clock[0] += 4
+
+    def draw(run, schedule):
+        drawn.append(run.step)
+        clock[0] += 1
+        return BLACK
 
     def step(run, *_):
         run.step += 1
@@ -147,9 +152,10 @@ def test_saving_and_previews_take_little_of_the_time(tmp_path, clock, each_epoch
 
     monkeypatch.setattr(loop, "training_step", step)
     began = clock[0]
-    fit(start(replace(TINY, epochs=60)), tmp_path, save_checkpoint=save, preview=lambda *_: BLACK)
-    assert saved[:2] == [6, 18] and saved[-1] == 360
-    assert 4 * len(saved) <= 3 + 4 + 4 + (clock[0] - began) / 20
+    fit(start(replace(TINY, epochs=150)), tmp_path, save_checkpoint=save, preview=draw)
+    assert saved == [6, 289, 575, 861, 900], "the first epoch, then past 300 s each, and the end"
+    assert drawn[0] == 6 and drawn[-1] == 900 and len(drawn) > 20
+    assert 4 * len(saved) + len(drawn) <= 3 + 4 + 5 + (clock[0] - began) / 20
 
 
 def test_training_ends_with_the_time_and_keeps_its_checkpoint(tmp_path, clock):

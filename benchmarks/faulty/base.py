@@ -107,7 +107,8 @@ def forked(arguments: list[str], cwd: Path, out, err) -> int:
     os.dup2(err.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     streams.steady()
-    loop.PREVIEW_EVERY, previews.STEPS = 12, 4  # some saves in a short run
+    # some saves in a short run
+    loop.PREVIEW_EVERY, loop.SAVE_EVERY, previews.STEPS = 12, 0.1, 4
     status = 1
     try:
         status = main(arguments)

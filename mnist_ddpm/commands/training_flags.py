@@ -62,8 +62,8 @@ class Flags(Options):
 class Train:
     """Train a noise predictor and save it as a checkpoint.
 
-    Progress shows the time left. The checkpoint is saved after every epoch (at least some 50 steps
-    and a few seconds apart), every five minutes, and on Ctrl-C.
+    Progress shows the time left. The checkpoint is saved after the first epoch (of some 50 steps or
+    more), every five minutes, and on Ctrl-C. A preview is drawn after every epoch.
 
     Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
     """

@@ -124,7 +124,7 @@ class Session:
         run, self.began, self.known = self.run, self.run.step, self.folder
         self.saved_at = run.step if saving.saved_whole(self.folder, run) else None
         self.start = self.last_save = time.monotonic()
-        self.saving = 0.0  # seconds
+        self.beside = 0.0  # seconds of saving and drawing
 
     @property
     def folder(self) -> Path:
@@ -191,14 +191,15 @@ class Session:
                 late = math.isfinite(deadline) and world.any(now > deadline)
                 stopped = world.any(bool(interrupted))
                 run.seconds += time.monotonic() - now  # where processes wait for each other
-                due = run.step == total or late
-                due = due or (run.step % rhythm == 0 and self.has_time(now))
-                if due or stopped or now - self.last_save > SAVE_EVERY:
+                ends = run.step == total or late
+                shown = ends or (run.step % rhythm == 0 and self.has_time(now))
+                first = shown and self.saved_at is None
+                if ends or stopped or first or now - self.last_save > SAVE_EVERY:
                     self.save()
-                    if due:
-                        self.draw(math.ceil(run.step / epoch_steps))
                     self.last_save = now
-                    self.saving += time.monotonic() - now
+                if shown:
+                    self.draw(math.ceil(run.step / epoch_steps))
+                self.beside += time.monotonic() - now
                 if late or stopped:
                     break
             if run.step != self.saved_at:  # the steps ended early, or a save was cut short
@@ -216,8 +217,8 @@ class Session:
         return Stopped(told, signals[0] if signals else signal.SIGINT, resumed)
 
     def has_time(self, now: float) -> bool:
-        """Whether saving has taken less than 3 s and a twentieth of the time."""
-        return self.saving < 3 + (now - self.start) / 20
+        """Whether saves and previews have taken less than 3 s and a twentieth of the time."""
+        return self.beside < 3 + (now - self.start) / 20
 
     def explained(self, error: Exception) -> Exception:
         """The error, and what is saved."""
@@ -272,9 +273,10 @@ def fit(
 ) -> Run:  # fmt: skip
     """Trains run to its last epoch on uint8 images (N, C, H, W), and saves to folder.
 
-    A checkpoint and a preview come after each epoch. Where epochs are short, they come after as
-    many as have PREVIEW_EVERY steps, and as keep saving within 3 s and a twentieth of the time.
-    Checkpoints come every five minutes too. deadline: time.monotonic() at which to save and stop.
+    A preview comes after each epoch. Where epochs are short, it comes after as many as have
+    PREVIEW_EVERY steps, and as keep saves and previews within 3 s and a twentieth of the time. A
+    checkpoint comes with the first preview, every five minutes, and at the end. deadline:
+    time.monotonic() at which to save and stop.
 
     Raises ValueError for labels, images or processes that do not fit, FileExistsError where it
     would overwrite another run, FloatingPointError for a loss that is not finite, ConnectionError
