@@ -133,9 +133,12 @@ def unet(recipe: Recipe) -> nn.Module:
         "dropout": recipe.dropout,
         "out_channels": recipe.channels * (2 if learns_variance(recipe) else 1),
     }  # fmt: skip
-    if recipe.classes:
-        return LabelledUNet(classes=recipe.classes, **options)
-    return ddpm.UNet(**options)
+    labelled = partial(LabelledUNet, classes=recipe.classes)
+    network = labelled(**options) if recipe.classes else ddpm.UNet(**options)
+    for layer in network.modules():
+        if recipe.norm_groups and isinstance(layer, nn.GroupNorm):
+            layer.num_groups = recipe.norm_groups
+    return network
 
 
 # a class of your own is called with the recipe

@@ -44,7 +44,7 @@ def start_run(
 def method_of(recipe: Recipe) -> dict:
     """Settings that rebuild the network and sample from it, where they are not the notebook's."""
     names, of_network = ["schedule", "prediction"], ("network", "classes", "attributes")
-    for name in (*of_network, "blocks_per_level"):
+    for name in (*of_network, "blocks_per_level", "norm_groups"):
         if getattr(recipe, name) != getattr(Recipe, name):
             names.append(name)
     if isinstance(recipe.image_size, tuple):

@@ -38,6 +38,7 @@ FOREIGN = {
     "classes": {"classes": 3},
     "attributes": {"classes": 0, "attributes": ("Male",)},
     "blocks_per_level": {"blocks_per_level": 2},
+    "norm_groups": {"norm_groups": 4},
     "attention_resolutions": {"attention_resolutions": (8, 4)},
 }
 

@@ -13,8 +13,13 @@ from mnist_ddpm.training.recipe import Recipe
 ONE_GROUP = Recipe(**NETWORK | {"base_channels": 7}, patch_size=1)  # in every normalisation
 
 
-def test_an_exported_checkpoint_is_read_as_diffusers(tmp_path, capsys):
-    source, out = save_network(tmp_path / "ours", ONE_GROUP), tmp_path / "theirs"
+@pytest.mark.parametrize(
+    "recipe",
+    [ONE_GROUP, replace(ONE_GROUP, base_channels=8, norm_groups=4)],
+    ids=["one group", "four"],
+)
+def test_an_exported_checkpoint_is_read_as_diffusers(tmp_path, capsys, recipe):
+    source, out = save_network(tmp_path / "ours", recipe), tmp_path / "theirs"
     assert run("export", "--checkpoint", source, "--format", "diffusers", "--out", out) == 0
     assert str(out) in capsys.readouterr().out
     network, schedule, recipe = load_diffusers(out)
@@ -32,7 +37,7 @@ def test_an_exported_checkpoint_is_read_as_diffusers(tmp_path, capsys):
         ({"classes": 10}, "classes is 10"),
         ({"objective": "hybrid"}, "objective is hybrid"),
         ({"prediction": "mu"}, "prediction"),
-        ({"base_channels": 8}, "norm_num_groups"),
+        ({"base_channels": 8}, "norm_groups"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value,
 )

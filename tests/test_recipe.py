@@ -51,7 +51,7 @@ def test_what_is_left_open_is_filled_in():
         ("image_size", 2**20), ("accumulation", 129), ("gradient_clip", 10**400), ("beta_T", 2.0),
         ("channel_mults", (1,) * 40), ("attributes", tuple("abcdefghijklmnopq")),
         ("attributes", ("a\n",)), ("dataset", ""), ("dataset", "a\x1b[2J"), ("optimizer", []),
-        ("schedule", None), ("prediction", 3),
+        ("schedule", None), ("prediction", 3), ("norm_groups", 5), ("norm_groups", -1),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_work_is_named(name, value):

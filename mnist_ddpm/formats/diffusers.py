@@ -7,6 +7,7 @@ variance_type, clip_sample and timestep_spacing are choices of whoever samples.
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,8 +50,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 # The settings that decide a network and what its output means
 DECIDED = (
     "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
-    "attention_resolutions", "patch_size", "dropout", "classes", "attributes", "schedule", "T",
-    "beta_1", "beta_T", "prediction", "objective",
+    "attention_resolutions", "patch_size", "norm_groups", "dropout", "classes", "attributes",
+    "schedule", "T", "beta_1", "beta_T", "prediction", "objective",
 )  # fmt: skip
 
 
@@ -67,13 +68,17 @@ def check_expressible(recipe: Recipe) -> None:
         check(not wrong, f"{name} is {value}: diffusers' DDPMPipeline has no {what}")
 
 
-def norm_groups(recipe: Recipe) -> int:
-    """The number of groups that all normalisations have. Raises ValueError if they differ."""
+def norm_groups(recipe: Recipe) -> set[int]:
+    """The numbers of groups that normalisations have."""
     with torch.device("meta"):
         layers = list(catalogue.make_network(recipe).modules())
-    groups = sorted({layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)})
-    widths = [recipe.base_channels * mult for mult in recipe.channel_mults]
-    problem = f"norm_num_groups would be {groups} at widths {widths}"
+    return {layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)}
+
+
+def same_groups(recipe: Recipe) -> int:
+    """The number of groups that all normalisations have. Raises ValueError if they differ."""
+    groups = sorted(norm_groups(recipe))
+    problem = f"norm_groups would be {groups}, by each layer's width"
     check(len(groups) == 1, f"{problem}: diffusers has one number throughout")
     return groups[0]
 
@@ -101,7 +106,7 @@ def network_to_diffusers(recipe: Recipe) -> dict:
         "layers_per_block": s.blocks_per_level, "mid_block_scale_factor": 1,
         "downsample_padding": 0, "downsample_type": "conv", "upsample_type": "conv",
         "dropout": s.dropout, "act_fn": "silu", "attention_head_dim": None,
-        "norm_num_groups": norm_groups(s), "attn_norm_num_groups": None, "norm_eps": 1e-6,
+        "norm_num_groups": same_groups(s), "attn_norm_num_groups": None, "norm_eps": 1e-6,
         "resnet_time_scale_shift": "default", "add_attention": True, "class_embed_type": None,
         "num_class_embeds": None,
     }  # fmt: skip
@@ -135,6 +140,8 @@ def settings_from_diffusers(
     config = complete(config)
     meaning = scheduler_from_diffusers(scheduler or {})
     recipe = Recipe(dataset=dataset, **network_from_diffusers(config), **meaning)
+    by_width = replace(recipe, norm_groups=0)
+    recipe = by_width if norm_groups(by_width) == {recipe.norm_groups} else recipe
     check_expressible(recipe)
     for name, ours in network_to_diffusers(recipe).items():
         theirs = config.get(name, ours)
@@ -170,7 +177,8 @@ def network_from_diffusers(config: dict) -> dict:
         "channel_mults": tuple(width // widths[0] for width in widths),
         "blocks_per_level": config["layers_per_block"],
         "attention_resolutions": tuple(side // 2**i for i in attended_levels(config)),
-        "patch_size": 1, "dropout": config.get("dropout", 0.0),
+        "patch_size": 1, "norm_groups": config["norm_num_groups"],
+        "dropout": config.get("dropout", 0.0),
     }  # fmt: skip
 
 

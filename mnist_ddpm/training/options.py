@@ -20,6 +20,7 @@ class Options:
     blocks_per_level: int = 1  # residual blocks in each level
     # sides of the levels with attention, of a rectangle the shorter; None: the smallest
     attention_resolutions: tuple[int, ...] | None = None
+    norm_groups: int = 0  # of each group normalisation; 0: up to 32, each of 4 channels or more
     dropout: float = 0.0  # in the residual blocks, while training
     schedule: str = "linear"  # linear, cosine, quadratic, sigmoid; each also with -zero-snr
     prediction: str = "eps"  # what the network predicts: eps, x0, v, mu

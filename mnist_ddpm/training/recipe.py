@@ -12,6 +12,7 @@ LIMITS = {
     "patch_size": (1, 2**13), "base_channels": (1, 2**14),
     "blocks_per_level": (1, 100), "T": (1, 10**6), "batch_size": (1, 10**6),
     "accumulation": (1, 10**6), "warmup_steps": (0, 10**12), "classes": (0, 2**16),
+    "norm_groups": (0, 2**14),
     "epochs": (1e-9, 1e9), "learning_rate": (1e-12, 1e3), "gradient_clip": (1e-12, 1e12),
     "beta_1": (1e-10, 1), "beta_T": (1e-10, 1),
 }  # fmt: skip
@@ -118,6 +119,9 @@ class Recipe(Options, Settings):
     def check_fit(self) -> None:
         """Raises ValueError for values that do not fit each other, where we can say more."""
         check_size(self.image_size, self.patch_size, self.channel_mults, self.dataset)
+        groups, width = self.norm_groups, self.base_channels
+        fits = groups == 0 or width % groups == 0
+        check(fits, f"norm_groups is {groups}: it must divide base_channels, {width}")
         parts, size = self.accumulation, self.batch_size
         check(parts <= size, f"accumulation is {parts}: take at most batch_size, {size}")
 
