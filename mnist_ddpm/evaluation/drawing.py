@@ -1,7 +1,8 @@
 """Drawing images: in batches that are kept when work is stopped, by one process or several."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
 from mnist_ddpm.evaluation.sharing import collect
 from mnist_ddpm.methods import guidance
+from mnist_ddpm.training import ahead
 from mnist_ddpm.training.keeping import Kept
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.progress import progress_bar
@@ -109,7 +111,7 @@ def generate(
     title, quiet = f"drawing {n} images", not progress
 
     def drawn(batch: range) -> Part:
-        noise = ddpm.noise_source(seed, batch, shape, device)
+        noise = noise_source(seed, batch, shape, torch.device(device))
         states = sampler(denoiser_of(batch), schedule, times, noise(), noise)
         return develop(states, schedule.T, 0 if batch.start else film, bar)
 
@@ -123,6 +125,24 @@ def generate(
             if "t" in part:
                 reel = [*zip(part["t"].tolist(), part["xt"], part["x0_hat"])]
     return collect(world, torch.cat(images), n), reel
+
+
+def noise_source(
+    seed: int, batch: range, shape: tuple[int, int, int], device: torch.device
+) -> Callable[[], Tensor]:
+    """As ddpm.noise_source. A GPU does not wait: threads draw what its next step will ask for."""
+    if not ahead.waits(device):
+        return ddpm.noise_source(seed, batch, shape, device)
+    size = math.ceil(len(batch) / torch.get_num_threads())
+    parts = (batch[first : first + size] for first in range(0, len(batch), size))
+    sources = [ddpm.noise_source(seed, part, shape) for part in parts]
+
+    def draws() -> Iterator[Tensor]:
+        with ThreadPoolExecutor(len(sources)) as pool:
+            while True:
+                yield torch.cat([*pool.map(lambda source: source(), sources)])
+
+    return partial(next, ahead.sent(draws(), device))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from mnist_ddpm.ddpm import (
     total_steps,
 )
 from mnist_ddpm.training import home, saving
+from mnist_ddpm.training.ahead import sent
 from mnist_ddpm.training.files import first_line, out_of_memory, writable_folder
 from mnist_ddpm.training.home import Place
 from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
@@ -68,18 +69,25 @@ def check_images(run: Run, images: Tensor) -> None:
     check(run.n in (0, len(images)), f"{problem}: init_from goes on with others")
 
 
-def read_batch(images: Tensor, batch: Tensor, world: World, device: torch.device) -> Tensor:
-    """Images by their numbers (N,): uint8 (N, C, H, W).
+def read(
+    images: Tensor, batches: Sequence[Tensor], world: World, device: torch.device
+) -> Iterator[Tensor]:
+    """Images by their numbers, each batch (N,) as uint8 (N, C, H, W) on the device.
 
     Of several processes each reads only its share; the others' images are black to it.
     """
-    own = world.share(len(batch))
-    share = images[batch[own.start : own.stop].to(images.device)].to(device)
-    if world.size == 1:
-        return share
-    whole = share.new_zeros(len(batch), *share.shape[1:])
-    whole[own.start : own.stop] = share
-    return whole
+
+    def share_of(batch: Tensor) -> Tensor:
+        own = world.share(len(batch))
+        return images[batch[own.start : own.stop].to(images.device)]
+
+    shares = map(share_of, batches)
+    for batch, share in zip(batches, shares if images.is_cuda else sent(shares, device)):
+        if world.size > 1:
+            own, whole = world.share(len(batch)), share.new_zeros(len(batch), *share.shape[1:])
+            whole[own.start : own.stop] = share
+            share = whole
+        yield share
 
 
 def training_loop(
@@ -95,11 +103,13 @@ def training_loop(
     while run.step < total:
         epoch, position = divmod(run.step, epoch_steps)
         order = torch.randperm(n, generator=random_generator(s.seed, 0, epoch))
-        for batch in order.split(s.batch_size)[position:epoch_steps][: total - run.step]:
+        batches = order.split(s.batch_size)[position:epoch_steps][: total - run.step]
+        reading = read(images, batches, world, device)
+        for batch in batches:
             began, generator = time.monotonic(), random_generator(s.seed, 1, run.step)
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate_at(run.step + 1, total, s)
-            x0 = to_float(read_batch(images, batch, world, device))
+            x0 = to_float(next(reading))
             x0 = x0 if augment is None else augment(x0, generator)
             told = None if labels is None else labels[batch.to(labels.device)]
             run.called.train()  # each time: the caller may have sampled from it
