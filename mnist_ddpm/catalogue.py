@@ -268,6 +268,6 @@ def held_out(recipe: Recipe, root: str | Path = "data") -> Tensor | None:
         return None
 
 
-def known_margin(recipe: Recipe) -> int:
-    """Pixels at each edge that are known to be black: those around MNIST's 28 x 28."""
+def known_margin(recipe: Recipe) -> tuple[int, int]:
+    """Pixels above and below, left and right that are known to be black: around MNIST's 28 x 28."""
     return mnist.margin(recipe)

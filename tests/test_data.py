@@ -273,7 +273,7 @@ def test_digits_without_their_margin_are_padded_like_those_of_training(tmp_path)
     resized = load_folder(own, tmp_path, tmp_path / "cache")
     assert resized[:4].ne(digits[:4]).any(), "those of another data set are not"
     assert torch.equal(resized[4], digits[4])
-    assert (margin(DIGITS), margin(own)) == (2, 0)
+    assert (margin(DIGITS), margin(own)) == ((2, 2), (0, 0))
 
 
 # Labels

@@ -65,6 +65,7 @@ NETWORKS = {
     "attention throughout": configuration(8, [7, 14, 14], [0, 1, 2], **THIN, layers_per_block=1),
     "one level": configuration(8, [15], **THIN, layers_per_block=3),
     "four groups": configuration(8, [16, 32], [1], norm_num_groups=4, layers_per_block=1),
+    "rectangles": configuration([8, 16], [7, 14, 14], [1], **THIN),
     "one wide head": configuration(8, [14, 14], [0], **THIN, attention_head_dim=14),
     "old names of blocks": {
         **configuration(8, [7, 14], **THIN),
@@ -261,6 +262,14 @@ def test_with_few_steps_diffusers_starts_at_T_and_draws_our_ddim(
     check_draws(recipe, tmp_path, DDIMPipeline, ddpm.ddim_sampler, 5, **options)
 
 
+def test_diffusers_pipeline_draws_our_rectangles(tmp_path):
+    sizes = {"sample_size": [24, 16]}
+    recipe = settings_from_diffusers({**SMALL, **sizes}, {**SCHEDULER, "num_train_timesteps": 20})
+    assert recipe.shape == (3, 24, 16) and recipe.attention == (1,)
+    check_draws(recipe, tmp_path, DDPMPipeline, ddpm.ddpm_sampler, 5)
+    assert settings_from_diffusers({**SMALL, "sample_size": [16, 16]}).image_size == 16
+
+
 # Settings
 
 
@@ -330,7 +339,8 @@ def test_googles_pipelines_with_all_files_in_one_folder_are_read(tmp_path):
         ({"out_channels": 6}, "out_channels is 6"),
         ({"in_channels": 4, "out_channels": 4}, "channels is 4"),
         ({"sample_size": None}, "sample_size is None"),
-        ({"sample_size": [16, 8]}, r"sample_size is \[16, 8\]"),
+        ({"sample_size": [16, 8, 3]}, "image_size"),
+        ({"sample_size": [16, 15]}, "image_size is 16x15"),
         ({"sample_size": 15}, "image_size"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier"),
         ({"time_embedding_dim": 64}, "time_embedding_dim is 64"),

@@ -166,7 +166,8 @@ def test_celeba_crop_to_the_pixel(tmp_path, given, size, left, top, side):
 def test_celeba_crop_of_the_whole_width_fits_copies_of_any_size():
     """178 * (46 / 178) is a little more than 46."""
     for width in range(8, 200):
-        assert face(Image.new("RGB", (width, round(width * 218 / 178))), 16, 178).size == (16, 16)
+        image = Image.new("RGB", (width, round(width * 218 / 178)))
+        assert face(image, (3, 16, 16), 178).size == (16, 16)
 
 
 def test_celeba_crop_is_part_of_the_cache_key(tmp_path):

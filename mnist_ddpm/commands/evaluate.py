@@ -51,7 +51,7 @@ class Evaluate(flags.Evaluate, Drawing):
         self.check_memory(recipe, device)
         self.check(recipe)
         signed = extractors.digest((find(self.checkpoint) / "model.safetensors").read_bytes())
-        side = recipe.image_size
+        side = max(recipe.shape[1:])
         judge = extractors.pick_judge(self.extractor, recipe.dataset, device, side, world)
         with processes.one_first(world):
             training, held_out = self.real_images(recipe)

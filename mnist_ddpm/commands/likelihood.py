@@ -48,10 +48,11 @@ class MeasureLikelihood(flags.MeasureLikelihood):
                 times_per_image=self.times_per_image, margin=margin, batch_size=self.batch_size,
                 seed=self.seed, device=device, progress=progress_bar, part=kept.part,
             )  # fmt: skip
-            side, each = recipe.image_size - 2 * margin, kept.evaluations / len(images)
+            sides = [side - 2 * black for side, black in zip(recipe.shape[1:], margin)]
+            each = kept.evaluations / len(images)
             card = {
                 **bound_figures(bound), "n": len(images), "dataset": recipe.dataset,
-                "split": self.split, "pixels": [recipe.channels, side, side],
+                "split": self.split, "pixels": [recipe.channels, *sides],
                 "evaluations_per_image": each, "seconds": round(kept.seconds, 1),
                 "checkpoint": str(self.checkpoint), "schedule": recipe.schedule, "T": recipe.T,
                 "steps": schedule.T, "variance": variance, "seed": self.seed, "device": str(device),
@@ -59,7 +60,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
             }  # fmt: skip
             found = f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim"
             how = f"an upper bound ({variance} variance, {schedule.T} steps)"
-            what = f"{side} x {side} pixels of the first {len(images)} {self.split} images"
+            what = f"{sides[0]} x {sides[1]} pixels of the first {len(images)} {self.split} images"
             cost = f"{each:.0f} network evaluations an image, {kept.seconds:.0f} s"
             try:
                 cards.write_card(self.out, card)

@@ -17,11 +17,11 @@ from mnist_ddpm.training.recipe import Recipe
 def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
     """An image (1, C, H, W) in [-1, 1], and its mask (1, 1, H, W) of ones (known) and zeros.
 
-    28 x 28 pixels are padded for a network of MNIST; others are cropped to a square and resized.
+    28 x 28 pixels are padded for a network of MNIST; others are cropped to its shape and resized.
     Raises ValueError for a file that is no image, and a mask of another size, or hiding nothing.
     """
     image = pictures.open_image(path, "L" if recipe.channels == 1 else "RGB")
-    x0 = ddpm.to_float(square_of(image, recipe, 0, Image.Resampling.LANCZOS))
+    x0 = ddpm.to_float(fitted(image, recipe, 0, Image.Resampling.LANCZOS))
     if mask is None:
         return x0, None
     stencil = pictures.open_image(mask, "L")
@@ -29,18 +29,18 @@ def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, T
         sizes = ["{} x {}".format(*picture.size) for picture in (stencil, image)]
         problem = f"the mask is {sizes[0]} pixels and the image {sizes[1]}"
         raise ValueError(f"{problem}: they must be of the same size")
-    known = square_of(stencil, recipe, 255, Image.Resampling.NEAREST) > 127
+    known = fitted(stencil, recipe, 255, Image.Resampling.NEAREST) > 127
     if known.all():
         advice = "paint black what is to be filled in (transparent is white)"
         raise ValueError(f"{mask} hides nothing: {advice}")
     return x0, known.float()
 
 
-def square_of(image: Image.Image, recipe: Recipe, fill: int, resample: Image.Resampling) -> Tensor:
+def fitted(image: Image.Image, recipe: Recipe, fill: int, resample: Image.Resampling) -> Tensor:
     """A picture in the network's size: uint8 (1, C, H, W). fill: the colour of MNIST's margin."""
-    side = recipe.image_size
-    square = pictures.fitted(pictures.padded(image, recipe, fill), side, resample=resample)
-    return torch.from_numpy(np.array(square)).view(1, side, side, -1).permute(0, 3, 1, 2)
+    _, height, width = recipe.shape
+    image = pictures.fitted(pictures.padded(image, recipe, fill), recipe.shape, resample)
+    return torch.from_numpy(np.array(image)).view(1, height, width, -1).permute(0, 3, 1, 2)
 
 
 def holds_samples(folder: Path) -> bool:

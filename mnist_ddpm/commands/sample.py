@@ -39,7 +39,7 @@ class Sample(flags.Sample, Drawing):
         denoiser_of = self.denoiser_of(checkpoint, counted, device)
         self.check_image_flags()
         out = files.writable_folder(self.out)
-        columns = 6 if recipe.image_size <= 32 else 4  # of the films, and rows: noise is large
+        columns = 6 if max(recipe.shape[1:]) <= 32 else 4  # of the films, and rows: noise is large
         with kept.stoppable():
             images, film = drawing.generate(
                 denoiser_of, checkpoint.schedule, self.n, recipe.shape, sampler=steps.bound,

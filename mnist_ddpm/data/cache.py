@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data.pictures import read_picture, unreadable
+from mnist_ddpm.data.pictures import Shape, read_picture, unreadable
 from mnist_ddpm.data.search import Files, regular
 from mnist_ddpm.training.files import remove_abandoned, writable_folder
 from mnist_ddpm.training.progress import progress_bar
@@ -43,8 +43,7 @@ LARGEST = 2**29  # bytes of a picture's file
 CHECKSUM = 8  # bytes of the checksum, in hexadecimal digits
 SKIPPED: dict[Path, list[str]] = {}  # names left out in memory, by the cache that was not written
 
-Shape = tuple[int, int, int]  # channels, height, width
-Square = Callable[[Image.Image], Image.Image]  # a picture of any size to one of that shape
+Fit = Callable[[Image.Image], Image.Image]  # a picture of any size to one of a shape
 
 
 @contextmanager
@@ -72,7 +71,7 @@ def check_size(size: int) -> None:
     ddpm.check(size <= LARGEST, f"{size:,} bytes, more than {LARGEST:,}")
 
 
-def pixels(path: Path, read: Callable[[], bytes], square: Square, mode: str) -> bytes | str:
+def pixels(path: Path, read: Callable[[], bytes], fit: Fit, mode: str) -> bytes | str:
     """One image's channels x height x width bytes, or why it never can be read.
 
     Raises ValueError where it cannot be read now.
@@ -87,13 +86,13 @@ def pixels(path: Path, read: Callable[[], bytes], square: Square, mode: str) -> 
     except Exception as error:  # of a damaged archive
         return unreadable(path, error)
     try:
-        picture = square(read_picture(io.BytesIO(data), mode))
+        picture = fit(read_picture(io.BytesIO(data), mode))
         return np.atleast_3d(picture).transpose(2, 0, 1).tobytes()
     except Exception as error:  # of many kinds
         return unreadable(path, error)
 
 
-def decode(files: Files, shape: Shape, square: Square, write: Callable[[bytes], object]) -> list:
+def decode(files: Files, shape: Shape, fit: Fit, write: Callable[[bytes], object]) -> list:
     """Writes each image's bytes, in order. Returns the names that it could not read and skipped.
 
     Raises ValueError where more than 1 % cannot be read; of less than 300 images three, but no
@@ -106,7 +105,7 @@ def decode(files: Files, shape: Shape, square: Square, write: Callable[[bytes], 
     with reading(files) as read, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
 
         def result(name: str) -> bytes | str:
-            return pixels(files.root / name, lambda: read(name), square, mode)
+            return pixels(files.root / name, lambda: read(name), fit, mode)
 
         for start in range(0, n, 256):  # in parts, so that few results wait in memory
             part = files.names[start : start + 256]
@@ -205,7 +204,7 @@ def skipped_names(path: Path) -> list[str]:
 
 
 def load_files(
-    files: Files, shape: Shape, folder: Path, label: str, square: Square, crop: int | None = None
+    files: Files, shape: Shape, folder: Path, label: str, fit: Fit, crop: int | None = None
 ) -> Tensor:
     """The images, from a cache in the folder, or decoded into it the first time: uint8 (N, *shape).
 
@@ -219,16 +218,14 @@ def load_files(
         try:
             writable_folder(folder)
         except OSError as error:
-            return load_into_memory(files, shape, square, path, error)
-        write_cache(files, shape, square, path)
+            return load_into_memory(files, shape, fit, path, error)
+        write_cache(files, shape, fit, path)
         images = open_cache(path, shape)
     tidy(path)
     return images
 
 
-def load_into_memory(
-    files: Files, shape: Shape, square: Square, path: Path, why: OSError
-) -> Tensor:
+def load_into_memory(files: Files, shape: Shape, fit: Fit, path: Path, why: OSError) -> Tensor:
     """The images without the cache that cannot be written. Raises OSError if they are too many."""
     n, need = len(files.names), len(files.names) * np.prod(shape)
     if need > MEMORY:
@@ -236,11 +233,11 @@ def load_into_memory(
         raise OSError(problem) from why
     print(f"{why}; for now the {n:,} images are decoded into memory, at every start")
     buffer = io.BytesIO()
-    SKIPPED[path] = decode(files, shape, square, buffer.write)
+    SKIPPED[path] = decode(files, shape, fit, buffer.write)
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).view(-1, *shape)
 
 
-def write_cache(files: Files, shape: Shape, square: Square, path: Path) -> None:
+def write_cache(files: Files, shape: Shape, fit: Fit, path: Path) -> None:
     """Decodes the images into a cache. Raises OSError where the disk has no room."""
     need, free = len(files.names) * np.prod(shape), shutil.disk_usage(path.parent).free
     if need > free:
@@ -250,7 +247,7 @@ def write_cache(files: Files, shape: Shape, square: Square, path: Path) -> None:
     own = path.with_name(f"{prefix}-{secrets.token_hex(4)}.partial")  # two runs may start at once
     try:
         with own.open("wb+") as file:
-            write_array(file, files, shape, square)
+            write_array(file, files, shape, fit)
         try:
             os.replace(own, path)
         except PermissionError:  # on Windows, where another run has made it meanwhile and uses it
@@ -263,7 +260,7 @@ def write_cache(files: Files, shape: Shape, square: Square, path: Path) -> None:
         own.unlink(missing_ok=True)
 
 
-def write_array(file, files: Files, shape: Shape, square: Square) -> None:
+def write_array(file, files: Files, shape: Shape, fit: Fit) -> None:
     """The images as a .npy file; behind the array, where NumPy does not look, all the rest."""
 
     def write_header(n: int) -> None:
@@ -271,7 +268,7 @@ def write_array(file, files: Files, shape: Shape, square: Square) -> None:
         np.lib.format.write_array_header_1_0(file, header)
 
     write_header(len(files.names))
-    skipped = decode(files, shape, square, file.write)
+    skipped = decode(files, shape, fit, file.write)
     file.write(json.dumps({"skipped": skipped}).encode())
     file.seek(0)
     write_header(len(files.names) - len(skipped))  # as long as the first: NumPy pads it

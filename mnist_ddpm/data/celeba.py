@@ -12,7 +12,7 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import cache_path, load_files, skipped_names
 from mnist_ddpm.data.download import fetched
-from mnist_ddpm.data.pictures import fitted
+from mnist_ddpm.data.pictures import Shape, fitted
 from mnist_ddpm.data.search import Files, search, walk
 
 NAMES = r"\d{6}\.(jpe?g|png|webp)"
@@ -88,16 +88,17 @@ def celeba_files(root: str | Path, split: str) -> Files:
     return Files(top, chosen)
 
 
-def face(image: Image.Image, size: int, crop: int) -> Image.Image:
-    """The centred square of a face, size x size: `crop` of an original's 178 pixels, in proportion.
+def face(image: Image.Image, shape: Shape, crop: int) -> Image.Image:
+    """The centre of a face, in the shape's proportions and of its size.
 
-    A picture that has not the originals' shape counts as cropped already.
+    It is taken from `crop` of an original's 178 columns, and as large a share of its 218 rows. A
+    picture that has not the originals' shape counts as cropped already.
     """
     width, height = image.size
-    side = min(width, height)
     if abs(width / height * HEIGHT / WIDTH - 1) < 0.02:
-        side = min(side, crop * min(width / WIDTH, height / HEIGHT))
-    return fitted(image, size, side=side)
+        kept = crop * min(width / WIDTH, height / HEIGHT)
+        width, height = min(width, kept), min(height, kept * HEIGHT / WIDTH)
+    return fitted(image, shape, within=(width, height))
 
 
 def from_torchvision(root: str | Path) -> None:
@@ -112,15 +113,15 @@ def load_celeba(
 ) -> Tensor:
     """The "train", "valid" or "test" split: uint8 (N, *recipe.shape).
 
-    crop: side of the centred square that is kept of 178 x 218 pixels. download: torchvision tries
-    where there is nothing. Raises as celeba_files and load_files do, ValueError for a crop that
-    does not fit, FileNotFoundError where the download fails.
+    crop: side of the centred square that is kept of 178 x 218 pixels; of a rectangle the width, at
+    most. download: torchvision tries where there is nothing. Raises as celeba_files and load_files
+    do, ValueError for a crop that does not fit, FileNotFoundError where the download fails.
     """
     ddpm.check(1 <= crop <= WIDTH, f"crop is {crop}: take 1 to {WIDTH}, the width of an image")
     if download and not find_celeba(root):
         fetched("CelebA", lambda: from_torchvision(root), HELP.format(Path(root, "celeba")))
-    files, square = celeba_files(root, split), partial(face, size=recipe.image_size, crop=crop)
-    return load_files(files, recipe.shape, Path(root, "cache"), f"celeba-{split}", square, crop)
+    files, fit = celeba_files(root, split), partial(face, shape=recipe.shape, crop=crop)
+    return load_files(files, recipe.shape, Path(root, "cache"), f"celeba-{split}", fit, crop)
 
 
 def celeba_attributes(

@@ -32,7 +32,7 @@ def load_ffhq(recipe, root: str | Path = "data", split: str = "train") -> Tensor
     def preference(pair: tuple[Path, Files]) -> tuple[bool, int, int]:
         named = re.search(r"\d{2,4}$", pair[0].stem)
         side = int(named[0]) if named else 1024
-        small = side < recipe.image_size
+        small = side < max(recipe.shape[1:])
         return small, -side if small else side, -len(pair[1].names)
 
     found = search(root, MENTION, NAMES)
@@ -43,5 +43,5 @@ def load_ffhq(recipe, root: str | Path = "data", split: str = "train") -> Tensor
     else:
         count = f"{len(names):,} images, not FFHQ's {TRAIN + TEST:,}"
         ddpm.check(split == "train", f"{place} has {count}: none are held out to test")
-    square = partial(fitted, size=recipe.image_size)
-    return load_files(Files(top, names), recipe.shape, Path(root, "cache"), f"ffhq-{split}", square)
+    fit = partial(fitted, shape=recipe.shape)
+    return load_files(Files(top, names), recipe.shape, Path(root, "cache"), f"ffhq-{split}", fit)

@@ -27,12 +27,12 @@ def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") ->
     names = [path.relative_to(folder).as_posix() for path in paths]
     kind = "digits-" if recipe.dataset == "mnist" else ""  # these may be padded
     label = re.sub(r"\W+", "-", Path(folder).resolve().name)[:50] or "images"
-    square = partial(_square, recipe=recipe)
-    return load_files(Files(Path(folder), names), recipe.shape, Path(cache), kind + label, square)
+    fit = partial(_fit, recipe=recipe)
+    return load_files(Files(Path(folder), names), recipe.shape, Path(cache), kind + label, fit)
 
 
-def _square(image: Image.Image, recipe) -> Image.Image:
-    return fitted(padded(image, recipe), recipe.image_size)
+def _fit(image: Image.Image, recipe) -> Image.Image:
+    return fitted(padded(image, recipe), recipe.shape)
 
 
 def _raise(error: OSError) -> None:

@@ -21,22 +21,27 @@ ARCHIVES = {"train": "train", "test": "t10k"}  # a split's name, and that in its
 ADVICE = "restore {}, one of the four official archives"
 
 
-def margin(recipe) -> int:
-    """Width of the black margin around MNIST's 28 x 28 pixels; 0 for other data sets."""
-    return (recipe.image_size - SIDE) // 2 if recipe.dataset == "mnist" else 0
+def margin(recipe) -> tuple[int, int]:
+    """Pixels of the black margin above and left of MNIST's 28 x 28; 0 for other data sets.
+
+    Below and right are as many.
+    """
+    _, height, width = recipe.shape
+    return ((height - SIDE) // 2, (width - SIDE) // 2) if recipe.dataset == "mnist" else (0, 0)
 
 
 def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
-    """Digits with a black margin: uint8 (60000 or, to test, 10000, 1, image_size, image_size).
+    """Digits with a black margin: uint8 (60000 or, to test, 10000, 1, H, W).
 
     Raises ValueError for another split or a size that padding cannot reach, FileNotFoundError
     for archives that are missing or damaged.
     """
-    size = recipe.image_size
-    fits = size >= SIDE and size % 2 == 0
-    check(fits, f"image_size is {size}: mnist is padded, so take an even number from {SIDE}")
+    fits = all(side >= SIDE and side % 2 == 0 for side in recipe.shape[1:])
+    problem = f"image_size is {recipe.image_size}"
+    check(fits, f"{problem}: mnist is padded, so take an even number from {SIDE}")
+    vertical, horizontal = margin(recipe)
     digits = read(root, split, "images-idx3")
-    return F.pad(digits.unsqueeze(1), [(size - SIDE) // 2] * 4)
+    return F.pad(digits.unsqueeze(1), [horizontal, horizontal, vertical, vertical])
 
 
 def mnist_labels(recipe, root: str | Path = "data", split: str = "train") -> Tensor:

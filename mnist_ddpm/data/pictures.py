@@ -1,4 +1,4 @@
-"""One picture: opened, turned upright, padded, cut to a square."""
+"""One picture: opened, turned upright, padded, cut to a shape."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +15,7 @@ from mnist_ddpm.data.search import regular
 MOST = 2**26  # pixels of a picture
 LARGE = Lock()
 LANCZOS = Image.Resampling.LANCZOS
+Shape = tuple[int, int, int]  # channels, height, width
 TURNS = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -101,14 +102,20 @@ def padded(image: Image.Image, recipe, fill: int = 0) -> Image.Image:
     """28 x 28 pixels with the margin of a model of MNIST; any other picture as it is."""
     if image.size != (SIDE, SIDE):
         return image
-    return ImageOps.expand(image, margin(recipe), fill)
+    vertical, horizontal = margin(recipe)
+    return ImageOps.expand(image, (horizontal, vertical), fill)
 
 
 def fitted(
-    image: Image.Image, size: int, resample=LANCZOS, side: float | None = None
+    image: Image.Image, shape: Shape, resample=LANCZOS, within: tuple[float, float] | None = None
 ) -> Image.Image:
-    """The centred square of `side` pixels, else the largest, resized to size x size."""
-    width, height = image.size
-    side = min(width, height) if side is None else side
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((size, size), resample, box=(left, top, left + side, top + side))
+    """The largest centred part of the shape's proportions, resized to its height and width.
+
+    within: width and height of the centred part to take it from, else of the whole.
+    """
+    _, height, width = shape
+    most_across, most_down = within or image.size
+    across = min(most_across, most_down * (width / height))
+    down = min(most_down, most_across * (height / width))
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    return image.resize((width, height), resample, box=(left, top, left + across, top + down))

@@ -25,6 +25,7 @@ from mnist_ddpm.evaluation.distances import (
 from mnist_ddpm.evaluation.extractors import Judge, digest
 from mnist_ddpm.training import machine
 from mnist_ddpm.training.files import replacing
+from mnist_ddpm.training.options import size_in_words
 from mnist_ddpm.training.text import printable, read_json
 
 LEAST = NEIGHBOURS + 1  # images of a card
@@ -62,7 +63,7 @@ def build_card(
     chosen = torch.arange(len(images))
     if n is not None and n < len(images):
         chosen = shuffled(chosen, seed, n)
-    size = f"{recipe.image_size} pixels"
+    size = f"{size_in_words(recipe.image_size)} pixels"
     facts = {
         "n": len(chosen),
         "seed": seed,

@@ -28,7 +28,8 @@ FOR = {"mnist": "mnist", "celeba": "celeba", "ffhq": "celeba"}  # the one that s
 class Extractor(nn.Module):
     """uint8 images (N, channels, H, W) of any size to features float32 (N, widths[-1]).
 
-    Larger images are cropped to the centre (MNIST, whose margin is black) or resized (all else).
+    Larger images are cropped to the centre (MNIST, whose margin is black) or resized (all else, to
+    squares in any case, as Inception does).
     Then come as many 3 x 3 convolutions in pairs as there are widths, each pair at half the side
     of the one before, and the mean over positions. `classify` gives logits.
     """
@@ -60,9 +61,10 @@ class Extractor(nn.Module):
         )
         x = to_float(images)
         if self.dataset == "mnist":
-            margin = (x.shape[-1] - self.side) // 2
-            x = F.pad(x, [-margin] * 4, value=-1)  # black, where the image is the smaller one
-        elif x.shape[-1] != self.side:
+            vertical, horizontal = ((side - self.side) // 2 for side in x.shape[2:])
+            margin = [-horizontal, -horizontal, -vertical, -vertical]
+            x = F.pad(x, margin, value=-1)  # black, where the image is the smaller one
+        elif x.shape[2:] != (self.side, self.side):
             x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
         return self.body(x).mean(dim=(2, 3))
 
@@ -152,9 +154,9 @@ def pick_judge(
 ) -> Judge:
     """The extractor in a file, or "inception"; "auto": the shipped one for a data set.
 
-    Raises ValueError where there is none or a damaged one, and for one of digits that would crop
-    other images, of that side. On Apple's GPUs it stays on the processor: PyTorch lacks operations
-    there, or takes vast memory for them.
+    side: the images', of a rectangle the longer. Raises ValueError where there is none or a damaged
+    one, and for one of digits that would crop other images. On Apple's GPUs it stays on the
+    processor: PyTorch lacks operations there, or takes vast memory for them.
     """
     device = "cpu" if torch.device(device).type == "mps" else device
     world = world or World()

@@ -157,7 +157,7 @@ def model_card(name: str, checkpoint: Checkpoint, card: dict) -> str:
 
 def description(title: str, recipe: Recipe, parameters: int, record: dict) -> str:
     """What the network is, in two or three sentences."""
-    size = f"{recipe.image_size} x {recipe.image_size} pixels"
+    size = "{1} x {2} pixels".format(*recipe.shape)
     colour = "grey" if recipe.channels == 1 else "colour"
     network = f"A denoising diffusion model of {title}: {size}, {colour}, {parameters:,} parameters"
     method = f"schedule {recipe.schedule}, T = {recipe.T}, predicting {recipe.prediction}"

@@ -20,6 +20,7 @@ from mnist_ddpm.ddpm import Schedule, UNet, check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.hub import download, read_json, read_weights
 from mnist_ddpm.training.files import replacing
+from mnist_ddpm.training.options import height_width, simplest
 from mnist_ddpm.training.recipe import Recipe
 
 DEFAULTS = {  # where a configuration is silent, as far as our network does not do the same
@@ -154,7 +155,8 @@ def complete(config: dict) -> dict:
     config = {**DEFAULTS, **config}
     for way in ("down_block_types", "up_block_types"):
         config[way] = [name.removeprefix("UNetRes") for name in config[way]]
-    widths = config["block_out_channels"]
+    widths, size = config["block_out_channels"], config["sample_size"]
+    config["sample_size"] = simplest(tuple(size)) if isinstance(size, list) else size
     attended = {widths[-1], *(widths[i] for i in attended_levels(config))}
     if {config["attention_head_dim"]} == attended:
         config["attention_head_dim"] = None  # as wide as the level: one head
@@ -169,11 +171,12 @@ def attended_levels(config: dict) -> list[int]:
 
 def network_from_diffusers(config: dict) -> dict:
     """The settings of the network."""
-    widths, side = config["block_out_channels"], config["sample_size"]
-    square = isinstance(side, int)
-    check(square, f"sample_size is {side}: it must be the side of square images")
+    widths, size = config["block_out_channels"], config["sample_size"]
+    known = isinstance(size, int | tuple)
+    check(known, f"sample_size is {size}: it must be the images' side, or height and width")
+    side = min(height_width(size))
     return {
-        "image_size": side, "channels": config["in_channels"], "base_channels": widths[0],
+        "image_size": size, "channels": config["in_channels"], "base_channels": widths[0],
         "channel_mults": tuple(width // widths[0] for width in widths),
         "blocks_per_level": config["layers_per_block"],
         "attention_resolutions": tuple(side // 2**i for i in attended_levels(config)),

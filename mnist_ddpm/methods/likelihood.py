@@ -117,17 +117,19 @@ def strata(T: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 def measured(
-    denoise: Denoiser, schedule: Schedule, images: Tensor, exponent: float | None, margin: int,
-    chance: Tensor, noise: Callable[[], Tensor], advance: Callable[[], object],
+    denoise: Denoiser, schedule: Schedule, images: Tensor, exponent: float | None,
+    margin: tuple[int, int], chance: Tensor, noise: Callable[[], Tensor],
+    advance: Callable[[], object],
 ) -> dict[str, Tensor]:  # fmt: skip
     """The bound of one batch: bits and prior of each image (B,), sums and visits of each t (T,).
 
     chance (B, count) in [0, 1) chooses each image's time in each of `count` ranges.
     """
-    x0, T, inner = to_float(images), schedule.T, slice(margin, images.shape[-1] - margin)
+    x0, T = to_float(images), schedule.T
+    rows, columns = (slice(m, side - m) for m, side in zip(margin, images.shape[2:]))
 
     def mean(term: Tensor) -> Tensor:
-        return term[..., inner, inner].mean(dim=(1, 2, 3)).cpu().double()
+        return term[..., rows, columns].mean(dim=(1, 2, 3)).cpu().double()
 
     prior = mean(prior_term(schedule, x0))
     bits, (sums, visits) = prior.clone(), torch.zeros(2, T, dtype=torch.float64)
@@ -152,8 +154,8 @@ def measured(
 @torch.no_grad()
 def bits_per_dim(
     denoise: Denoiser, schedule: Schedule, images: Tensor, *, exponent: float | None = 0.0,
-    times_per_image: int | None = None, margin: int = 0, batch_size: int = 250, seed: int = 0,
-    device: str = "cpu", progress: Callable = progress_bar,
+    times_per_image: int | None = None, margin: int | tuple[int, int] = 0, batch_size: int = 250,
+    seed: int = 0, device: str = "cpu", progress: Callable = progress_bar,
     part: Callable = lambda name, work: work(),
 ) -> Bound:  # fmt: skip
     """The bound of uint8 images (N, C, H, W), by one draw of x_t at every t.
@@ -162,19 +164,21 @@ def bits_per_dim(
     None the denoiser's own, its third item.
     times_per_image: evaluate so many t, one drawn from each of as many ranges, and weigh it by the
     range's length: the same in expectation, with more noise, T / times_per_image times faster.
-    margin: leave out so many pixels at each edge. The bound is then that of the inner pixels under
-    a model which is given the margin, noised as q says, at every t: right where the margin is
-    known, like the padding of MNIST.
+    margin: leave out so many pixels at each edge, or above and below, and left and right. The bound
+    is then that of the inner pixels under a model which is given the margin, noised as q says, at
+    every t: right where the margin is known, like the padding of MNIST.
     progress: makes the bar. part: called for each batch with a name and the work, whose result it
     may know already.
     Raises ValueError for a variance that the denoiser has not learned, a number of times outside
     1 … T, a margin too wide, a batch without images, a seed out of range; FloatingPointError for
     a bound that is not finite.
     """
-    T, n, side = schedule.T, len(images), images.shape[-1]
+    T, n, sides = schedule.T, len(images), tuple(images.shape[2:])
+    margin = margin if isinstance(margin, tuple) else (margin, margin)
     count = T if times_per_image is None else times_per_image
     check(1 <= count <= T, f"times_per_image is {count}: take a number from 1 to T = {T}")
-    check(0 <= 2 * margin < side, f"margin is {margin}: nothing is left of {side} pixels")
+    fits = all(0 <= 2 * each < side for each, side in zip(margin, sides))
+    check(fits, f"margin is {margin}: nothing is left of {sides} pixels")
     check(batch_size > 0, f"batch_size is {batch_size}: take a number from 1")
     check(0 <= seed < 2**32, f"seed is {seed}: take a number from 0 to 2^32 - 1")
     chance = torch.zeros(n, 1).expand(-1, count)  # of no use where every t is taken
