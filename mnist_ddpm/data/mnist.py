@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mnist_ddpm.data.download import fetched
 from mnist_ddpm.ddpm import check
+from mnist_ddpm.training.options import size_in_words
 
 SIDE = 28  # of a digit, in pixels
 ARCHIVES = {"train": "train", "test": "t10k"}  # a split's name, and that in its archives' names
@@ -37,7 +38,7 @@ def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tenso
     for archives that are missing or damaged.
     """
     fits = all(side >= SIDE and side % 2 == 0 for side in recipe.shape[1:])
-    problem = f"image_size is {recipe.image_size}"
+    problem = f"image_size is {size_in_words(recipe.image_size)}"
     check(fits, f"{problem}: mnist is padded, so take an even number from {SIDE}")
     vertical, horizontal = margin(recipe)
     digits = read(root, split, "images-idx3")
