@@ -84,7 +84,7 @@ def measured(asked: Arguments) -> None:
     titles = "preset", "images trained a second", "TFLOP/s", "share of the matrix rate"
     print(f"\n| {' | '.join(titles)} |\n|---|---|---|---|")
     for name in asked.measure:
-        compiled = asked.compile and machine.compiles(device)
+        compiled = asked.compile and machine.compiles(device, asked.precision)
         recipe = replace(preset(name), precision=asked.precision, compile=compiled)
         pace = measuring.pace(recipe, 10.0)
         done = 3 * flops(recipe) * pace

@@ -78,7 +78,7 @@ def train(
     problem = f"init_from is {recipe.init_from}, and there are no weights"
     check(not missing, f"{problem}: pass those that pretrained gives, or leave init_from empty")
     machine.check_precision(recipe.precision, device)
-    recipe = replace(recipe, compile=recipe.compile and machine.compiles(device))
+    recipe = replace(recipe, compile=recipe.compile and machine.compiles(device, recipe.precision))
     begin = partial(start_run, device=device)
     begun = saving.resume_run(folder, begin, recipe) if resume else begin(recipe, weights=weights)
     if world.rank == 0:

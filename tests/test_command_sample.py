@@ -170,7 +170,7 @@ def test_labels_are_taken_in_turn(digits, tmp_path, quick):
 @pytest.mark.parametrize("guide", [False, True])
 def test_networks_are_compiled_where_asked(digits, tmp_path, quick, monkeypatch, guide):
     asked, more = [], ["--guide", digits] if guide else []
-    monkeypatch.setattr(machine, "try_compiler", lambda device: None)
+    monkeypatch.setattr(machine, "try_compiler", lambda *_: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
     base = ["sample", "--checkpoint", digits, "--n", 2, "--steps", 2, "--out", tmp_path, *more]
     assert run(*base) == 0 and not asked

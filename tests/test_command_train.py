@@ -21,10 +21,10 @@ from commanded import (
 )
 from safetensors.torch import load_file
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.main import typed_flags
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training import home, measuring, plan
+from mnist_ddpm.training import home, machine, measuring, plan, saving
 from mnist_ddpm.training.presets import PRESETS, preset
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.recipe import Recipe
@@ -103,6 +103,28 @@ def test_an_optimizer_brings_its_own_learning_rate(fits, tmp_path):
         given = ["--preset", "faces-64", *sizes, *flags.split(), "--out", tmp_path]
         assert run("train", *given) == 0
         assert fits.recipes[-1].learning_rate == rate, flags
+
+
+def test_a_gpu_that_computes_in_bfloat16_trains_in_it_unless_told(fits, monkeypatch, tmp_path):
+    flags = ["--base-channels", 8, "--out", tmp_path]
+    assert run("train", *flags) == 0 and fits.recipes[-1].precision == "float32"
+    monkeypatch.setattr(machine, "own_precision", lambda device: "bfloat16")
+    for typed, precision in (([], "bfloat16"), (["--precision", "float32"], "float32")):
+        assert run("train", *flags, *typed) == 0
+        assert fits.recipes[-1].precision == precision
+
+
+def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(fits, monkeypatch, tmp_path):
+    """As in Colab, which may give an A100 one day and a T4 the next."""
+    begun = trainer.start_run(Recipe(**NETWORK, precision="bfloat16"))
+    saving.save_run(tmp_path, begun, trainer.save_checkpoint)
+    for typed, lost, precision in (
+        ("", False, "bfloat16"), ("", True, "float32"), ("--precision float16", True, "float16"),
+    ):  # fmt: skip
+        monkeypatch.setattr(machine, "emulates", lambda name, _, t=lost: t and name == "bfloat16")
+        assert run("train", "--resume", "--out", tmp_path, *typed.split()) == 0
+        assert fits.recipes[-1].precision == precision
+    assert run("train", "--resume", "--out", tmp_path, "--precision", "bfloat16") == 1
 
 
 def test_training_with_labels_is_given_them(fits, monkeypatch, tmp_path):

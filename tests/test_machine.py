@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.training import machine, text
 from mnist_ddpm.training.processes import World
 
@@ -55,9 +56,26 @@ def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch
     assert current == [0]
 
 
-def test_a_compiler_is_tried(monkeypatch, capsys):
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    assert machine.compiles("cpu")
+def test_a_gpu_trains_in_bfloat16_where_it_computes_in_it(monkeypatch):
+    """As from capability 8.0 on; a T4 and a processor train in float32."""
+    real = [True]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: real[0])
+    assert machine.own_precision("cuda") == "bfloat16"
+    real[0] = False
+    assert {machine.own_precision(name) for name in ("cuda", "cpu", "mps")} == {"float32"}
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A compiler that leaves all as it is; tells what it was given."""
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda function: given.append(function) or function)
+    machine.try_compiler.cache_clear()
+    yield given
+    machine.try_compiler.cache_clear()
+
+
+def test_a_compiler_is_tried_once_where_it_works(monkeypatch, capsys, compiler):
     for error, told in (
         (RuntimeError("NoCompiler: no C++\nand more"), "NoCompiler: no C++\n"),
         (AssertionError(), "AssertionError()\n"),
@@ -67,8 +85,27 @@ def test_a_compiler_is_tried(monkeypatch, capsys):
         def missing(function, error=error):
             raise error
 
-        monkeypatch.setattr(torch, "compile", missing)
-        assert not machine.compiles("cpu") and capsys.readouterr().out.endswith(f": {told}")
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "compile", missing)
+            assert not machine.compiles("cpu") and capsys.readouterr().out.endswith(f": {told}")
+    assert machine.compiles("cpu") and machine.compiles("cpu") and len(compiler) == 1
+
+
+def test_a_gpu_is_tried_with_what_the_network_is_made_of(monkeypatch, compiler):
+    """A compiler may add on a GPU that is too old for it, and fail at all else."""
+    before = torch.get_rng_state()
+    for precision in ("float32", "bfloat16"):
+        machine.compile_block("cpu", precision)
+        block = compiler.pop()
+        assert isinstance(block, ddpm.Block) and isinstance(block.attention, ddpm.SelfAttention)
+        assert all(weight.grad is not None for weight in block.parameters())
+    assert torch.equal(torch.get_rng_state(), before), "what comes later is drawn as without"
+
+    def too_old(device, precision):
+        raise RuntimeError(f"Triton has no {precision} for {device}")
+
+    monkeypatch.setattr(machine, "compile_block", too_old)
+    assert not machine.compiles("cuda") and machine.compiles("cpu")
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 2])

@@ -266,7 +266,7 @@ def test_a_compiler_that_fails_is_told_and_no_reason_to_stop(slow, monkeypatch, 
     """Even where the second measurement happens to be the faster one."""
     tried = SimpleNamespace(fails=False)
 
-    def try_compiler(device):
+    def try_compiler(device, precision):
         if tried.fails:
             raise RuntimeError("BackendCompilerFailed: no\nmore")
 

@@ -36,7 +36,8 @@ def in_words(names: Iterable[str]) -> str:
 def load_checkpoint(command, source: Path, device: torch.device) -> checkpoints.Checkpoint:
     """A checkpoint, its network compiled if asked; command.compile then says whether it is."""
     checkpoint = checkpoints.load(source, device)
-    command.compile = command.compile and machine.compiles(device)
+    precision = getattr(command, "precision", "float32")  # likelihood has no other
+    command.compile = command.compile and machine.compiles(device, precision)
     if command.compile:
         checkpoint.network.compile()
     return checkpoint

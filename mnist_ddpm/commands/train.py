@@ -1,7 +1,7 @@
 """`python -m mnist_ddpm train`."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from mnist_ddpm.formats import checkpoints, diffusers
 from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving, tracking
 from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.processes import World
+from mnist_ddpm.training.progress import first_process
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -26,6 +27,7 @@ class Train(training_flags.Train):
         """
         names = [each.name for each in fields(Recipe) if each.name in typed]
         given = {name: getattr(self.flags, name) for name in names}
+        self.typed_precision = "precision" in given
         if self.resume:
             if "preset" in typed:
                 raise ValueError("a resumed run has settings of its own: leave out --preset")
@@ -63,6 +65,7 @@ class Train(training_flags.Train):
         network = check_names(recipe)
         if device.type == "cpu":  # a GPU has errors of its own
             cost.check_training(recipe)
+        recipe = self.precise(recipe, device)
         machine.check_precision(recipe.precision, device)
         with home.occupied(files.writable_folder(self.out), world):
             pass  # said before images are read
@@ -81,6 +84,20 @@ class Train(training_flags.Train):
             took = f"{run.step} steps in {run.seconds / 60:.1f} min"
             print(f"{self.out}: {took}, {pace:.0f} images/s")
             tell_checkpoint(self.out)
+
+    def precise(self, recipe: Recipe, device: torch.device) -> Recipe:
+        """The recipe in the precision that suits a device, unless one was typed.
+
+        A run that goes on keeps its own where the device has it.
+        """
+        lost = machine.emulates(recipe.precision, device)
+        if self.typed_precision or (self.resume and not lost):
+            return recipe
+        own = machine.own_precision(device)
+        if own != recipe.precision and first_process():
+            reason = "this GPU has no bfloat16 arithmetic" if lost else "this GPU computes in it"
+            print(f"training in {own}, since {reason} (a --precision that you type wins)")
+        return replace(recipe, precision=own)
 
     def opened_log(self, recipe: Recipe, world: World) -> AbstractContextManager:
         """What --log asks for, of the first process; None inside where that is nothing."""

@@ -10,6 +10,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from mnist_ddpm.commands.flags import unless_typed
 from mnist_ddpm.training.options import PRESETS, Options, Size, read_size, size_in_words
 
+Precision = Literal["float32", "bfloat16", "float16"]
 Log = Literal["none", "tensorboard", "wandb", "trackio"]  # a test compares
 TypedSize = Annotated[
     Size,
@@ -54,6 +55,10 @@ class Flags(Options):
     optimizer: Annotated[str | None, unless_typed("adam, the paper's")] = None  # adam, muon
     # at its peak
     learning_rate: Annotated[float | None, unless_typed("2e-3, with muon 5e-3")] = None
+    # of the network in training
+    precision: Annotated[
+        Precision | None, unless_typed("bfloat16 on NVIDIA GPUs that compute in it, else float32")
+    ] = None
     # weights to start from: checkpoint or diffusers model
     init_from: Annotated[str, unless_typed("random weights")] = ""
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from contextlib import nullcontext, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -47,35 +48,59 @@ def pick_device(name: str, world: World | None = None) -> torch.device:
     return device
 
 
-def check_precision(precision: str, device: Device) -> None:
-    """Raises ValueError for bfloat16 on an NVIDIA GPU that would emulate it slowly."""
+def emulates(precision: str, device: Device) -> bool:
+    """Whether it is bfloat16, and the device an NVIDIA GPU that would emulate it slowly."""
     device = torch.device(device)
     if precision != "bfloat16" or device.type != "cuda":
-        return
+        return False
     with nullcontext() if device.index is None else torch.cuda.device(device):  # the one asked
-        real = torch.cuda.is_bf16_supported(including_emulation=False)
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def check_precision(precision: str, device: Device) -> None:
+    """Raises ValueError for bfloat16 on an NVIDIA GPU that would emulate it slowly."""
     problem = "this GPU has no bfloat16 arithmetic"
-    ddpm.check(real, f"{problem}: take precision float16 or float32")
+    ddpm.check(not emulates(precision, device), f"{problem}: take precision float16 or float32")
 
 
 def precisions(device: Device) -> list[str]:
     """The ones worth measuring."""
+    return ["float32", "float16" if emulates("bfloat16", device) else "bfloat16"]
+
+
+def own_precision(device: Device) -> str:
+    """The fastest that is safe to train in: bfloat16 on GPUs that compute in it, else float32."""
+    gpu = torch.device(device).type == "cuda"
+    return "bfloat16" if gpu and not emulates("bfloat16", device) else "float32"
+
+
+@cache
+def try_compiler(device: Device, precision: str = "float32") -> None:
+    """Raises where torch.compile fails.
+
+    A processor needs a C++ compiler, which serves all if it serves one. On a GPU old for the
+    compiler sums may work and a network not: there a block is tried, and its gradients.
+    """
+    if torch.device(device).type == "cpu":
+        torch.compile(lambda x: x + 1)(torch.zeros(1))
+    else:
+        compile_block(device, precision)
+
+
+def compile_block(device: Device, precision: str) -> None:
+    """Compiles a block of the U-Net, with attention and dropout, and its gradients."""
+    device, dtype = torch.device(device), getattr(torch, precision)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        block = ddpm.Block(8, 16, 8, 0.1, True).to(device)
+        x, time = torch.zeros(2, 8, 8, 8, device=device), torch.zeros(2, 8, device=device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            torch.compile(block)(x, time).float().sum().backward()
+
+
+def compiles(device: Device, precision: str = "float32") -> bool:
+    """Whether torch.compile works on a device, in a precision. Prints what comes of it."""
     try:
-        check_precision("bfloat16", device)
-    except ValueError:
-        return ["float32", "float16"]
-    return ["float32", "bfloat16"]
-
-
-def try_compiler(device: Device) -> None:
-    """Raises where torch.compile finds no compiler."""
-    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-
-
-def compiles(device: Device) -> bool:
-    """Whether torch.compile works on a device. Prints what comes of it."""
-    try:
-        try_compiler(device)
+        try_compiler(device, precision)
     except Exception as error:  # of many kinds: none is a reason to stop
         problem = "torch.compile does not work here, so the network runs as it is"
         print(f"{problem}: {first_line(error)}")

@@ -46,7 +46,7 @@ class Measuring:
     def compiled_pace(self, recipe: Recipe) -> float:
         """The same, of the compiled network; 0 where compiling fails, which it prints."""
         try:
-            machine.try_compiler(self.device)
+            machine.try_compiler(self.device, recipe.precision)
             return self.pace(recipe)
         except Exception as error:  # of many kinds: none is a reason not to train
             print(f"not compiled, since that failed: {first_line(error)}")

@@ -31,7 +31,7 @@ class Options:
     optimizer: str | None = None  # adam, muon; None: adam, the paper's
     learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
     gradient_clip: float = 1.0  # largest norm of a step's gradient
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network in training
+    precision: Literal["float32", "bfloat16", "float16"] | None = None  # in training; None: float32
     accumulation: int = 1  # parts a batch is computed in, one after the other: to save memory
     gradient_checkpointing: bool = False  # recompute blocks: less memory, a third more work
     compile: bool = False  # torch.compile: a minute or two, worth it for a long training

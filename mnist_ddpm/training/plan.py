@@ -53,7 +53,7 @@ class Plan:
         """Those of train that make the same recipe."""
         base, flags = preset(self.preset), ["--preset", self.preset]
         for name, value in asdict(self.recipe).items():
-            if value != getattr(base, name):
+            if value != getattr(base, name) or name == "precision":  # which depends on the device
                 values = value if isinstance(value, tuple) else [value]
                 values = [] if value is True else values
                 flags += [f"--{name.replace('_', '-')}", *map(str, values)]

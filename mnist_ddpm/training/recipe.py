@@ -71,6 +71,8 @@ class Recipe(Options, Settings):
             filled["optimizer"] = "adam"
         if self.learning_rate is None:
             filled["learning_rate"] = 5e-3 if self.optimizer == "muon" else 2e-3
+        if self.precision is None:
+            filled["precision"] = "float32"
         if self.attributes and not self.classes:
             n = len(self.attributes)
             check(n <= MOST_ATTRIBUTES, f"attributes are {n}: name at most {MOST_ATTRIBUTES}")
