@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mnist_ddpm.training.options import Size, height_width
+
 NAMES = [f"{k:06d}.jpg" for k in range(1, 8)]
 ORIGINAL, HALF = (178, 218), (89, 109)
 
@@ -17,14 +19,14 @@ class Asked:
     """All that a loader may ask of a recipe."""
 
     dataset: str = "celeba"
-    image_size: int = 16
+    image_size: Size = 16
     channels: int = 3
     classes: int = 0
     attributes: tuple[str, ...] = ()
 
     @property
     def shape(self):
-        return self.channels, self.image_size, self.image_size
+        return self.channels, *height_width(self.image_size)
 
 
 def plain(k, size=ORIGINAL):

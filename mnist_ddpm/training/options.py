@@ -112,12 +112,13 @@ def read_size(text: str) -> Size:
     if not found:
         problem = f"image_size is {text!r}"
         raise ValueError(f"{problem}: take a side, such as 64, or height x width, such as 64x96")
-    return simplest(tuple(int(side) for side in found.groups() if side))
+    height, width = found.groups()
+    return simplest((int(height), int(width or height)))
 
 
 def simplest(size: object) -> object:
-    """A pair of equal sides, or one side alone, as a number; all else as it is."""
-    alike = isinstance(size, tuple) and len(size) in (1, 2) and size[0] == size[-1]
+    """A pair of equal sides as a number; all else as it is."""
+    alike = isinstance(size, tuple) and len(size) == 2 and size[0] == size[1]
     return size[0] if alike else size
 
 
