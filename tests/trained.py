@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.training import home, interrupts, loop
+from mnist_ddpm.training import home, interrupts, loop, pacing
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, start_run
 
@@ -15,7 +15,7 @@ from mnist_ddpm.training.run import Run, start_run
 def stopped_clock(monkeypatch) -> list[float]:
     """The time in training, as a list of one number: it stands still unless a test moves it."""
     now = [100.0]
-    for module in (loop, interrupts):
+    for module in (loop, pacing, interrupts):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -27,6 +27,7 @@ from mnist_ddpm.training.ahead import sent
 from mnist_ddpm.training.files import first_line, out_of_memory, writable_folder
 from mnist_ddpm.training.home import Place
 from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
+from mnist_ddpm.training.pacing import Clock, Length, of_epochs
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.run import ALONE, Run, join, training_step
@@ -93,19 +94,23 @@ def read(
 def training_loop(
     run: Run, images: Tensor, schedule: Schedule, objective: Objective,
     labels: Tensor | None = None, augment: Augment | None = None, world: World = ALONE,
+    length: Length | None = None,
 ) -> Iterator[float]:  # fmt: skip
     """Trains run on uint8 images (N, C, H, W), and their labels (N,), to its last epoch.
 
-    Yields the loss of each step. Raises FloatingPointError, with good weights, if it is not finite.
+    Or to another length, in steps. Yields the loss of each step. Raises FloatingPointError, with
+    good weights, if it is not finite.
     """
     s, n, device = run.settings, len(images), run.device
-    total, epoch_steps = total_steps(s, n), n // s.batch_size
-    while run.step < total:
+    length, epoch_steps = length or of_epochs(s, n), n // s.batch_size
+    while run.step < length(run.step):
         epoch, position = divmod(run.step, epoch_steps)
         order = torch.randperm(n, generator=random_generator(s.seed, 0, epoch))
-        batches = order.split(s.batch_size)[position:epoch_steps][: total - run.step]
+        batches = order.split(s.batch_size)[position:epoch_steps]
         reading = read(images, batches, world, device)
         for batch in batches:
+            if run.step >= (total := length(run.step)):
+                return
             began, generator = time.monotonic(), random_generator(s.seed, 1, run.step)
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate_at(run.step + 1, total, s)
@@ -129,20 +134,27 @@ class Session:
     preview: Preview | None
     world: World
     log: Log | None = None
+    clock: Clock | None = None  # of a training that keeps a time
 
     def __post_init__(self):
         run, self.began, self.known = self.run, self.run.step, self.folder
         self.saved_at = run.step if saving.saved_whole(self.folder, run) else None
         self.start = self.last_save = time.monotonic()
-        self.beside = 0.0  # seconds of saving and drawing
+        self.beside = self.saving = 0.0  # seconds of saving and drawing, and of the last save
 
     @property
     def folder(self) -> Path:
         return self.where()
 
     def save(self) -> None:
-        """A checkpoint, by the first process for all; again if its folder moves meanwhile."""
+        """A checkpoint, by the first process for all; again if its folder moves meanwhile.
+
+        Of a training that keeps a time it has as many epochs as are foreseen, at last those done.
+        """
         run, folder = self.run, None
+        if self.clock is not None:
+            epochs = self.clock.epochs(run.n // run.settings.batch_size)
+            run.settings = replace(run.settings, epochs=epochs)
         while self.world.rank == 0 and folder != self.folder:
             folder = self.told(self.folder)
             saving.must_be_free(folder, run)  # another may have begun there meanwhile
@@ -181,15 +193,15 @@ class Session:
         if self.log is not None and self.world.rank == 0:
             self.log(self.run, picture)
 
-    def train(self, steps: Iterator[float], n: int, deadline: float, interrupted: list) -> bool:
-        """Takes the steps, on n images, and saves. Returns whether a process was interrupted."""
-        run, world, total = self.run, self.world, total_steps(self.run.settings, n)
-        epoch_steps = n // run.settings.batch_size
+    def train(self, steps: Iterator[float], length: Length, interrupted: list) -> bool:
+        """Takes the steps, and saves. Returns whether a process was interrupted."""
+        run, world, epoch_steps = self.run, self.world, self.run.n // self.run.settings.batch_size
         rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
         if run.step and run.is_at(self.folder) and not saving.is_whole(self.folder):
             self.save()  # at once: a save was cut short, or what it wrote is damaged
             if world.rank == 0:
                 print(f"the checkpoint in {self.folder} was not whole, and is saved anew")
+        total = round(length(run.step))
         bar = progress_bar(total=total, initial=run.step, desc="training", unit="step")
         with bar:
             for _ in steps:
@@ -197,20 +209,23 @@ class Session:
                     adapt_threads()
                 self.report()
                 now = time.monotonic()
+                bar.total = round(length(run.step))
                 show(bar, run.losses)
-                late = math.isfinite(deadline) and world.any(now > deadline)
                 stopped = world.any(bool(interrupted))
                 run.seconds += time.monotonic() - now  # where processes wait for each other
-                ends = run.step == total or late
+                ends = run.step >= length(run.step)
                 shown = ends or (run.step % rhythm == 0 and self.has_time(now))
                 first = shown and self.saved_at is None
                 if ends or stopped or first or now - self.last_save > SAVE_EVERY:
                     self.save()
-                    self.last_save = now
+                    self.last_save, self.saving = now, time.monotonic() - now
                 if shown:
+                    since = time.monotonic()
                     self.draw(math.ceil(run.step / epoch_steps))
+                    if self.clock is not None:
+                        self.clock.ending = self.saving + time.monotonic() - since
                 self.beside += time.monotonic() - now
-                if late or stopped:
+                if ends or stopped:
                     break
             if run.step != self.saved_at:  # the steps ended early, or a save was cut short
                 self.save()
@@ -279,14 +294,15 @@ def fit(
     run: Run, images: Tensor, schedule: Schedule, objective: Objective, folder: str | Path, *,
     save_checkpoint: saving.SaveCheckpoint, labels: Tensor | None = None,
     augment: Augment | None = None, preview: Preview | None = None, deadline: float = math.inf,
-    world: World = ALONE, log: Log | None = None,
+    ending: float = 0.0, world: World = ALONE, log: Log | None = None,
 ) -> Run:  # fmt: skip
     """Trains run to its last epoch on uint8 images (N, C, H, W), and saves to folder.
 
     A preview comes after each epoch. Where epochs are short, it comes after as many as have
     PREVIEW_EVERY steps, and as keep saves and previews within 3 s and a twentieth of the time. A
     checkpoint comes with the first preview, every five minutes, and at the end. deadline:
-    time.monotonic() at which to save and stop.
+    time.monotonic() at which all is to be done, however many epochs that makes; the recipe's are a
+    first guess then, and ending that of the seconds which the last save and preview take.
 
     Raises ValueError for labels, images or processes that do not fit, FileExistsError where it
     would overwrite another run, FloatingPointError for a loss that is not finite, ConnectionError
@@ -296,7 +312,7 @@ def fit(
     check_labels(labels, len(images), run.settings.classes)
     check_images(run, images)
     join(run, world)
-    total_steps(run.settings, len(images))  # which says whether there are enough images
+    length = of_epochs(run.settings, len(images))  # which says whether there are enough images
     folder = writable_folder(folder)
     run.n = len(images)
     left = schedule.signal[-1].item() ** 2
@@ -307,9 +323,12 @@ def fit(
     with deferred_interrupt() as interrupted, home.occupied(folder, world) as where:
         saving.must_be_free(folder, run)
         session = Session(run, where, schedule, save_checkpoint, preview, world, log)
+        if deadline < math.inf:
+            planned = length(run.step)
+            session.clock = length = Clock(deadline, planned, ending, world, run.step)
         try:
-            steps = training_loop(run, images, schedule, objective, labels, augment, world)
-            stopped = session.train(steps, len(images), deadline, interrupted)
+            steps = training_loop(run, images, schedule, objective, labels, augment, world, length)
+            stopped = session.train(steps, length, interrupted)
         except STOPPING as error:
             told = session.explained(error)
             if told is error:
