@@ -70,7 +70,8 @@ def matrix_rate(measuring: Measuring, precision: str, seconds: float = 3.0) -> f
     size = 8192 if measuring.device.type == "cuda" else 2048
     options = {"device": measuring.device, "dtype": getattr(torch, precision)}
     a, b = torch.randn(2, size, size, **options)
-    return 2 * size**3 * measuring.per_second(lambda: (a @ b)[0, 0].item(), seconds)
+    times = measuring.per_second(lambda n: (a @ b)[0, 0].item(), 1, 1, seconds)
+    return 2 * size**3 * times
 
 
 def measured(asked: Arguments) -> None:

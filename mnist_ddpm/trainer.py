@@ -20,6 +20,7 @@ from mnist_ddpm.catalogue import (
 )
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.training import checkpoint_files, loop, machine, measuring, previews, run, saving
+from mnist_ddpm.training.advice import advice_for
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
@@ -56,23 +57,28 @@ def method_of(recipe: Recipe) -> dict:
     return {name: getattr(recipe, name) for name in names}
 
 
-def save_checkpoint(folder: str | Path, network: nn.Module, recipe: Recipe, record: dict) -> None:
+def save_checkpoint(
+    folder: str | Path, network: nn.Module, recipe: Recipe, record: dict, draw: dict | None = None
+) -> None:
     """Writes a checkpoint of an averaged network, and the record of its training.
 
-    Raises OSError where it cannot be written.
+    draw: advice, if any. Raises OSError where it cannot be written.
     """
-    checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe))
+    checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe), draw)
 
 
 def train(
     recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
     resume: bool = False, weights: dict[str, Tensor] | None = None, deadline: float = math.inf,
     device: Device = "cpu", world: World = run.ALONE, log: loop.Log | None = None,
+    ending: float = 0.0, draw: dict | None = None,
 ) -> Run:  # fmt: skip
-    """Starts a run, or resumes that in folder, and trains it to its end.
+    """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 
-    Alone, or as one process of a world. Raises ValueError for a new run that names weights to start
-    from which are not given, and as machine.check_precision, saving.resume_run and loop.fit.
+    Alone, or as one process of a world. deadline, ending: as of loop.fit. draw: advice how to draw;
+    None: what was measured of such recipes, or what the folder's checkpoint says already. Raises
+    ValueError for a new run that names weights to start from which are not given, and as
+    machine.check_precision, saving.resume_run and loop.fit.
     """
     missing = recipe.init_from and weights is None and not resume
     problem = f"init_from is {recipe.init_from}, and there are no weights"
@@ -87,11 +93,12 @@ def train(
         shape = tuple(images.shape[1:])
         print(f"{len(images):,} images of {shape}, {count}, on {place}", flush=True)
     denoise = partial(make_denoiser, recipe=recipe)
+    draw = advice_for(recipe, folder, resume) if draw is None else draw
     return loop.fit(
         begun, images, make_schedule(recipe), make_objective(recipe), folder,
-        save_checkpoint=save_checkpoint, labels=labels,
-        augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, world=world, log=log,
-        preview=partial(previews.preview, make_denoiser=denoise, processes=world.size),
+        save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels,
+        augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, ending=ending, world=world,
+        log=log, preview=partial(previews.preview, make_denoiser=denoise, processes=world.size),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The command line as tests use it: tiny networks, pictures, and what a command answers."""
 
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -78,7 +79,7 @@ class Fits:
         self.runs, self.images, self.labels, self.deadlines = [], [], [], []
         monkeypatch.setattr(trainer.loop, "fit", self.fit)
 
-    def fit(self, run, images, schedule, objective, folder, *, labels, deadline, **options):
+    def fit(self, run, images, schedule, objective, folder, *, labels, deadline=inf, **options):
         self.runs.append(run)
         self.images.append(images)
         self.labels.append(labels)

@@ -1,9 +1,8 @@
 """`train` and `plan`: which flag wins, and what is told before images are read."""
 
+import json
 import shlex
 import shutil
-import time
-from functools import partial
 
 import pytest
 import torch
@@ -20,14 +19,17 @@ from commanded import (
     save_pictures,
 )
 from safetensors.torch import load_file
+from trained import stopped_clock
 
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.main import typed_flags
+from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training import home, machine, measuring, plan, saving
+from mnist_ddpm.training import advice, home, loop, machine, measuring, plan, previews, saving
 from mnist_ddpm.training.presets import PRESETS, preset
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import training_step
 
 FACES = Recipe(dataset="celeba", attributes=("Smiling",), **NETWORK)
 
@@ -263,16 +265,24 @@ def test_what_does_not_fit_is_told_before_images_are_read(
 
 @pytest.fixture
 def tiny_plans(monkeypatch):
-    """Presets of tiny networks, and a machine that was measured; its time is never up."""
-    tiny = {**NETWORK, "batch_size": 32}
+    """Presets of tiny networks, and a machine that was measured: each step takes half a second."""
+    tiny, now = {**NETWORK, "batch_size": 32}, stopped_clock(monkeypatch)
     for name in plan.DIGITS:
         monkeypatch.setitem(PRESETS, name, tiny)
     for name in ("FEWEST", "FEWEST_OF_GUIDE", "EVERY"):
         monkeypatch.setattr(plan, name, 1)
-    later = time.monotonic() + 1e6
-    make = partial(plan.make_plan, clock=lambda: later)
+
+    def step(*given):
+        now[0] += 0.5
+        return training_step(*given)
+
+    def make(*given, began):
+        return made(*given, clock=lambda: now[0], began=now[0])
+
+    made = plan.make_plan
     monkeypatch.setattr(plan, "make_plan", make)
-    monkeypatch.setattr(measuring.Measuring, "pace", lambda self, recipe, seconds=2.0: 64.0)
+    monkeypatch.setattr(loop, "training_step", step)
+    monkeypatch.setattr(measuring.Measuring, "pace", lambda self, recipe: 64.0)
     monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
     monkeypatch.setattr(catalogue, "load_images", lambda *_, **__: blobs(64))
 
@@ -281,12 +291,14 @@ def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatc
     out = ["--out", tmp_path / "run", "--device", "cpu", "--minutes", 0.1]
     assert run("plan", "--dry-run", *out) == 0 and not (tmp_path / "run").exists()
     assert f"--out {tmp_path / 'run'} --device cpu" in capsys.readouterr().out
-    assert run("plan", "--guide", *out) == 0
+    assert run("plan", "--guide", *out, "--log", "tensorboard") == 0
     said, folders = capsys.readouterr().out, [tmp_path / "run", tmp_path / "run" / "guide"]
     for folder in folders:
         recipe, record = checkpoints.load_config(folder)
         assert recipe.T == 20 and f"{folder}: {record['steps']} steps in" in said
-    assert f"--guide {folders[1]}" in said
+        assert total_steps(recipe, 64) == record["steps"] and any((folder / "log").iterdir())
+        assert f"--epochs {recipe.epochs} " in said and f"--out {folder} --device cpu" in said
+    assert sum(checkpoints.load_config(folder)[1]["steps"] for folder in folders) in (11, 12, 13)
     assert f"{folders[0]} holds a checkpoint" in error_of(capsys, "plan", *out)
     shutil.rmtree(folders[0] / "previews")
     for name in ("config.json", "training_state.pt"):
@@ -302,6 +314,42 @@ def test_a_plan_keeps_what_it_was_asked_for(fits, tiny_plans, tmp_path):
     (recipe,) = fits.recipes
     assert (recipe.seed, recipe.classes, recipe.channels) == (7, 10, 1)
     assert len(fits.labels[0]) == 64 and fits.deadlines[0] < float("inf")
+
+
+def test_a_folder_of_few_images_trains_and_plans_without_a_flag(
+    fits, monkeypatch, tmp_path, capsys
+):
+    """In smaller batches, which is said; a batch size that is typed must fit."""
+    monkeypatch.setattr(measuring.Measuring, "pace", lambda self, recipe: 64.0)
+    monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
+    few = save_pictures(tmp_path / "few", 10)
+    black = lambda recipe, *_, **__: torch.zeros(10, *recipe.shape, dtype=torch.uint8)  # noqa: E731
+    monkeypatch.setattr(catalogue, "load_images", black)
+    base = ["--dataset", few, "--out", tmp_path / "run", "--data", tmp_path, "--device", "cpu"]
+    for command in (["train"], ["train", "--preset", "faces-64-small"], ["plan", "--minutes", 1]):
+        assert run(*command, *base) == 0
+        assert fits.recipes[-1].batch_size == 10 and "10 images" in capsys.readouterr().out
+    assert run("train", *base, "--batch-size", 5) == 0 and fits.recipes[-1].batch_size == 5
+    assert "images are fewer" not in capsys.readouterr().out
+    assert run("train", *base, "--batch-size", 11) == 0 and fits.recipes[-1].batch_size == 11
+
+
+def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, capsys):
+    """By what was measured of such networks: digits, and faces of celeba, with 1,000 times."""
+    monkeypatch.setattr(catalogue, "load_images", lambda *_, **__: blobs(64))
+    monkeypatch.setattr(previews, "IMAGES", 1)
+    tiny = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 1 --device cpu".split()
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    assert run("train", *tiny, "--out", mine) == 0
+    assert checkpoints.advice(mine) == advice.DIGITS
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(config | {"draw": {"steps": 7}}))
+    assert run("train", "--resume", "--epochs", 2, "--out", mine, "--device", "cpu") == 0
+    assert checkpoints.advice(mine) == {"steps": 7}, "your own is kept"
+    assert run("train", *tiny, "--schedule", "cosine", "--out", other) == 0
+    assert "draw" not in json.loads((other / "config.json").read_text())
+    assert advice.best(preset("faces-64-small")) == advice.FACES
+    assert advice.best(preset("faces-64-small", dataset="ffhq")) == {}
 
 
 def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypatch, capsys):
@@ -320,7 +368,7 @@ def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["mnist", "faces-64"])
 def test_the_command_of_a_plan_makes_the_same_recipe(fits, tmp_path, name):
     recipe = preset(name, seed=7, epochs=1.5, batch_size=32, compile=False, warmup_steps=5)
-    made = plan.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, "")
-    command = shlex.split(made.lines()[-1].split("python -m mnist_ddpm ")[1])
+    made = plan.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
+    command = shlex.split(made.without(recipe).split("python -m mnist_ddpm ")[1])
     assert run(*command, "--out", tmp_path) == 0
     assert fits.recipes == [recipe]

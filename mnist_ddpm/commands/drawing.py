@@ -2,7 +2,7 @@
 
 import inspect
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from mnist_ddpm.commands.common import load_checkpoint, pick_variance
 from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.evaluation import drawing
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.checkpoints import Checkpoint
+from mnist_ddpm.formats.checkpoints import GUIDANCE, Checkpoint
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.training import cost, machine, processes
+from mnist_ddpm.training.advice import as_typed
 from mnist_ddpm.training.keeping import Counted
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.progress import first_process
@@ -31,7 +32,6 @@ CLIPS: dict[str, Callable | None] = {
 }
 MOST = 10**9  # images
 STEPS = 50  # where neither a flag nor the checkpoint says how many
-GUIDANCE = "guide", "guidance", "guidance_interval"
 # The variances that a sampler has by default, by name
 OWN_VARIANCES = {each: name for name, each in catalogue.VARIANCES.items()} | {
     ddpm.posterior_variance: "posterior",
@@ -201,18 +201,6 @@ class Drawing(flags.Drawing):
             advice = "train it with the same --schedule, --beta-1 and --beta-T"
             raise ValueError(f"{problem}: {advice}")
         return guide
-
-
-def as_typed(values: Iterable[tuple[str, object]]) -> list[str]:
-    """Flags and their values as they are typed."""
-    words = []
-    for name, value in values:
-        words.append(f"--{name.replace('_', '-')}")
-        words += [
-            f"{each:g}" if isinstance(each, float) else str(each)
-            for each in (value if isinstance(value, tuple) else (value,))
-        ]
-    return words
 
 
 def own_options(sampler: Callable) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from torch import Tensor
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart
-from mnist_ddpm.commands.train import places, tell_checkpoint
-from mnist_ddpm.training import files, machine, plan, saving
+from mnist_ddpm.commands.train import opened_log, places, tell_checkpoint, tell_fitted
+from mnist_ddpm.training import files, machine, plan, presets, saving, tracking
 from mnist_ddpm.training.recipe import Recipe
+
+GUIDE = "guide"  # folder in that of the network
 
 
 class PlanTraining(training_flags.PlanTraining):
@@ -20,34 +22,53 @@ class PlanTraining(training_flags.PlanTraining):
 
     def run(self) -> None:
         """Plans, and unless it is a dry run trains. What cannot be done is told before."""
+        if self.log != "none":
+            tracking.check_tracker(self.log)
         device = machine.pick_device(self.device)
         folders = self.check_places()
         asked = Recipe(**{name: getattr(self, name) for name in plan.KEPT})
         catalogue.look_up_data_set(self.dataset)
         apart(self.out, self.dataset)
         catalogue.check_labelled(asked, self.data)
-        load = partial(catalogue.load_images, root=self.data)
-        measuring = trainer.measure(device)
-        made, images = plan.make_plan(asked, load, 60 * self.minutes, measuring)
-        plans = [made]
-        if self.guide:
-            plans = plan.with_guide(made, len(images), folders[1], measuring)
-        recipe = made.recipe
+        plans, images = self.plans(asked, device)
+        folders = folders[: len(plans)]
+        recipe = plans[0].recipe
         labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
         for self.out, each in zip(folders, plans):
-            print("\n".join(each.lines(places(self))), flush=True)
+            print("\n".join([f"{self.out}: {each.lines()[0]}", *each.lines()[1:]]), flush=True)
+            if self.dry_run:
+                print(each.without(each.recipe, places(self)), flush=True)
         if self.dry_run:
             return
-        for self.out, each in zip(folders, plans):  # the one to resume, where it is stopped
-            self.train(each, images, labels, device)
+        # self.out is the one to resume, where it is stopped
+        done = [self.train(each, images, labels, device) for self.out, each in zip(folders, plans)]
+        for self.out, each, trained in zip(folders, plans, done):
+            print(each.without(trained, places(self)))
         for folder in folders:
             tell_checkpoint(folder)
+
+    def plans(self, asked: Recipe, device: torch.device) -> tuple[list[plan.Plan], Tensor]:
+        """What to train, after measuring, and on which images. Says what it does."""
+        seconds, measuring = 60 * self.minutes, trainer.measure(device)
+        compiling = seconds >= plan.COMPILING and device.type != "mps"
+        more = ", then compiling the network, a minute or two" if compiling else ""
+        about = f"about {plan.measuring_seconds(seconds):.0f} s, which count"
+        print(f"measuring this machine: {about}{more}", flush=True)
+        load = partial(catalogue.load_images, root=self.data)
+        made, images = plan.make_plan(asked, load, seconds, measuring, began=self.began)
+        tell_fitted(presets.preset(made.preset), made.recipe, len(images))
+        if not self.guide:
+            return [made], images
+        plans, told = plan.with_guide(made, len(images), GUIDE, measuring)
+        if told:
+            print(told)
+        return plans, images
 
     def check_places(self) -> list[Path]:
         """The folders for the checkpoints. Raises ValueError or OSError where they cannot be."""
         if self.guide:
             plan.check_guided(self.dataset)
-        folders = [self.out, self.out / "guide"] if self.guide else [self.out]
+        folders = [self.out, self.out / GUIDE] if self.guide else [self.out]
         if not self.dry_run:
             for folder in folders:
                 saving.must_be_free(folder)
@@ -56,10 +77,14 @@ class PlanTraining(training_flags.PlanTraining):
 
     def train(
         self, planned: plan.Plan, images: Tensor, labels: Tensor | None, device: torch.device
-    ) -> None:
-        """Trains one network, and says how long that took."""
+    ) -> Recipe:
+        """Trains one network, and says how long that took. Returns its recipe, as it was done."""
         began = time.monotonic()
-        options = {"deadline": planned.deadline, "device": device}
-        run = trainer.train(planned.recipe, images, self.out, labels, **options)
+        options = {"deadline": planned.deadline, "ending": planned.ending, "draw": planned.draw}
+        with opened_log(self, planned.recipe) as log:
+            run = trainer.train(
+                planned.recipe, images, self.out, labels, device=device, log=log, **options
+            )
         took, expected = (time.monotonic() - began) / 60, planned.seconds / 60
         print(f"{self.out}: {run.step} steps in {took:.1f} min ({expected:.1f} expected)")
+        return run.settings

@@ -14,17 +14,21 @@ from mnist_ddpm.training import cost, files, home, machine, presets, processes, 
 from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.progress import first_process
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.recipe import Recipe, fitted
+from mnist_ddpm.training.run import ALONE
 
 
 class Train(training_flags.Train):
     """A training, begun or resumed."""
+
+    fits = False  # whether its batch becomes smaller where there are fewer images
 
     def settle(self, typed: set[str]) -> None:
         """Completes the flags that were typed by those of --preset, --init-from or --resume.
 
         Raises ValueError for flags of no use to a new run, or that a resumed one cannot change.
         """
+        self.fits = not self.resume and "batch_size" not in typed
         names = [each.name for each in fields(Recipe) if each.name in typed]
         given = {name: getattr(self.flags, name) for name in names}
         self.typed_precision = "precision" in given
@@ -76,7 +80,11 @@ class Train(training_flags.Train):
         with processes.one_first(world):
             images = catalogue.load_images(recipe, self.data)
             labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
-        with self.opened_log(recipe, world) as log:
+        if self.fits:
+            before, recipe = recipe, fitted(recipe, len(images), world.size)
+            tell_fitted(before, recipe, len(images))
+        step = saving.saved_step(self.out) or 0 if self.resume else 0
+        with opened_log(self, recipe, step, world) as log:
             options = {"device": device, "world": world, "log": log}
             run = trainer.train(recipe, images, self.out, labels, self.resume, weights, **options)
         pace = run.step * recipe.batch_size / max(run.seconds, 1e-9)
@@ -99,12 +107,6 @@ class Train(training_flags.Train):
             print(f"training in {own}, since {reason} (a --precision that you type wins)")
         return replace(recipe, precision=own)
 
-    def opened_log(self, recipe: Recipe, world: World) -> AbstractContextManager:
-        """What --log asks for, of the first process; None inside where that is nothing."""
-        if self.log == "none" or world.rank > 0:
-            return nullcontext()
-        step = saving.saved_step(self.out) or 0 if self.resume else 0
-        return tracking.opened(self.log, self.out, recipe, step)
 
 
 def check_of_use(given: dict, recipe: Recipe) -> None:
@@ -132,9 +134,27 @@ def tell_checkpoint(folder: Path) -> None:
     tell_written(*(folder / name for name in names if (folder / name).is_file()))
 
 
+def opened_log(
+    command, recipe: Recipe, step: int = 0, world: World = ALONE
+) -> AbstractContextManager:
+    """What --log asks for of a run that goes on after step, of the first process.
+
+    None inside where that is nothing.
+    """
+    if command.log == "none" or world.rank > 0:
+        return nullcontext()
+    return tracking.opened(command.log, command.out, recipe, step)
+
+
+def tell_fitted(before: Recipe, recipe: Recipe, n: int) -> None:
+    """Says where a batch has become smaller to fit n images."""
+    if n < before.batch_size and first_process():
+        told = f"{n} images are fewer than a batch of {before.batch_size}"
+        print(f"{told}: batches have {recipe.batch_size}")
+
+
 def places(command) -> list[str]:
     """The flags of train for the folders, device and log of a command, train or plan."""
-    given = {name: getattr(command, name) for name in ("out", "data", "device")}
-    given["log"] = getattr(command, "log", Train.log)  # plan has none
+    given = {name: getattr(command, name) for name in ("out", "data", "device", "log")}
     differ = {name: value for name, value in given.items() if value != getattr(Train, name)}
     return [part for name, value in differ.items() for part in (f"--{name}", str(value))]

@@ -1,5 +1,6 @@
 """The flags of `train` and `plan`, without PyTorch, as in `flags`."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,8 +68,9 @@ class Flags(Options):
 class Train:
     """Train a noise predictor and save it as a checkpoint.
 
-    Progress shows the time left. The checkpoint is saved after the first epoch (of some 50 steps or
-    more), every five minutes, and on Ctrl-C. A preview is drawn after every epoch.
+    Progress shows the time left. Where a preset's batch has more images than there are, it becomes
+    smaller. The checkpoint is saved after the first epoch (of some 50 steps or more), every five
+    minutes, and on Ctrl-C. A preview is drawn after every epoch.
 
     Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
     """
@@ -93,14 +95,15 @@ class Train:
 class PlanTraining:
     """Train as well as this machine can in the time you have, after measuring it for a few seconds.
 
-    Preset, precision, batch size and epochs are chosen and printed, with the time they should take.
-    Digits are trained with P2's loss weights. With --guide a worse network is trained, too, in the
-    same time: to keep away from it when sampling about halves the distance to real digits.
+    Preset, precision and batch size are chosen and printed. The learning rate and the end follow
+    the clock, so that the time is used also where the machine becomes faster or slower. Digits are
+    trained with P2's loss weights. With --guide a worse network is trained, too, in the same time:
+    to keep away from it when sampling about halves the distance to real digits.
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """
 
-    # for measuring and training; decoding a data set, the first time, is not counted
+    # for all, from start to end; decoding a data set, the first time, is not counted
     minutes: float = 10.0
     dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
     # 1 grey, 3 colour
@@ -110,8 +113,13 @@ class PlanTraining:
     # of celeba, as labels, such as Smiling Male
     attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
     seed: int = 0  # of weights, data order, times and noise
-    guide: bool = False  # of digits: also train a guide for sample, in the folder guide of --out
+    # of digits: also train a guide for sample, in the folder guide of --out, if there is time
+    guide: bool = False
     dry_run: bool = False  # only say what would be done
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     data: Path = Path("data")  # folder that holds the data sets known by name
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
+    # tell a tracker of experiments loss, rate, images/s and previews; its package must be installed
+    log: Log = "none"
+    # time.monotonic() when the command began, before PyTorch is imported
+    began: tyro.conf.Suppress[float] = field(default_factory=time.monotonic)

@@ -4,6 +4,7 @@ Their files are those of `mnist_ddpm.training.checkpoint_files`, which training 
 shipped ones lie in a clone's checkpoints/, and in the package where it was installed.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_we
 
 SHIPPED = "mnist", "mnist-conditional", "mnist-guide", "celeba", "celeba-guide"
 FOLDER = "checkpoints"  # of a clone, before a shipped name
+GUIDANCE = "guide", "guidance", "guidance_interval"
+INSIDE = re.compile(r"\w[\w.-]*")  # the name of a folder
 
 
 class Checkpoint(NamedTuple):
@@ -66,8 +69,9 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
 def advice(source: str | Path) -> dict:
     """How to draw best with a checkpoint, as its config.json says under "draw"; {} if it does not.
 
-    Of sampler, steps, eta, guide (a shipped name), guidance and guidance_interval. Raises as `find`
-    and ValueError for what is none of these.
+    Of sampler, steps, eta, guide (a shipped name, or a folder in the checkpoint's, whose path is
+    returned), guidance and guidance_interval. Without what is said of a guide where that folder is
+    not there. Raises as `find` and ValueError for what is none of these.
     """
     path = find(source) / CONFIG
     found = read_json(path).get("draw", {})
@@ -77,7 +81,8 @@ def advice(source: str | Path) -> dict:
 
     fits = {
         "sampler": lambda x: x in [*catalogue.SAMPLERS], "steps": lambda x: number(x, int),
-        "eta": lambda x: number(x, int, float), "guide": lambda x: x in SHIPPED,
+        "eta": lambda x: number(x, int, float),
+        "guide": lambda x: type(x) is str and INSIDE.fullmatch(x),  # nothing outside the folder
         "guidance": lambda x: number(x, int, float),
         "guidance_interval": lambda x: (
             type(x) is list and len(x) == 2 and all(number(each, int) for each in x)
@@ -86,7 +91,12 @@ def advice(source: str | Path) -> dict:
     known = type(found) is dict and found.keys() <= fits.keys()
     good = known and all(fits[name](value) for name, value in found.items())
     check(good, f'{path} has advice of another version under "draw": name a --sampler')
-    return found
+    if found.get("guide", SHIPPED[0]) in SHIPPED:
+        return found
+    guide = path.with_name(found["guide"])
+    if (guide / CONFIG).is_file():
+        return found | {"guide": str(guide)}
+    return {name: value for name, value in found.items() if name not in GUIDANCE}
 
 
 def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:

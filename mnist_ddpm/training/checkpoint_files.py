@@ -31,12 +31,14 @@ FORMAT = 2
 
 
 def write_checkpoint(
-    folder: str | Path, network: nn.Module, recipe: Recipe, record: dict, method: dict
-) -> None:
+    folder: str | Path, network: nn.Module, recipe: Recipe, record: dict, method: dict,
+    draw: dict | None = None,
+) -> None:  # fmt: skip
     """Writes model.safetensors, then config.json, into a folder, which is made.
 
     record: of the training, for people. method: settings that another method than the notebook's
-    needs, its schedule and prediction in any case. Raises OSError where they cannot be written.
+    needs, its schedule and prediction in any case. draw: advice how to draw, if there is any.
+    Raises OSError where they cannot be written.
     """
     folder, weights = Path(folder), network.state_dict()
     weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
@@ -44,6 +46,7 @@ def write_checkpoint(
         path.write_bytes(written := save(weights))
     config = {
         "format": FORMAT, **described(recipe, method), "data_range": [-1, 1],
+        **({"draw": draw} if draw else {}),
         "sha256": {WEIGHTS: hashlib.sha256(written).hexdigest()},
         "parameters": count_parameters(network), "training": record,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -58,6 +61,14 @@ def described(recipe: Recipe, method: dict) -> dict[str, dict]:
     settings = {field.name: rest.pop(field.name) for field in fields(Settings)}
     rest = {name: value for name, value in rest.items() if name not in method}
     return {"settings": settings, "method": method, "recipe": rest}
+
+
+def told_advice(folder: str | Path) -> dict | None:
+    """How to draw, as the checkpoint in a folder says; None where there is none that says it."""
+    try:
+        return read_json(Path(folder, CONFIG)).get("draw")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def load_config(folder: str | Path) -> tuple[Recipe, dict]:

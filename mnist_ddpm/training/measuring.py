@@ -1,5 +1,6 @@
 """How fast this machine trains and draws, measured for a few seconds."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, training_step
 
 DRAWN = 36  # images, as in a preview
+LEAST, MOST = 0.3, 2.0  # seconds of one measurement, about
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measuring:
     """A device, how a recipe is trained on it, and a clock in seconds."""
 
@@ -27,9 +29,19 @@ class Measuring:
     make_objective: Callable[[Recipe], Objective]
     make_network: Callable[[Recipe], nn.Module]
     clock: Callable[[], float] = time.perf_counter
+    until: float = math.inf  # by that clock
 
-    def pace(self, recipe: Recipe, seconds: float = 2.0) -> float:
+    def allow(self, seconds: float) -> None:
+        """Lets all measurements from now on take about so long, on a slow machine too."""
+        self.until = self.clock() + seconds
+
+    def share(self) -> float:
+        """Seconds of the next measurement: a third of what is left."""
+        return min(MOST, max(LEAST, (self.until - self.clock()) / 3))
+
+    def pace(self, recipe: Recipe, seconds: float | None = None) -> float:
         """Images trained a second."""
+        seconds = self.share() if seconds is None else seconds
         run, size = self.start_run(recipe), recipe.batch_size
         schedule, objective = self.make_schedule(recipe), self.make_objective(recipe)
         x0 = torch.zeros(size, *recipe.shape, device=self.device)
@@ -37,28 +49,40 @@ class Measuring:
         for group in run.optimizer.param_groups:
             group["lr"] = 0.0
 
-        def step() -> None:
+        def step(n: int) -> None:
             generator = ddpm.random_generator(recipe.seed, 1, run.step)
-            training_step(run, x0, schedule, objective, generator, labels)  # waits for its loss
+            told = None if labels is None else labels[:n]
+            training_step(run, x0[:n], schedule, objective, generator, told)  # waits for its loss
 
-        return size * self.per_second(step, seconds)
+        least = size if recipe.compile else 1  # another size would be compiled anew
+        return self.per_second(step, least, size, seconds)
 
     def compiled_pace(self, recipe: Recipe) -> float:
-        """The same, of the compiled network; 0 where compiling fails, which it prints."""
+        """The same, of the compiled network; 0 where compiling fails, which it prints.
+
+        Compiling takes a minute or two, beside what allow says.
+        """
+        began = self.clock()
         try:
             machine.try_compiler(self.device, recipe.precision)
-            return self.pace(recipe)
+            return self.pace(recipe, MOST)
         except Exception as error:  # of many kinds: none is a reason not to train
             print(f"not compiled, since that failed: {first_line(error)}")
             return 0.0
+        finally:
+            self.until += self.clock() - began
 
     def evaluation(self, recipe: Recipe) -> float:
         """Seconds an image of one evaluation of the network, in a batch of 36."""
-        network = self.make_network(recipe).to(self.device).eval()
+        seconds, network = self.share(), self.make_network(recipe).to(self.device).eval()
         x = torch.zeros(DRAWN, *recipe.shape, device=self.device)
         t = torch.ones(DRAWN, dtype=torch.long, device=self.device)
+
+        def evaluate(n: int) -> None:
+            network(x[:n], t[:n]).sum().item()
+
         with torch.no_grad():
-            return 1 / (DRAWN * self.per_second(lambda: network(x, t).sum().item(), 0.0))
+            return 1 / self.per_second(evaluate, 1, DRAWN, seconds / 2)
 
     def flops(self, recipe: Recipe) -> int:
         """Operations of one evaluation of one image."""
@@ -68,12 +92,34 @@ class Measuring:
         """The ones worth measuring."""
         return machine.precisions(self.device)
 
-    def per_second(self, work: Callable[[], object], seconds: float) -> float:
-        """How often work can be done, after twice to warm up; it is timed twice at least."""
-        for _ in range(2):
-            work()
-        times, began = 0, self.clock()
-        while times < 2 or self.clock() - began < seconds:
-            work()
+    def per_second(
+        self, work: Callable[[int], object], least: int, most: int, seconds: float
+    ) -> float:
+        """Of how many things in batches of `most` work is done a second, measured for so many.
+
+        It begins with batches of the least size, and goes on to larger ones while there is time.
+        Where that ends before, what more of them take is added, as the two sizes let expect.
+        """
+        work(least)  # to warm up
+        began = self.clock()
+        size, first = least, self.duration(work, least)
+        took = first
+        while size < most and 8 * took < seconds:
+            size = min(4 * size, most)
+            took = self.duration(work, size)
+        times, since = 0, self.clock()
+        while times == 0 or self.clock() - began < seconds:
+            work(size)
             times += 1
-        return times / (self.clock() - began)
+        took = (self.clock() - since) / times
+        if size < most:
+            grows = size > least and took > first
+            each = (took - first) / (size - least) if grows else took / size
+            took += (most - size) * each
+        return most / took
+
+    def duration(self, work: Callable[[int], object], size: int) -> float:
+        """Seconds that it takes once."""
+        began = self.clock()
+        work(size)
+        return self.clock() - began

@@ -4,16 +4,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from torch import Tensor
 
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training import loop, machine, previews
+from mnist_ddpm.training import advice, loop, machine, previews
 from mnist_ddpm.training.files import out_of_memory
 from mnist_ddpm.training.measuring import Measuring
 from mnist_ddpm.training.presets import preset
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.recipe import Recipe, fitted
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
@@ -25,29 +24,30 @@ KEPT = "dataset", "channels", "classes", "attributes", "seed"  # that a plan lea
 FEWEST = 20  # steps worth a training
 COMPILING = 1200  # seconds of which a minute or two may go into compiling the network
 YEAR = 366 * 24 * 3600  # seconds
-MARGIN = 0.95  # of the time is planned for
-SAMPLER, SAMPLING_STEPS = {DIGITS: "--sampler dpmpp --eta 1", FACES: "--sampler dpmpp"}, 20
-# The preset of a worse network to keep away from, one step of it for how many of the other's, how
-# far, and in which interval of times
-GUIDE, EVERY, GUIDANCE = "mnist-small", 10, "--guidance 1.5 --guidance-interval 0 500"
+MARGIN = 0.99  # of the time is planned for: the rest is for the end of the program
+# The preset of a worse network to keep away from, and one step of it for how many of the other's
+GUIDE, EVERY = "mnist-small", 10
 FEWEST_OF_GUIDE = 200  # steps: with fewer it has not been tried
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe, and what is expected of it."""
+    """A recipe, and what is expected of it. Its steps and rate follow the clock."""
 
     preset: str
-    recipe: Recipe
+    recipe: Recipe  # its epochs are those expected
     pace: float  # images trained a second
     seconds: float  # that training will take, previews included
-    deadline: float  # when the time is up, by time.monotonic()
-    sampling: float  # seconds an image, with the sampler in SAMPLING_STEPS
-    sampler: str  # flags of sample; none for a guide, which is not drawn from
+    deadline: float  # when it is to be done, by time.monotonic()
+    sampling: float  # seconds an image, by the advice
+    draw: dict  # advice, how to draw; {} where there is none, as for a guide
+    ending: float  # seconds of the last preview
+    minutes: float  # that were asked for
+    measured: float  # seconds that measuring took
 
     def finish(self, clock=time.monotonic, now=datetime.now) -> datetime:
-        """When it ends, if it begins now."""
-        return now() + timedelta(seconds=MARGIN * (self.deadline - clock()))
+        """When it ends."""
+        return now() + timedelta(seconds=self.deadline - clock())
 
     def flags(self) -> list[str]:
         """Those of train that make the same recipe."""
@@ -59,25 +59,36 @@ class Plan:
                 flags += [f"--{name.replace('_', '-')}", *map(str, values)]
         return flags
 
-    def lines(self, places: Sequence[str] = (), **clocks) -> list[str]:
-        """In words. places: more flags for train. clocks: as of finish."""
+    def lines(self, **clocks) -> list[str]:
+        """In words. clocks: as of finish."""
         r = self.recipe
-        what = f"preset {self.preset}, {r.epochs:g} epochs in batches of {r.batch_size}"
+        what = f"preset {self.preset}, about {r.epochs:.3g} epochs in batches of {r.batch_size}"
         how = f"{r.precision}, compiled" if r.compile else r.precision
-        speed = f"{self.pace:.0f} images/s measured"
-        ends = f"about {self.seconds / 60:.1f} minutes, until {self.finish(**clocks):%H:%M}"
-        drawing = f"then 64 images, {self.sampler} --steps {SAMPLING_STEPS}"
-        drawing = [f"{drawing}, take about {64 * self.sampling:.1f} s"] if self.sampler else []
-        command = machine.own_command(["train", *self.flags(), *places])
-        again = f"the same without planning: {command}"
-        return [f"{what}, {how}: {speed}, {ends}", *drawing, again]
+        speed = f"{self.pace:.0f} images/s measured in {self.measured:.0f} s"
+        ends = f"{self.seconds / 60:.1f} minutes, until {self.finish(**clocks):%H:%M:%S}"
+        flags = machine.shell(advice.as_typed(self.draw.items()))
+        drawing = f"then 64 images, {flags}, take about {64 * self.sampling:.1f} s"
+        return [f"{what}, {how}: {speed}, {ends}", *([drawing] if self.draw else [])]
+
+    def without(self, recipe: Recipe, places: Sequence[str] = ()) -> str:
+        """A line: the command that trains as many steps without planning, as a recipe has them.
+
+        places: more flags for train.
+        """
+        command = ["train", *replace(self, recipe=recipe).flags(), *places]
+        return f"as many steps without the clock: {machine.own_command(command)}"
+
+
+def measuring_seconds(seconds: float) -> float:
+    """What of so much time goes into measuring, at most."""
+    return min(20.0, max(2.0, seconds / 15))
 
 
 def make_plan(
     asked: Recipe, load: Callable[[Recipe], Tensor], seconds: float, measuring: Measuring,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.monotonic, began: float | None = None,
 ) -> tuple[Plan, Tensor]:  # fmt: skip
-    """The best use of so many seconds, and the images to train on.
+    """The best use of so many seconds from when it began, and the images to train on.
 
     asked: its data, labels and seed are kept. load: the images for a recipe; what it takes
     (decoding, the first time) does not count. Raises ValueError where the time is too short for a
@@ -85,25 +96,37 @@ def make_plan(
     """
     problem = f"minutes is {seconds / 60:g}"
     check(0 < seconds <= YEAR, f"{problem}: it must be above 0, and at most a year")
-    began, digits = clock(), asked.dataset == "mnist"
+    since = clock()
+    began, digits = since if began is None else began, asked.dataset == "mnist"
+    measuring.allow(measuring_seconds(seconds))
     kept = {name: getattr(asked, name) for name in KEPT}
     kept |= {"objective": "p2"} if digits else {}
-    names = DIGITS if digits else FACES
-    name, recipe, pace = choose(names, kept, seconds, measuring)
+    name, recipe, pace = choose(DIGITS if digits else FACES, kept, seconds, measuring)
     each = measuring.evaluation(recipe)
-    spent = clock() - began
+    loading = clock()
     images = load(recipe)
-    deadline, n = clock() + seconds - spent, len(images)
-    if n < recipe.batch_size:
-        recipe = replace(recipe, batch_size=n, accumulation=min(recipe.accumulation, n))
+    deadline = began + MARGIN * seconds + clock() - loading
+    if len(images) < recipe.batch_size:
+        recipe = fitted(recipe, len(images))
         pace = measuring.pace(recipe)
-    planned, steps = MARGIN * (deadline - clock()), n // recipe.batch_size
-    epochs = epochs_within(planned, recipe, steps, pace, preview_seconds(recipe, each))
-    few = f"{seconds / 60:.3g} minutes are enough for {max(0, round(epochs * steps))} steps here"
+    draw = advice.best(recipe)
+    made = Plan(
+        name, recipe, pace, 0.0, deadline, draw.get("steps", 0) * each, draw,
+        preview_seconds(recipe, each), seconds / 60, loading - since,
+    )  # fmt: skip
+    return timed(made, len(images), clock), images
+
+
+def timed(made: Plan, n: int, clock: Callable[[], float]) -> Plan:
+    """The plan with the epochs, on n images, that are expected from now on.
+
+    Raises ValueError where they have too few steps.
+    """
+    left, steps = made.deadline - clock(), n // made.recipe.batch_size
+    epochs = epochs_within(left, made.recipe, steps, made.pace, made.ending)
+    few = f"{made.minutes:.3g} minutes are enough for {max(0, round(epochs * steps))} steps here"
     check(round(epochs * steps) >= FEWEST, f"{few}: give it more")
-    drawing = SAMPLING_STEPS * each
-    recipe = paced(recipe, epochs, steps)
-    return Plan(name, recipe, pace, planned, deadline, drawing, SAMPLER[names]), images
+    return replace(made, recipe=paced(made.recipe, epochs, steps), seconds=left)
 
 
 def epochs_within(seconds: float, recipe: Recipe, steps: int, pace: float, preview: float) -> float:
@@ -134,30 +157,40 @@ def check_guided(dataset: str) -> None:
     check(dataset == "mnist", f"{problem}: its share of the time was not tried there")
 
 
-def with_guide(plan: Plan, n: int, folder: str | Path, measuring: Measuring) -> tuple[Plan, Plan]:
+def with_guide(made: Plan, n: int, folder: str, measuring: Measuring) -> tuple[list[Plan], str]:
     """The plan, and that of a guide in folder, in the time of the first alone, on n images.
 
-    Raises ValueError where too few steps are left for the guide, and as check_guided.
+    folder: as the network's checkpoint names it. Where too few steps are left for a guide, the plan
+    alone, and a line that says so. Raises ValueError as check_guided.
     """
-    r = plan.recipe
-    check_guided(r.dataset)
+    check_guided(made.recipe.dataset)
+    plans = parted(made, n, folder, measuring)
+    few = f"{made.minutes:.3g} minutes are too few for a guide, of {FEWEST_OF_GUIDE} steps"
+    return plans or [made], "" if plans else f"{few}: the network is trained without one"
+
+
+def parted(made: Plan, n: int, folder: str, measuring: Measuring) -> list[Plan]:
+    """The two plans; none where too few steps are left for the guide."""
+    r = made.recipe
     names = *KEPT, "objective", "precision", "batch_size"
     weak = preset(GUIDE, **{name: getattr(r, name) for name in names})
     pace, each = measuring.pace(weak), measuring.evaluation(weak)
     preview, steps = preview_seconds(weak, each), n // r.batch_size
     # The network's own part of the time
-    share = (1 - preview / plan.seconds) / (1 + plan.pace / pace / EVERY)
-    few = f"in {plan.seconds / 60:.3g} minutes a guide has too few steps"
-    check(share * r.epochs * steps / EVERY >= FEWEST_OF_GUIDE, f"{few}: give it more, or none")
-    rest = (1 - share) * plan.seconds
+    share = (1 - preview / made.seconds) / (1 + made.pace / pace / EVERY)
+    if share * r.epochs * steps / EVERY < FEWEST_OF_GUIDE:
+        return []
+    rest = (1 - share) * made.seconds
     guided = replace(
-        plan, recipe=paced(r, share * r.epochs, steps), seconds=share * plan.seconds,
-        deadline=plan.deadline - rest / MARGIN,
-        sampling=plan.sampling + SAMPLING_STEPS // 2 * each,  # it guides in half of the steps
-        sampler=machine.shell([*plan.sampler.split(), "--guide", str(folder), *GUIDANCE.split()]),
+        made, recipe=paced(r, share * r.epochs, steps), seconds=share * made.seconds,
+        deadline=made.deadline - rest, draw=made.draw | {"guide": folder} | advice.GUIDED,
+        sampling=made.sampling + made.draw.get("steps", 0) // 2 * each,  # guided in half of them
     )  # fmt: skip
     guide = paced(weak, share * r.epochs / EVERY, steps)
-    return guided, Plan(GUIDE, guide, pace, rest, plan.deadline, SAMPLING_STEPS * each, "")
+    own = replace(
+        made, preset=GUIDE, recipe=guide, pace=pace, seconds=rest, draw={}, ending=preview
+    )
+    return [guided, own]
 
 
 def choose(
@@ -188,7 +221,7 @@ def largest(
     """The largest preset that gets to see enough, in its fastest precision, and its pace."""
     smallest, enough = preset(names[-1], **kept), ENOUGH[names]
     # Images that the smallest would see, in float32; twice as many in a lower precision
-    most = measuring.pace(smallest, 1.0) * seconds
+    most = measuring.pace(smallest) * seconds
     for name in names[:-1]:
         if most < enough / 2:
             break  # not even the smallest sees enough

@@ -1,7 +1,7 @@
 """A recipe: all that decides a training run, the paper's method or another."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from mnist_ddpm.ddpm import Settings, check
 from mnist_ddpm.training.options import Options, Size, check_size, height_width, simplest
@@ -126,6 +126,14 @@ class Recipe(Options, Settings):
         check(fits, f"norm_groups is {groups}: it must divide base_channels, {width}")
         parts, size = self.accumulation, self.batch_size
         check(parts <= size, f"accumulation is {parts}: take at most batch_size, {size}")
+
+
+def fitted(recipe: Recipe, n: int, processes: int = 1) -> Recipe:
+    """With a batch of no more than n images, which so many processes can share equally."""
+    most = n // processes * processes
+    if not 0 < most < recipe.batch_size:
+        return recipe
+    return replace(recipe, batch_size=most, accumulation=min(most, recipe.accumulation))
 
 
 def is_size(value: Size) -> bool:
