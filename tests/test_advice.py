@@ -93,11 +93,28 @@ def test_own_checkpoints_and_masks_are_drawn_as_ever(plain, tmp_path, capsys):
     assert not np.array_equal(images, advised)
 
 
+def test_a_guide_in_the_checkpoint_s_folder_is_found_from_any_other(plain, tmp_path, monkeypatch):
+    """As plan leaves one; where it is not there, as after a copy of some files, nothing guides."""
+    guided = {"guide": "weak", "guidance": 1.5, "guidance_interval": [0, 10]}
+    advise(plain, DRAW | guided)
+    assert checkpoints.advice(plain) == DRAW
+    save_network(plain / "weak", DIGITS, std=0.2, objective="simple", classes=0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert checkpoints.advice(plain) == DRAW | guided | {"guide": str(plain / "weak")}
+    images = drawn(tmp_path / "a", "--checkpoint", Path("..", "plain"), "--n", 2)
+    typed = "--sampler dpmpp --steps 4 --eta 1 --guidance 1.5 --guidance-interval 0 10".split()
+    typed += ["--guide", plain / "weak", "--n", 2]
+    assert np.array_equal(images, drawn(tmp_path / "b", "--checkpoint", plain, *typed))
+    alone = drawn(tmp_path / "c", "--checkpoint", plain, "--n", 2, "--guidance", 1)
+    assert not np.array_equal(images, alone)
+
+
 @pytest.mark.parametrize(
     "draw",
     [
         [], "dpmpp", None, {"sampler": "magic"}, {"sampler": ["ddim"]}, {"steps": 2.5},
-        {"steps": True}, {"eta": "1"}, {"guide": "../elsewhere"}, {"guide": ["mnist-guide"]},
+        {"steps": True}, {"eta": "1"}, {"guide": "../elsewhere"}, {"guide": ["mnist-guide"]}, {"guide": "/weak"}, {"guide": ".."},
         {"eta": 10**400}, {"guidance": float("nan")}, {"guidance_interval": [0]},
         {"guidance_interval": {"0": 1}}, {"speed": 1},
     ],

@@ -35,6 +35,10 @@ class Measuring:
         """Lets all measurements from now on take about so long, on a slow machine too."""
         self.until = self.clock() + seconds
 
+    def warm_up(self, recipe: Recipe) -> None:
+        """A few steps, with what PyTorch loads when it first needs it; training would wait too."""
+        self.pace(recipe, 0.0)
+
     def share(self) -> float:
         """Seconds of the next measurement: a third of what is left."""
         return min(MOST, max(LEAST, (self.until - self.clock()) / 3))
@@ -101,22 +105,22 @@ class Measuring:
         Where that ends before, what more of them take is added, as the two sizes let expect.
         """
         work(least)  # to warm up
-        began = self.clock()
-        size, first = least, self.duration(work, least)
-        took = first
-        while size < most and 8 * took < seconds:
-            size = min(4 * size, most)
-            took = self.duration(work, size)
+        began, size = self.clock(), least
+        first = took = self.duration(work, least)
+        each = took / least
+        while size < most:
+            larger = min(4 * size, most)
+            needed = 2 * (took + (larger - size) * each)  # once more, to time it
+            if size > least and self.clock() - began + needed > seconds:
+                break
+            size, took = larger, self.duration(work, larger)
+            each = max(0.0, took - first) / (size - least)
         times, since = 0, self.clock()
-        while times == 0 or self.clock() - began < seconds:
+        while self.clock() - began < seconds:
             work(size)
             times += 1
-        took = (self.clock() - since) / times
-        if size < most:
-            grows = size > least and took > first
-            each = (took - first) / (size - least) if grows else took / size
-            took += (most - size) * each
-        return most / took
+        took = (self.clock() - since) / times if times else took
+        return most / (took + (most - size) * each)
 
     def duration(self, work: Callable[[int], object], size: int) -> float:
         """Seconds that it takes once."""

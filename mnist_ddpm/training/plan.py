@@ -76,7 +76,8 @@ class Plan:
         places: more flags for train.
         """
         command = ["train", *replace(self, recipe=recipe).flags(), *places]
-        return f"as many steps without the clock: {machine.own_command(command)}"
+        about = "about the same without planning (as many steps, the rate by their number)"
+        return f"{about}: {machine.own_command(command)}"
 
 
 def measuring_seconds(seconds: float) -> float:
@@ -90,22 +91,24 @@ def make_plan(
 ) -> tuple[Plan, Tensor]:  # fmt: skip
     """The best use of so many seconds from when it began, and the images to train on.
 
-    asked: its data, labels and seed are kept. load: the images for a recipe; what it takes
-    (decoding, the first time) does not count. Raises ValueError where the time is too short for a
+    asked: its data, labels and seed are kept. load: the images for a recipe; what it takes counts
+    for digits alone, since pictures are decoded the first time. Raises ValueError where the time is too short for a
     few steps, or longer than a year.
     """
     problem = f"minutes is {seconds / 60:g}"
     check(0 < seconds <= YEAR, f"{problem}: it must be above 0, and at most a year")
     since = clock()
     began, digits = since if began is None else began, asked.dataset == "mnist"
-    measuring.allow(measuring_seconds(seconds))
     kept = {name: getattr(asked, name) for name in KEPT}
     kept |= {"objective": "p2"} if digits else {}
-    name, recipe, pace = choose(DIGITS if digits else FACES, kept, seconds, measuring)
+    names = DIGITS if digits else FACES
+    measuring.warm_up(preset(names[-1], **kept))
+    measuring.allow(measuring_seconds(seconds))
+    name, recipe, pace = choose(names, kept, seconds, measuring)
     each = measuring.evaluation(recipe)
     loading = clock()
     images = load(recipe)
-    deadline = began + MARGIN * seconds + clock() - loading
+    deadline = began + MARGIN * seconds + (0.0 if digits else clock() - loading)
     if len(images) < recipe.batch_size:
         recipe = fitted(recipe, len(images))
         pace = measuring.pace(recipe)
