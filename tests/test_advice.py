@@ -114,7 +114,8 @@ def test_a_guide_in_the_checkpoint_s_folder_is_found_from_any_other(plain, tmp_p
     "draw",
     [
         [], "dpmpp", None, {"sampler": "magic"}, {"sampler": ["ddim"]}, {"steps": 2.5},
-        {"steps": True}, {"eta": "1"}, {"guide": "../elsewhere"}, {"guide": ["mnist-guide"]}, {"guide": "/weak"}, {"guide": ".."},
+        {"steps": True}, {"eta": "1"}, {"guide": "../elsewhere"}, {"guide": ["mnist-guide"]},
+        {"guide": "/weak"}, {"guide": ".."},
         {"eta": 10**400}, {"guidance": float("nan")}, {"guidance_interval": [0]},
         {"guidance_interval": {"0": 1}}, {"speed": 1},
     ],

@@ -282,7 +282,7 @@ def tiny_plans(monkeypatch):
     made = plan.make_plan
     monkeypatch.setattr(plan, "make_plan", make)
     monkeypatch.setattr(loop, "training_step", step)
-    monkeypatch.setattr(measuring.Measuring, "pace", lambda self, recipe: 64.0)
+    monkeypatch.setattr(measuring.Measuring, "pace", lambda *_: 64.0)
     monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
     monkeypatch.setattr(catalogue, "load_images", lambda *_, **__: blobs(64))
 
@@ -320,7 +320,7 @@ def test_a_folder_of_few_images_trains_and_plans_without_a_flag(
     fits, monkeypatch, tmp_path, capsys
 ):
     """In smaller batches, which is said; a batch size that is typed must fit."""
-    monkeypatch.setattr(measuring.Measuring, "pace", lambda self, recipe: 64.0)
+    monkeypatch.setattr(measuring.Measuring, "pace", lambda *_: 64.0)
     monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
     few = save_pictures(tmp_path / "few", 10)
     black = lambda recipe, *_, **__: torch.zeros(10, *recipe.shape, dtype=torch.uint8)  # noqa: E731

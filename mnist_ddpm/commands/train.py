@@ -108,7 +108,6 @@ class Train(training_flags.Train):
         return replace(recipe, precision=own)
 
 
-
 def check_of_use(given: dict, recipe: Recipe) -> None:
     """Raises ValueError for flags that a new run would not heed."""
     if "label_dropout" in given and not (recipe.classes or recipe.attributes):

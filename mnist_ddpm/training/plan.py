@@ -92,8 +92,8 @@ def make_plan(
     """The best use of so many seconds from when it began, and the images to train on.
 
     asked: its data, labels and seed are kept. load: the images for a recipe; what it takes counts
-    for digits alone, since pictures are decoded the first time. Raises ValueError where the time is too short for a
-    few steps, or longer than a year.
+    for digits alone, since pictures are decoded the first time. Raises ValueError where the time is
+    too short for a few steps, or longer than a year.
     """
     problem = f"minutes is {seconds / 60:g}"
     check(0 < seconds <= YEAR, f"{problem}: it must be above 0, and at most a year")
