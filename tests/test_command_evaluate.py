@@ -52,7 +52,8 @@ def few_digits(monkeypatch):
 
 
 def flags_of(places, name="plain", n=12):
-    return ["--checkpoint", places / name, "--extractor", places / "judge.safetensors", "--n", n]
+    base = ["--checkpoint", places / name, "--extractor", places / "judge.safetensors", "--n", n]
+    return [*base, "--data", places / "data"]
 
 
 def card_of(places, out, *flags, name="plain", n=12) -> dict:
@@ -78,8 +79,8 @@ def test_figures_are_printed_even_where_the_disk_is_full_and_the_same_command_go
     def full(path, text, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    flags = [*flags_of(places)[:2], "--n", 12]
-    flags += ["--steps", 4, *flags_of(places)[2:4]] if command == "evaluate" else []
+    flags = flags_of(places)
+    flags = [*flags, "--steps", 4] if command == "evaluate" else [*flags[:2], *flags[4:]]
     with monkeypatch.context() as once:
         once.setattr(Path, "write_text", full)
         assert run(command, *flags, "--out", tmp_path / "a.json") == 1
@@ -232,6 +233,29 @@ def test_what_was_kept_is_not_of_other_held_out_images(places, tmp_path, monkeyp
     monkeypatch.setitem(PARTS, "test", 255 - PARTS["test"])
     bits = [card_of(places, path, *flags)["bits_per_dim"] for path in (out, tmp_path / "anew.json")]
     assert bits[0] == bits[1]
+
+
+def test_the_second_card_asks_the_extractor_about_its_samples_alone(
+    places, tmp_path, monkeypatch, capsys
+):
+    """It is the same card to the last bit as without what the first has left."""
+    asked, forward = [], Extractor.forward
+
+    def counted(extractor, images):
+        asked.append(len(images))
+        return forward(extractor, images)
+
+    monkeypatch.setattr(Extractor, "forward", counted)
+    found, counts, told = [], [], []
+    for data, seed in (("a", 0), ("a", 1), ("b", 1)):
+        asked.clear()
+        flags = ["--data", tmp_path / data, "--steps", 4, "--seed", seed]
+        differs = {"command": "", "seconds_per_image": 0.0}
+        found.append(card_of(places, tmp_path / "card.json", *flags) | differs)
+        counts.append(sum(asked) - 1)  # one says at once whether the extractor is for such images
+        told.append("60 training images and 24 held-out" in capsys.readouterr().out)
+    assert counts == [60 + 24 + 12, 12, 60 + 24 + 12] and told == [True, False, True]
+    assert found[1] == found[2] != found[0]
 
 
 def test_a_folder_of_training_images_may_have_moved(places, tmp_path, monkeypatch, capsys):

@@ -119,7 +119,7 @@ def test_a_card_compares_as_many_held_out_images_as_it_needs(digits, quick, monk
 
     monkeypatch.setattr(audits, "audit", watched)
     judged(digits[:30], digits[:400], digits[400:600], fresh_judge(), digits=True)
-    assert seen == [30], "of 200, as many as are judged"
+    assert seen == [20], "of 200"
 
 
 def test_without_held_out_images_training_images_are_compared_with_each_other(digits, quick):
@@ -133,9 +133,9 @@ def test_a_card_says_what_the_classifier_makes_of_real_digits(digits, quick):
     judge, real = fresh_judge(), (digits[:400], digits[400:500])
     card = build_card(digits[600:640], *real, judge, Recipe())
     order = distances.shuffled(digits[400:500], 0)[:40]
-    expected = distances.class_balance(judge.logits(order))
-    assert card["digits"]["held_out"] == expected
-    assert expected != distances.class_balance(judge.logits(digits[600:640]))
+    found = [judge.logits(judge.features(images)) for images in (order, digits[600:640])]
+    held_out, drawn = map(distances.class_balance, found)
+    assert card["digits"] == drawn | {"held_out": held_out} and drawn != held_out
     other = Recipe(dataset="fashion", channels=1)
     assert "digits" not in build_card(digits[600:640], *real, judge, other)
 

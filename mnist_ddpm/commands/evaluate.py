@@ -22,6 +22,7 @@ from mnist_ddpm.commands.drawing import MOST, Drawing
 from mnist_ddpm.commands.reading import holds_samples, read_images
 from mnist_ddpm.data.labels import always_told, typical_labels
 from mnist_ddpm.evaluation import cards, drawing, extractors, losses
+from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.formats.checkpoints import Checkpoint, find
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.training import files, processes
@@ -50,7 +51,7 @@ class Evaluate(flags.Evaluate, Drawing):
         self.take_advice(recipe, heed=not self.images)
         self.check_memory(recipe, device)
         self.check(recipe)
-        signed = extractors.digest((find(self.checkpoint) / "model.safetensors").read_bytes())
+        weights = extractors.digest((find(self.checkpoint) / "model.safetensors").read_bytes())
         side = max(recipe.shape[1:])
         judge = extractors.pick_judge(self.extractor, recipe.dataset, device, side, world)
         with processes.one_first(world):
@@ -58,8 +59,10 @@ class Evaluate(flags.Evaluate, Drawing):
             given = read_images(self.images, recipe, self.data) if self.images else None
         cards.check_enough(self.n if given is None else min(self.n, len(given)), len(training))
         judge.features(training[: world.size])  # says now where it is not for such images
-        real = [extractors.digest(part) for part in (training, held_out) if part is not None]
-        kept = keep_parts(self, self.out, Counted(checkpoint.network), device, *real)
+        mirrored, folder = cards.sees_mirrored(recipe), self.data / "cache"
+        real = RealImages(judge, training, held_out, mirrored, folder)
+        real.tell_missing()
+        kept = keep_parts(self, self.out, Counted(checkpoint.network), device, *real.signed)
         with kept.stoppable():
             origin = {}
             if given is None:
@@ -67,10 +70,11 @@ class Evaluate(flags.Evaluate, Drawing):
             elif self.n < len(given):
                 count = f"judging {self.n:,} of {len(given):,} images, drawn at random"
                 print(f"{count}: --n {len(given)} takes all")
-            named = {"checkpoint": str(self.checkpoint), "checkpoint_sha256": signed}
+            named = {"checkpoint": str(self.checkpoint), "checkpoint_sha256": weights}
             card = cards.build_card(
-                given, training, held_out, judge, recipe, n=self.n, seed=self.seed, device=device,
-                reference_sha256=real[0], **named, **origin, command=self.command,
+                given, training, held_out, judge, recipe, real=real.features(), n=self.n,
+                seed=self.seed, device=device, reference_sha256=real.signed[0], **named, **origin,
+                command=self.command,
             )  # fmt: skip
             if world.rank > 0:
                 return

@@ -23,6 +23,7 @@ from mnist_ddpm.evaluation.distances import (
     shuffled,
 )
 from mnist_ddpm.evaluation.extractors import Judge, digest
+from mnist_ddpm.evaluation.features import RealFeatures, RealImages
 from mnist_ddpm.training import machine
 from mnist_ddpm.training.files import replacing
 from mnist_ddpm.training.options import size_in_words
@@ -48,6 +49,7 @@ def build_card(
     judge: Judge,
     recipe: ddpm.Settings,
     *,
+    real: RealFeatures | None = None,
     n: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -56,6 +58,7 @@ def build_card(
     """The card of uint8 images (N, C, H, W), or of n of them that the seed chooses.
 
     training, held_out: real images of the same shape. recipe: the training's, for its data set.
+    real: their features, if they are known already, of mirrored ones where sees_mirrored.
     device: where images were drawn. about: what else is known of them, which goes before what is
     known here. Of several processes each calls it.
     """
@@ -77,14 +80,18 @@ def build_card(
         "processes": judge.world.size,
         "versions": machine.versions(),
     }
-    mirrored = catalogue.AUGMENTATIONS.get(recipe.dataset) is ddpm.mirrored
     digits = recipe.dataset == "mnist" == getattr(judge.network, "dataset", None)
-    options = {"seed": seed, "mirrored": mirrored, "digits": digits}
+    options = {"seed": seed, "mirrored": sees_mirrored(recipe), "digits": digits, "real": real}
     found = judged(images[chosen], training, held_out, judge, **options)
     for space in SPACES:  # numbered as in all the images
         nearest = found[f"nearest_training_image_in_{space}"]
         nearest["closest"] = [[chosen[i].item(), j] for i, j in nearest["closest"]]
     return facts | found
+
+
+def sees_mirrored(recipe: ddpm.Settings) -> bool:
+    """Whether training sees each image from both sides."""
+    return catalogue.AUGMENTATIONS.get(recipe.dataset) is ddpm.mirrored
 
 
 def judged(
@@ -96,51 +103,44 @@ def judged(
     seed: int = 0,
     mirrored: bool = False,
     digits: bool = False,
+    real: RealFeatures | None = None,
 ) -> dict:
     """A card's figures, of uint8 images (N, C, H, W): of them, of real ones, and the nearest.
 
     mirrored: training saw each image from both sides. digits: the judge is a classifier of what
-    is drawn, and counts it.
+    is drawn, and counts it. real: features of real images, if they are known already.
     """
-    unseen = None
-    known, drawn = judge.features(training), judge.features(images)
+    real = real or RealImages(judge, training, held_out, mirrored).features()
+    drawn = judge.features(images, f"{len(images):,} samples")
     if held_out is not None:  # in no order, since a data set may begin with the easier ones
         order = shuffled(torch.arange(len(held_out)), seed)
-        unseen = judge.features(held_out)[order]
-        wanted = max(audit.AUDITED, len(images) if digits else 0)
-        held_out = held_out[order[:wanted]]  # all may be more than memory holds
+        real = real._replace(held_out=real.held_out[order])
+        held_out = held_out[order[: audit.AUDITED]]  # all may be more than memory holds
     card = {
-        "metrics": distances(known, drawn, seed),
-        "frechet_bias": frechet_bias(known, drawn, seed),
-        "floor": floors(known, unseen, len(images), seed),
+        "metrics": distances(real.training, drawn, seed),
+        "frechet_bias": frechet_bias(real.training, drawn, seed),
+        "floor": floors(real.training, real.held_out, len(images), seed),
     }
     if digits:
-        card["digits"] = class_balance(judge.logits(images))
+        card["digits"] = class_balance(judge.logits(drawn))
         if held_out is not None:
-            real = judge.logits(held_out[: len(images)])
-            card["digits"]["held_out"] = class_balance(real)
+            unseen = real.held_out[: len(images)]
+            card["digits"]["held_out"] = class_balance(judge.logits(unseen))
     in_pixels = audit.audit(images, training, held_out, mirrored, judge.device)
-    in_features = audit_features(drawn, known, unseen, training, judge, mirrored)
-    for space, found in zip(SPACES, (in_pixels, in_features)):
+    for space, found in zip(SPACES, (in_pixels, audit_features(drawn, real))):
         card[f"nearest_training_image_in_{space}"] = found.figures()
     return card
 
 
-def audit_features(
-    drawn: Tensor,
-    known: Tensor,
-    unseen: Tensor | None,
-    training: Tensor,
-    judge: Judge,
-    mirrored: bool,
-) -> audit.Audit:
-    """The audit of features (N, D): of images drawn, known from training, and unseen."""
+def audit_features(drawn: Tensor, real: RealFeatures) -> audit.Audit:
+    """The audit of features (N, D) of images that were drawn."""
+    known, n = real.training, len(real.training)
     seen = [*known.split(1000)]
-    if mirrored:
-        seen += [judge.features(part.flip(-1)) for part in training.split(1000)]
-    own = audit.some_of(training) if unseen is None else None
-    real = unseen[: audit.AUDITED] if own is None else known[own]
-    return audit.audit_points([drawn], lambda: seen, len(training), real, own)
+    if real.mirrored is not None:
+        seen += real.mirrored.split(1000)
+    own = audit.some_of(known) if real.held_out is None else None
+    usual = real.held_out[: audit.AUDITED] if own is None else known[own]
+    return audit.audit_points([drawn], lambda: seen, n, usual, own)
 
 
 def bound_figures(bound, variance: str, times_per_image: int) -> dict:

@@ -102,14 +102,15 @@ def in_batches(
     images: Tensor,
     device: torch.device | str,
     batch_size: int = Extractor.BATCH,
+    title: str = "extracting features",
 ) -> Tensor:
     """function of uint8 images (N, C, H, W): float64 (N, …), on the processor.
 
-    It is the same in whatever batches and order, up to rounding.
+    It is the same in whatever batches and order, up to rounding. title: of the progress bar.
     """
     size = min(batch_size, max(1, 2**26 // images.shape[1:].numel()))  # of large images fewer
     parts = images.split(size)
-    bar = progress_bar(parts, desc="extracting features", unit="batch", leave=False, delay=3)
+    bar = progress_bar(parts, desc=title, unit="batch", leave=False, delay=3)
     standard = torch.contiguous_format  # another order of values in memory rounds differently
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as GPUs' shorter numbers do
         found = [function(part.clone(memory_format=standard).to(device)) for part in bar]
@@ -133,16 +134,22 @@ class Judge:
     device: torch.device | str = "cpu"
     world: World = field(default_factory=World)  # of several processes, each takes its part
 
-    def features(self, images: Tensor) -> Tensor:
-        """float64 (N, D) of uint8 images (N, C, H, W)."""
-        size = self.network.BATCH
-        extract = partial(in_batches, self.network, device=self.device, batch_size=size)
+    def features(self, images: Tensor, whose: str = "images", mirrored: bool = False) -> Tensor:
+        """float64 (N, D) of uint8 images (N, C, H, W), or of their mirror images.
+
+        whose: what the progress bar calls them.
+        """
+
+        def function(part: Tensor) -> Tensor:
+            return self.network(part.flip(-1) if mirrored else part)
+
+        options = {"batch_size": self.network.BATCH, "title": f"features of {whose}"}
+        extract = partial(in_batches, function, device=self.device, **options)
         return shared(self.world, extract, images)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """float64 (N, outputs) of uint8 images (N, C, H, W)."""
-        classify = partial(in_batches, self.network.classify, device=self.device)
-        return shared(self.world, classify, images)
+    def logits(self, features: Tensor) -> Tensor:
+        """A classifier's float64 (N, outputs) of features (N, D)."""
+        return in_batches(self.network.head, features.float(), self.device)
 
 
 def pick_judge(

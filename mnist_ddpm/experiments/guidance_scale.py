@@ -35,8 +35,9 @@ def followed(lab: Lab, trained: Trained, scale: float, seed: int) -> Row:
     """How good guided images are, how varied, and how often they are what was asked for."""
     times, labels = ddpm.timesteps(trained.schedule.T, 20), torch.arange(lab.scale.n) % 10
     images = lab.draw(trained, times, seed, dpmpp_2m_sampler, labels, guidance=scale)
-    _, recall = precision_recall(lab.known, lab.judge.features(images))
-    agree = lab.judge.logits(images).argmax(dim=1) == labels
+    features = lab.judge.features(images)
+    _, recall = precision_recall(lab.known, features)
+    agree = lab.judge.logits(features).argmax(dim=1) == labels
     agreement = agree.double().mean().item()
     return {**lab.distance(images), "recall": recall.value, "agreement": agreement}
 
