@@ -276,8 +276,8 @@ def tiny_plans(monkeypatch):
         now[0] += 0.5
         return training_step(*given)
 
-    def make(*given, began):
-        return made(*given, clock=lambda: now[0], began=now[0])
+    def make(*given, began, size):
+        return made(*given, clock=lambda: now[0], began=now[0], size=size)
 
     made = plan.make_plan
     monkeypatch.setattr(plan, "make_plan", make)

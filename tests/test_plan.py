@@ -12,6 +12,7 @@ from trained import PATH, TINY, start_simple
 from mnist_ddpm import ddpm, trainer
 from mnist_ddpm.training import advice, loop, measuring, plan
 from mnist_ddpm.training.measuring import Measuring
+from mnist_ddpm.training.options import size_in_words
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
 
@@ -23,6 +24,10 @@ GFLOP = {
     (64, 3, 128): 12.5,
     (64, 3, 64): 0.52,
     (32, 3, 64): 0.5,
+    ((64, 96), 3, 128): 18.8,
+    ((64, 96), 3, 64): 0.8,
+    ((32, 40), 1, 32): 0.24,
+    ((32, 40), 1, 16): 0.06,
 }
 
 
@@ -72,13 +77,13 @@ def machine():
     return Machine()
 
 
-def make_plan(machine, minutes, n=9000, decoding=0.0, began=None, **asked):
+def make_plan(machine, minutes, n=9000, decoding=0.0, began=None, size=None, **asked):
     def load(recipe):
         machine.now += decoding
         return torch.zeros(1, recipe.channels, 8, 8, dtype=torch.uint8).expand(n, -1, -1, -1)
 
     asked = Recipe(**{"dataset": "celeba", **asked})
-    return plan.make_plan(asked, load, 60 * minutes, machine, machine.clock, began)[0]
+    return plan.make_plan(asked, load, 60 * minutes, machine, machine.clock, began, size)[0]
 
 
 def test_the_time_is_filled_to_a_few_percent(machine):
@@ -223,6 +228,16 @@ def test_the_flags_of_a_plan_make_the_same_recipe(machine, minutes, name):
     assert preset(named, **typed) == made.recipe
 
 
+@pytest.mark.parametrize("size", [64, (64, 96)])
+def test_a_size_that_is_asked_for_is_planned_and_told(machine, size):
+    made = make_plan(machine, 2, size=size)
+    assert (made.preset, made.recipe.image_size) == ("faces-64-small", size), "in no time faces-32"
+    flags = dict(zip(made.flags(), made.flags()[1:]))
+    assert flags.get("--image-size", "64") == size_in_words(size)
+    with pytest.raises(ValueError, match="^image_size is 64x90"):
+        make_plan(machine, 2, size=(64, 90))
+
+
 def with_guide(machine, made, n=60_000):
     return plan.with_guide(made, n, "guide", machine)
 
@@ -253,6 +268,11 @@ def test_where_a_guide_has_too_few_steps_the_network_is_trained_alone(machine, m
     plans, told = with_guide(machine, alone)
     assert plans == [alone] and f"{minutes:g} minutes" in told
     assert len(with_guide(machine, make_plan(machine, 1.7, 60_000, dataset="mnist"))[0]) == 2
+
+
+def test_a_guide_draws_images_of_the_same_shape(machine):
+    made = make_plan(machine, 30, 60_000, dataset="mnist", size=(32, 40))
+    assert [each.recipe.shape for each in with_guide(machine, made)[0]] == [(1, 32, 40)] * 2
 
 
 def test_only_digits_have_a_guide(machine):

@@ -55,7 +55,8 @@ class PlanTraining(training_flags.PlanTraining):
         about = f"about {plan.measuring_seconds(seconds):.0f} s, which count"
         print(f"measuring this machine: {about}{more}", flush=True)
         load = partial(catalogue.load_images, root=self.data)
-        made, images = plan.make_plan(asked, load, seconds, measuring, began=self.began)
+        options = {"began": self.began, "size": self.image_size}
+        made, images = plan.make_plan(asked, load, seconds, measuring, **options)
         tell_fitted(presets.preset(made.preset), made.recipe, len(images))
         if not self.guide:
             return [made], images

@@ -13,16 +13,13 @@ from mnist_ddpm.training.options import PRESETS, Options, Size, read_size, size_
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Log = Literal["none", "tensorboard", "wandb", "trackio"]  # a test compares
-TypedSize = Annotated[
-    Size,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT|HxW",
-        instance_from_str=lambda words: read_size(*words),
-        is_instance=lambda value: isinstance(value, int | tuple),
-        str_from_instance=lambda size: [size_in_words(size)],
-    ),
-]
+SIZE = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="INT|HxW",
+    instance_from_str=lambda words: read_size(*words),
+    is_instance=lambda value: isinstance(value, int | tuple | None),
+    str_from_instance=lambda size: [size_in_words(size)],
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Flags(Options):
 
     dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
     # side of square images, in pixels; or height x width, such as 64x96
-    image_size: TypedSize = 32
+    image_size: Annotated[Size, SIZE] = 32
     base_channels: int = 32  # width of the first level of the U-Net
     channel_mults: tuple[int, ...] = (1, 2, 4)  # width of each level, in base_channels
     patch_size: int = 2  # the network sees patches of p x p pixels as one position
@@ -106,6 +103,8 @@ class PlanTraining:
     # for all, from start to end; decoding a data set, the first time, is not counted
     minutes: float = 10.0
     dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
+    # side of square images, in pixels; or height x width, such as 64x96
+    image_size: Annotated[Size | None, SIZE, unless_typed("the preset's")] = None
     # 1 grey, 3 colour
     channels: Annotated[int | None, unless_typed("1 for mnist, 3 for all else")] = None
     # 10 trains with MNIST's labels

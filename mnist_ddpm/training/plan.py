@@ -11,13 +11,15 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.training import advice, loop, machine, previews
 from mnist_ddpm.training.files import out_of_memory
 from mnist_ddpm.training.measuring import Measuring
+from mnist_ddpm.training.options import Size, size_in_words
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe, fitted
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
+SIZED = FACES[:2]  # where a size is asked for, since the last is smaller by its own alone
 # Images that a network sees at least: with fewer, a smaller one is better
-ENOUGH = {DIGITS: 300_000, FACES: 150_000}
+ENOUGH = {DIGITS: 300_000, FACES: 150_000, SIZED: 150_000}
 STEPS = 750  # that a short training has at least, by smaller batches
 WARMUP = 500  # steps at most
 KEPT = "dataset", "channels", "classes", "attributes", "seed"  # that a plan leaves as they are
@@ -54,6 +56,7 @@ class Plan:
         base, flags = preset(self.preset), ["--preset", self.preset]
         for name, value in asdict(self.recipe).items():
             if value != getattr(base, name) or name == "precision":  # which depends on the device
+                value = size_in_words(value) if name == "image_size" else value
                 values = value if isinstance(value, tuple) else [value]
                 values = [] if value is True else values
                 flags += [f"--{name.replace('_', '-')}", *map(str, values)]
@@ -88,12 +91,14 @@ def measuring_seconds(seconds: float) -> float:
 def make_plan(
     asked: Recipe, load: Callable[[Recipe], Tensor], seconds: float, measuring: Measuring,
     clock: Callable[[], float] = time.monotonic, began: float | None = None,
+    size: Size | None = None,
 ) -> tuple[Plan, Tensor]:  # fmt: skip
     """The best use of so many seconds from when it began, and the images to train on.
 
     asked: its data, labels and seed are kept. load: the images for a recipe; what it takes counts
-    for digits alone, since pictures are decoded the first time. Raises ValueError where the time is
-    too short for a few steps, or longer than a year.
+    for digits alone, since pictures are decoded the first time. size: of the images, else that of
+    the preset. Raises ValueError for a size that does not fit, and where the time is too short for
+    a few steps, or longer than a year.
     """
     problem = f"minutes is {seconds / 60:g}"
     check(0 < seconds <= YEAR, f"{problem}: it must be above 0, and at most a year")
@@ -101,7 +106,8 @@ def make_plan(
     began, digits = since if began is None else began, asked.dataset == "mnist"
     kept = {name: getattr(asked, name) for name in KEPT}
     kept |= {"objective": "p2"} if digits else {}
-    names = DIGITS if digits else FACES
+    kept |= {} if size is None else {"image_size": size}
+    names = DIGITS if digits else FACES if size is None else SIZED
     measuring.warm_up(preset(names[-1], **kept))
     measuring.allow(measuring_seconds(seconds))
     name, recipe, pace = choose(names, kept, seconds, measuring)
@@ -175,7 +181,7 @@ def with_guide(made: Plan, n: int, folder: str, measuring: Measuring) -> tuple[l
 def parted(made: Plan, n: int, folder: str, measuring: Measuring) -> list[Plan]:
     """The two plans; none where too few steps are left for the guide."""
     r = made.recipe
-    names = *KEPT, "objective", "precision", "batch_size"
+    names = *KEPT, "image_size", "objective", "precision", "batch_size"
     weak = preset(GUIDE, **{name: getattr(r, name) for name in names})
     pace, each = measuring.pace(weak), measuring.evaluation(weak)
     preview, steps = preview_seconds(weak, each), n // r.batch_size
