@@ -67,7 +67,7 @@ def trial(minutes: float, seed: int, folder: Path) -> dict:
     return {
         "seed": seed, "asked": 60 * minutes, "took": round(took, 1),
         "off": round(took / (60 * minutes) - 1, 4), "steps": config["training"]["steps"],
-        "planned": expected.split(": ", 1)[1], "turns": turns,
+        "planned": expected.partition(": ")[2], "turns": turns,
     }  # fmt: skip
 
 

@@ -284,6 +284,7 @@ def tiny_plans(monkeypatch):
     monkeypatch.setattr(loop, "training_step", step)
     monkeypatch.setattr(measuring.Measuring, "pace", lambda *_: 64.0)
     monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
+    monkeypatch.setattr(previews, "IMAGES", 1)
     monkeypatch.setattr(catalogue, "load_images", lambda *_, **__: blobs(64))
 
 

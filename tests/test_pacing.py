@@ -29,7 +29,7 @@ PACES = {
 
 
 class Machine:
-    """Steps take what its pace says, and the first what compiling takes; previews take a second."""
+    """Steps take what its pace says, and the first what compiling takes; previews take 6 s."""
 
     def __init__(self, monkeypatch, pace=PACES["as planned"], compiling=0.0):
         self.now, self.pace, self.compiling = stopped_clock(monkeypatch), pace, compiling
@@ -51,13 +51,13 @@ class Machine:
             signal.raise_signal(signal.SIGINT)
 
     def preview(self, run, schedule):
-        self.now[0] += 1.0
+        self.now[0] += 6.0
         return np.zeros((1, 1), np.uint8)
 
     def fit(self, folder, recipe=TINY, **options):
         """Six steps are an epoch, and 60 epochs the plan."""
         run = start_simple(replace(recipe, epochs=60))
-        options = {"deadline": self.began + SECONDS, "ending": 1.0} | options
+        options = {"deadline": self.began + SECONDS, "ending": 6.0} | options
         return fit(run, folder, preview=self.preview, **options)
 
 
@@ -90,7 +90,7 @@ def test_compiling_in_the_first_step_spoils_no_forecast(monkeypatch, tmp_path):
     assert total_steps(saving.load_state(tmp_path)[1], 96) == pytest.approx(300, rel=0.05)
 
 
-@pytest.mark.parametrize(("early", "foreseen"), [(0.005, 390), (0.5, 480)])
+@pytest.mark.parametrize(("early", "foreseen"), [(0.005, 390), (0.5, 460)])
 def test_a_run_that_was_stopped_goes_on_to_the_steps_foreseen(
     monkeypatch, tmp_path, early, foreseen
 ):
@@ -103,7 +103,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_steps_foreseen(
     last = machine.rates[-1][1]
     resumed = fit(saving.resume_run(tmp_path, start_simple), tmp_path)
     total = total_steps(resumed.settings, 96)
-    assert resumed.step == total == pytest.approx(foreseen, rel=0.03)
+    assert resumed.step == total == pytest.approx(foreseen, rel=0.05)
     step = len([gone for gone, _ in machine.rates if gone < early])
     following = machine.rates[step][1]
     assert following == learning_rate_at(step + 1, total, resumed.settings)

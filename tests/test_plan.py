@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -200,7 +201,7 @@ def test_few_images_make_a_small_batch(machine):
 def test_a_plan_tells_a_command_and_when_it_will_be_done(machine):
     made = make_plan(machine, 90, dataset="my faces & others")
     clocks = {"clock": machine.clock, "now": lambda: datetime(2024, 5, 6, 22)}
-    first = made.lines(**clocks)[0]
+    first = made.lines(Path("a b"), **clocks)[0]
     ends = datetime(2024, 5, 6, 22) + timedelta(seconds=made.seconds)
     assert f"{ends:%H:%M}" in first
     done = replace(made.recipe, epochs=1.2345)

@@ -35,7 +35,7 @@ class PlanTraining(training_flags.PlanTraining):
         recipe = plans[0].recipe
         labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
         for self.out, each in zip(folders, plans):
-            print("\n".join([f"{self.out}: {each.lines()[0]}", *each.lines()[1:]]), flush=True)
+            print("\n".join(each.lines(self.out)), flush=True)
             if self.dry_run:
                 print(each.without(each.recipe, places(self)), flush=True)
         if self.dry_run:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from torch import Tensor
 
@@ -62,16 +63,16 @@ class Plan:
                 flags += [f"--{name.replace('_', '-')}", *map(str, values)]
         return flags
 
-    def lines(self, **clocks) -> list[str]:
-        """In words. clocks: as of finish."""
+    def lines(self, out: Path, **clocks) -> list[str]:
+        """In words, for training in a folder. clocks: as of finish."""
         r = self.recipe
         what = f"preset {self.preset}, about {r.epochs:.3g} epochs in batches of {r.batch_size}"
         how = f"{r.precision}, compiled" if r.compile else r.precision
         speed = f"{self.pace:.0f} images/s measured in {self.measured:.0f} s"
         ends = f"{self.seconds / 60:.1f} minutes, until {self.finish(**clocks):%H:%M:%S}"
-        flags = machine.shell(advice.as_typed(self.draw.items()))
-        drawing = f"then 64 images, {flags}, take about {64 * self.sampling:.1f} s"
-        return [f"{what}, {how}: {speed}, {ends}", *([drawing] if self.draw else [])]
+        command = machine.own_command(["sample", "--checkpoint", str(out)])
+        drawing = f"then 64 images take about {64 * self.sampling:.1f} s: {command}"
+        return [f"{out}: {what}, {how}: {speed}, {ends}", *([drawing] if self.draw else [])]
 
     def without(self, recipe: Recipe, places: Sequence[str] = ()) -> str:
         """A line: the command that trains as many steps without planning, as a recipe has them.
