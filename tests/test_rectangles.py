@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import celeba, ffhq, mnist
 from mnist_ddpm.data.folders import load_folder
+from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.extractors import save_extractor
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import likelihood
@@ -293,6 +294,11 @@ def test_a_folder_is_judged(home, tmp_path):
     assert run("evaluate", *flags, *own) == 0
     found = json.loads((tmp_path / "own.json").read_text())
     assert found["nearest_training_image_in_pixels"]["exact"] == 1, "they are cropped alike"
+
+
+def test_the_page_of_a_checkpoint_tells_height_and_width(home):
+    page = publishing.model_card("me/wide", checkpoints.load(home / "trained"), {})
+    assert "16 x 24 pixels" in page
 
 
 def test_a_picture_is_filled_in_around_what_is_kept(home, tmp_path):

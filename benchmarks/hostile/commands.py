@@ -33,6 +33,8 @@ VALID = {
         "--epochs 1 --T 8 --attributes Smiling Male --objective vlb --out out",
         "--dataset ffhq --image-size 16 --base-channels 4 --batch-size 8 --channel-mults 1 2 "
         "--epochs 1 --T 8 --optimizer muon --objective p2 --accumulation 2 --out out",
+        "--dataset pictures --image-size 8x16 --base-channels 4 --channel-mults 1 --T 8 "
+        "--batch-size 8 --epochs 1 --out out",
         "--dataset pictures --init-from run --batch-size 8 --epochs 1 --out out",
         "--dataset pictures --init-from diffusers --batch-size 8 --epochs 1 --out out",
         "--resume --out run --epochs 3",
@@ -86,7 +88,12 @@ PATHS = (
     "many.npz", "objects.npz", "none.npz", "floats.npz", "run", "plain", "labels", "faces", "ffhq",
     "diffusers", "samples", "card.json", "judge.safetensors", "digits.safetensors", "data/celeba",
 )  # fmt: skip
-OPTIONS = ("eta=1", "x", "=", "a\x1b]0;FORGED\x07=1", "order=[[[", "resamples=1e999")
+ODD = {
+    "option": ("eta=1", "x", "=", "a\x1b]0;FORGED\x07=1", "order=[[[", "resamples=1e999"),
+    "image_size": (
+        *INTEGERS, "8x16", "16x8", "8x9", "0x8", "5x", "x", "8x8x8", "８x８", "4096x8", "9x" * 5000,
+    ),
+}  # fmt: skip
 
 # Seen once, each of them, to end in a traceback, a hang or gigabytes
 SEEN = (
@@ -131,8 +138,8 @@ def values(kind: object, name: str, rng: random.Random) -> list[str] | None:
         return [part for _ in range(count) for part in values(inner[0], name, rng) or []]
     if type(None) in inner:
         return values(next(each for each in inner if each is not type(None)), name, rng)
-    if name == "option":
-        return [rng.choice(OPTIONS)]
+    if name in ODD:
+        return [rng.choice(ODD[name])]
     if kind is int:
         return [rng.choice(INTEGERS)]
     return [rng.choice(FLOATS if kind is float else PATHS)]

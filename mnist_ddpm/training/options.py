@@ -110,7 +110,7 @@ def read_size(text: str) -> Size:
     """The inverse of size_in_words. Raises ValueError for what is neither."""
     found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
     if not found:
-        problem = f"image_size is {text!r}"
+        problem = f"image_size is {text[:30]!r}"
         raise ValueError(f"{problem}: take a side, such as 64, or height x width, such as 64x96")
     height, width = found.groups()
     return simplest((int(height), int(width or height)))
