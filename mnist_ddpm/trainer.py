@@ -71,7 +71,7 @@ def train(
     recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
     resume: bool = False, weights: dict[str, Tensor] | None = None, deadline: float = math.inf,
     device: Device = "cpu", world: World = run.ALONE, log: loop.Log | None = None,
-    ending: float = 0.0, draw: dict | None = None,
+    ending: float | None = None, draw: dict | None = None,
 ) -> Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 

@@ -112,15 +112,25 @@ def test_a_run_that_was_stopped_goes_on_to_the_steps_foreseen(
 
 def test_without_a_deadline_the_epochs_decide(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, PACES["half as fast"])
-    run = machine.fit(tmp_path, deadline=math.inf)
+    run = machine.fit(tmp_path, deadline=math.inf, ending=None)
     assert run.step == 360 and run.settings.epochs == 60
     rates = [learning_rate_at(step, 360, run.settings) for step in range(1, 361)]
     assert [rate for _, rate in machine.rates] == rates
 
 
-def test_a_time_that_is_up_leaves_one_step(monkeypatch, tmp_path):
+@pytest.mark.parametrize("ending", [None, 0.0])
+def test_a_time_that_is_up_leaves_one_step(monkeypatch, tmp_path, ending):
     machine = Machine(monkeypatch)
-    assert machine.fit(tmp_path, deadline=machine.began - 1).step == 1
+    run = machine.fit(tmp_path, deadline=machine.began - 1, ending=ending)
+    assert run.step == saving.saved_step(tmp_path) == 1
+
+
+def test_a_deadline_alone_changes_no_rate_and_no_epochs(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch)
+    run = machine.fit(tmp_path, ending=None)
+    assert run.settings.epochs == 60 and 340 < run.step < 360
+    rates = [learning_rate_at(step, 360, run.settings) for step in range(1, run.step + 1)]
+    assert [rate for _, rate in machine.rates] == rates
 
 
 def test_processes_keep_one_time(monkeypatch):

@@ -98,7 +98,8 @@ class Bench:
         size = 256 if self.quick else 8192 if self.device.type == "cuda" else 2048
         a, b = torch.randn(2, size, size, device=self.device, dtype=getattr(torch, precision))
         seconds = 0.0 if self.quick else seconds
-        return 2 * size**3 * self.measuring.per_second(lambda: (a @ b)[0, 0].item(), seconds)
+        times = self.measuring.per_second(lambda n: (a @ b)[0, 0].item(), 1, 1, seconds)
+        return 2 * size**3 * times
 
     def pace(self, recipe: Recipe, seconds: float = 4.0) -> float:
         """Images trained a second, of black ones that are there already."""

@@ -27,7 +27,7 @@ from mnist_ddpm.training.ahead import sent
 from mnist_ddpm.training.files import first_line, out_of_memory, writable_folder
 from mnist_ddpm.training.home import Place
 from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
-from mnist_ddpm.training.pacing import Clock, Length, of_epochs
+from mnist_ddpm.training.pacing import Clock, Length, of_epochs, until
 from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.run import ALONE, Run, join, training_step
@@ -294,15 +294,16 @@ def fit(
     run: Run, images: Tensor, schedule: Schedule, objective: Objective, folder: str | Path, *,
     save_checkpoint: saving.SaveCheckpoint, labels: Tensor | None = None,
     augment: Augment | None = None, preview: Preview | None = None, deadline: float = math.inf,
-    ending: float = 0.0, world: World = ALONE, log: Log | None = None,
+    ending: float | None = None, world: World = ALONE, log: Log | None = None,
 ) -> Run:  # fmt: skip
     """Trains run to its last epoch on uint8 images (N, C, H, W), and saves to folder.
 
     A preview comes after each epoch. Where epochs are short, it comes after as many as have
     PREVIEW_EVERY steps, and as keep saves and previews within 3 s and a twentieth of the time. A
     checkpoint comes with the first preview, every five minutes, and at the end. deadline:
-    time.monotonic() at which all is to be done, however many epochs that makes; the recipe's are a
-    first guess then, and ending that of the seconds which the last save and preview take.
+    time.monotonic() at which to save and stop. With ending, a guess of the seconds which the last
+    save and preview take, all is done by then, and the learning rate follows the clock, however
+    many epochs that makes: the recipe's are a first guess.
 
     Raises ValueError for labels, images or processes that do not fit, FileExistsError where it
     would overwrite another run, FloatingPointError for a loss that is not finite, ConnectionError
@@ -323,7 +324,9 @@ def fit(
     with deferred_interrupt() as interrupted, home.occupied(folder, world) as where:
         saving.must_be_free(folder, run)
         session = Session(run, where, schedule, save_checkpoint, preview, world, log)
-        if deadline < math.inf:
+        if deadline < math.inf and ending is None:
+            length = until(length, deadline, world)
+        elif deadline < math.inf:
             planned = length(run.step)
             session.clock = length = Clock(deadline, planned, ending, world, run.step)
         try:

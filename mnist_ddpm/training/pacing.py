@@ -20,6 +20,20 @@ def of_epochs(settings: Recipe, n: int) -> Length:
     return lambda step: total
 
 
+def until(length: Length, deadline: float, world: World) -> Length:
+    """The same, or the steps that are done when the time is up, after one at least."""
+    looks: dict[int, bool] = {}
+
+    def steps(step: int) -> float:
+        if step not in looks:  # one look a step, and none before the first
+            late = bool(looks) and world.any(time.monotonic() > deadline)
+            looks.clear()
+            looks[step] = late
+        return step if looks[step] else length(step)
+
+    return steps
+
+
 class Clock:
     """Foresees, in each step anew, how many steps there will be in all when the time is up.
 
