@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import celeba, ffhq, folders, labels, mnist
 from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
-from mnist_ddpm.methods import learned_variance, predictions, schedules, solvers
+from mnist_ddpm.methods import conditioning, learned_variance, predictions, schedules, solvers
+from mnist_ddpm.methods.conditioning import Condition
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, weighted
@@ -119,18 +120,22 @@ LABELS: dict[str, Callable[..., Tensor]] = {
 # of a batch in training, by data set
 AUGMENTATIONS: dict[str, loop.Augment] = {"celeba": ddpm.mirrored, "ffhq": ddpm.mirrored}
 
+# x_0 to what the network is given of it
+CONDITIONS: dict[str, Condition] = {"grey": conditioning.grey, "small": conditioning.small}
+
 
 def unet(recipe: Recipe) -> nn.Module:
     """The U-Net of a recipe, which takes labels where there are classes.
 
-    Raises ValueError for one that memory cannot hold.
+    Its input is x_t, and the condition's channels after those of x_t. Raises ValueError for one
+    that memory cannot hold.
     """
     check_network(recipe)
     options = {
-        "channels": recipe.channels, "base_channels": recipe.base_channels,
-        "channel_mults": recipe.channel_mults, "patch_size": recipe.patch_size,
-        "blocks": recipe.blocks_per_level, "attention": recipe.attention,
-        "dropout": recipe.dropout,
+        "channels": recipe.channels + condition_channels(recipe),
+        "base_channels": recipe.base_channels, "channel_mults": recipe.channel_mults,
+        "patch_size": recipe.patch_size, "blocks": recipe.blocks_per_level,
+        "attention": recipe.attention, "dropout": recipe.dropout,
         "out_channels": recipe.channels * (2 if learns_variance(recipe) else 1),
     }  # fmt: skip
     labelled = partial(LabelledUNet, classes=recipe.classes)
@@ -149,6 +154,26 @@ def look_up(what: str, name: str, table: dict):
     """The entry of that name. Raises ValueError for an unknown one."""
     check(name in table, f'{what} "{name}" is unknown: take one of {", ".join(table)}')
     return table[name]
+
+
+def condition_of(recipe: Recipe) -> Condition | None:
+    """What the network is given of x_0; None: nothing. Raises ValueError for an unknown name."""
+    return look_up("condition", recipe.condition, CONDITIONS) if recipe.conditional else None
+
+
+def condition_channels(recipe: Recipe) -> int:
+    """The condition's channels. Raises ValueError for images that it is not for."""
+    condition = condition_of(recipe)
+    return condition(torch.zeros(1, *recipe.shape, device="meta")).shape[1] if condition else 0
+
+
+def conditions(recipe: Recipe, pictures: Tensor | None, batch: range) -> Tensor | None:
+    """What these images are given, by uint8 pictures (M, C, H, W) in turn; None: nothing."""
+    condition = condition_of(recipe)
+    if condition is None or pictures is None:
+        return None
+    own = torch.arange(batch.start, batch.stop) % len(pictures)
+    return condition(ddpm.to_float(pictures[own]))
 
 
 def make_schedule(recipe: Recipe) -> Schedule:
@@ -191,7 +216,9 @@ def learns_variance(recipe: Recipe) -> bool:
 
 def make_objective(recipe: Recipe) -> Objective:
     """The recipe's objective. Raises ValueError for an unknown name."""
-    return look_up("objective", recipe.objective, OBJECTIVES)(conversion_of(recipe))
+    objective = look_up("objective", recipe.objective, OBJECTIVES)(conversion_of(recipe))
+    condition = condition_of(recipe)
+    return conditioning.conditioned(objective, condition) if condition else objective
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -205,8 +232,18 @@ def make_times(recipe: Recipe) -> TimeSampler | None:
     return None if make is None else make(recipe.T)
 
 
-def make_denoiser(network: Network, schedule: Schedule, recipe: Recipe) -> Denoiser:
-    """A network as a denoiser, not clipped: x0_hat, eps_hat and, if it is learned, the exponent."""
+def make_denoiser(
+    network: Network, schedule: Schedule, recipe: Recipe, c: Tensor | None = None
+) -> Denoiser:
+    """A network as a denoiser, not clipped: x0_hat, eps_hat and, if it is learned, the exponent.
+
+    c (N, K, H, W): the condition of what is drawn. Raises ValueError where it is missing, or of no
+    use to this network.
+    """
+    needed = "needs" if recipe.conditional else "takes no"
+    problem = f"condition is {recipe.condition}: the network {needed} c, an image of each draw"
+    check((c is not None) == recipe.conditional, problem)
+    network = network if c is None else conditioning.given(network, c)
     make = learned_variance.learned_denoiser if learns_variance(recipe) else predictions.denoiser
     return make(network, schedule, conversion_of(recipe))
 

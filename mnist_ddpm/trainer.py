@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.catalogue import (
     AUGMENTATIONS,
+    conditions,
     learns_variance,
     make_denoiser,
     make_network,
@@ -44,8 +45,8 @@ def start_run(
 
 def method_of(recipe: Recipe) -> dict:
     """Settings that rebuild the network and sample from it, where they are not the notebook's."""
-    names, of_network = ["schedule", "prediction"], ("network", "classes", "attributes")
-    for name in (*of_network, "blocks_per_level", "norm_groups"):
+    names, of_network = ["schedule", "prediction"], ("network", "condition", "classes")
+    for name in (*of_network, "attributes", "blocks_per_level", "norm_groups"):
         if getattr(recipe, name) != getattr(Recipe, name):
             names.append(name)
     if isinstance(recipe.image_size, tuple):
@@ -92,13 +93,16 @@ def train(
         place = f"{world.size} processes" if world.size > 1 else device
         shape = tuple(images.shape[1:])
         print(f"{len(images):,} images of {shape}, {count}, on {place}", flush=True)
-    denoise = partial(make_denoiser, recipe=recipe)
+    preview = partial(
+        previews.preview, make_denoiser=partial(make_denoiser, recipe=recipe),
+        processes=world.size, c=conditions(recipe, images, range(previews.IMAGES)),
+    )  # fmt: skip
     draw = advice_for(recipe, folder, resume) if draw is None else draw
     return loop.fit(
         begun, images, make_schedule(recipe), make_objective(recipe), folder,
         save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels,
         augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, ending=ending, world=world,
-        log=log, preview=partial(previews.preview, make_denoiser=denoise, processes=world.size),
+        log=log, preview=preview,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
-from mnist_ddpm.formats import diffusers
+from mnist_ddpm.formats.pretrained import pretrained
 from mnist_ddpm.training import saving
 from mnist_ddpm.training.keeping import Counted, Kept
 from mnist_ddpm.training.recipe import Recipe
@@ -210,7 +210,7 @@ def test_json_that_is_none_of_ours_is_damaged(tmp_path, capsys, name):
     line = error_of(capsys, "sample", "--checkpoint", folder, "--out", tmp_path / "out")
     assert str(folder / "config.json") in line and line.isprintable()
     with pytest.raises(ValueError, match=str(folder)):
-        diffusers.pretrained(folder)
+        pretrained(folder)
 
 
 def test_text_from_a_card_cannot_steer_the_terminal(tmp_path, capsys):

@@ -23,11 +23,11 @@ from mnist_ddpm.formats.diffusers import (
     DEFAULTS,
     diffusers_tensors,
     load_diffusers,
-    pretrained,
     save_diffusers,
     settings_from_diffusers,
     settings_to_diffusers,
 )
+from mnist_ddpm.formats.pretrained import pretrained
 from mnist_ddpm.trainer import start_run
 from mnist_ddpm.training.recipe import Recipe
 

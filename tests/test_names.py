@@ -16,7 +16,7 @@ from mnist_ddpm.commands.sample import Sample
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import SHIPPED, find
-from mnist_ddpm.formats.diffusers import pretrained
+from mnist_ddpm.formats.pretrained import pretrained
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 

@@ -23,6 +23,7 @@ EXPONENTS = {"posterior": 0.0, "beta": 1.0, "learned": None}
 # counts), and those that name files
 ELSEWHERE = (
     "out", "data", "bits", "extractor", "dataset", "command", "processes", "batch_size", "device",
+    "condition_image",
 )  # fmt: skip
 FILES = "checkpoint", "guide", "init_image", "mask"
 PACKAGE = Path(catalogue.__file__).parent

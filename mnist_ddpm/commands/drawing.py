@@ -170,9 +170,13 @@ class Drawing(flags.Drawing):
         return name, catalogue.VARIANCES.get(name, default)
 
     def denoiser_of(
-        self, checkpoint: Checkpoint, counted: Counted, device: torch.device
-    ) -> drawing.Source:
-        """What draws a batch of images, guided and clipped. Raises ValueError for a wrong guide."""
+        self, checkpoint: Checkpoint, counted: Counted, device: torch.device,
+        pictures: Tensor | None = None,
+    ) -> drawing.Source:  # fmt: skip
+        """What draws a batch of images, guided and clipped, given the pictures' condition.
+
+        Raises ValueError for a wrong guide.
+        """
         recipe, guide = checkpoint.recipe, None
         if self.guide:
             weak = self.load_guide(checkpoint, device)
@@ -187,13 +191,14 @@ class Drawing(flags.Drawing):
             guide=guide,
             interval=self.guidance_interval,
             clip=CLIPS[self.clip],
+            pictures=None if pictures is None else pictures.to(device),
         )
 
     def load_guide(self, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:
         """The worse checkpoint. Raises ValueError where it is for other images, or other noise."""
         guide = load_checkpoint(self, self.guide, device)
         problem = f"{self.guide} cannot guide {self.checkpoint}"
-        for name in ("image_size", "channels", "classes", "attributes", "T"):
+        for name in ("image_size", "channels", "condition", "classes", "attributes", "T"):
             ours, theirs = (getattr(each.recipe, name) for each in (checkpoint, guide))
             if ours != theirs:
                 raise ValueError(f"{problem}: its {name} is {theirs}, and should be {ours}")

@@ -21,7 +21,7 @@ from mnist_ddpm.commands.common import (
 from mnist_ddpm.commands.drawing import MOST, Drawing
 from mnist_ddpm.commands.reading import holds_samples, read_images
 from mnist_ddpm.data.labels import always_told, typical_labels
-from mnist_ddpm.evaluation import cards, drawing, extractors, losses
+from mnist_ddpm.evaluation import cards, distances, drawing, extractors, losses
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.formats.checkpoints import Checkpoint, find
 from mnist_ddpm.methods.likelihood import bits_per_dim
@@ -40,6 +40,8 @@ HOW = (
 
 class Evaluate(flags.Evaluate, Drawing):
     """Images, drawn or read, and judged."""
+
+    split = "train"  # of which the conditions are
 
     def run(self) -> None:
         """Draws or reads images, judges and writes. What cannot be done is told before."""
@@ -66,7 +68,10 @@ class Evaluate(flags.Evaluate, Drawing):
         with kept.stoppable():
             origin = {}
             if given is None:
-                given, origin = self.draw(world, kept, checkpoint, device)
+                pictures = None
+                if recipe.conditional:
+                    pictures = self.chosen(training if held_out is None else held_out)
+                given, origin = self.draw(world, kept, checkpoint, device, pictures)
             elif self.n < len(given):
                 count = f"judging {self.n:,} of {len(given):,} images, drawn at random"
                 print(f"{count}: --n {len(given)} takes all")
@@ -111,6 +116,9 @@ class Evaluate(flags.Evaluate, Drawing):
         if self.bits and always_told(recipe):
             problem = "--bits needs a network that can do without its labels"
             raise ValueError(f"{problem}: leave it out")
+        if self.bits and recipe.conditional:
+            problem = f"--bits needs a network without a condition, and here is {recipe.condition}"
+            raise ValueError(f"{problem}: leave it out")
         if not self.images:
             self.check_labels(recipe)
             self.check_interval(self.sampling(recipe).times, recipe)
@@ -123,27 +131,40 @@ class Evaluate(flags.Evaluate, Drawing):
             held_out = None  # too few to tell anything
         if self.bits and held_out is None:
             raise ValueError("--bits needs held-out images, of which there are none: leave it out")
+        if recipe.conditional and held_out is not None:
+            self.split = catalogue.HELD_OUT[recipe.dataset]
         return training, held_out
 
+    def chosen(self, images: Tensor) -> Tensor:
+        """n of the images (N, …), in an order that the seed decides, and again where n > N."""
+        order = distances.shuffled(torch.arange(len(images)), self.seed)
+        return images[order[torch.arange(self.n) % len(order)]]
+
     def labels(self, recipe: Recipe) -> Tensor:
-        """Those given, else as in training, so that distances do not measure their shares."""
+        """Those given, else as in training, so that distances do not measure their shares.
+
+        Where there are conditions, they are of the same images.
+        """
         if self.label:
             return super().labels(recipe)
         try:
-            known = catalogue.load_labels(recipe, self.data)
+            known = catalogue.load_labels(recipe, self.data, self.split)
         except (ValueError, FileNotFoundError) as error:
             advice = "or name those to draw, in turn, with --label"
             raise ValueError(f"{error}; {advice}") from error
+        if recipe.conditional:
+            return self.chosen(known)
         return typical_labels(known, self.n, self.seed)
 
     def draw(
-        self, world: World, kept: Kept, checkpoint: Checkpoint, device: torch.device
-    ) -> tuple[Tensor, dict]:
-        """The images to judge, and how they were made and at what cost."""
+        self, world: World, kept: Kept, checkpoint: Checkpoint, device: torch.device,
+        pictures: Tensor | None,
+    ) -> tuple[Tensor, dict]:  # fmt: skip
+        """The images to judge, of the pictures' condition; how they were made, and at what cost."""
         recipe, steps = checkpoint.recipe, self.sampling(checkpoint.recipe)
         images, _ = drawing.generate(
-            self.denoiser_of(checkpoint, kept.counted, device), checkpoint.schedule, self.n,
-            recipe.shape, sampler=steps.bound, times=steps.times, seed=self.seed,
+            self.denoiser_of(checkpoint, kept.counted, device, pictures), checkpoint.schedule,
+            self.n, recipe.shape, sampler=steps.bound, times=steps.times, seed=self.seed,
             batch_size=self.batch_size, device=device, kept=kept, world=world,
         )  # fmt: skip
         how = {"name": steps.name, **steps.told, "precision": self.precision}
@@ -158,13 +179,21 @@ class Evaluate(flags.Evaluate, Drawing):
             how |= {"guidance": self.scale}
         if self.guidance_interval:
             how |= {"guidance_interval": list(self.guidance_interval)}
-        return images, {"sampler": how, **drawing.cost(kept, self.n, world)}
+        about = {"sampler": how, **drawing.cost(kept, self.n, world)}
+        if pictures is not None:
+            how |= {"condition": f"{recipe.condition} of {self.split} images"}
+            about["condition_error"] = losses.condition_error(
+                catalogue.condition_of(recipe), images, pictures
+            )
+        return images, about
 
     def measure(
         self, kept: Kept, checkpoint: Checkpoint, held_out: Tensor, device: torch.device
     ) -> dict:
         """What a card has of the network itself, by images held out."""
         network, schedule, recipe, _ = checkpoint
+        if recipe.conditional:
+            return {}  # its loss and bound would be of images given their own condition
         denoise, figures = catalogue.make_denoiser(network, schedule, recipe), {}
         options = {"batch_size": self.batch_size, "seed": self.seed, "device": device}
         if not always_told(recipe):

@@ -79,6 +79,8 @@ class Sample(Drawing):
     """
 
     out: Path = Path("out")  # folder for the results
+    # for networks that need one (train --condition): a picture, or a folder of them, in turn
+    condition_image: Annotated[Path | None, unless_typed("none")] = None
     # start from this image, partly noised (or with --mask: fill it in)
     init_image: Annotated[Path | None, unless_typed("pure noise")] = None
     strength: float = 0.5  # how far --init-image is noised: 0 not, 1 beyond recognition

@@ -80,6 +80,9 @@ class MeasureLikelihood(flags.MeasureLikelihood):
             schedule = schedules.respace(schedule, times)
         elif self.spacing != MeasureLikelihood.spacing:
             raise ValueError("--spacing is that of --steps: name them too, or leave it out")
+        if recipe.conditional:
+            problem = f"{self.checkpoint} needs a condition ({recipe.condition})"
+            raise ValueError(f"{problem}: likelihood is for networks without")
         if always_told(recipe):
             problem = f"{self.checkpoint} was always told its label (label_dropout 0)"
             raise ValueError(f"{problem}: likelihood needs one that was not")

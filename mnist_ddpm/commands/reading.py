@@ -36,6 +36,26 @@ def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, T
     return x0, known.float()
 
 
+def read_conditions(path: Path, recipe: Recipe, n: int) -> Tensor:
+    """A picture, or the first n of a folder, as images to take a condition of: uint8 (M, C, H, W).
+
+    Raises as read_image, and as folders.image_files.
+    """
+    paths = folders.image_files(path)[:n] if path.is_dir() else [path]
+    return torch.cat([stand_in(each, recipe) for each in paths])
+
+
+def stand_in(path: Path, recipe: Recipe) -> Tensor:
+    """A picture as an image (1, C, H, W), uint8; for condition small it may be that small already.
+
+    It is then enlarged pixel by pixel, so that its squares' means are its own pixels.
+    """
+    image = pictures.open_image(path, "L" if recipe.channels == 1 else "RGB")
+    smaller = recipe.condition == "small" and image.width < recipe.shape[2]
+    resample = Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS
+    return fitted(image, recipe, 0, resample)
+
+
 def fitted(image: Image.Image, recipe: Recipe, fill: int, resample: Image.Resampling) -> Tensor:
     """A picture in the network's size: uint8 (1, C, H, W). fill: the colour of MNIST's margin."""
     _, height, width = recipe.shape

@@ -13,13 +13,15 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import flags
 from mnist_ddpm.commands.common import keep_parts, load_checkpoint, tell_written, write_picture
 from mnist_ddpm.commands.drawing import Drawing, Steps
-from mnist_ddpm.commands.reading import read_image
+from mnist_ddpm.commands.reading import read_conditions, read_image
 from mnist_ddpm.data.labels import label_names
-from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.evaluation import drawing, extractors
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.training import files
 from mnist_ddpm.training.keeping import Counted
 from mnist_ddpm.training.recipe import Recipe
+
+SHOWN = 400  # images in a grid, at most
 
 
 class Sample(flags.Sample, Drawing):
@@ -31,12 +33,14 @@ class Sample(flags.Sample, Drawing):
         checkpoint = load_checkpoint(self, self.checkpoint, device)
         recipe, counted = checkpoint.recipe, Counted(checkpoint.network)
         self.take_advice(recipe, heed=not self.mask)  # which is not for filling in
-        kept = keep_parts(self, self.out / "samples.npz", counted, device)
+        pictures = self.conditions(recipe)
+        digests = [] if pictures is None else [extractors.digest(pictures)]
+        kept = keep_parts(self, self.out / "samples.npz", counted, device, *digests)
         self.check_memory(recipe, device)
         self.check_labels(recipe)
         steps = self.from_image(recipe, device) if self.init_image else self.sampling(recipe)
         self.check_interval(steps.times, recipe)
-        denoiser_of = self.denoiser_of(checkpoint, counted, device)
+        denoiser_of = self.denoiser_of(checkpoint, counted, device, pictures)
         self.check_image_flags()
         out = files.writable_folder(self.out)
         columns = 6 if max(recipe.shape[1:]) <= 32 else 4  # of the films, and rows: noise is large
@@ -48,7 +52,8 @@ class Sample(flags.Sample, Drawing):
             )  # fmt: skip
             if world.rank > 0:
                 return
-            written = write(out, images, film, columns)
+            shown = catalogue.conditions(recipe, pictures, range(self.n)[:SHOWN])
+            written = write(out, images, film, columns, shown)
         kept.discard()
         each = kept.evaluations / len(world.share(self.n))
         cost = f"{each:.0f} network evaluations in {kept.seconds:.1f} s on {device}"
@@ -57,6 +62,20 @@ class Sample(flags.Sample, Drawing):
             names = enumerate(label_names(recipe))
             print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
         tell_written(*written)
+
+    def conditions(self, recipe: Recipe) -> Tensor | None:
+        """The pictures of --condition-image: uint8 (M, C, H, W); None where the network needs none.
+
+        Raises ValueError where it is missing, or of no use.
+        """
+        path, kind = self.condition_image, recipe.condition
+        if path is None and recipe.conditional:
+            problem = f"{self.checkpoint} draws from a condition ({kind})"
+            raise ValueError(f"{problem}: give a picture, or a folder, with --condition-image")
+        if path is not None and not recipe.conditional:
+            problem = f"{self.checkpoint} was trained without a condition"
+            raise ValueError(f"{problem}: leave out --condition-image, or train --condition small")
+        return None if path is None else read_conditions(path, recipe, self.n)
 
     def check_image_flags(self) -> None:
         """Raises ValueError for flags of an image or mask that is not given."""
@@ -91,17 +110,21 @@ class Sample(flags.Sample, Drawing):
         return steps._replace(sampler=inpainting.started_from(image, steps.sampler), times=times)
 
 
-def write(out: Path, images: Tensor, film: ddpm.Film, columns: int) -> list[Path]:
+def write(
+    out: Path, images: Tensor, film: ddpm.Film, columns: int, shown: Tensor | None
+) -> list[Path]:
     """The array, the grid, the strip and the GIFs, of as many images as fill their rows.
 
-    Their paths.
+    shown: the conditions of those in the grid, for a grid of their own. Returns the paths.
     """
     array = images.permute(0, 2, 3, 1).numpy()
     with files.replacing(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, images=array)
-    shown = images[:400]
-    grid = ddpm.tile(shown, math.ceil(math.sqrt(len(shown))), scale=2)
-    write_picture(out / "samples.png", grid)
+    names = ["samples.png", "steps.png", "generation.gif", "predicted_x0.gif", "samples.npz"]
+    write_grid(out / "samples.png", images[:SHOWN])
+    if shown is not None:
+        names.append("condition.png")
+        write_grid(out / names[-1], ddpm.to_uint8(shown))
     count = len(film[0][1])
     strip = ddpm.draw_strip(film, images=min(2, count), moments=min(11, len(film)))
     with files.replacing(out / "steps.png") as path:
@@ -114,5 +137,9 @@ def write(out: Path, images: Tensor, film: ddpm.Film, columns: int) -> list[Path
         ddpm.save_gif(encoded, film, predicted=predicted, columns=columns)
         with files.replacing(out / name) as path:
             path.write_bytes(encoded.getvalue())
-    names = "samples.png", "steps.png", "generation.gif", "predicted_x0.gif", "samples.npz"
     return [out / name for name in names]
+
+
+def write_grid(path: Path, images: Tensor) -> None:
+    """uint8 images (N, C, H, W) as a picture that is about square."""
+    write_picture(path, ddpm.tile(images, math.ceil(math.sqrt(len(images))), scale=2))

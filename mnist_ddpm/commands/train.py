@@ -9,7 +9,8 @@ import torch
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart, moved, tell_written
-from mnist_ddpm.formats import checkpoints, diffusers
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.pretrained import pretrained
 from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving, tracking
 from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.processes import World
@@ -49,7 +50,7 @@ class Train(training_flags.Train):
         if not source:
             return preset
         dataset = given.get("dataset", preset.get("dataset", Recipe.dataset))
-        return preset | diffusers.pretrained(source, dataset in catalogue.LABELS)[0]
+        return preset | pretrained(source, dataset in catalogue.LABELS)[0]
 
     def run(self) -> None:
         """Trains to the end of its epochs. What cannot be done is told before images are read."""
@@ -75,7 +76,7 @@ class Train(training_flags.Train):
             pass  # said before images are read
         weights = None
         if recipe.init_from and not self.resume:
-            weights = diffusers.pretrained(recipe.init_from, recipe.classes > 0)[1]
+            weights = pretrained(recipe.init_from, recipe.classes > 0, recipe.condition)[1]
             checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
         with processes.one_first(world):
             images = catalogue.load_images(recipe, self.data)

@@ -13,18 +13,25 @@ from mnist_ddpm.data.pictures import fitted, padded
 from mnist_ddpm.data.search import Files, walk
 
 
-def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") -> Tensor:
-    """All images below a folder, padded or cropped, and resized: uint8 (N, *recipe.shape).
+def image_files(folder: str | Path) -> list[Path]:
+    """All images below a folder, sorted. Hidden files and folders do not count.
 
-    They are sorted by path. Hidden files and folders do not count. Raises ValueError where there
-    is none, or where more than a few cannot be read, OSError where a folder cannot be read, or
-    the images cannot be saved.
+    Raises ValueError where there is none, OSError where a folder cannot be read.
     """
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     files = [place / name for place, names in walk(folder, _raise) for name in names]
     paths = sorted(path for path in files if path.suffix.lower() in known)
     ddpm.check(bool(paths), f"{folder} holds no images (files such as .png or .jpg)")
-    names = [path.relative_to(folder).as_posix() for path in paths]
+    return paths
+
+
+def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") -> Tensor:
+    """All images below a folder, padded or cropped, and resized: uint8 (N, *recipe.shape).
+
+    Raises as image_files, ValueError where more than a few cannot be read, OSError where the
+    images cannot be saved.
+    """
+    names = [path.relative_to(folder).as_posix() for path in image_files(folder)]
     kind = "digits-" if recipe.dataset == "mnist" else ""  # these may be padded
     label = re.sub(r"\W+", "-", Path(folder).resolve().name)[:50] or "images"
     fit = partial(_fit, recipe=recipe)

@@ -258,6 +258,9 @@ def digits_line(found: dict) -> str:
 def measured_lines(card: dict) -> list[str]:
     """What was measured of the network itself, as far as a card has it."""
     lines = []
+    if "condition_error" in card:
+        error, asked = card["condition_error"], card["sampler"]["condition"]
+        lines.append(f"their condition is off by {error:.2f} of 255 from what was given ({asked})")
     if "L_simple" in card:
         found = card["L_simple"]
         tenths = ("-" if part is None else f"{part:.3g}" for part in found["by_tenth_of_T"])

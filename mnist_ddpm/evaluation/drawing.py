@@ -49,20 +49,23 @@ def denoisers(
     guide: tuple[Network, Recipe] | None = None,
     interval: tuple[int, int] | None = None,
     clip: Callable[[Denoiser, Schedule], Denoiser] | None = ddpm.clipped,
+    pictures: Tensor | None = None,
 ) -> Source:
     """What draws each batch: a network under guidance, its x0_hat clipped.
 
     labels (n,): image k is told labels[k]. scale: of guidance, away from a guide (a worse network
     and its recipe) or else from the network without labels; without either it has no effect.
-    interval: guidance acts at times low < t <= high only.
+    interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k is
+    given the condition of pictures[k % M], where the recipe has one.
     """
 
     def denoiser_of(batch: range) -> Denoiser:
         own = None if labels is None else labels[batch.start : batch.stop]
+        c = catalogue.conditions(recipe, pictures, batch)
 
         def made(network: Network, recipe: Recipe, own: Tensor | None) -> Denoiser:
             asked = network if own is None else guidance.told(network, own)
-            return catalogue.make_denoiser(asked, schedule, recipe)
+            return catalogue.make_denoiser(asked, schedule, recipe, c)
 
         denoise = strong = made(network, recipe, own)
         if guide is not None:

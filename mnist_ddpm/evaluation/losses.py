@@ -1,4 +1,6 @@
-"""A denoiser's error on images that training has not seen, by time."""
+"""A denoiser's error on images that training has not seen, by time; and that of a condition."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,3 +44,17 @@ def loss_by_tenth(denoise: Denoiser, schedule: Schedule, images: Tensor, **optio
     parts = [losses[(t - 1) * 10 // schedule.T == k] for k in range(10)]
     means = [round(part.mean().item(), 6) if len(part) else None for part in parts]
     return {"n": len(images), "mean": losses.mean().item(), "by_tenth_of_T": means}
+
+
+def condition_error(
+    condition: Callable[[Tensor], Tensor], images: Tensor, pictures: Tensor, batch_size: int = 250
+) -> float:
+    """Mean distance of the images' condition from the pictures', in 1/255 of the range of pixels.
+
+    Both are uint8 (N, C, H, W): images that were drawn, and those whose condition they were given.
+    """
+    total = 0.0
+    for pair in zip(images.split(batch_size), pictures.split(batch_size)):
+        drawn, asked = (condition(to_float(part)).double() for part in pair)
+        total += (drawn - asked).abs().mean().item() * 127.5 * len(drawn)
+    return round(total / len(images), 4)

@@ -85,6 +85,8 @@ def push_to_hub(
     check(parts is not None, f"{name} is no name on the hub: it must be owner/name[@branch]")
     repository, revision = parts[0], revision or parts[1]
     folder, checkpoint = checkpoints.find(source), checkpoints.load(source, device)
+    kind, problem = checkpoint.recipe.condition, f"{source} needs a condition"
+    check(kind == "none", f"{problem} ({kind}): push is for networks that draw without")
     files = {file: Path(folder, file).read_bytes() for file in (CONFIG, WEIGHTS)}
     found = read_whole_card(card, digest(files[WEIGHTS])) if card else {}
     named = f"{repository}@{revision}" if revision else repository

@@ -48,19 +48,13 @@ INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.
 CONFIGS = INDEX, CONFIG, SCHEDULER, f"unet/{CONFIG}", f"scheduler/{SCHEDULER}"
 WEIGHTS = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 
-# The settings that decide a network and what its output means
-DECIDED = (
-    "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
-    "attention_resolutions", "patch_size", "norm_groups", "dropout", "classes", "attributes",
-    "schedule", "T", "beta_1", "beta_T", "prediction", "objective",
-)  # fmt: skip
-
 
 def check_expressible(recipe: Recipe) -> None:
     """Raises ValueError naming a setting that DDPMPipeline has no counterpart of."""
     foreign = {
         "patch_size": (recipe.patch_size > 1, "patches"),
         "classes": (recipe.classes > 0, "labels"),
+        "condition": (recipe.conditional, "image as the condition"),
         "objective": (catalogue.learns_variance(recipe), "learned variances"),
         "base_channels": (recipe.base_channels < 4, "time embedding so narrow"),  # divides by 0
     }
@@ -296,29 +290,6 @@ def read_configs(source: str | Path, folder: Path, config: Path) -> tuple[dict, 
         if not path.is_file():
             raise FileNotFoundError(f"{source} is no diffusers model: there is no {path}")
     return read_json(config), read_json(scheduler) if scheduler.is_file() else None
-
-
-def pretrained(source: str | Path, labels: bool = True) -> tuple[dict, dict[str, Tensor]]:
-    """Weights to start from, and the settings that decide their network and its output's meaning.
-
-    source: a checkpoint, as checkpoints.find knows it, or what load_diffusers reads. labels:
-    whether there are any to train with; if not, a network with labels becomes one without, which
-    predicts what it did for no label. Raises as checkpoints.load and load_diffusers.
-    """
-    config = checkpoints.find(source, CONFIGS) / CONFIG
-    own = config.is_file() and "format" in read_json(config)
-    found = checkpoints.load(source) if own else load_diffusers(source)
-    network, recipe = found[0], found[2]
-    decided = {name: getattr(recipe, name) for name in DECIDED} | {"init_from": str(source)}
-    weights = network.state_dict()
-    if recipe.classes and not labels:
-        # What is added to the embedding of t, a bias may add too.
-        *told, unknown = weights.pop("label.weight")
-        trained = recipe.label_dropout > 0
-        unknown = unknown if trained else torch.stack(told).mean(dim=0)
-        weights["time.2.bias"] = weights["time.2.bias"] + unknown
-        decided |= {"classes": 0, "attributes": ()}
-    return decided, weights
 
 
 def save_diffusers(folder: str | Path, network: UNet, recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ class Options:
     schedule: str = "linear"  # linear, cosine, quadratic, sigmoid; each also with -zero-snr
     prediction: str = "eps"  # what the network predicts: eps, x0, v, mu
     objective: str = "simple"  # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2
+    condition: str = "none"  # of each image, which the network sees beside x_t: grey, small
     classes: int = 0  # number of different labels that the network is told; 0: no labels
     attributes: tuple[str, ...] = ()  # of celeba, as labels: attribute i counts 2^i
     label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without

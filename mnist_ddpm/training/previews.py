@@ -9,26 +9,32 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import Denoiser, Network, Schedule
+from mnist_ddpm.ddpm import Denoiser, Schedule
 from mnist_ddpm.training.run import Run
 
 IMAGES, STEPS, COLUMNS = 36, 20, 6
 
 
 def preview(
-    run: Run, schedule: Schedule, make_denoiser: Callable[[Network, Schedule], Denoiser],
-    processes: int = 1,
+    run: Run, schedule: Schedule, make_denoiser: Callable[..., Denoiser], processes: int = 1,
+    c: Tensor | None = None,
 ) -> np.ndarray:  # fmt: skip
     """36 images of the averaged network in 20 DDIM steps, always from the same noise: a picture.
 
-    Labels come in turn. processes: how many share a batch, which is no larger than in training.
+    Labels come in turn. make_denoiser: called with network, schedule and, where there is one, the
+    condition c (36, 1 or 3, H, W) of a batch, as c; the picture then shows c on the left.
+    processes: how many share a batch, which is no larger than in training.
     Raises FloatingPointError for images that are NaN.
     """
     s = run.settings
     size = math.ceil(s.batch_size / s.accumulation / processes)
     batches = [range(k, min(IMAGES, k + size)) for k in range(0, IMAGES, size)]
-    images = [drawn(run, schedule, make_denoiser, batch) for batch in batches]
-    return ddpm.tile(torch.cat(images), COLUMNS, scale=2)
+    images = []
+    for batch in batches:
+        told = {} if c is None else {"c": c[batch.start : batch.stop]}
+        images.append(drawn(run, schedule, partial(make_denoiser, **told), batch))
+    shown = [torch.cat(images)] if c is None else [ddpm.to_uint8(c).cpu(), torch.cat(images)]
+    return np.concatenate([ddpm.tile(each, COLUMNS, scale=2) for each in shown], axis=1)
 
 
 def drawn(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -> Tensor:

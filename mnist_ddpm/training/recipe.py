@@ -62,6 +62,11 @@ class Recipe(Options, Settings):
         asked = sides[-1:] if asked is None else asked
         return tuple(level for level, side in enumerate(sides) if side in asked)
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the network sees a condition beside x_t."""
+        return self.condition != "none"
+
     def fill_in(self) -> None:
         """Puts plain values in the place of None, paths and JSON's lists."""
         filled = {"dataset": os.fspath(self.dataset), "init_from": os.fspath(self.init_from)}

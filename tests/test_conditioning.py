@@ -1,0 +1,352 @@
+"""An image as the condition: colour from grey, full size from small."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from commanded import DIGITS, blobs, error_of, run, save_network, skip_films
+from helpers import PAPER, equal, fresh_judge, restless
+from PIL import Image
+
+from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm.ddpm import to_float, to_uint8
+from mnist_ddpm.evaluation import drawing, extractors, losses
+from mnist_ddpm.evaluation.publishing import push_to_hub
+from mnist_ddpm.formats import checkpoints, diffusers
+from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.methods.conditioning import given, grey, reduced, small
+from mnist_ddpm.training import loop
+from mnist_ddpm.training.recipe import Recipe
+
+COLOURS = Recipe(
+    dataset="colours", channels=3, image_size=8, base_channels=16, channel_mults=(1,),
+    patch_size=1, T=50, prediction="x0", condition="grey", epochs=10, batch_size=16,
+    learning_rate=5e-3, warmup_steps=5, ema_decay=0.8,
+)  # fmt: skip
+UPSCALING = replace(DIGITS, condition="small", classes=0, prediction="x0")
+
+
+def colours(n: int = 64) -> torch.Tensor:
+    """Patterns of pixels that are yellow or blue, as bright ones and dark: uint8 (n, 3, 8, 8)."""
+    v = 255 * (noise(n, 1, 8, 8) > 127).byte()
+    return torch.cat([v, v, 255 - v], dim=1)
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def save_picture(path, image: torch.Tensor):
+    Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(path)
+    return path
+
+
+def sampled(out, *arguments) -> np.ndarray:
+    assert run("sample", "--out", out, "--steps", 4, *arguments) == 0
+    return np.load(out / "samples.npz")["images"].astype(int)
+
+
+# the conditions
+
+
+def test_grey_is_the_luminance():
+    x0 = to_float(noise(4, 3, 6, 9))
+    red, green, blue = x0.unbind(dim=1)
+    torch.testing.assert_close(grey(x0)[:, 0], 0.299 * red + 0.587 * green + 0.114 * blue)
+    pictures = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in to_uint8(x0)]
+    ours, theirs = (
+        to_uint8(grey(x0))[:, 0].int(),
+        [np.array(each.convert("L")) for each in pictures],
+    )
+    assert (ours - torch.tensor(np.stack(theirs)).int()).abs().max() <= 1, "Pillow cuts off"
+    ends = torch.stack([torch.full((3, 2, 2), -1.0), torch.ones(3, 2, 2)])
+    torch.testing.assert_close(grey(ends), ends[:, :1])
+    with pytest.raises(ValueError, match="channels"):
+        grey(x0[:, :1])
+
+
+def test_small_is_the_mean_of_each_square_in_full_size():
+    x0 = to_float(noise(2, 3, 8, 12))
+    means = x0.numpy().reshape(2, 3, 2, 4, 3, 4).mean(axis=(3, 5))
+    torch.testing.assert_close(reduced(x0), torch.from_numpy(means))
+    torch.testing.assert_close(small(x0).numpy(), means.repeat(4, axis=2).repeat(4, axis=3))
+    torch.testing.assert_close(small(small(x0)), small(x0))
+    torch.testing.assert_close(reduced(small(x0)), reduced(x0))
+    plain = torch.full((1, 1, 4, 8), 0.3)
+    torch.testing.assert_close(small(plain), plain)
+    with pytest.raises(ValueError, match="6"):
+        small(x0[:, :, :6])
+
+
+def test_each_image_has_a_condition_of_its_own():
+    with pytest.raises(ValueError, match="3 .* 2 "):
+        given(lambda x, t: x, torch.zeros(3, 1, 4, 4))(torch.zeros(2, 1, 4, 4), torch.ones(2))
+
+
+# training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Colour from grey, learned in seconds."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer.train(COLOURS, colours(), folder)
+    return folder
+
+
+def test_a_short_training_heeds_the_condition(trained):
+    network, schedule, recipe, _ = checkpoints.load(trained)
+    pure, x0 = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)), colours()
+
+    def error(pictures):
+        c = catalogue.conditions(recipe, pictures, range(64))
+        x0_hat, _ = catalogue.make_denoiser(network, schedule, recipe, c)(pure, 50)
+        return (x0_hat - to_float(x0)).abs().mean().item()
+
+    assert error(x0) < 0.6 < 0.9 < error(x0.flip(0))
+
+
+def test_previews_show_the_condition_beside(trained):
+    first, *_ = sorted((trained / "previews").iterdir())
+    picture = np.array(Image.open(first))
+    height, width = picture.shape[:2]
+    left, right = picture[:, : width // 2], picture[:, width // 2 :]
+    assert width == 2 * height and (left[..., 0] == left[..., 2]).all(), "grey, and colour"
+    assert (right[..., 0] != right[..., 2]).any()
+
+
+def test_the_objective_sees_the_condition_of_the_image_that_it_sees():
+    seen = []
+
+    def network(x, t):
+        seen.append(x)
+        return torch.zeros_like(x[:, :3])
+
+    x0, t = to_float(noise(2, 3, 8, 8)), torch.tensor([3, 40])
+    schedule = catalogue.make_schedule(COLOURS)
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    for name in catalogue.OBJECTIVES:
+        if name not in catalogue.LEARNED_VARIANCE:
+            objective = catalogue.make_objective(replace(COLOURS, objective=name))
+            objective(network, schedule, x0, t, eps)
+    for x in seen:
+        assert torch.equal(x[:, :3], ddpm.q_sample(schedule, x0, t, eps))
+        assert torch.equal(x[:, 3:], grey(x0))
+
+
+@pytest.mark.parametrize("condition, more", [("grey", 1), ("small", 3)])
+def test_a_condition_goes_with_labels_and_a_learned_variance(condition, more, tmp_path):
+    recipe = replace(
+        COLOURS, condition=condition, classes=2, objective="hybrid", image_size=(8, 16)
+    )
+    images, labels = noise(16, *recipe.shape), torch.arange(16) % 2
+    begun, schedule = trainer.start_run(recipe), catalogue.make_schedule(recipe)
+    next(loop.training_loop(begun, images, schedule, catalogue.make_objective(recipe), labels))
+    assert begun.network.conv_in.in_channels == 3 + more
+    trainer.save_checkpoint(tmp_path, begun.ema, recipe, {})
+    network, schedule, loaded, _ = checkpoints.load(tmp_path)
+    options = {"labels": labels, "scale": 2.0, "pictures": images}
+    source = drawing.denoisers(network, schedule, loaded, **options)
+    x0_hat, _, exponent = source(range(3))(torch.zeros(3, *recipe.shape), 30)
+    assert x0_hat.shape == exponent.shape == (3, *recipe.shape)
+
+
+def test_a_network_without_a_condition_begins_one_as_it_was(tmp_path):
+    plain = replace(COLOURS, condition="none", classes=2)
+    network = restless(catalogue.make_network(plain))
+    trainer.save_checkpoint(tmp_path, network, plain, {})
+    for condition, more in (("grey", 1), ("small", 3)):
+        decided, weights = pretrained(tmp_path, condition=condition)
+        recipe = Recipe(dataset="mine", batch_size=4, **decided)
+        assert recipe.condition == condition
+        started = trainer.start_run(recipe, weights=weights).network
+        x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 30])
+        wide = torch.cat([x, torch.randn(2, more, 8, 8)], dim=1)
+        torch.testing.assert_close(started(wide, t), network(x, t), rtol=1e-4, atol=1e-5)
+    assert equal(pretrained(tmp_path)[1], network.state_dict())
+
+
+# drawing
+
+
+def points() -> torch.Tensor:
+    """Four plain colours, of which two are equally bright: uint8 (4, 3, 4, 4)."""
+    plain = torch.tensor([[0.587, 0, 0], [0, 0.299, 0], [-0.9, 0.9, 0.9], [-0.8, -0.8, 0.2]])
+    return to_uint8(plain.view(4, 3, 1, 1).expand(4, 3, 4, 4))
+
+
+def perfect(wide, t):
+    """The exact noise, given x_t and the luminance."""
+    known = to_float(points())
+    answers = []
+    for xt, c, time in zip(wide[:, :3], wide[:, 3:], t):
+        fits = known[(grey(known) - c).abs().amax(dim=(1, 2, 3)) < 0.02]
+        answers.append(ddpm.ideal_denoiser(PAPER, fits)(xt[None], time[None])[1])
+    return torch.cat(answers)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_perfect_network_draws_what_the_condition_leaves_open(prediction):
+    recipe = Recipe(
+        dataset="points", channels=3, image_size=4, channel_mults=(1,), condition="grey"
+    )
+    recipe = replace(recipe, prediction=prediction)
+
+    def network(wide, t):
+        eps = perfect(wide, t)
+        conversion, xt = catalogue.conversion_of(recipe), wide[:, :3]
+        x0 = ddpm.predict_x0(PAPER, xt, t, eps)
+        return eps if prediction == "eps" else conversion.from_x0(PAPER, xt, t, x0)
+
+    def drawn(batch_size):
+        source = drawing.denoisers(network, PAPER, recipe, pictures=points()[[0, 2, 3]])
+        options = {"times": ddpm.timesteps(1000, 20), "seed": 1, "progress": False}
+        return drawing.generate(source, PAPER, 24, (3, 4, 4), batch_size=batch_size, **options)[0]
+
+    images = drawn(24).int()
+    assert (images - drawn(5).int()).abs().max() <= 1, "the size of a batch is of no matter"
+    found = (images[:, None] - points().int()).abs().amax(dim=(2, 3, 4))
+    assert found.min(dim=1).values.max() <= 1
+    which = found.argmin(dim=1)
+    assert {*which[::3].tolist()} == {0, 1}, "of equally bright ones both"
+    assert (which[1::3] == 2).all() and (which[2::3] == 3).all()
+
+
+@pytest.fixture(scope="module")
+def upscaling(tmp_path_factory):
+    return save_network(tmp_path_factory.mktemp("upscaling"), UPSCALING, 0.4)
+
+
+def test_the_same_condition_and_seed_give_the_same_and_others_differ(
+    upscaling, tmp_path, monkeypatch
+):
+    skip_films(monkeypatch)
+    digits = tmp_path / "digits"
+    digits.mkdir()
+    for k, image in enumerate(blobs(3)):
+        save_picture(digits / f"{k}.png", image)
+    common = "--checkpoint", upscaling, "--n", 4, "--condition-image"
+    several = sampled(tmp_path / "a", *common, digits)
+    assert np.abs(several - sampled(tmp_path / "b", *common, digits, "--batch-size", 3)).max() <= 1
+    alone = sampled(tmp_path / "c", *common, digits / "0.png")
+    assert np.abs(alone - several)[[0, 3]].max() <= 1, "in turn: the fourth is of the first again"
+    assert all(np.abs(alone - several)[k].max() > 10 for k in (1, 2))
+    assert len(np.unique(alone, axis=0)) == 4, "the noise of each is its own"
+    shown = np.array(Image.open(tmp_path / "a" / "condition.png"))
+    assert shown.shape == np.array(Image.open(tmp_path / "a" / "samples.png")).shape
+    first = to_uint8(small(to_float(blobs(1))))[0, 0].numpy()
+    assert (shown[4:68:2, 4:68:2, 0] == first).all(), "what the network was given"
+
+
+def test_a_picture_may_be_as_small_as_the_condition(upscaling, tmp_path, monkeypatch):
+    skip_films(monkeypatch)
+    image, common = noise(1, 8, 8), ("--checkpoint", upscaling, "--n", 2, "--condition-image")
+    tiny = sampled(tmp_path / "a", *common, save_picture(tmp_path / "tiny.png", image))
+    large = image.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    whole = sampled(tmp_path / "b", *common, save_picture(tmp_path / "large.png", large))
+    assert np.array_equal(tiny, whole)
+
+
+def test_pictures_are_coloured_whatever_their_mode(trained, tmp_path, monkeypatch):
+    skip_films(monkeypatch)
+    whole, found = colours(1)[0], []
+    save_picture(tmp_path / "RGB.png", whole)
+    for mode in ("RGB", "L", "LA"):
+        path = tmp_path / f"{mode}.png"
+        Image.open(tmp_path / "RGB.png").convert("L" if "L" in mode else mode).convert(mode).save(
+            path
+        )
+        given = "--condition-image", path
+        found.append(sampled(tmp_path / mode, "--checkpoint", trained, "--n", 2, *given))
+    for each in found:
+        assert np.abs(each - found[0]).mean() < 3, "but for rounding"
+        assert np.abs(each - whole.permute(1, 2, 0).numpy()).mean() < 80 < 127
+
+
+def test_a_condition_goes_with_an_image_to_start_from_and_with_a_mask(
+    upscaling, tmp_path, monkeypatch
+):
+    skip_films(monkeypatch)
+    digit, other = (save_picture(tmp_path / f"{k}.png", blobs(1, k)[0]) for k in (0, 200))
+    mask = save_picture(
+        tmp_path / "mask.png", 255 * (torch.arange(32) < 16).byte().expand(1, 32, 32)
+    )
+    for more in ((), ("--mask", mask, "--resamples", 1)):
+        first, second = (
+            sampled(tmp_path / "out", "--checkpoint", upscaling, "--n", 1, "--init-image", digit,
+                    *more, "--condition-image", path)
+            for path in (digit, other)
+        )  # fmt: skip
+        assert np.abs(first - second).max() > 10
+
+
+# what is refused, and judged
+
+
+def test_a_condition_that_is_missing_or_of_no_use_is_told_with_its_flag(
+    upscaling, trained, tmp_path, capsys
+):
+    picture = save_picture(tmp_path / "picture.png", blobs(1)[0])
+    plain = save_network(tmp_path / "plain", replace(UPSCALING, condition="none"))
+    out = "--out", tmp_path / "out"
+    assert "--condition-image" in error_of(capsys, "sample", "--checkpoint", upscaling, *out)
+    given = "--condition-image", picture
+    assert "--condition-image" in error_of(capsys, "sample", "--checkpoint", plain, *given, *out)
+    missing = "--condition-image", tmp_path / "nowhere.png"
+    assert "nowhere" in error_of(capsys, "sample", "--checkpoint", upscaling, *missing, *out)
+    guide = "--checkpoint", upscaling, *given, "--guide", plain
+    assert str(plain) in error_of(capsys, "sample", *guide, *out)
+    assert "condition" in error_of(capsys, "likelihood", "--checkpoint", upscaling)
+    exported = "--checkpoint", upscaling, "--out", tmp_path / "exported"
+    assert "cannot be exported" in error_of(capsys, "export", *exported)
+    more = "--resume", "--condition", "small", "--out", trained
+    assert "grey" in error_of(capsys, "train", *more), "a run keeps its own"
+    for flags in (["--condition", "grey"], ["--condition", "blur"]):
+        assert flags[1] in error_of(capsys, "train", *flags, "--out", tmp_path / "new")
+    with pytest.raises(ValueError, match="condition"):
+        push_to_hub(upscaling, "me/digits")
+    network, schedule, recipe, _ = checkpoints.load(upscaling)
+    with pytest.raises(ValueError, match="small"):
+        catalogue.make_denoiser(network, schedule, recipe)
+    with pytest.raises(ValueError, match="none"):
+        c = torch.zeros(1, 1, 32, 32)
+        catalogue.make_denoiser(network, schedule, replace(recipe, condition="none"), c)
+
+
+def test_neither_the_notebook_nor_diffusers_takes_it_for_theirs(tmp_path):
+    recipe = replace(UPSCALING, objective="simple")
+    with pytest.raises(ValueError, match="small"):
+        ddpm.load_checkpoint(save_network(tmp_path, recipe))
+    with pytest.raises(ValueError, match="condition is small"):
+        diffusers.settings_to_diffusers(replace(recipe, patch_size=1))
+
+
+def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monkeypatch):
+    real = {"train": blobs(60), "test": blobs(12, 60)}
+    monkeypatch.setitem(catalogue.DATASETS, "mnist", lambda recipe, root, split: real[split])
+    monkeypatch.setattr(extractors, "pick_judge", lambda *arguments: fresh_judge())
+    asked, denoisers = [], drawing.denoisers
+
+    def noted(*arguments, pictures, **options):
+        asked.append(pictures)
+        return denoisers(*arguments, pictures=pictures, **options)
+
+    monkeypatch.setattr(drawing, "denoisers", noted)
+    path = tmp_path / "card.json"
+    common = "evaluate", "--checkpoint", upscaling, "--n", 15, "--steps", 2, "--out", path
+    assert run(*common) == 0
+    card = json.loads(path.read_text())
+    assert card["sampler"]["condition"] == "small of test images"
+    assert card["condition_error"] > 1, "it has learned nothing"
+    (pictures,) = asked
+    assert len(pictures) == 15 and torch.equal(pictures[:3], pictures[12:])
+    assert equal(sorted(map(str, pictures[:12].tolist())), sorted(map(str, real["test"].tolist())))
+    monkeypatch.delitem(catalogue.HELD_OUT, "mnist")
+    assert run(*common) == 0
+    assert json.loads(path.read_text())["sampler"]["condition"] == "small of train images"
+    assert all(any(torch.equal(each, one) for one in real["train"]) for each in asked[1])
+    assert losses.condition_error(small, pictures, pictures) == 0
+    black = torch.zeros(12, 1, 32, 32).byte()
+    assert losses.condition_error(small, black, black + 100) == pytest.approx(100, abs=0.01)
