@@ -4,6 +4,7 @@ What the names of a recipe mean together is decided here too, and nowhere else.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,25 +14,28 @@ from torch import Tensor, nn
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import celeba, ffhq, folders, labels, mnist
 from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
-from mnist_ddpm.methods import conditioning, learned_variance, predictions, schedules, solvers
+from mnist_ddpm.methods import (
+    conditioning,
+    consistency,
+    edm,
+    flow,
+    learned_variance,
+    paths,
+    predictions,
+    schedules,
+    solvers,
+)
 from mnist_ddpm.methods.conditioning import Condition
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.muon import Muon
-from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, weighted
+from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, plain, weighted
+from mnist_ddpm.methods.times import NormalTimes
+from mnist_ddpm.methods.transformer import DiT
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.cost import check_network
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import TimeSampler
 from mnist_ddpm.training.text import printable
-
-
-def with_zero_snr(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
-    """The same schedule, ending in pure noise.
-
-    Of little use where the loss gives T little weight: bound, vlb, and the plain one of mu.
-    """
-    return lambda *numbers: schedules.zero_terminal_snr(make(*numbers))
-
 
 # (T, beta_1, beta_T) to a schedule
 SCHEDULES: dict[str, Callable[[int, float, float], Schedule]] = {
@@ -40,30 +44,15 @@ SCHEDULES: dict[str, Callable[[int, float, float], Schedule]] = {
     "quadratic": schedules.quadratic,
     "sigmoid": schedules.sigmoid,
 }
-SCHEDULES |= {f"{name}-zero-snr": with_zero_snr(make) for name, make in SCHEDULES.items()}
+SCHEDULES |= {f"{name}-zero-snr": schedules.with_zero_snr(make) for name, make in SCHEDULES.items()}
+SCHEDULES["flow"] = flow.flow
 
 # what the network predicts
-PREDICTIONS: dict[str, Conversion] = {"eps": EPS, "x0": X0, "v": V, "mu": MU}
+PREDICTIONS: dict[str, Conversion] = {
+    "eps": EPS, "x0": X0, "v": V, "mu": MU, "velocity": flow.VELOCITY, "edm": edm.EDM,
+}  # fmt: skip
 
-
-def plain(conversion: Conversion) -> Objective:
-    """The plain error of what is predicted."""
-    return ddpm.l_simple if conversion == EPS else weighted(conversion)
-
-
-def of_noise(objective: Objective) -> Callable[[Conversion], Objective]:
-    """An objective of your own, such as l_simple: whatever is predicted, it is told the noise."""
-
-    def make(conversion: Conversion) -> Objective:
-        def told_the_noise(network: Network, schedule: Schedule, *rest: Tensor) -> Tensor:
-            return objective(predictions.as_noise(network, schedule, conversion), schedule, *rest)
-
-        return objective if conversion == EPS else told_the_noise
-
-    return make
-
-
-# what is predicted to an objective; one of your own: "mine": of_noise(l_mine)
+# what is predicted to an objective; one of your own: "mine": predictions.of_noise(l_mine)
 OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
     "simple": plain,
     "hybrid": learned_variance.l_hybrid,
@@ -72,10 +61,19 @@ OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
     "truncated-snr": partial(weighted, weight=predictions.truncated_snr),
     "min-snr": partial(weighted, weight=predictions.min_snr),
     "p2": partial(weighted, weight=predictions.p2),
+    "edm": partial(weighted, weight=edm.weight),
+    "consistency": consistency.consistency,
 }
+CHANGING = {"consistency"}  # objectives that are also told how much of training is done
 LEARNED_VARIANCE = {"hybrid", "vlb"}  # objectives of a network that also says its steps' variance
 # by objective, what draws t, unless each of 1 … T alike; called with T
 TIME_SAMPLERS: dict[str, Callable[[int], TimeSampler]] = {"vlb": learned_variance.ImportanceTimes}
+# a schedule to what draws t, for objectives that have nothing of their own; None: each alike
+TIMES: dict[str, Callable[[Schedule], TimeSampler | None]] = {
+    "uniform": lambda schedule: None,
+    "logit-normal": partial(NormalTimes, mean=0.0, std=1.0),
+    "log-normal": partial(NormalTimes, mean=-1.2, std=1.2),
+}
 
 
 # all groups of parameters get the same learning rate
@@ -90,13 +88,22 @@ SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
     "ddim": ddpm.ddim_sampler,
     "dpmpp": solvers.dpmpp_2m_sampler,
     "heun": solvers.heun_sampler,
+    "consistency": consistency.consistency_sampler,
 }
-# T and a number of steps to falling times
-SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
-    "trailing": schedules.trailing,
-    "leading": schedules.leading,
-    "linspace": schedules.linspace,
-    "quadratic": schedules.quadratic_times,
+
+
+def of_T(spacing: Callable[[int, int], list[int]]) -> Callable[[Schedule, int], list[int]]:
+    """A spacing that asks of a schedule only how long it is."""
+    return lambda schedule, steps: spacing(schedule.T, steps)
+
+
+# a schedule and a number of steps to falling times
+SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
+    "trailing": of_T(schedules.trailing),
+    "leading": of_T(schedules.leading),
+    "linspace": of_T(schedules.linspace),
+    "quadratic": of_T(schedules.quadratic_times),
+    "edm": edm.karras_times,
 }
 # of ddpm_sampler's steps
 VARIANCES: dict[str, Callable[..., Tensor]] = {
@@ -146,8 +153,22 @@ def unet(recipe: Recipe) -> nn.Module:
     return network
 
 
+def dit(recipe: Recipe) -> nn.Module:
+    """The transformer of a recipe: as wide as the U-Net's widest level, with as many blocks.
+
+    They are those of its ways down and up. Raises ValueError for one that memory cannot hold.
+    """
+    check_network(recipe)
+    return DiT(
+        recipe.channels + condition_channels(recipe),
+        recipe.base_channels * max(recipe.channel_mults),
+        (2 * recipe.blocks_per_level + 1) * len(recipe.channel_mults), recipe.patch_size,
+        recipe.dropout, recipe.classes, recipe.channels * (2 if learns_variance(recipe) else 1),
+    )  # fmt: skip
+
+
 # a class of your own is called with the recipe
-NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {"unet": unet}
+NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {"unet": unet, "dit": dit}
 
 
 def look_up(what: str, name: str, table: dict):
@@ -214,10 +235,14 @@ def learns_variance(recipe: Recipe) -> bool:
     return recipe.objective in LEARNED_VARIANCE
 
 
-def make_objective(recipe: Recipe) -> Objective:
-    """The recipe's objective. Raises ValueError for an unknown name."""
-    objective = look_up("objective", recipe.objective, OBJECTIVES)(conversion_of(recipe))
-    condition = condition_of(recipe)
+def make_objective(recipe: Recipe, done: Callable[[], float] = lambda: 1.0) -> Objective:
+    """The recipe's objective. Raises ValueError for an unknown name.
+
+    done: tells the part of training that is done, from 0 to 1, such as Run.done.
+    """
+    make, condition = look_up("objective", recipe.objective, OBJECTIVES), condition_of(recipe)
+    more = {"done": done} if recipe.objective in CHANGING else {}
+    objective = make(conversion_of(recipe), **more)
     return conditioning.conditioned(objective, condition) if condition else objective
 
 
@@ -227,30 +252,48 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def make_times(recipe: Recipe) -> TimeSampler | None:
-    """What draws t in training; None: each alike."""
-    make = TIME_SAMPLERS.get(recipe.objective)
-    return None if make is None else make(recipe.T)
+    """What draws t in training; None: each alike.
+
+    Raises ValueError for an unknown name, and for one beside an objective that draws its own.
+    """
+    own, make = TIME_SAMPLERS.get(recipe.objective), look_up("times", recipe.times, TIMES)
+    problem = f'objective "{recipe.objective}" draws times of its own'
+    check(own is None or recipe.times == "uniform", f"{problem}: leave times at uniform")
+    return make(make_schedule(recipe)) if own is None else own(recipe.T)
+
+
+def make_path(recipe: Recipe, name: str) -> Schedule:
+    """The schedule of that name, to sample along instead of the recipe's. Raises as make_schedule.
+
+    Whatever the network predicts: x_0 is found on the recipe's schedule.
+    """
+    problem = "prediction is mu, the mean of a step of the schedule"
+    check(recipe.prediction != "mu", f"{problem}: it cannot be sampled along another path")
+    return make_schedule(replace(recipe, schedule=name, prediction="x0"))
 
 
 def make_denoiser(
-    network: Network, schedule: Schedule, recipe: Recipe, c: Tensor | None = None
-) -> Denoiser:
+    network: Network, schedule: Schedule, recipe: Recipe, c: Tensor | None = None,
+    path: Schedule | None = None,
+) -> Denoiser:  # fmt: skip
     """A network as a denoiser, not clipped: x0_hat, eps_hat and, if it is learned, the exponent.
 
-    c (N, K, H, W): the condition of what is drawn. Raises ValueError where it is missing, or of no
-    use to this network.
+    c (N, K, H, W): the condition of what is drawn. path: one to sample along in place of the
+    schedule, which is that of training. Raises ValueError where c is missing, or of no use to this
+    network.
     """
     needed = "needs" if recipe.conditional else "takes no"
     problem = f"condition is {recipe.condition}: the network {needed} c, an image of each draw"
     check((c is not None) == recipe.conditional, problem)
     network = network if c is None else conditioning.given(network, c)
     make = learned_variance.learned_denoiser if learns_variance(recipe) else predictions.denoiser
-    return make(network, schedule, conversion_of(recipe))
+    make = partial(make, conversion=conversion_of(recipe))
+    return make(network, schedule) if path is None else paths.along(path, network, schedule, make)
 
 
-def sampling_times(T: int, steps: int, spacing: str = "trailing") -> list[int]:
+def sampling_times(schedule: Schedule, steps: int, spacing: str = "trailing") -> list[int]:
     """Times to sample at, falling; 0 would follow. Raises ValueError unless 1 <= steps <= T."""
-    return look_up("spacing", spacing, SPACINGS)(T, steps)
+    return look_up("spacing", spacing, SPACINGS)(schedule, steps)
 
 
 def look_up_data_set(name: str) -> Callable[..., Tensor]:

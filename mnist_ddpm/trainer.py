@@ -99,7 +99,7 @@ def train(
     )  # fmt: skip
     draw = advice_for(recipe, folder, resume) if draw is None else draw
     return loop.fit(
-        begun, images, make_schedule(recipe), make_objective(recipe), folder,
+        begun, images, make_schedule(recipe), make_objective(recipe, begun.done), folder,
         save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels,
         augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, ending=ending, world=world,
         log=log, preview=preview,

@@ -27,13 +27,14 @@ from mnist_ddpm.catalogue import (
     make_network,
     make_objective,
     make_schedule,
-    of_noise,
     sampling_times,
 )
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.methods.flow import flow
 from mnist_ddpm.methods.guidance import LabelledUNet, told
 from mnist_ddpm.methods.learned_variance import ImportanceTimes
-from mnist_ddpm.methods.predictions import Conversion, p2, weighted
+from mnist_ddpm.methods.predictions import of_noise, p2, weighted
+from mnist_ddpm.methods.times import NormalTimes
 from mnist_ddpm.trainer import start_run, train
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
@@ -51,24 +52,6 @@ def example(schedule):
     return x0, eps, ddpm.q_sample(schedule, x0, TIMES, eps)
 
 
-def flow(T, beta_1, beta_T):
-    """A path of another kind: flow matching's straight lines."""
-    t = torch.arange(T + 1, dtype=torch.float64) / T
-    return ddpm.Schedule(1 - t, t)
-
-
-def x0_from_velocity(schedule, xt, t, u):
-    signal, noise = (ddpm.per_image(values, xt) for values in schedule.at(t))
-    return (xt - noise * u) / (signal + noise)
-
-
-def velocity_from_x0(schedule, xt, t, x0):
-    return ddpm.predict_eps(schedule, xt, t, x0) - x0
-
-
-VELOCITY = Conversion(x0_from_velocity, velocity_from_x0)
-
-
 # Schedules
 
 
@@ -78,7 +61,7 @@ def test_every_schedule_adds_noise_at_every_step(name, T):
     schedule = make_schedule(Recipe(schedule=name, T=T, prediction="v"))
     assert (schedule.signal.diff() < 0).all() and (schedule.noise.diff() > 0).all()
     ends_in_noise = schedule.signal[-1] == 0 and schedule.noise[-1] == 1
-    assert ends_in_noise == (name in ZERO_SNR)
+    assert ends_in_noise == (name in (*ZERO_SNR, "flow"))
 
 
 @pytest.mark.parametrize("name", ZERO_SNR)
@@ -92,8 +75,8 @@ def test_noise_is_not_predicted_from_pure_noise(name):
 
 
 def test_a_schedule_needs_one_function_and_one_name(monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "flow", flow)
-    schedule = make_schedule(Recipe(schedule="flow", prediction="x0", T=8))
+    monkeypatch.setitem(SCHEDULES, "mine", flow)
+    schedule = make_schedule(Recipe(schedule="mine", prediction="x0", T=8))
     assert schedule.at(2) == (0.75, 0.25)
 
 
@@ -120,12 +103,14 @@ def test_tables_begin_with_the_image(monkeypatch):
 @pytest.mark.parametrize("T, steps", [(1000, 50), (1000, 7), (10, 10), (3, 1)])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_every_spacing_gives_falling_times(spacing, T, steps):
-    times = sampling_times(T, steps, spacing)
-    assert len(ddpm.transitions(times, T)) == steps
-    assert sampling_times(T, steps) == ddpm.timesteps(T, steps)
-    for wrong in (0, T + 1):
-        with pytest.raises(ValueError, match=str(wrong)):
-            sampling_times(T, wrong, spacing)
+    for name in ("linear", "cosine-zero-snr", "flow"):
+        schedule = make_schedule(Recipe(schedule=name, prediction="v", T=T))
+        times = sampling_times(schedule, steps, spacing)
+        assert len(ddpm.transitions(times, T)) == steps
+        assert sampling_times(schedule, steps) == ddpm.timesteps(T, steps)
+        for wrong in (0, T + 1):
+            with pytest.raises(ValueError, match=str(wrong)):
+                sampling_times(schedule, wrong, spacing)
 
 
 def test_unknown_names_are_told_with_the_known_ones(tmp_path):
@@ -137,7 +122,7 @@ def test_unknown_names_are_told_with_the_known_ones(tmp_path):
         (lambda: make_denoiser(None, None, recipe), "x0"),
         (lambda: make_objective(replace(recipe, prediction="v")), "truncated-snr"),
         (lambda: start_run(recipe), "muon"),
-        (lambda: sampling_times(10, 5, "mine"), "linspace"),
+        (lambda: sampling_times(make_schedule(TINY), 5, "mine"), "linspace"),
         (lambda: load_images(recipe), "celeba"),
     ):
         with pytest.raises(ValueError, match=f'mine" is unknown: .*{known}'):
@@ -178,6 +163,8 @@ def test_an_objective_of_ones_own_is_told_the_noise_whatever_is_predicted(kind, 
     x0, eps, _ = example(schedule)
 
     def off_by_a_half(xt, t):
+        if (scale := PREDICTIONS[kind].scale) is not None:  # of what the network sees
+            xt = xt / ddpm.per_image(scale(schedule, t), xt)
         guess = ddpm.predict_x0(schedule, xt, t, eps + 0.5)
         return eps + 0.5 if kind == "eps" else PREDICTIONS[kind].from_x0(schedule, xt, t, guess)
 
@@ -237,18 +224,35 @@ def test_variances_lie_between_their_bounds():
         VARIANCES["learned"](schedule, 20, 15)
 
 
-def test_flow_matching_is_one_schedule_and_one_pair_of_conversions(tmp_path, monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "flow", flow)
-    monkeypatch.setitem(PREDICTIONS, "velocity", VELOCITY)
-    schedule = make_schedule(replace(TINY, schedule="flow", prediction="velocity", T=1000))
-    x0, eps, xt = example(schedule)
-    torch.testing.assert_close(VELOCITY.to_x0(schedule, xt, TIMES, eps - x0), x0)
-    recipe = replace(TINY, schedule="flow", prediction="velocity", T=8, epochs=1)
-    train(recipe, squares(), tmp_path)
+def test_flow_matching_is_three_names(tmp_path):
+    names = {"schedule": "flow", "prediction": "velocity", "times": "logit-normal"}
+    recipe = replace(TINY, **names, T=8, epochs=1)
+    train(recipe, squares(32), tmp_path)
+    assert train(replace(recipe, epochs=2), squares(32), tmp_path, resume=True).step == 4
     checkpoint = checkpoints.load(tmp_path)
-    denoise = make_denoiser(*checkpoint[:3])
-    images, _ = ddpm.generate(denoise, checkpoint.schedule, 2, recipe.shape, steps=3)
-    assert images.shape == (2, *recipe.shape)
+    assert checkpoint.recipe.times == "logit-normal" and checkpoint.schedule.signal[-1] == 0
+    path = catalogue.make_path(checkpoint.recipe, "cosine")
+    for along in (None, path):
+        denoise = make_denoiser(*checkpoint[:3], along)
+        images, _ = ddpm.generate(denoise, along or checkpoint.schedule, 2, recipe.shape, steps=3)
+        assert images.shape == (2, *recipe.shape)
+
+
+def test_times_are_the_recipe_s_or_the_objective_s_own():
+    assert isinstance(catalogue.make_times(Recipe(times="log-normal")), NormalTimes)
+    with pytest.raises(ValueError, match="log-normal"):
+        catalogue.make_times(Recipe(times="mine"))
+    with pytest.raises(ValueError, match="vlb"):
+        catalogue.make_times(Recipe(times="log-normal", objective="vlb"))
+
+
+def test_a_path_is_for_networks_that_tell_x0():
+    for prediction in ("eps", "v", "edm"):
+        assert catalogue.make_path(Recipe(prediction=prediction), "flow").at(500) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="mu"):
+        catalogue.make_path(Recipe(prediction="mu"), "flow")
+    with pytest.raises(ValueError, match="cosine"):
+        catalogue.make_path(Recipe(), "mine")
 
 
 # Networks
@@ -408,7 +412,7 @@ def test_training_saves_what_draws_and_goes_on(tmp_path, optimizer, capsys):
     denoise = ddpm.clipped(make_denoiser(asked, schedule, loaded), schedule)
     noise = ddpm.noise_source(0, range(2), recipe.shape)
     options = {"variance": VARIANCES["learned"]}
-    times = sampling_times(5, 5)
+    times = sampling_times(schedule, 5)
     *_, (t, x, _) = ddpm.ddpm_sampler(denoise, schedule, times, noise(), noise, **options)
     assert t == 0 and x.isfinite().all()
 

@@ -104,6 +104,7 @@ def test_each_flag_of_sample_changes_the_images(digits, tmp_path, quick):
         "--sampler dpmpp --eta 1", "--sampler heun", "--spacing quadratic", "--clip none",
         "--clip dynamic", "--eta 1", "--label 3", "--guidance 0", "--guidance 3",
         "--guidance 3 --guidance-interval 8 13", "--precision bfloat16", "--seed 1",
+        "--path flow", "--spacing edm", "--sampler consistency",
     ]  # fmt: skip
     images = [drawn(tmp_path / f"{k}", *base, *more.split()) for k, more in enumerate(flags)]
     for k, one in enumerate(images):

@@ -54,7 +54,7 @@ class Ours(Contestant):
         source = self.drawing.denoisers(network, self.schedule, self.recipe, **guidance)
         return self.drawing.generate(
             source, self.schedule, n, (1, 32, 32), seed=seed, progress=False,
-            times=self.catalogue.sampling_times(self.schedule.T, steps, "trailing"),
+            times=self.catalogue.sampling_times(self.schedule, steps, "trailing"),
             sampler=partial(self.solvers.dpmpp_2m_sampler, eta=1.0),
         )[0]  # fmt: skip
 

@@ -13,6 +13,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import flags
 from mnist_ddpm.commands.common import load_checkpoint, pick_variance
 from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.ddpm import Schedule
 from mnist_ddpm.evaluation import drawing
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import GUIDANCE, Checkpoint
@@ -159,8 +160,14 @@ class Drawing(flags.Drawing):
         if "variance" in own:
             told["variance"], options["variance"] = self.step_variance(recipe, own["variance"])
         steps = min(STEPS, recipe.T) if self.steps is None else self.steps
-        times = catalogue.sampling_times(recipe.T, steps, self.spacing)
+        times = catalogue.sampling_times(self.path_of(recipe), steps, self.spacing)
         return Steps(name, sampler, options, times, told)
+
+    def path_of(self, recipe: Recipe) -> Schedule:
+        """The schedule to sample along. Raises ValueError for one that the network cannot."""
+        if self.path is None:
+            return catalogue.make_schedule(recipe)
+        return catalogue.make_path(recipe, self.path)
 
     def step_variance(self, recipe: Recipe, default: Callable) -> tuple[str, Callable]:
         """The name and the function of a step's variance. A sampler's own holds unless told."""
@@ -192,6 +199,7 @@ class Drawing(flags.Drawing):
             interval=self.guidance_interval,
             clip=CLIPS[self.clip],
             pictures=None if pictures is None else pictures.to(device),
+            path=None if self.path is None else self.path_of(recipe),
         )
 
     def load_guide(self, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:

@@ -33,7 +33,7 @@ from mnist_ddpm.training.recipe import Recipe
 
 # Flags of drawing, which are idle where the images are there already
 HOW = (
-    "sampler", "steps", "spacing", "eta", "variance", "option", "clip", "label", "guidance",
+    "sampler", "steps", "spacing", "path", "eta", "variance", "option", "clip", "label", "guidance",
     "guidance_interval", "guide", "precision",
 )  # fmt: skip
 
@@ -163,12 +163,13 @@ class Evaluate(flags.Evaluate, Drawing):
         """The images to judge, of the pictures' condition; how they were made, and at what cost."""
         recipe, steps = checkpoint.recipe, self.sampling(checkpoint.recipe)
         images, _ = drawing.generate(
-            self.denoiser_of(checkpoint, kept.counted, device, pictures), checkpoint.schedule,
+            self.denoiser_of(checkpoint, kept.counted, device, pictures), self.path_of(recipe),
             self.n, recipe.shape, sampler=steps.bound, times=steps.times, seed=self.seed,
             batch_size=self.batch_size, device=device, kept=kept, world=world,
         )  # fmt: skip
         how = {"name": steps.name, **steps.told, "precision": self.precision}
         how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}
+        how |= {"path": self.path} if self.path else {}
         how |= {"compile": True} if self.compile else {}
         how |= {"advised": list(self.advised)} if self.advised else {}
         if recipe.classes:

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 # Names in the catalogue, which a test compares
-Sampler = Literal["ddpm", "ddim", "dpmpp", "heun"]
-Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "consistency"]
+Spacing = Literal["trailing", "leading", "linspace", "quadratic", "edm"]
 Variance = Literal["auto", "posterior", "beta", "learned"]
 Clip = Literal["static", "dynamic", "none"]
 
@@ -36,6 +36,8 @@ class Drawing:
     # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
     steps: Annotated[int | None, unless_typed("the checkpoint's advice, else 50")] = None
     spacing: Spacing = "trailing"  # how the steps' times are spaced
+    # sample along this schedule, with times matched by SNR, such as flow
+    path: Annotated[str | None, unless_typed("the checkpoint's own")] = None
     # noise of ddim and dpmpp: 0 none, 1 as much as ddpm
     eta: Annotated[float | None, unless_typed("the checkpoint's advice, else 0")] = None
     # of ddpm's steps; auto: learned where the network has learned it, else posterior

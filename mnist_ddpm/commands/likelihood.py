@@ -75,7 +75,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
     ) -> tuple[Denoiser, Schedule]:
         """The clipped denoiser and its schedule, of fewer steps where --steps says so."""
         if self.steps is not None:
-            times = catalogue.SPACINGS[self.spacing](schedule.T, self.steps)
+            times = catalogue.sampling_times(schedule, self.steps, self.spacing)
             network = schedules.respaced(network, times)
             schedule = schedules.respace(schedule, times)
         elif self.spacing != MeasureLikelihood.spacing:

@@ -46,7 +46,7 @@ class Sample(flags.Sample, Drawing):
         columns = 6 if max(recipe.shape[1:]) <= 32 else 4  # of the films, and rows: noise is large
         with kept.stoppable():
             images, film = drawing.generate(
-                denoiser_of, checkpoint.schedule, self.n, recipe.shape, sampler=steps.bound,
+                denoiser_of, self.path_of(recipe), self.n, recipe.shape, sampler=steps.bound,
                 times=steps.times, seed=self.seed, batch_size=self.batch_size, film=columns**2,
                 device=device, kept=kept, world=world,
             )  # fmt: skip
@@ -106,7 +106,9 @@ class Sample(flags.Sample, Drawing):
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
         last = max(1, round(self.strength * recipe.T))
-        times = catalogue.sampling_times(last, min(self.steps, last), self.spacing)
+        path = self.path_of(recipe)
+        path = ddpm.Schedule(path.signal[: last + 1], path.noise[: last + 1])
+        times = catalogue.sampling_times(path, min(self.steps, last), self.spacing)
         return steps._replace(sampler=inpainting.started_from(image, steps.sampler), times=times)
 
 

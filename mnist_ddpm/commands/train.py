@@ -114,7 +114,8 @@ def check_of_use(given: dict, recipe: Recipe) -> None:
     if "label_dropout" in given and not (recipe.classes or recipe.attributes):
         problem = "--label-dropout hides labels, and there are none"
         raise ValueError(f"{problem}: leave it out, or see --classes")
-    if given.keys() & {"beta_1", "beta_T"} and recipe.schedule in ("cosine", "cosine-zero-snr"):
+    own = recipe.schedule in ("cosine", "cosine-zero-snr", "flow")
+    if given.keys() & {"beta_1", "beta_T"} and own:
         problem = f"schedule {recipe.schedule} has betas of its own"
         raise ValueError(f"{problem}: leave out --beta-1 and --beta-T")
 
@@ -123,6 +124,7 @@ def check_names(recipe: Recipe) -> torch.nn.Module:
     """The network without its weights. Raises ValueError for what the catalogue does not know."""
     catalogue.make_schedule(recipe)
     catalogue.make_objective(recipe)
+    catalogue.make_times(recipe)
     catalogue.look_up("optimizer", recipe.optimizer, catalogue.OPTIMIZERS)
     with torch.device("meta"):
         return catalogue.make_network(recipe)

@@ -50,13 +50,15 @@ def denoisers(
     interval: tuple[int, int] | None = None,
     clip: Callable[[Denoiser, Schedule], Denoiser] | None = ddpm.clipped,
     pictures: Tensor | None = None,
+    path: Schedule | None = None,
 ) -> Source:
     """What draws each batch: a network under guidance, its x0_hat clipped.
 
     labels (n,): image k is told labels[k]. scale: of guidance, away from a guide (a worse network
     and its recipe) or else from the network without labels; without either it has no effect.
     interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k is
-    given the condition of pictures[k % M], where the recipe has one.
+    given the condition of pictures[k % M], where the recipe has one. path: the one to sample along,
+    where it is not the network's own schedule.
     """
 
     def denoiser_of(batch: range) -> Denoiser:
@@ -65,7 +67,7 @@ def denoisers(
 
         def made(network: Network, recipe: Recipe, own: Tensor | None) -> Denoiser:
             asked = network if own is None else guidance.told(network, own)
-            return catalogue.make_denoiser(asked, schedule, recipe, c)
+            return catalogue.make_denoiser(asked, schedule, recipe, c, path)
 
         denoise = strong = made(network, recipe, own)
         if guide is not None:
@@ -74,7 +76,7 @@ def denoisers(
             denoise = guidance.guided(made(network, recipe, None), strong, scale)
         if interval is not None:
             denoise = guidance.within(interval, denoise, strong)
-        return denoise if clip is None else clip(denoise, schedule)
+        return denoise if clip is None else clip(denoise, path or schedule)
 
     return denoiser_of
 

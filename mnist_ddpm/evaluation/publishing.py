@@ -123,16 +123,18 @@ def draw(checkpoint: Checkpoint, how: dict, seed: int, device: torch.device | st
     if "guide" in how:
         weak = checkpoints.load(how["guide"], device)
         guide = weak.network, weak.recipe
+    path = catalogue.make_path(recipe, how["path"]) if "path" in how else None
     clips = {"dynamic": solvers.thresholded, "none": None}
     source = drawing.denoisers(
         network, schedule, recipe, labels=labels, scale=how.get("guidance", 1.0), guide=guide,
         interval=how.get("guidance_interval"), clip=clips.get(how.get("clip"), ddpm.clipped),
+        path=path,
     )  # fmt: skip
     steps, spacing = min(how["steps"], recipe.T), how.get("spacing", "trailing")
-    times = catalogue.sampling_times(recipe.T, steps, spacing)
+    times = catalogue.sampling_times(path or schedule, steps, spacing)
     return drawing.generate(
-        source, schedule, SHOWN, recipe.shape, times=times, sampler=partial(sampler, **options),
-        seed=seed, device=device,
+        source, path or schedule, SHOWN, recipe.shape, times=times,
+        sampler=partial(sampler, **options), seed=seed, device=device,
     )[0]  # fmt: skip
 
 

@@ -133,7 +133,8 @@ class Lab:
         recipe, labels = run.settings, None
         if recipe.classes:
             labels = catalogue.load_labels(recipe, self.data, "train")[: len(self.training)]
-        schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
+        schedule = catalogue.make_schedule(recipe)
+        objective = catalogue.make_objective(recipe, run.done)
         options = {"save_checkpoint": trainer.save_checkpoint, "labels": labels}
         loop.fit(run, self.training, schedule, objective, folder, **options)
 

@@ -22,7 +22,7 @@ from mnist_ddpm.ddpm import (
     step_variance,
 )
 from mnist_ddpm.methods.likelihood import bound_term
-from mnist_ddpm.methods.predictions import EPS, Conversion, interpret, target
+from mnist_ddpm.methods.predictions import EPS, Conversion, ask, interpret, target
 
 
 def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def learned_denoiser(network: Network, schedule: Schedule, conversion: Conversio
     """A network of two outputs as a denoiser: x0_hat, eps_hat and the exponent."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
-        output = network(xt, torch.as_tensor(t).expand(len(xt))).to(xt.dtype)
+        output = ask(network, conversion, schedule, xt, torch.as_tensor(t).expand(len(xt)))
         value, exponent = split(output, xt.shape[1])
         return *interpret(conversion, schedule, xt, t, value), exponent
 
@@ -91,7 +91,7 @@ def l_hybrid(conversion: Conversion = EPS, weight: float = 0.001) -> Objective:
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         xt = q_sample(schedule, x0, t, eps)
-        value, exponent = split(network(xt, t).to(xt.dtype), xt.shape[1])
+        value, exponent = split(ask(network, conversion, schedule, xt, t), xt.shape[1])
         wanted = target(conversion, schedule, x0, xt, t, eps)
         simple = (value - wanted).square().mean(dim=(1, 2, 3))
         x0_hat = conversion.to_x0(schedule, xt, t, value.detach()).clamp(-1, 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 # layers with pixels or labels on one side: for Adam, as the authors advise
-BORDERS = "conv_in", "conv_out", "label"
+BORDERS = "conv_in", "conv_out", "label", "patch", "last"
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:

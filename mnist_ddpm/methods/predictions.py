@@ -15,6 +15,7 @@ from mnist_ddpm.ddpm import (
     Objective,
     Schedule,
     Time,
+    l_simple,
     per_image,
     posterior_mean,
     predict_eps,
@@ -29,6 +30,8 @@ class Conversion(NamedTuple):
 
     to_x0: Callable[[Schedule, Tensor, Time, Tensor], Tensor]
     from_x0: Callable[[Schedule, Tensor, Time, Tensor], Tensor]
+    # of (schedule, t): what x_t is multiplied by before the network sees it; None: not
+    scale: Callable[[Schedule, Time], Tensor] | None = None
 
 
 def same(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
@@ -79,11 +82,20 @@ def interpret(
     return x0_hat, value if conversion == EPS else predict_eps(schedule, xt, t, x0_hat)
 
 
+def ask(
+    network: Network, conversion: Conversion, schedule: Schedule, xt: Tensor, t: Tensor
+) -> Tensor:
+    """The network's output for x_t, scaled as the prediction says, at times (N,)."""
+    if conversion.scale is not None:
+        return network(per_image(conversion.scale(schedule, t), xt) * xt, t).to(xt.dtype)
+    return network(xt, t).to(xt.dtype)
+
+
 def denoiser(network: Network, schedule: Schedule, conversion: Conversion) -> Denoiser:
     """A network whose output is the conversion's value, as a denoiser."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        value = network(xt, torch.as_tensor(t).expand(len(xt))).to(xt.dtype)
+        value = ask(network, conversion, schedule, xt, torch.as_tensor(t).expand(len(xt)))
         return interpret(conversion, schedule, xt, t, value)
 
     return denoise
@@ -96,7 +108,7 @@ def as_noise(network: Network, schedule: Schedule, conversion: Conversion) -> Ne
     """
 
     def noise(xt: Tensor, t: Tensor) -> Tensor:
-        output = network(xt, t).to(xt.dtype)
+        output = ask(network, conversion, schedule, xt, t)
         value, more = output.split([xt.shape[1], output.shape[1] - xt.shape[1]], dim=1)
         _, eps_hat = interpret(conversion, schedule, xt, t, value)
         return torch.cat([eps_hat, more], dim=1)
@@ -175,9 +187,26 @@ def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         xt = q_sample(schedule, x0, t, eps)
         wanted = target(conversion, schedule, x0, xt, t, eps)
-        error = (network(xt, t).to(xt.dtype) - wanted).square().mean(dim=(1, 2, 3))
+        error = (ask(network, conversion, schedule, xt, t) - wanted).square().mean(dim=(1, 2, 3))
         if weight is None:
             return error
         return error * (weight(schedule, t) / x0_factor(schedule, t, conversion)).to(error)
 
     return objective
+
+
+def plain(conversion: Conversion) -> Objective:
+    """The plain error of what is predicted."""
+    return l_simple if conversion == EPS else weighted(conversion)
+
+
+def of_noise(objective: Objective) -> Callable[[Conversion], Objective]:
+    """An objective of your own, such as l_simple: whatever is predicted, it is told the noise."""
+
+    def make(conversion: Conversion) -> Objective:
+        def told_the_noise(network: Network, schedule: Schedule, *rest: Tensor) -> Tensor:
+            return objective(as_noise(network, schedule, conversion), schedule, *rest)
+
+        return objective if conversion == EPS else told_the_noise
+
+    return make

@@ -1,6 +1,7 @@
 """Further schedules, spacings of the sampling times, and a schedule on fewer steps."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -63,6 +64,14 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     signal = (schedule.signal - last) * (first / (first - last))
     signal[0] = 1
     return Schedule(signal, (1 - signal.square()).sqrt())
+
+
+def with_zero_snr(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
+    """The same schedule, ending in pure noise.
+
+    Of little use where the loss gives T little weight: bound, vlb, and the plain one of mu.
+    """
+    return lambda *numbers: zero_terminal_snr(make(*numbers))
 
 
 def trailing(T: int, n: int) -> list[int]:

@@ -28,7 +28,10 @@ class Cost(NamedTuple):
 
 
 def least_weights(recipe: Recipe) -> int:
-    """Parameters that the U-Net has at least: those of two convolutions in each residual block."""
+    """Parameters that the U-Net has at least: those of two convolutions in each residual block.
+
+    A transformer's block, with attention, two layers and adaLN, has as many.
+    """
     blocks = 2 * recipe.blocks_per_level + 1
     return sum(blocks * 18 * (recipe.base_channels * mult) ** 2 for mult in recipe.channel_mults)
 

@@ -112,6 +112,7 @@ def training_loop(
             if run.step >= (total := length(run.step)):
                 return
             began, generator = time.monotonic(), random_generator(s.seed, 1, run.step)
+            run.total = total
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate_at(run.step + 1, total, s)
             x0 = to_float(next(reading))

@@ -16,15 +16,17 @@ class Options:
 
     image_size: Size = 32  # side of square images, in pixels; or height and width
     channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
-    network: str = "unet"  # unet
+    network: str = "unet"  # unet, dit
     blocks_per_level: int = 1  # residual blocks in each level
     # sides of the levels with attention, of a rectangle the shorter; None: the smallest
     attention_resolutions: tuple[int, ...] | None = None
     norm_groups: int = 0  # of each group normalisation; 0: up to 32, each of 4 channels or more
     dropout: float = 0.0  # in the residual blocks, while training
-    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid; each also with -zero-snr
-    prediction: str = "eps"  # what the network predicts: eps, x0, v, mu
-    objective: str = "simple"  # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2
+    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, each also with -zero-snr; flow
+    prediction: str = "eps"  # what the network predicts: eps, x0, v, mu, velocity, edm
+    # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, consistency
+    objective: str = "simple"
+    times: str = "uniform"  # of training: uniform, logit-normal, log-normal
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small
     classes: int = 0  # number of different labels that the network is told; 0: no labels
     attributes: tuple[str, ...] = ()  # of celeba, as labels: attribute i counts 2^i

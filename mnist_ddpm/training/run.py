@@ -50,6 +50,7 @@ class Run(ddpm.Run):
     scaler: torch.amp.GradScaler | None = None  # keeps small gradients from becoming 0 in float16
     called: Callable[..., Tensor] | None = None  # the network as training calls it
     n: int = 0  # training images; 0: not known yet
+    total: float = 0.0  # steps in all, as training foresees; 0: not known yet
     seconds: float = 0.0  # spent on the steps
     home: Place | None = None  # where it is saved
     saved: int | None = None  # the step that was saved last
@@ -65,6 +66,10 @@ class Run(ddpm.Run):
     def device(self) -> torch.device:
         """That of the weights."""
         return next(self.network.parameters()).device
+
+    def done(self) -> float:
+        """The part of its steps that is done, from 0 to 1; 0 before training."""
+        return self.step / self.total if self.total else 0.0
 
     def is_at(self, folder: str | Path) -> bool:
         """Whether it is saved in that folder."""
@@ -100,9 +105,9 @@ def start_run(
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Lets the U-Net's blocks forget what they computed, and compute it again for gradients."""
-    for block in network.modules():
-        if isinstance(block, ddpm.Block | ddpm.Downsample | ddpm.Upsample):
+    """Lets a network's lists of blocks forget what they computed, and compute it for gradients."""
+    for blocks in [each for each in network.modules() if isinstance(each, nn.ModuleList)]:
+        for block in blocks:
             block.forward = partial(recomputed, block.forward)
 
 

@@ -1,0 +1,82 @@
+"""Consistency models (arXiv 2303.01469): from any x_t to x_0 in one evaluation.
+
+The consistency function f is what the prediction makes of the network's output, x0_hat. At t = 0,
+without noise, every prediction but x0 and mu gives x_0 itself, whatever the network says: that is
+the boundary condition, and EDM's prediction is the paper's Eq. 5. Training may begin with a
+diffusion network, and is then called tuning (ECT, arXiv 2406.14548).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.ddpm import Denoiser, Objective, Schedule, States, q_sample, transitions
+from mnist_ddpm.methods import edm
+from mnist_ddpm.methods.predictions import Conversion, Weight, ask
+
+# Earlier times (N,) for times (N,) of a schedule, once so large a part of training is done
+Earlier = Callable[[Schedule, Tensor, float], Tensor]
+
+
+def ect_times(
+    schedule: Schedule, t: Tensor, done: float, q: float = 2.0, stages: int = 8, k: float = 8.0,
+    b: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """The times r < t (N,) to agree with: sigma_r = sigma_t (1 - n(sigma_t) / q^a), 0 at least.
+
+    a rises from 1 to stages while the part that is done rises from 0 to 1;
+    n(sigma) = 1 + k sigmoid(-b sigma) (ECT, Section 3.2). sigma is noise / signal, at most 80; r is
+    the last time whose sigma is no larger than that.
+    """
+    sigma = (schedule.noise / schedule.signal).clamp(max=edm.SIGMA_MAX)
+    a, own = 1 + min(stages - 1, int(done * stages)), sigma[t.cpu()]
+    wanted = own * (1 - (1 + k * torch.sigmoid(-b * own)) / q**a)
+    return torch.searchsorted(sigma, wanted.clamp(min=0), right=True) - 1
+
+
+def consistency(
+    conversion: Conversion,
+    done: Callable[[], float] = lambda: 1.0,
+    earlier: Earlier = ect_times,
+    weight: Weight = edm.weight,
+    teacher: Denoiser | None = None,
+    c: float = 0.00054,
+) -> Objective:
+    """How far f(x_t, t) is from f(x_r, r), which learns nothing by it: one loss an image.
+
+    x_r has the same noise (consistency training), or is DDIM's step of a teacher from x_t
+    (distillation). Where r = 0 it is the image itself, so that the loss is a diffusion model's.
+    done: tells the part of training that is done, from 0 to 1. The distance is
+    sqrt(mean square + c²) - c (arXiv 2310.14189, Section 3.3). The weights are EDM's, as in ECT's
+    code.
+    """
+
+    def objective(network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        def f(xt: Tensor, t: Tensor) -> Tensor:
+            return conversion.to_x0(schedule, xt, t, ask(network, conversion, schedule, xt, t))
+
+        t = t.cpu()
+        r, xt = earlier(schedule, t, done()), q_sample(schedule, x0, t, eps)
+        with torch.no_grad():
+            known = (x0, eps) if teacher is None else teacher(xt, t)[:2]
+            xr = q_sample(schedule, known[0], r, known[1])
+            ends = (r == 0).view(-1, 1, 1, 1).to(xr.device)
+            wanted = torch.where(ends, xr, f(xr, r.clamp(min=1)))
+        distance = (f(xt, t) - wanted).square().mean(dim=(1, 2, 3))
+        return ((distance + c**2).sqrt() - c) * weight(schedule, t).to(distance)
+
+    return objective
+
+
+@torch.no_grad()
+def consistency_sampler(denoise, schedule, times, x, noise) -> States:
+    """x0_hat at T, noised anew to the next time, and so on: Algorithm 1, "multistep".
+
+    For a network that was trained to be consistent. One evaluation a time; one time will do.
+    """
+    for t, s in transitions(times, schedule.T):
+        x0_hat, *_ = denoise(x, t)
+        yield t, x, x0_hat
+        x = q_sample(schedule, x0_hat, s, noise()) if s > 0 else x0_hat
+    yield 0, x, x

@@ -1,0 +1,102 @@
+"""The diffusion transformer, DiT (arXiv 2212.09748), with adaLN-zero."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import check, time_embedding
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (N, L, C), normalised, times 1 + scale, plus shift, each (N, 1, C)."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
+    """Sines and cosines of the column, then of the row, of each position: (height * width, C)."""
+    rate = 10_000 ** -torch.linspace(0, 1, channels // 4 + 1)[:-1]
+    parts = []
+    for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")[::-1]:
+        angle = axis.flatten()[:, None] * rate
+        parts += [angle.sin(), angle.cos()]
+    return torch.cat(parts, dim=1).to(like)
+
+
+class DiTBlock(nn.Module):
+    """(N, L, C) and what t and label say (N, C) to (N, L, C). It begins as the identity."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Dropout(dropout),
+            nn.Linear(4 * width, width),
+        )  # fmt: skip
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention of all positions."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            self.modulation(F.silu(told)).unsqueeze(1).chunk(6, dim=2)
+        )
+        x = x + gate1 * self.attend(modulated(x, shift1, scale1))
+        return x + gate2 * self.mlp(modulated(x, shift2, scale2))
+
+
+class DiT(nn.Module):
+    """x_t (N, channels, H, W) and times (N,) to (N, out_channels or channels, H, W).
+
+    With classes it also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown"; None
+    stands for all unknown. Heads have 64 channels, or as few more as divide the width.
+    """
+
+    def __init__(
+        self, channels: int = 1, width: int = 128, depth: int = 8, patch_size: int = 2,
+        dropout: float = 0.0, classes: int = 0, out_channels: int | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        check(width % 4 == 0, f"width is {width}: take a multiple of 4")
+        self.width, self.patch_size, self.classes = width, patch_size, classes
+        heads = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
+        self.patch = nn.Linear(channels * patch_size**2, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        if classes:
+            self.label = nn.Embedding(classes + 1, width)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, dropout) for _ in range(depth))
+        self.modulation = nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, (out_channels or channels) * patch_size**2)
+        self.reset()
+
+    def reset(self) -> None:
+        """Weights as in the paper: each block begins as the identity, and the output is 0."""
+        zero = self.last, self.modulation, *(block.modulation for block in self.blocks)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                init = nn.init.zeros_ if layer in zero else nn.init.xavier_uniform_
+                init(layer.weight)
+                nn.init.zeros_(layer.bias)
+            elif isinstance(layer, nn.Embedding):
+                nn.init.normal_(layer.weight, std=0.02)
+        for layer in (self.time[0], self.time[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        h = F.pixel_unshuffle(x, self.patch_size)
+        shape = h.shape[2:]
+        h = self.patch(h.flatten(2).mT)
+        h = h + positions(*shape, self.width, h)
+        told = self.time(time_embedding(t, self.width).to(self.patch.weight))
+        if self.classes:
+            if labels is None:
+                labels = torch.full((len(x),), self.classes)
+            told = told + self.label(labels.to(x.device))
+        for block in self.blocks:
+            h = block(h, told)
+        shift, scale = self.modulation(F.silu(told)).unsqueeze(1).chunk(2, dim=2)
+        h = self.last(modulated(h, shift, scale))
+        return F.pixel_shuffle(h.mT.unflatten(2, shape), self.patch_size)

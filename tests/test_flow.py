@@ -1,0 +1,260 @@
+"""The straight path, its samplers on a Gaussian mixture, and networks along other paths."""
+
+import math
+from functools import partial
+from statistics import NormalDist
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from helpers import no_noise
+
+from mnist_ddpm.ddpm import (
+    Schedule,
+    ddim_sampler,
+    ddpm_sampler,
+    generate,
+    ideal_denoiser,
+    noise_source,
+    predict_eps,
+    q_sample,
+    random_generator,
+    timesteps,
+    to_float,
+)
+from mnist_ddpm.methods.edm import EDM
+from mnist_ddpm.methods.flow import VELOCITY, flow, reflow
+from mnist_ddpm.methods.paths import along, matched
+from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser
+from mnist_ddpm.methods.schedules import cosine, linear, zero_terminal_snr
+from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
+from mnist_ddpm.methods.times import NormalTimes
+
+STRAIGHT, PAPER = flow(), linear()
+SHARE, MEAN, STD = (
+    torch.tensor(numbers, dtype=torch.float64) for numbers in ([0.3, 0.7], [-0.8, 0.5], [0.1, 0.3])
+)
+PREDICTIONS = {"eps": EPS, "x0": X0, "v": V, "velocity": VELOCITY, "edm": EDM}
+
+
+def tables(schedule, t):
+    """Signal and noise at times, fractions too, where the tables run straight between."""
+    t = torch.as_tensor(t, dtype=torch.float64)
+    low = t.long().clamp(max=schedule.T - 1)
+    return (
+        torch.lerp(table[low], table[low + 1], t - low).view(-1, 1, 1, 1)
+        for table in (schedule.signal, schedule.noise)
+    )
+
+
+def mixture_x0(signal, noise, xt):
+    """The exact E[x_0 | x_t] of a pixel from the mixture."""
+    variance = signal**2 * STD**2 + noise**2  # (N, 1, 1, K), as all that follows
+    miss = xt - signal * MEAN
+    logits = SHARE.log() - variance.log() / 2 - miss**2 / (2 * variance)
+    x0 = MEAN + signal * STD**2 / variance * miss
+    return (logits.softmax(dim=-1) * x0).sum(dim=-1, keepdim=True)
+
+
+def mixture(schedule):
+    """The exact denoiser of that mixture."""
+
+    def denoise(xt, t):
+        x0_hat = mixture_x0(*tables(schedule, t), xt)
+        return x0_hat, predict_eps(schedule, xt, t, x0_hat)
+
+    return denoise
+
+
+def mixture_network(schedule, conversion):
+    """A network that is right, also at fractions of t."""
+
+    def network(xt, t):
+        signal, noise = tables(schedule, t)
+        here = Schedule(*(table.flatten() for table in (signal, noise)))
+        place = torch.arange(len(here.signal)).expand(len(xt))
+        if conversion.scale is not None:
+            xt = xt / conversion.scale(here, place).view(-1, 1, 1, 1)
+        return conversion.from_x0(here, xt, place, mixture_x0(signal, noise, xt))
+
+    return network
+
+
+def below(x):
+    """The mixture's distribution function."""
+    return (SHARE * torch.special.ndtr((x.view(-1, 1) - MEAN) / STD)).sum(dim=1)
+
+
+def last(states):
+    *_, (t, x, _) = states
+    assert t == 0
+    return x
+
+
+def quantiles(n):
+    parts = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    return parts, torch.special.ndtri(parts).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "error"),
+    [(ddim_sampler, 1000, 3e-3), (heun_sampler, 100, 3e-3), (dpmpp_2m_sampler, 100, 3e-3)],
+)
+def test_the_ode_takes_each_quantile_of_noise_to_that_of_the_data(sampler, steps, error):
+    parts, x = quantiles(100)
+    x = last(sampler(mixture(STRAIGHT), STRAIGHT, timesteps(1000, steps), x, no_noise))
+    assert (below(x) - parts).abs().max() < error
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ddpm_sampler, partial(ddim_sampler, eta=0.5), partial(ddim_sampler, eta=1.0),
+        partial(dpmpp_2m_sampler, eta=1.0),
+    ],
+    ids=["ddpm", "ddim-0.5", "ddim-1", "dpmpp-1"],
+)  # fmt: skip
+def test_noisy_samplers_land_on_the_mixture(sampler):
+    n, generator = 4000, random_generator(0)
+    noise = partial(torch.randn, n, 1, 1, 1, generator=generator, dtype=torch.float64)
+    x = last(sampler(mixture(STRAIGHT), STRAIGHT, timesteps(1000, 200), noise(), noise))
+    parts = below(x).sort().values
+    distance = (parts - (torch.arange(n) + 0.5) / n).abs().max()  # Kolmogorov and Smirnov's
+    assert distance < 1.95 / math.sqrt(n)
+
+
+def test_velocity_is_the_path_s_slope():
+    generator = random_generator(0)
+    x0, eps = torch.randn(2, 3, 1, 2, 2, generator=generator, dtype=torch.float64)
+    t = torch.tensor([1, 500, 999])
+    slope = (q_sample(STRAIGHT, x0, t + 1, eps) - q_sample(STRAIGHT, x0, t, eps)) * 1000
+    xt = q_sample(STRAIGHT, x0, t, eps)
+    torch.testing.assert_close(VELOCITY.from_x0(STRAIGHT, xt, t, x0), slope)
+    torch.testing.assert_close(VELOCITY.to_x0(STRAIGHT, xt, t, slope), x0)
+
+
+def test_ddim_is_the_euler_step_of_another_implementation():
+    def network(x, t):
+        return torch.tanh(x) * (t.view(-1, 1, 1, 1) / 1000) - 0.3
+
+    theirs = FlowMatchEulerDiscreteScheduler()
+    theirs.set_timesteps(sigmas=[t / 1000 for t in timesteps(1000, 7)])
+    noise = noise_source(0, range(3), (1, 4, 4))
+    x = xT = noise()
+    for t in theirs.timesteps:
+        x = theirs.step(network(x, t.expand(3)), t, x).prev_sample
+    denoise = denoiser(network, STRAIGHT, VELOCITY)
+    ours = last(ddim_sampler(denoise, STRAIGHT, timesteps(1000, 7), xT, no_noise))
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
+
+
+# Along another path
+
+
+def test_times_are_matched_by_snr():
+    """On the straight path t/T = noise / (signal + noise), whatever lies between two times."""
+    times, own = matched(STRAIGHT, PAPER)
+    exact = 1000 * PAPER.noise / (PAPER.signal + PAPER.noise)
+    torch.testing.assert_close(times[1:], exact[1:], rtol=0, atol=1e-9)
+    for table, wanted in ((own.signal, 1 - exact / 1000), (own.noise, exact / 1000)):
+        torch.testing.assert_close(table[1:], wanted[1:], rtol=0, atol=1e-12)
+    times, own = matched(PAPER, STRAIGHT)
+    inside = slice(10, 990)  # PAPER's SNR, at both ends, is that of 9.9 and 993.7
+    torch.testing.assert_close(
+        (own.noise / own.signal)[inside], (STRAIGHT.noise / STRAIGHT.signal)[inside]
+    )
+    assert times[:10].eq(1).all() and times[-6:].eq(1000).all() and (times.diff() >= 0).all()
+    assert own.at(1000) == PAPER.at(1000)
+    whole, _ = matched(STRAIGHT, flow(250))
+    torch.testing.assert_close(whole[1:], 4.0 * torch.arange(1, 251).double(), rtol=0, atol=1e-9)
+    alone, _ = matched(flow(1), flow(3))
+    assert alone.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize(
+    ("schedule", "path"), [(STRAIGHT, PAPER), (PAPER, STRAIGHT)], ids=["to-ddpm", "to-flow"]
+)
+def test_a_network_that_is_right_is_right_along_another_path(kind, schedule, path):
+    network = mixture_network(schedule, PREDICTIONS[kind])
+    make = partial(denoiser, conversion=PREDICTIONS[kind])
+    denoise, t = along(path, network, schedule, make), torch.tensor([15, 300, 700, 985])
+    xt = torch.tensor([-0.5, 0.1, 0.4, 2.0], dtype=torch.float64).view(4, 1, 1, 1)
+    wanted = mixture(path)(xt, t)
+    torch.testing.assert_close(denoise(xt, t), wanted, rtol=0, atol=1e-9)
+    one = denoise(xt[1:2], 300)
+    torch.testing.assert_close(one, tuple(each[1:2] for each in wanted), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [ddim_sampler, heun_sampler, dpmpp_2m_sampler])
+def test_along_either_path_the_same_noise_becomes_the_same_image(sampler):
+    ddpms, (_, x) = zero_terminal_snr(cosine()), quantiles(50)
+    make = partial(denoiser, conversion=V)
+    network, differences = mixture_network(ddpms, V), []
+    for steps in (50, 200):
+        images = []
+        for path in (ddpms, STRAIGHT):
+            denoise = along(path, network, ddpms, make)
+            images.append(last(sampler(denoise, path, timesteps(1000, steps), x, no_noise)))
+        differences.append((images[0] - images[1]).abs().max().item())
+    assert differences[1] < 0.05 and differences[1] < 0.5 * differences[0], differences
+
+
+def test_beyond_the_schedule_s_last_snr_its_last_time_speaks():
+    """DDPM's schedule ends with a little signal: noise alone is taken for its x_T, as ever."""
+    asked = []
+
+    def network(xt, t):
+        asked.append(t.tolist())
+        return 0.9 * xt
+
+    denoise = along(STRAIGHT, network, PAPER, partial(denoiser, conversion=EPS))
+    xT = torch.full((2, 1, 1, 1), 1.5, dtype=torch.float64)
+    x0_hat, eps_hat = denoise(xT, 1000)
+    signal, noise = PAPER.at(1000)
+    torch.testing.assert_close(x0_hat, (xT - noise * 0.9 * xT) / signal)
+    assert torch.equal(eps_hat, xT) and asked == [[1000, 1000]]
+
+
+# Reflow
+
+
+def test_each_image_is_trained_with_the_noise_that_it_came_from():
+    points = torch.tensor([-0.8, 0.1, 0.6]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    images, _ = generate(ideal_denoiser(STRAIGHT, points), STRAIGHT, 9, (1, 2, 2), steps=9, seed=3)
+    images = images + torch.arange(9, dtype=torch.uint8).view(9, 1, 1, 1)  # so that none is twice
+    objective = reflow(lambda network, schedule, x0, t, eps: eps.flatten(1), images, seed=3)
+    batch = [7, 2, 5]
+    told = objective(None, STRAIGHT, to_float(images[batch]), None, torch.zeros(3, 1, 2, 2))
+    assert torch.equal(told, noise_source(3, range(9), (1, 2, 2))()[batch].flatten(1))
+    with pytest.raises(ValueError, match="unknown"):
+        objective(None, STRAIGHT, to_float(images[:1] + 20), None, torch.zeros(1, 1, 2, 2))
+
+
+# Times
+
+
+def test_times_have_the_density_of_the_paper():
+    """arXiv 2403.03206, Eq. 19; EDM's Table 1."""
+    for mean, std in ((0.0, 1.0), (0.5, 0.6)):
+        middle = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+        density = torch.exp(-((middle.logit() - mean) ** 2) / (2 * std**2))
+        density = density / (std * math.sqrt(2 * math.pi) * middle * (1 - middle))
+        found = NormalTimes(STRAIGHT, mean, std).probability()
+        torch.testing.assert_close(found, density / 1000, rtol=0.01, atol=1e-6)
+    found, log_sigma = NormalTimes(PAPER, -1.2, 1.2).probability(), NormalDist(-1.2, 1.2)
+    for t in (2, 300, 900):
+        ends = [math.log(PAPER.noise[s] / PAPER.signal[s]) for s in (t - 1, t)]
+        assert found[t - 1].item() == pytest.approx(log_sigma.cdf(ends[1]) - log_sigma.cdf(ends[0]))
+    assert found.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("schedule", [flow(20), linear(20), flow(1)], ids=["flow", "ddpm", "one"])
+def test_times_are_drawn_as_often_as_their_probability_says(schedule):
+    times, n = NormalTimes(schedule, -0.4, 1.0), 40_000
+    t, weights = times.draw(n, random_generator(0))
+    counts, wanted = t.bincount(minlength=schedule.T + 1), n * times.probability()
+    assert counts[0] == 0 and len(counts) == schedule.T + 1 and weights.eq(1).all()
+    likely = wanted > 5
+    assert ((counts[1:] - wanted)[likely] / wanted[likely].sqrt()).abs().max() < 4.5
+    assert times.state_dict() == {}
