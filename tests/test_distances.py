@@ -16,6 +16,7 @@ from mnist_ddpm.evaluation.distances import (
     frechet_slopes,
     kernel_distance,
     kernel_distances,
+    kernel_mean,
     limits,
     precision_recall,
     share,
@@ -76,6 +77,9 @@ def test_kernel_distance_is_the_unbiased_estimate():
     expected = pairs(a) + pairs(b) - 2 * k(a, b).mean()
     assert expected.item() == pytest.approx(poly_mmd(a, b).item(), rel=1e-9)
     assert kernel_distance(a, b).value == pytest.approx(expected.item(), rel=1e-9)
+    for x in (a, gaussian(40, 7)):  # by their powers, by their pairs
+        among = ((x @ x.T / x.shape[1] + 1) ** 3).mean().item()
+        assert kernel_mean(x).item() == pytest.approx(among, rel=1e-12)
     more = torch.cat([b, b[:300] + 1]), gaussian(300, seed=2)
     alone = [kernel_distance(a, each) for each in more]
     assert [*kernel_distances(a, more)] == alone, "whatever else is compared"

@@ -179,6 +179,21 @@ def kernel_means(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(means), torch.cat(squares)
 
 
+def kernel_mean(x: Tensor) -> Tensor:
+    """Mean of k = (x·y / D + 1)³ over all pairs of x (N, D).
+
+    The mean of (x·y)^p is the squared norm of the mean p-th tensor power of x. Of many points with
+    few features that takes less work than their pairs.
+    """
+    n, D = x.shape
+    if D**2 > n:
+        return kernel_means(x, x)[0].mean()
+    second = x.T @ x / n
+    third = (((x * column[:, None]).T @ x / n).square().sum() for column in x.T)
+    means = x.mean(dim=0).square().sum() / D, second.square().sum() / D**2, sum(third) / D**3
+    return 1 + 3 * means[0] + 3 * means[1] + means[2]
+
+
 def kernel_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[Estimate]:
     """kernel_distance to each of several sets; real features are compared with each other once."""
 
@@ -188,7 +203,7 @@ def kernel_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[Estimate]
 
     check(len(real) >= 4, "a kernel distance needs at least 4 images")
     real = shuffled(real, 0, KNOWN).double()  # the same ones, whatever is compared
-    among_real = kernel_means(real, real)[0].mean()
+    among_real = kernel_mean(real)
     too_large = own(real, among_real)
     for generated in sets:
         n, generated = len(generated), generated.double()
