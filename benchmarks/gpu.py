@@ -116,7 +116,7 @@ def lines(found: dict) -> list[str]:
     """The rows of a part, for people."""
     told = []
     for row in found["rows"]:
-        words = (f"{name} {row[name]}".replace("_", " ") for name in row if name != "what")
+        words = (f"{name.replace('_', ' ')} {row[name]}" for name in row if name != "what")
         told.append(f"| {found['part']} | {row['what']} | {', '.join(words)} |")
     if "problem" in found:
         told.append(f"| {found['part']} | | {found['problem']} |")
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit(f"error: there is no device {given.device} here: {advice}")
     with tempfile.TemporaryDirectory() as name:
         if given.rows:
-            b = Bench(device, Path(name), False, given.ends - time.time(), given.rows)
+            b = Bench(device, Path(name), given.quick, given.ends - time.time(), given.rows)
             problem = run_part(given.parts[0], b)
             print(problem)
             return 1 if problem else 0

@@ -97,9 +97,7 @@ class Bench:
         """Operations a second of the product of two large matrices."""
         size = 256 if self.quick else 8192 if self.device.type == "cuda" else 2048
         a, b = torch.randn(2, size, size, device=self.device, dtype=getattr(torch, precision))
-        seconds = 0.0 if self.quick else seconds
-        times = self.measuring.per_second(lambda n: (a @ b)[0, 0].item(), 1, 1, seconds)
-        return 2 * size**3 * times
+        return 2 * size**3 / self.each(lambda: a @ b, seconds)
 
     def pace(self, recipe: Recipe, seconds: float = 4.0) -> float:
         """Images trained a second, of black ones that are there already."""
@@ -109,6 +107,15 @@ class Bench:
         """Until the device has done its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def each(self, work: Callable[[], object], seconds: float = 1.0) -> float:
+        """Seconds that work takes, the mean of so many seconds."""
+        self.timed(work)  # to warm up
+        times, took = 0, 0.0
+        while times < 2 or (took < seconds and not self.quick):
+            took += self.timed(work)
+            times += 1
+        return took / times
 
     def timed(self, work: Callable[[], object]) -> float:
         """Seconds that work takes."""

@@ -138,30 +138,30 @@ def peak(b: Bench, recipe) -> int:
 
 
 def noise(b: Bench) -> None:
-    """The share of sampling that its noise takes, drawn in time and one step ahead."""
-    network, recipe = b.drawn_from()
-    n, times = b.size(256, 8), ddpm.timesteps(recipe.T, b.size(50, 3))
-    draw = ddpm.noise_source(0, range(n), recipe.shape, b.device)
-    x, t = draw(), torch.ones(n, dtype=torch.long, device=b.device)
-    for precision in dict.fromkeys(("float32", b.own)):
-        asked = drawing.autocast(network, precision, b.device)
-        with torch.no_grad():
-            asked(x, t)
-            repeats = range(b.size(20, 1))
-            evaluating = b.timed(lambda: [asked(x, t) for _ in repeats]) / len(repeats)  # noqa: B023
-            drawing_it = b.timed(lambda: [draw() for _ in repeats]) / len(repeats)  # noqa: B023
-        options = {"times": times, "progress": False, "batch_size": n, "device": b.device}
-        options["sampler"] = partial(dpmpp_2m_sampler, eta=1.0)
-        sources = drawing.denoisers(asked, catalogue.make_schedule(recipe), recipe)
-        given = sources, catalogue.make_schedule(recipe), n, recipe.shape
-        seconds = {}
-        for waits in (False, True):
-            with waiting(waits and b.device.type == "cuda"):
-                seconds[waits] = b.timed(partial(drawing.generate, *given, **options))
-        b.tell(
-            f"{n} images in {precision}", noise_ms=1e3 * drawing_it, evaluation_ms=1e3 * evaluating,
-            steps=len(times), seconds_in_time=seconds[False], seconds_ahead=seconds[True],
-        )  # fmt: skip
+    """What the noise of a step takes beside an evaluation; whole chains, drawn in time or ahead."""
+    small = b.recipe("faces-64-small")
+    faces = catalogue.make_network(small).to(b.device).eval()
+    n, waits, kinds = b.size(256, 8), b.device.type == "cuda", [b.drawn_from(), (faces, small)]
+    for network, recipe in kinds[: b.size(2, 1)]:
+        draw = ddpm.noise_source(0, range(n), recipe.shape, b.device)
+        drawing_it = b.each(draw)
+        x, t = draw(), torch.ones(n, dtype=torch.long, device=b.device)
+        path, times = catalogue.make_schedule(recipe), ddpm.timesteps(recipe.T, b.size(50, 3))
+        for precision in dict.fromkeys(("float32", b.own)):
+            asked = drawing.autocast(network, precision, b.device)
+            with torch.no_grad():
+                evaluating = b.each(partial(asked, x, t))
+            what = f"{n} of {recipe.shape} in {precision}"
+            b.tell(what, noise_ms=1e3 * drawing_it, evaluation_ms=1e3 * evaluating)
+            source, seconds = drawing.denoisers(asked, path, recipe), []
+            options = {"times": times, "progress": False, "batch_size": n, "device": b.device}
+            options["sampler"] = partial(dpmpp_2m_sampler, eta=1.0)
+            chain = partial(drawing.generate, source, path, n, recipe.shape, **options)
+            for early in (False, waits):
+                with waiting(early):
+                    seconds.append(b.timed(chain))
+            told = {"steps": len(times), "seconds_in_time": seconds[0], "seconds_ahead": seconds[1]}
+            b.tell(f"{what}, a chain", **told)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from statistics import fmean
 
 import torch
@@ -28,7 +28,10 @@ def notebook(b: Bench) -> None:
     command = [sys.executable, ROOT / "tools" / "alone.py", "train=True", f"epochs={epochs}"]
     options = {"env": os.environ | hidden, "capture_output": True, "text": True, "cwd": b.folder}
     began = time.monotonic()
-    done = subprocess.run(command, timeout=max(1, b.left), **options)
+    try:
+        done = subprocess.run(command, timeout=max(1, b.left), **options)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"it took more than {error.timeout:.0f} s") from error
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     files = [line for line in done.stdout.splitlines() if "checkpoints" in line]
@@ -129,16 +132,19 @@ def digits(b: Bench) -> None:
 
 
 def epochs(b: Bench) -> None:
-    """48 epochs of preset mnist, or as many as there is time for, and what all would take."""
+    """The steps of 48 epochs of preset mnist, or as many as there is time for, and what all take.
+
+    Without saves and previews.
+    """
     recipe = b.recipe(precision=b.own, epochs=b.size(EPOCHS, 1))
-    images, folder = b.digits(), b.folder / "epochs"
-    deadline = time.monotonic() + max(1, b.left - b.size(10, 0))
-    run = trainer.train(recipe, images, folder, device=b.device, deadline=deadline)
+    run, images = trainer.start_run(recipe, b.device), loop.at_hand(b.digits(), b.device)
+    given = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
+    steps, ends = loop.training_loop(run, images, *given), time.monotonic() + b.left - 5
+    seconds = b.timed(lambda: [*takewhile(lambda _: time.monotonic() < ends, steps)])
     total = ddpm.total_steps(recipe, len(images))
-    done = run.step * recipe.epochs / total
-    told = {"epochs": done, "seconds": run.seconds}
+    told = {"epochs": run.step * recipe.epochs / total, "seconds": seconds}
     if run.step < total:
-        told[f"seconds_for_{recipe.epochs:g}_epochs_extrapolated"] = run.seconds * total / run.step
-    pace = run.step * recipe.batch_size / run.seconds
+        told[f"seconds_for_{recipe.epochs:g}_epochs_extrapolated"] = seconds * total / run.step
+    pace = run.step * recipe.batch_size / seconds
     last = fmean(run.losses[-100:])
     b.tell(f"mnist in {recipe.precision}", **told, images_a_second=pace, last_loss=last)
