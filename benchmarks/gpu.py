@@ -71,8 +71,9 @@ def in_process(command: list[str], rows: Path, seconds: float) -> tuple[list[dic
         try:
             status = process.wait(seconds)
             said.seek(0)
-            last = said.read().strip().splitlines()[-1:] or [f"failed: status {status}"]
-            problem = last[0] if status else ""
+            told = [f"failed: status {status}", *filter(None, said.read().splitlines())]
+            own = [line for line in told if line.startswith("failed: ")][1:]
+            problem = "" if not status else own[-1] if own else f"{told[0]}: {told[-1]}"
         except subprocess.TimeoutExpired:
             problem = f"stopped: it took more than {seconds:.0f} s"
         finally:

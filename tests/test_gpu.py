@@ -54,8 +54,9 @@ def test_a_part_that_hangs_is_stopped_and_keeps_what_it_told(tmp_path):
     endless = [sys.executable, "-c", "import time; time.sleep(600)"]
     told, problem = gpu.in_process(endless, rows, 0.5)
     assert told == [{"what": 1}] and problem.startswith("stopped")
-    told, problem = gpu.in_process([sys.executable, "-c", "raise SystemExit('no GPU')"], rows, 60)
-    assert problem == "no GPU"
+    for said, found in (("no GPU", "failed: status 1: no GPU"), ("failed: Odd\n.", "failed: Odd")):
+        command = [sys.executable, "-c", f"raise SystemExit({said!r})"]
+        assert gpu.in_process(command, rows, 60) == ([{"what": 1}], found)
 
 
 def test_without_a_gpu_it_says_how_to_try(kept):
