@@ -2,19 +2,21 @@
 
 import signal
 import sys
+import time
 
 from mnist_ddpm.commands import streams
 
 
 def main() -> int:
     """Runs the command that was typed, and returns its status."""
+    began = time.monotonic()
     # Ctrl-C while PyTorch is imported ends the process as it ends others, without a traceback.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     streams.steady()
     from mnist_ddpm.commands.main import main
 
-    return main()
+    return main(began=began)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ COMMANDS = {
 HELP = {"-h", "--help"}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command.
+def main(arguments: list[str] | None = None, began: float | None = None) -> int:
+    """Runs one command. began: when the program did, by time.monotonic().
 
     Returns 0, 1 for an error told in one line, or 128 + the number of a signal that stopped it: 130
     after Ctrl-C, 143 after SIGTERM, 129 where the terminal was closed. Exits with 2 for flags that
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         command = parsed(given)
         if isinstance(command, training_flags.Train):
             check_images(command, typed_flags(given))
+        if isinstance(command, training_flags.PlanTraining) and began is not None:
+            command.began = began
     except ValueError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1

@@ -120,5 +120,5 @@ class PlanTraining:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     # tell a tracker of experiments loss, rate, images/s and previews; its package must be installed
     log: Log = "none"
-    # time.monotonic() when the command began, before PyTorch is imported
+    # when the command began, by time.monotonic(), before PyTorch is imported
     began: tyro.conf.Suppress[float] = field(default_factory=time.monotonic)
