@@ -90,19 +90,12 @@ SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
     "heun": solvers.heun_sampler,
     "consistency": consistency.consistency_sampler,
 }
-
-
-def of_T(spacing: Callable[[int, int], list[int]]) -> Callable[[Schedule, int], list[int]]:
-    """A spacing that asks of a schedule only how long it is."""
-    return lambda schedule, steps: spacing(schedule.T, steps)
-
-
 # a schedule and a number of steps to falling times
 SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
-    "trailing": of_T(schedules.trailing),
-    "leading": of_T(schedules.leading),
-    "linspace": of_T(schedules.linspace),
-    "quadratic": of_T(schedules.quadratic_times),
+    "trailing": schedules.of_T(schedules.trailing),
+    "leading": schedules.of_T(schedules.leading),
+    "linspace": schedules.of_T(schedules.linspace),
+    "quadratic": schedules.of_T(schedules.quadratic_times),
     "edm": edm.karras_times,
 }
 # of ddpm_sampler's steps
@@ -205,13 +198,7 @@ def make_schedule(recipe: Recipe) -> Schedule:
     """
     name, T = recipe.schedule, recipe.T
     schedule = look_up("schedule", name, SCHEDULES)(T, recipe.beta_1, recipe.beta_T)
-    found = f"the tables of {name} end at {schedule.T}"
-    check(schedule.T == T, f"{found}: they must have entries 0 to T = {T}")
-    t = torch.arange(1, T + 1)
-    beta = ddpm.step_variance(schedule, t, t - 1)
-    fits = schedule.at(0) == (1, 0) and ((beta > 0) & (beta <= 1)).all()
-    problem = f"the tables of {name} are no schedule's"
-    check(bool(fits), f"{problem}: signal 1, noise 0, then each beta_t above 0, and at most 1")
+    schedules.check_tables(name, schedule, T)
     problem = f'schedule "{name}" ends in pure noise, where eps does not determine x_0'
     determined = recipe.prediction != "eps" or schedule.signal[-1] > 0
     check(bool(determined), f'{problem}: take prediction "v" or "x0"')

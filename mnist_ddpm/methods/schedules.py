@@ -15,6 +15,7 @@ from mnist_ddpm.ddpm import (
     beta_schedule,
     check,
     linear_beta,
+    step_variance,
     timesteps,
     transitions,
 )
@@ -72,6 +73,22 @@ def with_zero_snr(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
     Of little use where the loss gives T little weight: bound, vlb, and the plain one of mu.
     """
     return lambda *numbers: zero_terminal_snr(make(*numbers))
+
+
+def check_tables(name: str, schedule: Schedule, T: int) -> None:
+    """Raises ValueError for tables that are no schedule's, or have another T."""
+    found = f"the tables of {name} end at {schedule.T}"
+    check(schedule.T == T, f"{found}: they must have entries 0 to T = {T}")
+    t = torch.arange(1, T + 1)
+    beta = step_variance(schedule, t, t - 1)
+    fits = schedule.at(0) == (1, 0) and ((beta > 0) & (beta <= 1)).all()
+    problem = f"the tables of {name} are no schedule's"
+    check(bool(fits), f"{problem}: signal 1, noise 0, then each beta_t above 0, and at most 1")
+
+
+def of_T(spacing: Callable[[int, int], list[int]]) -> Callable[[Schedule, int], list[int]]:
+    """A spacing that asks of a schedule only how long it is."""
+    return lambda schedule, n: spacing(schedule.T, n)
 
 
 def trailing(T: int, n: int) -> list[int]:
