@@ -233,7 +233,7 @@ def test_flow_matching_is_three_names(tmp_path):
     assert checkpoint.recipe.times == "logit-normal" and checkpoint.schedule.signal[-1] == 0
     path = catalogue.make_path(checkpoint.recipe, "cosine")
     for along in (None, path):
-        denoise = make_denoiser(*checkpoint[:3], along)
+        denoise = make_denoiser(*checkpoint[:3], path=along)
         images, _ = ddpm.generate(denoise, along or checkpoint.schedule, 2, recipe.shape, steps=3)
         assert images.shape == (2, *recipe.shape)
 
