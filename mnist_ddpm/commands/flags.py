@@ -102,12 +102,13 @@ class Evaluate(Drawing):
 
     Without --images it draws them, rounded to 8 bits as in a file. The reference is the
     checkpoint's training images. Distances, precision and recall are computed from the features of
-    a network in checkpoints/extractors.
+    a network in checkpoints/extractors. Those of real images are kept in data/cache: the first card
+    of a data set takes longer.
 
     Example: python -m mnist_ddpm evaluate --checkpoint checkpoints/mnist --n 10000
     """
 
-    n: int = 10_000  # number of images
+    n: int = 10_000  # images to draw; of --images so many at most, chosen at random
     # judge these: a folder of pictures, or a samples.npz of the sample command
     images: Annotated[Path | None, unless_typed("those that it draws")] = None
     # also measure the bound in bits/dim, on so many held-out images

@@ -154,13 +154,17 @@ def audit(
     parts = training.split(max(1, min(1000, 2**24 // size)))
     queries = generated.split(max(1, 2**26 // size))
 
-    def seen() -> Iterator[Tensor]:
-        yield from map(points, parts)
-        if mirrored:
-            yield from (points(part.flip(-1)) for part in parts)
-
     own = some_of(training) if held_out is None else None
     real = points(held_out[:AUDITED] if own is None else training[own])
-    quiet = len(queries) == 1
-    bar = progress_bar(queries, desc="looking for copies", unit="part", leave=False, disable=quiet)
-    return audit_points(map(points, bar), seen, len(training), real, own)
+    total = (len(queries) + 1) * (1 + mirrored) * len(parts)  # also of the real ones
+    with progress_bar(
+        total=total, desc="looking for copies", unit="part", leave=False, delay=3
+    ) as bar:
+
+        def seen() -> Iterator[Tensor]:
+            for flipped in (False, True)[: 1 + mirrored]:
+                for part in parts:
+                    yield points(part.flip(-1) if flipped else part)
+                    bar.update()
+
+        return audit_points(map(points, queries), seen, len(training), real, own)

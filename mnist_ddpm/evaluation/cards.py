@@ -210,7 +210,8 @@ def write_card(path: str | Path, card: dict) -> None:
 
 
 def read_card(path: str | Path) -> dict:
-    """What comparison needs of a card. Raises ValueError for a file that is none."""
+    """What comparison needs of a card. Raises ValueError for a file that is none, or missing."""
+    check(Path(path).exists(), f"there is no card {path}: evaluate writes one")
     try:
         card = read_json(Path(path))
         for name, figure in card["metrics"].items():  # raises for a damaged one

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation import cards, drawing, extractors
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
+from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.experiments.flags import Scale
 from mnist_ddpm.experiments.rows import Row, matching, read_rows, write_rows
 from mnist_ddpm.formats import checkpoints
@@ -94,7 +95,8 @@ class Lab:
     @cached_property
     def known(self) -> Tensor:
         """Features of all training images."""
-        return self.judge.features(self.training)
+        real = RealImages(self.judge, self.training, folder=self.data / "cache")
+        return real.features().training
 
     def recipe(self, seed: int, **changes) -> Recipe:
         return Recipe(**{**self.common, "seed": seed, **changes})
