@@ -108,7 +108,7 @@ def forked(arguments: list[str], cwd: Path, out, err) -> int:
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     streams.steady()
     # some saves in a short run
-    loop.PREVIEW_EVERY, loop.SAVE_EVERY, previews.STEPS = 12, 0.1, 4
+    loop.PREVIEW_EVERY, loop.SAVE_EVERY, previews.STEPS = 12, 1, 4
     status = 1
     try:
         status = main(arguments)
