@@ -58,10 +58,11 @@ def trial(minutes: float, seed: int, folder: Path) -> dict:
     with restless(seed, 20 * minutes) as turns:
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "mnist_ddpm", *plan], cwd=ROOT, check=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, "-m", "mnist_ddpm", *plan], cwd=ROOT, text=True, capture_output=True
+        )
         took = time.monotonic() - began
+    if done.returncode:
+        sys.exit(done.stderr.splitlines()[-1])
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     expected = next(line for line in done.stdout.splitlines() if "measured in" in line)
     return {
