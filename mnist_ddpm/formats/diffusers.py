@@ -52,6 +52,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 def check_expressible(recipe: Recipe) -> None:
     """Raises ValueError naming a setting that DDPMPipeline has no counterpart of."""
     foreign = {
+        "network": (recipe.network != "unet", "such network"),
         "patch_size": (recipe.patch_size > 1, "patches"),
         "classes": (recipe.classes > 0, "labels"),
         "condition": (recipe.conditional, "image as the condition"),

@@ -14,7 +14,7 @@ from mnist_ddpm.formats.hub import read_json
 
 # The settings that decide a network and what its output means
 DECIDED = (
-    "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
+    "network", "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
     "attention_resolutions", "patch_size", "norm_groups", "dropout", "condition", "classes",
     "attributes", "schedule", "T", "beta_1", "beta_T", "prediction", "objective",
 )  # fmt: skip
