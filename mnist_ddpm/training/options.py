@@ -1,6 +1,5 @@
 """What can be set in training beyond the notebook's settings, and presets; without PyTorch."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def simplest(size: object) -> object:
 def check_size(size: Size, patch_size: int, channel_mults: tuple[int, ...], dataset: str) -> None:
     """Raises ValueError for a height or width that the levels cannot halve, or out of range."""
     unit = patch_size * 2 ** (len(channel_mults) - 1)
-    least = unit * math.ceil((28 if dataset == "mnist" else 1) / unit)
+    least = -(-(28 if dataset == "mnist" else 1) // unit) * unit
     named, each = f"image_size is {size_in_words(size)}", isinstance(size, tuple) * " for each side"
     for side in height_width(size):
         if not 1 <= side <= LARGEST:
