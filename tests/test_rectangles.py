@@ -15,6 +15,7 @@ from pictures import ORIGINAL, Asked, listing, ramp, save
 from PIL import Image, ImageOps
 
 from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm.commands import reading
 from mnist_ddpm.data import celeba, ffhq, mnist
 from mnist_ddpm.data.folders import load_folder
 from mnist_ddpm.evaluation import publishing
@@ -208,7 +209,8 @@ def rectangles(n: int = 12) -> torch.Tensor:
 
 def steps(run, count):
     """Some steps of a training."""
-    schedule, objective = catalogue.make_schedule(TINY), catalogue.make_objective(TINY)
+    recipe = run.settings
+    schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
     assert (
         len([*islice(loop.training_loop(run, rectangles(), schedule, objective), count)]) == count
     )
@@ -228,6 +230,25 @@ def test_a_resumed_run_is_the_one_that_never_stopped_and_loads(tmp_path):
     saving.save_run(tmp_path, resumed, trainer.save_checkpoint)
     network, _, recipe, _ = checkpoints.load(tmp_path)
     assert recipe == TINY and equal(network.state_dict(), whole.ema.state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"network": "dit"}, {"condition": "small"}, {"condition": "grey"}], ids=str
+)
+def test_other_networks_and_conditions_take_rectangles(changes):
+    run = trainer.start_run(replace(TINY, **changes))
+    before = [weight.clone() for weight in run.network.parameters()]
+    steps(run, 1)
+    assert not equal([*run.network.parameters()], before) and np.isfinite(run.losses).all()
+
+
+def test_a_small_picture_is_enlarged_pixel_by_pixel_as_a_condition(tmp_path):
+    picture = ramp(6, 4)
+    save(tmp_path / "small.png", picture)
+    image = reading.stand_in(tmp_path / "small.png", replace(TINY, condition="small"))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert image.shape == (1, 3, 16, 24)
+    assert torch.equal(image[0], pixels.repeat_interleave(4, 1).repeat_interleave(4, 2))
 
 
 def test_the_notebook_refuses_rectangles_by_name(tmp_path):
