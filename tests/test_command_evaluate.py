@@ -149,6 +149,8 @@ def test_a_card_knows_labels_guidance_and_the_learned_variance(places, tmp_path)
     how = card_of(places, out, "--steps", 2, *guide, name="labelled")["sampler"]
     assert (how["guide"], how["guidance"]) == (str(places / "labelled"), 2)
     assert how["guidance_interval"] == [5, 15]
+    how = card_of(places, out, "--steps", 2, "--path", "flow", name="labelled")["sampler"]
+    assert how["path"] == "flow"
     config = tmp_path / "advising" / "config.json"
     save_network(config.parent, DIGITS)
     draw = {"draw": {"sampler": "dpmpp", "steps": 3, "eta": 1.0}}

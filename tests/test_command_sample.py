@@ -11,6 +11,8 @@ from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.sample import Sample
+from mnist_ddpm.evaluation import publishing
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.training import machine
 from mnist_ddpm.training.recipe import Recipe
@@ -112,6 +114,14 @@ def test_each_flag_of_sample_changes_the_images(digits, tmp_path, quick):
             assert not np.array_equal(one, other), flags[k]
     again = drawn(tmp_path / "again", *base, "--batch-size", 1)
     assert np.abs(again - images[0]).max() <= 1, "whatever the batches"
+
+
+def test_what_a_card_says_of_the_path_is_drawn_again(digits, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(publishing, "SHOWN", 3)
+    how, base = {"name": "ddim", "steps": 3, "path": "flow"}, ["--n", 3, "--steps", 3]
+    again = publishing.draw(checkpoints.load(digits), how, 0, "cpu")
+    wanted = drawn(tmp_path, "--checkpoint", digits, *base, "--path", "flow")
+    assert np.array_equal(again[:, 0].numpy(), wanted)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from trained import TINY, squares
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_denoiser, make_network
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.pretrained import pretrained
 from mnist_ddpm.methods import transformer
 from mnist_ddpm.methods.guidance import told
 from mnist_ddpm.methods.transformer import DiT, DiTBlock, positions
@@ -120,6 +121,7 @@ def test_it_is_trained_saved_and_drawn_like_any_other(tmp_path):
     assert train(replace(recipe, epochs=2), images, tmp_path, labels, resume=True).step == 4
     network, schedule, loaded, _ = checkpoints.load(tmp_path)
     assert isinstance(network, DiT) and loaded.network == "dit"
+    assert pretrained(tmp_path)[0]["network"] == "dit"
     denoise = make_denoiser(told(network, torch.tensor([0, 2])), schedule, loaded)
     images, _ = ddpm.generate(ddpm.clipped(denoise, schedule), schedule, 2, TINY.shape, steps=3)
     assert images.shape == (2, *TINY.shape)
