@@ -118,7 +118,6 @@ def make_plan(
     deadline = began + MARGIN * seconds + (0.0 if digits else clock() - loading)
     if len(images) < recipe.batch_size:
         recipe = fitted(recipe, len(images))
-        pace = measuring.pace(recipe)
     draw = advice.best(recipe)
     made = Plan(
         name, recipe, pace, 0.0, deadline, draw.get("steps", 0) * each, draw,
@@ -211,11 +210,8 @@ def choose(
     With precision and batch. The network is compiled too, if there is time and that pays.
     """
     name, recipe, pace = largest(names, kept, seconds, measuring)
-    whole = recipe.batch_size
     while recipe.batch_size > 32 and pace * seconds / recipe.batch_size < STEPS:
         recipe = replace(recipe, batch_size=recipe.batch_size // 2)
-    if recipe.batch_size < whole:
-        pace = measuring.pace(recipe)
     if measuring.device.type != "mps" and seconds >= COMPILING:
         compiled = replace(recipe, compile=True)
         faster = measuring.compiled_pace(compiled)
@@ -231,7 +227,8 @@ def largest(
     """The largest preset that gets to see enough, in its fastest precision, and its pace."""
     smallest, enough = preset(names[-1], **kept), ENOUGH[names]
     # Images that the smallest would see, in float32; twice as many in a lower precision
-    most = measuring.pace(smallest) * seconds
+    known = measuring.pace(smallest)
+    most = known * seconds
     for name in names[:-1]:
         if most < enough / 2:
             break  # not even the smallest sees enough
@@ -247,7 +244,8 @@ def largest(
             continue
         if pace * seconds > enough:
             return name, recipe, pace
-    return names[-1], *fastest(smallest, measuring)
+    recipe, pace = fastest(smallest, measuring)
+    return names[-1], recipe, max(pace, known)  # what is measured twice may have met other work
 
 
 def fastest(recipe: Recipe, measuring: Measuring) -> tuple[Recipe, float]:
