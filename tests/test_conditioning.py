@@ -1,12 +1,13 @@
 """An image as the condition: colour from grey, full size from small."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from commanded import DIGITS, blobs, error_of, run, save_network, skip_films
+from commanded import DIGITS, ROOT, blobs, error_of, run, save_network, skip_films
 from helpers import PAPER, equal, fresh_judge, restless
 from PIL import Image
 
@@ -280,6 +281,13 @@ def test_a_condition_goes_with_an_image_to_start_from_and_with_a_mask(
             for path in (digit, other)
         )  # fmt: skip
         assert np.abs(first - second).max() > 10
+
+
+def test_draws_in_the_notebook_agree_with_their_small_pictures_and_vary():
+    notebook = (ROOT / "further" / "7_images_from_images.ipynb").read_text(encoding="utf-8")
+    own, other = map(float, re.search(r"off by ([\d.]+) of 255; by (\d+)", notebook).groups())
+    assert own < 3 < 20 < other
+    assert 1.4 < float(re.search(r"ratio ([\d.]+)", notebook)[1]) < 2
 
 
 # what is refused, and judged
