@@ -57,7 +57,7 @@ class Machine:
     def fit(self, folder, recipe=TINY, **options):
         """Six steps are an epoch, and 60 epochs the plan."""
         run = start_simple(replace(recipe, epochs=60))
-        options = {"deadline": self.began + SECONDS, "ending": 6.0} | options
+        options = {"deadline": self.began + SECONDS, "ending": 3.6} | options
         return fit(run, folder, preview=self.preview, **options)
 
 

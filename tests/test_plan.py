@@ -95,7 +95,7 @@ def test_the_time_is_filled_to_a_few_percent(machine):
         took = made.recipe.epochs * (9000 / made.pace + 1.22)
         assert took == pytest.approx(made.seconds, rel=0.03)
         assert made.deadline == pytest.approx(100 + 0.99 * 60 * minutes)
-        assert made.ending == pytest.approx(1.22) and made.minutes == minutes
+        assert made.preview == pytest.approx(1.22) and made.minutes == minutes
 
 
 @pytest.mark.parametrize("n", [100, 127, 1700, 5_000_000])

@@ -224,7 +224,7 @@ class Session:
                     since = time.monotonic()
                     self.draw(math.ceil(run.step / epoch_steps))
                     if self.clock is not None:
-                        self.clock.ending = self.saving + time.monotonic() - since
+                        self.clock.took = self.saving + time.monotonic() - since
                 self.beside += time.monotonic() - now
                 if ends or stopped:
                     break
@@ -302,9 +302,9 @@ def fit(
     A preview comes after each epoch. Where epochs are short, it comes after as many as have
     PREVIEW_EVERY steps, and as keep saves and previews within 3 s and a twentieth of the time. A
     checkpoint comes with the first preview, every five minutes, and at the end. deadline:
-    time.monotonic() at which to save and stop. With ending, a guess of the seconds which the last
-    save and preview take, all is done by then, and the learning rate follows the clock, however
-    many epochs that makes: the recipe's are a first guess.
+    time.monotonic() at which to save and stop. With ending, the steps in whose time a preview is
+    drawn, all is done by then, and the learning rate follows the clock, however many epochs that
+    makes: the recipe's are a first guess.
 
     Raises ValueError for labels, images or processes that do not fit, FileExistsError where it
     would overwrite another run, FloatingPointError for a loss that is not finite, ConnectionError

@@ -44,10 +44,11 @@ class Clock:
     def __init__(self, end: float, planned: int, ending: float, world: World, step: int = 0):
         """end: when all is to be done, by time.monotonic(). planned: steps, while little is seen.
 
-        ending: seconds that saving and a preview take after the last step. world: the processes
+        ending: steps in whose time the last preview is drawn, until one was. world: the processes
         that keep one time. step: of the run, which begins now.
         """
         self.end, self.ending, self.world = end, ending, world
+        self.took: float | None = None  # seconds of the latest save and preview
         self.planned, self.looked, self.total = max(step + 1, planned), step, max(step + 1, planned)
         # The first step is not counted, since compiling and other beginnings come with it.
         self.first, self.began = step + 1, time.monotonic()
@@ -64,13 +65,14 @@ class Clock:
 
     def foreseen(self, step: int) -> float:
         """As this process's clock has it."""
-        now, end = time.monotonic(), self.end - self.ending
+        now = time.monotonic()
         if step <= self.first:
             self.began = now
         done, seconds = step - self.first, now - self.began
-        expected = TRUST * (self.planned - self.first + 1), TRUST * max(end - self.began, 1e-9)
+        expected = TRUST * (self.planned - self.first + 1), TRUST * max(self.end - self.began, 1e-9)
         pace = (done + expected[0]) / (seconds + expected[1])
-        left = (end - now) * pace  # steps
+        ending = self.ending / pace if self.took is None else self.took
+        left = (self.end - ending - now) * pace  # steps
         return step if left < 0.5 else step + max(1.0, left)
 
     def epochs(self, steps: int) -> float:

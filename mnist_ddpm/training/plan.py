@@ -44,9 +44,15 @@ class Plan:
     deadline: float  # when it is to be done, by time.monotonic()
     sampling: float  # seconds an image, by the advice
     draw: dict  # advice, how to draw; {} where there is none, as for a guide
-    ending: float  # seconds of the last preview
+    preview: float  # seconds that one takes
     minutes: float  # that were asked for
     measured: float  # seconds that measuring took
+
+    @property
+    def ending(self) -> float:
+        """Steps in whose time a preview is drawn: a step also goes back, which is twice as much."""
+        evaluations = previews.IMAGES * min(previews.STEPS, self.recipe.T)
+        return evaluations / 3 / self.recipe.batch_size
 
     def finish(self, clock=time.monotonic, now=datetime.now) -> datetime:
         """When it ends."""
@@ -132,7 +138,7 @@ def timed(made: Plan, n: int, clock: Callable[[], float]) -> Plan:
     Raises ValueError where they have too few steps.
     """
     left, steps = made.deadline - clock(), n // made.recipe.batch_size
-    epochs = epochs_within(left, made.recipe, steps, made.pace, made.ending)
+    epochs = epochs_within(left, made.recipe, steps, made.pace, made.preview)
     few = f"{made.minutes:.3g} minutes are enough for {max(0, round(epochs * steps))} steps here"
     check(round(epochs * steps) >= FEWEST, f"{few}: give it more")
     return replace(made, recipe=paced(made.recipe, epochs, steps), seconds=left)
@@ -197,7 +203,7 @@ def parted(made: Plan, n: int, folder: str, measuring: Measuring) -> list[Plan]:
     )  # fmt: skip
     guide = paced(weak, share * r.epochs / EVERY, steps)
     own = replace(
-        made, preset=GUIDE, recipe=guide, pace=pace, seconds=rest, draw={}, ending=preview
+        made, preset=GUIDE, recipe=guide, pace=pace, seconds=rest, draw={}, preview=preview
     )
     return [guided, own]
 
