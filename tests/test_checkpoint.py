@@ -25,7 +25,7 @@ from mnist_ddpm.training.recipe import Recipe
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
 SHORT = replace(TINY, T=4)
-NAMES = "mnist", "mnist-guide", "mnist-conditional", "celeba", "celeba-guide"
+NAMES = "mnist", "mnist-guide", "mnist-conditional", "mnist-pixels", "celeba", "celeba-guide"
 NOTEBOOK = ddpm.Settings(
     dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1,
     batch_size=16,

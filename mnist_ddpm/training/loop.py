@@ -83,7 +83,8 @@ def read(
         return images[batch[own.start : own.stop].to(images.device)]
 
     shares = map(share_of, batches)
-    for batch, share in zip(batches, shares if images.is_cuda else sent(shares, device)):
+    shares = sent(shares, device) if images.device.type == "cpu" else shares
+    for batch, share in zip(batches, shares):
         if world.size > 1:
             own, whole = world.share(len(batch)), share.new_zeros(len(batch), *share.shape[1:])
             whole[own.start : own.stop] = share
