@@ -138,7 +138,8 @@ def timed(made: Plan, n: int, clock: Callable[[], float]) -> Plan:
     Raises ValueError where they have too few steps.
     """
     left, steps = made.deadline - clock(), n // made.recipe.batch_size
-    epochs = epochs_within(left, made.recipe, steps, made.pace, made.preview)
+    by_pace = made.ending * made.recipe.batch_size / made.pace + 0.5  # what was seen for longer
+    epochs = epochs_within(left, made.recipe, steps, made.pace, min(made.preview, by_pace))
     few = f"{made.minutes:.3g} minutes are enough for {max(0, round(epochs * steps))} steps here"
     check(round(epochs * steps) >= FEWEST, f"{few}: give it more")
     return replace(made, recipe=paced(made.recipe, epochs, steps), seconds=left)
