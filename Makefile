@@ -6,6 +6,7 @@
 # make export   write mnist_ddpm/ddpm.py from the notebook
 # make gallery  draw the pictures of images&samples/ with the shipped checkpoints
 # make notebook execute the notebook and those of further/ in place, and export
+# make playground  build playground/digits.html, which draws digits in the browser; needs clang, lld
 # make measure  print what reading each notebook asks for
 # make lint     check style
 
@@ -18,7 +19,7 @@ FACES := --checkpoint checkpoints/celeba --guidance 2 --sampler dpmpp --steps 20
 COLAB_PYTHON ?= $(shell command -v python3.13 || echo $(PYTHON))
 LOWEST_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo $(PYTHON))
 
-.PHONY: run test test-colab test-lowest export gallery notebook measure lint
+.PHONY: run test test-colab test-lowest export gallery notebook playground measure lint
 
 run: .venv/.installed
 	@mkdir -p "$(LATEST)"
@@ -43,6 +44,9 @@ gallery: .venv/.installed
 
 notebook: .venv/.installed-dev
 	$(BIN)/python tools/notebook.py run MNIST_DDPM.ipynb further/*.ipynb
+
+playground: .venv/.installed
+	$(BIN)/python playground/build.py
 
 measure: .venv/.installed-dev
 	$(BIN)/python tools/notebook.py measure

@@ -1,0 +1,56 @@
+"use strict";
+// What is asked for, as the page's address has it: digits.html#seed=7&image=3&label=5&steps=4.
+
+const STOPS = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000]; // of the slider of steps
+const EACH = "each", NONE = "none"; // labels: image k's is k mod classes, as in Python; no label
+
+// What to draw where the address says nothing: as the checkpoint advises.
+function defaults({ draw, classes, T }) {
+  const sampler = ["ddpm", "ddim", "dpmpp"].includes(draw.sampler) ? draw.sampler : "ddim";
+  const wish = { seed: 0, image: 0, steps: Math.min(draw.steps ?? 20, T), sampler, eta: Math.min(1, draw.eta ?? 0) };
+  return classes ? { ...wish, label: EACH, guidance: draw.guide ? 1 : draw.guidance ?? 1 } : wish;
+}
+
+// The wish in an address; what cannot be is left at its default.
+function readAddress(hash, facts) {
+  const wish = defaults(facts), asked = new URLSearchParams(hash.replace(/^#/, ""));
+  const number = (name, least, most, whole = true) => {
+    const text = asked.get(name), value = Number(text);
+    const fits = text?.trim() && value >= least && value <= most && (!whole || Number.isInteger(value));
+    if (name in wish && fits) wish[name] = value;
+  };
+  number("seed", 0, 2 ** 32 - 1);
+  number("image", 0, 1e6);
+  number("steps", 1, facts.T);
+  number("eta", 0, 1, false);
+  number("guidance", 0, 100, false);
+  number("label", 0, facts.classes - 1);
+  if (asked.get("label") === NONE && facts.classes) wish.label = NONE;
+  if (["ddpm", "ddim", "dpmpp"].includes(asked.get("sampler"))) wish.sampler = asked.get("sampler");
+  return wish;
+}
+
+function writeAddress({ seed, image, label, steps, sampler, eta, guidance }) {
+  const parts = { seed, image, label: label === EACH ? undefined : label, steps, sampler };
+  if (sampler !== "ddpm") parts.eta = eta;
+  if (label !== undefined && label !== NONE) parts.guidance = guidance;
+  const said = Object.entries(parts).filter(([, value]) => value !== undefined);
+  return `#${said.map(([name, value]) => `${name}=${value}`).join("&")}`;
+}
+
+// The labels of images, or null where the network is told none.
+function labelsOf({ label }, images, classes) {
+  if (!classes || label === NONE) return null;
+  return images.map((k) => label === EACH ? k % classes : label);
+}
+
+// The same image in Python: the last one that this draws.
+function pythonCommand({ seed, image, label, steps, sampler, eta, guidance }, name) {
+  const words = ["python -m mnist_ddpm sample", `--checkpoint ${name}`, `--seed ${seed}`, `--n ${image + 1}`];
+  words.push(`--sampler ${sampler}`, `--steps ${steps}`);
+  if (sampler === "ddpm") words.push("--variance posterior");
+  else words.push(`--eta ${eta}`);
+  if (label === NONE) words.push("--guidance 0");
+  else if (label !== undefined) words.push(...(label === EACH ? [] : [`--label ${label}`]), `--guidance ${guidance}`);
+  return words.join(" ");
+}

@@ -1,0 +1,178 @@
+"""Builds the page that draws digits in the browser: `make playground` writes one HTML file.
+
+A checkpoint's weights, the kernels compiled to WebAssembly, scripts and style are all inside, so
+the page opens from a disk, without a server. Needs clang with wasm-ld (Debian: clang and lld).
+"""
+
+import argparse
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from mnist_ddpm import catalogue
+from mnist_ddpm.ddpm import check
+from mnist_ddpm.formats import checkpoints
+
+HERE = Path(__file__).resolve().parent
+MOST = 4_000_000  # bytes of the page
+KINDS = "float32", "float16", "int8"  # of stored weights
+FINE = "conv_in", "conv_out", "label"  # in half precision even then: few, and close to the image
+WORKER = "weights", "memory", "network", "noise", "samplers", "worker"  # scripts, in this order
+PAGE = "samplers", "address", "page"
+COMPILE = (
+    "--target=wasm32 -O3 -msimd128 -mbulk-memory -mnontrapping-fptoint -ffreestanding -nostdlib "
+    "-Wall -Wextra -Wl,--no-entry,--export=__heap_base,--allow-undefined,--strip-all"
+).split()
+
+
+def find_clang() -> str:
+    """clang's name. Raises FileNotFoundError where there is none that can link WebAssembly."""
+    names = "clang", *(f"clang-{version}" for version in range(30, 11, -1))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in filter(shutil.which, names):
+            trial = [name, "--target=wasm32", "-nostdlib", "-Wl,--no-entry", "-x", "c", "-"]
+            trial += ["-o", Path(folder, "nothing.wasm")]
+            if subprocess.run(trial, input=b"", capture_output=True).returncode == 0:
+                return name
+    raise FileNotFoundError(
+        "the kernels need clang with wasm-ld, and there is none: install clang and lld of one "
+        "version (Debian: apt-get install clang lld)"
+    )
+
+
+def compile_kernels() -> bytes:
+    """The kernels as WebAssembly. Raises FileNotFoundError where there is no compiler."""
+    sources = [HERE / "kernels.c", HERE / "noise.c"]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "kernels.wasm")
+        subprocess.run([find_clang(), *COMPILE, *sources, "-o", out], check=True)
+        return out.read_bytes()
+
+
+def quantised(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers -127 … 127 like the weight, and what each output (row) is to be scaled by."""
+    rows = weight.reshape(len(weight), -1)
+    scale = np.abs(rows).max(axis=1) / 127
+    scale[scale == 0] = 1
+    return np.rint(rows / scale[:, None]).astype(np.int8).reshape(weight.shape), scale
+
+
+def stored(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """The weights as the page holds them; 8-bit ones have a `name.scale` beside them."""
+    if kind == "float32":
+        return weights
+    tensors = {}
+    for name, weight in weights.items():
+        if kind == "float16" or weight.ndim < 2 or name.startswith(FINE):
+            tensors[name] = weight.astype(np.float16)
+        else:
+            tensors[name], tensors[f"{name}.scale"] = quantised(weight)
+    return tensors
+
+
+def as_read(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The float32 weights that the page makes of stored ones."""
+    weights = {}
+    for name, value in tensors.items():
+        if f"{name}.scale" in tensors:
+            scale = tensors[f"{name}.scale"].reshape(-1, *[1] * (value.ndim - 1))
+            weights[name] = value.astype(np.float32) * scale
+        elif not name.endswith(".scale"):
+            weights[name] = value.astype(np.float32)
+    return weights
+
+
+def tables(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
+    """The schedule and the way from the network's value to x0_hat, float64 (T+1,) each.
+
+    x0_hat = from_x[t] x_t + from_value[t] value, whatever is predicted.
+    """
+    schedule, to_x0 = checkpoint.schedule, catalogue.conversion_of(checkpoint.recipe).to_x0
+    t = torch.arange(1, schedule.T + 1)
+    one = torch.ones(schedule.T, 1, 1, 1, dtype=torch.float64)
+    found = {
+        "signal": schedule.signal, "noise": schedule.noise,
+        "from_x": torch.cat([one[0, 0, 0], to_x0(schedule, one, t, 0 * one).flatten()]),
+        "from_value": torch.cat([0 * one[0, 0, 0], to_x0(schedule, 0 * one, t, one).flatten()]),
+    }  # fmt: skip
+    return {f"schedule.{name}": table.numpy() for name, table in found.items()}
+
+
+def weights_file(checkpoint: checkpoints.Checkpoint, name: str, kind: str, draw: dict) -> bytes:
+    """All that the page knows of a checkpoint, as one safetensors file."""
+    recipe, network = checkpoint.recipe, checkpoint.network
+    weights = {key: value.numpy() for key, value in network.state_dict().items()}
+    metadata = {
+        "name": name, "weights": kind, "parameters": sum(each.size for each in weights.values()),
+        "shape": recipe.shape, "patch_size": recipe.patch_size, "norm_groups": recipe.norm_groups,
+        "draw": draw,
+    }  # fmt: skip
+    text = {key: value if type(value) is str else json.dumps(value)
+            for key, value in metadata.items()}  # fmt: skip
+    return save(stored(weights, kind) | tables(checkpoint), text)
+
+
+def script(name: str) -> str:
+    """A script of this folder."""
+    return (HERE / f"{name}.js").read_text(encoding="utf-8")
+
+
+def page(wasm: bytes, weights: bytes) -> str:
+    """The page with everything inside."""
+    parts = {
+        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+        "worker": "\n".join(map(script, WORKER)),
+        "wasm": base64.b64encode(wasm).decode(),
+        "weights": base64.b64encode(weights).decode(),
+        "page": "\n".join(map(script, PAGE)),
+    }
+    template = (HERE / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def build(source: str, kind: str, out: Path) -> int:
+    """Writes the page of a checkpoint and returns its size in bytes.
+
+    Raises ValueError for one that is too large, and as checkpoints.load and compile_kernels.
+    """
+    checkpoint = checkpoints.load(source)
+    network = checkpoint.recipe.network
+    check(network == "unet", f"network is {network} in {source}: the page knows the U-Net alone")
+    name = Path(source).name
+    draw = checkpoints.advice(source)
+    text = page(compile_kernels(), weights_file(checkpoint, name, kind, draw)).encode()
+    check(len(text) <= MOST, f"the page would have {len(text):,} bytes, above {MOST:,}: "
+          "take --weights int8, or a smaller checkpoint")  # fmt: skip
+    out.write_bytes(text)
+    return len(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the flags, builds, and says what it wrote."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default="mnist-guide", help="a name or folder")
+    parser.add_argument("--weights", choices=KINDS, default="float16", help="how they are stored")
+    parser.add_argument("--out", type=Path, default=HERE / "digits.html")
+    flags = parser.parse_args(arguments)
+    try:
+        size = build(flags.checkpoint, flags.weights, flags.out)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{flags.out}: {size / 1e6:.2f} MB, {flags.checkpoint} in {flags.weights}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+// Stands after the page's own scripts in one program, which test_playground.py runs in node:
+//   node - JOB FOLDER    reads FOLDER/kernels.wasm and other files, writes FOLDER/out.json
+const { readFileSync, writeFileSync } = require("fs");
+const [job, folder] = process.argv.slice(2);
+
+function read(name) {
+  const bytes = readFileSync(`${folder}/${name}`);
+  return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length);
+}
+
+const asked = () => JSON.parse(readFileSync(`${folder}/asked.json`, "utf8"));
+
+const JOBS = {
+  // [seed, images, size, times] to the numbers that so many draws of one source bring
+  async noise() {
+    const kernels = await loadKernels(read("kernels.wasm"));
+    const noise = new Noise(kernels, new Memory(kernels));
+    return asked().map(([seed, images, size, times]) => {
+      const draw = noise.source(seed, images, size);
+      return Array.from({ length: times }, () => [...draw()]);
+    });
+  },
+
+  // two images x (2, height, width, channels), through each layer alone
+  async kernels() {
+    const kernels = await loadKernels(read("kernels.wasm")), memory = new Memory(kernels);
+    const file = readSafetensors(read("weights.safetensors")), net = new Network(kernels, memory, file);
+    const { shape: [n, height, width, channels], values } = file.tensors.x;
+    const x = { at: memory.put(values), height, width, channels }, results = {};
+    net.n = n;
+    const keep = (name, y) => {
+      results[name] = [...memory.floats(y.at, n * y.height * y.width * y.channels)];
+    };
+    keep("conv3x3", net.convolution("three", x));
+    keep("downsample", net.convolution("three", x, { stride: 2, before: 0 }));
+    keep("conv1x1", net.convolution("one", x));
+    keep("upsample", net.upsampled(x));
+    keep("concatenate", net.joined(x, net.convolution("one", x)));
+    keep("group norm", net.norm("norm", x, false));
+    keep("group norm, SiLU", net.norm("norm", x, true));
+    keep("attention", net.attention("attention", x));
+    const vector = { at: x.at, height: 1, width: 1, channels }; // the first position of each image
+    results.linear = [...memory.floats(net.linear("linear", vector, 3).at, 3 * 13)];
+    results.SiLU = [...memory.floats(net.silu({ ...x, height: n * height }).at, values.length)];
+    results["time embedding"] = asked().flatMap((t) => [...timeEmbedding(t, 15)]);
+    return results;
+  },
+
+  // the network's output for files x, at the times and with the labels asked for
+  async network() {
+    const kernels = await loadKernels(read("kernels.wasm")), memory = new Memory(kernels);
+    const file = readSafetensors(read("weights.safetensors")), net = new Network(kernels, memory, file);
+    const images = new Float32Array(read("x"));
+    return asked().map(({ t, labels }) => [...net.forward(images, t, labels)]);
+  },
+
+  // what the worker answers to the page's own messages, for addresses and more: the last image
+  async worker() {
+    const last = [];
+    let facts, done;
+    globalThis.postMessage = (answer) => {
+      if (answer.kind === "error") throw Error(answer.text);
+      if (answer.kind === "ready") facts = answer.facts;
+      else if (answer.t === 0) done([...toUint8(answer.x)]);
+    };
+    const tell = (data) => self.onmessage({ data });
+    tell({ kind: "load", wasm: read("kernels.wasm"), weights: read("weights.safetensors") });
+    while (!facts) await new Promise(setImmediate);
+    for (const { address, more = {} } of asked()) {
+      const wish = readAddress(address, facts), images = [wish.image];
+      for (const name of ["picture", "mask"]) if (more[name]) more[name] = Float32Array.from(more[name]);
+      const labels = labelsOf(wish, images, facts.classes);
+      last.push(await new Promise((resolve) => {
+        done = resolve;
+        tell({ kind: "draw", lane: "large", id: last.length, ...wish, images, labels, ...more });
+      }));
+    }
+    return last;
+  },
+};
+
+JOBS[job]().then((result) => {
+  writeFileSync(`${folder}/out.json`, JSON.stringify(result));
+  process.exit();
+});

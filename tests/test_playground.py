@@ -1,0 +1,240 @@
+"""The page that draws digits in a browser: its noise, network and samplers against Python's.
+
+The scripts run in node as they stand in the page, and the whole page in Chromium.
+"""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+from helpers import restless
+from safetensors.numpy import load, save
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.methods import inpainting, learned_variance, solvers
+from mnist_ddpm.methods.guidance import guided, told
+from mnist_ddpm.training.recipe import Recipe
+
+spec = importlib.util.spec_from_file_location("playground_build", ROOT / "playground" / "build.py")
+building = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(building)
+
+NODE = shutil.which("node")
+
+
+@pytest.fixture(scope="module")
+def wasm():
+    try:
+        return building.compile_kernels()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def in_node(wasm, tmp_path):
+    """What a job of playground.js makes of what is asked, and of files."""
+    if NODE is None:
+        pytest.skip("the page's scripts run in node, and there is none: install Node.js")
+
+    def run(job: str, asked=None, **files: bytes):
+        (tmp_path / "kernels.wasm").write_bytes(wasm)
+        (tmp_path / "asked.json").write_text(json.dumps(asked))
+        for name, content in files.items():
+            name = "weights.safetensors" if name == "weights" else name
+            (tmp_path / name).write_bytes(content)
+        scripts = [building.script(name) for name in (*building.WORKER, "address")]
+        driver = (ROOT / "tests" / "playground.js").read_text(encoding="utf-8")
+        program = "\n".join(["globalThis.self = globalThis;", *scripts, driver])
+        subprocess.run(
+            [NODE, "-", job, tmp_path], input=program, text=True, encoding="utf-8", check=True
+        )
+        return json.loads((tmp_path / "out.json").read_text())
+
+    return run
+
+
+def test_noise_is_numpy_s(in_node):
+    asked = [[0, [0, 1], 1023, 17], [7, [3], 1024, 34], [2**32 - 1, [10**6], 1025, 34]]
+    for (seed, images, size, times), drawn in zip(asked, in_node("noise", asked)):
+        draw = ddpm.noise_source(seed, images, (size,))
+        wanted = torch.stack([draw() for _ in range(times)]).numpy()
+        assert np.array_equal(np.float32(drawn).reshape(wanted.shape), wanted)
+
+
+def test_each_layer_is_pytorch_s(in_node):
+    random, c = np.random.default_rng(0), 10
+    shapes = {
+        "x": (2, 6, 4, c), "three.weight": (13, c, 3, 3), "one.weight": (13, c, 1, 1),
+        "linear.weight": (13, c), "norm.weight": (c,), "attention.norm.weight": (c,),
+        "attention.qkv.weight": (3 * c, c, 1, 1), "attention.out.weight": (c, c, 1, 1),
+    }  # fmt: skip
+    weights = [name for name in shapes if name != "x"]
+    shapes |= {name.replace("weight", "bias"): shapes[name][:1] for name in weights}
+    w = {name: random.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
+    about = {"shape": "[1, 1, 1]", "patch_size": "1", "norm_groups": "5"}
+    found = in_node("kernels", [1, 500, 1000], weights=save(w, about))
+    w = {name: torch.from_numpy(each) for name, each in w.items()}
+    x = w["x"].permute(0, 3, 1, 2)
+    attention = ddpm.SelfAttention(c)
+    attention.norm.num_groups = 5
+    parts = {n.removeprefix("attention."): each for n, each in w.items() if "attention" in n}
+    attention.load_state_dict(parts)
+    three, one = ((w[f"{name}.weight"], w[f"{name}.bias"]) for name in ("three", "one"))
+    norm = F.group_norm(x, 5, w["norm.weight"], w["norm.bias"], 1e-6)
+    wanted = {
+        "conv3x3": F.conv2d(x, *three, padding=1),
+        "downsample": F.conv2d(F.pad(x, (0, 1, 0, 1)), *three, stride=2),
+        "conv1x1": F.conv2d(x, *one),
+        "upsample": F.interpolate(x, scale_factor=2.0, mode="nearest"),
+        "concatenate": torch.cat([x, F.conv2d(x, *one)], dim=1),
+        "group norm": norm,
+        "group norm, SiLU": F.silu(norm),
+        "attention": attention(x),
+        "SiLU": F.silu(x),
+        "linear": F.linear(w["x"].view(-1, c)[:3], w["linear.weight"], w["linear.bias"]),
+        "time embedding": ddpm.time_embedding(torch.tensor([1, 500, 1000]), 15),
+    }
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        value = value.permute(0, 2, 3, 1) if value.ndim == 4 else value
+        error = np.abs(np.float32(found[name]) - value.detach().flatten().numpy()).max()
+        assert error < 1e-5, f"{name} differs by {error}"
+
+
+def fresh(recipe: Recipe, std: float = 0.1) -> checkpoints.Checkpoint:
+    """A checkpoint with random weights."""
+    network = restless(catalogue.make_network(recipe), std)
+    network.requires_grad_(False)
+    return checkpoints.Checkpoint(network, catalogue.make_schedule(recipe), recipe, {})
+
+
+def weights_of(checkpoint: checkpoints.Checkpoint, kind: str = "float32") -> bytes:
+    """The page's file of a checkpoint."""
+    return building.weights_file(checkpoint, "it", kind, {})
+
+
+SMALL = {"base_channels": 8, "channel_mults": (1, 2), "T": 20}
+LABELLED = Recipe(**SMALL, objective="hybrid", classes=10, prediction="v", schedule="cosine")
+RECIPES = {
+    "the notebook's": Recipe(base_channels=16),
+    "labels and a learned variance": LABELLED,
+    "odd widths": Recipe(**SMALL | {"base_channels": 7}, patch_size=1, norm_groups=7),
+    "colour, two blocks, attention everywhere": Recipe(
+        **SMALL, image_size=(16, 24), channels=3, dataset="celeba", blocks_per_level=2,
+        attention_resolutions=(8, 4), prediction="x0",
+    ),
+}  # fmt: skip
+
+
+CASES = [(name, "float32") for name in RECIPES]
+CASES += [("odd widths", kind) for kind in ("float16", "int8")]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_network_is_pytorch_s(in_node, name, kind):
+    recipe = RECIPES[name]
+    checkpoint = fresh(recipe)
+    weights, network = weights_of(checkpoint, kind), checkpoint.network
+    read = building.as_read(load(weights))
+    network.load_state_dict({name: torch.from_numpy(read[name]) for name in network.state_dict()})
+    x = torch.randn(3, *recipe.shape, generator=torch.Generator().manual_seed(0))
+    labels = [[1, 7, 10]] if recipe.classes else []
+    asked = [{"t": t, "labels": each} for t in (1, recipe.T) for each in (*labels, None)]
+    answers = in_node("network", asked, weights=weights, x=x.numpy().tobytes())
+    for given, found in zip(asked, answers):
+        told = () if given["labels"] is None else (torch.tensor(given["labels"]),)
+        wanted = network(x, torch.full((3,), given["t"]), *told)
+        assert np.abs(np.float32(found) - wanted.flatten().numpy()).max() < 1e-4
+
+
+def in_python(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=None):
+    """The same image, uint8, flattened."""
+    network, schedule, recipe, _ = checkpoint
+    of = partial(catalogue.make_denoiser, schedule=schedule, recipe=recipe)
+    denoise = of(network if label is None else told(network, torch.tensor([label])))
+    if label is not None:
+        denoise = guided(of(network), denoise, guidance)
+    noise = ddpm.noise_source(seed, range(image, image + 1), recipe.shape)
+    times = ddpm.timesteps(T or schedule.T, steps)
+    *_, (_, x, _) = sampler(ddpm.clipped(denoise, schedule), schedule, times, noise(), noise)
+    return ddpm.to_uint8(x).flatten().numpy()
+
+
+def nearly_equal(found: list[int], wanted: np.ndarray) -> bool:
+    """Whether 99.9 % of the pixels are within one grey level."""
+    assert len(found) == len(wanted)
+    return (np.abs(np.array(found) - wanted) <= 1).mean() >= 0.999
+
+
+def ddim(eta):
+    return partial(ddpm.ddim_sampler, eta=eta)
+
+
+def dpmpp(eta):
+    return partial(solvers.dpmpp_2m_sampler, eta=eta)
+
+
+VARIANCE = learned_variance.fixed(ddpm.posterior_variance)
+ANCESTRAL = partial(ddpm.ddpm_sampler, variance=VARIANCE)
+DIGITS = {  # of checkpoints/mnist-guide
+    "#seed=7&image=3&steps=20&sampler=ddim": (7, 3, 20, ddim(0)),
+    "#seed=0&image=0&steps=20&sampler=ddim&eta=1": (0, 0, 20, ddim(1)),
+    "#seed=4294967295&image=999&steps=20&sampler=dpmpp": (2**32 - 1, 999, 20, dpmpp(0)),
+    "#seed=1&image=2&steps=20&sampler=dpmpp&eta=0.5": (1, 2, 20, dpmpp(0.5)),
+    "#seed=1&image=16&steps=20&sampler=ddpm": (1, 16, 20, ANCESTRAL),
+    "#seed=3&image=1&steps=16&eta=0.3": (3, 1, 16, ddim(0.3)),  # 62.5: Python rounds to even
+}
+LABELS = {  # of a small network with labels
+    "#seed=7&image=3&label=5&steps=4&sampler=ddpm": (7, 3, 4, ANCESTRAL, 5),
+    "#seed=7&image=13&steps=20&guidance=2.5": (7, 13, 20, ddim(0), 3, 2.5),
+    "#seed=7&image=3&label=0&steps=7&guidance=0": (7, 3, 7, ddim(0), 0, 0),
+    "#seed=7&image=3&label=none&steps=5&sampler=dpmpp&eta=1": (7, 3, 5, dpmpp(1)),
+}
+
+
+def test_an_address_is_the_same_image_in_python(in_node):
+    trained = checkpoints.load(ROOT / "checkpoints" / "mnist-guide")
+    for addresses, checkpoint in ((DIGITS, trained), (LABELS, fresh(LABELLED))):
+        asked = [{"address": address} for address in addresses]
+        found = in_node("worker", asked, weights=weights_of(checkpoint))
+        for (address, wanted), pixels in zip(addresses.items(), found):
+            assert nearly_equal(pixels, in_python(checkpoint, *wanted)), address
+
+
+def test_a_drawing_becomes_the_same_image_in_python(in_node):
+    checkpoint = fresh(LABELLED)
+    size = (1, *LABELLED.shape)
+    picture = torch.linspace(-1, 1, 32).expand(size).contiguous()
+    mask = torch.zeros(size)
+    mask[:, :, :16] = 1
+    given = {"picture": picture.flatten().tolist()}
+    asked = [
+        {"address": "#label=1&steps=10", "more": given | {"strength": 0.55}},
+        {"address": "#label=1&steps=10", "more": given | {"mask": mask.flatten().tolist()}},
+    ]
+    varied, completed = in_node("worker", asked, weights=weights_of(checkpoint))
+    started = inpainting.started_from(picture, ddpm.ddim_sampler)
+    assert nearly_equal(varied, in_python(checkpoint, 0, 0, 10, started, 1, T=11))
+    filling = partial(inpainting.repaint_sampler, known=picture, mask=mask, variance=VARIANCE)
+    assert nearly_equal(completed, in_python(checkpoint, 0, 0, 10, filling, 1))
+
+
+@pytest.mark.parametrize(("kind", "share"), [("float16", 0.51), ("int8", 0.3)])
+def test_weights_are_stored_as_closely_as_their_kind_allows(kind, share):
+    network = fresh(LABELLED).network
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    stored = building.stored(weights, kind)
+    sizes = [sum(each.nbytes for each in tensors.values()) for tensors in (weights, stored)]
+    assert sizes[1] < share * sizes[0]
+    for name, read in building.as_read(stored).items():
+        scale = stored.get(f"{name}.scale")
+        step = np.abs(weights[name]) / 2048 + 1e-7 if scale is None else scale.max() / 1.99
+        assert (np.abs(read - weights[name]) <= step).all(), name
