@@ -6,6 +6,7 @@ the page opens from a disk, without a server. Needs clang with wasm-ld (Debian: 
 
 import argparse
 import base64
+import gzip
 import json
 import re
 import shutil
@@ -27,9 +28,11 @@ from mnist_ddpm.formats import checkpoints
 HERE = Path(__file__).resolve().parent
 MOST = 4_000_000  # bytes of the page
 KINDS = "float32", "float16", "int8"  # of stored weights
-FINE = "conv_in", "conv_out", "label"  # in half precision even then: few, and close to the image
+# With int8, layers with less than this share of the weights stay in half precision: mostly those of
+# the first level, next to the image, where errors cost most
+SMALL = 1 / 80
 WORKER = "weights", "memory", "network", "noise", "samplers", "worker"  # scripts, in this order
-PAGE = "samplers", "address", "page"
+PAGE = "samplers", "address", "draw", "page"
 COMPILE = (
     "--target=wasm32 -O3 -msimd128 -mbulk-memory -mnontrapping-fptoint -ffreestanding -nostdlib "
     "-Wall -Wextra -Wl,--no-entry,--export=__heap_base,--allow-undefined,--strip-all"
@@ -72,9 +75,10 @@ def stored(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
     """The weights as the page holds them; 8-bit ones have a `name.scale` beside them."""
     if kind == "float32":
         return weights
+    few = SMALL * sum(weight.size for weight in weights.values())
     tensors = {}
     for name, weight in weights.items():
-        if kind == "float16" or weight.ndim < 2 or name.startswith(FINE):
+        if kind == "float16" or weight.ndim < 2 or weight.size < few:
             tensors[name] = weight.astype(np.float16)
         else:
             tensors[name], tensors[f"{name}.scale"] = quantised(weight)
@@ -123,6 +127,11 @@ def weights_file(checkpoint: checkpoints.Checkpoint, name: str, kind: str, draw:
     return save(stored(weights, kind) | tables(checkpoint), text)
 
 
+def packed(content: bytes) -> str:
+    """Bytes as text, compressed."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+
+
 def script(name: str) -> str:
     """A script of this folder."""
     return (HERE / f"{name}.js").read_text(encoding="utf-8")
@@ -133,8 +142,8 @@ def page(wasm: bytes, weights: bytes) -> str:
     parts = {
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "worker": "\n".join(map(script, WORKER)),
-        "wasm": base64.b64encode(wasm).decode(),
-        "weights": base64.b64encode(weights).decode(),
+        "wasm": packed(wasm),
+        "weights": packed(weights),
         "page": "\n".join(map(script, PAGE)),
     }
     template = (HERE / "page.html").read_text(encoding="utf-8")
@@ -161,8 +170,8 @@ def build(source: str, kind: str, out: Path) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Reads the flags, builds, and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="mnist-guide", help="a name or folder")
-    parser.add_argument("--weights", choices=KINDS, default="float16", help="how they are stored")
+    parser.add_argument("--checkpoint", default="mnist-conditional", help="a name or folder")
+    parser.add_argument("--weights", choices=KINDS, default="int8", help="how they are stored")
     parser.add_argument("--out", type=Path, default=HERE / "digits.html")
     flags = parser.parse_args(arguments)
     try:

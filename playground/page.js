@@ -12,17 +12,21 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 let facts, wish, stops, film = [], expected = 1, playing = null, task = 0, worker;
 
-function start() {
+async function start() {
   const source = $("worker-source").textContent;
   worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
   worker.onmessage = ({ data }) => ({ ready, state, error: ({ text }) => trouble(text) })[data.kind](data);
   worker.onerror = (event) => trouble(event.message);
-  const [wasm, weights] = ["wasm", "weights"].map((id) => fromBase64($(id).textContent));
+  const [wasm, weights] = await Promise.all(["wasm", "weights"].map(unpacked));
   worker.postMessage({ kind: "load", wasm, weights }, [wasm, weights]);
 }
 
-function fromBase64(text) {
-  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
+// The bytes that stand in the page as compressed text.
+function unpacked(id) {
+  const text = atob($(id).textContent), bytes = new Uint8Array(text.length);
+  for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).arrayBuffer();
 }
 
 function trouble(text) {
@@ -40,6 +44,7 @@ function ready(message) {
   for (let k = 0; k < GRID; k++) addTile(k);
   for (const canvas of document.querySelectorAll("canvas")) [, canvas.height, canvas.width] = facts.shape;
   follow();
+  readyToDraw();
 }
 
 function addLabel(label) {
@@ -64,8 +69,8 @@ function firstOfGrid() {
 
 // Draws what the address asks for.
 function follow() {
-  const asked = readAddress(location.hash, facts), old = wish;
-  wish = asked;
+  const old = wish;
+  wish = readAddress(location.hash, facts);
   showControls();
   drawLarge();
   const same = old && Object.keys(wish).every((name) => name === "image" || wish[name] === old[name]);
@@ -100,6 +105,10 @@ function state({ lane, id, t, x, x0 }) {
   if (lane === "large" && id === drawLarge.id) {
     film.push({ t, x, x0 });
     if (t === 0) $("status").textContent = `Image ${wish.image} of seed ${wish.seed} is drawn.`;
+  }
+  if (lane === "drawn" && id === redraw.id) {
+    paint($("drawn"), x0);
+    $("drawn").dataset.t = t;
   }
   if (lane === "grid" && id === drawGrid.id) {
     const size = x.length / GRID;
@@ -184,7 +193,7 @@ $("moment").oninput = (event) => {
   stop();
   if (film.length) show(Math.min(Number(event.target.value), film.length - 1));
 };
-$("fresh").onclick = () => change({ seed: Math.floor(Math.random() * 10000) });
+$("fresh").onclick = () => change({ seed: 1 + Math.floor(9999 * Math.random()) });
 $("again").onclick = play;
 $("save").onclick = save;
 $("sampler").onchange = (event) => change({ sampler: event.target.value });
@@ -192,4 +201,4 @@ $("steps").oninput = (event) => change({ steps: stops[event.target.value] });
 $("eta").oninput = (event) => change({ eta: Number(event.target.value) });
 $("guidance").oninput = (event) => change({ guidance: Number(event.target.value) });
 onhashchange = follow;
-start();
+start().catch((error) => trouble(String(error)));

@@ -38,7 +38,9 @@ class Schedule {
 
 // a x + b y
 function sum(a, x, b, y) {
-  return x.map((value, k) => a * value + b * y[k]);
+  const result = new Float32Array(x.length);
+  for (let k = 0; k < x.length; k++) result[k] = a * x[k] + b * y[k];
+  return result;
 }
 
 // n falling times, evenly spaced from T; 0 would follow. Python rounds halves to even numbers.

@@ -8,27 +8,37 @@ for (let bits = 0; bits < 65536; bits++) {
   HALF[bits] = bits >> 15 ? -size : size;
 }
 
-// {metadata, tensors: name -> {shape, values}}; values are floats, 8-bit weights times their scales
+// {metadata, tensors: name -> {shape, values}}. Values are floats, 8-bit weights times their scales.
 function readSafetensors(buffer) {
   const length = Number(new DataView(buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
-  const { __metadata__: metadata, ...entries } = header;
-  const raw = (name) => buffer.slice(...entries[name].data_offsets.map((at) => 8 + length + at));
-  const tensors = {};
+  const { __metadata__: metadata, ...entries } = header, tensors = {};
+  const numbers = (name) => {
+    const [start, end] = entries[name].data_offsets;
+    return new ARRAYS[entries[name].dtype](buffer.slice(8 + length + start, 8 + length + end));
+  };
   for (const [name, { dtype, shape }] of Object.entries(entries)) {
     if (name.endsWith(".scale")) continue;
-    let values;
-    if (dtype === "F64") values = new Float64Array(raw(name));
-    else if (dtype === "F32") values = new Float32Array(raw(name));
-    else if (dtype === "F16") values = Float32Array.from(new Uint16Array(raw(name)), (bits) => HALF[bits]);
-    else values = scaled(new Int8Array(raw(name)), new Float32Array(raw(`${name}.scale`)));
+    let values = numbers(name);
+    if (dtype === "F16") values = widened(values);
+    if (dtype === "I8") values = scaled(values, numbers(`${name}.scale`));
     tensors[name] = { shape, values };
   }
   return { metadata, tensors };
 }
 
+const ARRAYS = { F64: Float64Array, F32: Float32Array, F16: Uint16Array, I8: Int8Array };
+
+// Plain loops: Float32Array.from takes ten times as long.
+function widened(bits) {
+  const result = new Float32Array(bits.length);
+  for (let k = 0; k < bits.length; k++) result[k] = HALF[bits[k]];
+  return result;
+}
+
 // Whole numbers -127 … 127 times the scale of their row: one for each output of a layer.
 function scaled(whole, scales) {
-  const each = whole.length / scales.length;
-  return Float32Array.from(whole, (value, k) => value * scales[Math.floor(k / each)]);
+  const result = new Float32Array(whole.length), each = whole.length / scales.length;
+  for (let k = 0; k < whole.length; k++) result[k] = whole[k] * scales[Math.floor(k / each)];
+  return result;
 }

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 from helpers import restless
+from PIL import Image
 from safetensors.numpy import load, save
 
 from mnist_ddpm import catalogue, ddpm
@@ -238,3 +239,108 @@ def test_weights_are_stored_as_closely_as_their_kind_allows(kind, share):
         scale = stored.get(f"{name}.scale")
         step = np.abs(weights[name]) / 2048 + 1e-7 if scale is None else scale.max() / 1.99
         assert (np.abs(read - weights[name]) <= step).all(), name
+
+
+@pytest.fixture(scope="module")
+def browser():
+    needed = "the page is tried in Chromium by playwright"
+    api = pytest.importorskip("playwright.sync_api", reason=f"{needed}: pip install playwright")
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    if not any(found):
+        pytest.skip(f"{needed}, and there is no Chromium: install it")
+    with api.sync_playwright() as playwright:
+        path = next(filter(None, found))
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, wasm, tmp_path):
+    """Opens the page of a small network with labels, on a phone; at the end nothing was amiss."""
+    amiss, requests, path = [], set(), tmp_path / "digits.html"
+    path.write_text(building.page(wasm, weights_of(fresh(LABELLED))), encoding="utf-8")
+    context = browser.new_context(viewport={"width": 360, "height": 740}, reduced_motion="reduce")
+
+    context.set_default_timeout(120_000)  # milliseconds, for a machine that is busy
+
+    def open_at(address: str):
+        page = context.new_page()
+        page.on("console", lambda message: amiss.append(message.text))
+        page.on("pageerror", lambda error: amiss.append(str(error)))
+        page.on("request", lambda request: requests.add(request.url.split(":")[0]))
+        page.goto(path.as_uri() + address)
+        page.wait_for_selector("#t:text-is('0')")
+        return page
+
+    yield open_at
+    context.close()
+    assert amiss == []
+    assert requests == {"file", "blob"}  # the page and its worker
+
+
+def saved(page) -> np.ndarray:
+    """The pixels that the page saves, as wide as the network's."""
+    with page.expect_download() as download:
+        page.click("#save")
+    return np.array(Image.open(download.value.path()).convert("L"))[8::16, 8::16].flatten()
+
+
+def test_the_page_draws_what_its_address_says(open_page):
+    page = open_page("#seed=7&image=3&label=5&steps=4&sampler=ddpm")
+    wanted = in_python(fresh(LABELLED), 7, 3, 4, ANCESTRAL, 5)
+    assert nearly_equal(saved(page), wanted)
+    assert (
+        page.locator("#command").inner_text().split()[3:]
+        == (
+            "sample --checkpoint it --seed 7 --n 4 --sampler ddpm --steps 4 --variance posterior "
+            "--label 5 --guidance 1"
+        ).split()
+    )
+    page.focus("#moment")
+    page.keyboard.press("Home")
+    assert page.locator("#t").inner_text() == "20"
+    noise = ddpm.noise_source(7, range(3, 4), LABELLED.shape)()
+    assert nearly_equal(saved(page), ddpm.to_uint8(noise).flatten().numpy())
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_every_control_is_in_the_address(open_page):
+    page = open_page("")
+    for act, part in (
+        (lambda: page.select_option("#sampler", "dpmpp"), "sampler=dpmpp"),
+        (lambda: page.press("#steps", "Home"), "steps=1&"),
+        (lambda: page.press("#eta", "End"), "eta=1&"),
+        (lambda: page.press("#guidance", "Home"), "guidance=0"),
+        (lambda: page.click("#label label:text-is('8')"), "label=8&"),
+        (lambda: page.click("#grid button[aria-label='image 9']"), "image=9&"),
+    ):
+        act()
+        assert part in page.url
+    seed = page.url.split("&")[0]
+    page.click("#fresh")
+    page.wait_for_selector("#status:text-matches('of seed [1-9]')")
+    assert page.url.split("&")[0] != seed
+    page.wait_for_selector("#grid[data-t='0']")
+    page.goto(page.url.split("#")[0] + "#seed=5&image=17")  # as typed by hand
+    page.wait_for_selector("#status:text-matches('17 of seed 5')")
+    assert page.get_attribute("#grid button:nth-child(2)", "aria-pressed") == "true"
+
+
+def test_a_scribble_becomes_an_image(open_page):
+    page = open_page("#label=1&steps=3&sampler=ddim")
+    pad = page.locator("#pad")
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 100, steps=5)
+    page.mouse.up()
+    page.wait_for_selector("#drawn[data-t='0']")
+    for keep in ("upper", "left"):
+        page.evaluate("delete document.getElementById('drawn').dataset.t")
+        page.select_option("#keep", keep)
+        page.wait_for_selector("#drawn[data-t='0']")
+    page.click("#clear")
+    page.click("#take")
+    page.wait_for_selector("#drawn[data-t='0']")

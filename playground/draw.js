@@ -1,0 +1,91 @@
+"use strict";
+// A canvas to scribble on, of which the network makes a digit: SDEdit, or RePaint for a half.
+
+const FINE = 8; // the drawing has so many pixels for one of the network's, each way
+const BRUSH = 2.6; // width of a line, in the network's pixels
+const KEEPS = { // which pixels are known, by what is chosen
+  upper: (x, y, width, height) => y < height / 2,
+  left: (x, y, width) => x < width / 2,
+};
+
+function readyToDraw() {
+  const pad = $("pad"), context = pad.getContext("2d", { willReadFrequently: true });
+  [pad.width, pad.height] = [facts.shape[2] * FINE, facts.shape[1] * FINE];
+  Object.assign(context, { lineWidth: BRUSH * FINE, lineCap: "round", lineJoin: "round" });
+  context.strokeStyle = context.fillStyle = "#fff";
+  const place = (event) => {
+    const box = pad.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width * pad.width, (event.clientY - box.top) / box.height * pad.height];
+  };
+  let last = null; // where the pointer was
+  pad.onpointerdown = (event) => {
+    pad.setPointerCapture(event.pointerId);
+    last = place(event);
+    line(context, last, last);
+  };
+  pad.onpointermove = (event) => {
+    if (!last) return;
+    for (const each of event.getCoalescedEvents?.() ?? [event]) {
+      const next = place(each);
+      line(context, last, next);
+      last = next;
+    }
+  };
+  pad.onpointerup = pad.onpointercancel = () => {
+    if (last) redraw();
+    last = null;
+  };
+  $("take").onclick = () => {
+    context.imageSmoothingEnabled = true;
+    context.drawImage($("xt"), 0, 0, pad.width, pad.height);
+    redraw();
+  };
+  $("clear").onclick = () => {
+    context.clearRect(0, 0, pad.width, pad.height);
+    redraw();
+  };
+  $("strength").oninput = $("keep").onchange = redraw;
+  redraw();
+}
+
+function line(context, from, to) {
+  context.beginPath();
+  context.moveTo(...from);
+  context.lineTo(...to);
+  context.stroke();
+}
+
+// The drawing in the network's pixels, each the mean of its own, as floats in [-1, 1].
+function drawing() {
+  const pad = $("pad"), [channels, height, width] = facts.shape, result = new Float32Array(height * width).fill(-1);
+  const { data } = pad.getContext("2d").getImageData(0, 0, pad.width, pad.height);
+  for (let k = 0; k < pad.width * pad.height; k++) {
+    const place = Math.floor(k / pad.width / FINE) * width + Math.floor(k % pad.width / FINE);
+    result[place] += data[4 * k] * data[4 * k + 3] / 255 / 127.5 / FINE ** 2;
+  }
+  const all = new Float32Array(channels * height * width);
+  for (let c = 0; c < channels; c++) all.set(result, c * height * width);
+  return all;
+}
+
+// Asks for what becomes of the drawing; an empty one becomes nothing.
+function redraw() {
+  const strength = Number($("strength").value), keep = $("keep").value, picture = drawing();
+  const [channels, height, width] = facts.shape;
+  $("far").textContent = Math.max(1, Math.round(strength * facts.T));
+  $("strength").disabled = keep !== "all";
+  redraw.id = 0;
+  if (picture.every((value) => value === -1)) {
+    paint($("drawn"), picture);
+    return;
+  }
+  const mask = KEEPS[keep] && picture.map((_, k) => {
+    const x = k % width, y = Math.floor(k / width) % height;
+    return KEEPS[keep](x, y, width, height) ? 1 : 0;
+  });
+  const { seed, image, sampler, steps, eta, label, guidance = 1 } = wish;
+  const labels = typeof label === "number" ? [label] : null; // else the network sees what it is
+  redraw.id = ++task;
+  worker.postMessage({ kind: "draw", lane: "drawn", id: task, seed, images: [image], sampler, steps, eta,
+    guidance: labels ? guidance : 1, labels, picture, strength, mask });
+}
