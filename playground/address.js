@@ -1,13 +1,14 @@
 "use strict";
 // What is asked for, as the page's address has it: digits.html#seed=7&image=3&label=5&steps=4.
 
-const STOPS = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000]; // of the slider of steps
+const STOPS = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000]; // of steps
 const EACH = "each", NONE = "none"; // labels: image k's is k mod classes, as in Python; no label
 
 // What to draw where the address says nothing: as the checkpoint advises.
 function defaults({ draw, classes, T }) {
-  const sampler = ["ddpm", "ddim", "dpmpp"].includes(draw.sampler) ? draw.sampler : "ddim";
-  const wish = { seed: 0, image: 0, steps: Math.min(draw.steps ?? 20, T), sampler, eta: Math.min(1, draw.eta ?? 0) };
+  const sampler = draw.sampler in SAMPLERS ? draw.sampler : "ddim";
+  const steps = Math.min(draw.steps ?? 20, T), eta = Math.min(1, draw.eta ?? 0);
+  const wish = { seed: 0, image: 0, steps, sampler, eta };
   return classes ? { ...wish, label: EACH, guidance: draw.guide ? 1 : draw.guidance ?? 1 } : wish;
 }
 
@@ -16,8 +17,8 @@ function readAddress(hash, facts) {
   const wish = defaults(facts), asked = new URLSearchParams(hash.replace(/^#/, ""));
   const number = (name, least, most, whole = true) => {
     const text = asked.get(name), value = Number(text);
-    const fits = text?.trim() && value >= least && value <= most && (!whole || Number.isInteger(value));
-    if (name in wish && fits) wish[name] = value;
+    const right = value >= least && value <= most && (!whole || Number.isInteger(value));
+    if (name in wish && text?.trim() && right) wish[name] = value;
   };
   number("seed", 0, 2 ** 32 - 1);
   number("image", 0, 1e6);
@@ -26,7 +27,7 @@ function readAddress(hash, facts) {
   number("guidance", 0, 100, false);
   number("label", 0, facts.classes - 1);
   if (asked.get("label") === NONE && facts.classes) wish.label = NONE;
-  if (["ddpm", "ddim", "dpmpp"].includes(asked.get("sampler"))) wish.sampler = asked.get("sampler");
+  if (asked.get("sampler") in SAMPLERS) wish.sampler = asked.get("sampler");
   return wish;
 }
 
@@ -46,11 +47,10 @@ function labelsOf({ label }, images, classes) {
 
 // The same image in Python: the last one that this draws.
 function pythonCommand({ seed, image, label, steps, sampler, eta, guidance }, name) {
-  const words = ["python -m mnist_ddpm sample", `--checkpoint ${name}`, `--seed ${seed}`, `--n ${image + 1}`];
-  words.push(`--sampler ${sampler}`, `--steps ${steps}`);
-  if (sampler === "ddpm") words.push("--variance posterior");
-  else words.push(`--eta ${eta}`);
-  if (label === NONE) words.push("--guidance 0");
-  else if (label !== undefined) words.push(...(label === EACH ? [] : [`--label ${label}`]), `--guidance ${guidance}`);
+  const words = [`python -m mnist_ddpm sample --checkpoint ${name}`];
+  words.push(`--seed ${seed} --n ${image + 1} --sampler ${sampler} --steps ${steps}`);
+  words.push(sampler === "ddpm" ? "--variance posterior" : `--eta ${eta}`);
+  if (typeof label === "number") words.push(`--label ${label}`);
+  if (label !== undefined) words.push(`--guidance ${label === NONE ? 0 : guidance}`);
   return words.join(" ");
 }

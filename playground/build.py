@@ -32,7 +32,7 @@ KINDS = "float32", "float16", "int8"  # of stored weights
 # the first level, next to the image, where errors cost most
 SMALL = 1 / 80
 WORKER = "weights", "memory", "network", "noise", "samplers", "worker"  # scripts, in this order
-PAGE = "samplers", "address", "draw", "page"
+PAGE = "samplers", "address", "gif", "draw", "page"
 COMPILE = (
     "--target=wasm32 -O3 -msimd128 -mbulk-memory -mnontrapping-fptoint -ffreestanding -nostdlib "
     "-Wall -Wextra -Wl,--no-entry,--export=__heap_base,--allow-undefined,--strip-all"

@@ -15,7 +15,8 @@ function readyToDraw() {
   context.strokeStyle = context.fillStyle = "#fff";
   const place = (event) => {
     const box = pad.getBoundingClientRect();
-    return [(event.clientX - box.left) / box.width * pad.width, (event.clientY - box.top) / box.height * pad.height];
+    const [across, down] = [event.clientX - box.left, event.clientY - box.top];
+    return [across / box.width * pad.width, down / box.height * pad.height];
   };
   let last = null; // where the pointer was
   pad.onpointerdown = (event) => {
@@ -57,7 +58,8 @@ function line(context, from, to) {
 
 // The drawing in the network's pixels, each the mean of its own, as floats in [-1, 1].
 function drawing() {
-  const pad = $("pad"), [channels, height, width] = facts.shape, result = new Float32Array(height * width).fill(-1);
+  const pad = $("pad"), [channels, height, width] = facts.shape;
+  const result = new Float32Array(height * width).fill(-1);
   const { data } = pad.getContext("2d").getImageData(0, 0, pad.width, pad.height);
   for (let k = 0; k < pad.width * pad.height; k++) {
     const place = Math.floor(k / pad.width / FINE) * width + Math.floor(k % pad.width / FINE);
@@ -72,7 +74,7 @@ function drawing() {
 function redraw() {
   const strength = Number($("strength").value), keep = $("keep").value, picture = drawing();
   const [channels, height, width] = facts.shape;
-  $("far").textContent = Math.max(1, Math.round(strength * facts.T));
+  $("far").textContent = furthest(strength, facts.T);
   $("strength").disabled = keep !== "all";
   redraw.id = 0;
   if (picture.every((value) => value === -1)) {
@@ -83,9 +85,7 @@ function redraw() {
     const x = k % width, y = Math.floor(k / width) % height;
     return KEEPS[keep](x, y, width, height) ? 1 : 0;
   });
-  const { seed, image, sampler, steps, eta, label, guidance = 1 } = wish;
-  const labels = typeof label === "number" ? [label] : null; // else the network sees what it is
-  redraw.id = ++task;
-  worker.postMessage({ kind: "draw", lane: "drawn", id: task, seed, images: [image], sampler, steps, eta,
-    guidance: labels ? guidance : 1, labels, picture, strength, mask });
+  // unless one label is told, the network sees for itself what it is
+  const told = typeof wish.label === "number" ? {} : { labels: null, guidance: 1 };
+  redraw.id = ask("drawn", [wish.image], { picture, strength, mask, ...told });
 }

@@ -22,7 +22,8 @@ static v4 exp4(v4 x) {
     v4 p = wasm_f32x4_splat(1.9875691500e-4f);
     static const float more[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
                                  1.6666665459e-1f, 5.0000001201e-1f, 1.f, 1.f};
-    for (int k = 0; k < 7; k++) p = wasm_f32x4_add(wasm_f32x4_mul(p, r), wasm_f32x4_splat(more[k]));
+    for (int k = 0; k < 7; k++)
+        p = wasm_f32x4_add(wasm_f32x4_mul(p, r), wasm_f32x4_splat(more[k]));
     return wasm_i32x4_add(p, wasm_i32x4_shl(wasm_i32x4_trunc_sat_f32x4(n), 23));
 }
 
@@ -52,7 +53,7 @@ static void store_few(float *y, v4 x, int count) {
 /* Every convolution and linear layer: each of n images' height x width outputs is a product of a
  * window, `rows` runs of `run` floats, with the weights, plus the bias. Windows lie down_y and
  * down_x floats apart, a window's rows row_stride, images image_stride.
- * weight: blocks of 8 outputs, each rows x run x 8, the last filled up with zeros; bias likewise. */
+ * weight: blocks of 8 outputs, each rows x run x 8, the last filled up with zeros, as is bias. */
 EXPORT(product)
 void product(const float *x, const float *weight, const float *bias, float *y, int n, int height,
              int width, int image_stride, int down_y, int down_x, int row_stride, int rows, int run,

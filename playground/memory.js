@@ -11,7 +11,7 @@ class Memory {
   take(count) {
     const address = this.next;
     this.next += Math.ceil(count / 4) * 16;
-    const missing = this.next - this.buffer.buffer.byteLength;
+    const missing = this.next - this.bytes;
     if (missing > 0) this.buffer.grow(Math.ceil(missing / 65536));
     return address;
   }
@@ -22,12 +22,17 @@ class Memory {
     return address;
   }
 
+  get bytes() {
+    return this.buffer.buffer.byteLength;
+  }
+
   floats(address, count) {
     return new Float32Array(this.buffer.buffer, address, count);
   }
 }
 
 async function loadKernels(bytes) {
-  const { instance } = await WebAssembly.instantiate(bytes, { env: { exp: Math.exp, log1p: Math.log1p } });
+  const imports = { env: { exp: Math.exp, log1p: Math.log1p } };
+  const { instance } = await WebAssembly.instantiate(bytes, imports);
   return instance.exports;
 }

@@ -6,25 +6,30 @@
 
 class Network {
   constructor(wasm, memory, { metadata, tensors }) {
-    Object.assign(this, { wasm, memory, tensors });
+    Object.assign(this, { wasm, memory });
     this.patch = Number(metadata.patch_size);
     this.shape = JSON.parse(metadata.shape); // channels, height, width
     this.groups = Number(metadata.norm_groups); // 0: by the notebook's rule
-    this.classes = tensors["label.weight"] ? tensors["label.weight"].shape[0] - 1 : 0;
+    const labels = tensors["label.weight"];
+    this.embedded = labels?.values; // a row for each label, the last for "unknown"
+    this.classes = labels ? labels.shape[0] - 1 : 0;
     this.layers = {};
     for (const [name, { shape, values }] of Object.entries(tensors)) {
       if (!name.endsWith(".weight") || name === "label.weight") continue;
       const layer = name.slice(0, -".weight".length);
       const bias = tensors[`${layer}.bias`].values;
-      this.layers[layer] = shape.length === 1
-        ? { gamma: memory.put(values), beta: memory.put(bias) }
-        : { c_out: shape[0], side: shape[2] ?? 1, bias: memory.put(filled(bias)), weight: memory.put(packed(shape, values)) };
+      if (shape.length === 1) {
+        this.layers[layer] = { gamma: memory.put(values), beta: memory.put(bias) };
+      } else {
+        const [weight, filled] = [memory.put(packed(shape, values)), memory.put(inBlocks(bias))];
+        this.layers[layer] = { c_out: shape[0], side: shape[2] ?? 1, weight, bias: filled };
+      }
     }
     this.scratch = memory.next; // above the weights, each evaluation begins anew
   }
 
   has(name) {
-    return `${name}.weight` in this.layers || `${name}.weight` in this.tensors;
+    return name in this.layers;
   }
 
   // x_t (n images), one time t, and labels (n), `classes` for "unknown": the network's raw output.
@@ -60,19 +65,21 @@ class Network {
     return { at: this.memory.take(this.n * height * width * channels), height, width, channels };
   }
 
-  // One vector for each image: of its time, and of its label where there are labels.
+  // One vector for each image, of its time and its label, as each block takes it: after a SiLU.
   timeVectors(t, labels) {
-    const { memory } = this, width = this.layers.conv_in.c_out;
-    const embedding = { at: memory.put(timeEmbedding(t, width)), height: 1, width: 1, channels: width };
-    const { at, channels } = this.linear("time.2", this.silu(this.linear("time.0", embedding, 1)), 1);
+    const { memory, classes, embedded } = this, { c_out } = this.layers.conv_in;
+    const sines = memory.put(timeEmbedding(t, c_out));
+    const embedding = { at: sines, height: 1, width: 1, channels: c_out };
+    const h = this.silu(this.linear("time.0", embedding, 1));
+    const { at, channels } = this.linear("time.2", h, 1);
     const one = memory.floats(at, channels).slice(), all = new Float32Array(this.n * channels);
     for (let k = 0; k < this.n; k++) {
-      const label = labels?.[k] ?? this.classes;
+      const row = (labels?.[k] ?? classes) * channels;
       for (let c = 0; c < channels; c++) {
-        all[k * channels + c] = one[c] + (this.classes ? this.tensors["label.weight"].values[label * channels + c] : 0);
+        all[k * channels + c] = one[c] + (classes ? embedded[row + c] : 0);
       }
     }
-    return this.silu({ at: memory.put(all), height: 1, width: this.n, channels }); // as each block does
+    return this.silu({ at: memory.put(all), height: 1, width: this.n, channels });
   }
 
   // A residual block, then self-attention where there is one.
@@ -116,7 +123,8 @@ class Network {
   // On `count` vectors that lie one after another.
   linear(name, x, count) {
     const { c_out, weight, bias } = this.layers[name], y = this.memory.take(count * c_out);
-    this.wasm.product(x.at, weight, bias, y, 1, 1, count, 0, 0, x.channels, 0, 1, x.channels, c_out);
+    const c = x.channels;
+    this.wasm.product(x.at, weight, bias, y, 1, 1, count, 0, 0, c, 0, 1, c, c_out);
     return { at: y, height: 1, width: count, channels: c_out };
   }
 
@@ -124,7 +132,9 @@ class Network {
     const { gamma, beta } = this.layers[name], { channels } = x;
     const y = this.room(x.height, x.width, channels), scratch = this.memory.take(2 * channels);
     const groups = this.groups || gcd(gcd(32, channels), Math.max(1, channels >> 2));
-    this.wasm.group_norm(x.at, gamma, beta, y.at, scratch, this.n, x.height * x.width, channels, groups, thenSilu ? 1 : 0);
+    const positions = x.height * x.width, last = thenSilu ? 1 : 0;
+    this.wasm.group_norm(x.at, gamma, beta, y.at, scratch, this.n, positions, channels, groups,
+      last);
     return y;
   }
 
@@ -159,9 +169,11 @@ function timeEmbedding(t, dim) {
   return result;
 }
 
-// (c_out, c_in, side, side) as the kernel reads it: blocks of 8 outputs, each rows x columns x c_in x 8.
+// (c_out, c_in, side, side) as the kernel reads it: blocks of 8 outputs, each rows x columns x c_in
+// x 8.
 function packed([c_out, c_in, side = 1], values) {
-  const taps = side * side, result = new Float32Array(Math.ceil(c_out / 8) * taps * c_in * 8);
+  const taps = side * side;
+  const result = new Float32Array(Math.ceil(c_out / 8) * taps * c_in * 8);
   let from = 0;
   for (let out = 0; out < c_out; out++) {
     const block = (out >> 3) * taps * c_in * 8 + (out & 7);
@@ -172,7 +184,8 @@ function packed([c_out, c_in, side = 1], values) {
   return result;
 }
 
-function filled(bias) {
+// The same with zeros behind, up to a multiple of 8.
+function inBlocks(bias) {
   const result = new Float32Array(Math.ceil(bias.length / 8) * 8);
   result.set(bias);
   return result;

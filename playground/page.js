@@ -2,7 +2,8 @@
 // What is seen and touched. The worker computes; here its states are kept, shown and played.
 
 const $ = (id) => document.getElementById(id);
-const GRID = 16, PLAY = 1200; // images; milliseconds from T to 0
+const GRID = 16, BETWEEN = 8; // images
+const PLAY = 1200; // milliseconds from T to 0
 const SAYS = {
   ddpm: "Algorithm 2: every step brings fresh noise.",
   ddim: "Goes straight for the predicted image. With η = 0 no noise is added.",
@@ -15,7 +16,8 @@ let facts, wish, stops, film = [], expected = 1, playing = null, task = 0, worke
 async function start() {
   const source = $("worker-source").textContent;
   worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-  worker.onmessage = ({ data }) => ({ ready, state, error: ({ text }) => trouble(text) })[data.kind](data);
+  const answers = { ready, state, error: ({ text }) => trouble(text) };
+  worker.onmessage = ({ data }) => answers[data.kind](data);
   worker.onerror = (event) => trouble(event.message);
   const [wasm, weights] = await Promise.all(["wasm", "weights"].map(unpacked));
   worker.postMessage({ kind: "load", wasm, weights }, [wasm, weights]);
@@ -31,18 +33,23 @@ function unpacked(id) {
 
 function trouble(text) {
   $("trouble").hidden = false;
-  $("trouble").textContent = `This browser cannot draw here (${text}). Take a current Chromium, Firefox or Safari.`;
+  const advice = "Take a current Chromium, Firefox or Safari.";
+  $("trouble").textContent = `This browser cannot draw here (${text}). ${advice}`;
 }
 
 function ready(message) {
   facts = message.facts;
-  const count = facts.parameters.toLocaleString("en");
-  $("lead").textContent = `A network of ${count} weights inside this page draws the digits, from pure noise. Nothing is fetched or sent.`;
+  $("count").textContent = ` of ${facts.parameters.toLocaleString("en")} weights`;
   $("T").textContent = facts.T;
+  $("film").hidden = facts.shape[0] > 1; // GIFs here are grey
   $("labels").hidden = $("guiding").hidden = !facts.classes;
-  for (const label of facts.classes ? [EACH, ...Array(facts.classes).keys(), NONE] : []) addLabel(label);
+  const labels = facts.classes ? [EACH, ...Array(facts.classes).keys(), NONE] : [];
+  labels.forEach(addLabel);
   for (let k = 0; k < GRID; k++) addTile(k);
-  for (const canvas of document.querySelectorAll("canvas")) [, canvas.height, canvas.width] = facts.shape;
+  for (let k = 0; k < BETWEEN; k++) $("between").append(document.createElement("canvas"));
+  for (const canvas of document.querySelectorAll("canvas")) {
+    [, canvas.height, canvas.width] = facts.shape;
+  }
   follow();
   readyToDraw();
 }
@@ -73,8 +80,9 @@ function follow() {
   wish = readAddress(location.hash, facts);
   showControls();
   drawLarge();
-  const same = old && Object.keys(wish).every((name) => name === "image" || wish[name] === old[name]);
-  if (!same || firstOfGrid() !== Math.floor(old.image / GRID) * GRID) drawGrid();
+  drawBetween();
+  const others = ({ image, ...rest }) => JSON.stringify([Math.floor(image / GRID), rest]);
+  if (!old || others(wish) !== others(old)) drawGrid();
 }
 
 function change(part) {
@@ -82,10 +90,12 @@ function change(part) {
   follow();
 }
 
-function ask(lane, images) {
-  const { seed, sampler, steps, eta, guidance = 1 } = wish, labels = labelsOf(wish, images, facts.classes);
-  worker.postMessage({ kind: "draw", lane, id: ++task, seed, images, sampler, steps, eta, guidance, labels });
-  return task;
+function ask(lane, images, more = {}) {
+  const { seed, sampler, steps, eta, guidance = 1 } = wish;
+  const labels = labelsOf(wish, images, facts.classes), id = ++task;
+  const message = { kind: "draw", lane, id, seed, images, sampler, steps, eta, guidance, labels };
+  worker.postMessage({ ...message, ...more });
+  return id;
 }
 
 function drawLarge() {
@@ -97,24 +107,46 @@ function drawLarge() {
 }
 
 function drawGrid() {
-  const images = Array.from({ length: GRID }, (_, k) => firstOfGrid() + k);
-  drawGrid.id = ask("grid", images);
+  drawGrid.id = ask("grid", Array.from({ length: GRID }, (_, k) => firstOfGrid() + k));
 }
 
-function state({ lane, id, t, x, x0 }) {
+// Without fresh noise: the way there is then the same for neighbours.
+function drawBetween() {
+  const images = [wish.image, wish.image + 1];
+  const sampler = wish.sampler === "dpmpp" ? "dpmpp" : "ddim";
+  const between = Array.from({ length: BETWEEN }, (_, k) => k / (BETWEEN - 1));
+  const two = labelsOf(wish, images, facts.classes);
+  const labels = two && between.map((weight) => two[weight < 0.5 ? 0 : 1]);
+  [$("from").textContent, $("to").textContent] = images;
+  drawBetween.id = ask("between", images, { sampler, eta: 0, between, labels });
+}
+
+function state({ lane, id, t, x, x0, ms, bytes }) {
   if (lane === "large" && id === drawLarge.id) {
-    film.push({ t, x, x0 });
-    if (t === 0) $("status").textContent = `Image ${wish.image} of seed ${wish.seed} is drawn.`;
+    film.push({ t, x, x0, ms });
+    if (t === 0) finished(bytes);
   }
   if (lane === "drawn" && id === redraw.id) {
     paint($("drawn"), x0);
     $("drawn").dataset.t = t;
   }
-  if (lane === "grid" && id === drawGrid.id) {
-    const size = x.length / GRID;
-    document.querySelectorAll("#grid canvas").forEach((canvas, k) => paint(canvas, x.subarray(k * size, (k + 1) * size)));
-    $("grid").dataset.t = t;
-  }
+  if (lane === "grid" && id === drawGrid.id) paintRow($("grid"), x, t);
+  if (lane === "between" && id === drawBetween.id) paintRow($("between"), x, t);
+}
+
+// Says what it took: the median, since other programs interrupt now and then.
+function finished(bytes) {
+  const { steps, image, seed } = wish, times = steps === 1 ? "once" : `${steps} times`;
+  const each = film.slice(0, steps).map(({ ms }) => ms).sort((a, b) => a - b)[steps >> 1].toFixed(1);
+  const memory = Math.round(bytes / 1e6);
+  $("pace").textContent = `The network was asked ${times}, ${each} ms each, in ${memory} MB of memory.`;
+  $("status").textContent = `Image ${image} of seed ${seed} is drawn.`;
+}
+
+function paintRow(row, x, t) {
+  const canvases = row.querySelectorAll("canvas"), size = x.length / canvases.length;
+  canvases.forEach((canvas, k) => paint(canvas, x.subarray(k * size, (k + 1) * size)));
+  row.dataset.t = t;
 }
 
 // Shows the film from its start, as far as there is one, over PLAY milliseconds.
@@ -146,17 +178,19 @@ function show(k) {
 
 // Floats in [-1, 1] as grey levels, or as colours.
 function paint(canvas, x) {
-  const context = canvas.getContext("2d"), { width, height } = canvas;
-  const picture = context.createImageData(width, height), levels = toUint8(x), size = width * height;
+  const context = canvas.getContext("2d"), { width, height } = canvas, size = width * height;
+  const picture = context.createImageData(width, height), levels = toUint8(x);
+  const plane = facts.shape[0] === 3 ? size : 0; // from red to green, and on to blue
   for (let k = 0; k < size; k++) {
-    for (let c = 0; c < 3; c++) picture.data[4 * k + c] = levels[facts.shape[0] === 3 ? c * size + k : k];
+    for (let c = 0; c < 3; c++) picture.data[4 * k + c] = levels[c * plane + k];
     picture.data[4 * k + 3] = 255;
   }
   context.putImageData(picture, 0, 0);
 }
 
 function showControls() {
-  stops = [...new Set([...STOPS.filter((steps) => steps <= facts.T), wish.steps])].sort((a, b) => a - b);
+  const within = STOPS.filter((steps) => steps <= facts.T);
+  stops = [...new Set([...within, wish.steps])].sort((a, b) => a - b);
   $("steps").max = stops.length - 1;
   $("steps").value = stops.indexOf(wish.steps);
   $("steps").setAttribute("aria-valuetext", `${wish.steps} steps`);
@@ -169,7 +203,9 @@ function showControls() {
   for (const name of ["steps", "eta", "guidance"]) {
     document.querySelector(`output[for="${name}"]`).textContent = wish[name] ?? "";
   }
-  for (const input of document.querySelectorAll("#label input")) input.checked = input.value === String(wish.label);
+  for (const input of document.querySelectorAll("#label input")) {
+    input.checked = input.value === String(wish.label);
+  }
   document.querySelectorAll("#grid button").forEach((button, k) => {
     const image = firstOfGrid() + k;
     button.setAttribute("aria-label", `image ${image}`);
@@ -178,15 +214,33 @@ function showControls() {
   $("command").textContent = pythonCommand(wish, facts.name);
 }
 
-function save() {
-  const link = document.createElement("a"), large = document.createElement("canvas"), scale = 16;
+function download(url, ending) {
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = `seed-${wish.seed}-image-${wish.image}${ending}`;
+  link.click();
+}
+
+function savePicture() {
+  const large = document.createElement("canvas"), scale = 16;
   [large.width, large.height] = [$("xt").width * scale, $("xt").height * scale];
   const context = large.getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage($("xt"), 0, 0, large.width, large.height);
-  link.href = large.toDataURL("image/png");
-  link.download = `seed-${wish.seed}-image-${wish.image}-t-${$("t").textContent}.png`;
-  link.click();
+  download(large.toDataURL("image/png"), `-t-${$("t").textContent}.png`);
+}
+
+// The film of x_t, of 50 moments at most: 4 seconds, then 2 of rest, as the notebook's.
+function saveFilm() {
+  const [, height, width] = facts.shape, count = Math.min(50, film.length);
+  if (count < 2) return;
+  const frames = Array.from({ length: count }, (_, k) => {
+    const { t, x } = film[Math.round(k / (count - 1) * (film.length - 1))];
+    return { pixels: toUint8(x), hundredths: t === 0 ? 200 : Math.round(400 / count) };
+  });
+  const url = URL.createObjectURL(gifOf(frames, width, height, 4));
+  download(url, ".gif");
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
 }
 
 $("moment").oninput = (event) => {
@@ -195,7 +249,8 @@ $("moment").oninput = (event) => {
 };
 $("fresh").onclick = () => change({ seed: 1 + Math.floor(9999 * Math.random()) });
 $("again").onclick = play;
-$("save").onclick = save;
+$("save").onclick = savePicture;
+$("film").onclick = saveFilm;
 $("sampler").onchange = (event) => change({ sampler: event.target.value });
 $("steps").oninput = (event) => change({ steps: stops[event.target.value] });
 $("eta").oninput = (event) => change({ eta: Number(event.target.value) });

@@ -48,6 +48,11 @@ function timesteps(T, n) {
   return Array.from({ length: n }, (_, k) => roundEven(T * (n - k) / n));
 }
 
+// The time up to which a picture is noised: strength from 0, not, to 1, beyond recognition.
+function furthest(strength, T) {
+  return Math.max(1, roundEven(strength * T));
+}
+
 function roundEven(x) {
   const low = Math.floor(x), over = x - low;
   return over > 0.5 || (over === 0.5 && low % 2 !== 0) ? low + 1 : low;
@@ -106,7 +111,8 @@ function* ddim(denoise, schedule, times, x, noise, eta = 0) {
     const { x0, eps } = denoise(x, t);
     yield { t, x, x0 };
     const sigma = eta * Math.sqrt(schedule.posteriorVariance(t, s));
-    x = sum(schedule.signal[s], x0, Math.sqrt(Math.max(0, schedule.noise[s] ** 2 - sigma ** 2)), eps);
+    const left = Math.sqrt(Math.max(0, schedule.noise[s] ** 2 - sigma ** 2));
+    x = sum(schedule.signal[s], x0, left, eps);
     if (sigma > 0) x = sum(1, x, sigma, noise());
   }
   yield { t: 0, x, x0: x };
@@ -159,9 +165,10 @@ const SAMPLERS = { ddpm, ddim, dpmpp };
 // Between two noises along a great circle, weight 0 … 1: mnist_ddpm/methods/interpolation.py.
 function slerp(a, b, weight) {
   const dot = (x, y) => x.reduce((total, value, k) => total + value * y[k], 0);
-  const angle = Math.acos(Math.min(1, Math.max(-1, dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b)))));
-  if (Math.sin(angle) < 1e-6) return sum(1 - weight, a, weight, b);
-  return sum(Math.sin((1 - weight) * angle) / Math.sin(angle), a, Math.sin(weight * angle) / Math.sin(angle), b);
+  const cosine = dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
+  const angle = Math.acos(Math.min(1, Math.max(-1, cosine))), sine = Math.sin(angle);
+  if (sine < 1e-6) return sum(1 - weight, a, weight, b);
+  return sum(Math.sin((1 - weight) * angle) / sine, a, Math.sin(weight * angle) / sine, b);
 }
 
 // Grey levels 0 … 255, rounded as ddpm.to_uint8 does.

@@ -8,7 +8,8 @@ for (let bits = 0; bits < 65536; bits++) {
   HALF[bits] = bits >> 15 ? -size : size;
 }
 
-// {metadata, tensors: name -> {shape, values}}. Values are floats, 8-bit weights times their scales.
+// {metadata, tensors: name -> {shape, values}}. Values are floats, those of 8 bits
+// times their scales.
 function readSafetensors(buffer) {
   const length = Number(new DataView(buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));

@@ -1,34 +1,48 @@
 "use strict";
 // The thread that computes, so that the page never freezes. It is told
-//   {kind: "load", wasm, weights}                      and answers {kind: "ready", facts}
-//   {kind: "draw", lane, id, seed, images, labels, …}  and answers {kind: "state", lane, id, t, x, x0}
+//   {kind: "load", wasm, weights}             and answers  {kind: "ready", facts}
+//   {kind: "draw", lane, id, seed, images, …} and answers  {kind: "state", lane, id, t, x, x0, ms, bytes}
 // once for each state of the sampler. A lane has one task: a new one takes the old one's place.
+// After each step the first lane that has a task goes on, so the large digit does not wait.
 
-const LANES = ["large", "drawn", "grid"]; // what comes first is served first, after each step
+const LANES = ["large", "drawn", "grid", "between"]; // in the order of service
 const tasks = {};
 let network, schedule, noise, working = false;
 
-// The states of a task: from noise, from a picture (SDEdit) or from a part of one (RePaint).
-function* states({ seed, images, sampler, steps, eta, labels, guidance, picture, strength, mask }) {
+// The states of a task: from noise, from a picture (SDEdit), from a part of one (RePaint), or of
+// images whose x_T lie `between` those of two numbers, one for each weight 0 … 1.
+function* states(task) {
+  const { seed, images, sampler, steps, eta, labels, guidance, picture, mask, between } = task;
   const [channels, height, width] = network.shape;
   const draw = noise.source(seed, images, channels * height * width);
   const denoise = denoiser(network, schedule, { labels, guidance });
-  const last = picture && !mask ? Math.max(1, roundEven(strength * schedule.T)) : schedule.T;
+  const last = picture && !mask ? furthest(task.strength, schedule.T) : schedule.T;
   const times = timesteps(last, Math.min(steps, last)), xT = draw();
   if (mask) {
     yield* repaint(denoise, schedule, times, xT, draw, picture, mask);
   } else {
-    const start = picture ? schedule.qSample(picture, times[0], xT) : xT;
+    let start = xT;
+    if (picture) start = schedule.qSample(picture, times[0], xT);
+    if (between) start = arc(xT, between);
     yield* SAMPLERS[sampler](denoise, schedule, times, start, draw, eta);
   }
+}
+
+// From the first of two noises to the second, a noise for each weight.
+function arc(two, weights) {
+  const size = two.length / 2, result = new Float32Array(weights.length * size);
+  const [a, b] = [two.subarray(0, size), two.subarray(size)];
+  weights.forEach((weight, k) => result.set(slerp(a, b, weight), k * size));
+  return result;
 }
 
 async function work() {
   working = true;
   for (let lane; (lane = LANES.find((name) => tasks[name])); ) {
-    const { id, walk } = tasks[lane], { value, done } = walk.next();
+    const { id, walk } = tasks[lane], began = performance.now(), { value, done } = walk.next();
+    const cost = { ms: performance.now() - began, bytes: network.memory.bytes };
     if (done) delete tasks[lane];
-    else postMessage({ kind: "state", lane, id, ...value });
+    else postMessage({ kind: "state", lane, id, ...cost, ...value });
     await newMessages();
   }
   working = false;

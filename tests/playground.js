@@ -24,7 +24,8 @@ const JOBS = {
   // two images x (2, height, width, channels), through each layer alone
   async kernels() {
     const kernels = await loadKernels(read("kernels.wasm")), memory = new Memory(kernels);
-    const file = readSafetensors(read("weights.safetensors")), net = new Network(kernels, memory, file);
+    const file = readSafetensors(read("weights.safetensors"));
+    const net = new Network(kernels, memory, file);
     const { shape: [n, height, width, channels], values } = file.tensors.x;
     const x = { at: memory.put(values), height, width, channels }, results = {};
     net.n = n;
@@ -49,7 +50,8 @@ const JOBS = {
   // the network's output for files x, at the times and with the labels asked for
   async network() {
     const kernels = await loadKernels(read("kernels.wasm")), memory = new Memory(kernels);
-    const file = readSafetensors(read("weights.safetensors")), net = new Network(kernels, memory, file);
+    const file = readSafetensors(read("weights.safetensors"));
+    const net = new Network(kernels, memory, file);
     const images = new Float32Array(read("x"));
     return asked().map(({ t, labels }) => [...net.forward(images, t, labels)]);
   },
@@ -68,7 +70,9 @@ const JOBS = {
     while (!facts) await new Promise(setImmediate);
     for (const { address, more = {} } of asked()) {
       const wish = readAddress(address, facts), images = [wish.image];
-      for (const name of ["picture", "mask"]) if (more[name]) more[name] = Float32Array.from(more[name]);
+      for (const name of Object.keys(more)) {
+        if (Array.isArray(more[name])) more[name] = Float32Array.from(more[name]);
+      }
       const labels = labelsOf(wish, images, facts.classes);
       last.push(await new Promise((resolve) => {
         done = resolve;
