@@ -11,7 +11,7 @@ const SAYS = {
 };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
-let facts, wish, stops, film = [], expected = 1, playing = null, task = 0, worker;
+let facts, wish, stops, film = [], expected = 1, playing, writing, task = 0, worker;
 
 async function start() {
   const source = $("worker-source").textContent;
@@ -76,18 +76,24 @@ function firstOfGrid() {
 
 // Draws what the address asks for.
 function follow() {
-  const old = wish;
-  wish = readAddress(location.hash, facts);
-  showControls();
-  drawLarge();
-  drawBetween();
-  const others = ({ image, ...rest }) => JSON.stringify([Math.floor(image / GRID), rest]);
-  if (!old || others(wish) !== others(old)) drawGrid();
+  draw(readAddress(location.hash, facts));
 }
 
+function draw(asked) {
+  const others = ({ image, ...rest }) => JSON.stringify([Math.floor(image / GRID), rest]);
+  const old = wish;
+  wish = asked;
+  showControls();
+  drawLarge();
+  if (!old || others(wish) !== others(old)) drawGrid();
+  drawBetween();
+}
+
+// The address follows a little later: browsers refuse too many changes, as of a slider that moves.
 function change(part) {
-  history.replaceState(null, "", writeAddress({ ...wish, ...part }));
-  follow();
+  draw({ ...wish, ...part });
+  clearTimeout(writing);
+  writing = setTimeout(() => history.replaceState(null, "", writeAddress(wish)), 200);
 }
 
 function ask(lane, images, more = {}) {
@@ -137,9 +143,9 @@ function state({ lane, id, t, x, x0, ms, bytes }) {
 // Says what it took: the median, since other programs interrupt now and then.
 function finished(bytes) {
   const { steps, image, seed } = wish, times = steps === 1 ? "once" : `${steps} times`;
-  const each = film.slice(0, steps).map(({ ms }) => ms).sort((a, b) => a - b)[steps >> 1].toFixed(1);
-  const memory = Math.round(bytes / 1e6);
-  $("pace").textContent = `The network was asked ${times}, ${each} ms each, in ${memory} MB of memory.`;
+  const each = film.slice(0, steps).map(({ ms }) => ms).sort((a, b) => a - b)[steps >> 1];
+  const cost = `${each.toFixed(1)} ms each, in ${Math.round(bytes / 1e6)} MB of memory`;
+  $("pace").textContent = `The network was asked ${times}, ${cost}.`;
   $("status").textContent = `Image ${image} of seed ${seed} is drawn.`;
 }
 
