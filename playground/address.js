@@ -33,7 +33,7 @@ function readAddress(hash, facts) {
 
 function writeAddress({ seed, image, label, steps, sampler, eta, guidance }) {
   const parts = { seed, image, label: label === EACH ? undefined : label, steps, sampler };
-  if (sampler !== "ddpm") parts.eta = eta;
+  if (WITH_ETA.includes(sampler)) parts.eta = eta;
   if (label !== undefined && label !== NONE) parts.guidance = guidance;
   const said = Object.entries(parts).filter(([, value]) => value !== undefined);
   return `#${said.map(([name, value]) => `${name}=${value}`).join("&")}`;
@@ -49,7 +49,8 @@ function labelsOf({ label }, images, classes) {
 function pythonCommand({ seed, image, label, steps, sampler, eta, guidance }, name) {
   const words = [`python -m mnist_ddpm sample --checkpoint ${name}`];
   words.push(`--seed ${seed} --n ${image + 1} --sampler ${sampler} --steps ${steps}`);
-  words.push(sampler === "ddpm" ? "--variance posterior" : `--eta ${eta}`);
+  if (sampler === "ddpm") words.push("--variance posterior");
+  if (WITH_ETA.includes(sampler)) words.push(`--eta ${eta}`);
   if (typeof label === "number") words.push(`--label ${label}`);
   if (label !== undefined) words.push(`--guidance ${label === NONE ? 0 : guidance}`);
   return words.join(" ");

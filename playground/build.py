@@ -98,15 +98,18 @@ def as_read(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def tables(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
-    """The schedule and the way from the network's value to x0_hat, float64 (T+1,) each.
+    """The schedule and the way from x_t to x0_hat, float64 (T+1,) each.
 
-    x0_hat = from_x[t] x_t + from_value[t] value, whatever is predicted.
+    The network sees input[t] x_t; its value, whatever it is, says that x0_hat is
+    from_x[t] x_t + from_value[t] value.
     """
-    schedule, to_x0 = checkpoint.schedule, catalogue.conversion_of(checkpoint.recipe).to_x0
+    schedule, (to_x0, _, scale) = checkpoint.schedule, catalogue.conversion_of(checkpoint.recipe)
     t = torch.arange(1, schedule.T + 1)
     one = torch.ones(schedule.T, 1, 1, 1, dtype=torch.float64)
+    unscaled = torch.ones_like(schedule.signal)
     found = {
         "signal": schedule.signal, "noise": schedule.noise,
+        "input": scale(schedule, torch.arange(schedule.T + 1)) if scale else unscaled,
         "from_x": torch.cat([one[0, 0, 0], to_x0(schedule, one, t, 0 * one).flatten()]),
         "from_value": torch.cat([0 * one[0, 0, 0], to_x0(schedule, 0 * one, t, one).flatten()]),
     }  # fmt: skip
@@ -156,8 +159,9 @@ def build(source: str, kind: str, out: Path) -> int:
     Raises ValueError for one that is too large, and as checkpoints.load and compile_kernels.
     """
     checkpoint = checkpoints.load(source)
-    network = checkpoint.recipe.network
+    network, condition = checkpoint.recipe.network, checkpoint.recipe.condition
     check(network == "unet", f"network is {network} in {source}: the page knows the U-Net alone")
+    check(condition == "none", f"condition is {condition} in {source}: the page shows it none")
     name = Path(source).name
     draw = checkpoints.advice(source)
     text = page(compile_kernels(), weights_file(checkpoint, name, kind, draw)).encode()

@@ -8,6 +8,7 @@ const SAYS = {
   ddpm: "Algorithm 2: every step brings fresh noise.",
   ddim: "Goes straight for the predicted image. With η = 0 no noise is added.",
   dpmpp: "As DDIM, and uses the prediction before: good in few steps.",
+  consistency: "Takes the prediction at T, adds noise anew up to the next t, and so on.",
 };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -42,6 +43,7 @@ function ready(message) {
   $("count").textContent = ` of ${facts.parameters.toLocaleString("en")} weights`;
   $("T").textContent = facts.T;
   $("film").hidden = facts.shape[0] > 1; // GIFs here are grey
+  if (facts.draw.sampler !== "consistency") $("few").remove(); // only networks trained for it
   $("labels").hidden = $("guiding").hidden = !facts.classes;
   const labels = facts.classes ? [EACH, ...Array(facts.classes).keys(), NONE] : [];
   labels.forEach(addLabel);
@@ -201,7 +203,7 @@ function showControls() {
   $("steps").value = stops.indexOf(wish.steps);
   $("steps").setAttribute("aria-valuetext", `${wish.steps} steps`);
   $("eta").value = wish.eta;
-  $("eta").disabled = wish.sampler === "ddpm";
+  $("eta").disabled = !WITH_ETA.includes(wish.sampler);
   $("guidance").value = wish.guidance ?? 1;
   $("guidance").disabled = wish.label === NONE;
   $("sampler").value = wish.sampler;

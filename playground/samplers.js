@@ -1,13 +1,15 @@
 "use strict";
 // From noise to images, as in the notebook and mnist_ddpm/methods: x_t and eps are arrays of floats
 // of all images together. The schedule's tables and the way from the network's value to x0_hat are
-// Python's own, in float64: x0_hat = from_x[t] x_t + from_value[t] value.
+// Python's own, in float64: the network sees input[t] x_t, and its value says that
+// x0_hat = from_x[t] x_t + from_value[t] value.
 
 class Schedule {
   constructor({ tensors }) {
     const table = (name) => tensors[`schedule.${name}`].values;
     this.signal = table("signal");
     this.noise = table("noise");
+    this.input = table("input");
     this.fromX = table("from_x");
     this.fromValue = table("from_value");
     this.T = this.signal.length - 1;
@@ -65,7 +67,8 @@ function denoiser(network, schedule, { labels = null, guidance = 1 } = {}) {
   const both = labels && guidance !== 0 && guidance !== 1;
   const unknown = labels && labels.map(() => network.classes);
   const predict = (xt, t, told) => {
-    const output = network.forward(xt, t, told), each = output.length / (xt.length / size);
+    const seen = xt.map((x) => schedule.input[t] * x), output = network.forward(seen, t, told);
+    const each = output.length / (xt.length / size);
     return xt.map((x, k) => { // of more outputs, such as a variance, the first ones
       const value = output[Math.floor(k / size) * each + k % size];
       return schedule.fromX[t] * x + schedule.fromValue[t] * value;
@@ -160,7 +163,18 @@ function* repaint(denoise, schedule, times, x, noise, known, mask, resamples = 1
   yield { t: 0, x, x0: x };
 }
 
-const SAMPLERS = { ddpm, ddim, dpmpp };
+// x0_hat at T, noised anew to the next time, and so on: mnist_ddpm/methods/consistency.py.
+function* consistency(denoise, schedule, times, x, noise) {
+  for (const [t, s] of transitions(times)) {
+    const { x0 } = denoise(x, t);
+    yield { t, x, x0 };
+    x = s > 0 ? schedule.qSample(x0, s, noise()) : x0;
+  }
+  yield { t: 0, x, x0: x };
+}
+
+const SAMPLERS = { ddpm, ddim, dpmpp, consistency };
+const WITH_ETA = ["ddim", "dpmpp"];
 
 // Between two noises along a great circle, weight 0 … 1: mnist_ddpm/methods/interpolation.py.
 function slerp(a, b, weight) {

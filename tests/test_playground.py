@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import inpainting, learned_variance, solvers
+from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.guidance import guided, told
 from mnist_ddpm.training.recipe import Recipe
 
@@ -202,9 +203,20 @@ LABELS = {  # of a small network with labels
 }
 
 
+EDM = Recipe(**SMALL, prediction="edm", schedule="cosine")
+CONSISTENT = {"#seed=7&image=3&steps=3&sampler=consistency": (7, 3, 3, consistency_sampler)}
+FLOW = Recipe(**SMALL, prediction="velocity", schedule="flow")  # which ends in pure noise
+STRAIGHT = {"#seed=7&image=3&steps=5&sampler=dpmpp": (7, 3, 5, dpmpp(0))}
+
+
 def test_an_address_is_the_same_image_in_python(in_node):
     trained = checkpoints.load(ROOT / "checkpoints" / "mnist-guide")
-    for addresses, checkpoint in ((DIGITS, trained), (LABELS, fresh(LABELLED))):
+    for addresses, checkpoint in (
+        (DIGITS, trained),
+        (LABELS, fresh(LABELLED)),
+        (CONSISTENT, fresh(EDM)),
+        (STRAIGHT, fresh(FLOW)),
+    ):
         asked = [{"address": address} for address in addresses]
         found = in_node("worker", asked, weights=weights_of(checkpoint))
         for (address, wanted), pixels in zip(addresses.items(), found):
