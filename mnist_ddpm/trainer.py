@@ -19,7 +19,8 @@ from mnist_ddpm.catalogue import (
     make_schedule,
     make_times,
 )
-from mnist_ddpm.ddpm import check
+from mnist_ddpm.ddpm import Denoiser, check
+from mnist_ddpm.methods import distillation
 from mnist_ddpm.training import checkpoint_files, loop, machine, measuring, previews, run, saving
 from mnist_ddpm.training.advice import advice_for
 from mnist_ddpm.training.processes import World
@@ -72,18 +73,22 @@ def train(
     recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
     resume: bool = False, weights: dict[str, Tensor] | None = None, deadline: float = math.inf,
     device: Device = "cpu", world: World = run.ALONE, log: loop.Log | None = None,
-    ending: float | None = None, draw: dict | None = None,
+    ending: float | None = None, draw: dict | None = None, teacher: Denoiser | None = None,
 ) -> Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 
     Alone, or as one process of a world. deadline, ending: as of loop.fit. draw: advice how to draw;
-    None: what was measured of such recipes, or what the folder's checkpoint says already. Raises
-    ValueError for a new run that names weights to start from which are not given, and as
-    machine.check_precision, saving.resume_run and loop.fit.
+    None: what was measured of such recipes, or what the folder's checkpoint says already. teacher:
+    that of formats.teachers. Raises ValueError for a run that names a teacher, or a new one that
+    names weights to start from, which are not given, and as machine.check_precision,
+    saving.resume_run and loop.fit.
     """
     missing = recipe.init_from and weights is None and not resume
     problem = f"init_from is {recipe.init_from}, and there are no weights"
     check(not missing, f"{problem}: pass those that pretrained gives, or leave init_from empty")
+    problem = f"teacher is {recipe.teacher}, and there is none"
+    known = teacher is not None or not recipe.teacher
+    check(known, f"{problem}: pass that of formats.teachers, or leave it empty")
     machine.check_precision(recipe.precision, device)
     recipe = replace(recipe, compile=recipe.compile and machine.compiles(device, recipe.precision))
     begin = partial(start_run, device=device)
@@ -98,8 +103,10 @@ def train(
         processes=world.size, c=conditions(recipe, images, range(previews.IMAGES)),
     )  # fmt: skip
     draw = advice_for(recipe, folder, resume) if draw is None else draw
+    objective = make_objective(recipe, begun.done)
+    objective = objective if teacher is None else distillation.distilled(objective, teacher)
     return loop.fit(
-        begun, images, make_schedule(recipe), make_objective(recipe, begun.done), folder,
+        begun, images, make_schedule(recipe), objective, folder,
         save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels,
         augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, ending=ending, world=world,
         log=log, preview=preview,

@@ -10,6 +10,7 @@ from trained import TINY, squares
 from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import predict_eps, q_sample, random_generator
 from mnist_ddpm.methods.consistency import consistency, consistency_sampler, ect_times
+from mnist_ddpm.methods.distillation import distilled
 from mnist_ddpm.methods.edm import EDM, weight
 from mnist_ddpm.methods.flow import VELOCITY, flow
 from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser
@@ -109,8 +110,9 @@ def test_a_perfect_function_agrees_with_itself_along_the_teacher_s_ode():
     for teacher in (exact(path), None):
         for step in (80, 40):
             earlier = lambda schedule, t, done, step=step: t - step  # noqa: E731
-            options = {"earlier": earlier, "c": 0.0, "teacher": teacher}
-            found[teacher is None, step] = consistency(X0, **options)(network, path, x0, t, eps)
+            objective = consistency(X0, earlier=earlier, c=0.0)
+            objective = distilled(objective, teacher) if teacher else objective
+            found[teacher is None, step] = objective(network, path, x0, t, eps)
     ratio = found[False, 80] / found[False, 40]
     assert ((ratio > 3.5) & (ratio < 4.5)).all()
     assert (found[True, 40] > 3 * found[False, 40]).all()

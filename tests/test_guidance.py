@@ -114,8 +114,17 @@ def test_guidance_in_an_interval_of_times_leaves_the_others_alone():
             expected, before = (always if inside else strong)(x, t), network.images
             torch.testing.assert_close(denoise(x, t), expected)
             assert network.images - before == (4 if inside else 2), "outside it costs nothing"
-    with pytest.raises(ValueError):
-        denoise(x, torch.tensor([20, 21]))
+
+
+def test_an_interval_asks_each_image_of_a_batch_about_its_own_time():
+    x, t = torch.arange(4.0).view(4, 1, 1, 1), torch.tensor([51, 21, 20, 50])
+    guided_there, plain = (
+        lambda xt, t, sign=sign: (sign * xt, sign * t.view(-1, 1, 1, 1)) for sign in (-1, 1)
+    )
+    found = within((20, 50), guided_there, plain)(x, t)
+    signs = torch.tensor([1, -1, 1, -1]).view(4, 1, 1, 1)
+    assert torch.equal(found[0], signs * x)
+    assert torch.equal(found[1], signs * t.view(4, 1, 1, 1))
 
 
 def test_autoguidance_undoes_an_error_that_the_guide_makes_twice():

@@ -9,7 +9,7 @@ import torch
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart, moved, tell_written
-from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import pretrained
 from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving, tracking
 from mnist_ddpm.training.options import PRESETS
@@ -78,6 +78,7 @@ class Train(training_flags.Train):
         if recipe.init_from and not self.resume:
             weights = pretrained(recipe.init_from, recipe.classes > 0, recipe.condition)[1]
             checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
+        taught_by = teachers.teacher(recipe.teacher, recipe, device) if recipe.teacher else None
         with processes.one_first(world):
             images = catalogue.load_images(recipe, self.data)
             labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
@@ -86,7 +87,7 @@ class Train(training_flags.Train):
             tell_fitted(before, recipe, len(images))
         step = saving.saved_step(self.out) or 0 if self.resume else 0
         with opened_log(self, recipe, step, world) as log:
-            options = {"device": device, "world": world, "log": log}
+            options = {"device": device, "world": world, "log": log, "teacher": taught_by}
             run = trainer.train(recipe, images, self.out, labels, self.resume, weights, **options)
         pace = run.step * recipe.batch_size / max(run.seconds, 1e-9)
         if world.rank == 0:

@@ -57,6 +57,8 @@ class Flags(Options):
     precision: Annotated[
         Precision | None, unless_typed("bfloat16 on NVIDIA GPUs that compute in it, else float32")
     ] = None
+    # a checkpoint to learn from, guided as it advises
+    teacher: Annotated[str, unless_typed("none: the images alone")] = ""
     # weights to start from: checkpoint or diffusers model
     init_from: Annotated[str, unless_typed("random weights")] = ""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Denoiser, Objective, Schedule, States, q_sample, transitions
+from mnist_ddpm.ddpm import Objective, Schedule, States, q_sample, transitions
 from mnist_ddpm.methods import edm
 from mnist_ddpm.methods.predictions import Conversion, Weight, ask
 
@@ -40,13 +40,12 @@ def consistency(
     done: Callable[[], float] = lambda: 1.0,
     earlier: Earlier = ect_times,
     weight: Weight = edm.weight,
-    teacher: Denoiser | None = None,
     c: float = 0.00054,
 ) -> Objective:
     """How far f(x_t, t) is from f(x_r, r), which learns nothing by it: one loss an image.
 
-    x_r has the same noise (consistency training), or is DDIM's step of a teacher from x_t
-    (distillation). Where r = 0 it is the image itself, so that the loss is a diffusion model's.
+    x_r has the same noise. distillation.distilled makes it DDIM's step of a teacher from x_t. Where
+    r = 0 it is the image itself, so that the loss is a diffusion model's.
     done: tells the part of training that is done, from 0 to 1. The distance is
     sqrt(mean square + c²) - c (arXiv 2310.14189, Section 3.3). The weights are EDM's, as in ECT's
     code.
@@ -59,8 +58,7 @@ def consistency(
         t = t.cpu()
         r, xt = earlier(schedule, t, done()), q_sample(schedule, x0, t, eps)
         with torch.no_grad():
-            known = (x0, eps) if teacher is None else teacher(xt, t)[:2]
-            xr = q_sample(schedule, known[0], r, known[1])
+            xr = q_sample(schedule, x0, r, eps)
             ends = (r == 0).view(-1, 1, 1, 1).to(xr.device)
             wanted = torch.where(ends, xr, f(xr, r.clamp(min=1)))
         distance = (f(xt, t) - wanted).square().mean(dim=(1, 2, 3))

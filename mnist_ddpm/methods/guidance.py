@@ -59,14 +59,18 @@ def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
 def within(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Denoiser:
     """guided at times low < t <= high, else plain, which costs less (arXiv 2404.07724).
 
-    Raises ValueError, when called, for times (N,) of which only some are in the interval.
+    Of times (N,) each image is asked of its own. The two must then take a part of the batch.
     """
     low, high = interval
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
-        inside = {low < time <= high for time in torch.as_tensor(t).view(-1).tolist()}
-        problem = f"only some times are above {low}, up to {high}: split the batch"
-        check(len(inside) == 1, problem)
-        return (guided if inside == {True} else plain)(xt, t)
+        times = torch.as_tensor(t).cpu().expand(len(xt))
+        inside = (low < times) & (times <= high)
+        if inside.all() or not inside.any():
+            return (guided if inside.all() else plain)(xt, t)
+        order = torch.cat([part.nonzero().flatten() for part in (inside, ~inside)])
+        parts = guided(xt[inside], times[inside]), plain(xt[~inside], times[~inside])
+        back = order.argsort().to(xt.device)
+        return tuple(torch.cat(both)[back] for both in zip(*parts))
 
     return denoise

@@ -14,6 +14,7 @@ from mnist_ddpm.training import cost, machine
 from mnist_ddpm.training.files import first_line
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, training_step
+from mnist_ddpm.training.threads import look_at_cores
 
 DRAWN = 36  # images, as in a preview
 LEAST, MOST = 0.3, 2.0  # seconds of one measurement, about
@@ -104,6 +105,7 @@ class Measuring:
         It begins with batches of the least size, and goes on to larger ones while there is time.
         Where that ends before, what more of them take is added, as the two sizes let expect.
         """
+        look_at_cores()  # threads that wait for another program would be many times slower
         work(least)  # to warm up
         began, size = self.clock(), least
         first = took = self.duration(work, least)

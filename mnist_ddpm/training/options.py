@@ -37,6 +37,7 @@ class Options:
     accumulation: int = 1  # parts a batch is computed in, one after the other: to save memory
     gradient_checkpointing: bool = False  # recompute blocks: less memory, a third more work
     compile: bool = False  # torch.compile: a minute or two, worth it for a long training
+    teacher: str = ""  # a checkpoint to learn from, guided as it advises; empty: the images alone
     init_from: str = ""  # weights to start from: checkpoint or diffusers model; empty: random
 
 

@@ -69,7 +69,8 @@ class Recipe(Options, Settings):
 
     def fill_in(self) -> None:
         """Puts plain values in the place of None, paths and JSON's lists."""
-        filled = {"dataset": os.fspath(self.dataset), "init_from": os.fspath(self.init_from)}
+        paths = "dataset", "teacher", "init_from"
+        filled = {name: os.fspath(getattr(self, name)) for name in paths}
         if self.channels is None:
             filled["channels"] = 1 if self.dataset == "mnist" else 3
         if self.optimizer is None:
@@ -100,7 +101,8 @@ class Recipe(Options, Settings):
             types, wanted = kinds.get(f.type, ((type(value),), ""))
             check(type(value) in types, f"{f.name} is {value!r}: it must be {wanted}")
             if isinstance(value, str):
-                fits = bool(value or f.name == "init_from") and not CONTROL.search(value)
+                known = value or f.name in ("teacher", "init_from")
+                fits = bool(known) and not CONTROL.search(value)
                 check(fits, f"{f.name} is {value!r}: it must be a name or path in one line")
 
     def check_values(self) -> None:

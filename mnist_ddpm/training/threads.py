@@ -25,11 +25,15 @@ class Threads:
 
     def adapt(self) -> None:
         """To be called often: sets the number, at most every 30 s, which takes 0.1 s."""
-        if self.fixed or time.monotonic() < self.looked + EVERY:
-            return
-        torch.set_num_threads(free_cores(MOST))
-        self.looked = time.monotonic()
+        if time.monotonic() >= self.looked + EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Sets the number at once."""
+        if not self.fixed:
+            torch.set_num_threads(free_cores(MOST))
+            self.looked = time.monotonic()
 
 
 THREADS = Threads()  # of this process, as PyTorch's number is
-adapt_threads = THREADS.adapt
+adapt_threads, look_at_cores = THREADS.adapt, THREADS.look

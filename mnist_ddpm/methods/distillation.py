@@ -1,0 +1,24 @@
+"""Learning from a network in place of the images: what guides the teacher, the student then knows.
+
+Distillation of guided diffusion models, arXiv 2210.03142 (its first stage).
+"""
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, q_sample
+
+
+def distilled(objective: Objective, teacher: Denoiser) -> Objective:
+    """The objective with what the teacher predicts from x_t in the places of x_0 and eps.
+
+    Its two predictions lie on x_t too: signal x0_hat + noise eps_hat = x_t. So any objective will
+    do; that of consistency models then steps along the teacher's path.
+    """
+
+    def taught(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        with torch.no_grad():
+            x0_hat, eps_hat, *_ = teacher(q_sample(schedule, x0, t, eps), t)
+        return objective(network, schedule, x0_hat, t, eps_hat)
+
+    return taught

@@ -1,0 +1,106 @@
+"""Learning from a teacher: what it predicts, guided, is what the student is to say."""
+
+import json
+
+import pytest
+import torch
+from commanded import NETWORK, blobs, error_of, run, save_network
+from helpers import equal
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.catalogue import PREDICTIONS, make_schedule
+from mnist_ddpm.formats import checkpoints, teachers
+from mnist_ddpm.methods.distillation import distilled
+from mnist_ddpm.methods.predictions import weighted
+from mnist_ddpm.training.recipe import Recipe
+
+SMALL = Recipe(**NETWORK)
+SCHEDULE = make_schedule(SMALL)
+T = torch.tensor([1, 7, 13, 20])
+
+
+def example():
+    source = torch.Generator().manual_seed(0)
+    return 2 * torch.rand(4, *SMALL.shape, generator=source) - 1, torch.randn(
+        4, *SMALL.shape, generator=source
+    )
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A checkpoint, and the same that advises a guide in its folder, at t from 6 to 13."""
+    top = tmp_path_factory.mktemp("teachers")
+    plain, guided = (save_network(top / name, SMALL) for name in ("plain", "guided"))
+    save_network(guided / "guide", SMALL, seed=1, base_channels=4)
+    config = json.loads((guided / "config.json").read_text())
+    config["draw"] = {"guide": "guide", "guidance": 3.0, "guidance_interval": [5, 13]}
+    (guided / "config.json").write_text(json.dumps(config))
+    return plain, guided
+
+
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "velocity", "edm"])
+def test_who_says_what_the_teacher_says_has_nothing_to_learn(name, places):
+    """Not what would have been right."""
+    conversion, (x0, eps) = PREDICTIONS[name], example()
+    teacher = teachers.teacher(places[0], SMALL)
+
+    def student(xt, t):
+        if conversion.scale is not None:
+            xt = xt / ddpm.per_image(conversion.scale(SCHEDULE, t), xt)
+        return conversion.from_x0(SCHEDULE, xt, t, teacher(xt, t)[0])
+
+    objective = weighted(conversion)
+    assert (objective(student, SCHEDULE, x0, T, eps) > 1e-5).all()
+    assert (distilled(objective, teacher)(student, SCHEDULE, x0, T, eps) < 1e-9).all()
+
+
+def test_a_teacher_is_guided_as_its_checkpoint_advises(places):
+    plain, guided = (teachers.teacher(place, SMALL) for place in places)
+    strong, weak = (checkpoints.load(path).network for path in (places[1], places[1] / "guide"))
+    x = example()[1]
+    expected = strong(x, T)
+    inside = torch.tensor([False, True, True, False])
+    expected[inside] = torch.lerp(weak(x, T), strong(x, T), 3.0)[inside]
+    torch.testing.assert_close(guided(x, T)[1], expected)
+    torch.testing.assert_close(plain(x, T)[1], strong(x, T))
+
+
+def test_a_teacher_of_another_schedule_is_asked_along_the_student_s(places):
+    """Where it is asked for its times, a right teacher is right there too: signal and noise add."""
+    recipe = Recipe(**NETWORK, schedule="flow", prediction="velocity")
+    path, (x0, eps) = make_schedule(recipe), example()
+    xt = ddpm.q_sample(path, x0, T, eps)
+    x0_hat, eps_hat, *_ = teachers.teacher(places[0], recipe)(xt, T)
+    torch.testing.assert_close(ddpm.q_sample(path, x0_hat, T, eps_hat), xt)
+    assert not torch.allclose(eps_hat, teachers.teacher(places[0], SMALL)(xt, T)[1])
+
+
+def test_train_learns_from_a_teacher_and_goes_on_with_it(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(catalogue, "load_images", lambda *_: blobs(64))
+    monkeypatch.chdir(tmp_path)
+    flags = "--base-channels 8 --channel-mults 1 2 --T 20 --batch-size 32".split()
+
+    def trained(out, *flags):
+        assert run("train", *flags, "--out", out) == 0
+        return checkpoints.load(out)
+
+    taught = trained("a", *flags, "--teacher", places[1], "--epochs", 2)
+    assert taught.recipe.teacher == str(places[1])
+    alone = trained("b", *flags, "--epochs", 2)
+    assert not equal(alone.network.state_dict(), taught.network.state_dict())
+    trained("c", *flags, "--teacher", places[1], "--epochs", 1)
+    trained("c", "--resume", "--epochs", 2)  # with the rate of a longer run: not bit for bit
+    line = error_of(capsys, "train", "--resume", "--teacher", places[0], "--out", "c")
+    assert "teacher" in line
+
+
+@pytest.mark.parametrize(
+    ("student", "named"),
+    [({"classes": 10}, "labels"), ({"image_size": 40}, "(1, 32, 32)"), ({}, "nowhere")],
+    ids=["labels", "shape", "none"],
+)
+def test_who_cannot_teach_is_refused(student, named, places):
+    place = places[0] if student else places[0] / "nowhere"
+    with pytest.raises((ValueError, FileNotFoundError)) as raised:
+        teachers.teacher(place, Recipe(**NETWORK | student))
+    assert named in str(raised.value)
