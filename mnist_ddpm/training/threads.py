@@ -13,6 +13,8 @@ import torch
 from mnist_ddpm.ddpm import free_cores
 
 EVERY = 30.0  # seconds from one look to the next
+WINDOW = 2.0  # seconds in which the share of cores is watched meanwhile
+LOST = 0.8  # of that share, where another program has come
 MOST = torch.get_num_threads()
 
 
@@ -22,10 +24,14 @@ class Threads:
     def __init__(self):
         self.fixed = MOST == 1 or "OMP_NUM_THREADS" in os.environ
         self.looked = -math.inf
+        self.usual, self.since = 0.0, (0.0, 0.0)  # share of cores; when it was taken, by two clocks
 
     def adapt(self) -> None:
-        """To be called often: sets the number, at most every 30 s, which takes 0.1 s."""
-        if time.monotonic() >= self.looked + EVERY:
+        """To be called often: sets the number every 30 s, and at once where cores are lost.
+
+        That takes 0.1 s.
+        """
+        if time.monotonic() >= self.looked + EVERY or self.has_lost():
             self.look()
 
     def look(self) -> None:
@@ -33,6 +39,17 @@ class Threads:
         if not self.fixed:
             torch.set_num_threads(free_cores(MOST))
             self.looked = time.monotonic()
+            self.usual, self.since = 0.0, (self.looked, time.process_time())
+
+    def has_lost(self) -> bool:
+        """Whether this process gets less of the cores than before, in the last two seconds."""
+        now = time.monotonic(), time.process_time()
+        seconds, spent = (new - old for new, old in zip(now, self.since))
+        if seconds < WINDOW:
+            return False
+        self.since, before = now, self.usual
+        self.usual = max(before, spent / seconds)
+        return spent / seconds < LOST * before
 
 
 THREADS = Threads()  # of this process, as PyTorch's number is
