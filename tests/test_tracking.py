@@ -8,6 +8,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from commanded import SMALL, error_of, run, save_pictures
+from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event
 from trained import TINY, fit, start_simple
 
@@ -28,6 +29,7 @@ def events(folder):
 
 def test_a_resumed_run_goes_on_in_the_log_that_tensorboard_reads(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.Log, "every", 2)
+    monkeypatch.setattr(event_file_writer.time, "time", lambda: 1.8e9)  # both within a second
     pictures, out = save_pictures(tmp_path / "pictures"), tmp_path / "out"
     places = ["--data", tmp_path / "data", "--out", out, "--log", "tensorboard"]
     assert run("train", "--dataset", pictures, *SMALL, "--epochs", 1, *places) == 0

@@ -54,6 +54,7 @@ def start(name: str, folder: Path, recipe: Recipe, step: int):
 
     if name == "tensorboard":
         given = {"run_name": LOG, "logging_dir": folder, "purge_step": step + 1}
+        given["filename_suffix"] = f".{step}"  # files of one second would have one name
     else:
         given = {"run_name": PROJECT, "name": name_of(folder, step == 0), "resume": "allow"}
         if name == "wandb":
