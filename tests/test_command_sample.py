@@ -10,6 +10,7 @@ from commanded import DIGITS, drawn, error_of, run, save_network, skip_films
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands.drawing import own_options
 from mnist_ddpm.commands.sample import Sample
 from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.formats import checkpoints
@@ -228,6 +229,12 @@ def test_a_sampler_of_ones_own_has_its_options_within_reach(colours, tmp_path, m
     assert seen == [(0.0, "a"), (0.5, "b")]
     assert "churn" in error_of(capsys, *base, "--option", "churm=1")
     assert "--eta" in error_of(capsys, *base, "--eta", 1)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp", "heun", "consistency"])
+def test_what_every_sampler_takes_is_no_option_of_one(sampler):
+    """However it names its noise."""
+    assert own_options(catalogue.SAMPLERS[sampler]).keys() <= {"eta", "variance"}
 
 
 # --- starting from an image

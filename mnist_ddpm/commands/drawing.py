@@ -18,6 +18,7 @@ from mnist_ddpm.evaluation import drawing
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import GUIDANCE, Checkpoint
 from mnist_ddpm.methods import solvers
+from mnist_ddpm.methods.guidance import SCALE
 from mnist_ddpm.training import cost, machine, processes
 from mnist_ddpm.training.advice import as_typed
 from mnist_ddpm.training.keeping import Counted
@@ -97,7 +98,7 @@ class Drawing(flags.Drawing):
     @property
     def scale(self) -> float:
         """The guidance scale, for labels or a guide."""
-        return self.guidance if self.guidance is not None else 2.0 if self.guide else 1.0
+        return self.guidance if self.guidance is not None else SCALE if self.guide else 1.0
 
     def check_memory(self, recipe: Recipe, device: torch.device) -> None:
         """Raises ValueError for more images, or more at once, than memory can hold."""
@@ -217,10 +218,9 @@ class Drawing(flags.Drawing):
 
 
 def own_options(sampler: Callable) -> dict[str, Any]:
-    """A sampler's options and their defaults: all but what every sampler takes."""
-    common = "denoise", "schedule", "times", "xT", "noise"
-    parameters = inspect.signature(sampler).parameters.items()
-    return {name: each.default for name, each in parameters if name not in common}
+    """A sampler's options and their defaults: all but the five that every sampler takes first."""
+    parameters = [*inspect.signature(sampler).parameters.items()]
+    return {name: each.default for name, each in parameters[5:]}
 
 
 def read_options(given: tuple[str, ...], sampler: str, own: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,6 @@ def teacher(source: str | Path, recipe: Recipe, device: torch.device | str = "cp
     made = [along(catalogue.make_schedule(recipe), each) for each in found]
     if len(made) == 1:
         return made[0]
-    guided = guidance.guided(made[1], made[0], told.get("guidance", 2.0))
+    guided = guidance.guided(made[1], made[0], told.get("guidance", guidance.SCALE))
     interval = told.get("guidance_interval")
     return guidance.within(tuple(interval), guided, made[0]) if interval else guided

@@ -5,6 +5,14 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check, u_shaped
 
+SCALE = 2.0  # of guidance by a worse network, where nothing says how far
+
+
+def or_unknown(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
+    """Labels (N,) on the device of x (N, …); where there are none, `classes` for each image."""
+    unknown = torch.full((len(x),), classes)
+    return (unknown if labels is None else labels).to(x.device)
+
 
 class LabelledUNet(UNet):
     """A U-Net that also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown".
@@ -18,9 +26,7 @@ class LabelledUNet(UNet):
         self.label = nn.Embedding(classes + 1, 4 * self.base_channels)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        if labels is None:
-            labels = torch.full((len(x),), self.classes)
-        time = self.time_vector(t) + self.label(labels.to(x.device))
+        time = self.time_vector(t) + self.label(or_unknown(labels, x, self.classes))
         return u_shaped(self, x, time)
 
 

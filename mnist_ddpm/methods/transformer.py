@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check, time_embedding
+from mnist_ddpm.methods.guidance import or_unknown
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -92,9 +93,7 @@ class DiT(nn.Module):
         h = h + positions(*shape, self.width, h)
         told = self.time(time_embedding(t, self.width).to(self.patch.weight))
         if self.classes:
-            if labels is None:
-                labels = torch.full((len(x),), self.classes)
-            told = told + self.label(labels.to(x.device))
+            told = told + self.label(or_unknown(labels, x, self.classes))
         for block in self.blocks:
             h = block(h, told)
         shift, scale = self.modulation(F.silu(told)).unsqueeze(1).chunk(2, dim=2)
