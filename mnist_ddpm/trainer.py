@@ -1,6 +1,7 @@
 """The trainer of a recipe: it starts, resumes, trains, saves and measures what the names mean."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from mnist_ddpm.catalogue import (
     AUGMENTATIONS,
     conditions,
+    conversion_of,
     learns_variance,
+    make_critic,
     make_denoiser,
     make_network,
     make_objective,
@@ -20,7 +23,7 @@ from mnist_ddpm.catalogue import (
     make_times,
 )
 from mnist_ddpm.ddpm import Denoiser, check
-from mnist_ddpm.methods import distillation
+from mnist_ddpm.methods import adversarial, distillation
 from mnist_ddpm.training import checkpoint_files, loop, machine, measuring, previews, run, saving
 from mnist_ddpm.training.advice import advice_for
 from mnist_ddpm.training.processes import World
@@ -41,6 +44,8 @@ def start_run(
     if weights is not None:
         source = recipe.init_from or "what is given"
         checkpoint_files.load_weights(network.state_dict(), weights, source)
+    if recipe.critic:
+        network.critic = make_critic(recipe).to(device)
     return run.start_run(recipe, network, make_optimizer(network, recipe), make_times(recipe))
 
 
@@ -66,6 +71,9 @@ def save_checkpoint(
 
     draw: advice, if any. Raises OSError where it cannot be written.
     """
+    if recipe.critic:  # which only training needs
+        network = deepcopy(network)
+        del network.critic
     checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe), draw)
 
 
@@ -105,6 +113,10 @@ def train(
     draw = advice_for(recipe, folder, resume) if draw is None else draw
     objective = make_objective(recipe, begun.done)
     objective = objective if teacher is None else distillation.distilled(objective, teacher)
+    if recipe.critic:
+        check(world.size == 1, "critic is for one process: leave it at 0 for several")
+        rival = begun.network.critic
+        objective = adversarial.judged(objective, conversion_of(recipe), rival, recipe.critic)
     return loop.fit(
         begun, images, make_schedule(recipe), objective, folder,
         save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels,

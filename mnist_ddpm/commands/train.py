@@ -76,7 +76,9 @@ class Train(training_flags.Train):
             pass  # said before images are read
         weights = None
         if recipe.init_from and not self.resume:
-            weights = pretrained(recipe.init_from, recipe.classes > 0, recipe.condition)[1]
+            weights = pretrained(
+                recipe.init_from, recipe.classes > 0, recipe.condition, recipe.classes
+            )[1]
             checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
         taught_by = teachers.teacher(recipe.teacher, recipe, device) if recipe.teacher else None
         with processes.one_first(world):

@@ -21,14 +21,14 @@ DECIDED = (
 
 
 def pretrained(
-    source: str | Path, labels: bool = True, condition: str = "none"
+    source: str | Path, labels: bool = True, condition: str = "none", classes: int = 0
 ) -> tuple[dict, dict[str, Tensor]]:
     """Weights to start from, and the settings that decide their network and its output's meaning.
 
     source: a checkpoint, as checkpoints.find knows it, or what load_diffusers reads. labels:
     whether there are any to train with; if not, a network with labels becomes one without, which
-    predicts what it did for no label. condition: one that a network without begins to heed, from
-    weights 0. Raises as checkpoints.load and load_diffusers.
+    predicts what it did for no label. condition, classes: a condition, and labels, that a network
+    without begins to heed, from weights 0. Raises as checkpoints.load and load_diffusers.
     """
     config = checkpoints.find(source, CONFIGS) / CONFIG
     own = config.is_file() and "format" in read_json(config)
@@ -43,6 +43,11 @@ def pretrained(
         unknown = unknown if trained else torch.stack(told).mean(dim=0)
         weights["time.2.bias"] = weights["time.2.bias"] + unknown
         decided |= {"classes": 0, "attributes": ()}
+    if classes and not recipe.classes:
+        decided["classes"] = classes
+        with torch.device("meta"):
+            told = catalogue.make_network(replace(recipe, classes=classes)).label.weight
+        weights["label.weight"] = torch.zeros(told.shape)
     if not recipe.conditional and condition != "none" and isinstance(network, UNet):
         decided["condition"] = condition
         more = catalogue.condition_channels(replace(recipe, condition=condition))

@@ -14,6 +14,11 @@ def or_unknown(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
     return (unknown if labels is None else labels).to(x.device)
 
 
+def labels_of(network: Network) -> Tensor | None:
+    """The labels that a network is told while it trains; None where it is told none."""
+    return getattr(network, "labels", None)
+
+
 class LabelledUNet(UNet):
     """A U-Net that also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown".
 

@@ -27,6 +27,8 @@ class Options:
     objective: str = "simple"
     times: str = "uniform"  # of training: uniform, logit-normal, log-normal
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small
+    # weight of a critic's loss, which learns to tell x_0's predictions from images; 0: no critic
+    critic: float = 0.0
     classes: int = 0  # number of different labels that the network is told; 0: no labels
     attributes: tuple[str, ...] = ()  # of celeba, as labels: attribute i counts 2^i
     label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without

@@ -184,6 +184,7 @@ def add_gradients(
         def network(xt: Tensor, t: Tensor, told: dict = told) -> Tensor:
             return run.called(xt, t.to(device), **told)
 
+        network.labels = told.get("labels")  # for objectives that ask others, too
         # Several processes share gradients after the last part.
         unshared = getattr(run.called, "no_sync", nullcontext)
         with unshared() if part.stop < n else nullcontext():

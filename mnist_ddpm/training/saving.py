@@ -28,7 +28,7 @@ FIXED = (  # settings that a run cannot change
     "network", "attributes", "teacher", "init_from", "image_size", "channels", "base_channels",
     "channel_mults", "blocks_per_level", "attention_resolutions", "patch_size", "norm_groups",
     "dropout", "condition", "classes", "schedule", "T", "beta_1", "beta_T", "prediction",
-    "objective", "times", "optimizer", "batch_size", "seed",
+    "objective", "critic", "times", "optimizer", "batch_size", "seed",
 )  # fmt: skip
 OF_A_ZIP = zipfile.BadZipFile, zlib.error  # that is damaged
 STATE, CONFIG, WEIGHTS = "training_state.pt", "config.json", "model.safetensors"

@@ -1,0 +1,93 @@
+"""A critic beside an objective: it learns to tell x0_hat from images, and the network to pass.
+
+A generative adversarial network (arXiv 1406.2661) whose generator is the denoiser: x0_hat of a
+mean error is blurred where x_t leaves doubt, and a critic takes no blurred image. As in consistency
+trajectory models (arXiv 2310.02279, Section 4), it makes one or two evaluations sharp.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import softplus
+
+from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
+from mnist_ddpm.methods.guidance import labels_of, or_unknown
+from mnist_ddpm.methods.predictions import Conversion
+
+SMALLEST = 4  # side of the critic's last level
+GAMMA, SIGMA = 0.1, 0.05  # of the gradient's penalty: its factor, and the noise that measures it
+
+
+class Critic(nn.Module):
+    """How real images (N, C, height, width) look, (N,), as others with their labels (N,) do.
+
+    classes: different labels; 0: none.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, classes: int = 0, features=32):
+        super().__init__()
+        layers = []
+        while max(height, width) > SMALLEST:
+            layers += [nn.Conv2d(channels, features, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+            height, width, channels, features = height // 2, width // 2, features, 2 * features
+        layers += [nn.Flatten(), nn.Linear(channels * height * width, features)]
+        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2))
+        self.score = nn.Linear(features, 1)
+        self.classes = classes
+        self.label = nn.Embedding(classes + 1, features) if classes else None
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        found = self.layers(x)
+        score = self.score(found).flatten()
+        if self.label is None:
+            return score
+        return score + (self.label(or_unknown(labels, x, self.classes)) * found).sum(dim=1)
+
+
+class Heard:
+    """A network, and what it said last that has gradients."""
+
+    def __init__(self, network: Network):
+        self.network, self.labels = network, labels_of(network)
+        self.output = None
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+        output = self.network(xt, t)
+        if output.requires_grad:
+            self.output = output
+        return output
+
+
+def rivalry(critic: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
+    """What the critic is to lower, one loss a pair: real is to look more real than fake.
+
+    The loss is relativistic (arXiv 1807.00734), with R1's penalty of the gradient at real images
+    (arXiv 1801.04406), measured by a little noise (arXiv 2501.08316, Section 3.4).
+    """
+    scores = critic(real, labels)
+    near = critic(real + SIGMA * torch.randn_like(real), labels)
+    penalty = GAMMA / 2 * ((near - scores) / SIGMA).square()
+    return softplus(critic(fake, labels) - scores) + penalty
+
+
+def judged(
+    objective: Objective, conversion: Conversion, critic: nn.Module, weight: float
+) -> Objective:
+    """The objective, plus weight times how easily the critic tells x0_hat from x_0, by image.
+
+    The critic learns by the same gradients: its parameters are to be in the same optimiser.
+    """
+
+    def with_critic(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
+        heard = Heard(network)
+        losses = objective(heard, schedule, x0, t, eps)
+        xt = q_sample(schedule, x0, t, eps)
+        fake = conversion.to_x0(schedule, xt, t, heard.output.to(xt.dtype))
+        frozen = {name: value.detach() for name, value in critic.named_parameters()}
+        real_score, score = (
+            functional_call(critic, frozen, (each, heard.labels)) for each in (x0, fake)
+        )
+        own = rivalry(critic, x0, fake.detach(), heard.labels)
+        return losses + weight * softplus(real_score - score) + own
+
+    return with_critic

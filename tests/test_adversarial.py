@@ -1,0 +1,120 @@
+"""A critic beside an objective: both learn, each its own, and few evaluations become sharp."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from commanded import DIGITS
+from helpers import PAPER, equal, in_processes, restless
+from torch import nn
+from trained import TINY, squares
+
+from mnist_ddpm import catalogue, trainer
+from mnist_ddpm.ddpm import random_generator
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.methods.adversarial import Critic, judged
+from mnist_ddpm.methods.predictions import X0, weighted
+
+JUDGED = replace(TINY, critic=0.5, prediction="v", objective="consistency", classes=3)
+
+
+class Points(nn.Module):
+    """x0_hat of single numbers, as a function of x_t alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, xt, t):
+        return self.layers(xt.flatten(1)).view_as(xt)
+
+
+def rms(x):
+    return x.square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("weight", [0, 3])
+def test_from_noise_alone_the_mean_is_predicted_unless_a_critic_says_that_none_looks_so(weight):
+    """The data are 1 and -1, of which x_T tells nothing."""
+    torch.manual_seed(0)
+    network = Points()
+    critic = Critic(1, 1, 1)
+    objective = judged(weighted(X0), X0, critic, weight)
+    optimizer = torch.optim.Adam([*network.parameters(), *critic.parameters()], 3e-3)
+    t = torch.full((128,), 1000)
+    for _ in range(500):
+        x0, eps = torch.randn(128, 1, 1, 1).sign(), torch.randn(128, 1, 1, 1)
+        optimizer.zero_grad()
+        objective(network, PAPER, x0, t, eps).mean().backward()
+        optimizer.step()
+    drawn = network(torch.randn(1000, 1, 1, 1), t)
+    assert rms(drawn) < 0.2 if weight == 0 else rms(drawn.abs() - 1) < 0.3
+
+
+def test_the_critic_learns_to_tell_and_the_network_to_pass():
+    """Each by steps of its own gradient: neither learns from what the other is to do."""
+    torch.manual_seed(0)
+    network, critic = Points(), Critic(1, 1, 1)
+    x0, eps = 2 + torch.randn(2, 256, 1, 1, 1)
+    t = torch.full((256,), 900)
+    nothing = lambda network, schedule, x0, t, eps: 0 * network(x0, t).mean(dim=(1, 2, 3))  # noqa: E731
+
+    def lead():
+        fake = network(PAPER.signal[900] * x0 + PAPER.noise[900] * eps, t)
+        return (critic(x0) - critic(fake)).mean().item()
+
+    for module, wanted in ((critic, 1), (network, -1)):
+        before = lead()
+        for _ in range(20):
+            nn.ModuleList([network, critic]).zero_grad()
+            judged(nothing, X0, critic, 1.0)(network, PAPER, x0, t, eps).mean().backward()
+            for p in module.parameters():
+                p.data -= 0.02 * p.grad
+        assert wanted * (lead() - before) > 0.01
+
+
+def test_a_critic_is_told_labels():
+    critic = restless(Critic(1, 16, 24, classes=3))
+    x = torch.randn(2, 1, 16, 24)
+    known, other = (critic(x, torch.tensor(labels)) for labels in ([0, 1], [0, 2]))
+    assert known[0] == other[0] and known[1] != other[1]
+    assert torch.equal(critic(x), critic(x, torch.tensor([3, 3])))
+
+
+def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_path):
+    labels = torch.arange(96) % 3
+    whole = trainer.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "a", labels)
+    assert all(torch.isfinite(p).all() for p in whole.network.critic.parameters())
+    fresh = catalogue.make_critic(JUDGED).state_dict()
+    assert not equal(whole.network.critic.state_dict(), fresh)
+    begun = trainer.start_run(replace(JUDGED, epochs=1.0))
+    # stopped by a deadline that has passed: after a step
+    trainer.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, deadline=0.0)
+    again = trainer.train(
+        replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, resume=True
+    )
+    assert equal(again.network.state_dict(), whole.network.state_dict())
+    assert begun.network.state_dict().keys() == whole.network.state_dict().keys()
+    network, _, recipe, _ = checkpoints.load(tmp_path / "a")
+    assert recipe.critic == 0.5 and not hasattr(network, "critic")
+
+
+def test_several_processes_are_refused(tmp_path):
+    def begin(world):
+        recipe = replace(JUDGED, classes=0)
+        with pytest.raises(ValueError, match="critic"):
+            trainer.train(recipe, squares(), tmp_path, world=world)
+
+    in_processes(2, begin)
+
+
+def test_a_network_without_labels_begins_some_as_it_was(tmp_path):
+    plain = replace(DIGITS, classes=0, objective="simple")
+    trainer.save_checkpoint(tmp_path, restless(catalogue.make_network(plain)), plain, {})
+    decided, weights = pretrained(tmp_path, classes=10)
+    started = trainer.start_run(replace(plain, **decided), weights=weights).network
+    x, t = torch.randn(2, *plain.shape, generator=random_generator(0)), torch.tensor([1, 20])
+    expected = checkpoints.load(tmp_path).network(x, t)
+    for labels in (None, torch.tensor([0, 9])):
+        torch.testing.assert_close(started(x, t, labels), expected)
