@@ -1,5 +1,6 @@
 """Checkpoints for another library: what it can express is written, all else is named."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -44,3 +45,28 @@ def test_what_diffusers_cannot_express_is_named(tmp_path, capsys, changes, named
     line = error_of(capsys, "export", "--checkpoint", source, "--out", tmp_path / "theirs")
     assert named in line and str(source) in line
     assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(
+    package, tmp_path, capsys, monkeypatch
+):
+    before = ["onnx", "onnxscript", "onnxruntime"]
+    for name in before[: before.index(package)]:  # as if it were there
+        monkeypatch.setitem(sys.modules, name, sys)
+    monkeypatch.setitem(sys.modules, package, None)
+    out = tmp_path / "new" / "model.onnx"
+    line = error_of(capsys, "export", "--checkpoint", "mnist", "--format", "onnx", "--out", out)
+    assert f"of {package} " in line and '".[export]"' in line
+    assert not out.parent.exists()
+
+
+def test_flags_of_onnx_that_cannot_be_meant_are_refused(tmp_path, capsys):
+    there = tmp_path / "model.onnx"
+    there.write_bytes(b"mine")
+    onnx = "export", "--checkpoint", "mnist", "--format", "onnx", "--out"
+    assert "is there already" in error_of(capsys, *onnx, there)
+    assert "ends in .onnx" in error_of(capsys, *onnx, tmp_path / "out")
+    half = "--checkpoint", "mnist-pixels", "--precision", "float16", "--out", tmp_path / "out"
+    assert "--format onnx" in error_of(capsys, "export", *half)
+    assert [*tmp_path.iterdir()] == [there] and there.read_bytes() == b"mine"

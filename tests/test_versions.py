@@ -2,6 +2,7 @@
 
 import runpy
 import subprocess
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import mnist_ddpm
+from mnist_ddpm.formats.onnx import PACKAGES
 
 
 def wanted(name, sign):
@@ -25,6 +27,14 @@ def wanted(name, sign):
 def test_the_lowest_versions_are_those_that_requirements_allow():
     floors, lowest = wanted("requirements.txt", ">="), wanted("requirements/lowest.txt", "==")
     assert len(floors) == 15 and floors.items() <= lowest.items()
+
+
+def test_what_export_needs_is_tested_in_a_version_that_it_allows():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = [Requirement(each) for each in project["optional-dependencies"]["export"]]
+    pinned = wanted("requirements-dev.txt", "==")
+    assert [each.name for each in extra] == [*PACKAGES]
+    assert all(each.specifier.contains(pinned[each.name]) for each in extra)
 
 
 def test_colab_has_versions_that_requirements_allow():

@@ -63,7 +63,10 @@ VALID = {
         "--checkpoint labels --n 4 --times-per-image 2 --out new.json",
     ),
     "extractor": ("--dataset celeba --epochs 1 --out new.safetensors",),
-    "export": ("--checkpoint plain --out new", "--checkpoint wide --out new"),
+    "export": (
+        "--checkpoint plain --out new", "--checkpoint wide --out new",
+        "--checkpoint plain --format onnx --out new.onnx",
+    ),
     "push": ("--checkpoint run --to me/digits --card card.json",),  # offline: it is refused
     "compare": ("card.json other.json", "bound.json card.json"),
 }  # fmt: skip

@@ -208,9 +208,13 @@ class Export:
     variances, and one number of groups in all its normalisations: train with --patch-size 1, and
     with --base-channels 128, or 30 and equal --channel-mults.
 
+    onnx: a file for ONNX Runtime, with the schedule in its metadata, for any network. It needs
+    the extra packages of pip install ".[export]".
+
     Example: python -m mnist_ddpm export --checkpoint checkpoints/mine --format diffusers --out out
     """
 
     checkpoint: Path  # folder that training wrote, or a name on the hub
-    out: Path  # folder for the result
-    format: Literal["diffusers"] = "diffusers"
+    out: Path  # folder for the result, or for onnx a file that ends in .onnx
+    format: Literal["diffusers", "onnx"] = "diffusers"
+    precision: Literal["float32", "float16"] = "float32"  # of onnx's weights and computation
