@@ -2,6 +2,8 @@
 
 A checkpoint's weights, the kernels compiled to WebAssembly, scripts and style are all inside, so
 the page opens from a disk, without a server. Needs clang with wasm-ld (Debian: clang and lld).
+
+With --as-checkpoint it writes the weights as the page reads them, for `mnist_ddpm evaluate`.
 """
 
 import argparse
@@ -24,8 +26,11 @@ from safetensors.numpy import save
 from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.training.checkpoint_files import told_advice
+from mnist_ddpm.training.saving import CONFIG
 
 HERE = Path(__file__).resolve().parent
+CHECKPOINT = "mnist-conditional"  # in the page, unless told
 MOST = 4_000_000  # bytes of the page
 KINDS = "float32", "float16", "int8"  # of stored weights
 # With int8, layers with less than this share of the weights stay in half precision: mostly those of
@@ -116,10 +121,14 @@ def tables(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
     return {f"schedule.{name}": table.numpy() for name, table in found.items()}
 
 
+def weights_of(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
+    """A checkpoint's weights by their names."""
+    return {name: value.numpy() for name, value in checkpoint.network.state_dict().items()}
+
+
 def weights_file(checkpoint: checkpoints.Checkpoint, name: str, kind: str, draw: dict) -> bytes:
     """All that the page knows of a checkpoint, as one safetensors file."""
-    recipe, network = checkpoint.recipe, checkpoint.network
-    weights = {key: value.numpy() for key, value in network.state_dict().items()}
+    recipe, weights = checkpoint.recipe, weights_of(checkpoint)
     metadata = {
         "name": name, "weights": kind, "parameters": sum(each.size for each in weights.values()),
         "shape": recipe.shape, "patch_size": recipe.patch_size, "norm_groups": recipe.norm_groups,
@@ -171,14 +180,36 @@ def build(source: str, kind: str, out: Path) -> int:
     return len(text)
 
 
+def as_checkpoint(source: str, kind: str, folder: Path) -> None:
+    """Writes a checkpoint's weights as the page reads them, to be measured like any other.
+
+    Raises ValueError for a folder that holds one already, OSError, and as checkpoints.load.
+    """
+    there = (folder / CONFIG).exists()
+    check(not there, f"{folder} holds a checkpoint already: name another folder, or remove it")
+    network, _, recipe, record = checkpoint = checkpoints.load(source)
+    read = as_read(stored(weights_of(checkpoint), kind))
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in read.items()})
+    record = record | {"weights": f"{kind} of {Path(source).name}"}
+    checkpoints.save(folder, network, recipe, record, told_advice(checkpoints.find(source)))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Reads the flags, builds, and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="mnist-conditional", help="a name or folder")
+    parser.add_argument("--checkpoint", default=CHECKPOINT, help="a name or folder")
     parser.add_argument("--weights", choices=KINDS, default="int8", help="how they are stored")
     parser.add_argument("--out", type=Path, default=HERE / "digits.html")
+    parser.add_argument(
+        "--as-checkpoint", type=Path, metavar="FOLDER",
+        help="write no page, but the weights as it reads them, for evaluate --checkpoint FOLDER",
+    )  # fmt: skip
     flags = parser.parse_args(arguments)
     try:
+        if flags.as_checkpoint:
+            as_checkpoint(flags.checkpoint, flags.weights, flags.as_checkpoint)
+            print(f"{flags.as_checkpoint}: {flags.checkpoint} in {flags.weights}")
+            return 0
         size = build(flags.checkpoint, flags.weights, flags.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
