@@ -3,6 +3,7 @@
 
 const FINE = 8; // the drawing has so many pixels for one of the network's, each way
 const BRUSH = 2.6; // width of a line, in the network's pixels
+const drawing = follower(redraw);
 const KEEPS = { // which pixels are known, by what is chosen
   upper: (x, y, width, height) => y < height / 2,
   left: (x, y, width) => x < width / 2,
@@ -23,6 +24,7 @@ function readyToDraw() {
     pad.setPointerCapture(event.pointerId);
     last = place(event);
     line(context, last, last);
+    drawing.soon();
   };
   pad.onpointermove = (event) => {
     if (!last) return;
@@ -31,22 +33,23 @@ function readyToDraw() {
       line(context, last, next);
       last = next;
     }
+    drawing.soon();
   };
   pad.onpointerup = pad.onpointercancel = () => {
-    if (last) redraw();
+    if (last) drawing.now();
     last = null;
   };
   $("take").onclick = () => {
     context.imageSmoothingEnabled = true;
     context.drawImage($("xt"), 0, 0, pad.width, pad.height);
-    redraw();
+    drawing.now();
   };
   $("clear").onclick = () => {
     context.clearRect(0, 0, pad.width, pad.height);
-    redraw();
+    drawing.now();
   };
-  $("strength").oninput = $("keep").onchange = redraw;
-  redraw();
+  $("strength").oninput = drawing.soon;
+  $("keep").onchange = drawing.now;
 }
 
 function line(context, from, to) {
@@ -56,8 +59,8 @@ function line(context, from, to) {
   context.stroke();
 }
 
-// The drawing in the network's pixels, each the mean of its own, as floats in [-1, 1].
-function drawing() {
+// What is drawn in the network's pixels, each the mean of its own, as floats in [-1, 1].
+function drawn() {
   const pad = $("pad"), [channels, height, width] = facts.shape;
   const result = new Float32Array(height * width).fill(-1);
   const { data } = pad.getContext("2d").getImageData(0, 0, pad.width, pad.height);
@@ -72,14 +75,16 @@ function drawing() {
 
 // Asks for what becomes of the drawing; an empty one becomes nothing.
 function redraw() {
-  const strength = Number($("strength").value), keep = $("keep").value, picture = drawing();
-  const [channels, height, width] = facts.shape;
-  $("far").textContent = furthest(strength, facts.T);
+  const strength = Number($("strength").value), keep = $("keep").value, picture = drawn();
+  const [, height, width] = facts.shape;
+  tell("strength", furthest(strength, facts.T));
   $("strength").disabled = keep !== "all";
-  redraw.id = 0;
-  if (picture.every((value) => value === -1)) {
+  const empty = picture.every((value) => value === -1);
+  $("hint").hidden = !empty;
+  if (empty) {
+    latest.drawn = null;
     paint($("drawn"), picture);
-    return;
+    return false;
   }
   const mask = KEEPS[keep] && picture.map((_, k) => {
     const x = k % width, y = Math.floor(k / width) % height;
@@ -87,5 +92,6 @@ function redraw() {
   });
   // unless one label is told, the network sees for itself what it is
   const told = typeof wish.label === "number" ? {} : { labels: null, guidance: 1 };
-  redraw.id = ask("drawn", [wish.image], { picture, strength, mask, ...told });
+  ask("drawn", [wish.image], { picture, strength, mask, ...told });
+  return true;
 }

@@ -10,7 +10,15 @@ const SAYS = {
   dpmpp: "As DDIM, and uses the prediction before: good in few steps.",
   consistency: "Takes the prediction at T, adds noise anew up to the next t, and so on.",
 };
+const SEEN = {
+  trained: "Trained to be consistent, the network tries to say the same digit at every t.",
+  not: "The larger t is, the more digits it could be. The network predicts their mean, a blur.",
+};
 const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+const QUICK = 8; // steps: with fewer, each of them takes its part of PLAY
+const latest = {}; // lane -> the number of its last task
+const seeing = follower(see);
 
 let facts, wish, stops, film = [], expected = 1, playing, writing, task = 0, worker;
 
@@ -43,7 +51,11 @@ function ready(message) {
   $("count").textContent = ` of ${facts.parameters.toLocaleString("en")} weights`;
   $("T").textContent = facts.T;
   $("film").hidden = facts.shape[0] > 1; // GIFs here are grey
-  if (facts.draw.sampler !== "consistency") $("few").remove(); // only networks trained for it
+  const trained = facts.draw.sampler === "consistency"; // in no other network is it of use
+  if (!trained) $("trained").remove();
+  $("quick").hidden = !trained;
+  $("seen-says").textContent = SEEN[trained ? "trained" : "not"];
+  [$("level").max, $("level").value] = [facts.T, Math.ceil(facts.T / 2)];
   $("labels").hidden = $("guiding").hidden = !facts.classes;
   const labels = facts.classes ? [EACH, ...Array(facts.classes).keys(), NONE] : [];
   labels.forEach(addLabel);
@@ -52,8 +64,8 @@ function ready(message) {
   for (const canvas of document.querySelectorAll("canvas")) {
     [, canvas.height, canvas.width] = facts.shape;
   }
-  follow();
   readyToDraw();
+  follow();
 }
 
 function addLabel(label) {
@@ -87,6 +99,8 @@ function draw(asked) {
   wish = asked;
   showControls();
   drawLarge();
+  drawing.now();
+  ask("few", [wish.image], { counts: [1, 2, 4].filter((count) => count <= facts.T) });
   if (!old || others(wish) !== others(old)) drawGrid();
   drawBetween();
 }
@@ -103,19 +117,35 @@ function ask(lane, images, more = {}) {
   const labels = labelsOf(wish, images, facts.classes), id = ++task;
   const message = { kind: "draw", lane, id, seed, images, sampler, steps, eta, guidance, labels };
   worker.postMessage({ ...message, ...more });
-  return id;
+  latest[lane] = id;
+}
+
+// Follows what moves, such as a slider: `soon` asks at once, or when the answer that is awaited has
+// come. `asks` says whether there is anything to ask.
+function follower(asks) {
+  let awaited = false, again = false;
+  const now = () => {
+    again = false;
+    awaited = asks();
+  };
+  const soon = () => awaited ? again = true : now();
+  const came = () => {
+    awaited = false;
+    if (again) now();
+  };
+  return { now, soon, came };
 }
 
 function drawLarge() {
   film = [];
   expected = wish.steps + 1;
   $("moment").max = wish.steps;
-  drawLarge.id = ask("large", [wish.image]);
+  ask("large", [wish.image]);
   play();
 }
 
 function drawGrid() {
-  drawGrid.id = ask("grid", Array.from({ length: GRID }, (_, k) => firstOfGrid() + k));
+  ask("grid", Array.from({ length: GRID }, (_, k) => firstOfGrid() + k));
 }
 
 // Without fresh noise: the way there is then the same for neighbours.
@@ -126,20 +156,50 @@ function drawBetween() {
   const two = labelsOf(wish, images, facts.classes);
   const labels = two && between.map((weight) => two[weight < 0.5 ? 0 : 1]);
   [$("from").textContent, $("to").textContent] = images;
-  drawBetween.id = ask("between", images, { sampler, eta: 0, between, labels });
+  ask("between", images, { sampler, eta: 0, between, labels });
 }
 
-function state({ lane, id, t, x, x0, ms, bytes }) {
-  if (lane === "large" && id === drawLarge.id) {
-    film.push({ t, x, x0, ms });
-    if (t === 0) finished(bytes);
-  }
-  if (lane === "drawn" && id === redraw.id) {
-    paint($("drawn"), x0);
+// The large digit, with the noise of its x_T, at the time of a slider.
+function see() {
+  const { x } = film.at(-1), t = Number($("level").value);
+  tell("level", t);
+  ask("seen", [wish.image], { picture: x, strength: t / facts.T, steps: 1 });
+  return true;
+}
+
+function state({ lane, id, ...found }) {
+  if (id === latest[lane]) SHOW[lane](found);
+}
+
+const SHOW = { // what comes of each lane
+  large({ bytes, ...moment }) {
+    film.push(moment);
+    if (moment.t > 0) return;
+    finished(bytes);
+    seeing.now();
+  },
+  drawn({ t, x0 }) {
+    if (t === 0 || wish.steps > QUICK) paint($("drawn"), x0); // few steps: no flicker
     $("drawn").dataset.t = t;
-  }
-  if (lane === "grid" && id === drawGrid.id) paintRow($("grid"), x, t);
-  if (lane === "between" && id === drawBetween.id) paintRow($("between"), x, t);
+    if (t === 0) drawing.came();
+  },
+  seen({ t, x, x0 }) {
+    if (t === 0) return seeing.came();
+    paint($("noised"), x);
+    paint($("guess"), x0);
+    $("guess").dataset.t = t;
+  },
+  few({ t, x, x0, count }) {
+    if (t === facts.T) paint(canvasOf(0), x);
+    paint(canvasOf(count), x0);
+    canvasOf(count).dataset.t = t;
+  },
+  grid: ({ t, x }) => paintRow($("grid"), x, t),
+  between: ({ t, x }) => paintRow($("between"), x, t),
+};
+
+function canvasOf(count) {
+  return document.querySelector(`#few [data-count="${count}"]`);
 }
 
 // Says what it took: the median, since other programs interrupt now and then.
@@ -157,12 +217,12 @@ function paintRow(row, x, t) {
   row.dataset.t = t;
 }
 
-// Shows the film from its start, as far as there is one, over PLAY milliseconds.
+// Shows the film from its start, as far as there is one, over PLAY milliseconds at most.
 function play() {
   stop();
-  const began = performance.now(), last = expected - 1;
+  const began = performance.now(), last = expected - 1, each = PLAY / Math.max(QUICK, last);
   const frame = (now) => {
-    const due = still.matches ? last : Math.min(last, Math.floor((now - began) / PLAY * last));
+    const due = still.matches ? last : Math.min(last, Math.floor((now - began) / each));
     if (film.length) show(Math.min(due, film.length - 1));
     playing = due < last || film.length < expected ? requestAnimationFrame(frame) : null;
   };
@@ -182,6 +242,7 @@ function show(k) {
   $("t").textContent = t;
   $("moment").value = k;
   $("moment").setAttribute("aria-valuetext", `t = ${t}`);
+  if (t === 0 && !performance.getEntriesByName("digit").length) performance.mark("digit");
 }
 
 // Floats in [-1, 1] as grey levels, or as colours.
@@ -196,14 +257,23 @@ function paint(canvas, x) {
   context.putImageData(picture, 0, 0);
 }
 
+// The t of a slider, which counts otherwise.
+function tell(slider, t) {
+  document.querySelector(`output[for="${slider}"]`).textContent = `t = ${t}`;
+  $(slider).setAttribute("aria-valuetext", `t = ${t}`);
+}
+
 function showControls() {
   const within = STOPS.filter((steps) => steps <= facts.T);
   stops = [...new Set([...within, wish.steps])].sort((a, b) => a - b);
   $("steps").max = stops.length - 1;
   $("steps").value = stops.indexOf(wish.steps);
   $("steps").setAttribute("aria-valuetext", `${wish.steps} steps`);
+  for (const button of document.querySelectorAll("#quick button")) {
+    button.setAttribute("aria-pressed", button.value === String(wish.steps));
+  }
   $("eta").value = wish.eta;
-  $("eta").disabled = !WITH_ETA.includes(wish.sampler);
+  $("anew").hidden = !WITH_ETA.includes(wish.sampler);
   $("guidance").value = wish.guidance ?? 1;
   $("guidance").disabled = wish.label === NONE;
   $("sampler").value = wish.sampler;
@@ -219,7 +289,14 @@ function showControls() {
     button.setAttribute("aria-label", `image ${image}`);
     button.setAttribute("aria-pressed", image === wish.image);
   });
-  $("command").textContent = pythonCommand(wish, facts.name);
+  $("command").replaceChildren(...pythonCommand(wish, facts.name).split(/ (?=-)/).flatMap(unbroken));
+}
+
+// Words that no line parts, and a space.
+function unbroken(words) {
+  const span = document.createElement("span");
+  span.textContent = words;
+  return [span, " "];
 }
 
 function download(url, ending) {
@@ -255,12 +332,16 @@ $("moment").oninput = (event) => {
   stop();
   if (film.length) show(Math.min(Number(event.target.value), film.length - 1));
 };
+$("level").oninput = () => film.at(-1)?.t === 0 && seeing.soon();
 $("fresh").onclick = () => change({ seed: 1 + Math.floor(9999 * Math.random()) });
 $("again").onclick = play;
 $("save").onclick = savePicture;
 $("film").onclick = saveFilm;
 $("sampler").onchange = (event) => change({ sampler: event.target.value });
 $("steps").oninput = (event) => change({ steps: stops[event.target.value] });
+for (const button of document.querySelectorAll("#quick button")) {
+  button.onclick = () => change({ steps: Number(button.value) });
+}
 $("eta").oninput = (event) => change({ eta: Number(event.target.value) });
 $("guidance").oninput = (event) => change({ guidance: Number(event.target.value) });
 onhashchange = follow;

@@ -5,13 +5,21 @@
 // once for each state of the sampler. A lane has one task: a new one takes the old one's place.
 // After each step the first lane that has a task goes on, so the large digit does not wait.
 
-const LANES = ["large", "drawn", "grid", "between"]; // in the order of service
+const LANES = ["large", "drawn", "seen", "few", "grid", "between"]; // in the order of service
 const tasks = {};
 let network, schedule, noise, working = false;
 
 // The states of a task: from noise, from a picture (SDEdit), from a part of one (RePaint), or of
-// images whose x_T lie `between` those of two numbers, one for each weight 0 … 1.
+// images whose x_T lie `between` those of two numbers, one for each weight 0 … 1. With `counts`:
+// one way after the other, each with so many steps.
 function* states(task) {
+  for (const count of task.counts ?? []) {
+    for (const state of states({ ...task, steps: count, counts: null })) yield { ...state, count };
+  }
+  if (!task.counts) yield* walked(task);
+}
+
+function* walked(task) {
   const { seed, images, sampler, steps, eta, labels, guidance, picture, mask, between } = task;
   const [channels, height, width] = network.shape;
   const draw = noise.source(seed, images, channels * height * width);

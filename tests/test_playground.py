@@ -119,9 +119,17 @@ def fresh(recipe: Recipe, std: float = 0.1) -> checkpoints.Checkpoint:
     return checkpoints.Checkpoint(network, catalogue.make_schedule(recipe), recipe, {})
 
 
-def weights_of(checkpoint: checkpoints.Checkpoint, kind: str = "float32") -> bytes:
+def weights_of(checkpoint, kind: str = "float32", draw: dict | None = None) -> bytes:
     """The page's file of a checkpoint."""
-    return building.weights_file(checkpoint, "it", kind, {})
+    return building.weights_file(checkpoint, "it", kind, draw or {})
+
+
+def as_stored(checkpoint, kind: str) -> checkpoints.Checkpoint:
+    """The checkpoint with the weights that the page reads."""
+    read = building.as_read(load(weights_of(checkpoint, kind)))
+    names = checkpoint.network.state_dict()
+    checkpoint.network.load_state_dict({name: torch.from_numpy(read[name]) for name in names})
+    return checkpoint
 
 
 SMALL = {"base_channels": 8, "channel_mults": (1, 2), "T": 20}
@@ -144,10 +152,8 @@ CASES += [("odd widths", kind) for kind in ("float16", "int8")]
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_the_network_is_pytorch_s(in_node, name, kind):
     recipe = RECIPES[name]
-    checkpoint = fresh(recipe)
-    weights, network = weights_of(checkpoint, kind), checkpoint.network
-    read = building.as_read(load(weights))
-    network.load_state_dict({name: torch.from_numpy(read[name]) for name in network.state_dict()})
+    weights = weights_of(fresh(recipe), kind)
+    network = as_stored(fresh(recipe), kind).network
     x = torch.randn(3, *recipe.shape, generator=torch.Generator().manual_seed(0))
     labels = [[1, 7, 10]] if recipe.classes else []
     asked = [{"t": t, "labels": each} for t in (1, recipe.T) for each in (*labels, None)]
@@ -158,17 +164,33 @@ def test_the_network_is_pytorch_s(in_node, name, kind):
         assert np.abs(np.float32(found) - wanted.flatten().numpy()).max() < 1e-4
 
 
-def in_python(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=None):
-    """The same image, uint8, flattened."""
+def denoiser_of(checkpoint, label=None, guidance=1.0):
+    """What it predicts of images with a label, clipped."""
     network, schedule, recipe, _ = checkpoint
     of = partial(catalogue.make_denoiser, schedule=schedule, recipe=recipe)
     denoise = of(network if label is None else told(network, torch.tensor([label])))
     if label is not None:
         denoise = guided(of(network), denoise, guidance)
-    noise = ddpm.noise_source(seed, range(image, image + 1), recipe.shape)
+    return ddpm.clipped(denoise, schedule)
+
+
+def floats(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=None):
+    """The same image in Python, in [-1, 1]."""
+    schedule, denoise = checkpoint.schedule, denoiser_of(checkpoint, label, guidance)
+    noise = ddpm.noise_source(seed, range(image, image + 1), checkpoint.recipe.shape)
     times = ddpm.timesteps(T or schedule.T, steps)
-    *_, (_, x, _) = sampler(ddpm.clipped(denoise, schedule), schedule, times, noise(), noise)
+    *_, (_, x, _) = sampler(denoise, schedule, times, noise(), noise)
+    return x
+
+
+def levels(x):
+    """An image's grey levels, flattened."""
     return ddpm.to_uint8(x).flatten().numpy()
+
+
+def in_python(*asked):
+    """The same image's grey levels."""
+    return levels(floats(*asked))
 
 
 def nearly_equal(found: list[int], wanted: np.ndarray) -> bool:
@@ -206,6 +228,7 @@ LABELS = {  # of a small network with labels
 EDM = Recipe(**SMALL, prediction="edm", schedule="cosine")
 CONSISTENT = {"#seed=7&image=3&steps=3&sampler=consistency": (7, 3, 3, consistency_sampler)}
 FLOW = Recipe(**SMALL, prediction="velocity", schedule="flow")  # which ends in pure noise
+FEW = Recipe(**SMALL, classes=10, prediction="v")
 STRAIGHT = {"#seed=7&image=3&steps=5&sampler=dpmpp": (7, 3, 5, dpmpp(0))}
 
 
@@ -236,7 +259,7 @@ def test_a_drawing_becomes_the_same_image_in_python(in_node):
     ]
     varied, completed = in_node("worker", asked, weights=weights_of(checkpoint))
     started = inpainting.started_from(picture, ddpm.ddim_sampler)
-    assert nearly_equal(varied, in_python(checkpoint, 0, 0, 10, started, 1, T=11))
+    assert nearly_equal(varied, in_python(checkpoint, 0, 0, 10, started, 1, 1.0, 11))
     filling = partial(inpainting.repaint_sampler, known=picture, mask=mask, variance=VARIANCE)
     assert nearly_equal(completed, in_python(checkpoint, 0, 0, 10, filling, 1))
 
@@ -252,6 +275,22 @@ def test_weights_are_stored_as_closely_as_their_kind_allows(kind, share):
         scale = stored.get(f"{name}.scale")
         step = np.abs(weights[name]) / 2048 + 1e-7 if scale is None else scale.max() / 1.99
         assert (np.abs(read - weights[name]) <= step).all(), name
+
+
+def test_stored_weights_are_a_checkpoint_to_measure(tmp_path, capsys):
+    advice = {"sampler": "consistency", "steps": 4}
+    checkpoints.save(tmp_path / "it", fresh(FEW).network, FEW, {}, advice)
+    flags = ["--checkpoint", str(tmp_path / "it"), "--as-checkpoint", str(tmp_path / "int8")]
+    assert building.main(flags) == 0
+    found = checkpoints.load(tmp_path / "int8")
+    assert found.recipe == FEW
+    assert checkpoints.advice(tmp_path / "int8") == advice
+    wanted = as_stored(fresh(FEW), "int8").network.state_dict()
+    for name, value in found.network.state_dict().items():
+        assert torch.equal(value, wanted[name])
+    assert not torch.equal(value, fresh(FEW).network.state_dict()[name])
+    assert building.main([*flags[:3], str(tmp_path / "it")]) == 1  # its own folder
+    assert "name another folder" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -270,26 +309,50 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, wasm, tmp_path):
-    """Opens the page of a small network with labels, on a phone; at the end nothing was amiss."""
-    amiss, requests, path = [], set(), tmp_path / "digits.html"
-    path.write_text(building.page(wasm, weights_of(fresh(LABELLED))), encoding="utf-8")
-    context = browser.new_context(viewport={"width": 360, "height": 740}, reduced_motion="reduce")
+    """Opens the page of weights, on a phone; at the end nothing was amiss."""
+    amiss, requests, contexts = [], set(), []
 
-    context.set_default_timeout(120_000)  # milliseconds, for a machine that is busy
-
-    def open_at(address: str):
+    def open_at(address: str, weights: bytes | None = None, width: int = 360):
+        path = tmp_path / "digits.html"
+        weights = weights or weights_of(fresh(LABELLED))
+        path.write_text(building.page(wasm, weights), encoding="utf-8")
+        phone = {"viewport": {"width": width, "height": 740}, "has_touch": True}
+        contexts.append(context := browser.new_context(**phone, reduced_motion="reduce"))
+        context.set_default_timeout(120_000)  # milliseconds, for a machine that is busy
         page = context.new_page()
         page.on("console", lambda message: amiss.append(message.text))
         page.on("pageerror", lambda error: amiss.append(str(error)))
         page.on("request", lambda request: requests.add(request.url.split(":")[0]))
         page.goto(path.as_uri() + address)
         page.wait_for_selector("#t:text-is('0')")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
         return page
 
     yield open_at
-    context.close()
+    for context in contexts:
+        context.close()
     assert amiss == []
     assert requests == {"file", "blob"}  # the page and its worker
+
+
+def few_steps(kind: str = "float32") -> bytes:
+    """Of a small network that advises the consistency sampler in four steps."""
+    return weights_of(fresh(FEW), kind, {"sampler": "consistency", "steps": 4})
+
+
+def canvas(page, selector: str) -> list[int]:
+    """The grey levels that a canvas shows, once the page has painted."""
+    return page.evaluate(
+        """async (selector) => {
+            for (const frame of [1, 2]) await new Promise(requestAnimationFrame);
+            const canvas = document.querySelector(selector), { width, height } = canvas;
+            const copy = new OffscreenCanvas(width, height).getContext("2d");
+            copy.drawImage(canvas, 0, 0);
+            const { data } = copy.getImageData(0, 0, width, height);
+            return Array.from({ length: width * height }, (_, k) => data[4 * k]);
+        }""",
+        selector,
+    )
 
 
 def saved(page) -> np.ndarray:
@@ -321,13 +384,41 @@ def test_the_page_draws_what_its_address_says(open_page):
     page.keyboard.press("Home")
     assert page.locator("#t").inner_text() == "20"
     noise = ddpm.noise_source(7, range(3, 4), LABELLED.shape)()
-    assert nearly_equal(saved(page), ddpm.to_uint8(noise).flatten().numpy())
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert nearly_equal(saved(page), levels(noise))
+    page.click("#again")
+    page.wait_for_selector("#t:text-is('0')")
+
+
+FIVE = {  # of the small network that draws in few steps
+    "#seed=7&image=3&label=5": (7, 3, 4, consistency_sampler, 5),
+    "#seed=8&image=13&steps=1": (8, 13, 1, consistency_sampler, 3),
+    "#seed=9&image=4&steps=2&guidance=2": (9, 4, 2, consistency_sampler, 4, 2),
+    "#seed=10&image=0&label=none&steps=20&sampler=dpmpp&eta=1": (10, 0, 20, dpmpp(1)),
+    "#seed=11&image=1&label=9&steps=10&sampler=ddim": (11, 1, 10, ddim(0), 9),
+}
+
+
+def test_addresses_are_python_s_images_in_the_browser(open_page):
+    trained = checkpoints.load(ROOT / "checkpoints" / "mnist-guide")
+    five = dict([*DIGITS.items()][:5])
+    for addresses, checkpoint, weights in (
+        (five, trained, weights_of(trained, "int8")),
+        (FIVE, fresh(FEW), few_steps("int8")),
+    ):
+        page, checkpoint = open_page("", weights), as_stored(checkpoint, "int8")
+        for address, wanted in addresses.items():
+            page.evaluate("(address) => { location.hash = address; }", address)
+            page.wait_for_selector(
+                f"#status:text-is('Image {wanted[1]} of seed {wanted[0]} is drawn.')"
+            )
+            assert nearly_equal(canvas(page, "#xt"), in_python(checkpoint, *wanted)), address
 
 
 def test_every_control_is_in_the_address(open_page):
-    page = open_page("")
+    page = open_page("", few_steps())
+    assert page.locator("#pace").inner_text().startswith("The network was asked 4 times")
     for act, part in (
+        (lambda: page.click("#quick button:text-is('2')"), "steps=2&sampler=consistency"),
         (lambda: page.select_option("#sampler", "dpmpp"), "sampler=dpmpp"),
         (lambda: page.press("#steps", "Home"), "steps=1&"),
         (lambda: page.press("#eta", "End"), "eta=1&"),
@@ -344,22 +435,59 @@ def test_every_control_is_in_the_address(open_page):
     page.goto(page.url.split("#")[0] + "#seed=5&image=17")  # as typed by hand
     page.wait_for_selector("#status:text-matches('17 of seed 5')")
     assert page.get_attribute("#grid button:nth-child(2)", "aria-pressed") == "true"
+    unnamed = page.eval_on_selector_all(
+        "input, select",
+        """(all) => all.filter(({ id, labels, attributes }) => {
+            const says = document.getElementById(attributes["aria-describedby"]?.value);
+            return !labels[0]?.innerText || (id && !says.textContent);
+        }).map(({ id }) => id)""",
+    )
+    assert unnamed == []
 
 
-def test_a_scribble_becomes_an_image(open_page):
-    page = open_page("#label=1&steps=3&sampler=ddim")
+def test_the_network_is_seen_at_any_time_and_after_each_evaluation(open_page):
+    page, checkpoint = open_page("#seed=7&image=3&label=5", few_steps(), width=320), fresh(FEW)
+    page.wait_for_selector("#few [data-count='4'][data-t='0']")
+    noise = ddpm.noise_source(7, range(3, 4), FEW.shape)()
+    assert nearly_equal(canvas(page, "#few [data-count='0']"), levels(noise))
+    for count in (1, 2, 4):
+        wanted = in_python(checkpoint, 7, 3, count, consistency_sampler, 5)
+        assert nearly_equal(canvas(page, f"#few [data-count='{count}']"), wanted), count
+    denoise = denoiser_of(checkpoint, 5)
+    x0 = floats(checkpoint, 7, 3, 4, consistency_sampler, 5)
+    for t, key in (20, "End"), (1, "Home"):
+        page.press("#level", key)
+        page.wait_for_selector(f"#guess[data-t='{t}']")
+        xt = ddpm.q_sample(checkpoint.schedule, x0, torch.tensor([t]), noise)
+        for name, wanted in ("noised", xt), ("guess", denoise(xt, torch.tensor([t]))[0]):
+            assert nearly_equal(canvas(page, f"#{name}"), levels(wanted))
+
+
+def test_a_drawing_is_answered_while_it_is_drawn(open_page):
+    page = open_page("#label=1", few_steps(), width=390)
     pad = page.locator("#pad")
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 100, steps=5)
-    page.mouse.up()
-    page.wait_for_selector("#drawn[data-t='0']")
-    for keep in ("upper", "left"):
-        page.evaluate("delete document.getElementById('drawn').dataset.t")
-        page.select_option("#keep", keep)
-        page.wait_for_selector("#drawn[data-t='0']")
-    page.click("#clear")
-    page.click("#take")
-    page.wait_for_selector("#drawn[data-t='0']")
+    middle, above = box["x"] + box["width"] / 2, box["y"] + 20
+    shown = canvas(page, "#drawn")
+    assert {*shown} == {0} and page.is_visible("#hint")
+    page.mouse.move(middle, above)
+    for act in (
+        page.mouse.down,
+        lambda: page.mouse.move(middle, above + 80),  # with the button down
+        lambda: [page.mouse.up(), page.touchscreen.tap(middle + 40, above + 40)],
+        lambda: page.click("#label label:text-is('8')"),
+        lambda: page.press("#strength", "Home"),
+        lambda: page.select_option("#keep", "upper"),
+        lambda: page.select_option("#keep", "left"),
+        lambda: page.click("#take"),
+        lambda: page.click("#clear"),
+    ):
+        before = shown
+        act()
+        for _ in range(3000):
+            if (shown := canvas(page, "#drawn")) != before:
+                break
+            page.wait_for_timeout(20)
+        assert shown != before
+        assert page.is_visible("#hint") == ({*shown} == {0})
