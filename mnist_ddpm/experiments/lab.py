@@ -64,12 +64,16 @@ class Lab:
         self, out: Path, scale: Scale, data: Path, device: torch.device, training: dict,
         command: str = "",
     ):  # fmt: skip
-        """training: settings of all networks. Raises ValueError as check_record."""
+        """training: settings of all networks, {} where none is trained.
+
+        Raises ValueError as check_record.
+        """
         if scale.epochs is None:
-            scale = replace(scale, epochs=training["epochs"])
+            scale = replace(scale, epochs=training.get("epochs"))
         self.out, self.scale, self.data, self.device = out, scale, data, device
         self.command = command
-        self.common = {**training, "base_channels": scale.width, "epochs": scale.epochs}
+        chosen = {"base_channels": scale.width, "epochs": scale.epochs} if training else {}
+        self.common = {**training, **chosen}
         # experiments share their networks
         self.runs = out.parent / ("runs-quick" if scale == QUICK else "runs")
         self.path, self.rows = out / "results.csv", read_rows(out / "results.csv")
@@ -119,6 +123,22 @@ class Lab:
             return checkpoints.load(folder, self.device).network
 
         return Trained(recipe, trained)
+
+    def shipped(self, name: str) -> Trained | None:
+        """The shipped checkpoint of that name; None where there is none.
+
+        Raises ValueError where rows are of other weights.
+        """
+        try:
+            folder = checkpoints.find(f"{checkpoints.FOLDER}/{name}")
+        except FileNotFoundError:
+            return None
+        weights = {"sha256": saving.told_digest(folder)}
+        problem = f"{self.out} holds results of other weights of {name}"
+        alike = self.networks.setdefault(name, weights) == weights
+        ddpm.check(alike, f"{problem}: choose another --out")
+        found = checkpoints.load(folder, self.device)
+        return Trained(found.recipe, lambda: found.network)
 
     def open_run(self, folder: Path, recipe: Recipe) -> Run:
         """The run in folder, or a new one. Raises ValueError if it has other settings."""

@@ -23,7 +23,8 @@ class Experiment(NamedTuple):
     claims: Callable[[list[Row]], list[Claim]]
     about: str  # of the caption: what the picture shows
     size: tuple[float, float]  # of the picture, in inches
-    training: dict  # settings of its networks
+    training: dict  # settings of its networks; none where it trains none
+    seeds: str = "Trainings of each network"  # of the caption: what differs from seed to seed
 
 
 def points(ax: Axes, rows: list[Row], name: str, arms: list[str], log: bool = False, **key) -> None:
@@ -69,7 +70,7 @@ def caption(experiment: Experiment, rows: list[Row]) -> str:
     seeds = {row["seed"] for row in rows if row.get("seed", "") != ""}
     (real,) = matching(rows, {"arm": "real"})
     conditions = (
-        f"Trainings of each network: {len(seeds)}. "
+        f"{experiment.seeds}: {len(seeds)}. "
         "Bars are 95 % intervals over them (Student's t). "
         f"A Fréchet distance compares {real['n']} images with all training images. "
         f"That of as many unseen real digits is {real['frechet']:.3f}."

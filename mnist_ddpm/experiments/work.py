@@ -13,6 +13,7 @@ from mnist_ddpm.experiments import (
     guidance_scale,
     iddpm_schedules,
     lab,
+    steps,
 )
 from mnist_ddpm.experiments.flags import Arguments, Scale
 from mnist_ddpm.experiments.plots import Experiment, draw_plot
@@ -24,6 +25,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "ddim-table1": ddim_table1.EXPERIMENT,
     "ema": ema.EXPERIMENT,
     "guidance": guidance_scale.EXPERIMENT,
+    "steps": steps.EXPERIMENT,
 }
 
 
