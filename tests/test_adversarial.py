@@ -116,5 +116,6 @@ def test_a_network_without_labels_begins_some_as_it_was(tmp_path):
     started = trainer.start_run(replace(plain, **decided), weights=weights).network
     x, t = torch.randn(2, *plain.shape, generator=random_generator(0)), torch.tensor([1, 20])
     expected = checkpoints.load(tmp_path).network(x, t)
-    for labels in (None, torch.tensor([0, 9])):
+    for labels in (None, torch.tensor([10, 10])):
         torch.testing.assert_close(started(x, t, labels), expected)
+    assert not torch.allclose(started(x, t, torch.tensor([0, 9])), expected, atol=1e-3)

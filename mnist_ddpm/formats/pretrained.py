@@ -18,6 +18,7 @@ DECIDED = (
     "attention_resolutions", "patch_size", "norm_groups", "dropout", "condition", "classes",
     "attributes", "schedule", "T", "beta_1", "beta_T", "prediction", "objective",
 )  # fmt: skip
+LABELS = 0.5  # deviation of the first vectors of labels: from 0 they are learned late
 
 
 def pretrained(
@@ -27,8 +28,8 @@ def pretrained(
 
     source: a checkpoint, as checkpoints.find knows it, or what load_diffusers reads. labels:
     whether there are any to train with; if not, a network with labels becomes one without, which
-    predicts what it did for no label. condition, classes: a condition, and labels, that a network
-    without begins to heed, from weights 0. Raises as checkpoints.load and load_diffusers.
+    predicts what it did for no label. condition: one that a network without begins to heed, from
+    weights 0. classes: labels that it begins to heed, each from a small random vector. Raises as checkpoints.load and load_diffusers.
     """
     config = checkpoints.find(source, CONFIGS) / CONFIG
     own = config.is_file() and "format" in read_json(config)
@@ -45,9 +46,9 @@ def pretrained(
         decided |= {"classes": 0, "attributes": ()}
     if classes and not recipe.classes:
         decided["classes"] = classes
-        with torch.device("meta"):
-            told = catalogue.make_network(replace(recipe, classes=classes)).label.weight
-        weights["label.weight"] = torch.zeros(told.shape)
+        fresh = catalogue.make_network(replace(recipe, classes=classes)).label.weight.detach()
+        weights["label.weight"] = LABELS * fresh
+        weights["label.weight"][classes] = 0  # for no label it is what it was
     if not recipe.conditional and condition != "none" and isinstance(network, UNet):
         decided["condition"] = condition
         more = catalogue.condition_channels(replace(recipe, condition=condition))
