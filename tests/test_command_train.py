@@ -351,6 +351,7 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
     assert "draw" not in json.loads((other / "config.json").read_text())
     assert advice.best(preset("faces-64-small")) == advice.FACES
     assert advice.best(preset("faces-64-small", dataset="ffhq")) == {}
+    assert advice.best(preset("mnist", objective="consistency"))["sampler"] == "consistency"
 
 
 def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypatch, capsys):
