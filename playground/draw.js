@@ -28,7 +28,8 @@ function readyToDraw() {
   };
   pad.onpointermove = (event) => {
     if (!last) return;
-    for (const each of event.getCoalescedEvents?.() ?? [event]) {
+    const between = event.getCoalescedEvents?.() ?? []; // not in every browser
+    for (const each of [...between, event]) {
       const next = place(each);
       line(context, last, next);
       last = next;

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const GRID = 16, BETWEEN = 8; // images
-const PLAY = 1200; // milliseconds from T to 0
+const PLAY = 1000; // milliseconds from T to 0
 const SAYS = {
   ddpm: "Algorithm 2: every step brings fresh noise.",
   ddim: "Goes straight for the predicted image. With η = 0 no noise is added.",
@@ -11,8 +11,8 @@ const SAYS = {
   consistency: "Takes the prediction at T, adds noise anew up to the next t, and so on.",
 };
 const SEEN = {
-  trained: "Trained to be consistent, the network tries to say the same digit at every t.",
-  not: "The larger t is, the more digits it could be. The network predicts their mean, a blur.",
+  trained: "Trained to be consistent, the network tries to say the same digit at all times.",
+  not: "The more noise, the more digits it could be. The network predicts their mean, a blur.",
 };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -259,7 +259,7 @@ function paint(canvas, x) {
 
 // The t of a slider, which counts otherwise.
 function tell(slider, t) {
-  document.querySelector(`output[for="${slider}"]`).textContent = `t = ${t}`;
+  document.querySelector(`output[for="${slider}"] .value`).textContent = t;
   $(slider).setAttribute("aria-valuetext", `t = ${t}`);
 }
 

@@ -1,0 +1,74 @@
+"""Takes the page's pictures, wide and narrow, light and dark: `python playground/pictures.py`.
+
+Four PNGs of 64 colours, in headless Chromium by playwright. `make playground` builds the page.
+"""
+
+import argparse
+import io
+import shutil
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+HERE = Path(__file__).resolve().parent
+SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
+SCHEMES = "light", "dark"
+COLOURS = 64
+LONGEST = 600_000  # milliseconds that anything may take
+DONE = "#few [data-count='4']", "#grid", "#between", "#drawn"
+SCRIBBLE = (0.35, 0.2), (0.65, 0.25), (0.6, 0.5), (0.65, 0.75), (0.35, 0.8)  # like a 3
+
+
+def picture(browser: Browser, address: str, size: str, scheme: str, whole: bool) -> bytes:
+    """The page as PNG, once all is drawn, with a scribble in it."""
+    width, height = SIZES[size]
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    context.set_default_timeout(LONGEST)
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("#t:text-is('0')")
+    page.locator("#pad").scroll_into_view_if_needed()
+    box = page.locator("#pad").bounding_box()
+    for k, (x, y) in enumerate(SCRIBBLE):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        if k == 0:
+            page.mouse.down()
+    page.mouse.up()
+    for selector in DONE:
+        page.wait_for_selector(f"{selector}[data-t='0']")
+    page.evaluate("scrollTo(0, 0)")
+    taken = page.screenshot(full_page=whole)
+    context.close()
+    return taken
+
+
+def main() -> None:
+    """Reads the flags, and writes the four files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", type=Path, nargs="?", default=HERE / "digits.html")
+    parser.add_argument("--address", default="#seed=0", help="what it draws, as the page writes it")
+    parser.add_argument("--whole", action="store_true", help="the whole page, not its first screen")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "out", help="a folder")
+    flags = parser.parse_args()
+    flags.out.mkdir(parents=True, exist_ok=True)
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=next(found, None), args=["--no-sandbox"]
+        )
+        address = flags.page.resolve().as_uri() + flags.address
+        for size in SIZES:
+            for scheme in SCHEMES:
+                taken = picture(browser, address, size, scheme, flags.whole)
+                path = flags.out / f"digits-{size}-{scheme}.png"
+                colours = Image.open(io.BytesIO(taken)).convert("RGB").quantize(COLOURS, dither=0)
+                colours.save(path, optimize=True)
+                print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
