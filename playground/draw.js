@@ -3,6 +3,7 @@
 
 const FINE = 8; // the drawing has so many pixels for one of the network's, each way
 const BRUSH = 2.6; // width of a line, in the network's pixels
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const drawing = follower(redraw);
 const KEEPS = { // which pixels are known, by what is chosen
   upper: (x, y, width, height) => y < height / 2,
@@ -13,7 +14,23 @@ function readyToDraw() {
   const pad = $("pad"), context = pad.getContext("2d", { willReadFrequently: true });
   [pad.width, pad.height] = [facts.shape[2] * FINE, facts.shape[1] * FINE];
   Object.assign(context, { lineWidth: BRUSH * FINE, lineCap: "round", lineJoin: "round" });
-  context.strokeStyle = context.fillStyle = "#fff";
+  context.strokeStyle = "#fff";
+  byPointer(pad, context);
+  byKeys(pad, context);
+  $("take").onclick = () => {
+    context.imageSmoothingEnabled = true;
+    context.drawImage($("xt"), 0, 0, pad.width, pad.height);
+    drawing.now();
+  };
+  $("clear").onclick = () => {
+    context.clearRect(0, 0, pad.width, pad.height);
+    drawing.now();
+  };
+  $("strength").oninput = drawing.soon;
+  $("keep").onchange = drawing.now;
+}
+
+function byPointer(pad, context) {
   const place = (event) => {
     const box = pad.getBoundingClientRect();
     const [across, down] = [event.clientX - box.left, event.clientY - box.top];
@@ -40,17 +57,26 @@ function readyToDraw() {
     if (last) drawing.now();
     last = null;
   };
-  $("take").onclick = () => {
-    context.imageSmoothingEnabled = true;
-    context.drawImage($("xt"), 0, 0, pad.width, pad.height);
-    drawing.now();
+}
+
+function byKeys(pad, context) {
+  const step = pad.width / 16, within = (x, most) => Math.min(most, Math.max(0, x));
+  let pen = [6 * step, 4 * step];
+  const moveTo = (next) => {
+    pen = next;
+    $("pen").style.left = `${100 * pen[0] / pad.width}%`;
+    $("pen").style.top = `${100 * pen[1] / pad.height}%`;
   };
-  $("clear").onclick = () => {
-    context.clearRect(0, 0, pad.width, pad.height);
-    drawing.now();
+  moveTo(pen);
+  pad.onkeydown = (event) => {
+    if (!(event.key in ARROWS)) return;
+    event.preventDefault(); // else the page would move
+    const [across, down] = ARROWS[event.key], before = pen;
+    moveTo([within(pen[0] + across * step, pad.width), within(pen[1] + down * step, pad.height)]);
+    if (event.shiftKey) return;
+    line(context, before, pen);
+    drawing.soon();
   };
-  $("strength").oninput = drawing.soon;
-  $("keep").onchange = drawing.now;
 }
 
 function line(context, from, to) {

@@ -476,6 +476,7 @@ def test_a_drawing_is_answered_while_it_is_drawn(open_page):
         page.mouse.down,
         lambda: page.mouse.move(middle, above + 80),  # with the button down
         lambda: [page.mouse.up(), page.touchscreen.tap(middle + 40, above + 40)],
+        lambda: page.press("#pad", "ArrowRight"),
         lambda: page.click("#label label:text-is('8')"),
         lambda: page.press("#strength", "Home"),
         lambda: page.select_option("#keep", "upper"),
