@@ -73,20 +73,21 @@ def times_within(budget: int, sampler: Callable, schedule: ddpm.Schedule) -> lis
     return times
 
 
-def arms_of(rows: list[Row], *ends: str) -> dict[str, Row]:
-    """By their names without "mnist, ", the arms that there are."""
-    there = dict.fromkeys(row["arm"] for row in rows if row["arm"].endswith(ends))
-    return {arm.removeprefix("mnist, "): {"arm": arm} for arm in there}
+def arms_of(rows: list[Row], arms: dict[str, str]) -> dict[str, Row]:
+    """By their labels, those arms that there are."""
+    there = {row["arm"] for row in rows}
+    return {label: {"arm": arm} for label, arm in arms.items() if arm in there}
 
 
 def plot(rows: list[Row], figure: Figure) -> None:
     first, second = figure.subplots(1, 2, sharey=True)
-    own = [row for row in rows if row["arm"].startswith(("mnist, ", FEW))]
-    lines(first, rows, "frechet", "S", arms_of(own, *SAMPLERS, "consistency"), log=True)
-    lines(second, rows, "frechet", "S", arms_of(rows, BEST, "consistency"), log=True)
+    few = {f"{FEW}, consistency": f"{FEW}, consistency"}
+    samplers = {name: f"mnist, {name}" for name in SAMPLERS} | few
+    networks = {name: f"{name}, {BEST}" for name in ("mnist", *OTHERS)} | few
     first.set(title="What does an evaluation buy?", ylabel="Fréchet distance")
     second.set(title="And with which network?")
-    for ax in (first, second):
+    for ax, arms in ((first, samplers), (second, networks)):
+        lines(ax, rows, "frechet", "S", arms_of(rows, arms), log=True)
         floor_line(ax, rows)
         ax.set(xscale="log", xlabel="network evaluations")
         ax.legend(fontsize=7)
