@@ -74,6 +74,16 @@ def test_the_critic_learns_to_tell_and_the_network_to_pass():
         assert wanted * (lead() - before) > 0.01
 
 
+def test_in_bfloat16_the_critic_computes_in_float32():
+    network, critic = Points(), Critic(1, 1, 1)
+    x0, eps, t = *torch.randn(2, 4, 1, 1, 1), torch.full((4,), 500)
+    kinds = set()
+    critic.register_forward_hook(lambda module, given, score: kinds.add(score.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        judged(weighted(X0), X0, critic, 1.0)(network, PAPER, x0, t, eps).sum().backward()
+    assert kinds == {torch.float32}
+
+
 def test_a_critic_is_told_labels():
     critic = restless(Critic(1, 16, 24, classes=3))
     x = torch.randn(2, 1, 16, 24)

@@ -84,10 +84,11 @@ def judged(
         xt = q_sample(schedule, x0, t, eps)
         fake = conversion.to_x0(schedule, xt, t, heard.output.to(xt.dtype))
         frozen = {name: value.detach() for name, value in critic.named_parameters()}
-        real_score, score = (
-            functional_call(critic, frozen, (each, heard.labels)) for each in (x0, fake)
-        )
-        own = rivalry(critic, x0, fake.detach(), heard.labels)
+        with torch.autocast(x0.device.type, enabled=False):  # the penalty is of small differences
+            real_score, score = (
+                functional_call(critic, frozen, (each, heard.labels)) for each in (x0, fake)
+            )
+            own = rivalry(critic, x0, fake.detach(), heard.labels)
         return losses + weight * softplus(real_score - score) + own
 
     return with_critic
