@@ -21,8 +21,9 @@ PLAIN = Recipe(**NETWORK | {"T": 100})
 ONE_LEVEL = NETWORK | {"T": 100, "channel_mults": (1,)}  # an export takes seconds
 LABELLED = Recipe(**ONE_LEVEL, objective="hybrid", classes=10, prediction="v")
 COLOURS = Recipe(
-    **ONE_LEVEL, dataset="ours", image_size=(8, 16), channels=3, condition="grey", prediction="edm"
-)
+    **ONE_LEVEL, network="dit", dataset="ours", image_size=(8, 16), channels=3, condition="grey",
+    prediction="edm",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[PLAIN, LABELLED], ids=["plain", "labels and variances"])
@@ -95,7 +96,7 @@ def test_what_a_file_tells(exported):
     assert str(ROOT).encode() not in content and b"ddpm.py" not in content
 
 
-def test_a_condition_an_input_s_scale_and_half_precision(tmp_path):
+def test_a_transformer_a_condition_an_input_s_scale_and_half_precision(tmp_path):
     network, schedule = restless(catalogue.make_network(COLOURS)), catalogue.make_schedule(COLOURS)
     path = tmp_path / "half.onnx"
     ours.save_onnx(path, network, schedule, COLOURS, "float16", {"steps": 7})
