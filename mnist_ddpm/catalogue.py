@@ -15,7 +15,6 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data import celeba, ffhq, folders, labels, mnist
 from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
 from mnist_ddpm.methods import (
-    adversarial,
     conditioning,
     consistency,
     edm,
@@ -211,18 +210,6 @@ def make_network(recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)  # the processor's alone
         return look_up("network", recipe.network, NETWORKS)(recipe)
-
-
-def make_critic(recipe: Recipe) -> nn.Module:
-    """A fresh critic of the recipe's images, whose weights depend on the seed and sizes alone.
-
-    Raises ValueError beside an objective that also learns the variance.
-    """
-    problem = f'objective "{recipe.objective}" also learns the variance'
-    check(not learns_variance(recipe), f"{problem}: leave critic at 0")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
-        return adversarial.Critic(*recipe.shape, recipe.classes)
 
 
 def conversion_of(recipe: Recipe) -> Conversion:

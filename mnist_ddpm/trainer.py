@@ -14,7 +14,6 @@ from mnist_ddpm.catalogue import (
     conditions,
     conversion_of,
     learns_variance,
-    make_critic,
     make_denoiser,
     make_network,
     make_objective,
@@ -47,6 +46,18 @@ def start_run(
     if recipe.critic:
         network.critic = make_critic(recipe).to(device)
     return run.start_run(recipe, network, make_optimizer(network, recipe), make_times(recipe))
+
+
+def make_critic(recipe: Recipe) -> nn.Module:
+    """A fresh critic of the recipe's images, whose weights depend on the seed and sizes alone.
+
+    Raises ValueError beside an objective that also learns the variance.
+    """
+    problem = f'objective "{recipe.objective}" also learns the variance'
+    check(not learns_variance(recipe), f"{problem}: leave critic at 0")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        return adversarial.Critic(*recipe.shape, recipe.classes)
 
 
 def method_of(recipe: Recipe) -> dict:

@@ -96,7 +96,7 @@ def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_pat
     labels = torch.arange(96) % 3
     whole = trainer.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "a", labels)
     assert all(torch.isfinite(p).all() for p in whole.network.critic.parameters())
-    fresh = catalogue.make_critic(JUDGED).state_dict()
+    fresh = trainer.make_critic(JUDGED).state_dict()
     assert not equal(whole.network.critic.state_dict(), fresh)
     begun = trainer.start_run(replace(JUDGED, epochs=1.0))
     # stopped by a deadline that has passed: after a step
