@@ -28,7 +28,7 @@ FIXED = (  # settings that a run cannot change
     "network", "attributes", "teacher", "init_from", "image_size", "channels", "base_channels",
     "channel_mults", "blocks_per_level", "attention_resolutions", "patch_size", "norm_groups",
     "dropout", "condition", "classes", "schedule", "T", "beta_1", "beta_T", "prediction",
-    "objective", "critic", "times", "optimizer", "batch_size", "seed",
+    "objective", "times", "optimizer", "batch_size", "seed",
 )  # fmt: skip
 OF_A_ZIP = zipfile.BadZipFile, zlib.error  # that is damaged
 STATE, CONFIG, WEIGHTS = "training_state.pt", "config.json", "model.safetensors"
@@ -86,6 +86,9 @@ def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
         old, new = getattr(saved, name), getattr(recipe, name)
         problem = f"{name} was {old!r} in the run in {folder} and cannot become {new!r}"
         check(old == new, f"{problem}: train a new run for that")
+    problem = f"critic was {saved.critic:g} in the run in {folder}, and is {recipe.critic:g} here"
+    same = bool(saved.critic) == bool(recipe.critic)
+    check(same, f"{problem}: its weight may change, but not whether there is one")
 
 
 def resume_run(
