@@ -223,6 +223,7 @@ def test_a_run_whose_settings_were_given_as_lists_goes_on(tmp_path):
         {"base_channels": 16}, {"T": 60}, {"beta_T": 0.03}, {"batch_size": 8}, {"seed": 1},
         {"dataset": "celeba"}, {"attributes": ("Male",)}, {"optimizer": "muon"}, {"init_from": "x"},
         {"prediction": "v"}, {"objective": "p2"}, {"dropout": 0.1}, {"schedule": "cosine"},
+        {"critic": 0.5},
     ],
     ids=str,
 )  # fmt: skip

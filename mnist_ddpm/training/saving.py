@@ -86,7 +86,7 @@ def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
         old, new = getattr(saved, name), getattr(recipe, name)
         problem = f"{name} was {old!r} in the run in {folder} and cannot become {new!r}"
         check(old == new, f"{problem}: train a new run for that")
-    problem = f"critic was {saved.critic:g} in the run in {folder}, and is {recipe.critic:g} here"
+    problem = f"critic was {saved.critic!r} in the run in {folder}, and is {recipe.critic!r} here"
     same = bool(saved.critic) == bool(recipe.critic)
     check(same, f"{problem}: its weight may change, but not whether there is one")
 
