@@ -1,11 +1,13 @@
 """The straight path, its samplers on a Gaussian mixture, and networks along other paths."""
 
 import math
+import re
 from functools import partial
 from statistics import NormalDist
 
 import pytest
 import torch
+from conftest import ROOT
 from diffusers import FlowMatchEulerDiscreteScheduler
 from helpers import no_noise
 
@@ -198,6 +200,16 @@ def test_along_either_path_the_same_noise_becomes_the_same_image(sampler):
             images.append(last(sampler(denoise, path, timesteps(1000, steps), x, no_noise)))
         differences.append((images[0] - images[1]).abs().max().item())
     assert differences[1] < 0.05 and differences[1] < 0.5 * differences[0], differences
+
+
+def test_in_the_notebook_digits_along_both_paths_come_together():
+    notebook = (ROOT / "further" / "8_flow_matching.ipynb").read_text(encoding="utf-8")
+    ends = re.search(r"same place: at most ([\d.]+) apart", notebook)
+    assert float(ends[1]) < 0.02
+    found = re.findall(r"(\d+) steps: ([\d.]+) of 255 grey levels apart; .* (\d+)\\n", notebook)
+    steps, apart, others = zip(*(map(float, row) for row in found))
+    assert steps == (10, 50, 200) and apart[0] > 2 * apart[1] > 2 * apart[2]
+    assert apart[2] < 1 < 20 < min(others)
 
 
 def test_beyond_the_schedule_s_last_snr_its_last_time_speaks():
