@@ -9,6 +9,7 @@ With --as-checkpoint it writes the weights as the page reads them, for `mnist_dd
 import argparse
 import base64
 import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -30,7 +31,8 @@ from mnist_ddpm.training.checkpoint_files import told_advice
 from mnist_ddpm.training.saving import CONFIG
 
 HERE = Path(__file__).resolve().parent
-CHECKPOINT = "mnist-conditional"  # in the page, unless told
+KERNELS = HERE / "kernels.c", HERE / "noise.c"
+CHECKPOINT = "mnist-few"  # in the page, unless told
 MOST = 4_000_000  # bytes of the page
 KINDS = "float32", "float16", "int8"  # of stored weights
 # With int8, layers with less than this share of the weights stay in half precision: mostly those of
@@ -61,10 +63,9 @@ def find_clang() -> str:
 
 def compile_kernels() -> bytes:
     """The kernels as WebAssembly. Raises FileNotFoundError where there is no compiler."""
-    sources = [HERE / "kernels.c", HERE / "noise.c"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "kernels.wasm")
-        subprocess.run([find_clang(), *COMPILE, *sources, "-o", out], check=True)
+        subprocess.run([find_clang(), *COMPILE, *KERNELS, "-o", out], check=True)
         return out.read_bytes()
 
 
@@ -154,6 +155,7 @@ def page(wasm: bytes, weights: bytes) -> str:
     parts = {
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "worker": "\n".join(map(script, WORKER)),
+        "kernels": hashlib.sha256(b"".join(path.read_bytes() for path in KERNELS)).hexdigest(),
         "wasm": packed(wasm),
         "weights": packed(weights),
         "page": "\n".join(map(script, PAGE)),
@@ -162,18 +164,21 @@ def page(wasm: bytes, weights: bytes) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
+def contents(source: str, kind: str) -> bytes:
+    """The weights file of a checkpoint. Raises ValueError for one that no page can draw with."""
+    checkpoint = checkpoints.load(source)
+    network, condition = checkpoint.recipe.network, checkpoint.recipe.condition
+    check(network == "unet", f"network is {network} in {source}: the page knows the U-Net alone")
+    check(condition == "none", f"condition is {condition} in {source}: the page shows it none")
+    return weights_file(checkpoint, Path(source).name, kind, checkpoints.advice(source))
+
+
 def build(source: str, kind: str, out: Path) -> int:
     """Writes the page of a checkpoint and returns its size in bytes.
 
     Raises ValueError for one that is too large, and as checkpoints.load and compile_kernels.
     """
-    checkpoint = checkpoints.load(source)
-    network, condition = checkpoint.recipe.network, checkpoint.recipe.condition
-    check(network == "unet", f"network is {network} in {source}: the page knows the U-Net alone")
-    check(condition == "none", f"condition is {condition} in {source}: the page shows it none")
-    name = Path(source).name
-    draw = checkpoints.advice(source)
-    text = page(compile_kernels(), weights_file(checkpoint, name, kind, draw)).encode()
+    text = page(compile_kernels(), contents(source, kind)).encode()
     check(len(text) <= MOST, f"the page would have {len(text):,} bytes, above {MOST:,}: "
           "take --weights int8, or a smaller checkpoint")  # fmt: skip
     out.write_bytes(text)

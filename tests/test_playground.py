@@ -3,6 +3,8 @@
 The scripts run in node as they stand in the page, and the whole page in Chromium.
 """
 
+import base64
+import gzip
 import importlib.util
 import json
 import re
@@ -39,6 +41,16 @@ def wasm():
         return building.compile_kernels()
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+def test_the_page_of_the_repository_is_what_its_sources_and_checkpoint_make():
+    """But for the compiler: the page names the kernels' sources."""
+    parts = re.compile(r'(?<=id="w)[a-z]+">[^<]*(?=</script>)')  # wasm and weights
+    text = (ROOT / "playground" / "digits.html").read_text(encoding="utf-8")
+    assert parts.sub("", text) == parts.sub("", building.page(b"", b""))
+    packed = re.search(r'id="weights">([^<]*)<', text)[1]
+    inside = gzip.decompress(base64.b64decode(packed))
+    assert inside == building.contents(building.CHECKPOINT, "int8")
 
 
 @pytest.fixture
