@@ -82,7 +82,7 @@ def save_checkpoint(
 
     draw: advice, if any. Raises OSError where it cannot be written.
     """
-    if recipe.critic:  # which only training needs
+    if hasattr(network, "critic"):  # which only training needs
         network = deepcopy(network)
         del network.critic
     checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe), draw)

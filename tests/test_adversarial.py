@@ -108,6 +108,8 @@ def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_pat
     assert begun.network.state_dict().keys() == whole.network.state_dict().keys()
     network, _, recipe, _ = checkpoints.load(tmp_path / "a")
     assert recipe.critic == 0.5 and not hasattr(network, "critic")
+    checkpoints.save(tmp_path / "copy", network, recipe, {})
+    assert equal(checkpoints.load(tmp_path / "copy").network.state_dict(), network.state_dict())
 
 
 def test_several_processes_are_refused(tmp_path):
