@@ -162,7 +162,11 @@ def plain_ddim(network, alpha_bar, prediction, times, x):
     for t, s in zip(times, [*times[1:], 0]):
         value = network(x, torch.full((len(x),), t))[:, : x.shape[1]]
         a, b = alpha_bar[t], alpha_bar[s]
-        x0 = value if prediction == "x0" else (x - (1 - a) ** 0.5 * value) / a**0.5
+        x0 = {
+            "x0": value,
+            "eps": (x - (1 - a) ** 0.5 * value) / a**0.5,
+            "v": a**0.5 * x - (1 - a) ** 0.5 * value,
+        }[prediction]
         x0 = x0.clamp(-1, 1)
         x = b**0.5 * x0 + (1 - b) ** 0.5 * (x - a**0.5 * x0) / (1 - a) ** 0.5
     return x

@@ -243,9 +243,6 @@ def test_what_does_not_fit_is_told_before_images_are_read(
     wide = error_of(capsys, *start, "--base-channels", 16)
     assert "time.0.weight is (32, 8), should be (64, 16)" in wide and str(checkpoint) in wide
     assert "conv_in.weight" in error_of(capsys, *start, "--channels", 1)
-    plain = save_network(tmp_path / "plain", DIGITS, objective="simple", classes=0)
-    labels = ["train", "--init-from", plain, "--classes", 10, "--data", ROOT / "data", *out]
-    assert "label.weight is missing" in error_of(capsys, *labels)
     faces = ["train", "--init-from", save_network(tmp_path / "faces", FACES), "--dataset", "celeba"]
     more = ["--attributes", "Smiling", "Male", *out]
     assert "(3, 32), should be (5, 32)" in error_of(capsys, *faces, *more)

@@ -211,7 +211,13 @@ def test_a_further_notebook_runs(path, monkeypatch):
     steps, total = ddpm.timesteps, ddpm.total_steps
     monkeypatch.setattr(ddpm, "timesteps", lambda T, n: steps(T, min(n, 2)))
     monkeypatch.setattr(ddpm, "total_steps", lambda settings, n: min(12, total(settings, n)))
-    bound = likelihood.bits_per_dim
+    generate, bound = ddpm.generate, likelihood.bits_per_dim
+
+    def generate_few(denoise, schedule, n, *args, **options):
+        return generate(denoise, schedule, min(n, 100), *args, **options)
+
+    if not path.stem.startswith("7_"):  # where each image has a condition of its own
+        monkeypatch.setattr(ddpm, "generate", generate_few)
     few = {"times_per_image": 2}
     monkeypatch.setattr(likelihood, "bits_per_dim", lambda *args, **kw: bound(*args, **kw | few))
     Reader(path).run()
