@@ -27,6 +27,7 @@ from safetensors.numpy import save
 from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.methods.predictions import x0_factors
 from mnist_ddpm.training.checkpoint_files import told_advice
 from mnist_ddpm.training.saving import CONFIG
 
@@ -109,15 +110,13 @@ def tables(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
     The network sees input[t] x_t; its value, whatever it is, says that x0_hat is
     from_x[t] x_t + from_value[t] value.
     """
-    schedule, (to_x0, _, scale) = checkpoint.schedule, catalogue.conversion_of(checkpoint.recipe)
-    t = torch.arange(1, schedule.T + 1)
-    one = torch.ones(schedule.T, 1, 1, 1, dtype=torch.float64)
+    schedule, conversion = checkpoint.schedule, catalogue.conversion_of(checkpoint.recipe)
+    scale, (from_x, from_value) = conversion.scale, x0_factors(schedule, conversion)
     unscaled = torch.ones_like(schedule.signal)
     found = {
         "signal": schedule.signal, "noise": schedule.noise,
         "input": scale(schedule, torch.arange(schedule.T + 1)) if scale else unscaled,
-        "from_x": torch.cat([one[0, 0, 0], to_x0(schedule, one, t, 0 * one).flatten()]),
-        "from_value": torch.cat([0 * one[0, 0, 0], to_x0(schedule, 0 * one, t, one).flatten()]),
+        "from_x": from_x, "from_value": from_value,
     }  # fmt: skip
     return {f"schedule.{name}": table.numpy() for name, table in found.items()}
 

@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_ddpm import catalogue
@@ -49,11 +48,7 @@ def tables(schedule: Schedule, conversion: Conversion) -> dict[str, list[float]]
 
     Each is over t = 0 … T; at t = 0, x0_hat is x_t.
     """
-    t = torch.arange(1, schedule.T + 1)
-    zero = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
-    of_xt = conversion.to_x0(schedule, zero + 1, t, zero).flatten()
-    of_output = conversion.to_x0(schedule, zero, t, zero + 1).flatten()
-    factors = F.pad(of_xt, (1, 0), value=1.0), F.pad(of_output, (1, 0))
+    factors = predictions.x0_factors(schedule, conversion)
     found = {"signal": schedule.signal, "noise": schedule.noise, **dict(zip(FACTORS, factors))}
     return {name: table.tolist() for name, table in found.items()}
 

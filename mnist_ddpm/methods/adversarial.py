@@ -58,16 +58,21 @@ class Heard:
         return output
 
 
-def rivalry(critic: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
-    """What the critic is to lower, one loss a pair: real is to look more real than fake.
+def rivalry(
+    critic: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What network and critic are to lower, one loss a pair: which of the two looks more real.
 
-    The loss is relativistic (arXiv 1807.00734), with R1's penalty of the gradient at real images
-    (arXiv 1801.04406), measured by a little noise (arXiv 2501.08316, Section 3.4).
+    Each by gradients of its own. The loss is relativistic (arXiv 1807.00734). The critic's has R1's
+    penalty of the gradient at real images (arXiv 1801.04406), measured by a little noise
+    (arXiv 2501.08316, Section 3.4).
     """
     scores = critic(real, labels)
+    frozen = {name: value.detach() for name, value in critic.named_parameters()}
+    passing = softplus(scores.detach() - functional_call(critic, frozen, (fake, labels)))
     near = critic(real + SIGMA * torch.randn_like(real), labels)
     penalty = GAMMA / 2 * ((near - scores) / SIGMA).square()
-    return softplus(critic(fake, labels) - scores) + penalty
+    return passing, softplus(critic(fake.detach(), labels) - scores) + penalty
 
 
 def judged(
@@ -83,12 +88,8 @@ def judged(
         losses = objective(heard, schedule, x0, t, eps)
         xt = q_sample(schedule, x0, t, eps)
         fake = conversion.to_x0(schedule, xt, t, heard.output.to(xt.dtype))
-        frozen = {name: value.detach() for name, value in critic.named_parameters()}
         with torch.autocast(x0.device.type, enabled=False):  # the penalty is of small differences
-            real_score, score = (
-                functional_call(critic, frozen, (each, heard.labels)) for each in (x0, fake)
-            )
-            own = rivalry(critic, x0, fake.detach(), heard.labels)
-        return losses + weight * softplus(real_score - score) + own
+            passing, own = rivalry(critic, x0, fake, heard.labels)
+        return losses + weight * passing + own
 
     return with_critic

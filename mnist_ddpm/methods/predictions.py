@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_ddpm.ddpm import (
@@ -124,6 +125,18 @@ def x0_factor(schedule: Schedule, t: Tensor, conversion: Conversion) -> Tensor:
     zero = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
     one, none = (conversion.from_x0(schedule, zero, t, x0) for x0 in (zero + 1, zero))
     return (one - none).square().flatten()
+
+
+def x0_factors(schedule: Schedule, conversion: Conversion) -> tuple[Tensor, Tensor]:
+    """By which x_t and the value are multiplied to give x_0: two tables over t = 0 … T, float64.
+
+    At t = 0, x_0 is x_t.
+    """
+    t = torch.arange(1, schedule.T + 1)
+    zero = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
+    of_xt = conversion.to_x0(schedule, zero + 1, t, zero).flatten()
+    of_value = conversion.to_x0(schedule, zero, t, zero + 1).flatten()
+    return F.pad(of_xt, (1, 0), value=1.0), F.pad(of_value, (1, 0))
 
 
 def target(
