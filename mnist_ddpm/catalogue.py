@@ -23,9 +23,11 @@ from mnist_ddpm.methods import (
     paths,
     predictions,
     schedules,
+    shortcuts,
     solvers,
 )
 from mnist_ddpm.methods.conditioning import Condition
+from mnist_ddpm.methods.distillation import Teacher, distilled
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, plain, weighted
@@ -89,7 +91,9 @@ SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
     "dpmpp": solvers.dpmpp_2m_sampler,
     "heun": solvers.heun_sampler,
     "consistency": consistency.consistency_sampler,
+    "shortcut": shortcuts.shortcut_sampler,
 }
+TELLING = {"shortcut"}  # samplers that tell the network where each step goes
 # a schedule and a number of steps to falling times
 SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
     "trailing": schedules.of_T(schedules.trailing),
@@ -138,8 +142,12 @@ def unet(recipe: Recipe) -> nn.Module:
         "attention": recipe.attention, "dropout": recipe.dropout,
         "out_channels": recipe.channels * (2 if learns_variance(recipe) else 1),
     }  # fmt: skip
-    labelled = partial(LabelledUNet, classes=recipe.classes)
-    network = labelled(**options) if recipe.classes else ddpm.UNet(**options)
+    if tells_steps(recipe):
+        network = shortcuts.ShortcutUNet(**options, classes=recipe.classes)
+    elif recipe.classes:
+        network = LabelledUNet(**options, classes=recipe.classes)
+    else:
+        network = ddpm.UNet(**options)
     for layer in network.modules():
         if recipe.norm_groups and isinstance(layer, nn.GroupNorm):
             layer.num_groups = recipe.norm_groups
@@ -161,7 +169,8 @@ def dit(recipe: Recipe) -> nn.Module:
 
 
 # a class of your own is called with the recipe
-NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {"unet": unet, "dit": dit}
+NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {"unet": unet, "dit": dit, "shortcut": unet}
+STEPPING = {"shortcut"}  # networks that are told where a step goes
 
 
 def look_up(what: str, name: str, table: dict):
@@ -222,14 +231,28 @@ def learns_variance(recipe: Recipe) -> bool:
     return recipe.objective in LEARNED_VARIANCE
 
 
-def make_objective(recipe: Recipe, done: Callable[[], float] = lambda: 1.0) -> Objective:
-    """The recipe's objective. Raises ValueError for an unknown name.
+def tells_steps(recipe: Recipe) -> bool:
+    """Whether the network is told where a step goes."""
+    return recipe.network in STEPPING
 
-    done: tells the part of training that is done, from 0 to 1, such as Run.done.
+
+def make_objective(
+    recipe: Recipe, done: Callable[[], float] = lambda: 1.0, teacher: Teacher | None = None
+) -> Objective:
+    """The recipe's objective. Raises ValueError for an unknown name, and for what does not fit.
+
+    done: tells the part of training that is done, from 0 to 1, such as Run.done. teacher: what to
+    learn from, such as that of formats.teachers.
     """
-    make, condition = look_up("objective", recipe.objective, OBJECTIVES), condition_of(recipe)
-    more = {"done": done} if recipe.objective in CHANGING else {}
-    objective = make(conversion_of(recipe), **more)
+    name, condition = recipe.objective, condition_of(recipe)
+    make, conversion = look_up("objective", name, OBJECTIVES), conversion_of(recipe)
+    objective = make(conversion, **({"done": done} if name in CHANGING else {}))
+    if tells_steps(recipe):
+        problem = f"network {recipe.network} learns where steps end"
+        fits = not condition and name not in CHANGING | LEARNED_VARIANCE
+        check(fits, f"{problem}: it takes no condition, and no objective {name}")
+        return shortcuts.shortcut(objective, conversion, teacher)
+    objective = objective if teacher is None else distilled(objective, teacher)
     return conditioning.conditioned(objective, condition) if condition else objective
 
 
@@ -276,6 +299,18 @@ def make_denoiser(
     make = learned_variance.learned_denoiser if learns_variance(recipe) else predictions.denoiser
     make = partial(make, conversion=conversion_of(recipe))
     return make(network, schedule) if path is None else paths.along(path, network, schedule, make)
+
+
+def heading(sampler: str, times: list[int], recipe: Recipe) -> list[int] | None:
+    """The times that the network is to be told by a sampler of that name; None: none.
+
+    Raises ValueError where the network cannot be told.
+    """
+    if sampler not in TELLING:
+        return None
+    problem = f"sampler {sampler} tells the network where each step goes, and this one is not told"
+    check(tells_steps(recipe), f"{problem}: take another, or train --network shortcut")
+    return times
 
 
 def sampling_times(schedule: Schedule, steps: int, spacing: str = "trailing") -> list[int]:

@@ -21,8 +21,9 @@ from mnist_ddpm.catalogue import (
     make_schedule,
     make_times,
 )
-from mnist_ddpm.ddpm import Denoiser, check
-from mnist_ddpm.methods import adversarial, distillation
+from mnist_ddpm.ddpm import check
+from mnist_ddpm.methods import adversarial
+from mnist_ddpm.methods.distillation import Teacher
 from mnist_ddpm.training import checkpoint_files, loop, machine, measuring, previews, run, saving
 from mnist_ddpm.training.advice import advice_for
 from mnist_ddpm.training.processes import World
@@ -92,7 +93,7 @@ def train(
     recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
     resume: bool = False, weights: dict[str, Tensor] | None = None, deadline: float = math.inf,
     device: Device = "cpu", world: World = run.ALONE, log: loop.Log | None = None,
-    ending: float | None = None, draw: dict | None = None, teacher: Denoiser | None = None,
+    ending: float | None = None, draw: dict | None = None, teacher: Teacher | None = None,
 ) -> Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 
@@ -122,8 +123,7 @@ def train(
         processes=world.size, c=conditions(recipe, images, range(previews.IMAGES)),
     )  # fmt: skip
     draw = advice_for(recipe, folder, resume) if draw is None else draw
-    objective = make_objective(recipe, begun.done)
-    objective = objective if teacher is None else distillation.distilled(objective, teacher)
+    objective = make_objective(recipe, begun.done, teacher)
     if recipe.critic:
         check(world.size == 1, "critic is for one process: leave it at 0 for several")
         rival = begun.network.critic

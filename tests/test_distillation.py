@@ -1,6 +1,7 @@
 """Learning from a teacher: what it predicts, guided, is what the student is to say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mnist_ddpm.catalogue import PREDICTIONS, make_schedule
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.methods.distillation import distilled
 from mnist_ddpm.methods.predictions import weighted
+from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.training.recipe import Recipe
 
 SMALL = Recipe(**NETWORK)
@@ -43,11 +45,12 @@ def test_who_says_what_the_teacher_says_has_nothing_to_learn(name, places):
     """Not what would have been right."""
     conversion, (x0, eps) = PREDICTIONS[name], example()
     teacher = teachers.teacher(places[0], SMALL)
+    says = teacher(None)
 
     def student(xt, t):
         if conversion.scale is not None:
             xt = xt / ddpm.per_image(conversion.scale(SCHEDULE, t), xt)
-        return conversion.from_x0(SCHEDULE, xt, t, teacher(xt, t)[0])
+        return conversion.from_x0(SCHEDULE, xt, t, says(xt, t)[0])
 
     objective = weighted(conversion)
     assert (objective(student, SCHEDULE, x0, T, eps) > 1e-5).all()
@@ -55,7 +58,7 @@ def test_who_says_what_the_teacher_says_has_nothing_to_learn(name, places):
 
 
 def test_a_teacher_is_guided_as_its_checkpoint_advises(places):
-    plain, guided = (teachers.teacher(place, SMALL) for place in places)
+    plain, guided = (teachers.teacher(place, SMALL)(None) for place in places)
     strong, weak = (checkpoints.load(path).network for path in (places[1], places[1] / "guide"))
     x = example()[1]
     expected = strong(x, T)
@@ -70,9 +73,9 @@ def test_a_teacher_of_another_schedule_is_asked_along_the_student_s(places):
     recipe = Recipe(**NETWORK, schedule="flow", prediction="velocity")
     path, (x0, eps) = make_schedule(recipe), example()
     xt = ddpm.q_sample(path, x0, T, eps)
-    x0_hat, eps_hat, *_ = teachers.teacher(places[0], recipe)(xt, T)
+    x0_hat, eps_hat, *_ = teachers.teacher(places[0], recipe)(None)(xt, T)
     torch.testing.assert_close(ddpm.q_sample(path, x0_hat, T, eps_hat), xt)
-    assert not torch.allclose(eps_hat, teachers.teacher(places[0], SMALL)(xt, T)[1])
+    assert not torch.allclose(eps_hat, teachers.teacher(places[0], SMALL)(None)(xt, T)[1])
 
 
 def test_train_learns_from_a_teacher_and_goes_on_with_it(places, tmp_path, monkeypatch, capsys):
@@ -94,10 +97,33 @@ def test_train_learns_from_a_teacher_and_goes_on_with_it(places, tmp_path, monke
     assert "teacher" in line
 
 
+def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tmp_path):
+    """And guided away from what it says without them, as far as the recipe asks."""
+    recipe = replace(SMALL, classes=3, label_dropout=0.5)
+    strong = checkpoints.load(save_network(tmp_path / "known", recipe)).network
+    torch.nn.init.normal_(strong.label.weight, generator=torch.Generator().manual_seed(0))
+    save_checkpoint(tmp_path / "known", strong, recipe, {})
+    (x0, eps), true = example(), torch.tensor([0, 1, 2, 1])
+    xt = ddpm.q_sample(SCHEDULE, x0, T, eps)
+    told, untold = strong(xt, T, true), strong(xt, T)
+
+    def student(xt, t):
+        return torch.zeros_like(xt)
+
+    student.labels, student.true_labels = torch.tensor([3, 1, 3, 3]), true
+    for scale, wanted in ((0.0, told), (3.0, torch.lerp(untold, told, 3.0))):
+        teacher = teachers.teacher(tmp_path / "known", replace(recipe, teacher_guidance=scale))
+        losses = distilled(ddpm.l_simple, teacher)(student, SCHEDULE, x0, T, eps)
+        torch.testing.assert_close(losses, wanted.square().mean(dim=(1, 2, 3)))
+
+
 @pytest.mark.parametrize(
     ("student", "named"),
-    [({"classes": 10}, "labels"), ({"image_size": 40}, "(1, 32, 32)"), ({}, "nowhere")],
-    ids=["labels", "shape", "none"],
+    [
+        ({"classes": 10}, "classes"), ({"image_size": 40}, "(1, 32, 32)"), ({}, "nowhere"),
+        ({"teacher_guidance": 2.0}, "teacher_guidance"), ({"condition": "small"}, "condition"),
+    ],
+    ids=["labels", "shape", "none", "unguided", "condition"],
 )
 def test_who_cannot_teach_is_refused(student, named, places):
     place = places[0] if student else places[0] / "nowhere"

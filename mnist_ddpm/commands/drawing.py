@@ -149,6 +149,8 @@ class Drawing(flags.Drawing):
         name = self.sampler or unless_told
         sampler = catalogue.SAMPLERS[name]
         own = own_options(sampler)
+        if name in catalogue.TELLING and self.path is not None:
+            raise ValueError(f"{name} knows the network's own path alone: leave out --path")
         for flag in ("eta", "variance"):
             if flag not in own and getattr(self, flag) != getattr(Drawing, flag):
                 problem = f"{name} takes no --{flag}"
@@ -178,7 +180,7 @@ class Drawing(flags.Drawing):
         return name, catalogue.VARIANCES.get(name, default)
 
     def denoiser_of(
-        self, checkpoint: Checkpoint, counted: Counted, device: torch.device,
+        self, checkpoint: Checkpoint, counted: Counted, device: torch.device, steps: Steps,
         pictures: Tensor | None = None,
     ) -> drawing.Source:  # fmt: skip
         """What draws a batch of images, guided and clipped, given the pictures' condition.
@@ -201,6 +203,7 @@ class Drawing(flags.Drawing):
             clip=CLIPS[self.clip],
             pictures=None if pictures is None else pictures.to(device),
             path=None if self.path is None else self.path_of(recipe),
+            heading=catalogue.heading(steps.name, steps.times, recipe),
         )
 
     def load_guide(self, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:

@@ -163,9 +163,9 @@ class Evaluate(flags.Evaluate, Drawing):
         """The images to judge, of the pictures' condition; how they were made, and at what cost."""
         recipe, steps = checkpoint.recipe, self.sampling(checkpoint.recipe)
         images, _ = drawing.generate(
-            self.denoiser_of(checkpoint, kept.counted, device, pictures), self.path_of(recipe),
-            self.n, recipe.shape, sampler=steps.bound, times=steps.times, seed=self.seed,
-            batch_size=self.batch_size, device=device, kept=kept, world=world,
+            self.denoiser_of(checkpoint, kept.counted, device, steps, pictures),
+            self.path_of(recipe), self.n, recipe.shape, sampler=steps.bound, times=steps.times,
+            seed=self.seed, batch_size=self.batch_size, device=device, kept=kept, world=world,
         )  # fmt: skip
         how = {"name": steps.name, **steps.told, "precision": self.precision}
         how |= {"steps": self.steps, "spacing": self.spacing, "clip": self.clip}

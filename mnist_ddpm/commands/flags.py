@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 # Names in the catalogue, which a test compares
-Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "consistency"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "consistency", "shortcut"]
 Spacing = Literal["trailing", "leading", "linspace", "quadratic", "edm"]
 Variance = Literal["auto", "posterior", "beta", "learned"]
 Clip = Literal["static", "dynamic", "none"]

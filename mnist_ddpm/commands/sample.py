@@ -40,7 +40,7 @@ class Sample(flags.Sample, Drawing):
         self.check_labels(recipe)
         steps = self.from_image(recipe, device) if self.init_image else self.sampling(recipe)
         self.check_interval(steps.times, recipe)
-        denoiser_of = self.denoiser_of(checkpoint, counted, device, pictures)
+        denoiser_of = self.denoiser_of(checkpoint, counted, device, steps, pictures)
         self.check_image_flags()
         out = files.writable_folder(self.out)
         columns = 6 if max(recipe.shape[1:]) <= 32 else 4  # of the films, and rows: noise is large

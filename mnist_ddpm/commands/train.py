@@ -77,8 +77,9 @@ class Train(training_flags.Train):
         weights = None
         if recipe.init_from and not self.resume:
             weights = pretrained(
-                recipe.init_from, recipe.classes > 0, recipe.condition, recipe.classes
-            )[1]
+                recipe.init_from, recipe.classes > 0, recipe.condition, recipe.classes,
+                catalogue.tells_steps(recipe),
+            )[1]  # fmt: skip
             checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
         taught_by = teachers.teacher(recipe.teacher, recipe, device) if recipe.teacher else None
         with processes.one_first(world):

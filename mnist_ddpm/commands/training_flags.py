@@ -59,6 +59,8 @@ class Flags(Options):
     ] = None
     # a checkpoint to learn from, guided as it advises
     teacher: Annotated[str, unless_typed("none: the images alone")] = ""
+    # how far the teacher is guided
+    teacher_guidance: Annotated[float, unless_typed("as it advises")] = 0.0
     # weights to start from: checkpoint or diffusers model
     init_from: Annotated[str, unless_typed("random weights")] = ""
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
 from mnist_ddpm.evaluation.sharing import collect
-from mnist_ddpm.methods import guidance
+from mnist_ddpm.methods import guidance, shortcuts
 from mnist_ddpm.training import ahead
 from mnist_ddpm.training.keeping import Kept
 from mnist_ddpm.training.processes import World
@@ -32,9 +32,9 @@ def autocast(network: Network, precision: str, device: torch.device | str) -> Ne
         return network
     kind, dtype = torch.device(device).type, getattr(torch, precision)
 
-    def lowered(xt: Tensor, t: Tensor, *labels) -> Tensor:
+    def lowered(xt: Tensor, t: Tensor, *labels: Tensor, **told: Tensor) -> Tensor:
         with torch.autocast(kind, dtype):
-            return network(xt, t, *labels).float()
+            return network(xt, t, *labels, **told).float()
 
     return lowered
 
@@ -51,6 +51,7 @@ def denoisers(
     clip: Callable[[Denoiser, Schedule], Denoiser] | None = ddpm.clipped,
     pictures: Tensor | None = None,
     path: Schedule | None = None,
+    heading: list[int] | None = None,
 ) -> Source:
     """What draws each batch: a network under guidance, its x0_hat clipped.
 
@@ -58,8 +59,11 @@ def denoisers(
     and its recipe) or else from the network without labels; without either it has no effect.
     interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k is
     given the condition of pictures[k % M], where the recipe has one. path: the one to sample along,
-    where it is not the network's own schedule.
+    where it is not the network's own schedule. heading: the sampler's times, for a network that is
+    told where each step goes.
     """
+    if heading is not None:
+        network = shortcuts.heading(network, heading, schedule.T)
 
     def denoiser_of(batch: range) -> Denoiser:
         own = None if labels is None else labels[batch.start : batch.stop]

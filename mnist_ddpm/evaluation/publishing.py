@@ -125,13 +125,13 @@ def draw(checkpoint: Checkpoint, how: dict, seed: int, device: torch.device | st
         guide = weak.network, weak.recipe
     path = catalogue.make_path(recipe, how["path"]) if "path" in how else None
     clips = {"dynamic": solvers.thresholded, "none": None}
+    steps, spacing = min(how["steps"], recipe.T), how.get("spacing", "trailing")
+    times = catalogue.sampling_times(path or schedule, steps, spacing)
     source = drawing.denoisers(
         network, schedule, recipe, labels=labels, scale=how.get("guidance", 1.0), guide=guide,
         interval=how.get("guidance_interval"), clip=clips.get(how.get("clip"), ddpm.clipped),
-        path=path,
+        path=path, heading=catalogue.heading(how["name"], times, recipe),
     )  # fmt: skip
-    steps, spacing = min(how["steps"], recipe.T), how.get("spacing", "trailing")
-    times = catalogue.sampling_times(path or schedule, steps, spacing)
     return drawing.generate(
         source, path or schedule, SHOWN, recipe.shape, times=times,
         sampler=partial(sampler, **options), seed=seed, device=device,

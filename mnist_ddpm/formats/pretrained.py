@@ -22,15 +22,16 @@ LABELS = 0.5  # deviation of the first vectors of labels: from 0 they are learne
 
 
 def pretrained(
-    source: str | Path, labels: bool = True, condition: str = "none", classes: int = 0
-) -> tuple[dict, dict[str, Tensor]]:
+    source: str | Path, labels: bool = True, condition: str = "none", classes: int = 0,
+    shortcut: bool = False,
+) -> tuple[dict, dict[str, Tensor]]:  # fmt: skip
     """Weights to start from, and the settings that decide their network and its output's meaning.
 
     source: a checkpoint, as checkpoints.find knows it, or what load_diffusers reads. labels:
     whether there are any to train with; if not, a network with labels becomes one without, which
     predicts what it did for no label. condition: one that a network without begins to heed, from
-    weights 0. classes: labels that it begins to heed, each from a small random vector. Raises as
-    checkpoints.load and load_diffusers.
+    weights 0. classes: labels that it begins to heed, each from a small random vector. shortcut: it
+    begins to heed where steps go, too. Raises as checkpoints.load and load_diffusers.
     """
     config = checkpoints.find(source, CONFIGS) / CONFIG
     own = config.is_file() and "format" in read_json(config)
@@ -50,6 +51,10 @@ def pretrained(
         fresh = catalogue.make_network(replace(recipe, classes=classes)).label.weight.detach()
         weights["label.weight"] = LABELS * fresh
         weights["label.weight"][classes] = 0  # for no label it is what it was
+    if shortcut and recipe.network == "unet":
+        decided["network"] = "shortcut"
+        whole = {name: decided[name] for name in ("network", "classes", "attributes")}
+        weights = catalogue.make_network(replace(recipe, **whole)).state_dict() | weights
     if not recipe.conditional and condition != "none" and isinstance(network, UNet):
         decided["condition"] = condition
         more = catalogue.condition_channels(replace(recipe, condition=condition))

@@ -1,39 +1,60 @@
-"""A checkpoint as a teacher: its denoiser, guided as its config.json advises."""
+"""A checkpoint as a teacher: its denoiser, guided as its config.json advises, or further."""
 
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mnist_ddpm import catalogue
+from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.ddpm import Denoiser, Schedule, check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import guidance
+from mnist_ddpm.methods.distillation import Teacher
 from mnist_ddpm.training.recipe import Recipe
 
 
-def along(path: Schedule, checkpoint: checkpoints.Checkpoint) -> Denoiser:
-    """A checkpoint's denoiser on a path, which may be its own."""
+def along(
+    path: Schedule, checkpoint: checkpoints.Checkpoint, labels: Tensor | None = None
+) -> Denoiser:
+    """A checkpoint's denoiser on a path, which may be its own, told these labels (N,) or none."""
     network, own, recipe, _ = checkpoint
+    network = network if labels is None else guidance.told(network, labels)
     same = torch.equal(own.signal, path.signal) and torch.equal(own.noise, path.noise)
     return catalogue.make_denoiser(network, own, recipe, path=None if same else path)
 
 
-def teacher(source: str | Path, recipe: Recipe, device: torch.device | str = "cpu") -> Denoiser:
+def teacher(source: str | Path, recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
     """What a network of this recipe can learn from, along its schedule. It is not clipped.
 
-    source: as checkpoints.find knows it. Raises as checkpoints.load, and ValueError where teacher
-    or recipe have labels or a condition, or differ in their images' shape.
+    source: as checkpoints.find knows it. A teacher with labels is told those of the images, and
+    guided away from what it says without. recipe.teacher_guidance: 0 stands for its config.json's
+    advice. Raises as checkpoints.load, and ValueError where teacher or recipe have a condition, or
+    differ in labels or their images' shape, and for a guidance of a teacher that nothing guides.
     """
-    strong, told = checkpoints.load(source, device), checkpoints.advice(source)
-    found = [strong, *([checkpoints.load(told["guide"], device)] if "guide" in told else [])]
-    for each in (recipe, *(each.recipe for each in found)):
-        problem = f"teacher is {source}: with labels or a condition"
-        check(not each.classes and not each.conditional, f"{problem} nothing can be taught yet")
+    strong, advice = checkpoints.load(source, device), checkpoints.advice(source)
+    guide = checkpoints.load(advice["guide"], device) if "guide" in advice else None
+    for each in (recipe, strong.recipe, *([guide.recipe] if guide else [])):
+        problem = f"teacher is {source}: with a condition nothing can be taught yet"
+        check(not each.conditional, problem)
         shapes = f"{each.shape}, and here they are {recipe.shape}"
         check(each.shape == recipe.shape, f"teacher is {source}: it knows images {shapes}")
-    made = [along(catalogue.make_schedule(recipe), each) for each in found]
-    if len(made) == 1:
-        return made[0]
-    guided = guidance.guided(made[1], made[0], told.get("guidance", guidance.SCALE))
-    interval = told.get("guidance_interval")
-    return guidance.within(tuple(interval), guided, made[0]) if interval else guided
+        found, asked = (each.classes, each.attributes), (recipe.classes, recipe.attributes)
+        problem = f"teacher is {source}: its classes are {found[0]} {' '.join(found[1])}"
+        check(found == asked, f"{problem.strip()}: train with the same")
+    able = guide is not None or (recipe.classes > 0 and not always_told(strong.recipe))
+    problem = f"teacher_guidance is {recipe.teacher_guidance}, and nothing guides {source}"
+    check(able or not recipe.teacher_guidance, f"{problem}: leave it at 0")
+    scale = advice.get("guidance", guidance.SCALE if guide else 1.0)
+    scale, path = recipe.teacher_guidance or scale, catalogue.make_schedule(recipe)
+    interval = advice.get("guidance_interval")
+
+    def told(labels: Tensor | None) -> Denoiser:
+        plain = along(path, strong, labels)
+        if not able:
+            return plain
+        weak = along(path, guide, labels) if guide else along(path, strong)
+        guided = guidance.guided(weak, plain, scale)
+        return guidance.within(tuple(interval), guided, plain) if interval else guided
+
+    return told

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
-from mnist_ddpm.methods.guidance import labels_of, or_unknown
+from mnist_ddpm.ddpm import Network, Objective, Schedule, per_image
+from mnist_ddpm.methods.guidance import labels_of, or_unknown, true_labels_of
 from mnist_ddpm.methods.predictions import Conversion
 
 SMALLEST = 4  # side of the critic's last level
@@ -45,16 +45,16 @@ class Critic(nn.Module):
 
 
 class Heard:
-    """A network, and what it said last that has gradients."""
+    """A network, and what it was asked and said last that has gradients."""
 
     def __init__(self, network: Network):
-        self.network, self.labels = network, labels_of(network)
-        self.output = None
+        self.network = network
+        self.labels, self.true_labels = labels_of(network), true_labels_of(network)
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        output = self.network(xt, t)
+    def __call__(self, xt: Tensor, t: Tensor, **told: Tensor) -> Tensor:
+        output = self.network(xt, t, **told)
         if output.requires_grad:
-            self.output = output
+            self.asked, self.output = (xt, t, told.get("s")), output
         return output
 
 
@@ -86,10 +86,18 @@ def judged(
     def with_critic(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         heard = Heard(network)
         losses = objective(heard, schedule, x0, t, eps)
-        xt = q_sample(schedule, x0, t, eps)
+        xt, t, s = heard.asked
+        if conversion.scale is not None:
+            xt = xt / per_image(conversion.scale(schedule, t), xt)
         fake = conversion.to_x0(schedule, xt, t, heard.output.to(xt.dtype))
+        labels, ends = heard.labels, slice(None)
+        if s is not None:  # what other steps predict is no image
+            ends = (s == 0).to(x0.device)
+            x0, fake, labels = x0[ends], fake[ends], None if labels is None else labels[ends]
         with torch.autocast(x0.device.type, enabled=False):  # the penalty is of small differences
-            passing, own = rivalry(critic, x0, fake, heard.labels)
-        return losses + weight * passing + own
+            passing, own = rivalry(critic, x0, fake, labels)
+        added = torch.zeros_like(losses)
+        added[ends] = weight * passing + own
+        return losses + added
 
     return with_critic

@@ -3,22 +3,29 @@
 Distillation of guided diffusion models, arXiv 2210.03142 (its first stage).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, q_sample
+from mnist_ddpm.methods.guidance import true_labels_of
+
+Teacher = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
 
 
-def distilled(objective: Objective, teacher: Denoiser) -> Objective:
+def distilled(objective: Objective, teacher: Teacher) -> Objective:
     """The objective with what the teacher predicts from x_t in the places of x_0 and eps.
 
+    The teacher is told the labels of all images, also those that are hidden from the network.
     Its two predictions lie on x_t too: signal x0_hat + noise eps_hat = x_t. So any objective will
     do; that of consistency models then steps along the teacher's path.
     """
 
     def taught(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         with torch.no_grad():
-            x0_hat, eps_hat, *_ = teacher(q_sample(schedule, x0, t, eps), t)
+            denoise = teacher(true_labels_of(network))
+            x0_hat, eps_hat, *_ = denoise(q_sample(schedule, x0, t, eps), t)
         return objective(network, schedule, x0_hat, t, eps_hat)
 
     return taught

@@ -19,6 +19,11 @@ def labels_of(network: Network) -> Tensor | None:
     return getattr(network, "labels", None)
 
 
+def true_labels_of(network: Network) -> Tensor | None:
+    """The same, with those that label_dropout hides from it."""
+    return getattr(network, "true_labels", None)
+
+
 class LabelledUNet(UNet):
     """A U-Net that also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown".
 

@@ -12,7 +12,7 @@ from mnist_ddpm.training.recipe import Recipe
 
 DIGITS = {"sampler": "dpmpp", "steps": 20, "eta": 1.0}
 FACES = {"sampler": "dpmpp", "steps": 20, "eta": 0.0}
-FEW = {"sampler": "consistency", "steps": 4}  # of a network that was trained for that
+FEW = {"steps": 4}  # of a network that was trained for few
 # By data set and schedule, with T = 1000
 BEST = {("mnist", "linear", 1000): DIGITS, ("celeba", "cosine", 1000): FACES}
 # Of digits, away from a network that was trained a tenth as long
@@ -21,8 +21,10 @@ GUIDED = {"guidance": 1.5, "guidance_interval": [0, 500]}
 
 def best(recipe: Recipe) -> dict:
     """Flags of sample and their values; {} where nothing was measured."""
+    if recipe.network == "shortcut":
+        return {"sampler": "shortcut", **FEW}
     if recipe.objective == "consistency":
-        return dict(FEW)
+        return {"sampler": "consistency", **FEW}
     return dict(BEST.get((recipe.dataset, recipe.schedule, recipe.T), {}))
 
 

@@ -15,7 +15,7 @@ class Options:
 
     image_size: Size = 32  # side of square images, in pixels; or height and width
     channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
-    network: str = "unet"  # unet, dit
+    network: str = "unet"  # unet, dit, shortcut: a U-Net that is told how far a step goes
     blocks_per_level: int = 1  # residual blocks in each level
     # sides of the levels with attention, of a rectangle the shorter; None: the smallest
     attention_resolutions: tuple[int, ...] | None = None
@@ -40,6 +40,7 @@ class Options:
     gradient_checkpointing: bool = False  # recompute blocks: less memory, a third more work
     compile: bool = False  # torch.compile: a minute or two, worth it for a long training
     teacher: str = ""  # a checkpoint to learn from, guided as it advises; empty: the images alone
+    teacher_guidance: float = 0.0  # how far the teacher is guided; 0: as it advises
     init_from: str = ""  # weights to start from: checkpoint or diffusers model; empty: random
 
 

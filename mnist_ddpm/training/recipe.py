@@ -12,7 +12,7 @@ LIMITS = {
     "patch_size": (1, 2**13), "base_channels": (1, 2**14),
     "blocks_per_level": (1, 100), "T": (1, 10**6), "batch_size": (1, 10**6),
     "accumulation": (1, 10**6), "warmup_steps": (0, 10**12), "classes": (0, 2**16),
-    "norm_groups": (0, 2**14), "critic": (0, 10**6),
+    "norm_groups": (0, 2**14), "critic": (0, 10**6), "teacher_guidance": (0, 10**3),
     "epochs": (1e-9, 1e9), "learning_rate": (1e-12, 1e3), "gradient_clip": (1e-12, 1e12),
     "beta_1": (1e-10, 1), "beta_T": (1e-10, 1),
 }  # fmt: skip

@@ -149,14 +149,15 @@ def training_step(
         t, weights = run.times.draw(n, generator)
     weights = weights.to(x0)
     eps = torch.randn(x0.shape, generator=generator)
+    true = labels = None if labels is None else labels.cpu()
     if labels is not None:
         hidden = torch.rand(n, generator=generator) < s.label_dropout
-        labels = labels.cpu().masked_fill(hidden, s.classes)
+        labels = labels.masked_fill(hidden, s.classes)
     seed_dropout(s.seed, run.step, world.rank)
     run.optimizer.zero_grad()
     own = slice(world.share(n).start, world.share(n).stop)
-    labels = None if labels is None else labels[own]
-    batch = x0[own], labels, t[own], eps[own], weights[own]
+    told = None if labels is None else (labels[own], true[own])
+    batch = x0[own], told, t[own], eps[own], weights[own]
     losses = world.gather(add_gradients(run, *batch, schedule, objective))
     value = update_weights(run, (weights * losses).mean(), t, losses)
     run.losses.append(value)
@@ -171,20 +172,25 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 
 def add_gradients(
-    run: Run, x0: Tensor, labels: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor,
-    schedule: Schedule, objective: Objective,
+    run: Run, x0: Tensor, labels: tuple[Tensor, Tensor] | None, t: Tensor, eps: Tensor,
+    weights: Tensor, schedule: Schedule, objective: Objective,
 ) -> Tensor:  # fmt: skip
-    """Adds the gradients of the mean weighted loss, part by part. Returns all losses (N,)."""
+    """Adds the gradients of the mean weighted loss, part by part. Returns all losses (N,).
+
+    labels: those that the network is told, and the true ones, each (N,).
+    """
     n, device, dtype = len(x0), x0.device, getattr(torch, run.settings.precision)
     size, losses = math.ceil(n / run.settings.accumulation), []
     for first in range(0, n, size):
         part = slice(first, first + size)
-        told = {} if labels is None else {"labels": labels[part].to(device)}
+        own, true = (None, None) if labels is None else (each[part].to(device) for each in labels)
+        told = {} if labels is None else {"labels": own}
 
-        def network(xt: Tensor, t: Tensor, told: dict = told) -> Tensor:
-            return run.called(xt, t.to(device), **told)
+        def network(xt: Tensor, t: Tensor, told: dict = told, **more: Tensor) -> Tensor:
+            more = {name: value.to(device) for name, value in more.items()}
+            return run.called(xt, t.to(device), **told | more)
 
-        network.labels = told.get("labels")  # for objectives that ask others, too
+        network.labels, network.true_labels = own, true  # for objectives that ask others, too
         # Several processes share gradients after the last part.
         unshared = getattr(run.called, "no_sync", nullcontext)
         with unshared() if part.stop < n else nullcontext():

@@ -1,0 +1,163 @@
+"""Shortcut models (arXiv 2410.12557): a network that is also told how far a step goes.
+
+Told t alone it predicts as any other: where the ODE goes from x_t. Told s < t as well, it predicts
+what takes DDIM's one step to where the ODE is at s. So one network draws in one step, or in many.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import (
+    Denoiser,
+    Network,
+    Objective,
+    Schedule,
+    States,
+    UNet,
+    check,
+    ddim_sampler,
+    per_image,
+    predict_eps,
+    q_sample,
+    time_embedding,
+    transitions,
+    u_shaped,
+)
+from mnist_ddpm.methods.distillation import Teacher
+from mnist_ddpm.methods.guidance import labels_of, or_unknown, true_labels_of
+from mnist_ddpm.methods.predictions import Conversion, ask
+
+# Of 32 images in training, how many are for steps of what length: T / the number, 0 for none
+SHARES = {0: 8, 16: 3, 8: 4, 4: 5, 2: 5, 1: 7}
+FINEST = max(SHARES)  # these steps are learned from the ODE, each longer one from two of half
+
+
+class ShortcutUNet(UNet):
+    """A U-Net that is also told the time s (N,) to go to, s <= t; None stands for t.
+
+    With classes it takes labels, too, as LabelledUNet does. It begins without heeding s.
+    """
+
+    def __init__(self, *args, classes: int = 0, **options):
+        super().__init__(*args, **options)
+        self.classes, c = classes, 4 * self.base_channels
+        if classes:
+            self.label = nn.Embedding(classes + 1, c)
+        self.span = nn.Sequential(nn.Linear(self.base_channels, c), nn.SiLU(), nn.Linear(c, c))
+        nn.init.zeros_(self.span[2].weight)
+        nn.init.zeros_(self.span[2].bias)
+
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, s: Tensor | None = None
+    ) -> Tensor:
+        span = torch.zeros_like(t) if s is None else t - s.to(t)
+        span = time_embedding(1 + span, self.base_channels).to(self.conv_in.weight)
+        told = self.time_vector(t) + self.span(span)
+        if self.classes:
+            told = told + self.label(or_unknown(labels, x, self.classes))
+        return u_shaped(self, x, told)
+
+
+def steps_of(n: int) -> Tensor:
+    """For each of n images, in how many steps it goes from T to 0: (n,), by SHARES; 0 none."""
+    table = torch.tensor([count for count, share in SHARES.items() for _ in range(share)])
+    return table[torch.arange(n) * len(table) // n]
+
+
+def grid(schedule: Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The step (t, s) of those `count` from T to 0 in which t lies, and its middle: each (N,).
+
+    Times are those of ddpm.timesteps.
+    """
+    T, k = schedule.T, torch.ceil(t.double() * count / schedule.T)
+    return tuple((T * (k - back) / count).round().long() for back in (0, 0.5, 1))
+
+
+def step(schedule: Schedule, xt: Tensor, t: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+    """x_s of DDIM's step from x_t, without noise."""
+    return q_sample(schedule, x0, s, predict_eps(schedule, xt, t, x0))
+
+
+def x0_of_step(schedule: Schedule, xt: Tensor, t: Tensor, s: Tensor, xs: Tensor) -> Tensor:
+    """The x_0 with which that step ends at x_s."""
+    (signal, noise), (signal_s, noise_s) = schedule.at(t), schedule.at(s)
+    difference = per_image(noise, xt) * xs - per_image(noise_s, xt) * xt
+    return difference / per_image(signal_s * noise - signal * noise_s, xt)
+
+
+def two_steps(
+    network: Network, conversion: Conversion, schedule: Schedule, xt: Tensor, t: Tensor,
+    middle: Tensor, s: Tensor, finest: Tensor,
+) -> Tensor:  # fmt: skip
+    """x_0 with which one step ends where two do, from t over the middle to s, each (N,).
+
+    finest (N,): where the network is asked for steps of length 0 instead, as DPM-Solver asks.
+    """
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        value = ask(partial(network, s=s), conversion, schedule, xt, t)
+        return conversion.to_x0(schedule, xt, t, value).clamp(-1, 1)
+
+    first = predict(xt, t, torch.where(finest, t, middle))
+    xm = step(schedule, xt, t, middle, first)
+    second = predict(xm, middle, torch.where(finest, middle, s))
+    joined = x0_of_step(schedule, xt, t, s, step(schedule, xm, middle, s, second))
+    return torch.where(finest.view(-1, 1, 1, 1).to(xt.device), second, joined)
+
+
+def shortcut(
+    objective: Objective, conversion: Conversion, teacher: Teacher | None = None
+) -> Objective:
+    """The objective, for steps of all lengths: for those of length 0 what it is on its own.
+
+    teacher: what these learn from, in place of images and noise, as in distillation.distilled.
+    A step of T / FINEST learns DPM-Solver's second-order step by two predictions of length 0
+    (arXiv 2206.00927, Algorithm 1), a longer one two steps of half its length. Raises ValueError
+    for a T that cannot be halved so often.
+    """
+
+    def with_shortcuts(
+        network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor
+    ) -> Tensor:
+        least = 2 * FINEST
+        check(schedule.T >= least, f"T is {schedule.T}: shortcuts need {least} or more")
+        t, count = t.cpu(), steps_of(len(x0))
+        jumps, s = count > 0, t.clone()
+        t[jumps], middle, s[jumps] = grid(schedule, t[jumps], count[jumps])
+        x0, eps, xt = x0.clone(), eps.clone(), q_sample(schedule, x0, t, eps)
+        labels, true = labels_of(network), true_labels_of(network)
+
+        def some(labels: Tensor | None, part: Tensor) -> Tensor | None:
+            return None if labels is None else labels[part.to(labels.device)]
+
+        with torch.no_grad():
+            if teacher is not None:
+                still = ~jumps
+                denoise = teacher(some(true, still))
+                x0[still], eps[still], *_ = denoise(xt[still], t[still])
+            told = {} if labels is None else {"labels": some(labels, jumps)}
+            asked = partial(network, **told), conversion, schedule, xt[jumps]
+            x0[jumps] = two_steps(*asked, t[jumps], middle, s[jumps], count[jumps] == FINEST)
+            eps[jumps] = predict_eps(schedule, xt[jumps], t[jumps], x0[jumps])
+        return objective(partial(network, s=s), schedule, x0, t, eps)
+
+    return with_shortcuts
+
+
+def heading(network: Network, times: list[int], T: int) -> Network:
+    """A network (xt, t, …) that is told, at each of a sampler's times, the one that follows."""
+    after = torch.zeros(T + 1, dtype=torch.long)
+    for t, s in transitions(times, T):
+        after[t] = s
+
+    def headed(xt: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        return network(xt, t, *labels, s=after[t.cpu()].to(t.device))
+
+    return headed
+
+
+def shortcut_sampler(denoise: Denoiser, schedule, times, x, noise) -> States:
+    """DDIM without noise, by a network that is told where each step goes (heading)."""
+    return ddim_sampler(denoise, schedule, times, x, noise)

@@ -1,0 +1,209 @@
+"""Shortcut models: a right network has nothing to learn, and lands in one step where many do."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from commanded import NETWORK, blobs, error_of, run, save_network
+from helpers import equal, restless
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.catalogue import make_network
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.methods import adversarial
+from mnist_ddpm.methods.guidance import LabelledUNet, told
+from mnist_ddpm.methods.predictions import V, plain
+from mnist_ddpm.methods.shortcuts import (
+    FINEST,
+    ShortcutUNet,
+    heading,
+    shortcut,
+    shortcut_sampler,
+    steps_of,
+)
+from mnist_ddpm.training.recipe import Recipe
+
+PATH = ddpm.beta_schedule(ddpm.linear_beta())
+VARIANCE = 0.01  # of Gaussian data, for which all is known
+SMALL = Recipe(**NETWORK | {"T": 64}, network="shortcut", prediction="v", classes=3)
+
+
+def spread(t):
+    """The deviation of x_t."""
+    signal, noise = PATH.at(t)
+    return (signal**2 * VARIANCE + noise**2).sqrt()
+
+
+def carried(xt, t, s):
+    """Where the ODE takes x_t: as far from the mean, in deviations."""
+    return xt * ddpm.per_image(spread(s) / spread(t), xt)
+
+
+def right(xt, t, s=None):
+    """v that leads there: at once where s is t, the posterior's mean."""
+    s = t if s is None else s
+    (signal, noise), (signal_s, noise_s) = PATH.at(t), PATH.at(s)
+    moves = s < t
+    between = torch.where(moves, signal_s * noise - signal * noise_s, 1)
+    jump = (noise * spread(s) / spread(t) - noise_s) / between
+    x0 = torch.where(moves, jump, signal * VARIANCE / spread(t) ** 2)
+    return V.from_x0(PATH, xt, t, ddpm.per_image(x0, xt) * xt)
+
+
+def example(n=64):
+    source = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(n, 1, 4, 4, generator=source, dtype=torch.float64) for _ in range(2))
+    t = torch.randint(1, 1001, (n,), generator=source)
+    return VARIANCE**0.5 * x0, t, eps
+
+
+def teacher(labels):
+    return lambda xt, t: (
+        x0 := V.to_x0(PATH, xt, t, right(xt, t)),
+        ddpm.predict_eps(PATH, xt, t, x0),
+    )
+
+
+def test_a_right_network_has_nothing_to_learn():
+    x0, t, eps = example()
+    count = steps_of(len(x0))
+    objective = shortcut(plain(V), V, teacher)
+    losses = objective(right, PATH, x0, t, eps)
+    assert losses[count != FINEST].max() < 1e-12
+    assert losses[count == FINEST].max() < 1e-4  # second order: not exact
+    for wrong, where in (
+        (lambda xt, t, s: right(xt, t), 1),
+        (lambda xt, t, s: right(xt, t, 0 * t), 0),
+    ):
+        assert objective(wrong, PATH, x0, t, eps)[count == where].min() > 1e-7
+
+
+def test_without_a_teacher_steps_of_no_length_learn_from_the_images():
+    x0, t, eps = example()
+    none = steps_of(len(x0)) == 0
+    found = shortcut(plain(V), V)(right, PATH, x0, t, eps)
+    torch.testing.assert_close(found[none], plain(V)(right, PATH, x0, t, eps)[none])
+    assert found[none].min() > 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5])
+def test_a_right_network_lands_where_the_ode_does(steps):
+    _, _, noise = example(8)
+    times = ddpm.timesteps(1000, steps)
+    network = heading(right, times, 1000)
+    denoise = catalogue.predictions.denoiser(network, PATH, V)
+    *_, (_, found, _) = shortcut_sampler(denoise, PATH, times, noise, None)
+    T = torch.full((8,), 1000)
+    torch.testing.assert_close(found, carried(noise, T, 0 * T))
+
+
+def test_it_begins_without_heeding_where_steps_go():
+    sizes = {"base_channels": 8, "channel_mults": (1, 2)}
+    for classes, other in ((3, LabelledUNet(**sizes, classes=3)), (0, ddpm.UNet(**sizes))):
+        network = ShortcutUNet(**sizes, classes=classes)
+        network.load_state_dict(network.state_dict() | restless(other).state_dict())
+        x, t, labels = torch.randn(4, 1, 16, 16), torch.tensor([9, 5, 3, 20]), torch.arange(4)
+        asked = (labels,) if classes else ()
+        for s in (None, t, 0 * t):
+            torch.testing.assert_close(network(x, t, *asked, s=s), other(x, t, *asked))
+        torch.nn.init.ones_(network.span[2].weight)
+        assert not torch.allclose(network(x, t, *asked, s=0 * t), other(x, t, *asked))
+
+
+def test_labels_and_the_next_time_are_told_together():
+    asked = []
+
+    def network(xt, t, labels, s):
+        asked.append((t.tolist(), labels.tolist(), s.tolist()))
+        return xt
+
+    headed = told(heading(network, [50, 20, 7], 64), torch.tensor([2, 1]))
+    for t in (50, 20, 7):
+        headed(torch.zeros(2, 1, 4, 4), torch.full((2,), t))
+    assert asked == [([t] * 2, [2, 1], [s] * 2) for t, s in ((50, 20), (20, 7), (7, 0))]
+
+
+def test_each_part_of_a_batch_is_told_its_own_labels():
+    """Of those that ask on the way, too, and of the teacher the true ones."""
+    x0, t, eps = example(32)
+    labels, true, asked = torch.arange(32), torch.arange(32) + 100, []
+
+    def network(xt, t, labels=labels, s=None):
+        asked.append((xt.flatten(1)[:, 0], labels))
+        return right(xt, t, s)
+
+    def asks(labels):
+        asked.append((None, labels))
+        return teacher(labels)
+
+    network.labels, network.true_labels = labels, true
+    shortcut(plain(V), V, asks)(network, PATH, x0, t, eps)
+    jumps = steps_of(32) > 0
+    (_, of_teacher), (first, one), (_, two), (all_of_it, three) = asked
+    assert of_teacher.tolist() == true[~jumps].tolist()
+    assert one.tolist() == two.tolist() == labels[jumps].tolist() and three.tolist() == [*range(32)]
+    assert equal({"x": all_of_it[jumps]}, {"x": first})
+
+
+def test_a_critic_judges_steps_that_end_at_an_image_alone():
+    x0, t, eps = example(32)
+    critic, seen = adversarial.Critic(1, 8, 8).double(), []
+    network = torch.nn.Parameter(torch.zeros(()))
+    critic.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    x0, eps = (each.repeat(1, 1, 2, 2) for each in (x0, eps))
+
+    def asked(xt, t, s=None):
+        return network + right(xt, t, s)
+
+    objective = shortcut(plain(V), V, teacher)
+    bare = objective(asked, PATH, x0, t, eps).detach()
+    found = adversarial.judged(objective, V, critic, 0.5)(asked, PATH, x0, t, eps).detach()
+    judged = (found - bare).abs() > 1e-9
+    ends = torch.zeros(32, dtype=torch.bool)
+    for k, (count, time) in enumerate(zip(steps_of(32).tolist(), t.tolist())):
+        ends[k] = count > 0 and time <= 1000 / count
+    assert 8 < ends.sum() < 32 and equal({"x": judged}, {"x": ends})
+    assert {*seen} == {int(ends.sum())}
+
+
+def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalogue, "load_images", lambda *_: blobs(64))
+    monkeypatch.setattr(catalogue, "load_labels", lambda *_: torch.arange(64) % 3)
+    monkeypatch.setattr(catalogue, "check_labelled", lambda *_: None)
+    save_network(tmp_path / "known", replace(SMALL, network="unet"))
+    flags = "--init-from known --teacher known --network shortcut --batch-size 32 --epochs 2"
+    assert run("train", *flags.split(), "--critic", 0.1, "--out", "few") == 0
+    found = checkpoints.load("few")
+    assert found.recipe.network == "shortcut" and hasattr(found.network, "span")
+    assert found.network.span[2].weight.abs().max() > 0  # it was told, and has learned
+    before = make_network(replace(SMALL, network="unet")).state_dict()
+    assert {*pretrained("known", shortcut=True)[1]} == {*found.network.state_dict()} > {*before}
+    for flags in ("--label 1 --steps 1", "--steps 4 --guidance 2", "--sampler ddim --steps 5"):
+        assert run("sample", "--checkpoint", "few", *flags.split(), "--n", 2, "--out", "out") == 0
+    assert run("train", "--resume", "--epochs", 3, "--out", "few") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("sample --checkpoint known --sampler shortcut", "shortcut"),
+        ("sample --checkpoint few --sampler shortcut --path flow", "--path"),
+        ("train --network shortcut --objective consistency --prediction v", "consistency"),
+        ("train --network shortcut --objective hybrid", "hybrid"),
+        ("train --network shortcut --condition small", "condition"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(flags, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, network in (("known", "unet"), ("few", "shortcut")):
+        save_network(tmp_path / name, replace(SMALL, network=network))
+    assert named in error_of(capsys, *flags.split(), "--out", "out")
+
+
+def test_times_that_cannot_be_halved_so_often_are_refused():
+    x0, t, eps = example(32)
+    short = ddpm.Schedule(PATH.signal[:21], PATH.noise[:21])
+    with pytest.raises(ValueError, match="20"):
+        shortcut(plain(V), V)(right, short, x0, t.clamp(max=20), eps)
