@@ -20,6 +20,7 @@ from mnist_ddpm.methods import (
     edm,
     flow,
     learned_variance,
+    matching,
     paths,
     predictions,
     schedules,
@@ -65,8 +66,10 @@ OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
     "p2": partial(weighted, weight=predictions.p2),
     "edm": partial(weighted, weight=edm.weight),
     "consistency": consistency.consistency,
+    "matching": matching.matching,
 }
 CHANGING = {"consistency"}  # objectives that are also told how much of training is done
+MATCHING = {"matching"}  # with a teacher and a second network, beside a network drawn with
 LEARNED_VARIANCE = {"hybrid", "vlb"}  # objectives of a network that also says its steps' variance
 # by objective, what draws t, unless each of 1 … T alike; called with T
 TIME_SAMPLERS: dict[str, Callable[[int], TimeSampler]] = {"vlb": learned_variance.ImportanceTimes}
@@ -101,6 +104,7 @@ SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
     "linspace": schedules.of_T(schedules.linspace),
     "quadratic": schedules.of_T(schedules.quadratic_times),
     "edm": edm.karras_times,
+    "signal": schedules.even_signal,
 }
 # of ddpm_sampler's steps
 VARIANCES: dict[str, Callable[..., Tensor]] = {
@@ -237,15 +241,25 @@ def tells_steps(recipe: Recipe) -> bool:
 
 
 def make_objective(
-    recipe: Recipe, done: Callable[[], float] = lambda: 1.0, teacher: Teacher | None = None
-) -> Objective:
+    recipe: Recipe, done: Callable[[], float] = lambda: 1.0, teacher: Teacher | None = None,
+    fake: nn.Module | None = None,
+) -> Objective:  # fmt: skip
     """The recipe's objective. Raises ValueError for an unknown name, and for what does not fit.
 
     done: tells the part of training that is done, from 0 to 1, such as Run.done. teacher: what to
-    learn from, such as that of formats.teachers.
+    learn from, such as that of formats.teachers. fake: the second network, for objectives that
+    have one.
     """
     name, condition = recipe.objective, condition_of(recipe)
     make, conversion = look_up("objective", name, OBJECTIVES), conversion_of(recipe)
+    if name in MATCHING:
+        problem = f"objective {name} learns from a teacher alone"
+        check(bool(recipe.teacher), f"{problem}: name one, and the network to begin with")
+        alone = not condition and not recipe.critic and not tells_steps(recipe)
+        check(alone, f"{problem}: it takes no condition, no critic and no network shortcut")
+        problem = f"optimizer {recipe.optimizer} would give both networks of {name} one rate"
+        check(recipe.optimizer == "adam", f"{problem}: take adam")
+        return make(conversion, fake, teacher)
     objective = make(conversion, **({"done": done} if name in CHANGING else {}))
     if tells_steps(recipe):
         problem = f"network {recipe.network} learns where steps end"
@@ -258,6 +272,8 @@ def make_objective(
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser of a network. Raises ValueError for an unknown name."""
+    if recipe.objective in MATCHING:
+        return matching.optimizer(network, network.fake, recipe.learning_rate)
     return look_up("optimizer", recipe.optimizer, OPTIMIZERS)(network, recipe)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.catalogue import (
     AUGMENTATIONS,
+    MATCHING,
     conditions,
     conversion_of,
     learns_variance,
@@ -41,6 +42,8 @@ def start_run(
     Raises ValueError for an unknown name, or weights of another network.
     """
     network = make_network(recipe).to(device)
+    if recipe.objective in MATCHING:
+        network.fake = make_network(recipe).to(device)
     if weights is not None:
         source = recipe.init_from or "what is given"
         checkpoint_files.load_weights(network.state_dict(), weights, source)
@@ -83,9 +86,10 @@ def save_checkpoint(
 
     draw: advice, if any. Raises OSError where it cannot be written.
     """
-    if hasattr(network, "critic"):  # which only training needs
+    if {"critic", "fake"} & {*dict(network.named_children())}:  # which only training needs
         network = deepcopy(network)
-        del network.critic
+        for name in ("critic", "fake"):
+            network._modules.pop(name, None)
     checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe), draw)
 
 
@@ -123,7 +127,10 @@ def train(
         processes=world.size, c=conditions(recipe, images, range(previews.IMAGES)),
     )  # fmt: skip
     draw = advice_for(recipe, folder, resume) if draw is None else draw
-    objective = make_objective(recipe, begun.done, teacher)
+    second = getattr(begun.network, "fake", None)
+    objective = make_objective(recipe, begun.done, teacher, second)
+    if second is not None:
+        check(world.size == 1, f"objective {recipe.objective} is for one process: launch no more")
     if recipe.critic:
         check(world.size == 1, "critic is for one process: leave it at 0 for several")
         rival = begun.network.critic

@@ -27,7 +27,8 @@ function readAddress(hash, facts) {
   number("guidance", 0, 100, false);
   number("label", 0, facts.classes - 1);
   if (asked.get("label") === NONE && facts.classes) wish.label = NONE;
-  if (asked.get("sampler") in SAMPLERS) wish.sampler = asked.get("sampler");
+  const sampler = asked.get("sampler"), able = sampler !== "shortcut" || wish.sampler === sampler;
+  if (sampler in SAMPLERS && able) wish.sampler = sampler;
   return wish;
 }
 

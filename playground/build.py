@@ -167,7 +167,8 @@ def contents(source: str, kind: str) -> bytes:
     """The weights file of a checkpoint. Raises ValueError for one that no page can draw with."""
     checkpoint = checkpoints.load(source)
     network, condition = checkpoint.recipe.network, checkpoint.recipe.condition
-    check(network == "unet", f"network is {network} in {source}: the page knows the U-Net alone")
+    known = "unet", "shortcut"
+    check(network in known, f"network is {network} in {source}: the page knows U-Nets alone")
     check(condition == "none", f"condition is {condition} in {source}: the page shows it none")
     return weights_file(checkpoint, Path(source).name, kind, checkpoints.advice(source))
 

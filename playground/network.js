@@ -32,12 +32,13 @@ class Network {
     return name in this.layers;
   }
 
-  // x_t (n images), one time t, and labels (n), `classes` for "unknown": the network's raw output.
-  forward(images, t, labels = null) {
+  // x_t (n images), one time t, labels (n), `classes` for "unknown", and where a step goes from t,
+  // for a network that is told (mnist_ddpm/methods/shortcuts.py): the network's raw output.
+  forward(images, t, labels = null, s = t) {
     const { memory, wasm, patch } = this, [channels, height, width] = this.shape;
     memory.next = this.scratch;
     this.n = images.length / (channels * height * width);
-    const time = this.timeVectors(t, labels);
+    const time = this.timeVectors(t, labels, s);
     let x = this.room(height / patch, width / patch, channels * patch * patch);
     wasm.shuffle(memory.put(images), x.at, this.n, channels, height, width, patch, 0);
     x = this.convolution("conv_in", x);
@@ -66,13 +67,11 @@ class Network {
   }
 
   // One vector for each image, of its time and its label, as each block takes it: after a SiLU.
-  timeVectors(t, labels) {
-    const { memory, classes, embedded } = this, { c_out } = this.layers.conv_in;
-    const sines = memory.put(timeEmbedding(t, c_out));
-    const embedding = { at: sines, height: 1, width: 1, channels: c_out };
-    const h = this.silu(this.linear("time.0", embedding, 1));
-    const { at, channels } = this.linear("time.2", h, 1);
-    const one = memory.floats(at, channels).slice(), all = new Float32Array(this.n * channels);
+  timeVectors(t, labels, s) {
+    const { memory, classes, embedded } = this;
+    let one = this.embedding("time", t);
+    if (this.has("span.0")) one = sum(1, one, 1, this.embedding("span", 1 + t - s));
+    const channels = one.length, all = new Float32Array(this.n * channels);
     for (let k = 0; k < this.n; k++) {
       const row = (labels?.[k] ?? classes) * channels;
       for (let c = 0; c < channels; c++) {
@@ -80,6 +79,15 @@ class Network {
       }
     }
     return this.silu({ at: memory.put(all), height: 1, width: this.n, channels });
+  }
+
+  // The two layers of that name, of a time's sines and cosines.
+  embedding(name, t) {
+    const { memory } = this, { c_out } = this.layers.conv_in;
+    const sines = { at: memory.put(timeEmbedding(t, c_out)), height: 1, width: 1, channels: c_out };
+    const h = this.silu(this.linear(`${name}.0`, sines, 1));
+    const { at, channels } = this.linear(`${name}.2`, h, 1);
+    return memory.floats(at, channels).slice();
   }
 
   // A residual block, then self-attention where there is one.

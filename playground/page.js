@@ -9,10 +9,11 @@ const SAYS = {
   ddim: "Goes straight for the predicted image. With η = 0 no noise is added.",
   dpmpp: "As DDIM, and uses the prediction before: good in few steps.",
   consistency: "Takes the prediction at T, adds noise anew up to the next t, and so on.",
+  shortcut: "As DDIM, but the network is told how far each step goes: 1, 2 or 4 will do.",
 };
 const SEEN = {
-  trained: "Trained to be consistent, the network tries to say the same digit at all times.",
-  not: "The more noise, the more digits it could be. The network predicts their mean, a blur.",
+  consistency: "Trained to be consistent, the network tries to say the same digit at all times.",
+  mean: "The more noise, the more digits it could be. The network predicts their mean, a blur.",
 };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -51,10 +52,10 @@ function ready(message) {
   $("count").textContent = ` of ${facts.parameters.toLocaleString("en")} weights`;
   $("T").textContent = facts.T;
   $("film").hidden = facts.shape[0] > 1; // GIFs here are grey
-  const trained = facts.draw.sampler === "consistency"; // in no other network is it of use
-  if (!trained) $("trained").remove();
-  $("quick").hidden = !trained;
-  $("seen-says").textContent = SEEN[trained ? "trained" : "not"];
+  const trained = facts.draw.sampler; // in no other network is it of use
+  for (const name of OWN) if (name !== trained) $(name).remove();
+  $("quick").hidden = !OWN.includes(trained);
+  $("seen-says").textContent = SEEN[trained] ?? SEEN.mean;
   [$("level").max, $("level").value] = [facts.T, Math.ceil(facts.T / 2)];
   $("labels").hidden = $("guiding").hidden = !facts.classes;
   const labels = facts.classes ? [EACH, ...Array(facts.classes).keys(), NONE] : [];
@@ -151,7 +152,7 @@ function drawGrid() {
 // Without fresh noise: the way there is then the same for neighbours.
 function drawBetween() {
   const images = [wish.image, wish.image + 1];
-  const sampler = wish.sampler === "dpmpp" ? "dpmpp" : "ddim";
+  const sampler = ["dpmpp", "shortcut"].includes(wish.sampler) ? wish.sampler : "ddim";
   const between = Array.from({ length: BETWEEN }, (_, k) => k / (BETWEEN - 1));
   const two = labelsOf(wish, images, facts.classes);
   const labels = two && between.map((weight) => two[weight < 0.5 ? 0 : 1]);

@@ -60,30 +60,31 @@ function roundEven(x) {
   return over > 0.5 || (over === 0.5 && low % 2 !== 0) ? low + 1 : low;
 }
 
-// x_t and t to {x0, eps}, predicted and clipped to [-1, 1]; labels: one for each image, or null.
+// x_t and t to {x0, eps}, predicted and clipped to [-1, 1]; s: where the step goes, for a network
+// that is told. labels: one for each image, or null.
 // guidance g other than 1: x0 unlabelled + g (x0 labelled - x0 unlabelled), classifier-free.
 function denoiser(network, schedule, { labels = null, guidance = 1 } = {}) {
   const [channels, height, width] = network.shape, size = channels * height * width;
   const both = labels && guidance !== 0 && guidance !== 1;
   const unknown = labels && labels.map(() => network.classes);
-  const predict = (xt, t, told) => {
-    const seen = xt.map((x) => schedule.input[t] * x), output = network.forward(seen, t, told);
+  const predict = (xt, t, told, s) => {
+    const seen = xt.map((x) => schedule.input[t] * x), output = network.forward(seen, t, told, s);
     const each = output.length / (xt.length / size);
     return xt.map((x, k) => { // of more outputs, such as a variance, the first ones
       const value = output[Math.floor(k / size) * each + k % size];
       return schedule.fromX[t] * x + schedule.fromValue[t] * value;
     });
   };
-  return (xt, t) => {
+  return (xt, t, s = t) => {
     let x0;
     if (both) {
       const all = new Float32Array(2 * xt.length);
       all.set(xt);
       all.set(xt, xt.length);
-      const two = predict(all, t, [...labels, ...unknown]);
+      const two = predict(all, t, [...labels, ...unknown], s);
       x0 = sum(guidance, two.subarray(0, xt.length), 1 - guidance, two.subarray(xt.length));
     } else {
-      x0 = predict(xt, t, guidance === 0 ? unknown : labels);
+      x0 = predict(xt, t, guidance === 0 ? unknown : labels, s);
     }
     x0 = x0.map((value) => Math.min(1, Math.max(-1, value)));
     return { x0, eps: sum(1 / schedule.noise[t], xt, -schedule.signal[t] / schedule.noise[t], x0) };
@@ -173,8 +174,19 @@ function* consistency(denoise, schedule, times, x, noise) {
   yield { t: 0, x, x0: x };
 }
 
-const SAMPLERS = { ddpm, ddim, dpmpp, consistency };
+// DDIM without noise, by a network that is told where each step goes.
+function* shortcut(denoise, schedule, times, x) {
+  for (const [t, s] of transitions(times)) {
+    const { x0, eps } = denoise(x, t, s);
+    yield { t, x, x0 };
+    x = sum(schedule.signal[s], x0, schedule.noise[s], eps);
+  }
+  yield { t: 0, x, x0: x };
+}
+
+const SAMPLERS = { ddpm, ddim, dpmpp, consistency, shortcut };
 const WITH_ETA = ["ddim", "dpmpp"];
+const OWN = ["consistency", "shortcut"]; // of networks that were trained for them
 
 // Between two noises along a great circle, weight 0 … 1: mnist_ddpm/methods/interpolation.py.
 function slerp(a, b, weight) {

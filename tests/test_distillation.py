@@ -120,8 +120,11 @@ def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tm
 @pytest.mark.parametrize(
     ("student", "named"),
     [
-        ({"classes": 10}, "classes"), ({"image_size": 40}, "(1, 32, 32)"), ({}, "nowhere"),
-        ({"teacher_guidance": 2.0}, "teacher_guidance"), ({"condition": "small"}, "condition"),
+        ({"classes": 10}, "classes"),
+        ({"image_size": 40}, "(1, 32, 32)"),
+        ({}, "nowhere"),
+        ({"teacher_guidance": 2.0}, "teacher_guidance"),
+        ({"condition": "small"}, "condition"),
     ],
     ids=["labels", "shape", "none", "unguided", "condition"],
 )

@@ -94,6 +94,8 @@ class Drawing(flags.Drawing):
             print(f"as {self.checkpoint} advises, with {told} (a flag that you type wins)")
         if self.steps is None:
             self.steps = min(STEPS, recipe.T)
+        if self.spacing is None:
+            self.spacing = "trailing"
 
     @property
     def scale(self) -> float:
@@ -163,7 +165,7 @@ class Drawing(flags.Drawing):
         if "variance" in own:
             told["variance"], options["variance"] = self.step_variance(recipe, own["variance"])
         steps = min(STEPS, recipe.T) if self.steps is None else self.steps
-        times = catalogue.sampling_times(self.path_of(recipe), steps, self.spacing)
+        times = catalogue.sampling_times(self.path_of(recipe), steps, self.spacing or "trailing")
         return Steps(name, sampler, options, times, told)
 
     def path_of(self, recipe: Recipe) -> Schedule:

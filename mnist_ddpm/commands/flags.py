@@ -11,7 +11,7 @@ import tyro
 
 # Names in the catalogue, which a test compares
 Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "consistency", "shortcut"]
-Spacing = Literal["trailing", "leading", "linspace", "quadratic", "edm"]
+Spacing = Literal["trailing", "leading", "linspace", "quadratic", "edm", "signal"]
 Variance = Literal["auto", "posterior", "beta", "learned"]
 Clip = Literal["static", "dynamic", "none"]
 
@@ -35,7 +35,10 @@ class Drawing:
     sampler: Annotated[Sampler | None, unless_typed("the checkpoint's advice, else ddim")] = None
     # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
     steps: Annotated[int | None, unless_typed("the checkpoint's advice, else 50")] = None
-    spacing: Spacing = "trailing"  # how the steps' times are spaced
+    # how the steps' times are spaced
+    spacing: Annotated[Spacing | None, unless_typed("the checkpoint's advice, else trailing")] = (
+        None
+    )
     # sample along this schedule, with times matched by SNR, such as flow
     path: Annotated[str | None, unless_typed("the checkpoint's own")] = None
     # noise of ddim and dpmpp: 0 none, 1 as much as ddpm

@@ -81,6 +81,8 @@ class Train(training_flags.Train):
                 catalogue.tells_steps(recipe),
             )[1]  # fmt: skip
             checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
+            if recipe.objective in catalogue.MATCHING:  # the second network begins as the teacher
+                weights |= as_second(network, recipe)
         taught_by = teachers.teacher(recipe.teacher, recipe, device) if recipe.teacher else None
         with processes.one_first(world):
             images = catalogue.load_images(recipe, self.data)
@@ -111,6 +113,13 @@ class Train(training_flags.Train):
             reason = "this GPU has no bfloat16 arithmetic" if lost else "this GPU computes in it"
             print(f"training in {own}, since {reason} (a --precision that you type wins)")
         return replace(recipe, precision=own)
+
+
+def as_second(network: torch.nn.Module, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The teacher's weights, named as those of a second network. Raises as load_weights."""
+    weights = pretrained(recipe.teacher, recipe.classes > 0)[1]
+    checkpoints.load_weights(network.state_dict(), weights, recipe.teacher)
+    return {f"fake.{name}": value for name, value in weights.items()}
 
 
 def check_of_use(given: dict, recipe: Recipe) -> None:

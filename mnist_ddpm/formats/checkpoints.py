@@ -72,9 +72,9 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
 def advice(source: str | Path) -> dict:
     """How to draw best with a checkpoint, as its config.json says under "draw"; {} if it does not.
 
-    Of sampler, steps, eta, guide (a shipped name, or a folder in the checkpoint's, whose path is
-    returned), guidance and guidance_interval. Without what is said of a guide where that folder is
-    not there. Raises as `find` and ValueError for what is none of these.
+    Of sampler, steps, spacing, eta, guide (a shipped name, or a folder in the checkpoint's, whose
+    path is returned), guidance and guidance_interval. Without what is said of a guide where that
+    folder is not there. Raises as `find` and ValueError for what is none of these.
     """
     path = find(source) / CONFIG
     found = read_json(path).get("draw", {})
@@ -84,7 +84,7 @@ def advice(source: str | Path) -> dict:
 
     fits = {
         "sampler": lambda x: x in [*catalogue.SAMPLERS], "steps": lambda x: number(x, int),
-        "eta": lambda x: number(x, int, float),
+        "eta": lambda x: number(x, int, float), "spacing": lambda x: x in [*catalogue.SPACINGS],
         "guide": lambda x: type(x) is str and INSIDE.fullmatch(x),  # nothing outside the folder
         "guidance": lambda x: number(x, int, float),
         "guidance_interval": lambda x: (

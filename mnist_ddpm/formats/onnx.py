@@ -1,13 +1,14 @@
 """Networks as ONNX: one file that runs without this project, and says all that sampling needs.
 
-Inputs: xt (N, C, H, W), t (N,) from 1 to T and, where the network takes them, label (N,) and
-condition (N, K, H, W). Outputs: output (N, C, H, W), which is what the network predicts, and, where
-it is learned, exponent, that of the steps' variance. docs/onnx.md tells of the metadata.
+Inputs: xt (N, C, H, W), t (N,) from 1 to T and, where the network takes them, label (N,), s (N,)
+and condition (N, K, H, W). Outputs: output (N, C, H, W), which is what the network predicts, and,
+where it is learned, exponent, that of the steps' variance. docs/onnx.md tells of the metadata.
 """
 
 import copy
 import json
 import warnings
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from mnist_ddpm import catalogue
 from mnist_ddpm.data.labels import always_told, label_names
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
-from mnist_ddpm.methods import conditioning, guidance, learned_variance, predictions
+from mnist_ddpm.methods import conditioning, learned_variance, predictions
 from mnist_ddpm.methods.predictions import Conversion
 from mnist_ddpm.training.files import first_line, replacing
 from mnist_ddpm.training.recipe import Recipe
@@ -66,7 +67,7 @@ def metadata(schedule: Schedule, recipe: Recipe, precision: str, draw: dict) -> 
         "learned_variance": catalogue.learns_variance(recipe), "classes": classes,
         "unknown_label": classes if classes and not always_told(recipe) else None,
         "labels": names, "condition": recipe.condition if recipe.conditional else None,
-        "draw": draw,
+        "tells_steps": catalogue.tells_steps(recipe), "draw": draw,
     }  # fmt: skip
 
 
@@ -81,12 +82,14 @@ class Graph(nn.Module):
         self.register_buffer("scale", scale and scale(schedule, t).float())
 
     def forward(
-        self, xt: Tensor, t: Tensor, label: Tensor | None = None, condition: Tensor | None = None
-    ):
+        self, xt: Tensor, t: Tensor, label: Tensor | None = None, condition: Tensor | None = None,
+        s: Tensor | None = None,
+    ):  # fmt: skip
         seen = xt if self.scale is None else self.scale[t].view(-1, 1, 1, 1) * xt
         seen = seen if condition is None else torch.cat([seen, condition], dim=1)
-        told = () if label is None else (label,)
-        output = self.network(seen.to(self.dtype), t, *told).float()
+        told = {"labels": label, "s": s}
+        told = {name: value for name, value in told.items() if value is not None}
+        output = self.network(seen.to(self.dtype), t, **told).float()
         return learned_variance.split(output, xt.shape[1]) if self.learned else output
 
 
@@ -99,6 +102,8 @@ def examples(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]]:
         inputs = {"xt": q_sample(schedule, x0, t, noise()), "t": t}
         if recipe.classes:  # the first is unknown
             inputs["label"] = (torch.arange(n) - 1) % (recipe.classes + 1)
+        if catalogue.tells_steps(recipe):
+            inputs["s"] = torch.linspace(schedule.T // 2, 0, 4).long()[:n]
         if condition:
             inputs["condition"] = condition(x0)
         batches.append(inputs)
@@ -112,7 +117,9 @@ def outputs_of(
     """What PyTorch says of these inputs, by the pieces that samplers use."""
     xt, asked = inputs["xt"], network
     if recipe.classes:
-        asked = guidance.told(asked, inputs["label"])
+        asked = partial(asked, labels=inputs["label"])
+    if catalogue.tells_steps(recipe):
+        asked = partial(asked, s=inputs["s"])
     if recipe.conditional:
         asked = conditioning.given(asked, inputs["condition"])
     output = predictions.ask(asked, catalogue.conversion_of(recipe), schedule, xt, inputs["t"])

@@ -117,6 +117,19 @@ def quadratic_times(T: int, n: int) -> list[int]:
     return distinct[::-1].astype(int).tolist()
 
 
+def even_signal(schedule: Schedule, n: int) -> list[int]:
+    """n falling times, always from T, between which the signal rises evenly up to 1.
+
+    For noise that is drawn anew at each: more of them lie where x_t says something of x_0.
+    """
+    check_steps(schedule.T, n)
+    signal, k = schedule.signal.flip(0), np.arange(n)
+    wanted = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1]
+    falling = schedule.T - torch.searchsorted(signal, wanted)
+    distinct = np.minimum.accumulate(np.array([schedule.T, *falling.tolist()]) + k) - k
+    return np.maximum(distinct, n - k).tolist()
+
+
 def check_steps(T: int, n: int) -> None:
     """Raises ValueError unless n is in 1 … T."""
     check(1 <= n <= T, f"the number of sampling steps is {n}: take one from 1 to T = {T}")

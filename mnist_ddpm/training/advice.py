@@ -25,6 +25,8 @@ def best(recipe: Recipe) -> dict:
         return {"sampler": "shortcut", **FEW}
     if recipe.objective == "consistency":
         return {"sampler": "consistency", **FEW}
+    if recipe.objective == "matching":
+        return {"sampler": "consistency", **FEW, "spacing": "signal"}
     return dict(BEST.get((recipe.dataset, recipe.schedule, recipe.T), {}))
 
 

@@ -115,7 +115,7 @@ def training_loop(
             began, generator = time.monotonic(), random_generator(s.seed, 1, run.step)
             run.total = total
             for group in run.optimizer.param_groups:
-                group["lr"] = learning_rate_at(run.step + 1, total, s)
+                group["lr"] = learning_rate_at(run.step + 1, total, s) * group.get("pace", 1.0)
             x0 = to_float(next(reading))
             x0 = x0 if augment is None else augment(x0, generator)
             told = None if labels is None else labels[batch.to(labels.device)]

@@ -23,7 +23,7 @@ class Options:
     dropout: float = 0.0  # in the residual blocks, while training
     schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, each also with -zero-snr; flow
     prediction: str = "eps"  # what the network predicts: eps, x0, v, mu, velocity, edm
-    # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, consistency
+    # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, consistency, matching
     objective: str = "simple"
     times: str = "uniform"  # of training: uniform, logit-normal, log-normal
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small

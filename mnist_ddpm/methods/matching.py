@@ -1,0 +1,87 @@
+"""Distribution matching distillation (arXiv 2311.18828): few steps whose images a teacher believes.
+
+What is drawn gets noise. Where the teacher's x0_hat of it differs from that of a second network,
+which learns to denoise what is drawn, its distribution differs from the teacher's, and it moves by
+the difference. The images are those of consistency_sampler in so many steps, so that the network
+learns from its own x_t (arXiv 2405.14867, Section 4.5).
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
+from mnist_ddpm.methods.distillation import Teacher
+from mnist_ddpm.methods.guidance import labels_of
+from mnist_ddpm.methods.predictions import Conversion, ask, plain
+from mnist_ddpm.methods.schedules import even_signal
+
+# Images in so many steps; which of the steps learns; its share of a batch, of 20
+CHAINS = (1, 1, 6), (2, 2, 4), (4, 2, 2), (4, 3, 3), (4, 4, 5)
+MARGIN = 50  # times nearer to 0 or T than this part of T say nothing of how digits look
+PACE = 12.0  # times the learning rate, for the second network: it is to know what is drawn
+
+
+def chains_of(n: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """For each of n images its times up to the step that learns (n, 4), and their number (n,)."""
+    rows, counts = [], []
+    for steps, which, share in CHAINS:
+        times = even_signal(schedule, steps)[:which]
+        rows += share * [times + (4 - which) * [0]]
+        counts += share * [which]
+    own = torch.arange(n) * len(rows) // n
+    return torch.tensor(rows)[own], torch.tensor(counts)[own]
+
+
+def optimizer(network: nn.Module, fake: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    """Adam for a network and the second one, which is a part of it, at PACE times the rate.
+
+    Without momentum: each follows the other.
+    """
+    second = [*fake.parameters()]
+    ids = {*map(id, second)}
+    first = [p for p in network.parameters() if id(p) not in ids]
+    groups = [{"params": first, "pace": 1.0}, {"params": second, "pace": PACE}]
+    return torch.optim.Adam(groups, learning_rate, betas=(0.0, 0.99))
+
+
+def matching(
+    conversion: Conversion, fake: nn.Module | None = None, teacher: Teacher | None = None
+) -> Objective:
+    """How far what the network draws from eps is from the teacher's images; the images are unseen.
+
+    fake: a network like it, which learns by the same gradients: its parameters are to be in the
+    same optimiser, at a higher rate. It begins best as the teacher. Both are told the labels that
+    the network is told.
+    """
+
+    def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
+        labels, T = labels_of(network), schedule.T
+        told = {} if labels is None else {"labels": labels}
+
+        def x0_of(network: Network, xt: Tensor, t: Tensor) -> Tensor:
+            return conversion.to_x0(schedule, xt, t, ask(network, conversion, schedule, xt, t))
+
+        times, count = chains_of(len(eps), schedule)
+        xt = eps.clone()
+        with torch.no_grad():
+            for k in range(1, int(count.max())):
+                on = count > k
+                part = {name: value[on.to(value.device)] for name, value in told.items()}
+                image = x0_of(partial(network, **part), xt[on], times[on, k - 1]).clamp(-1, 1)
+                xt[on] = q_sample(schedule, image, times[on, k], torch.randn_like(image))
+        image = x0_of(network, xt, times.gather(1, count[:, None] - 1).flatten())
+        drawn, second = image.detach().clamp(-1, 1), partial(fake, **told)
+        with torch.no_grad():
+            t = t.cpu().clamp(T // MARGIN, T - T // MARGIN)
+            xt = q_sample(schedule, drawn, t, torch.randn_like(drawn))
+            believed = teacher(labels)(xt, t)[0].clamp(-1, 1)
+            difference = x0_of(second, xt, t).clamp(-1, 1) - believed
+            size = (drawn - believed).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
+            wanted = image - difference / size
+        moved = (image - wanted).square().mean(dim=(1, 2, 3)) / 2
+        any_t = torch.randint(1, T + 1, (len(drawn),))
+        return moved + plain(conversion)(second, schedule, drawn, any_t, torch.randn_like(drawn))
+
+    return objective

@@ -1,0 +1,166 @@
+"""Distribution matching: what is drawn moves to where the teacher believes it, and stays there."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from commanded import NETWORK, blobs, error_of, run, save_network
+from helpers import equal
+from torch import nn
+
+from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.methods.matching import PACE, chains_of, matching
+from mnist_ddpm.methods.predictions import X0
+from mnist_ddpm.methods.schedules import even_signal
+from mnist_ddpm.training.recipe import Recipe
+
+PATH = ddpm.beta_schedule(ddpm.linear_beta())
+SMALL = Recipe(**NETWORK | {"T": 60}, prediction="v", classes=3)
+
+
+def normal(mean, std):
+    """What is known of x_0 by x_t, where pixels are normal and independent."""
+
+    def denoise(xt, t):
+        signal, noise = (ddpm.per_image(value, xt) for value in PATH.at(t))
+        gain = signal * std**2 / (signal**2 * std**2 + noise**2)
+        x0 = mean + gain * (xt - signal * mean)
+        return x0, ddpm.predict_eps(PATH, xt, t, x0)
+
+    return denoise
+
+
+class Generator(nn.Module):
+    """Draws pixels of this mean and deviation from noise at T; keeps what it is shown later."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean, self.std = (nn.Parameter(torch.tensor(value)) for value in (mean, std))
+
+    def forward(self, xt, t, labels=None):
+        first = (t == 1000).view(-1, 1, 1, 1)
+        return torch.where(first, self.mean + self.std * xt, xt.clamp(-1, 1) + 0 * self.mean)
+
+
+def gradients(generator, teacher):
+    """Of mean and deviation, with a second network that knows what is drawn in one step."""
+    drawn = normal(generator.mean.item(), generator.std.item())
+    fake = lambda xt, t, labels=None: drawn(xt, t)[0]  # noqa: E731
+    torch.manual_seed(0)
+    eps = torch.randn(600, 1, 4, 4)
+    t = torch.randint(1, 1001, (600,))
+    _, count = chains_of(600, PATH)
+    losses = matching(X0, fake, lambda labels: teacher)(generator, PATH, eps, t, eps)
+    losses[count == 1].mean().backward()
+    return generator.mean.grad.item(), generator.std.grad.item()
+
+
+def test_what_is_drawn_moves_to_where_the_teacher_is():
+    teacher = normal(0.1, 0.2)
+    for mean, std, wanted in (
+        (0.1, 0.2, (0, 0)), (-0.2, 0.2, (-1, 0)), (0.4, 0.2, (1, 0)),
+        (0.1, 0.1, (0, -1)), (0.1, 0.3, (0, 1)),
+    ):  # fmt: skip
+        found = gradients(Generator(mean, std), teacher)
+        for slope, sign in zip(found, wanted):
+            assert slope * sign > 0.04 if sign else abs(slope) < 0.035
+
+
+class Constant(nn.Module):
+    """Predicts that all pixels are alike."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, xt, t, labels=None):
+        return 0 * xt + self.value
+
+
+def test_the_second_network_learns_what_is_drawn():
+    generator, second, teacher = Generator(0.3, 0.0), Constant(0.0), normal(0.3, 0.1)
+    eps, t = torch.randn(20, 1, 4, 4), torch.randint(1, 1001, (20,))
+    losses = matching(X0, second, lambda labels: teacher)(generator, PATH, eps, t, eps)
+    losses[:6].sum().backward()  # drawn in one step
+    torch.testing.assert_close(second.value.grad, torch.tensor(-2 * 6 * 0.3))
+
+
+def test_it_learns_at_the_times_that_are_drawn_at_from_its_own_images():
+    seen, own = [], torch.arange(20)
+
+    def network(xt, t, labels=own):
+        seen.append((t.tolist(), labels.tolist(), torch.is_grad_enabled()))
+        return 0 * xt + labels.view(-1, 1, 1, 1) / 100
+
+    network.labels = own
+    known = []
+
+    def teacher(labels):
+        known.append(labels.tolist())
+        return normal(0.0, 0.1)
+
+    fake = lambda xt, t, labels: xt * (labels == network.labels).all()  # noqa: E731
+    eps, t = torch.randn(20, 1, 4, 4), torch.full((20,), 500)
+    matching(X0, fake, teacher)(network, PATH, eps, t, eps)
+    two, four = even_signal(PATH, 2), even_signal(PATH, 4)
+    last = [1000] * 6 + [two[1]] * 4 + [four[1]] * 2 + [four[2]] * 3 + [four[3]] * 5
+    assert seen[-1] == (last, [*range(20)], True) and known == [[*range(20)]]
+    assert seen[:-1] == [
+        ([1000] * 14, [*range(6, 20)], False),
+        ([four[1]] * 8, [*range(12, 20)], False),
+        ([four[2]] * 5, [*range(15, 20)], False),
+    ]
+
+
+def test_times_of_even_signal():
+    assert even_signal(PATH, 1) == [1000]
+    for n in (2, 4, 10):
+        T, *times = even_signal(PATH, n)
+        assert T == 1000
+        apart = PATH.signal[times] - torch.linspace(0, 1, n + 1)[1:-1]
+        assert apart.abs().max() < 2e-3
+    assert even_signal(PATH, 1000) == [*range(1000, 0, -1)]
+
+
+def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalogue, "load_images", lambda *_: blobs(64))
+    monkeypatch.setattr(catalogue, "load_labels", lambda *_: torch.arange(64) % 3)
+    monkeypatch.setattr(catalogue, "check_labelled", lambda *_: None)
+    for name, seed in (("few", 1), ("known", 2)):
+        save_network(tmp_path / name, SMALL, seed=seed)
+    flags = "--init-from few --teacher known --objective matching --optimizer adam --batch-size 32"
+    whole, half = (["train", *flags.split(), "--out", name] for name in ("whole", "half"))
+    assert run(*whole, "--epochs", 4) == 0
+    found = checkpoints.load("whole")
+    assert not any(name.startswith("fake") for name in found.network.state_dict())
+    assert not equal(found.network.state_dict(), checkpoints.load("few").network.state_dict())
+    assert checkpoints.advice("whole")["spacing"] == "signal"
+    assert run("sample", "--checkpoint", "whole", "--n", 2, "--steps", 2, "--out", "out") == 0
+    assert "--spacing signal" in capsys.readouterr().out
+    recipe = replace(found.recipe, epochs=4.0)
+    begun = partial(trainer.start_run, recipe, "cpu")
+    assert (
+        run(*half, "--epochs", 4) == 0
+        and run("train", "--resume", "--epochs", 5, "--out", "half") == 0
+    )
+    slow, fast = begun().optimizer.param_groups
+    assert fast["pace"] == PACE and len(slow["params"]) == len(fast["params"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--optimizer adam", "teacher"),
+        ("--teacher known --optimizer muon", "adam"),
+        ("--teacher known --optimizer adam --critic 0.1", "critic"),
+        ("--teacher known --optimizer adam --network shortcut", "shortcut"),
+    ],
+)
+def test_what_does_not_fit_is_refused(flags, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_network(tmp_path / "known", SMALL, classes=0)
+    flags = ["--objective", "matching", "--init-from", "known", *flags.split()]
+    assert named in error_of(capsys, "train", *flags, "--out", "out")
