@@ -29,8 +29,8 @@ from torchvision import datasets
 
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
-from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.data import cache, folders
+from mnist_ddpm import ddpm, trainer
+from mnist_ddpm.data import cache, folders, sets
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import machine, saving
@@ -97,10 +97,10 @@ def of_data(folder: Path) -> dict[str, Kind]:
     images, labels = raw / "t10k-images-idx3-ubyte", raw / "t10k-labels-idx1-ubyte"
 
     def load_images() -> torch.Tensor:
-        return catalogue.load_images(digits, folder, "test")
+        return sets.load_images(digits, folder, "test")
 
     def load_labels() -> torch.Tensor:
-        return catalogue.load_labels(digits, folder, "test")
+        return sets.load_labels(digits, folder, "test")
 
     return {
         "the cache of decoded images": Kind(cached, lambda: load_cache(cached)),

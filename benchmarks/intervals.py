@@ -24,7 +24,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from mnist_ddpm import catalogue, ddpm  # noqa: E402
+from mnist_ddpm import ddpm  # noqa: E402
 from mnist_ddpm.evaluation import distances, extractors  # noqa: E402
 from mnist_ddpm.evaluation.distances import Estimate  # noqa: E402
 from mnist_ddpm.training import machine  # noqa: E402
@@ -121,7 +121,7 @@ def main() -> None:
     a = parsed()
     matplotlib.use("Agg")
     writable_folder(a.out)
-    images = distances.shuffled(catalogue.load_images(Recipe(), a.data, "train"), a.seed)
+    images = distances.shuffled(sets.load_images(Recipe(), a.data, "train"), a.seed)
     judge = extractors.pick_judge("auto", "mnist")
     real = judge.features(images[:REAL])
     drawn = populations(images[REAL:], a.seed)

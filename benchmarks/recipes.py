@@ -25,6 +25,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 from processor import precisions
 
 from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import cards, drawing, extractors
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate
 from mnist_ddpm.evaluation.losses import loss_by_tenth
@@ -185,9 +186,7 @@ def measure(asked: Arguments) -> None:
     precision = asked.precision or precisions()[-1]
     names = asked.only or RECIPES
     recipes = {name: catalogue.look_up("recipe", name, RECIPES) for name in names}
-    images, unseen = (
-        catalogue.load_images(Recipe(), asked.data, split) for split in ("train", "test")
-    )
+    images, unseen = (sets.load_images(Recipe(), asked.data, split) for split in ("train", "test"))
     judge = extractors.pick_judge("auto", "mnist")
     about = {
         "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": precision,

@@ -22,6 +22,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from mnist_ddpm import catalogue, ddpm  # noqa: E402
+from mnist_ddpm.data import sets  # noqa: E402
 from mnist_ddpm.evaluation import cards, drawing, extractors  # noqa: E402
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate, shuffled  # noqa: E402
 from mnist_ddpm.formats import checkpoints  # noqa: E402
@@ -92,11 +93,11 @@ def main() -> None:
     writable_folder(a.out)
     checkpoint = checkpoints.load(a.checkpoint, "cpu")
     recipe, schedule = checkpoint.recipe, checkpoint.schedule
-    training = catalogue.load_images(recipe, a.data, "train")
+    training = sets.load_images(recipe, a.data, "train")
     judge = extractors.pick_judge("auto", recipe.dataset)
     reference = judge.features(training)
     # in no order: MNIST's first half is the neater one
-    unseen = shuffled(catalogue.load_images(recipe, a.data, "test"), a.seed, a.n)
+    unseen = shuffled(sets.load_images(recipe, a.data, "test"), a.seed, a.n)
     denoisers = drawing.denoisers(checkpoint.network, schedule, recipe)
 
     def draw(sampler: Callable, steps: int, n: int) -> Tensor:

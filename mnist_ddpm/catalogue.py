@@ -6,13 +6,11 @@ What the names of a recipe mean together is decided here too, and nowhere else.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data import celeba, ffhq, folders, labels, mnist
 from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
 from mnist_ddpm.methods import (
     conditioning,
@@ -34,11 +32,9 @@ from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, plain, weighted
 from mnist_ddpm.methods.times import NormalTimes
 from mnist_ddpm.methods.transformer import DiT
-from mnist_ddpm.training import loop
 from mnist_ddpm.training.cost import check_network
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import TimeSampler
-from mnist_ddpm.training.text import printable
 
 # (T, beta_1, beta_T) to a schedule
 SCHEDULES: dict[str, Callable[[int, float, float], Schedule]] = {
@@ -69,7 +65,8 @@ OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
     "matching": matching.matching,
 }
 CHANGING = {"consistency"}  # objectives that are also told how much of training is done
-MATCHING = {"matching"}  # with a teacher and a second network, beside a network drawn with
+MATCHING = {"matching"}  # objectives with a teacher and a second network
+BESIDE = "critic", "fake"  # parts of a network that only training needs
 LEARNED_VARIANCE = {"hybrid", "vlb"}  # objectives of a network that also says its steps' variance
 # by objective, what draws t, unless each of 1 … T alike; called with T
 TIME_SAMPLERS: dict[str, Callable[[int], TimeSampler]] = {"vlb": learned_variance.ImportanceTimes}
@@ -112,21 +109,6 @@ VARIANCES: dict[str, Callable[..., Tensor]] = {
     "beta": learned_variance.fixed(ddpm.step_variance),
     "learned": learned_variance.learned,
 }
-
-# (recipe, root, split) to images, uint8 (N, C, H, W); any other name is that of a folder
-DATASETS: dict[str, Callable[..., Tensor]] = {
-    "mnist": mnist.load_mnist,
-    "celeba": celeba.load_celeba,
-    "ffhq": ffhq.load_ffhq,
-}
-HELD_OUT = {"mnist": "test", "celeba": "valid", "ffhq": "test"}  # the split to compare with
-# (recipe, root, split) to labels of those images, int64 (N,)
-LABELS: dict[str, Callable[..., Tensor]] = {
-    "mnist": mnist.mnist_labels,
-    "celeba": celeba.celeba_labels,
-}
-# of a batch in training, by data set
-AUGMENTATIONS: dict[str, loop.Augment] = {"celeba": ddpm.mirrored, "ffhq": ddpm.mirrored}
 
 # x_0 to what the network is given of it
 CONDITIONS: dict[str, Condition] = {"grey": conditioning.grey, "small": conditioning.small}
@@ -255,8 +237,8 @@ def make_objective(
     if name in MATCHING:
         problem = f"objective {name} learns from a teacher alone"
         check(bool(recipe.teacher), f"{problem}: name one, and the network to begin with")
-        alone = not condition and not recipe.critic and not tells_steps(recipe)
-        check(alone, f"{problem}: it takes no condition, no critic and no network shortcut")
+        alone = not condition and not tells_steps(recipe)
+        check(alone, f"{problem}: it takes no condition, and no network shortcut")
         problem = f"optimizer {recipe.optimizer} would give both networks of {name} one rate"
         check(recipe.optimizer == "adam", f"{problem}: take adam")
         return make(conversion, fake, teacher)
@@ -273,7 +255,8 @@ def make_objective(
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser of a network. Raises ValueError for an unknown name."""
     if recipe.objective in MATCHING:
-        return matching.optimizer(network, network.fake, recipe.learning_rate)
+        others = [getattr(network, name) for name in BESIDE if hasattr(network, name)]
+        return matching.optimizer(network, others, recipe.learning_rate)
     return look_up("optimizer", recipe.optimizer, OPTIMIZERS)(network, recipe)
 
 
@@ -332,60 +315,3 @@ def heading(sampler: str, times: list[int], recipe: Recipe) -> list[int] | None:
 def sampling_times(schedule: Schedule, steps: int, spacing: str = "trailing") -> list[int]:
     """Times to sample at, falling; 0 would follow. Raises ValueError unless 1 <= steps <= T."""
     return look_up("spacing", spacing, SPACINGS)(schedule, steps)
-
-
-def look_up_data_set(name: str) -> Callable[..., Tensor]:
-    """What loads a data set or, where none has that name, a folder of images.
-
-    Raises ValueError where there is no such folder either.
-    """
-    if name not in DATASETS and Path(name).is_dir():
-        return folders.load_own_folder
-    known = f"take one of {', '.join(DATASETS)}, or a folder of images"
-    check(name in DATASETS, f'data set "{name}" is unknown: {known}')
-    return DATASETS[name]
-
-
-def load_images(recipe: Recipe, root: str | Path = "data", split: str = "train") -> Tensor:
-    """The images that recipe.dataset names: uint8 (N, *recipe.shape).
-
-    Raises ValueError for an unknown name, a split that the data set lacks, or another number of
-    channels.
-    """
-    images = look_up_data_set(recipe.dataset)(recipe, root, split)
-    found, asked = images.shape[1], recipe.channels
-    problem = f"{recipe.dataset} has {found} channel(s)"
-    check(found == asked, f"{problem}: set channels to that, not to {asked}")
-    return images
-
-
-def load_labels(recipe: Recipe, root: str | Path = "data", split: str = "train") -> Tensor:
-    """The labels of those images: int64 (N,), each 0 … classes - 1.
-
-    Raises ValueError where the data set has none, not these or not so many.
-    """
-    problem = f"{recipe.dataset} has no labels"
-    known = recipe.dataset in LABELS
-    check(known, f"{problem}: set classes to 0, and name no attributes")
-    return LABELS[recipe.dataset](recipe, root, split)
-
-
-def check_labelled(recipe: Recipe, root: str | Path = "data") -> None:
-    """Raises as load_labels, before images are decoded."""
-    labels.check_labelled(recipe, root, load_labels)
-
-
-def held_out(recipe: Recipe, root: str | Path = "data") -> Tensor | None:
-    """Images that training has not seen, as load_images; None, which is told, if there are none."""
-    if recipe.dataset not in HELD_OUT:  # a folder
-        return None
-    try:
-        return load_images(recipe, root, HELD_OUT[recipe.dataset])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"no held-out images to compare with: {printable(error)}")
-        return None
-
-
-def known_margin(recipe: Recipe) -> tuple[int, int]:
-    """Pixels above and below, left and right that are known to be black: around MNIST's 28 x 28."""
-    return mnist.margin(recipe)

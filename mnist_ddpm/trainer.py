@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm.catalogue import (
-    AUGMENTATIONS,
+    BESIDE,
     MATCHING,
     conditions,
     conversion_of,
@@ -22,6 +22,7 @@ from mnist_ddpm.catalogue import (
     make_schedule,
     make_times,
 )
+from mnist_ddpm.data import sets
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.methods import adversarial
 from mnist_ddpm.methods.distillation import Teacher
@@ -86,10 +87,10 @@ def save_checkpoint(
 
     draw: advice, if any. Raises OSError where it cannot be written.
     """
-    if {"critic", "fake"} & {*dict(network.named_children())}:  # which only training needs
-        network = deepcopy(network)
-        for name in ("critic", "fake"):
-            network._modules.pop(name, None)
+    for name in BESIDE:
+        if hasattr(network, name):
+            network = deepcopy(network)
+            delattr(network, name)
     checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe), draw)
 
 
@@ -137,9 +138,9 @@ def train(
         objective = adversarial.judged(objective, conversion_of(recipe), rival, recipe.critic)
     return loop.fit(
         begun, images, make_schedule(recipe), objective, folder,
-        save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels,
-        augment=AUGMENTATIONS.get(recipe.dataset), deadline=deadline, ending=ending, world=world,
-        log=log, preview=preview,
+        save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels, deadline=deadline,
+        augment=sets.AUGMENTATIONS.get(recipe.dataset), ending=ending, world=world, log=log,
+        preview=preview,
     )  # fmt: skip
 
 

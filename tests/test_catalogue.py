@@ -20,15 +20,14 @@ from mnist_ddpm.catalogue import (
     SCHEDULES,
     SPACINGS,
     VARIANCES,
-    held_out,
-    load_images,
-    load_labels,
     make_denoiser,
     make_network,
     make_objective,
     make_schedule,
     sampling_times,
 )
+from mnist_ddpm.data import sets
+from mnist_ddpm.data.sets import held_out, load_images, load_labels
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.flow import flow
 from mnist_ddpm.methods.guidance import LabelledUNet, told
@@ -327,12 +326,12 @@ def test_a_folder_is_a_data_set_unless_it_has_the_name_of_one(pictures, tmp_path
     assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8
     monkeypatch.chdir(pictures.parent)
     pictures.rename("mnist")
-    monkeypatch.setitem(catalogue.DATASETS, "mnist", lambda recipe, root, split: squares(5))
+    monkeypatch.setitem(sets.DATASETS, "mnist", lambda recipe, root, split: squares(5))
     assert len(load_images(DIGITS)) == 5
 
 
 def test_images_of_other_channels_are_refused(monkeypatch):
-    monkeypatch.setitem(catalogue.DATASETS, "mnist", lambda recipe, root, split: squares())
+    monkeypatch.setitem(sets.DATASETS, "mnist", lambda recipe, root, split: squares())
     with pytest.raises(ValueError, match="mnist has 1 channel"):
         load_images(replace(DIGITS, channels=3))
 
@@ -343,10 +342,10 @@ def test_what_is_held_out_depends_on_the_data_set(pictures, monkeypatch, capsys)
             raise ValueError("only a part of it is there")
         return torch.full((2, 3, 16, 16), len(split), dtype=torch.uint8)
 
-    for name in catalogue.DATASETS:
-        monkeypatch.setitem(catalogue.DATASETS, name, load)
+    for name in sets.DATASETS:
+        monkeypatch.setitem(sets.DATASETS, name, load)
     recipe = replace(DIGITS, channels=3)
-    of = {name: held_out(replace(recipe, dataset=name)) for name in catalogue.DATASETS}
+    of = {name: held_out(replace(recipe, dataset=name)) for name in sets.DATASETS}
     assert of["mnist"].unique() == len("test") and of["celeba"].unique() == len("valid")
     assert of["ffhq"] is None and "only a part of it is there" in capsys.readouterr().out
     assert held_out(replace(TINY, dataset=str(pictures))) is None
@@ -354,19 +353,19 @@ def test_what_is_held_out_depends_on_the_data_set(pictures, monkeypatch, capsys)
 
 
 def test_only_digits_have_a_margin():
-    margins = {name: catalogue.known_margin(Recipe(dataset=name)) for name in ("mnist", "celeba")}
+    margins = {name: sets.known_margin(Recipe(dataset=name)) for name in ("mnist", "celeba")}
     assert margins == {"mnist": (2, 2), "celeba": (0, 0)}
 
 
 def test_labels_are_those_of_a_data_set_that_has_them(pictures, monkeypatch):
     recipe = replace(TINY, dataset=str(pictures), classes=3)
-    for ask in (load_labels, catalogue.check_labelled):
+    for ask in (load_labels, sets.check_labelled):
         with pytest.raises(ValueError, match="no labels"):
             ask(recipe)
         with pytest.raises(ValueError, match="10"):
             ask(replace(DIGITS, classes=3))
-    catalogue.check_labelled(replace(recipe, classes=0))
-    monkeypatch.setitem(catalogue.LABELS, "mnist", lambda recipe, root, split: split)
+    sets.check_labelled(replace(recipe, classes=0))
+    monkeypatch.setitem(sets.LABELS, "mnist", lambda recipe, root, split: split)
     assert load_labels(replace(DIGITS, classes=10)) == "train"
 
 
@@ -425,7 +424,7 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
         return ddpm.l_simple(network, schedule, x0, t, eps)
 
     monkeypatch.setitem(OBJECTIVES, "watched", lambda conversion: watched)
-    for dataset in ("squares", *catalogue.DATASETS):
+    for dataset in ("squares", *sets.DATASETS):
         recipe = replace(DIGITS, dataset=dataset, T=4, epochs=0.2, batch_size=16)
         train(replace(recipe, objective="watched"), images, tmp_path / dataset)
     assert torch.equal(seen["mnist"], seen["squares"])

@@ -10,7 +10,8 @@ import torch
 from commanded import DIGITS, NETWORK, ROOT, blobs, error_of, run, save_network
 from PIL import Image
 
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import trainer
+from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats.pretrained import pretrained
 from mnist_ddpm.training import saving
@@ -33,7 +34,7 @@ def places(tmp_path_factory):
 @pytest.fixture
 def few_digits(monkeypatch):
     parts = {"train": blobs(60), "test": blobs(24, 60)}
-    monkeypatch.setattr(catalogue, "load_images", lambda recipe, root, split="train": parts[split])
+    monkeypatch.setattr(sets, "load_images", lambda recipe, root, split="train": parts[split])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import extractor as extractor_command
 from mnist_ddpm.commands.common import write_picture
 from mnist_ddpm.commands.evaluate import Evaluate
+from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
@@ -45,8 +46,8 @@ def places(tmp_path_factory):
 def few_digits(monkeypatch):
     """Few images for MNIST, and few draws behind an interval."""
     labels = torch.arange(60) % 10
-    monkeypatch.setattr(catalogue, "load_images", lambda recipe, root, split="train": PARTS[split])
-    monkeypatch.setattr(catalogue, "load_labels", lambda *_: labels)
+    monkeypatch.setattr(sets, "load_images", lambda recipe, root, split="train": PARTS[split])
+    monkeypatch.setattr(sets, "load_labels", lambda *_: labels)
     monkeypatch.setattr(distances, "RESAMPLES", 4)
     skip_films(monkeypatch)
 
@@ -162,7 +163,7 @@ def test_a_card_knows_labels_guidance_and_the_learned_variance(places, tmp_path)
 
 def test_labels_are_drawn_as_in_training_unless_they_are_named(monkeypatch):
     known = torch.tensor([2] * 90 + [5] * 10)
-    monkeypatch.setattr(catalogue, "load_labels", lambda *_: known)
+    monkeypatch.setattr(sets, "load_labels", lambda *_: known)
     assert 870 < (Evaluate(n=1000).labels(DIGITS) == 2).sum() < 930
     assert Evaluate(n=4, label=(3, 1)).labels(DIGITS).tolist() == [3, 1, 3, 1]
 

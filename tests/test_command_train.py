@@ -21,8 +21,9 @@ from commanded import (
 from safetensors.torch import load_file
 from trained import stopped_clock
 
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import trainer
 from mnist_ddpm.commands.main import typed_flags
+from mnist_ddpm.data import sets
 from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import advice, home, loop, machine, measuring, plan, previews, saving
@@ -58,15 +59,15 @@ def digits(tmp_path_factory):
 def fits(monkeypatch):
     """Nothing is trained, on black images with labels of 0."""
     black = lambda recipe, *_: torch.zeros(64, *recipe.shape, dtype=torch.uint8)  # noqa: E731
-    monkeypatch.setattr(catalogue, "load_images", black)
-    monkeypatch.setattr(catalogue, "load_labels", lambda *_: torch.zeros(64, dtype=torch.long))
+    monkeypatch.setattr(sets, "load_images", black)
+    monkeypatch.setattr(sets, "load_labels", lambda *_: torch.zeros(64, dtype=torch.long))
     return Fits(monkeypatch)
 
 
 @pytest.fixture
 def no_images(monkeypatch):
     """Images may take minutes to decode."""
-    monkeypatch.setattr(catalogue, "load_images", lambda *_: pytest.fail("images are read"))
+    monkeypatch.setattr(sets, "load_images", lambda *_: pytest.fail("images are read"))
 
 
 # --- which flag wins
@@ -130,7 +131,7 @@ def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(fits, monkeyp
 
 
 def test_training_with_labels_is_given_them(fits, monkeypatch, tmp_path):
-    monkeypatch.setattr(catalogue, "load_labels", lambda *_: torch.arange(64) % 10)
+    monkeypatch.setattr(sets, "load_labels", lambda *_: torch.arange(64) % 10)
     assert run("train", "--classes", 10, "--base-channels", 8, "--out", tmp_path) == 0
     assert fits.labels[0][:12].tolist() == [*range(10), 0, 1]
 
@@ -282,7 +283,7 @@ def tiny_plans(monkeypatch):
     monkeypatch.setattr(measuring.Measuring, "pace", lambda *_: 64.0)
     monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
     monkeypatch.setattr(previews, "IMAGES", 1)
-    monkeypatch.setattr(catalogue, "load_images", lambda *_, **__: blobs(64))
+    monkeypatch.setattr(sets, "load_images", lambda *_, **__: blobs(64))
 
 
 def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatch, capsys):
@@ -322,7 +323,7 @@ def test_a_folder_of_few_images_trains_and_plans_without_a_flag(
     monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
     few = save_pictures(tmp_path / "few", 10)
     black = lambda recipe, *_, **__: torch.zeros(10, *recipe.shape, dtype=torch.uint8)  # noqa: E731
-    monkeypatch.setattr(catalogue, "load_images", black)
+    monkeypatch.setattr(sets, "load_images", black)
     base = ["--dataset", few, "--out", tmp_path / "run", "--data", tmp_path, "--device", "cpu"]
     for command in (["train"], ["train", "--preset", "faces-64-small"], ["plan", "--minutes", 1]):
         assert run(*command, *base) == 0
@@ -334,7 +335,7 @@ def test_a_folder_of_few_images_trains_and_plans_without_a_flag(
 
 def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, capsys):
     """By what was measured of such networks: digits, and faces of celeba, with 1,000 times."""
-    monkeypatch.setattr(catalogue, "load_images", lambda *_, **__: blobs(64))
+    monkeypatch.setattr(sets, "load_images", lambda *_, **__: blobs(64))
     monkeypatch.setattr(previews, "IMAGES", 1)
     tiny = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 1 --device cpu".split()
     mine, other = tmp_path / "mine", tmp_path / "other"

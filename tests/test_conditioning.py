@@ -12,6 +12,7 @@ from helpers import PAPER, equal, fresh_judge, restless
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm.data import sets
 from mnist_ddpm.ddpm import to_float, to_uint8
 from mnist_ddpm.evaluation import drawing, extractors, losses
 from mnist_ddpm.evaluation.publishing import push_to_hub
@@ -333,7 +334,7 @@ def test_neither_the_notebook_nor_diffusers_takes_it_for_theirs(tmp_path):
 
 def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monkeypatch):
     real = {"train": blobs(60), "test": blobs(12, 60)}
-    monkeypatch.setitem(catalogue.DATASETS, "mnist", lambda recipe, root, split: real[split])
+    monkeypatch.setitem(sets.DATASETS, "mnist", lambda recipe, root, split: real[split])
     monkeypatch.setattr(extractors, "pick_judge", lambda *arguments: fresh_judge())
     asked, denoisers = [], drawing.denoisers
 
@@ -351,7 +352,7 @@ def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monke
     (pictures,) = asked
     assert len(pictures) == 15 and torch.equal(pictures[:3], pictures[12:])
     assert equal(sorted(map(str, pictures[:12].tolist())), sorted(map(str, real["test"].tolist())))
-    monkeypatch.delitem(catalogue.HELD_OUT, "mnist")
+    monkeypatch.delitem(sets.HELD_OUT, "mnist")
     assert run(*common) == 0
     assert json.loads(path.read_text())["sampler"]["condition"] == "small of train images"
     assert all(any(torch.equal(each, one) for one in real["train"]) for each in asked[1])

@@ -8,8 +8,9 @@ import torch
 from commanded import NETWORK, blobs, error_of, run, save_network
 from helpers import equal
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import PREDICTIONS, make_schedule
+from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.methods.distillation import distilled
 from mnist_ddpm.methods.predictions import weighted
@@ -44,7 +45,7 @@ def places(tmp_path_factory):
 def test_who_says_what_the_teacher_says_has_nothing_to_learn(name, places):
     """Not what would have been right."""
     conversion, (x0, eps) = PREDICTIONS[name], example()
-    teacher = teachers.teacher(places[0], SMALL)
+    teacher = teachers.teacher(replace(SMALL, teacher=str(places[0])))
     says = teacher(None)
 
     def student(xt, t):
@@ -58,7 +59,7 @@ def test_who_says_what_the_teacher_says_has_nothing_to_learn(name, places):
 
 
 def test_a_teacher_is_guided_as_its_checkpoint_advises(places):
-    plain, guided = (teachers.teacher(place, SMALL)(None) for place in places)
+    plain, guided = (teachers.teacher(replace(SMALL, teacher=str(place)))(None) for place in places)
     strong, weak = (checkpoints.load(path).network for path in (places[1], places[1] / "guide"))
     x = example()[1]
     expected = strong(x, T)
@@ -73,13 +74,28 @@ def test_a_teacher_of_another_schedule_is_asked_along_the_student_s(places):
     recipe = Recipe(**NETWORK, schedule="flow", prediction="velocity")
     path, (x0, eps) = make_schedule(recipe), example()
     xt = ddpm.q_sample(path, x0, T, eps)
-    x0_hat, eps_hat, *_ = teachers.teacher(places[0], recipe)(None)(xt, T)
+    x0_hat, eps_hat, *_ = teachers.teacher(replace(recipe, teacher=str(places[0])))(None)(xt, T)
     torch.testing.assert_close(ddpm.q_sample(path, x0_hat, T, eps_hat), xt)
-    assert not torch.allclose(eps_hat, teachers.teacher(places[0], SMALL)(None)(xt, T)[1])
+    assert not torch.allclose(
+        eps_hat, teachers.teacher(replace(SMALL, teacher=str(places[0])))(None)(xt, T)[1]
+    )
+
+
+def test_images_whose_label_is_hidden_may_have_a_teacher_of_their_own(places, tmp_path):
+    recipe = replace(SMALL, classes=3)
+    save_network(tmp_path / "known", recipe)
+    asked = replace(recipe, teacher=str(tmp_path / "known"), teacher_unlabelled=str(places[1]))
+    both, xt, labels = teachers.teacher(asked), example()[1], torch.tensor([3, 0, 3, 2])
+    known = teachers.teacher(replace(asked, teacher_unlabelled=""))(labels)(xt, T)
+    plain = teachers.teacher(replace(SMALL, teacher=str(places[1])))(None)(xt, T)
+    for found, one, other in zip(both(labels)(xt, T), known, plain):
+        torch.testing.assert_close(found[1::2], one[1::2])
+        torch.testing.assert_close(found[::2], other[::2])
+    torch.testing.assert_close(both(None)(xt, T), plain)
 
 
 def test_train_learns_from_a_teacher_and_goes_on_with_it(places, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(catalogue, "load_images", lambda *_: blobs(64))
+    monkeypatch.setattr(sets, "load_images", lambda *_: blobs(64))
     monkeypatch.chdir(tmp_path)
     flags = "--base-channels 8 --channel-mults 1 2 --T 20 --batch-size 32".split()
 
@@ -103,6 +119,7 @@ def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tm
     strong = checkpoints.load(save_network(tmp_path / "known", recipe)).network
     torch.nn.init.normal_(strong.label.weight, generator=torch.Generator().manual_seed(0))
     save_checkpoint(tmp_path / "known", strong, recipe, {})
+    asked = replace(recipe, teacher=str(tmp_path / "known"))
     (x0, eps), true = example(), torch.tensor([0, 1, 2, 1])
     xt = ddpm.q_sample(SCHEDULE, x0, T, eps)
     told, untold = strong(xt, T, true), strong(xt, T)
@@ -112,7 +129,7 @@ def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tm
 
     student.labels, student.true_labels = torch.tensor([3, 1, 3, 3]), true
     for scale, wanted in ((0.0, told), (3.0, torch.lerp(untold, told, 3.0))):
-        teacher = teachers.teacher(tmp_path / "known", replace(recipe, teacher_guidance=scale))
+        teacher = teachers.teacher(replace(asked, teacher_guidance=scale))
         losses = distilled(ddpm.l_simple, teacher)(student, SCHEDULE, x0, T, eps)
         torch.testing.assert_close(losses, wanted.square().mean(dim=(1, 2, 3)))
 
@@ -131,5 +148,5 @@ def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tm
 def test_who_cannot_teach_is_refused(student, named, places):
     place = places[0] if student else places[0] / "nowhere"
     with pytest.raises((ValueError, FileNotFoundError)) as raised:
-        teachers.teacher(place, Recipe(**NETWORK | student))
+        teachers.teacher(Recipe(**NETWORK | student, teacher=str(place)))
     assert named in str(raised.value)

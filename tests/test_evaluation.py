@@ -14,7 +14,8 @@ from conftest import ROOT
 from helpers import fresh_judge, in_processes, restless
 from PIL import Image
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import ddpm
+from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import audit as audits
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.cards import (
@@ -101,7 +102,7 @@ def test_too_few_images_make_no_card(digits):
 def test_a_card_looks_for_mirrored_copies_where_training_mirrors(digits, quick, monkeypatch):
     for mirrors in (False, True):
         augment = ddpm.mirrored if mirrors else None
-        monkeypatch.setitem(catalogue.AUGMENTATIONS, "mnist", augment)
+        monkeypatch.setitem(sets.AUGMENTATIONS, "mnist", augment)
         real = digits[:400], digits[400:600], fresh_judge(), Recipe()
         card = build_card(digits[:30].flip(-1), *real)
         for space in cards.SPACES:

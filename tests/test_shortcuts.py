@@ -9,6 +9,7 @@ from helpers import equal, restless
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
+from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.pretrained import pretrained
 from mnist_ddpm.methods import adversarial
@@ -169,9 +170,9 @@ def test_a_critic_judges_steps_that_end_at_an_image_alone():
 
 def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(catalogue, "load_images", lambda *_: blobs(64))
-    monkeypatch.setattr(catalogue, "load_labels", lambda *_: torch.arange(64) % 3)
-    monkeypatch.setattr(catalogue, "check_labelled", lambda *_: None)
+    monkeypatch.setattr(sets, "load_images", lambda *_: blobs(64))
+    monkeypatch.setattr(sets, "load_labels", lambda *_: torch.arange(64) % 3)
+    monkeypatch.setattr(sets, "check_labelled", lambda *_: None)
     save_network(tmp_path / "known", replace(SMALL, network="unet"))
     flags = "--init-from known --teacher known --network shortcut --batch-size 32 --epochs 2"
     assert run("train", *flags.split(), "--critic", 0.1, "--out", "few") == 0

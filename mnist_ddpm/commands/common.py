@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mnist_ddpm import catalogue
+from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import files, keeping, machine
@@ -46,7 +47,7 @@ def load_checkpoint(command, source: Path, device: torch.device) -> checkpoints.
 
 def moved(recipe: Recipe, folder: str | None) -> Recipe:
     """The recipe, with the folder of images where it is now. Raises ValueError if there is none."""
-    known = {*catalogue.DATASETS}
+    known = {*sets.DATASETS}
     if folder not in (None, recipe.dataset) and {folder, recipe.dataset} & known:
         problem = f"it cannot turn {recipe.dataset} into {folder}"
         raise ValueError(f"--dataset is for a folder that has moved: {problem}")
@@ -59,7 +60,7 @@ def moved(recipe: Recipe, folder: str | None) -> Recipe:
 
 def apart(out: Path, folder: str | Path) -> None:
     """Raises ValueError where pictures written to out would count among a folder's images."""
-    if folder in catalogue.DATASETS or not Path(folder).is_dir():
+    if folder in sets.DATASETS or not Path(folder).is_dir():
         return
     # Path.resolve fails where links lead in a circle
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):

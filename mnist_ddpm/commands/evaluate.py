@@ -20,6 +20,7 @@ from mnist_ddpm.commands.common import (
 )
 from mnist_ddpm.commands.drawing import MOST, Drawing
 from mnist_ddpm.commands.reading import holds_samples, read_images
+from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told, typical_labels
 from mnist_ddpm.evaluation import cards, distances, drawing, extractors, losses
 from mnist_ddpm.evaluation.features import RealImages
@@ -125,14 +126,14 @@ class Evaluate(flags.Evaluate, Drawing):
 
     def real_images(self, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
         """Those of training, and those held out, or None. Raises ValueError for too few of them."""
-        training = catalogue.load_images(recipe, self.data)
-        held_out = catalogue.held_out(recipe, self.data)
+        training = sets.load_images(recipe, self.data)
+        held_out = sets.held_out(recipe, self.data)
         if held_out is not None and len(held_out) < cards.LEAST:
             held_out = None  # too few to tell anything
         if self.bits and held_out is None:
             raise ValueError("--bits needs held-out images, of which there are none: leave it out")
         if recipe.conditional and held_out is not None:
-            self.split = catalogue.HELD_OUT[recipe.dataset]
+            self.split = sets.HELD_OUT[recipe.dataset]
         return training, held_out
 
     def chosen(self, images: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ class Evaluate(flags.Evaluate, Drawing):
         if self.label:
             return super().labels(recipe)
         try:
-            known = catalogue.load_labels(recipe, self.data, self.split)
+            known = sets.load_labels(recipe, self.data, self.split)
         except (ValueError, FileNotFoundError) as error:
             advice = "or name those to draw, in turn, with --label"
             raise ValueError(f"{error}; {advice}") from error
@@ -205,7 +206,7 @@ class Evaluate(flags.Evaluate, Drawing):
             bound = bits_per_dim(
                 ddpm.clipped(denoise, schedule), schedule, held_out[: self.bits],
                 exponent=EXPONENTS[variance], times_per_image=count,
-                margin=catalogue.known_margin(recipe), progress=progress_bar, part=kept.part,
+                margin=sets.known_margin(recipe), progress=progress_bar, part=kept.part,
                 **options,
             )  # fmt: skip
             figures["bits_per_dim"] = cards.bound_figures(bound, variance, count)

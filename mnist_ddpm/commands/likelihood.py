@@ -14,6 +14,7 @@ from mnist_ddpm.commands.common import (
     pick_variance,
     tell_written,
 )
+from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule
 from mnist_ddpm.evaluation import cards, extractors
@@ -39,7 +40,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
         images = self.images(recipe)
         batch_size = self.batch_size if device.type == "cpu" else 1
         check_drawing(recipe, len(images), batch_size)
-        margin = catalogue.known_margin(recipe)
+        margin = sets.known_margin(recipe)
         files.writable_file(self.out)
         kept = keep_parts(self, self.out, counted, device, extractors.digest(images))
         with kept.stoppable():
@@ -91,7 +92,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
 
     def images(self, recipe: Recipe) -> Tensor:
         """Those to measure. Raises ValueError for fewer than two."""
-        images = catalogue.load_images(recipe, self.data, self.split)
+        images = sets.load_images(recipe, self.data, self.split)
         images = images[: min(len(images), max(0, self.n))]
         if len(images) < 2:
             problem = f"a standard error needs at least 2 images, and there are {len(images)}"

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import trainer
 from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart
 from mnist_ddpm.commands.train import opened_log, places, tell_checkpoint, tell_fitted
+from mnist_ddpm.data import sets
 from mnist_ddpm.training import files, machine, plan, presets, saving, tracking
 from mnist_ddpm.training.recipe import Recipe
 
@@ -27,13 +28,13 @@ class PlanTraining(training_flags.PlanTraining):
         device = machine.pick_device(self.device)
         folders = self.check_places()
         asked = Recipe(**{name: getattr(self, name) for name in plan.KEPT})
-        catalogue.look_up_data_set(self.dataset)
+        sets.look_up_data_set(self.dataset)
         apart(self.out, self.dataset)
-        catalogue.check_labelled(asked, self.data)
+        sets.check_labelled(asked, self.data)
         plans, images = self.plans(asked, device)
         folders = folders[: len(plans)]
         recipe = plans[0].recipe
-        labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
+        labels = sets.load_labels(recipe, self.data) if recipe.classes else None
         for self.out, each in zip(folders, plans):
             print("\n".join(each.lines(self.out)), flush=True)
             if self.dry_run:
@@ -54,7 +55,7 @@ class PlanTraining(training_flags.PlanTraining):
         more = ", then compiling the network, a minute or two" if compiling else ""
         about = f"about {plan.measuring_seconds(seconds):.0f} s, which count"
         print(f"measuring this machine: {about}{more}", flush=True)
-        load = partial(catalogue.load_images, root=self.data)
+        load = partial(sets.load_images, root=self.data)
         options = {"began": self.began, "size": self.image_size}
         made, images = plan.make_plan(asked, load, seconds, measuring, **options)
         tell_fitted(presets.preset(made.preset), made.recipe, len(images))

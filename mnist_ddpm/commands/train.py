@@ -9,6 +9,7 @@ import torch
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart, moved, tell_written
+from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import pretrained
 from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving, tracking
@@ -50,7 +51,7 @@ class Train(training_flags.Train):
         if not source:
             return preset
         dataset = given.get("dataset", preset.get("dataset", Recipe.dataset))
-        return preset | pretrained(source, dataset in catalogue.LABELS)[0]
+        return preset | pretrained(source, dataset in sets.LABELS)[0]
 
     def run(self) -> None:
         """Trains to the end of its epochs. What cannot be done is told before images are read."""
@@ -66,7 +67,7 @@ class Train(training_flags.Train):
         device = machine.pick_device(self.device, world)
         processes.check_batch(recipe.batch_size, world)
         with processes.one_first(world):
-            catalogue.check_labelled(recipe, self.data)
+            sets.check_labelled(recipe, self.data)
         network = check_names(recipe)
         if device.type == "cpu":  # a GPU has errors of its own
             cost.check_training(recipe)
@@ -83,10 +84,10 @@ class Train(training_flags.Train):
             checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
             if recipe.objective in catalogue.MATCHING:  # the second network begins as the teacher
                 weights |= as_second(network, recipe)
-        taught_by = teachers.teacher(recipe.teacher, recipe, device) if recipe.teacher else None
+        taught_by = teachers.teacher(recipe, device) if recipe.teacher else None
         with processes.one_first(world):
-            images = catalogue.load_images(recipe, self.data)
-            labels = catalogue.load_labels(recipe, self.data) if recipe.classes else None
+            images = sets.load_images(recipe, self.data)
+            labels = sets.load_labels(recipe, self.data) if recipe.classes else None
         if self.fits:
             before, recipe = recipe, fitted(recipe, len(images), world.size)
             tell_fitted(before, recipe, len(images))
@@ -116,9 +117,10 @@ class Train(training_flags.Train):
 
 
 def as_second(network: torch.nn.Module, recipe: Recipe) -> dict[str, torch.Tensor]:
-    """The teacher's weights, named as those of a second network. Raises as load_weights."""
-    weights = pretrained(recipe.teacher, recipe.classes > 0)[1]
-    checkpoints.load_weights(network.state_dict(), weights, recipe.teacher)
+    """The (unlabelled) teacher's weights, as a second network's. Raises as load_weights."""
+    source = recipe.teacher_unlabelled or recipe.teacher
+    weights = pretrained(source, recipe.classes > 0, classes=recipe.classes)[1]
+    checkpoints.load_weights(network.state_dict(), weights, source)
     return {f"fake.{name}": value for name, value in weights.items()}
 
 

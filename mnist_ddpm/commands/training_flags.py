@@ -61,6 +61,8 @@ class Flags(Options):
     teacher: Annotated[str, unless_typed("none: the images alone")] = ""
     # how far the teacher is guided
     teacher_guidance: Annotated[float, unless_typed("as it advises")] = 0.0
+    # another for images whose label is hidden
+    teacher_unlabelled: Annotated[str, unless_typed("the same")] = ""
     # weights to start from: checkpoint or diffusers model
     init_from: Annotated[str, unless_typed("random weights")] = ""
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import ddpm
+from mnist_ddpm.data import sets
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import audit
 from mnist_ddpm.evaluation.distances import (
@@ -91,7 +92,7 @@ def build_card(
 
 def sees_mirrored(recipe: ddpm.Settings) -> bool:
     """Whether training sees each image from both sides."""
-    return catalogue.AUGMENTATIONS.get(recipe.dataset) is ddpm.mirrored
+    return sets.AUGMENTATIONS.get(recipe.dataset) is ddpm.mirrored
 
 
 def judged(

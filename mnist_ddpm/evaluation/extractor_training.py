@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm import catalogue
+from mnist_ddpm.data import sets
 from mnist_ddpm.data.celeba import celeba_attributes
 from mnist_ddpm.ddpm import check, mirrored
 from mnist_ddpm.evaluation.extractors import Extractor, in_batches
@@ -36,10 +36,10 @@ def targets(dataset: str, root: str | Path, split: str) -> tuple[Tensor, Tensor]
     """
     if dataset == "mnist":
         recipe = Recipe(classes=10)
-        images = catalogue.load_images(recipe, root, split)
-        return images, catalogue.load_labels(recipe, root, split)
+        images = sets.load_images(recipe, root, split)
+        return images, sets.load_labels(recipe, root, split)
     recipe = Recipe(dataset="celeba", image_size=64)
-    images = catalogue.load_images(recipe, root, split)
+    images = sets.load_images(recipe, root, split)
     _, wanted = celeba_attributes(recipe, root, split)
     # where some could not be read, and there is no cache to say which
     found = f"{len(images)} images of CelebA, and {len(wanted)} with attributes"

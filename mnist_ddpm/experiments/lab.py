@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import cards, drawing, extractors
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.features import RealImages
@@ -86,11 +87,11 @@ class Lab:
 
     @cached_property
     def training(self) -> Tensor:
-        return catalogue.load_images(Recipe(), self.data, "train")
+        return sets.load_images(Recipe(), self.data, "train")
 
     @cached_property
     def unseen(self) -> Tensor:
-        return catalogue.load_images(Recipe(), self.data, "test")
+        return sets.load_images(Recipe(), self.data, "test")
 
     @cached_property
     def judge(self) -> extractors.Judge:
@@ -154,7 +155,7 @@ class Lab:
         """Trains a run to its end and saves it."""
         recipe, labels = run.settings, None
         if recipe.classes:
-            labels = catalogue.load_labels(recipe, self.data, "train")[: len(self.training)]
+            labels = sets.load_labels(recipe, self.data, "train")[: len(self.training)]
         schedule = catalogue.make_schedule(recipe)
         objective = catalogue.make_objective(recipe, run.done)
         options = {"save_checkpoint": trainer.save_checkpoint, "labels": labels}

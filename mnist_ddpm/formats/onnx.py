@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm import catalogue
+from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told, label_names
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
 from mnist_ddpm.methods import conditioning, learned_variance, predictions
@@ -60,8 +61,8 @@ def metadata(schedule: Schedule, recipe: Recipe, precision: str, draw: dict) -> 
     names = label_names(recipe) if recipe.attributes else [str(label) for label in range(classes)]
     return {
         "format": FORMAT, "shape": recipe.shape, "data_range": (-1, 1),
-        "dataset": recipe.dataset if recipe.dataset in catalogue.DATASETS else None,
-        "margin": catalogue.known_margin(recipe), "precision": precision, "T": recipe.T,
+        "dataset": recipe.dataset if recipe.dataset in sets.DATASETS else None,
+        "margin": sets.known_margin(recipe), "precision": precision, "T": recipe.T,
         "schedule": recipe.schedule, "prediction": recipe.prediction,
         **tables(schedule, catalogue.conversion_of(recipe)),
         "learned_variance": catalogue.learns_variance(recipe), "classes": classes,

@@ -1,5 +1,6 @@
 """A checkpoint as a teacher: its denoiser, guided as its config.json advises, or further."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,14 +25,36 @@ def along(
     return catalogue.make_denoiser(network, own, recipe, path=None if same else path)
 
 
-def teacher(source: str | Path, recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
+def teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
     """What a network of this recipe can learn from, along its schedule. It is not clipped.
 
-    source: as checkpoints.find knows it. A teacher with labels is told those of the images, and
+    recipe.teacher: as checkpoints.find knows it. With labels it is told those of the images, and
     guided away from what it says without. recipe.teacher_guidance: 0 stands for its config.json's
-    advice. Raises as checkpoints.load, and ValueError where teacher or recipe have a condition, or
-    differ in labels or their images' shape, and for a guidance of a teacher that nothing guides.
+    advice. recipe.teacher_unlabelled: another for images without a label, guided as it advises; the
+    two must say as much as each other, beside x_0 and the noise. Raises as checkpoints.load, and
+    ValueError where teacher or recipe have a condition, or differ in labels or their images' shape,
+    and for a guidance of a teacher that nothing guides.
     """
+    labelled = one_of(recipe, recipe.teacher, recipe.teacher_guidance, device)
+    if not recipe.teacher_unlabelled:
+        return labelled
+    problem = "teacher_unlabelled is for images whose label is hidden, and there are no labels"
+    check(recipe.classes > 0, f"{problem}: leave it empty")
+    plain = replace(recipe, classes=0, attributes=())
+    unlabelled = one_of(plain, recipe.teacher_unlabelled, 0.0, device)(None)
+
+    def told(labels: Tensor | None) -> Denoiser:
+        if labels is None:
+            return unlabelled
+        known = labels.cpu() < recipe.classes
+        first = labelled(labels[known.to(labels.device)])
+        return guidance.parted(lambda t: known, first, unlabelled)
+
+    return told
+
+
+def one_of(recipe: Recipe, source: str | Path, asked: float, device: torch.device | str) -> Teacher:
+    """One of a recipe's teachers, guided so far; 0: as it advises."""
     strong, advice = checkpoints.load(source, device), checkpoints.advice(source)
     guide = checkpoints.load(advice["guide"], device) if "guide" in advice else None
     for each in (recipe, strong.recipe, *([guide.recipe] if guide else [])):
@@ -39,15 +62,14 @@ def teacher(source: str | Path, recipe: Recipe, device: torch.device | str = "cp
         check(not each.conditional, problem)
         shapes = f"{each.shape}, and here they are {recipe.shape}"
         check(each.shape == recipe.shape, f"teacher is {source}: it knows images {shapes}")
-        found, asked = (each.classes, each.attributes), (recipe.classes, recipe.attributes)
+        found, wanted = (each.classes, each.attributes), (recipe.classes, recipe.attributes)
         problem = f"teacher is {source}: its classes are {found[0]} {' '.join(found[1])}"
-        check(found == asked, f"{problem.strip()}: train with the same")
+        check(found == wanted, f"{problem.strip()}: train with the same")
     able = guide is not None or (recipe.classes > 0 and not always_told(strong.recipe))
-    problem = f"teacher_guidance is {recipe.teacher_guidance}, and nothing guides {source}"
-    check(able or not recipe.teacher_guidance, f"{problem}: leave it at 0")
-    scale = advice.get("guidance", guidance.SCALE if guide else 1.0)
-    scale, path = recipe.teacher_guidance or scale, catalogue.make_schedule(recipe)
-    interval = advice.get("guidance_interval")
+    problem = f"teacher_guidance is {asked}, and nothing guides {source}"
+    check(able or not asked, f"{problem}: leave it at 0")
+    scale = asked or advice.get("guidance", guidance.SCALE if guide else 1.0)
+    path, interval = catalogue.make_schedule(recipe), advice.get("guidance_interval")
 
     def told(labels: Tensor | None) -> Denoiser:
         plain = along(path, strong, labels)

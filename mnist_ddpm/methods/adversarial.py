@@ -15,7 +15,8 @@ from mnist_ddpm.methods.guidance import labels_of, or_unknown, true_labels_of
 from mnist_ddpm.methods.predictions import Conversion
 
 SMALLEST = 4  # side of the critic's last level
-GAMMA, SIGMA = 0.1, 0.05  # of the gradient's penalty: its factor, and the noise that measures it
+WIDTH = 256  # of what it finds in an image
+GAMMA, SIGMA = 0.02, 0.05  # of the gradient's penalty: its factor, and the noise that measures it
 
 
 class Critic(nn.Module):
@@ -28,18 +29,22 @@ class Critic(nn.Module):
         super().__init__()
         layers = []
         while max(height, width) > SMALLEST:
+            if layers:
+                layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.2)]
             layers += [nn.Conv2d(channels, features, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
             height, width, channels, features = height // 2, width // 2, features, 2 * features
-        layers += [nn.Flatten(), nn.Linear(channels * height * width, features)]
+        layers += [nn.Flatten(), nn.Linear(channels * height * width, WIDTH)]
         self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2))
-        self.score = nn.Linear(features, 1)
+        self.score = nn.Linear(WIDTH, 1)
         self.classes = classes
-        self.label = nn.Embedding(classes + 1, features) if classes else None
+        if classes:
+            self.label = nn.Embedding(classes + 1, WIDTH)
+            nn.init.normal_(self.label.weight, std=WIDTH**-0.5)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         found = self.layers(x)
         score = self.score(found).flatten()
-        if self.label is None:
+        if not self.classes:
             return score
         return score + (self.label(or_unknown(labels, x, self.classes)) * found).sum(dim=1)
 
@@ -65,14 +70,14 @@ def rivalry(
 
     Each by gradients of its own. The loss is relativistic (arXiv 1807.00734). The critic's has R1's
     penalty of the gradient at real images (arXiv 1801.04406), measured by a little noise
-    (arXiv 2501.08316, Section 3.4).
+    (arXiv 2501.08316, Section 3.4). The critic learns of fakes as they are drawn, clipped.
     """
     scores = critic(real, labels)
     frozen = {name: value.detach() for name, value in critic.named_parameters()}
     passing = softplus(scores.detach() - functional_call(critic, frozen, (fake, labels)))
     near = critic(real + SIGMA * torch.randn_like(real), labels)
     penalty = GAMMA / 2 * ((near - scores) / SIGMA).square()
-    return passing, softplus(critic(fake.detach(), labels) - scores) + penalty
+    return passing, softplus(critic(fake.detach().clamp(-1, 1), labels) - scores) + penalty
 
 
 def judged(

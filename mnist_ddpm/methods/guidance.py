@@ -1,5 +1,7 @@
 """A network that is told labels, and guidance: by labels, or by a worse network."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -78,14 +80,19 @@ def within(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Deno
     Of times (N,) each image is asked of its own. The two must then take a part of the batch.
     """
     low, high = interval
+    return parted(lambda t: (low < t) & (t <= high), guided, plain)
+
+
+def parted(inside_of: Callable[[Tensor], Tensor], first: Denoiser, second: Denoiser) -> Denoiser:
+    """first for the images that a function of their times (N,) says, second for the others."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
         times = torch.as_tensor(t).cpu().expand(len(xt))
-        inside = (low < times) & (times <= high)
+        inside = inside_of(times)
         if inside.all() or not inside.any():
-            return (guided if inside.all() else plain)(xt, t)
+            return (first if inside.all() else second)(xt, t)
         order = torch.cat([part.nonzero().flatten() for part in (inside, ~inside)])
-        parts = guided(xt[inside], times[inside]), plain(xt[~inside], times[~inside])
+        parts = first(xt[inside], times[inside]), second(xt[~inside], times[~inside])
         back = order.argsort().to(xt.device)
         return tuple(torch.cat(both)[back] for both in zip(*parts))
 

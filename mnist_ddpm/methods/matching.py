@@ -20,7 +20,7 @@ from mnist_ddpm.methods.schedules import even_signal
 # Images in so many steps; which of the steps learns; its share of a batch, of 20
 CHAINS = (1, 1, 6), (2, 2, 4), (4, 2, 2), (4, 3, 3), (4, 4, 5)
 MARGIN = 50  # times nearer to 0 or T than this part of T say nothing of how digits look
-PACE = 12.0  # times the learning rate, for the second network: it is to know what is drawn
+PACE = 20.0  # times the learning rate, for who is to know what is drawn: second network, critic
 
 
 def chains_of(n: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -34,12 +34,14 @@ def chains_of(n: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows)[own], torch.tensor(counts)[own]
 
 
-def optimizer(network: nn.Module, fake: nn.Module, learning_rate: float) -> torch.optim.Adam:
-    """Adam for a network and the second one, which is a part of it, at PACE times the rate.
+def optimizer(
+    network: nn.Module, others: list[nn.Module], learning_rate: float
+) -> torch.optim.Adam:
+    """Adam for a network, and at PACE times the rate for others that are parts of it.
 
     Without momentum: each follows the other.
     """
-    second = [*fake.parameters()]
+    second = [p for each in others for p in each.parameters()]
     ids = {*map(id, second)}
     first = [p for p in network.parameters() if id(p) not in ids]
     groups = [{"params": first, "pace": 1.0}, {"params": second, "pace": PACE}]
@@ -79,7 +81,7 @@ def matching(
             believed = teacher(labels)(xt, t)[0].clamp(-1, 1)
             difference = x0_of(second, xt, t).clamp(-1, 1) - believed
             size = (drawn - believed).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
-            wanted = image - difference / size
+            wanted = drawn - difference / size
         moved = (image - wanted).square().mean(dim=(1, 2, 3)) / 2
         any_t = torch.randint(1, T + 1, (len(drawn),))
         return moved + plain(conversion)(second, schedule, drawn, any_t, torch.randn_like(drawn))

@@ -41,6 +41,8 @@ class Options:
     compile: bool = False  # torch.compile: a minute or two, worth it for a long training
     teacher: str = ""  # a checkpoint to learn from, guided as it advises; empty: the images alone
     teacher_guidance: float = 0.0  # how far the teacher is guided; 0: as it advises
+    # another for images whose label is hidden; empty: the same
+    teacher_unlabelled: str = ""
     init_from: str = ""  # weights to start from: checkpoint or diffusers model; empty: random
 
 

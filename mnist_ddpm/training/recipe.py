@@ -69,7 +69,7 @@ class Recipe(Options, Settings):
 
     def fill_in(self) -> None:
         """Puts plain values in the place of None, paths and JSON's lists."""
-        paths = "dataset", "teacher", "init_from"
+        paths = "dataset", "teacher", "teacher_unlabelled", "init_from"
         filled = {name: os.fspath(getattr(self, name)) for name in paths}
         if self.channels is None:
             filled["channels"] = 1 if self.dataset == "mnist" else 3
@@ -101,7 +101,7 @@ class Recipe(Options, Settings):
             types, wanted = kinds.get(f.type, ((type(value),), ""))
             check(type(value) in types, f"{f.name} is {value!r}: it must be {wanted}")
             if isinstance(value, str):
-                known = value or f.name in ("teacher", "init_from")
+                known = value or f.name in ("teacher", "teacher_unlabelled", "init_from")
                 fits = bool(known) and not CONTROL.search(value)
                 check(fits, f"{f.name} is {value!r}: it must be a name or path in one line")
 

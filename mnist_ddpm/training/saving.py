@@ -25,10 +25,11 @@ from mnist_ddpm.training.text import read_json
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
 NAMED = "mnist", *ddpm.LAST  # data sets; a folder of images has a path, and may move
 FIXED = (  # settings that a run cannot change
-    "network", "attributes", "teacher", "teacher_guidance", "init_from", "image_size", "channels",
-    "base_channels", "channel_mults", "blocks_per_level", "attention_resolutions", "patch_size",
-    "norm_groups", "dropout", "condition", "classes", "schedule", "T", "beta_1", "beta_T",
-    "prediction", "objective", "times", "optimizer", "batch_size", "seed",
+    "network", "attributes", "teacher", "teacher_guidance", "teacher_unlabelled", "init_from",
+    "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
+    "attention_resolutions", "patch_size", "norm_groups", "dropout", "condition", "classes",
+    "schedule", "T", "beta_1", "beta_T", "prediction", "objective", "times", "optimizer",
+    "batch_size", "seed",
 )  # fmt: skip
 OF_A_ZIP = zipfile.BadZipFile, zlib.error  # that is damaged
 STATE, CONFIG, WEIGHTS = "training_state.pt", "config.json", "model.safetensors"
