@@ -47,9 +47,10 @@ function labelsOf({ label }, images, classes) {
 }
 
 // The same image in Python: the last one that this draws.
-function pythonCommand({ seed, image, label, steps, sampler, eta, guidance }, name) {
+function pythonCommand({ seed, image, label, steps, sampler, eta, guidance }, { name, draw }) {
   const words = [`python -m mnist_ddpm sample --checkpoint ${name}`];
   words.push(`--seed ${seed} --n ${image + 1} --sampler ${sampler} --steps ${steps}`);
+  if (sampler === draw.sampler && "spacing" in draw) words.push(`--spacing ${draw.spacing}`);
   if (sampler === "ddpm") words.push("--variance posterior");
   if (WITH_ETA.includes(sampler)) words.push(`--eta ${eta}`);
   if (typeof label === "number") words.push(`--label ${label}`);

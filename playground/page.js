@@ -290,7 +290,7 @@ function showControls() {
     button.setAttribute("aria-label", `image ${image}`);
     button.setAttribute("aria-pressed", image === wish.image);
   });
-  $("command").replaceChildren(...pythonCommand(wish, facts.name).split(/ (?=-)/).flatMap(unbroken));
+  $("command").replaceChildren(...pythonCommand(wish, facts).split(/ (?=-)/).flatMap(unbroken));
 }
 
 // Words that no line parts, and a space.

@@ -50,6 +50,17 @@ function timesteps(T, n) {
   return Array.from({ length: n }, (_, k) => roundEven(T * (n - k) / n));
 }
 
+// n falling times from the last, between which the signal rises evenly up to 1:
+// mnist_ddpm/methods/schedules.py.
+function evenSignal(signal, last, n) {
+  const times = [last];
+  for (let k = 1, t = last; k < n; k++) {
+    while (signal[t] < k / n) t--;
+    times.push(Math.min(t, times[k - 1] - 1));
+  }
+  return times.map((t, k) => Math.max(t, n - k));
+}
+
 // The time up to which a picture is noised: strength from 0, not, to 1, beyond recognition.
 function furthest(strength, T) {
   return Math.max(1, roundEven(strength * T));

@@ -7,7 +7,7 @@
 
 const LANES = ["large", "drawn", "seen", "few", "grid", "between"]; // in the order of service
 const tasks = {};
-let network, schedule, noise, working = false;
+let network, schedule, noise, advice, working = false;
 
 // The states of a task: from noise, from a picture (SDEdit), from a part of one (RePaint), or of
 // images whose x_T lie `between` those of two numbers, one for each weight 0 … 1. With `counts`:
@@ -25,7 +25,9 @@ function* walked(task) {
   const draw = noise.source(seed, images, channels * height * width);
   const denoise = denoiser(network, schedule, { labels, guidance });
   const last = picture && !mask ? furthest(task.strength, schedule.T) : schedule.T;
-  const times = timesteps(last, Math.min(steps, last)), xT = draw();
+  const n = Math.min(steps, last), xT = draw();
+  const even = advice.sampler === sampler && advice.spacing === "signal";
+  const times = even ? evenSignal(schedule.signal, last, n) : timesteps(last, n);
   if (mask) {
     yield* repaint(denoise, schedule, times, xT, draw, picture, mask);
   } else {
@@ -72,7 +74,8 @@ async function load({ wasm, weights }) {
   schedule = new Schedule(file);
   network = new Network(kernels, memory, file);
   const { shape, classes } = network, { T } = schedule;
-  const facts = { name, parameters: Number(parameters), draw: JSON.parse(draw), shape, classes, T };
+  advice = JSON.parse(draw);
+  const facts = { name, parameters: Number(parameters), draw: advice, shape, classes, T };
   postMessage({ kind: "ready", facts });
 }
 

@@ -162,7 +162,7 @@ CLAIMS = {  # kinds of rows: that which the claim names, and the other
     ("guidance", "a scale of 2 draws better than 8"): ({"scale": 2.0}, {"scale": 8.0}),
     ("guidance", "a scale of 8 costs variety"): ({"scale": 8.0}, {"scale": 1.0}),
     ("steps", "two evaluations of mnist-few beat one"): (
-        {"arm": "mnist-few, consistency", "S": 2}, {"arm": "mnist-few, consistency", "S": 1},
+        {"arm": "mnist-few, anew", "S": 2}, {"arm": "mnist-few, anew", "S": 1},
     ),
     ("steps", "in 8 evaluations, DDIM beats ancestral sampling"): (
         {"arm": "mnist, DDIM", "S": 8}, {"arm": "mnist, DDPM", "S": 8},

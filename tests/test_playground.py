@@ -23,9 +23,10 @@ from safetensors.numpy import load, save
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.methods import inpainting, learned_variance, solvers
+from mnist_ddpm.methods import inpainting, learned_variance, schedules, solvers
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.guidance import guided, told
+from mnist_ddpm.methods.shortcuts import heading, shortcut_sampler
 from mnist_ddpm.training.recipe import Recipe
 
 spec = importlib.util.spec_from_file_location("playground_build", ROOT / "playground" / "build.py")
@@ -194,9 +195,15 @@ def denoiser_of(checkpoint, label=None, guidance=1.0):
 
 def floats(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=None):
     """The same image in Python, in [-1, 1]."""
-    schedule, denoise = checkpoint.schedule, denoiser_of(checkpoint, label, guidance)
+    schedule = checkpoint.schedule
     noise = ddpm.noise_source(seed, range(image, image + 1), checkpoint.recipe.shape)
     times = ddpm.timesteps(T or schedule.T, steps)
+    if checkpoint.recipe == FEW and sampler == consistency_sampler:  # as its advice says
+        times = schedules.even_signal(schedule, steps)
+    if sampler == shortcut_sampler:
+        network = heading(checkpoint.network, times, schedule.T)
+        checkpoint = checkpoint._replace(network=network)
+    denoise = denoiser_of(checkpoint, label, guidance)
     *_, (_, x, _) = sampler(denoise, schedule, times, noise(), noise)
     return x
 
@@ -247,6 +254,10 @@ EDM = Recipe(**SMALL, prediction="edm", schedule="cosine")
 CONSISTENT = {"#seed=7&image=3&steps=3&sampler=consistency": (7, 3, 3, consistency_sampler)}
 FLOW = Recipe(**SMALL, prediction="velocity", schedule="flow")  # which ends in pure noise
 FEW = Recipe(**SMALL, classes=10, prediction="v")
+ADVICE = {"sampler": "consistency", "steps": 4, "spacing": "signal"}
+JUMPING = Recipe(**SMALL, network="shortcut", classes=10, prediction="v")
+JUMPS = {"#seed=7&image=3&label=5": (7, 3, 4, shortcut_sampler, 5)}
+QUICK = {"#seed=7&image=3&label=5&steps=3": (7, 3, 3, consistency_sampler, 5)}
 STRAIGHT = {"#seed=7&image=3&steps=5&sampler=dpmpp": (7, 3, 5, dpmpp(0))}
 
 
@@ -257,9 +268,13 @@ def test_an_address_is_the_same_image_in_python(in_node):
         (LABELS, fresh(LABELLED)),
         (CONSISTENT, fresh(EDM)),
         (STRAIGHT, fresh(FLOW)),
+        (JUMPS, fresh(JUMPING)),
+        (QUICK, fresh(FEW)),
     ):
         asked = [{"address": address} for address in addresses]
-        found = in_node("worker", asked, weights=weights_of(checkpoint))
+        draw = {JUMPING: {"sampler": "shortcut", "steps": 4}, FEW: ADVICE}
+        weights = weights_of(checkpoint, "float32", draw.get(checkpoint.recipe, {}))
+        found = in_node("worker", asked, weights=weights)
         for (address, wanted), pixels in zip(addresses.items(), found):
             assert nearly_equal(pixels, in_python(checkpoint, *wanted)), address
 
@@ -296,13 +311,12 @@ def test_weights_are_stored_as_closely_as_their_kind_allows(kind, share):
 
 
 def test_stored_weights_are_a_checkpoint_to_measure(tmp_path, capsys):
-    advice = {"sampler": "consistency", "steps": 4}
-    checkpoints.save(tmp_path / "it", fresh(FEW).network, FEW, {}, advice)
+    checkpoints.save(tmp_path / "it", fresh(FEW).network, FEW, {}, ADVICE)
     flags = ["--checkpoint", str(tmp_path / "it"), "--as-checkpoint", str(tmp_path / "int8")]
     assert building.main(flags) == 0
     found = checkpoints.load(tmp_path / "int8")
     assert found.recipe == FEW
-    assert checkpoints.advice(tmp_path / "int8") == advice
+    assert checkpoints.advice(tmp_path / "int8") == ADVICE
     wanted = as_stored(fresh(FEW), "int8").network.state_dict()
     for name, value in found.network.state_dict().items():
         assert torch.equal(value, wanted[name])
@@ -354,8 +368,8 @@ def open_page(browser, wasm, tmp_path):
 
 
 def few_steps(kind: str = "float32") -> bytes:
-    """Of a small network that advises the consistency sampler in four steps."""
-    return weights_of(fresh(FEW), kind, {"sampler": "consistency", "steps": 4})
+    """Of a small network that advises the consistency sampler in four steps of even signal."""
+    return weights_of(fresh(FEW), kind, ADVICE)
 
 
 def canvas(page, selector: str) -> list[int]:

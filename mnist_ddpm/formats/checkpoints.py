@@ -23,8 +23,8 @@ from mnist_ddpm.training.text import read_json
 __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
 
 SHIPPED = (
-    "mnist", "mnist-few", "mnist-conditional", "mnist-guide", "mnist-pixels", "celeba",
-    "celeba-guide",
+    "mnist", "mnist-taught", "mnist-few", "mnist-conditional", "mnist-guide", "mnist-pixels",
+    "celeba", "celeba-guide",
 )  # fmt: skip
 FOLDER = "checkpoints"  # of a clone, before a shipped name
 GUIDANCE = "guide", "guidance", "guidance_interval"

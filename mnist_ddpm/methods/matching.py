@@ -44,7 +44,8 @@ def optimizer(
     second = [p for each in others for p in each.parameters()]
     ids = {*map(id, second)}
     first = [p for p in network.parameters() if id(p) not in ids]
-    groups = [{"params": first, "pace": 1.0}, {"params": second, "pace": PACE}]
+    faster = {"params": second, "lr": PACE * learning_rate, "pace": PACE}
+    groups = [{"params": first, "pace": 1.0}, faster]
     return torch.optim.Adam(groups, learning_rate, betas=(0.0, 0.99))
 
 
