@@ -235,8 +235,8 @@ def make_objective(
     name, condition = recipe.objective, condition_of(recipe)
     make, conversion = look_up("objective", name, OBJECTIVES), conversion_of(recipe)
     if name in MATCHING:
-        problem = f"objective {name} learns from a teacher alone"
-        check(bool(recipe.teacher), f"{problem}: name one, and the network to begin with")
+        problem = f"objective {name} learns from a teacher alone, and begins with a trained network"
+        check(bool(recipe.teacher and recipe.init_from), f"{problem}: name teacher and init_from")
         alone = not condition and not tells_steps(recipe)
         check(alone, f"{problem}: it takes no condition, and no network shortcut")
         problem = f"optimizer {recipe.optimizer} would give both networks of {name} one rate"

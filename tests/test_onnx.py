@@ -12,21 +12,21 @@ from helpers import restless
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats import onnx as ours
-from mnist_ddpm.methods import guidance, predictions
+from mnist_ddpm.methods import guidance, predictions, shortcuts
 from mnist_ddpm.training.recipe import Recipe
 
 onnx, _, onnxruntime = (pytest.importorskip(name) for name in ours.PACKAGES)
 
 PLAIN = Recipe(**NETWORK | {"T": 100})
 ONE_LEVEL = NETWORK | {"T": 100, "channel_mults": (1,)}  # an export takes seconds
-LABELLED = Recipe(**ONE_LEVEL, objective="hybrid", classes=10, prediction="v")
+TOLD = Recipe(**ONE_LEVEL, network="shortcut", classes=10, prediction="v")
 COLOURS = Recipe(
     **ONE_LEVEL, network="dit", dataset="ours", image_size=(8, 16), channels=3, condition="grey",
-    prediction="edm",
+    prediction="edm", objective="hybrid",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[PLAIN, LABELLED], ids=["plain", "labels and variances"])
+@pytest.fixture(scope="module", params=[PLAIN, TOLD], ids=["plain", "labels and steps"])
 def exported(request, tmp_path_factory):
     """A file of the command's, and the checkpoint it is of."""
     folder = tmp_path_factory.mktemp("exported")
@@ -54,14 +54,11 @@ def test_a_file_says_what_the_network_says_of_any_number_of_images(exported):
     generator = torch.Generator().manual_seed(0)
     for n in (1, 3):
         xt, t = torch.randn(n, 1, 32, 32, generator=generator), torch.tensor([100, 1, 42])[:n]
-        label = torch.tensor([10, 3, 0])[:n]  # 10: unknown
-        labels = {"label": label} if recipe.classes else {}
-        value, *exponent = answers(path, xt=xt, t=t, **labels)
-        wanted, *v = network(xt, t, *labels.values()).split(1, dim=1)
+        label, s = torch.tensor([10, 3, 0])[:n], torch.tensor([40, 0, 42])[:n]  # 10: unknown
+        told = {"label": label, "s": s} if recipe.classes else {}
+        (value,) = answers(path, xt=xt, t=t, **told)
+        wanted = network(xt, t, label, s=s) if recipe.classes else network(xt, t)
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-4)
-        assert len(exponent) == len(v) == bool(recipe.classes)
-        for e, each in zip(exponent, v):
-            torch.testing.assert_close(2 * e - 1, each, rtol=0, atol=1e-4)
 
 
 def test_the_example_in_the_docs_draws_our_images(exported, tmp_path, monkeypatch):
@@ -72,7 +69,10 @@ def test_the_example_in_the_docs_draws_our_images(exported, tmp_path, monkeypatc
     (tmp_path / "model.onnx").write_bytes(path.read_bytes())
     drawn = {}
     exec(example, drawn)
-    told = guidance.told(network, torch.arange(4)) if recipe.classes else network
+    told = network
+    if recipe.classes:
+        headed = shortcuts.heading(network, ddpm.timesteps(100, 50), 100)
+        told = guidance.told(headed, torch.arange(4))
     denoise = ddpm.clipped(catalogue.make_denoiser(told, schedule, recipe), schedule)
     images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, steps=50)
     apart = np.abs(drawn["images"].astype(int) - images.numpy())
@@ -89,7 +89,7 @@ def test_what_a_file_tells(exported):
     expected = {
         "T": 100, "prediction": recipe.prediction, "shape": [1, 32, 32], "margin": [2, 2],
         "labels": labels[: recipe.classes], "unknown_label": recipe.classes or None,
-        "dataset": "mnist", "draw": {},
+        "dataset": "mnist", "draw": {}, "tells_steps": recipe == TOLD,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     content = path.read_bytes()
@@ -104,12 +104,13 @@ def test_a_transformer_a_condition_an_input_s_scale_and_half_precision(tmp_path)
     size = sum(len(weight.raw_data) for weight in halves)
     assert size > 1.9 * sum(each.numel() for each in network.parameters())
     xt, c, t = torch.randn(2, 3, 8, 16), torch.rand(2, 1, 8, 16) * 2 - 1, torch.tensor([100, 30])
-    (output,) = answers(path, xt=xt, condition=c, t=t)
+    output, exponent = answers(path, xt=xt, condition=c, t=t)
     found = about(path)
     factors = (torch.tensor(found[name])[t].view(-1, 1, 1, 1) for name in ours.FACTORS)
     x0_hat = sum(factor * value for factor, value in zip(factors, (xt, output)))
-    wanted, _ = catalogue.make_denoiser(network, schedule, COLOURS, c)(xt, t)
+    wanted, _, e = catalogue.make_denoiser(network, schedule, COLOURS, c)(xt, t)
     torch.testing.assert_close(x0_hat, wanted, rtol=0, atol=0.02 * wanted.abs().max().item())
+    torch.testing.assert_close(exponent, e, rtol=0, atol=0.02 * e.abs().max().item())
     facts = found["condition"], found["dataset"], found["precision"], found["draw"]
     assert facts == ("grey", None, "float16", {"steps": 7})
 
