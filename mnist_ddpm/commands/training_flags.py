@@ -59,8 +59,7 @@ class Flags(Options):
     ] = None
     # a checkpoint to learn from, guided as it advises
     teacher: Annotated[str, unless_typed("none: the images alone")] = ""
-    # how far the teacher is guided
-    teacher_guidance: Annotated[float, unless_typed("as it advises")] = 0.0
+    teacher_guidance: float = 0.0  # how far the teacher is guided; 0: as it advises
     # another for images whose label is hidden
     teacher_unlabelled: Annotated[str, unless_typed("the same")] = ""
     # weights to start from: checkpoint or diffusers model
