@@ -9,12 +9,13 @@ from commanded import NETWORK, blobs, error_of, run, save_network
 from helpers import equal
 from torch import nn
 
-from mnist_ddpm import ddpm, trainer
+from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.matching import PACE, chains_of, matching
 from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.methods.schedules import even_signal
+from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 
 PATH = ddpm.beta_schedule(ddpm.linear_beta())
@@ -149,6 +150,25 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     )
     slow, fast = begun().optimizer.param_groups
     assert fast["pace"] == PACE and len(slow["params"]) == len(fast["params"])
+
+
+def test_a_step_tells_true_labels_too_and_gives_each_network_its_rate():
+    names = {"teacher": "known", "init_from": "few", "optimizer": "adam", "label_dropout": 0.5}
+    recipe = replace(SMALL, objective="matching", batch_size=16, epochs=1, **names)
+    begun, labels, seen = trainer.start_run(recipe), torch.arange(16) % 3, []
+
+    def objective(network, schedule, x0, t, eps):
+        seen.append((network.labels, network.true_labels))
+        return network(x0, t).square().mean(dim=(1, 2, 3))
+
+    schedule = catalogue.make_schedule(recipe)
+    (_,) = training_loop(begun, blobs(16), schedule, objective, labels)
+    ((told, true),) = seen
+    assert true.bincount().tolist() == labels.bincount().tolist()
+    hidden = told == 3
+    assert 0 < hidden.sum() < 16 and torch.equal(told[~hidden], true[~hidden])
+    slow, fast = begun.optimizer.param_groups
+    assert fast["lr"] == PACE * slow["lr"] > 0
 
 
 @pytest.mark.parametrize(
