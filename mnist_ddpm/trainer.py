@@ -87,10 +87,10 @@ def save_checkpoint(
 
     draw: advice, if any. Raises OSError where it cannot be written.
     """
-    for name in BESIDE:
-        if hasattr(network, name):
-            network = deepcopy(network)
-            delattr(network, name)
+    beside = [name for name in BESIDE if hasattr(network, name)]
+    network = deepcopy(network) if beside else network
+    for name in beside:
+        delattr(network, name)
     checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe), draw)
 
 

@@ -12,7 +12,7 @@ const SAYS = {
   shortcut: "As DDIM, but the network is told how far each step goes: 1, 2 or 4 will do.",
 };
 const SEEN = {
-  consistency: "Trained to be consistent, the network tries to say the same digit at all times.",
+  consistency: "Trained for few steps, the network says one digit, where others predict a blur.",
   mean: "The more noise, the more digits it could be. The network predicts their mean, a blur.",
 };
 const still = matchMedia("(prefers-reduced-motion: reduce)");

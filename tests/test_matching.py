@@ -145,7 +145,7 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     recipe = replace(found.recipe, epochs=4.0)
     begun = partial(trainer.start_run, recipe, "cpu")
     assert (
-        run(*half, "--epochs", 4) == 0
+        run(*half, "--critic", 0.1, "--epochs", 4) == 0
         and run("train", "--resume", "--epochs", 5, "--out", "half") == 0
     )
     slow, fast = begun().optimizer.param_groups

@@ -70,7 +70,7 @@ def denoisers(
         c = catalogue.conditions(recipe, pictures, batch)
 
         def made(network: Network, recipe: Recipe, own: Tensor | None) -> Denoiser:
-            asked = network if own is None else guidance.told(network, own)
+            asked = guidance.told(network, own)
             return catalogue.make_denoiser(asked, schedule, recipe, c, path)
 
         denoise = strong = made(network, recipe, own)

@@ -20,7 +20,7 @@ def along(
 ) -> Denoiser:
     """A checkpoint's denoiser on a path, which may be its own, told these labels (N,) or none."""
     network, own, recipe, _ = checkpoint
-    network = network if labels is None else guidance.told(network, labels)
+    network = guidance.told(network, labels)
     same = torch.equal(own.signal, path.signal) and torch.equal(own.noise, path.noise)
     return catalogue.make_denoiser(network, own, recipe, path=None if same else path)
 
@@ -47,7 +47,7 @@ def teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
         if labels is None:
             return unlabelled
         known = labels.cpu() < recipe.classes
-        first = labelled(labels[known.to(labels.device)])
+        first = labelled(guidance.labels_at(labels, known))
         return guidance.parted(lambda t: known, first, unlabelled)
 
     return told

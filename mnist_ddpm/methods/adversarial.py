@@ -56,8 +56,8 @@ class Heard:
         self.network = network
         self.labels, self.true_labels = labels_of(network), true_labels_of(network)
 
-    def __call__(self, xt: Tensor, t: Tensor, **told: Tensor) -> Tensor:
-        output = self.network(xt, t, **told)
+    def __call__(self, xt: Tensor, t: Tensor, *labels: Tensor, **told: Tensor) -> Tensor:
+        output = self.network(xt, t, *labels, **told)
         if output.requires_grad:
             self.asked, self.output = (xt, t, told.get("s")), output
         return output

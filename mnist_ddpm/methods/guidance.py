@@ -42,16 +42,23 @@ class LabelledUNet(UNet):
         return u_shaped(self, x, time)
 
 
-def told(network: Network, labels: Tensor) -> Network:
-    """A network (xt, t, labels) that is always told these labels (N,).
+def labels_at(labels: Tensor | None, part: Tensor) -> Tensor | None:
+    """The labels (N,), if there are any, of a part of the images, bool (N,)."""
+    return None if labels is None else labels[part.to(labels.device)]
+
+
+def told(network: Network, labels: Tensor | None) -> Network:
+    """A network (xt, t, labels) that is always told these labels (N,); of None, itself.
 
     Raises ValueError, when called, for another number of images.
     """
+    if labels is None:
+        return network
 
-    def told_network(xt: Tensor, t: Tensor) -> Tensor:
+    def told_network(xt: Tensor, t: Tensor, **more: Tensor) -> Tensor:
         count = f"there are {len(labels)} labels: there must be one for each of {len(xt)} images"
         check(len(labels) == len(xt), count)
-        return network(xt, t, labels)
+        return network(xt, t, labels, **more)
 
     return told_network
 

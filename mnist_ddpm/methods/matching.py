@@ -6,14 +6,12 @@ the difference. The images are those of consistency_sampler in so many steps, so
 learns from its own x_t (arXiv 2405.14867, Section 4.5).
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
 from mnist_ddpm.methods.distillation import Teacher
-from mnist_ddpm.methods.guidance import labels_of
+from mnist_ddpm.methods.guidance import labels_at, labels_of, told
 from mnist_ddpm.methods.predictions import Conversion, ask, plain
 from mnist_ddpm.methods.schedules import even_signal
 
@@ -61,7 +59,6 @@ def matching(
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         labels, T = labels_of(network), schedule.T
-        told = {} if labels is None else {"labels": labels}
 
         def x0_of(network: Network, xt: Tensor, t: Tensor) -> Tensor:
             return conversion.to_x0(schedule, xt, t, ask(network, conversion, schedule, xt, t))
@@ -71,11 +68,11 @@ def matching(
         with torch.no_grad():
             for k in range(1, int(count.max())):
                 on = count > k
-                part = {name: value[on.to(value.device)] for name, value in told.items()}
-                image = x0_of(partial(network, **part), xt[on], times[on, k - 1]).clamp(-1, 1)
+                asked = told(network, labels_at(labels, on))
+                image = x0_of(asked, xt[on], times[on, k - 1]).clamp(-1, 1)
                 xt[on] = q_sample(schedule, image, times[on, k], torch.randn_like(image))
         image = x0_of(network, xt, times.gather(1, count[:, None] - 1).flatten())
-        drawn, second = image.detach().clamp(-1, 1), partial(fake, **told)
+        drawn, second = image.detach().clamp(-1, 1), told(fake, labels)
         with torch.no_grad():
             t = t.cpu().clamp(T // MARGIN, T - T // MARGIN)
             xt = q_sample(schedule, drawn, t, torch.randn_like(drawn))

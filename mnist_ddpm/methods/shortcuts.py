@@ -26,7 +26,7 @@ from mnist_ddpm.ddpm import (
     u_shaped,
 )
 from mnist_ddpm.methods.distillation import Teacher
-from mnist_ddpm.methods.guidance import labels_of, or_unknown, true_labels_of
+from mnist_ddpm.methods.guidance import labels_at, labels_of, or_unknown, told, true_labels_of
 from mnist_ddpm.methods.predictions import Conversion, ask
 
 # Of 32 images in training, how many are for steps of what length: T / the number, 0 for none
@@ -54,10 +54,10 @@ class ShortcutUNet(UNet):
     ) -> Tensor:
         span = torch.zeros_like(t) if s is None else t - s.to(t)
         span = time_embedding(1 + span, self.base_channels).to(self.conv_in.weight)
-        told = self.time_vector(t) + self.span(span)
+        time = self.time_vector(t) + self.span(span)
         if self.classes:
-            told = told + self.label(or_unknown(labels, x, self.classes))
-        return u_shaped(self, x, told)
+            time = time + self.label(or_unknown(labels, x, self.classes))
+        return u_shaped(self, x, time)
 
 
 def steps_of(n: int) -> Tensor:
@@ -123,22 +123,17 @@ def shortcut(
     ) -> Tensor:
         least = 2 * FINEST
         check(schedule.T >= least, f"T is {schedule.T}: shortcuts need {least} or more")
-        t, count = t.cpu(), steps_of(len(x0))
+        t, count = t.cpu().clone(), steps_of(len(x0))  # the caller keeps its own times
         jumps, s = count > 0, t.clone()
         t[jumps], middle, s[jumps] = grid(schedule, t[jumps], count[jumps])
         x0, eps, xt = x0.clone(), eps.clone(), q_sample(schedule, x0, t, eps)
-        labels, true = labels_of(network), true_labels_of(network)
-
-        def some(labels: Tensor | None, part: Tensor) -> Tensor | None:
-            return None if labels is None else labels[part.to(labels.device)]
-
         with torch.no_grad():
             if teacher is not None:
                 still = ~jumps
-                denoise = teacher(some(true, still))
+                denoise = teacher(labels_at(true_labels_of(network), still))
                 x0[still], eps[still], *_ = denoise(xt[still], t[still])
-            told = {} if labels is None else {"labels": some(labels, jumps)}
-            asked = partial(network, **told), conversion, schedule, xt[jumps]
+            asked = told(network, labels_at(labels_of(network), jumps))
+            asked = asked, conversion, schedule, xt[jumps]
             x0[jumps] = two_steps(*asked, t[jumps], middle, s[jumps], count[jumps] == FINEST)
             eps[jumps] = predict_eps(schedule, xt[jumps], t[jumps], x0[jumps])
         return objective(partial(network, s=s), schedule, x0, t, eps)

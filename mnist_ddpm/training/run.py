@@ -184,11 +184,11 @@ def add_gradients(
     for first in range(0, n, size):
         part = slice(first, first + size)
         own, true = (None, None) if labels is None else (each[part].to(device) for each in labels)
-        told = {} if labels is None else {"labels": own}
 
-        def network(xt: Tensor, t: Tensor, told: dict = told, **more: Tensor) -> Tensor:
+        def network(xt: Tensor, t: Tensor, labels: Tensor | None = own, **more: Tensor) -> Tensor:
+            more = more if labels is None else more | {"labels": labels}
             more = {name: value.to(device) for name, value in more.items()}
-            return run.called(xt, t.to(device), **told | more)
+            return run.called(xt, t.to(device), **more)
 
         network.labels, network.true_labels = own, true  # for objectives that ask others, too
         # Several processes share gradients after the last part.
