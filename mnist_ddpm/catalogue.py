@@ -242,6 +242,9 @@ def make_objective(
         problem = f"optimizer {recipe.optimizer} would give both networks of {name} one rate"
         check(recipe.optimizer == "adam", f"{problem}: take adam")
         return make(conversion, fake, teacher)
+    problem = f"prediction is {recipe.prediction}, which at t = 0 need not be the image itself"
+    bounded = name not in CHANGING or recipe.prediction not in ("x0", "mu")
+    check(bounded, f"{problem}: for objective {name} take another, such as v")
     objective = make(conversion, **({"done": done} if name in CHANGING else {}))
     if tells_steps(recipe):
         problem = f"network {recipe.network} learns where steps end"

@@ -176,8 +176,14 @@ def test_an_objective_of_ones_own_is_told_the_noise_whatever_is_predicted(kind, 
         torch.testing.assert_close(losses, torch.full_like(losses, wanted), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES.keys() - catalogue.MATCHING))
-@pytest.mark.parametrize("prediction", ["v", "x0"])
+FITTING = [
+    (prediction, objective)
+    for objective in sorted(OBJECTIVES.keys() - catalogue.MATCHING)
+    for prediction in ("v", "velocity" if objective in catalogue.CHANGING else "x0")
+]
+
+
+@pytest.mark.parametrize(("prediction", "objective"), FITTING)
 def test_training_and_sampling_with_pure_noise_at_the_end_stay_finite(prediction, objective):
     names = {"schedule": "linear-zero-snr", "prediction": prediction, "objective": objective}
     recipe = replace(TINY, T=4, epochs=2, **names)

@@ -127,6 +127,13 @@ def test_what_is_agreed_with_learns_nothing():
     assert frozen.grad is None and factor.grad.abs() > 0
 
 
+@pytest.mark.parametrize("prediction", ["x0", "mu"])
+def test_what_need_not_be_the_image_without_noise_is_refused(prediction):
+    """All networks agree where they say nothing but 0."""
+    with pytest.raises(ValueError, match="prediction"):
+        catalogue.make_objective(replace(TINY, objective="consistency", prediction=prediction))
+
+
 def test_training_tells_how_far_it_is(tmp_path, monkeypatch):
     told = []
 

@@ -134,6 +134,19 @@ def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tm
         torch.testing.assert_close(losses, wanted.square().mean(dim=(1, 2, 3)))
 
 
+def test_in_an_interval_a_teacher_is_told_each_image_s_own_label(tmp_path):
+    recipe = replace(SMALL, classes=3)
+    strong = checkpoints.load(save_network(tmp_path / "known", recipe)).network
+    torch.nn.init.normal_(strong.label.weight, generator=torch.Generator().manual_seed(0))
+    draw = {"guidance": 3.0, "guidance_interval": [5, 13]}
+    save_checkpoint(tmp_path / "known", strong, recipe, {}, draw)
+    teacher = teachers.teacher(replace(recipe, teacher=str(tmp_path / "known")))
+    x, labels = example()[1], torch.tensor([0, 1, 2, 1])
+    expected = strong(x, T, labels)
+    expected[1:3] = torch.lerp(strong(x, T), expected, 3.0)[1:3]
+    torch.testing.assert_close(teacher(labels)(x, T)[1], expected)
+
+
 @pytest.mark.parametrize(
     ("student", "named"),
     [

@@ -138,7 +138,7 @@ def test_differences_are_of_the_same_seed():
     assert claim([*rows, *others], "d", "", b, a).differences == [1, 1, 1]
 
 
-FIGURES = "frechet", "recall", "agreement", "reconstruction", "bits_per_dim"
+FIGURES = "frechet", "unsure", "recall", "agreement", "reconstruction", "bits_per_dim"
 HYBRID, VLB = {"arm": "4k cosine, hybrid"}, {"arm": "4k cosine, vlb"}
 STEADY = "with a steady rate, averaging helps"
 CLAIMS = {  # kinds of rows: that which the claim names, and the other
@@ -161,6 +161,9 @@ CLAIMS = {  # kinds of rows: that which the claim names, and the other
     ("ema", STEADY): ({"arm": "averaged, steady rate"}, {"arm": "raw, steady rate"}),
     ("guidance", "a scale of 2 draws better than 8"): ({"scale": 2.0}, {"scale": 8.0}),
     ("guidance", "a scale of 8 costs variety"): ({"scale": 8.0}, {"scale": 1.0}),
+    ("plain", "a guided teacher helps"): (
+        {"arm": "taught by mnist, guided"}, {"arm": "eps, L_simple"},
+    ),
     ("steps", "two evaluations of mnist-few beat one"): (
         {"arm": "mnist-few, anew", "S": 2}, {"arm": "mnist-few, anew", "S": 1},
     ),
@@ -285,6 +288,13 @@ def test_a_network_whose_last_save_was_cut_short_is_measured_as_it_was_trained(p
     trainer.save_checkpoint(tmp_path / "runs" / "eps-0", fresh, made.recipe(0), {"steps": 1})
     again = made.network("eps", 0).network().state_dict()
     assert all(torch.equal(again[name], weights) for name, weights in trained.items())
+
+
+def test_a_network_learns_from_its_teacher(place, tmp_path):
+    made = place(scale=replace(TINY, seeds=1))
+    alone = made.network("eps", 0).network().state_dict()
+    taught = made.network("taught", 0, teacher=str(made.folder("eps", 0))).network().state_dict()
+    assert not torch.equal(taught["conv_out.weight"], alone["conv_out.weight"])
 
 
 def test_a_record_keeps_the_machine_of_earlier_rows(place, tmp_path):

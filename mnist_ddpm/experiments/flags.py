@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 # In experiments.work, which a test compares
-NAMES = "ddpm-table2", "iddpm-schedules", "ddim-table1", "ema", "guidance", "steps"
+NAMES = "ddpm-table2", "iddpm-schedules", "ddim-table1", "ema", "guidance", "plain", "steps"
 ONE_OF = f"one of {', '.join(NAMES)}"
 OWN = tyro.conf.arg(help_behavior_hint="(default: the experiment's own)")
 

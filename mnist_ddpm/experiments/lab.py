@@ -17,7 +17,7 @@ from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.experiments.flags import Scale
 from mnist_ddpm.experiments.rows import Row, matching, read_rows, write_rows
-from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.training import loop, machine, saving
 from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
@@ -157,7 +157,8 @@ class Lab:
         if recipe.classes:
             labels = sets.load_labels(recipe, self.data, "train")[: len(self.training)]
         schedule = catalogue.make_schedule(recipe)
-        objective = catalogue.make_objective(recipe, run.done)
+        teacher = teachers.teacher(recipe, self.device) if recipe.teacher else None
+        objective = catalogue.make_objective(recipe, run.done, teacher)
         options = {"save_checkpoint": trainer.save_checkpoint, "labels": labels}
         loop.fit(run, self.training, schedule, objective, folder, **options)
 

@@ -13,6 +13,7 @@ from mnist_ddpm.experiments import (
     guidance_scale,
     iddpm_schedules,
     lab,
+    plain,
     steps,
 )
 from mnist_ddpm.experiments.flags import Arguments, Scale
@@ -25,6 +26,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "ddim-table1": ddim_table1.EXPERIMENT,
     "ema": ema.EXPERIMENT,
     "guidance": guidance_scale.EXPERIMENT,
+    "plain": plain.EXPERIMENT,
     "steps": steps.EXPERIMENT,
 }
 

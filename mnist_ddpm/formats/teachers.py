@@ -47,8 +47,7 @@ def teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
         if labels is None:
             return unlabelled
         known = labels.cpu() < recipe.classes
-        first = labelled(guidance.labels_at(labels, known))
-        return guidance.parted(lambda t: known, first, unlabelled)
+        return guidance.parted(lambda t: known, labelled, lambda labels: unlabelled, labels)
 
     return told
 
@@ -71,12 +70,16 @@ def one_of(recipe: Recipe, source: str | Path, asked: float, device: torch.devic
     scale = asked or advice.get("guidance", guidance.SCALE if guide else 1.0)
     path, interval = catalogue.make_schedule(recipe), advice.get("guidance_interval")
 
-    def told(labels: Tensor | None) -> Denoiser:
-        plain = along(path, strong, labels)
-        if not able:
-            return plain
-        weak = along(path, guide, labels) if guide else along(path, strong)
-        guided = guidance.guided(weak, plain, scale)
-        return guidance.within(tuple(interval), guided, plain) if interval else guided
+    def plain(labels: Tensor | None) -> Denoiser:
+        return along(path, strong, labels)
 
-    return told
+    def guided(labels: Tensor | None) -> Denoiser:
+        weak = along(path, guide, labels) if guide else along(path, strong)
+        return guidance.guided(weak, plain(labels), scale)
+
+    def told(labels: Tensor | None) -> Denoiser:
+        return guidance.parted(guidance.between(tuple(interval)), guided, plain, labels)
+
+    if not able:
+        return plain
+    return told if interval else guided

@@ -16,7 +16,9 @@ from mnist_ddpm.methods.predictions import Conversion
 
 SMALLEST = 4  # side of the critic's last level
 WIDTH = 256  # of what it finds in an image
-GAMMA, SIGMA = 0.02, 0.05  # of the gradient's penalty: its factor, and the noise that measures it
+# Of the gradient's penalty: its factor for each 1,024 values of an image, which it grows with as in
+# arXiv 2006.06676, and the noise that measures it
+GAMMA, SIGMA = 0.02, 0.05
 
 
 class Critic(nn.Module):
@@ -76,7 +78,8 @@ def rivalry(
     frozen = {name: value.detach() for name, value in critic.named_parameters()}
     passing = softplus(scores.detach() - functional_call(critic, frozen, (fake, labels)))
     near = critic(real + SIGMA * torch.randn_like(real), labels)
-    penalty = GAMMA / 2 * ((near - scores) / SIGMA).square()
+    gamma = GAMMA * real[0].numel() / 1024
+    penalty = gamma / 2 * ((near - scores) / SIGMA).square()
     return passing, softplus(critic(fake.detach().clamp(-1, 1), labels) - scores) + penalty
 
 

@@ -3,15 +3,14 @@
 Distillation of guided diffusion models, arXiv 2210.03142 (its first stage).
 """
 
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, q_sample
-from mnist_ddpm.methods.guidance import true_labels_of
+from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
+from mnist_ddpm.methods.guidance import Told, true_labels_of
 
-Teacher = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
+Teacher = Told
 
 
 def distilled(objective: Objective, teacher: Teacher) -> Objective:

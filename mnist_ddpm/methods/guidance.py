@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check, u_shaped
 
+Told = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
 SCALE = 2.0  # of guidance by a worse network, where nothing says how far
 
 
@@ -86,20 +87,33 @@ def within(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Deno
 
     Of times (N,) each image is asked of its own. The two must then take a part of the batch.
     """
+    return parted(between(interval), lambda labels: guided, lambda labels: plain)
+
+
+def between(interval: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """Whether times (N,) lie in it: low < t <= high."""
     low, high = interval
-    return parted(lambda t: (low < t) & (t <= high), guided, plain)
+    return lambda t: (low < t) & (t <= high)
 
 
-def parted(inside_of: Callable[[Tensor], Tensor], first: Denoiser, second: Denoiser) -> Denoiser:
-    """first for the images that a function of their times (N,) says, second for the others."""
+def parted(
+    inside_of: Callable[[Tensor], Tensor], first: Told, second: Told, labels: Tensor | None = None
+) -> Denoiser:
+    """first for the images that a function of their times (N,) says, second for the others.
+
+    Each is told the labels (N,) of its own images.
+    """
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
         times = torch.as_tensor(t).cpu().expand(len(xt))
         inside = inside_of(times)
         if inside.all() or not inside.any():
-            return (first if inside.all() else second)(xt, t)
-        order = torch.cat([part.nonzero().flatten() for part in (inside, ~inside)])
-        parts = first(xt[inside], times[inside]), second(xt[~inside], times[~inside])
+            return (first if inside.all() else second)(labels)(xt, t)
+        parts = [
+            each(labels_at(labels, own))(xt[own], times[own])
+            for each, own in ((first, inside), (second, ~inside))
+        ]
+        order = torch.cat([own.nonzero().flatten() for own in (inside, ~inside)])
         back = order.argsort().to(xt.device)
         return tuple(torch.cat(both)[back] for both in zip(*parts))
 
