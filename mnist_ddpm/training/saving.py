@@ -25,7 +25,7 @@ from mnist_ddpm.training.text import read_json
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
 NAMED = "mnist", *ddpm.LAST  # data sets; a folder of images has a path, and may move
 FIXED = (  # settings that a run cannot change
-    "network", "attributes", "teacher", "teacher_guidance", "teacher_unlabelled", "init_from",
+    "network", "attributes", "teacher", "teacher_unlabelled", "init_from",
     "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
     "attention_resolutions", "patch_size", "norm_groups", "dropout", "condition", "classes",
     "schedule", "T", "beta_1", "beta_T", "prediction", "objective", "times", "optimizer",
