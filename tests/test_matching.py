@@ -10,6 +10,7 @@ from helpers import equal
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm.commands.train import as_second
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.matching import PACE, chains_of, matching
@@ -150,6 +151,21 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     )
     slow, fast = begun().optimizer.param_groups
     assert fast["pace"] == PACE and len(slow["params"]) == len(fast["params"])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "who"),
+    [({}, "known"), ({"prediction": "eps"}, "few"), ({"base_channels": 4}, "few")],
+    ids=["alike", "another prediction", "another width"],
+)
+def test_the_second_network_begins_as_the_teacher_if_it_can(teacher, who, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed, changes in (("few", 1, {}), ("known", 2, teacher)):
+        save_network(tmp_path / name, SMALL, seed=seed, **changes)
+    recipe = replace(SMALL, objective="matching", teacher="known", init_from="few")
+    wanted = checkpoints.load(who).network.state_dict()
+    found = as_second(catalogue.make_network(recipe), recipe)
+    assert equal(found, {f"fake.{name}": value for name, value in wanted.items()})
 
 
 def test_a_step_tells_true_labels_too_and_gives_each_network_its_rate():

@@ -82,7 +82,7 @@ class Train(training_flags.Train):
                 catalogue.tells_steps(recipe),
             )[1]  # fmt: skip
             checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
-            if recipe.objective in catalogue.MATCHING:  # the second network begins as the teacher
+            if recipe.objective in catalogue.MATCHING:
                 weights |= as_second(network, recipe)
         taught_by = teachers.teacher(recipe, device) if recipe.teacher else None
         with processes.one_first(world):
@@ -117,10 +117,18 @@ class Train(training_flags.Train):
 
 
 def as_second(network: torch.nn.Module, recipe: Recipe) -> dict[str, torch.Tensor]:
-    """The (unlabelled) teacher's weights, as a second network's. Raises as load_weights."""
-    source = recipe.teacher_unlabelled or recipe.teacher
-    weights = pretrained(source, recipe.classes > 0, classes=recipe.classes)[1]
-    checkpoints.load_weights(network.state_dict(), weights, source)
+    """Weights that a second network begins with.
+
+    Those of the (unlabelled) teacher, if it is such a network and says the same, else those that
+    the first begins with.
+    """
+    meaning = "schedule", "T", "beta_1", "beta_T", "prediction"
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    for source in (recipe.teacher_unlabelled or recipe.teacher, recipe.init_from):
+        decided, weights = pretrained(source, recipe.classes > 0, classes=recipe.classes)
+        alike = all(decided[name] == getattr(recipe, name) for name in meaning)
+        if alike and shapes == {name: value.shape for name, value in weights.items()}:
+            break
     return {f"fake.{name}": value for name, value in weights.items()}
 
 

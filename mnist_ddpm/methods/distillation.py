@@ -3,7 +3,6 @@
 Distillation of guided diffusion models, arXiv 2210.03142 (its first stage).
 """
 
-
 import torch
 from torch import Tensor
 

@@ -16,7 +16,7 @@ from mnist_ddpm.methods.predictions import Conversion, ask, plain
 from mnist_ddpm.methods.schedules import even_signal
 
 # Images in so many steps; which of the steps learns; its share of a batch, of 20
-CHAINS = (1, 1, 4), (2, 2, 3), (4, 2, 3), (4, 3, 4), (4, 4, 6)
+CHAINS = (1, 1, 6), (2, 2, 4), (4, 2, 2), (4, 3, 3), (4, 4, 5)
 MARGIN = 50  # times nearer to 0 or T than this part of T say nothing of how digits look
 PACE = 20.0  # times the learning rate, for who is to know what is drawn: second network, critic
 
