@@ -237,8 +237,8 @@ def make_objective(
     if name in MATCHING:
         problem = f"objective {name} learns from a teacher alone, and begins with a trained network"
         check(bool(recipe.teacher and recipe.init_from), f"{problem}: name teacher and init_from")
-        alone = not condition and not tells_steps(recipe)
-        check(alone, f"{problem}: it takes no condition, and no network shortcut")
+        alone = not condition and recipe.network == "unet"
+        check(alone, f"{problem}: it takes no condition, and no network but unet")
         problem = f"optimizer {recipe.optimizer} would give both networks of {name} one rate"
         check(recipe.optimizer == "adam", f"{problem}: take adam")
         return make(conversion, fake, teacher)

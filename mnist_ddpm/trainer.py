@@ -44,7 +44,7 @@ def start_run(
     """
     network = make_network(recipe).to(device)
     if recipe.objective in MATCHING:
-        network.fake = make_network(recipe).to(device)
+        network.fake = make_network(replace(recipe, network="shortcut")).to(device)
     if weights is not None:
         source = recipe.init_from or "what is given"
         checkpoint_files.load_weights(network.state_dict(), weights, source)

@@ -63,7 +63,7 @@ def test_the_critic_learns_to_tell_and_the_network_to_pass():
 
     def lead():
         fake = network(PAPER.signal[900] * x0 + PAPER.noise[900] * eps, t)
-        return (critic(x0) - critic(fake)).mean().item()
+        return (critic(x0, t) - critic(fake, t)).mean().item()
 
     for module, wanted in ((critic, 1), (network, -1)):
         before = lead()
@@ -85,12 +85,35 @@ def test_in_bfloat16_the_critic_computes_in_float32():
     assert kinds == {torch.float32}
 
 
-def test_a_critic_is_told_labels():
+def test_a_critic_is_told_labels_and_times():
     critic = restless(Critic(1, 16, 24, classes=3))
-    x = torch.randn(2, 1, 16, 24)
-    known, other = (critic(x, torch.tensor(labels)) for labels in ([0, 1], [0, 2]))
+    x, t = torch.randn(2, 1, 16, 24), torch.tensor([7, 8])
+    known, other = (critic(x, t, torch.tensor(labels)) for labels in ([0, 1], [0, 2]))
     assert known[0] == other[0] and known[1] != other[1]
-    assert torch.equal(critic(x), critic(x, torch.tensor([3, 3])))
+    assert torch.equal(critic(x, t), critic(x, t, torch.tensor([3, 3])))
+    early, late = critic(x, t), critic(x, torch.tensor([7, 9]))
+    assert early[0] == late[0] and early[1] != late[1]
+
+
+def test_each_time_s_images_have_to_pass_by_themselves():
+    """Two networks draw as many bright as dark images; one at each time, one of each at a time."""
+    torch.manual_seed(0)
+    t, eps = torch.tensor([1000, 500]).repeat(128), torch.randn(256, 1, 1, 1)
+    bright = torch.tensor([0.5, -0.5])
+    losses = []
+    for fakes in (bright.repeat(128), bright.repeat_interleave(128)):
+        critic = Critic(1, 1, 1)
+        optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
+        draw = lambda xt, t, fakes=fakes: (0 * xt + fakes.view(-1, 1, 1, 1)).requires_grad_()  # noqa: E731
+        nothing = lambda network, schedule, x0, t, eps: network(x0, t).flatten() * 0  # noqa: E731
+        for _ in range(200):
+            x0 = eps.sign()[torch.randperm(256)] / 2
+            optimizer.zero_grad()
+            loss = judged(nothing, X0, critic, 0.0)(draw, PAPER, x0, t, eps).mean()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] < losses[1] - 0.1
 
 
 def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_path):

@@ -83,7 +83,7 @@ class Train(training_flags.Train):
             )[1]  # fmt: skip
             checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
             if recipe.objective in catalogue.MATCHING:
-                weights |= as_second(network, recipe)
+                weights |= as_second(recipe)
         taught_by = teachers.teacher(recipe, device) if recipe.teacher else None
         with processes.one_first(world):
             images = sets.load_images(recipe, self.data)
@@ -116,16 +116,18 @@ class Train(training_flags.Train):
         return replace(recipe, precision=own)
 
 
-def as_second(network: torch.nn.Module, recipe: Recipe) -> dict[str, torch.Tensor]:
+def as_second(recipe: Recipe) -> dict[str, torch.Tensor]:
     """Weights that a second network begins with.
 
     Those of the (unlabelled) teacher, if it is such a network and says the same, else those that
     the first begins with.
     """
     meaning = "schedule", "T", "beta_1", "beta_T", "prediction"
+    network = catalogue.make_network(replace(recipe, network="shortcut"))
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     for source in (recipe.teacher_unlabelled or recipe.teacher, recipe.init_from):
-        decided, weights = pretrained(source, recipe.classes > 0, classes=recipe.classes)
+        labels, classes = recipe.classes > 0, recipe.classes
+        decided, weights = pretrained(source, labels, classes=classes, shortcut=True)
         alike = all(decided[name] == getattr(recipe, name) for name in meaning)
         if alike and shapes == {name: value.shape for name, value in weights.items()}:
             break

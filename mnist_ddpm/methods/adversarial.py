@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from mnist_ddpm.ddpm import Network, Objective, Schedule, per_image
+from mnist_ddpm.ddpm import Network, Objective, Schedule, per_image, time_embedding
 from mnist_ddpm.methods.guidance import labels_of, or_unknown, true_labels_of
 from mnist_ddpm.methods.predictions import Conversion
 
@@ -24,7 +24,8 @@ GAMMA, SIGMA = 0.02, 0.05
 class Critic(nn.Module):
     """How real images (N, C, height, width) look, (N,), as others with their labels (N,) do.
 
-    classes: different labels; 0: none.
+    Told also the time (N,) at which each was predicted, so that what is too dark at one is not
+    made up for by what is too bright at another. classes: different labels; 0: none.
     """
 
     def __init__(self, channels: int, height: int, width: int, classes: int = 0, features=32):
@@ -37,18 +38,19 @@ class Critic(nn.Module):
             height, width, channels, features = height // 2, width // 2, features, 2 * features
         layers += [nn.Flatten(), nn.Linear(channels * height * width, WIDTH)]
         self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2))
-        self.score = nn.Linear(WIDTH, 1)
+        self.score, self.time = nn.Linear(WIDTH, 1), nn.Linear(WIDTH, WIDTH)
+        nn.init.normal_(self.time.weight, std=1 / WIDTH)
         self.classes = classes
         if classes:
             self.label = nn.Embedding(classes + 1, WIDTH)
             nn.init.normal_(self.label.weight, std=WIDTH**-0.5)
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        found = self.layers(x)
-        score = self.score(found).flatten()
-        if not self.classes:
-            return score
-        return score + (self.label(or_unknown(labels, x, self.classes)) * found).sum(dim=1)
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        found, t = self.layers(x), time_embedding(t.to(x.device), WIDTH)
+        wanted = self.time(t.to(found))
+        if self.classes:
+            wanted = wanted + self.label(or_unknown(labels, x, self.classes))
+        return self.score(found).flatten() + (wanted * found).sum(dim=1)
 
 
 class Heard:
@@ -66,21 +68,22 @@ class Heard:
 
 
 def rivalry(
-    critic: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None
+    critic: nn.Module, real: Tensor, fake: Tensor, *told: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """What network and critic are to lower, one loss a pair: which of the two looks more real.
 
-    Each by gradients of its own. The loss is relativistic (arXiv 1807.00734). The critic's has R1's
-    penalty of the gradient at real images (arXiv 1801.04406), measured by a little noise
-    (arXiv 2501.08316, Section 3.4). The critic learns of fakes as they are drawn, clipped.
+    told: what the critic is, times and labels. Each learns by gradients of its own. The loss is
+    relativistic (arXiv 1807.00734). The critic's has R1's penalty of the gradient at real images
+    (arXiv 1801.04406), measured by a little noise (arXiv 2501.08316, Section 3.4). The critic
+    learns of fakes as they are drawn, clipped.
     """
-    scores = critic(real, labels)
+    scores = critic(real, *told)
     frozen = {name: value.detach() for name, value in critic.named_parameters()}
-    passing = softplus(scores.detach() - functional_call(critic, frozen, (fake, labels)))
-    near = critic(real + SIGMA * torch.randn_like(real), labels)
+    passing = softplus(scores.detach() - functional_call(critic, frozen, (fake, *told)))
+    near = critic(real + SIGMA * torch.randn_like(real), *told)
     gamma = GAMMA * real[0].numel() / 1024
     penalty = gamma / 2 * ((near - scores) / SIGMA).square()
-    return passing, softplus(critic(fake.detach().clamp(-1, 1), labels) - scores) + penalty
+    return passing, softplus(critic(fake.detach().clamp(-1, 1), *told) - scores) + penalty
 
 
 def judged(
@@ -101,9 +104,10 @@ def judged(
         labels, ends = heard.labels, slice(None)
         if s is not None:  # what other steps predict is no image
             ends = (s == 0).to(x0.device)
-            x0, fake, labels = x0[ends], fake[ends], None if labels is None else labels[ends]
+            x0, fake, t = x0[ends], fake[ends], t[ends.to(t.device)]
+            labels = None if labels is None else labels[ends]
         with torch.autocast(x0.device.type, enabled=False):  # the penalty is of small differences
-            passing, own = rivalry(critic, x0, fake, labels)
+            passing, own = rivalry(critic, x0, fake, t, labels)
         added = torch.zeros_like(losses)
         added[ends] = weight * passing + own
         return losses + added

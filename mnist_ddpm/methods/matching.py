@@ -6,6 +6,8 @@ the difference. The images are those of consistency_sampler in so many steps, so
 learns from its own x_t (arXiv 2405.14867, Section 4.5).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -52,9 +54,10 @@ def matching(
 ) -> Objective:
     """How far what the network draws from eps is from the teacher's images; the images are unseen.
 
-    fake: a network like it, which learns by the same gradients: its parameters are to be in the
-    same optimiser, at a higher rate. It begins best as the teacher. Both are told the labels that
-    the network is told.
+    fake: a ShortcutUNet that predicts as it does, and learns by the same gradients: its parameters
+    are to be in the same optimiser, at a higher rate. It begins best as the teacher. As s it is
+    told the time at which an image was drawn, so that the images of each step have to look right
+    by themselves. Both are told the labels that the network is told.
     """
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
@@ -71,8 +74,9 @@ def matching(
                 asked = told(network, labels_at(labels, on))
                 image = x0_of(asked, xt[on], times[on, k - 1]).clamp(-1, 1)
                 xt[on] = q_sample(schedule, image, times[on, k], torch.randn_like(image))
-        image = x0_of(network, xt, times.gather(1, count[:, None] - 1).flatten())
-        drawn, second = image.detach().clamp(-1, 1), told(fake, labels)
+        own = times.gather(1, count[:, None] - 1).flatten()
+        image = x0_of(network, xt, own)
+        drawn, second = image.detach().clamp(-1, 1), partial(told(fake, labels), s=own)
         with torch.no_grad():
             t = t.cpu().clamp(T // MARGIN, T - T // MARGIN)
             xt = q_sample(schedule, drawn, t, torch.randn_like(drawn))
