@@ -71,8 +71,8 @@ def evaluations(sampler: Callable, schedule: ddpm.Schedule, times: list[int]) ->
 def times_within(budget: int, sampler: Callable, schedule: ddpm.Schedule) -> list[int]:
     """The most times along which a sampler asks no more often than the budget says."""
     times = ddpm.timesteps(schedule.T, min(schedule.T, budget))
-    while (over := evaluations(sampler, schedule, times) - budget) > 0:
-        times = ddpm.timesteps(schedule.T, len(times) - (over + 1) // 2)
+    while evaluations(sampler, schedule, times) > budget:
+        times = ddpm.timesteps(schedule.T, len(times) - 1)
     return times
 
 
@@ -93,6 +93,7 @@ def plot(rows: list[Row], figure: Figure) -> None:
         lines(ax, rows, "frechet", "S", arms_of(rows, arms), log=True)
         floor_line(ax, rows)
         ax.set(xscale="log", xlabel="network evaluations")
+        ax.set_xticks(BUDGETS, BUDGETS)
         ax.legend(fontsize=7)
 
 
