@@ -131,7 +131,8 @@ def test_the_objective_sees_the_condition_of_the_image_that_it_sees():
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     for name in catalogue.OBJECTIVES:
         if name not in catalogue.LEARNED_VARIANCE | catalogue.MATCHING:
-            objective = catalogue.make_objective(replace(COLOURS, objective=name))
+            recipe = replace(COLOURS, objective=name, prediction="v")
+            objective = catalogue.make_objective(recipe)
             objective(network, schedule, x0, t, eps)
             assert torch.equal(seen[-1][:, :3], ddpm.q_sample(schedule, x0, t, eps))
     for x in seen:

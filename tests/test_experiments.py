@@ -351,7 +351,7 @@ def test_a_shipped_checkpoint_is_asked_as_often_as_its_row_says(tmp_path, monkey
     for name in ("mnist", "mnist-guide"):  # there is no mnist-few
         network = catalogue.make_network(recipe)
         trainer.save_checkpoint(tmp_path / "checkpoints" / name, network, recipe, {"steps": 1})
-    find, budgets = checkpoints.find, [1, 8, TINY.long]
+    find, budgets = checkpoints.find, [1, 8]
     monkeypatch.setattr(checkpoints, "find", lambda path: find(tmp_path / path))
     monkeypatch.setattr(steps, "BUDGETS", (1, 8))
     monkeypatch.setattr(steps, "SAMPLERS", {k: steps.SAMPLERS[k] for k in ("Heun", steps.BEST)})
