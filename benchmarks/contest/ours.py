@@ -78,6 +78,7 @@ class OursGuided(OursIn2x2):
 
     FEWER = "Without the guide."
     EVERY = 10  # steps of the network that is guided
+    SCALE = 1.5  # of guidance
 
     def __init__(self, task: Task):
         super().__init__(task)
@@ -100,22 +101,19 @@ class OursGuided(OursIn2x2):
         if evaluations <= FEW:
             return super().sample(n, evaluations, seed)
         guide = self.in_task(self.weak), self.guide
-        return self.drawn(n, evaluations // 2, seed, guide=guide, scale=1.5)
+        return self.drawn(n, evaluations // 2, seed, guide=guide, scale=self.SCALE)
 
 
 class OursTaught(OursGuided):
     """As mnist-ddpm-guided for three quarters of the time. In the last the network learns, as v,
     what it says with its guide at t up to 500, and then draws alone: DPM-Solver++ with η = 1."""
 
-    FEWER = Ours.FEWER
+    FEWER, networks, sample = Ours.FEWER, Ours.networks, Ours.sample
     LAST = 0.25  # of the time
     COST = 1.7  # what a step of it takes, in steps before
     TAUGHT: ClassVar[dict] = {
         "prediction": "v", "objective": "simple", "learning_rate": 1e-3, "ema_decay": 0.995,
     }  # fmt: skip
-
-    def networks(self) -> list[nn.Module]:
-        return [self.network]
 
     def training(self, images: Tensor) -> Iterator:
         steps = self.task.steps
@@ -134,8 +132,5 @@ class OursTaught(OursGuided):
 
         make, schedule = self.catalogue.make_denoiser, self.schedule
         plain = make(self.network, schedule, self.recipe)
-        guided = guidance.guided(make(self.weak, schedule, self.guide), plain, 1.5)
+        guided = guidance.guided(make(self.weak, schedule, self.guide), plain, self.SCALE)
         return guidance.within((0, 500), guided, plain)
-
-    def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
-        return self.drawn(n, evaluations, seed)

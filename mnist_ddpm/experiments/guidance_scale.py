@@ -39,7 +39,7 @@ def followed(lab: Lab, trained: Trained, scale: float, seed: int) -> Row:
     _, recall = precision_recall(lab.known, features)
     agree = lab.judge.logits(features).argmax(dim=1) == labels
     agreement = agree.double().mean().item()
-    return {**lab.distance(images), "recall": recall.value, "agreement": agreement}
+    return {**lab.distance(features), "recall": recall.value, "agreement": agreement}
 
 
 def plot(rows: list[Row], figure: Figure) -> None:

@@ -151,14 +151,18 @@ class Lab:
         ddpm.check(run.settings == recipe, f"{problem}: remove it, or choose another --out")
         return run
 
+    def objective(self, run: Run) -> ddpm.Objective:
+        """What a run minimises, by its teacher if its recipe names one."""
+        recipe = run.settings
+        teacher = teachers.teacher(recipe, self.device) if recipe.teacher else None
+        return catalogue.make_objective(recipe, run.done, teacher)
+
     def finish(self, run: Run, folder: Path) -> None:
         """Trains a run to its end and saves it."""
         recipe, labels = run.settings, None
         if recipe.classes:
             labels = sets.load_labels(recipe, self.data, "train")[: len(self.training)]
-        schedule = catalogue.make_schedule(recipe)
-        teacher = teachers.teacher(recipe, self.device) if recipe.teacher else None
-        objective = catalogue.make_objective(recipe, run.done, teacher)
+        schedule, objective = catalogue.make_schedule(recipe), self.objective(run)
         options = {"save_checkpoint": trainer.save_checkpoint, "labels": labels}
         loop.fit(run, self.training, schedule, objective, folder, **options)
 
@@ -173,7 +177,7 @@ class Lab:
         problem = f"{folder} is past step {end}, which was not measured"
         ddpm.check(run.step <= end, f"{problem}: remove it to start anew")
         left = end - run.step
-        schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
+        schedule, objective = catalogue.make_schedule(recipe), self.objective(run)
         steps = islice(loop.training_loop(run, self.training, schedule, objective), left)
         for _ in progress_bar(steps, total=left, unit="step"):
             adapt_threads()
@@ -206,19 +210,19 @@ class Lab:
         """The row of what a sampler draws with the seed in key."""
 
         def measure() -> Row:
-            return self.distance(self.draw(trained, times, key["seed"], sampler))
+            images = self.draw(trained, times, key["seed"], sampler)
+            return self.distance(self.judge.features(images))
 
         return self.measured(key, measure)
 
-    def distance(self, images: Tensor) -> Row:
-        """What a row says of drawn images."""
-        found = frechet_distance(self.known, self.judge.features(images))
-        return {"n": len(images), "frechet": found}
+    def distance(self, features: Tensor) -> Row:
+        """What a row says of images with these features."""
+        return {"n": len(features), "frechet": frechet_distance(self.known, features)}
 
     def real(self) -> None:
         """The row of what real images score: as many unseen ones, chosen at random."""
         chosen = shuffled(self.unseen, 0, self.scale.n)
-        self.measured({"arm": "real"}, partial(self.distance, chosen))
+        self.measured({"arm": "real"}, lambda: self.distance(self.judge.features(chosen)))
 
     def check_record(self) -> None:
         """Raises ValueError where the folder holds other results: of another scale, for example.

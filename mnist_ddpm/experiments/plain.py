@@ -53,8 +53,9 @@ def quality(lab: Lab, key: Row, trained: Trained) -> Row:
     def measure() -> Row:
         times = ddpm.timesteps(trained.schedule.T, 20)
         images = lab.draw(trained, times, key["seed"], partial(dpmpp_2m_sampler, eta=1.0))
-        told = class_balance(lab.judge.logits(lab.judge.features(images)))
-        return lab.distance(images) | {"unsure": 1 - told["share_above_0.9"].value}
+        features = lab.judge.features(images)
+        told = class_balance(lab.judge.logits(features))
+        return lab.distance(features) | {"unsure": 1 - told["share_above_0.9"].value}
 
     return lab.measured(key, measure)
 

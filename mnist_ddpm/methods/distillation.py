@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
-from mnist_ddpm.methods.guidance import Told, true_labels_of
-
-Teacher = Told
+from mnist_ddpm.methods.guidance import Teacher, true_labels_of
 
 
 def distilled(objective: Objective, teacher: Teacher) -> Objective:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check, u_shaped
 
-Told = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
+Teacher = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
 SCALE = 2.0  # of guidance by a worse network, where nothing says how far
 
 
@@ -97,7 +97,10 @@ def between(interval: tuple[int, int]) -> Callable[[Tensor], Tensor]:
 
 
 def parted(
-    inside_of: Callable[[Tensor], Tensor], first: Told, second: Told, labels: Tensor | None = None
+    inside_of: Callable[[Tensor], Tensor],
+    first: Teacher,
+    second: Teacher,
+    labels: Tensor | None = None,
 ) -> Denoiser:
     """first for the images that a function of their times (N,) says, second for the others.
 
