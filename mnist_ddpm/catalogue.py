@@ -75,6 +75,7 @@ TIMES: dict[str, Callable[[Schedule], TimeSampler | None]] = {
     "uniform": lambda schedule: None,
     "logit-normal": partial(NormalTimes, mean=0.0, std=1.0),
     "log-normal": partial(NormalTimes, mean=-1.2, std=1.2),
+    "noisy": partial(NormalTimes, mean=1.0, std=1.6),  # where large images lose their brightness
 }
 
 
@@ -258,8 +259,8 @@ def make_objective(
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser of a network. Raises ValueError for an unknown name."""
     if recipe.objective in MATCHING:
-        others = [getattr(network, name) for name in BESIDE if hasattr(network, name)]
-        return matching.optimizer(network, others, recipe.learning_rate)
+        critic = getattr(network, "critic", None)
+        return matching.optimizer(network, network.fake, recipe.learning_rate, critic)
     return look_up("optimizer", recipe.optimizer, OPTIMIZERS)(network, recipe)
 
 

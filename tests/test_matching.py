@@ -1,7 +1,6 @@
 """Distribution matching: what is drawn moves to where the teacher believes it, and stays there."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -13,13 +12,14 @@ from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.commands.train import as_second
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.methods.matching import PACE, chains_of, matching
+from mnist_ddpm.methods.matching import FASTER, JUDGING, chains_of, matching
 from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.methods.schedules import even_signal
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 
 PATH = ddpm.beta_schedule(ddpm.linear_beta())
+SNR = float((PATH.signal[100] / PATH.noise[100]) ** 2)
 SMALL = Recipe(**NETWORK | {"T": 60}, prediction="v", classes=3)
 
 
@@ -82,12 +82,13 @@ class Constant(nn.Module):
         return 0 * xt + self.value
 
 
-def test_the_second_network_learns_what_is_drawn():
+@pytest.mark.parametrize(("t", "weight"), [(900, 1.0), (100, SNR)])
+def test_the_second_network_learns_what_is_drawn(t, weight):
     generator, second, teacher = Generator(0.3, 0.0), Constant(0.0), normal(0.3, 0.1)
-    eps, t = torch.randn(20, 1, 4, 4), torch.randint(1, 1001, (20,))
+    eps, t = torch.randn(20, 1, 4, 4), torch.full((20,), t)
     losses = matching(X0, second, lambda labels: teacher)(generator, PATH, eps, t, eps)
     losses[:6].sum().backward()  # drawn in one step
-    torch.testing.assert_close(second.value.grad, torch.tensor(-2 * 6 * 0.3))
+    torch.testing.assert_close(second.value.grad, torch.tensor(-2 * 6 * 0.3 * weight))
 
 
 def test_it_learns_at_the_times_that_are_drawn_at_from_its_own_images():
@@ -106,6 +107,7 @@ def test_it_learns_at_the_times_that_are_drawn_at_from_its_own_images():
 
     def fake(xt, t, labels, s):
         assert labels.tolist() == own.tolist() and s.tolist() == seen[-1][0]
+        assert t.unique().tolist() == [500]
         return xt
 
     eps, t = torch.randn(20, 1, 4, 4), torch.full((20,), 500)
@@ -146,39 +148,42 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert checkpoints.advice("whole")["spacing"] == "signal"
     assert run("sample", "--checkpoint", "whole", "--n", 2, "--steps", 2, "--out", "out") == 0
     assert "--spacing signal" in capsys.readouterr().out
-    recipe = replace(found.recipe, epochs=4.0)
-    begun = partial(trainer.start_run, recipe, "cpu")
-    assert (
-        run(*half, "--critic", 0.1, "--epochs", 4) == 0
-        and run("train", "--resume", "--epochs", 5, "--out", "half") == 0
-    )
-    slow, fast = begun().optimizer.param_groups
-    assert fast["pace"] == PACE and len(slow["params"]) < len(fast["params"])
+    assert run(*half, "--critic", 0.1, "--epochs", 4) == 0
+    assert run("train", "--resume", "--epochs", 5, "--out", "half") == 0
 
 
 @pytest.mark.parametrize(
-    ("teacher", "who"),
-    [({}, "known"), ({"prediction": "eps"}, "few"), ({"base_channels": 4}, "few")],
-    ids=["alike", "another prediction", "another width"],
-)
-def test_the_second_network_begins_as_the_teacher_if_it_can(teacher, who, tmp_path, monkeypatch):
+    ("teacher", "unlabelled", "who"),
+    [
+        ({}, "", "known"), ({}, "plain", "known"), ({"prediction": "eps"}, "", "few"),
+        ({"base_channels": 4}, "plain", "plain"),
+    ],
+    ids=["alike", "alike, and another", "another prediction", "another width, and another"],
+)  # fmt: skip
+def test_the_second_network_begins_as_a_teacher_if_it_can(
+    teacher, unlabelled, who, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    for name, std, changes in (("few", 0.1, {}), ("known", 0.2, teacher)):
-        save_network(tmp_path / name, SMALL, std, **changes)
-    recipe = replace(SMALL, objective="matching", teacher="known", init_from="few")
+    changes = ("few", {}), ("known", teacher), ("plain", {"classes": 0})
+    for std, (name, changed) in enumerate(changes, 1):
+        save_network(tmp_path / name, SMALL, 0.1 * std, **changed)
+    names = {"teacher": "known", "teacher_unlabelled": unlabelled, "init_from": "few"}
+    recipe = replace(SMALL, objective="matching", **names)
     wanted = checkpoints.load(who).network
     begun = trainer.start_run(recipe, weights=None)
     begun.network.fake.load_state_dict(
         {name.removeprefix("fake."): value for name, value in as_second(recipe).items()}
     )
     x, t, s = torch.randn(2, *SMALL.shape), torch.tensor([60, 7]), torch.tensor([1, 60])
-    for labels in (None, torch.tensor([0, 2])):
-        torch.testing.assert_close(begun.network.fake(x, t, labels, s), wanted(x, t, labels))
+    for labels in (None,) if who == "plain" else (None, torch.tensor([0, 2])):
+        told = () if labels is None else (labels,)
+        torch.testing.assert_close(begun.network.fake(x, t, labels, s), wanted(x, t, *told))
 
 
 def test_a_step_tells_true_labels_too_and_gives_each_network_its_rate():
     names = {"teacher": "known", "init_from": "few", "optimizer": "adam", "label_dropout": 0.5}
-    recipe = replace(SMALL, objective="matching", batch_size=16, epochs=1, **names)
+    names |= {"objective": "matching", "critic": 0.1}
+    recipe = replace(SMALL, batch_size=16, epochs=1, **names)
     begun, labels, seen = trainer.start_run(recipe), torch.arange(16) % 3, []
 
     def objective(network, schedule, x0, t, eps):
@@ -191,8 +196,14 @@ def test_a_step_tells_true_labels_too_and_gives_each_network_its_rate():
     assert true.bincount().tolist() == labels.bincount().tolist()
     hidden = told == 3
     assert 0 < hidden.sum() < 16 and torch.equal(told[~hidden], true[~hidden])
-    slow, fast = begun.optimizer.param_groups
-    assert fast["lr"] == PACE * slow["lr"] > 0
+    own, second, critic = begun.optimizer.param_groups
+    assert second["lr"] == FASTER * own["lr"] > 0
+    assert critic["lr"] == pytest.approx(JUDGING)
+    for group, part in ((second, begun.network.fake), (critic, begun.network.critic)):
+        assert {*map(id, group["params"])} == {*map(id, part.parameters())}
+    parts = [p for group in begun.optimizer.param_groups for p in group["params"]]
+    assert {*map(id, parts)} == {*map(id, begun.network.parameters())}
+    assert own["betas"][0] == critic["betas"][0] == 0 < second["betas"][0]
 
 
 @pytest.mark.parametrize(

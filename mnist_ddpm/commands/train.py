@@ -119,13 +119,13 @@ class Train(training_flags.Train):
 def as_second(recipe: Recipe) -> dict[str, torch.Tensor]:
     """Weights that a second network begins with.
 
-    Those of the (unlabelled) teacher, if it is such a network and says the same, else those that
-    the first begins with.
+    Those of a teacher, the unlabelled one last, if it is such a network and says the same; else
+    those that the first begins with.
     """
     meaning = "schedule", "T", "beta_1", "beta_T", "prediction"
     network = catalogue.make_network(replace(recipe, network="shortcut"))
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    for source in (recipe.teacher_unlabelled or recipe.teacher, recipe.init_from):
+    for source in filter(None, (recipe.teacher, recipe.teacher_unlabelled, recipe.init_from)):
         labels, classes = recipe.classes > 0, recipe.classes
         decided, weights = pretrained(source, labels, classes=classes, shortcut=True)
         alike = all(decided[name] == getattr(recipe, name) for name in meaning)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
 from mnist_ddpm.methods.distillation import Teacher
 from mnist_ddpm.methods.guidance import labels_at, labels_of, told
-from mnist_ddpm.methods.predictions import Conversion, ask, plain
+from mnist_ddpm.methods.predictions import Conversion, ask, truncated_snr, weighted
 from mnist_ddpm.methods.schedules import even_signal
 
 # Images in so many steps; which of the steps learns; its share of a batch, of 20
 CHAINS = (1, 1, 6), (2, 2, 4), (4, 2, 2), (4, 3, 3), (4, 4, 5)
 MARGIN = 50  # times nearer to 0 or T than this part of T say nothing of how digits look
-PACE = 20.0  # times the learning rate, for who is to know what is drawn: second network, critic
+FASTER = 20.0  # the second network's learning rate, in the network's
+JUDGING = 6e-4  # the critic's own: it begins with nothing
 
 
 def chains_of(n: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -35,18 +36,21 @@ def chains_of(n: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
 
 
 def optimizer(
-    network: nn.Module, others: list[nn.Module], learning_rate: float
+    network: nn.Module, fake: nn.Module, learning_rate: float, critic: nn.Module | None = None
 ) -> torch.optim.Adam:
-    """Adam for a network, and at PACE times the rate for others that are parts of it.
+    """Adam for a network, and at other rates for a second one and a critic that are parts of it.
 
-    Without momentum: each follows the other.
+    The second, which only follows, has momentum.
     """
-    second = [p for each in others for p in each.parameters()]
-    ids = {*map(id, second)}
-    first = [p for p in network.parameters() if id(p) not in ids]
-    faster = {"params": second, "lr": PACE * learning_rate, "pace": PACE}
-    groups = [{"params": first, "pace": 1.0}, faster]
-    return torch.optim.Adam(groups, learning_rate, betas=(0.0, 0.99))
+    groups = [{"params": [*fake.parameters()], "pace": FASTER, "betas": (0.9, 0.99)}]
+    if critic is not None:
+        groups.append({"params": [*critic.parameters()], "pace": JUDGING / learning_rate})
+    others = {id(p) for group in groups for p in group["params"]}
+    own = [p for p in network.parameters() if id(p) not in others]
+    groups.insert(0, {"params": own, "pace": 1.0})
+    rates = [{"lr": group["pace"] * learning_rate} for group in groups]
+    groups = [group | rate for group, rate in zip(groups, rates)]
+    return torch.optim.Adam(groups, betas=(0.0, 0.99))
 
 
 def matching(
@@ -59,6 +63,8 @@ def matching(
     told the time at which an image was drawn, so that the images of each step have to look right
     by themselves. Both are told the labels that the network is told.
     """
+
+    learns = weighted(conversion, truncated_snr)  # so that no times are lost beside others
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         labels, T = labels_of(network), schedule.T
@@ -85,7 +91,7 @@ def matching(
             size = (drawn - believed).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
             wanted = drawn - difference / size
         moved = (image - wanted).square().mean(dim=(1, 2, 3)) / 2
-        any_t = torch.randint(1, T + 1, (len(drawn),))
-        return moved + plain(conversion)(second, schedule, drawn, any_t, torch.randn_like(drawn))
+        t = t[torch.randperm(len(t))]  # of the same kind, at which it will be asked
+        return moved + learns(second, schedule, drawn, t, torch.randn_like(drawn))
 
     return objective

@@ -25,7 +25,7 @@ class Options:
     prediction: str = "eps"  # what the network predicts: eps, x0, v, mu, velocity, edm
     # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, consistency, matching
     objective: str = "simple"
-    times: str = "uniform"  # of training: uniform, logit-normal, log-normal
+    times: str = "uniform"  # of training: uniform, logit-normal, log-normal, noisy
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small
     # weight of a critic's loss, which learns to tell x_0's predictions from images; 0: no critic
     critic: float = 0.0
