@@ -245,6 +245,12 @@ def test_flow_matching_is_three_names(tmp_path):
 
 def test_times_are_the_recipe_s_or_the_objective_s_own():
     assert isinstance(catalogue.make_times(Recipe(times="log-normal")), NormalTimes)
+    schedule, half = catalogue.make_schedule(Recipe()), {}
+    for name in ("log-normal", "logit-normal", "noisy"):
+        chance = catalogue.make_times(Recipe(times=name)).probability()
+        half[name] = chance[(schedule.noise > schedule.signal)[1:]].sum()
+    assert half["log-normal"] < 0.2 and half["noisy"] > 0.7
+    assert half["logit-normal"] == pytest.approx(0.5, abs=0.01)
     with pytest.raises(ValueError, match="log-normal"):
         catalogue.make_times(Recipe(times="mine"))
     with pytest.raises(ValueError, match="vlb"):

@@ -48,8 +48,8 @@ def optimizer(
     others = {id(p) for group in groups for p in group["params"]}
     own = [p for p in network.parameters() if id(p) not in others]
     groups.insert(0, {"params": own, "pace": 1.0})
-    rates = [{"lr": group["pace"] * learning_rate} for group in groups]
-    groups = [group | rate for group, rate in zip(groups, rates)]
+    for group in groups:
+        group["lr"] = group["pace"] * learning_rate
     return torch.optim.Adam(groups, betas=(0.0, 0.99))
 
 
