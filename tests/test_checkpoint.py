@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).parent.parent / "checkpoints"
 SHORT = replace(TINY, T=4)
 NAMES = (
     "mnist", "mnist-taught", "mnist-few", "mnist-guide", "mnist-conditional", "mnist-pixels",
-    "celeba", "celeba-guide",
+    "celeba", "celeba-few", "celeba-guide",
 )  # fmt: skip
 NOTEBOOK = ddpm.Settings(
     dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1,
