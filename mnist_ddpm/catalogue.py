@@ -27,6 +27,7 @@ from mnist_ddpm.methods import (
 )
 from mnist_ddpm.methods.conditioning import Condition
 from mnist_ddpm.methods.distillation import Teacher, distilled
+from mnist_ddpm.methods.fourier import FourierUNet
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, plain, weighted
@@ -44,7 +45,7 @@ SCHEDULES: dict[str, Callable[[int, float, float], Schedule]] = {
     "sigmoid": schedules.sigmoid,
 }
 SCHEDULES |= {f"{name}-zero-snr": schedules.with_zero_snr(make) for name, make in SCHEDULES.items()}
-SCHEDULES["flow"] = flow.flow
+SCHEDULES |= {"log-snr": schedules.log_snr, "flow": flow.flow}
 
 # what the network predicts
 PREDICTIONS: dict[str, Conversion] = {
@@ -129,7 +130,10 @@ def unet(recipe: Recipe) -> nn.Module:
         "attention": recipe.attention, "dropout": recipe.dropout,
         "out_channels": recipe.channels * (2 if learns_variance(recipe) else 1),
     }  # fmt: skip
-    if tells_steps(recipe):
+    if recipe.network == "fourier":
+        check(not recipe.classes, "network fourier takes no labels: take unet")
+        network = FourierUNet(**options)
+    elif tells_steps(recipe):
         network = shortcuts.ShortcutUNet(**options, classes=recipe.classes)
     elif recipe.classes:
         network = LabelledUNet(**options, classes=recipe.classes)
@@ -156,7 +160,9 @@ def dit(recipe: Recipe) -> nn.Module:
 
 
 # a class of your own is called with the recipe
-NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {"unet": unet, "dit": dit, "shortcut": unet}
+NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
+    "unet": unet, "dit": dit, "shortcut": unet, "fourier": unet,
+}  # fmt: skip
 STEPPING = {"shortcut"}  # networks that are told where a step goes
 
 

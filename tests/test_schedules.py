@@ -24,6 +24,7 @@ from mnist_ddpm.methods.schedules import (
     leading,
     linear,
     linspace,
+    log_snr,
     quadratic,
     quadratic_times,
     respace,
@@ -34,7 +35,7 @@ from mnist_ddpm.methods.schedules import (
 )
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
 
-ALL = linear, cosine, quadratic, sigmoid
+ALL = linear, cosine, quadratic, sigmoid, log_snr
 SPACINGS = trailing, leading, linspace, quadratic_times
 PAPER = linear()
 TIMES = [1000, 700, 450, 449, 200, 30, 1]

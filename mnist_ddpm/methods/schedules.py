@@ -54,6 +54,17 @@ def sigmoid(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedu
     return beta_schedule(F.pad(beta_1 + (beta_T - beta_1) * rise, (1, 0)))
 
 
+def log_snr(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
+    """log(signal² / noise²) falls evenly, from 13.3 at t = 1 to -5 at T.
+
+    Variational Diffusion Models (arXiv 2107.00630), as they begin. The plain error of eps is then
+    the bound, up to a factor. beta_1 and beta_T are not used.
+    """
+    level = torch.linspace(13.3, -5, T, dtype=torch.float64)
+    signal, noise = level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
+    return Schedule(F.pad(signal, (1, 0), value=1.0), F.pad(noise, (1, 0)))
+
+
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """The signal shifted and scaled so that x_T is pure noise and signal_1 stays.
 

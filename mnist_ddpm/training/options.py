@@ -15,13 +15,16 @@ class Options:
 
     image_size: Size = 32  # side of square images, in pixels; or height and width
     channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
-    network: str = "unet"  # unet, dit, shortcut: a U-Net that is told how far a step goes
+    # unet, dit; shortcut: a U-Net that is told how far a step goes; fourier: one that sees the last
+    # digits of a pixel
+    network: str = "unet"
     blocks_per_level: int = 1  # residual blocks in each level
     # sides of the levels with attention, of a rectangle the shorter; None: the smallest
     attention_resolutions: tuple[int, ...] | None = None
     norm_groups: int = 0  # of each group normalisation; 0: up to 32, each of 4 channels or more
     dropout: float = 0.0  # in the residual blocks, while training
-    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, each also with -zero-snr; flow
+    # linear, cosine, quadratic, sigmoid, each also with -zero-snr; log-snr, flow
+    schedule: str = "linear"
     prediction: str = "eps"  # what the network predicts: eps, x0, v, mu, velocity, edm
     # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, consistency, matching
     objective: str = "simple"
