@@ -42,7 +42,7 @@ def test_the_network_sees_them_beside_x_and_is_no_wider_otherwise():
 
 @pytest.mark.parametrize("T", [20, 1000])
 def test_along_log_snr_the_plain_error_of_eps_is_the_bound(T):
-    """Variational Diffusion Models, Eq. 14: (e^(g_t - g_s) - 1) / 2 times the squared error."""
+    """With g = -log SNR, a step costs (e^(g_t - g_s) - 1) / 2 times the squared error, in nats."""
     schedule, generator = log_snr(T), torch.Generator().manual_seed(0)
     snr = (schedule.signal / schedule.noise).square().log()[1:]
     assert snr[0].item() == pytest.approx(13.3) and snr[-1].item() == pytest.approx(-5)

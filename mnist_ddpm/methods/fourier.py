@@ -1,7 +1,8 @@
 """A U-Net that sees the last digits of a pixel, for the likelihood.
 
-Variational Diffusion Models (arXiv 2107.00630), Section 5.1 and Appendix C: most bits of an image
-lie in its exact grey levels, and between two of them x_t changes by less than a network notices.
+Most bits of an image lie in its exact grey levels, and from one to the next x_t changes by less
+than a network notices. So it is given Fourier features (Variational Diffusion Models, arXiv
+2107.00630).
 """
 
 import math
