@@ -207,6 +207,13 @@ def make_schedule(recipe: Recipe) -> Schedule:
     return schedule
 
 
+def heeds_betas(recipe: Recipe) -> bool:
+    """Whether beta_1 and beta_T change the recipe's schedule. Raises ValueError as look_up."""
+    make = look_up("schedule", recipe.schedule, SCHEDULES)
+    first, second = (make(recipe.T, *betas).signal for betas in ((1e-4, 0.02), (2e-4, 0.04)))
+    return not torch.equal(first, second)
+
+
 def make_network(recipe: Recipe) -> nn.Module:
     """A fresh network, whose weights depend on recipe.seed and the sizes alone."""
     with torch.random.fork_rng(devices=[]):

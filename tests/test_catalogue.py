@@ -20,6 +20,7 @@ from mnist_ddpm.catalogue import (
     SCHEDULES,
     SPACINGS,
     VARIANCES,
+    heeds_betas,
     make_denoiser,
     make_network,
     make_objective,
@@ -97,6 +98,13 @@ def test_tables_begin_with_the_image(monkeypatch):
     monkeypatch.setitem(SCHEDULES, "mine", lambda *numbers: cut)
     with pytest.raises(ValueError, match="mine"):
         make_schedule(Recipe(schedule="mine", T=3))
+
+
+@pytest.mark.parametrize("T", [1, 1000])
+def test_which_schedules_have_betas_of_their_own(T):
+    names = SCHEDULES if T > 1 else SCHEDULES.keys() - ZERO_SNR
+    own = {name for name in names if not heeds_betas(Recipe(schedule=name, T=T))}
+    assert own == {"cosine", "cosine-zero-snr", "flow", "log-snr"} & {*names}
 
 
 @pytest.mark.parametrize("T, steps", [(1000, 50), (1000, 7), (10, 10), (3, 1)])

@@ -139,8 +139,7 @@ def check_of_use(given: dict, recipe: Recipe) -> None:
     if "label_dropout" in given and not (recipe.classes or recipe.attributes):
         problem = "--label-dropout hides labels, and there are none"
         raise ValueError(f"{problem}: leave it out, or see --classes")
-    own = recipe.schedule in ("cosine", "cosine-zero-snr", "flow", "log-snr")
-    if given.keys() & {"beta_1", "beta_T"} and own:
+    if given.keys() & {"beta_1", "beta_T"} and not catalogue.heeds_betas(recipe):
         problem = f"schedule {recipe.schedule} has betas of its own"
         raise ValueError(f"{problem}: leave out --beta-1 and --beta-T")
 
