@@ -15,14 +15,17 @@ from mnist_ddpm.methods.schedules import log_snr
 from mnist_ddpm.training.run import count_parameters
 
 
-def test_waves_tell_neighbouring_levels_apart_and_do_not_see_distant_ones():
+def test_waves_repeat_after_1_2_4_to_64_levels():
     levels = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
-    seen = waves(ddpm.to_float(levels)).view(256, 4)
-    expected = torch.tensor([[0.0, 1, 0, 1], [0, -1, 0, 1]]).repeat(128, 1)
-    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-3)
-    quarter = waves(ddpm.to_float(levels[:1]) + 0.25 / 127.5).flatten()
+    seen = waves(ddpm.to_float(levels)).view(256, 7, 2)
+    for octave, period in enumerate((1, 2, 4, 8, 16, 32, 64)):
+        angle = 2 * math.pi * torch.arange(256) / period
+        expected = torch.stack([angle.sin(), angle.cos()], dim=1)
+        torch.testing.assert_close(seen[:, octave], expected, rtol=0, atol=1e-3)
+    quarter = waves(ddpm.to_float(levels[:1]) + 0.25 / 127.5).flatten()[:4]
     slant = math.sqrt(0.5)
-    torch.testing.assert_close(quarter, torch.tensor([slant, slant, 1, 0]), rtol=0, atol=1e-3)
+    expected = torch.tensor([1.0, 0, slant, slant])
+    torch.testing.assert_close(quarter, expected, rtol=0, atol=1e-3)
 
 
 def test_the_network_sees_them_beside_x_and_is_no_wider_otherwise():
@@ -35,7 +38,7 @@ def test_the_network_sees_them_beside_x_and_is_no_wider_otherwise():
     torch.testing.assert_close(waves(x)[:, 1::3], waves(x[:, 1:2]))
     plain = make_network(replace(recipe, network="unet"))
     extra = count_parameters(network) - count_parameters(plain)
-    assert isinstance(network, FourierUNet) and extra == 4 * 3 * 9 * recipe.base_channels
+    assert isinstance(network, FourierUNet) and extra == 14 * 3 * 9 * recipe.base_channels
     with pytest.raises(ValueError, match="fourier"):
         make_network(replace(recipe, classes=10))
 

@@ -27,7 +27,7 @@ from mnist_ddpm.methods.likelihood import (
     strata,
 )
 from mnist_ddpm.methods.predictions import EPS
-from mnist_ddpm.methods.schedules import cosine, linear
+from mnist_ddpm.methods.schedules import cosine, linear, log_snr
 
 PAPER = linear()
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
@@ -121,6 +121,9 @@ def test_step_variance_lies_between_the_posteriors_and_beta(schedule):
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     first = step_log_variance(schedule, torch.tensor([1]), zero)  # where the posterior has none
     torch.testing.assert_close(first.exp().flatten(), low[:1])
+    finest = log_snr(1000)  # whose beta_2 is far below beta_1
+    floor = step_log_variance(finest, torch.tensor([1]), zero).exp().item()
+    assert floor == pytest.approx(finest.noise[1].item() ** 2 / 2)
     alone = step_log_variance(linear(1, 0.3, 0.3), torch.tensor([1]), zero)
     assert alone.exp().item() == pytest.approx(0.3)
 

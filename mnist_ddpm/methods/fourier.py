@@ -12,23 +12,25 @@ from torch import Tensor
 
 from mnist_ddpm.ddpm import UNet
 
+OCTAVES = 7  # of waves, from those that repeat after a level to those that do after 64
+
 
 def waves(x: Tensor) -> Tensor:
     """Sine and cosine of the level in [0, 255] that x (N, C, H, W) in [-1, 1] stands for.
 
-    (N, 4C, H, W). They repeat after two levels, and after one: together they tell an even level
-    from an odd one, and how far x is from the nearest.
+    (N, 14C, H, W). They repeat after 1, 2, 4 … 64 levels. At every noise above a fraction of a
+    level, some of them change with it as strongly as a network's other inputs do.
     """
-    level = math.pi * 127.5 * (x + 1)
-    return torch.cat([wave(k * level) for k in (1, 2) for wave in (torch.sin, torch.cos)], dim=1)
+    level = 2 * math.pi * 127.5 * (x + 1)
+    return torch.cat([f(level / 2**k) for k in range(OCTAVES) for f in (torch.sin, torch.cos)], 1)
 
 
 class FourierUNet(UNet):
     """A U-Net that is given waves(x) beside x. Its arguments are the U-Net's."""
 
     def __init__(self, channels: int = 1, *args, out_channels: int | None = None, **options):
-        out_channels = out_channels or channels
-        super().__init__(5 * channels, *args, out_channels=out_channels, **options)
+        out_channels, seen = out_channels or channels, (1 + 2 * OCTAVES) * channels
+        super().__init__(seen, *args, out_channels=out_channels, **options)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return super().forward(torch.cat([x, waves(x)], dim=1), t)

@@ -55,13 +55,16 @@ def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -
 def step_log_variance(schedule: Schedule, t: Tensor, exponent: Tensor) -> Tensor:
     """e log beta_t + (1 - e) log beta-tilde_t (Improved DDPM, Eq. 15), with t (N,), e (N, …).
 
-    beta-tilde_1 is 0: beta-tilde_2 stands in its place, or beta_1 where T is 1.
+    beta-tilde_1 is 0: beta-tilde_2 stands in its place, or beta_1 where T is 1. It is no less than
+    half of beta_1 where betas rise. Where they fall, as along log_snr, half of beta_1 is taken:
+    beta-tilde_2 would be far too sure of a pixel.
     """
     t = t.cpu()
     high = low = step_variance(schedule, t, t - 1)
     if schedule.T > 1:
         later = t.clamp(min=2)
         low = posterior_variance(schedule, later, later - 1)
+        low = torch.where(t == 1, torch.maximum(low, high / 2), low)
     low, high = (per_image(variance.log(), exponent) for variance in (low, high))
     return low + exponent * (high - low)
 
@@ -72,7 +75,7 @@ def bound_term(
     """L_{t-1} of each pixel in bits (N, C, H, W) at times (N,): a step's KL, or the decoder's L_0.
 
     exponent: of the step's variance; a tensor where it is learned. A fixed variance leaves
-    beta-tilde_2 to the decoder, as in DDPM's code.
+    the decoder that of e = 0, as in DDPM's code.
     """
     first = per_image(t == 1, xt).bool()
     if not isinstance(exponent, Tensor):
