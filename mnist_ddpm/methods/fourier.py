@@ -18,11 +18,11 @@ OCTAVES = 7  # of waves, from those that repeat after a level to those that do a
 def waves(x: Tensor) -> Tensor:
     """Sine and cosine of the level in [0, 255] that x (N, C, H, W) in [-1, 1] stands for.
 
-    (N, 14C, H, W). They repeat after 1, 2, 4 … 64 levels. At every noise above a fraction of a
-    level, some of them change with it as strongly as a network's other inputs do.
+    (N, 14C, H, W). They repeat after 1, 2, 4 … 64 levels, so that for noise up to such a width
+    some of them are about as wide.
     """
-    level = 2 * math.pi * 127.5 * (x + 1)
-    return torch.cat([f(level / 2**k) for k in range(OCTAVES) for f in (torch.sin, torch.cos)], 1)
+    angle = 2 * math.pi * 127.5 * (x + 1)  # once round for each level
+    return torch.cat([f(angle / 2**k) for k in range(OCTAVES) for f in (torch.sin, torch.cos)], 1)
 
 
 class FourierUNet(UNet):

@@ -55,9 +55,9 @@ def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -
 def step_log_variance(schedule: Schedule, t: Tensor, exponent: Tensor) -> Tensor:
     """e log beta_t + (1 - e) log beta-tilde_t (Improved DDPM, Eq. 15), with t (N,), e (N, …).
 
-    beta-tilde_1 is 0: beta-tilde_2 stands in its place, or beta_1 where T is 1. It is no less than
-    half of beta_1 where betas rise. Where they fall, as along log_snr, half of beta_1 is taken:
-    beta-tilde_2 would be far too sure of a pixel.
+    beta-tilde_1 is 0: beta-tilde_2 stands in its place, or beta_1 where T is 1. It is at least
+    half of beta_1 where beta_2 is at least beta_1. Where beta_2 is far smaller, as along log_snr,
+    beta-tilde_2 would be too sure of a pixel, so half of beta_1 is taken.
     """
     t = t.cpu()
     high = low = step_variance(schedule, t, t - 1)
