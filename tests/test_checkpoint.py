@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).parent.parent / "checkpoints"
 SHORT = replace(TINY, T=4)
 NAMES = (
     "mnist", "mnist-taught", "mnist-few", "mnist-guide", "mnist-conditional", "mnist-pixels",
-    "celeba", "celeba-few", "celeba-guide",
+    "mnist-bits", "celeba", "celeba-few", "celeba-guide",
 )  # fmt: skip
 NOTEBOOK = ddpm.Settings(
     dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1,
@@ -177,7 +177,7 @@ def test_shipped_checkpoints_draw_what_a_plain_ddim_draws(name):
     network, schedule, recipe, _ = checkpoints.load(SHIPPED / name)
     asked = told(network, torch.arange(4)) if recipe.classes else network
     denoise = catalogue.make_denoiser(asked, schedule, recipe)
-    denoise, times = ddpm.clipped(denoise, schedule), ddpm.timesteps(1000, 4)
+    denoise, times = ddpm.clipped(denoise, schedule), ddpm.timesteps(schedule.T, 4)
     images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, steps=4)
     noise = ddpm.noise_source(0, range(4), recipe.shape)()
     alpha_bar = (schedule.signal**2).tolist()

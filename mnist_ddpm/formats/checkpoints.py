@@ -24,7 +24,7 @@ __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_we
 
 SHIPPED = (
     "mnist", "mnist-taught", "mnist-few", "mnist-conditional", "mnist-guide", "mnist-pixels",
-    "celeba", "celeba-few", "celeba-guide",
+    "mnist-bits", "celeba", "celeba-few", "celeba-guide",
 )  # fmt: skip
 FOLDER = "checkpoints"  # of a clone, before a shipped name
 GUIDANCE = "guide", "guidance", "guidance_interval"
