@@ -65,15 +65,15 @@ class Ours(Contestant):
 
 
 class OursIn2x2(Ours):
-    """The preset mnist with P2's weights: patches of 2×2, predicts the noise, Muon. Its
+    """The preset mnist at logit-normal times: patches of 2×2, predicts the noise, Muon. Its
     training_loop; DPM-Solver++ with η = 1."""
 
-    NETWORK: ClassVar[dict] = {"preset": "mnist", "objective": "p2"}
+    NETWORK: ClassVar[dict] = {"preset": "mnist", "times": "logit-normal"}
 
 
 class OursGuided(OursIn2x2):
-    """The preset mnist with P2's weights, and a guide, the preset mnist-small, which takes one step
-    for ten of the other's (not counted as images trained). DPM-Solver++ with η = 1 and
+    """The preset mnist at logit-normal times, and a guide, the preset mnist-small, which takes one
+    step for ten of the other's (not counted as images trained). DPM-Solver++ with η = 1 and
     autoguidance, 1.5: half as many steps, since each evaluates both networks."""
 
     FEWER = "Without the guide."
@@ -112,7 +112,7 @@ class OursTaught(OursGuided):
     LAST = 0.25  # of the time
     COST = 1.7  # what a step of it takes, in steps before
     TAUGHT: ClassVar[dict] = {
-        "prediction": "v", "objective": "simple", "learning_rate": 1e-3, "ema_decay": 0.995,
+        "prediction": "v", "times": "uniform", "learning_rate": 1e-3, "ema_decay": 0.995,
     }  # fmt: skip
 
     def training(self, images: Tensor) -> Iterator:
