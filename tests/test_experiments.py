@@ -164,6 +164,9 @@ CLAIMS = {  # kinds of rows: that which the claim names, and the other
     ("plain", "a guided teacher helps"): (
         {"arm": "taught by mnist, guided"}, {"arm": "eps, L_simple"},
     ),
+    ("plain", "with logit-normal times the straight path helps"): (
+        {"arm": "flow matching"}, {"arm": "eps, logit-normal times"},
+    ),
     ("steps", "two evaluations of mnist-few beat one"): (
         {"arm": "mnist-few, anew", "S": 2}, {"arm": "mnist-few, anew", "S": 1},
     ),

@@ -1,4 +1,4 @@
-"""A better network without labels, in equal time: its target, its eyes, its length, a teacher."""
+"""A better network without labels, in equal time: target, times, eyes, length, a teacher."""
 
 from functools import partial
 
