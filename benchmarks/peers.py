@@ -42,7 +42,7 @@ def flags() -> argparse.ArgumentParser:
     add = parser.add_argument
     of_training = "of training for each, instead of the speeds"
     add("--race", type=float, metavar="MINUTES", help=of_training)
-    names = f"of {', '.join(CONTESTANTS)}; all but the last three unless given"
+    names = f"of {', '.join(CONTESTANTS)}; all but the last two unless given"
     usual = ["mnist-ddpm", *PEERS]
     add("--only", nargs="+", choices=CONTESTANTS, default=usual, metavar="NAME", help=names)
     add("--n", type=int, help="images drawn: 64 in each round, 2000 in a race")

@@ -36,15 +36,15 @@ class Ours(Contestant):
         self.network = run.ema
         yield from steps
 
-    def started(self, recipe, task: Task, images: Tensor, weights=None, teacher=None) -> tuple:
+    def started(self, recipe, task: Task, images: Tensor) -> tuple:
         """A run by a recipe, changed as the task says, and its steps."""
         from mnist_ddpm.training.loop import training_loop
 
         epochs = task.steps / (len(images) // task.batch)
         changes = {"precision": task.precision, "batch_size": task.batch, "seed": task.seed}
         recipe = replace(recipe, warmup_steps=task.warmup, epochs=epochs, **changes)
-        run = self.trainer.start_run(recipe, weights=weights)
-        objective = self.catalogue.make_objective(recipe, run.done, teacher)
+        run = self.trainer.start_run(recipe)
+        objective = self.catalogue.make_objective(recipe, run.done)
         return run, training_loop(run, images, self.schedule, objective)
 
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
@@ -102,35 +102,3 @@ class OursGuided(OursIn2x2):
             return super().sample(n, evaluations, seed)
         guide = self.in_task(self.weak), self.guide
         return self.drawn(n, evaluations // 2, seed, guide=guide, scale=self.SCALE)
-
-
-class OursTaught(OursGuided):
-    """As mnist-ddpm-guided for three quarters of the time. In the last the network learns, as v,
-    what it says with its guide at t up to 500, and then draws alone: DPM-Solver++ with η = 1."""
-
-    FEWER, networks, sample = Ours.FEWER, Ours.networks, Ours.sample
-    LAST = 0.25  # of the time
-    COST = 1.7  # what a step of it takes, in steps before
-    TAUGHT: ClassVar[dict] = {
-        "prediction": "v", "times": "uniform", "learning_rate": 1e-3, "ema_decay": 0.995,
-    }  # fmt: skip
-
-    def training(self, images: Tensor) -> Iterator:
-        steps = self.task.steps
-        self.task = replace(self.task, steps=max(1, round((1 - self.LAST) * steps)))
-        yield from super().training(images)
-        self.task = replace(self.task, steps=max(1, round(self.LAST * steps / self.COST)))
-        strong, weights = self.teacher(), self.network.state_dict()
-        self.recipe = replace(self.recipe, **self.TAUGHT)
-        run, last = self.started(self.recipe, self.task, images, weights, lambda labels: strong)
-        self.network = run.ema
-        yield from last
-
-    def teacher(self):
-        """The network as it is, guided: a denoiser."""
-        from mnist_ddpm.methods import guidance
-
-        make, schedule = self.catalogue.make_denoiser, self.schedule
-        plain = make(self.network, schedule, self.recipe)
-        guided = guidance.guided(make(self.weak, schedule, self.guide), plain, self.SCALE)
-        return guidance.within((0, 500), guided, plain)

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from contest.contestant import Contestant, Task
-from contest.ours import Ours, OursGuided, OursIn2x2, OursTaught
+from contest.ours import Ours, OursGuided, OursIn2x2
 from contest.peers import Diffusers, Lucidrains, SmallDiffusion
 
 CONTESTANTS: dict[str, type[Contestant]] = {
@@ -20,7 +20,6 @@ CONTESTANTS: dict[str, type[Contestant]] = {
     "smalldiffusion": SmallDiffusion,
     "mnist-ddpm-2x2": OursIn2x2,
     "mnist-ddpm-guided": OursGuided,
-    "mnist-ddpm-taught": OursTaught,
 }
 PEERS = [name for name, each in CONTESTANTS.items() if each.package != Ours.package]
 SPAWN = multiprocessing.get_context("spawn")
