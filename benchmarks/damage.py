@@ -63,6 +63,7 @@ def of_a_run(folder: Path) -> dict[str, Kind]:
     weights, state = folder / saving.WEIGHTS, folder / saving.STATE
     judge = folder / "judge.safetensors"
     settings = ddpm.Settings(dataset="random", epochs=1, **SIZES)
+    linear = ddpm.beta_schedule(ddpm.linear_beta(settings.T, settings.beta_1, settings.beta_T))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         trainer.train(RECIPE, images, folder)
     extractors.save_extractor(judge, extractors.Extractor("mnist", 10, (8, 8)), {"accuracy": 0.5})
@@ -70,10 +71,10 @@ def of_a_run(folder: Path) -> dict[str, Kind]:
         "model.safetensors": Kind(weights, lambda: checkpoints.load(folder).network),
         "training_state.pt": Kind(state, lambda: saving.load_state(folder)[0]),
         "model.safetensors, by the notebook": Kind(
-            weights, lambda: ddpm.load_checkpoint(folder)[0], (Exception,)
+            weights, lambda: ddpm.load_checkpoint(folder)[0]
         ),
         "training_state.pt, by the notebook": Kind(
-            state, lambda: vars(ddpm.resume_run(folder, settings)), (Exception,)
+            state, lambda: vars(ddpm.resume_run(folder, settings, linear))
         ),
         "an extractor": Kind(judge, lambda: extractors.load_extractor(judge)),
     }
@@ -93,6 +94,11 @@ def of_data(folder: Path) -> dict[str, Kind]:
     for path in ARCHIVES.glob("t10k*.gz"):
         shutil.copy(path, raw)
         (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    archives = folder / "notebook" / "MNIST" / "raw"
+    archives.mkdir(parents=True)
+    for path in ARCHIVES.glob("*.gz"):
+        shutil.copy(path, archives)
+    archive = archives / "t10k-images-idx3-ubyte.gz"
     digits = Recipe(classes=10)
     images, labels = raw / "t10k-images-idx3-ubyte", raw / "t10k-labels-idx1-ubyte"
 
@@ -102,18 +108,18 @@ def of_data(folder: Path) -> dict[str, Kind]:
     def load_labels() -> torch.Tensor:
         return sets.load_labels(digits, folder, "test")
 
+    def load_in_notebook() -> torch.Tensor:
+        for unpacked in archives.glob("*ubyte"):  # by the load before, and read without a checksum
+            unpacked.unlink()
+        return ddpm.load_mnist(32, folder / "notebook", train=False)
+
     return {
         "the cache of decoded images": Kind(cached, lambda: load_cache(cached)),
         "MNIST's images": Kind(images.with_suffix(".gz"), load_images),
         "MNIST's labels": Kind(labels.with_suffix(".gz"), load_labels),
         "MNIST's images, unpacked": Kind(images, load_images),
         "MNIST's labels, unpacked": Kind(labels, load_labels),
-        "MNIST's images, by the notebook": Kind(
-            images.with_suffix(".gz"), lambda: ddpm.load_mnist(32, folder, False), (Exception,)
-        ),
-        "MNIST's images, unpacked, by the notebook": Kind(
-            images, lambda: ddpm.load_mnist(32, folder, False), (Exception,)
-        ),
+        "MNIST's images, by the notebook": Kind(archive, load_in_notebook),
     }
 
 

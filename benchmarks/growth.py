@@ -63,7 +63,7 @@ def sampling(precision: str, n: int, steps: int) -> float:
     began = time.perf_counter()
     network = drawing.autocast(network, precision, "cpu")
     source = drawing.denoisers(network, schedule, recipe)
-    options = {"times": ddpm.timesteps(schedule.T, steps), "batch_size": 64, "film": 36}
+    options = {"times": ddpm.timesteps(schedule.T, steps), "batch_size": 64, "film_images": 36}
     _, film = drawing.generate(source, schedule, n, recipe.shape, progress=False, **options)
     with tempfile.TemporaryDirectory() as folder:
         ddpm.save_gif(Path(folder, "film.gif"), film, columns=6)

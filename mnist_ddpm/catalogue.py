@@ -29,6 +29,7 @@ from mnist_ddpm.methods.conditioning import Condition
 from mnist_ddpm.methods.distillation import Teacher, distilled
 from mnist_ddpm.methods.fourier import FourierUNet
 from mnist_ddpm.methods.guidance import LabelledUNet
+from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, plain, weighted
 from mnist_ddpm.methods.times import NormalTimes
@@ -88,7 +89,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, Recipe], torch.optim.Optimizer]] = {
 
 # their keyword options are found by their signatures
 SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
-    "ddpm": ddpm.ddpm_sampler,
+    "ddpm": learned_variance.ancestral_sampler,
     "ddim": ddpm.ddim_sampler,
     "dpmpp": solvers.dpmpp_2m_sampler,
     "heun": solvers.heun_sampler,
@@ -105,10 +106,10 @@ SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
     "edm": edm.karras_times,
     "signal": schedules.even_signal,
 }
-# of ddpm_sampler's steps
+# of the steps of ancestral_sampler
 VARIANCES: dict[str, Callable[..., Tensor]] = {
-    "posterior": learned_variance.fixed(ddpm.posterior_variance),
-    "beta": learned_variance.fixed(ddpm.step_variance),
+    "posterior": ddpm.posterior_variance,
+    "beta": ddpm.step_variance,
     "learned": learned_variance.learned,
 }
 
@@ -202,7 +203,7 @@ def make_schedule(recipe: Recipe) -> Schedule:
     schedule = look_up("schedule", name, SCHEDULES)(T, recipe.beta_1, recipe.beta_T)
     schedules.check_tables(name, schedule, T)
     problem = f'schedule "{name}" ends in pure noise, where eps does not determine x_0'
-    determined = recipe.prediction != "eps" or schedule.signal[-1] > 0
+    determined = recipe.prediction != "eps" or schedule.a[-1] > 0
     check(bool(determined), f'{problem}: take prediction "v" or "x0"')
     return schedule
 
@@ -210,7 +211,7 @@ def make_schedule(recipe: Recipe) -> Schedule:
 def heeds_betas(recipe: Recipe) -> bool:
     """Whether beta_1 and beta_T change the recipe's schedule. Raises ValueError as look_up."""
     make = look_up("schedule", recipe.schedule, SCHEDULES)
-    first, second = (make(recipe.T, *betas).signal for betas in ((1e-4, 0.02), (2e-4, 0.04)))
+    first, second = (make(recipe.T, *betas).a for betas in ((1e-4, 0.02), (2e-4, 0.04)))
     return not torch.equal(first, second)
 
 
@@ -300,9 +301,9 @@ def make_path(recipe: Recipe, name: str) -> Schedule:
 
 def make_denoiser(
     network: Network, schedule: Schedule, recipe: Recipe, c: Tensor | None = None,
-    path: Schedule | None = None,
-) -> Denoiser:  # fmt: skip
-    """A network as a denoiser, not clipped: x0_hat, eps_hat and, if it is learned, the exponent.
+    path: Schedule | None = None, with_exponent: bool = False,
+) -> Denoiser | LearnedDenoiser:  # fmt: skip
+    """A network as a denoiser, not clipped; with_exponent: a LearnedDenoiser, where it can be one.
 
     c (N, K, H, W): the condition of what is drawn. path: one to sample along in place of the
     schedule, which is that of training. Raises ValueError where c is missing, or of no use to this
@@ -312,9 +313,24 @@ def make_denoiser(
     problem = f"condition is {recipe.condition}: the network {needed} c, an image of each draw"
     check((c is not None) == recipe.conditional, problem)
     network = network if c is None else conditioning.given(network, c)
-    make = learned_variance.learned_denoiser if learns_variance(recipe) else predictions.denoiser
+    learned = learns_variance(recipe)
+    make = learned_variance.learned_denoiser if learned else predictions.denoiser
     make = partial(make, conversion=conversion_of(recipe))
-    return make(network, schedule) if path is None else paths.along(path, network, schedule, make)
+    if path is None:
+        denoise = make(network, schedule)
+    else:
+        denoise = paths.along(path, network, schedule, make)
+    return learned_variance.without_exponent(denoise) if learned and not with_exponent else denoise
+
+
+def bound_denoiser(
+    network: Network, schedule: Schedule, recipe: Recipe, with_exponent: bool
+) -> Denoiser | LearnedDenoiser:
+    """As make_denoiser, clipped: for likelihood.bits_per_dim."""
+    denoise = make_denoiser(network, schedule, recipe, with_exponent=with_exponent)
+    learned = with_exponent and learns_variance(recipe)
+    clip = learned_variance.keeping_exponent(ddpm.clipped) if learned else ddpm.clipped
+    return clip(denoise, schedule)
 
 
 def heading(sampler: str, times: list[int], recipe: Recipe) -> list[int] | None:

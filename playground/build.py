@@ -112,9 +112,9 @@ def tables(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
     """
     schedule, conversion = checkpoint.schedule, catalogue.conversion_of(checkpoint.recipe)
     scale, (from_x, from_value) = conversion.scale, x0_factors(schedule, conversion)
-    unscaled = torch.ones_like(schedule.signal)
+    unscaled = torch.ones_like(schedule.a)
     found = {
-        "signal": schedule.signal, "noise": schedule.noise,
+        "signal": schedule.a, "noise": schedule.b,
         "input": scale(schedule, torch.arange(schedule.T + 1)) if scale else unscaled,
         "from_x": from_x, "from_value": from_value,
     }  # fmt: skip
@@ -192,11 +192,15 @@ def as_checkpoint(source: str, kind: str, folder: Path) -> None:
     """
     there = (folder / CONFIG).exists()
     check(not there, f"{folder} holds a checkpoint already: name another folder, or remove it")
-    network, _, recipe, record = checkpoint = checkpoints.load(source)
+    found = checkpoints.find(source)
+    checkpoint = checkpoints.load(found)
+    _, record = checkpoints.load_config(found)
     read = as_read(stored(weights_of(checkpoint), kind))
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in read.items()})
+    tensors = {name: torch.from_numpy(value) for name, value in read.items()}
+    checkpoint.network.load_state_dict(tensors)
     record = record | {"weights": f"{kind} of {Path(source).name}"}
-    checkpoints.save(folder, network, recipe, record, told_advice(checkpoints.find(source)))
+    advice = told_advice(found)
+    checkpoints.save(folder, checkpoint.network, checkpoint.recipe, record, advice)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -68,7 +68,7 @@ def drawn(out: Path, *arguments) -> np.ndarray:
 
 def skip_films(monkeypatch) -> None:
     """Strips and GIFs take most of the time of `sample`: for tests that do not look at them."""
-    monkeypatch.setattr(ddpm, "draw_strip", lambda film, **options: plt.figure())
+    monkeypatch.setattr(ddpm, "show_strip", lambda film, **options: plt.figure())
     monkeypatch.setattr(ddpm, "save_gif", lambda *arguments, **options: None)
 
 

@@ -18,3 +18,11 @@ for name, handler in USUAL.items():
         signal.signal(number, handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config) -> None:
+    """Unpacks MNIST once, before several processes would do so at the same time."""
+    if not hasattr(config, "workerinput"):
+        from torchvision.datasets import MNIST
+
+        MNIST(ROOT / "data", download=True)

@@ -62,7 +62,7 @@ def test_the_critic_learns_to_tell_and_the_network_to_pass():
     nothing = lambda network, schedule, x0, t, eps: 0 * network(x0, t).mean(dim=(1, 2, 3))  # noqa: E731
 
     def lead():
-        fake = network(PAPER.signal[900] * x0 + PAPER.noise[900] * eps, t)
+        fake = network(PAPER.a[900] * x0 + PAPER.b[900] * eps, t)
         return (critic(x0, t) - critic(fake, t)).mean().item()
 
     for module, wanted in ((critic, 1), (network, -1)):
@@ -130,7 +130,7 @@ def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_pat
     )
     assert equal(again.network.state_dict(), whole.network.state_dict())
     assert begun.network.state_dict().keys() == whole.network.state_dict().keys()
-    network, _, recipe, _ = checkpoints.load(tmp_path / "a")
+    network, _, recipe = checkpoints.load(tmp_path / "a")
     assert recipe.critic == 0.5 and not hasattr(network, "critic")
     checkpoints.save(tmp_path / "copy", network, recipe, {})
     assert equal(checkpoints.load(tmp_path / "copy").network.state_dict(), network.state_dict())

@@ -30,7 +30,12 @@ from mnist_ddpm.ddpm import (
     step_variance,
     transitions,
 )
-from mnist_ddpm.methods.learned_variance import fixed, learned, learned_denoiser
+from mnist_ddpm.methods.learned_variance import (
+    ancestral_sampler,
+    keeping_exponent,
+    learned,
+    learned_denoiser,
+)
 from mnist_ddpm.methods.likelihood import step_log_variance
 from mnist_ddpm.methods.predictions import EPS, MU, X0, V, denoiser
 from mnist_ddpm.methods.schedules import (
@@ -69,7 +74,7 @@ PAPER = linear()
 
 
 def alpha_bar(schedule):
-    return schedule.signal**2
+    return schedule.a**2
 
 
 def network(channels, prediction="eps"):
@@ -88,11 +93,11 @@ def walk(sampler, denoise, schedule, times, dtype, **options):
     """Our run: x_t at each time and 0 (S + 1, *SHAPE), each x0_hat (S, *SHAPE), the noise drawn."""
     source, drawn = noise_source(0, range(SHAPE[0]), SHAPE[1:]), []
 
-    def noise():
+    def draw_noise():
         drawn.append(source().to(dtype))
         return drawn[-1]
 
-    states = list(sampler(denoise, schedule, times, noise(), noise, **options))
+    states = list(sampler(denoise, schedule, times, draw_noise(), draw_noise, **options))
     assert [t for t, _, _ in states] == [*times, 0]
     xs, x0_hats = (torch.stack([state[k] for state in states]) for k in (1, 2))
     return xs, x0_hats[:-1], drawn
@@ -148,9 +153,9 @@ def test_zero_terminal_snr_is_that_of_diffusers(name, T):
     torch.testing.assert_close(step_variance(ours, t, t - 1), theirs, rtol=1e-10, atol=1e-15)
     scheduler = DDPMScheduler(T, beta_schedule=THEIRS[name], rescale_betas_zero_snr=True)
     theirs = scheduler.alphas_cumprod.double()
-    assert ours.signal[-1] == theirs[-1] == 0
+    assert ours.a[-1] == theirs[-1] == 0
     # near T theirs is the square of a difference of float32 roots, each of which may be off by 6e-8
-    torch.testing.assert_close(theirs.sqrt(), ours.signal[1:], rtol=1e-5, atol=2e-7)
+    torch.testing.assert_close(theirs.sqrt(), ours.a[1:], rtol=1e-5, atol=2e-7)
 
 
 # Conversions
@@ -260,8 +265,8 @@ def test_times_are_those_of_diffusers_but_for_ties(spacing, first):
 # Ancestral sampling
 
 VARIANCES = {
-    "fixed_small": fixed(posterior_variance),
-    "fixed_large": fixed(step_variance),
+    "fixed_small": posterior_variance,
+    "fixed_large": step_variance,
     "learned_range": learned,
 }
 SHORT_LISTS = [(n, spacing) for n in (1, 7, 10, 50) for spacing in ("trailing", "quadratic")]
@@ -271,9 +276,11 @@ def check_ancestral_steps(monkeypatch, schedule, times, dtype, variance, clip, p
     two = variance == "learned_range"
     net, make = network(6 if two else 3, prediction), learned_denoiser if two else denoiser
     denoise = make(net, schedule, CONVERSIONS[prediction])
-    given = clipped(denoise, schedule) if clip else denoise
+    clipper = keeping_exponent(clipped) if two else clipped
+    given = clipper(denoise, schedule) if clip else denoise
     options = {"variance": VARIANCES[variance]}
-    xs, x0_hats, drawn = walk(ddpm_sampler, given, schedule, times, dtype, **options)
+    sampler = ancestral_sampler if two else ddpm_sampler
+    xs, x0_hats, drawn = walk(sampler, given, schedule, times, dtype, **options)
     assert len(drawn) == len(times)  # x_T, and for every step but the last
     options = {"variance_type": variance, "clip_sample": clip}
     scheduler = DDPMScheduler(prediction_type=PREDICTIONS[prediction], **options)
@@ -334,7 +341,7 @@ def test_diffusers_adds_noise_to_the_result_of_a_list_that_does_not_end_at_its_0
     scheduler.set_timesteps(timesteps=[99])
     draw = lambda *_, **__: ones  # noqa: E731
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", draw)
-    added = {"fixed_small": 1e-10, "fixed_large": PAPER.noise[100].item()}[variance]
+    added = {"fixed_small": 1e-10, "fixed_large": PAPER.b[100].item()}[variance]
     got = scheduler.step(zeros, 99, zeros).prev_sample
     torch.testing.assert_close(got, added * ones, rtol=1e-9, atol=0)
 
@@ -435,7 +442,7 @@ def test_dpm_solver_steps_are_those_of_diffusers(steps, spacing, bound, eta, alg
     scheduler = on_our_table(DPMSolverMultistepScheduler(**options), PAPER)
     scheduler.set_timesteps(timesteps=[t - 1 for t in times])
     assert (scheduler.timesteps + 1).tolist() == times
-    scheduler.sigmas = (PAPER.noise / PAPER.signal)[[*times, 0]]
+    scheduler.sigmas = (PAPER.b / PAPER.a)[[*times, 0]]
     h = -scheduler.sigmas.log().diff()
     leaps, their_x0_hats, their_xs = [False, *(h[1:] > 2 * h[:-1])], [], []
     theirs = steps_of(scheduler, outputs(net, xs, times), xs, times, variance_noise=noise)

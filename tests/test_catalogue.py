@@ -59,8 +59,8 @@ def example(schedule):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_adds_noise_at_every_step(name, T):
     schedule = make_schedule(Recipe(schedule=name, T=T, prediction="v"))
-    assert (schedule.signal.diff() < 0).all() and (schedule.noise.diff() > 0).all()
-    ends_in_noise = schedule.signal[-1] == 0 and schedule.noise[-1] == 1
+    assert (schedule.a.diff() < 0).all() and (schedule.b.diff() > 0).all()
+    ends_in_noise = schedule.a[-1] == 0 and schedule.b[-1] == 1
     assert ends_in_noise == (name in (*ZERO_SNR, "flow"))
 
 
@@ -94,7 +94,7 @@ def test_tables_that_are_no_schedules_are_refused(beta, monkeypatch):
 
 def test_tables_begin_with_the_image(monkeypatch):
     whole = ddpm.beta_schedule(ddpm.linear_beta(4))
-    cut = ddpm.Schedule(whole.signal[1:], whole.noise[1:])
+    cut = ddpm.Schedule(whole.a[1:], whole.b[1:])
     monkeypatch.setitem(SCHEDULES, "mine", lambda *numbers: cut)
     with pytest.raises(ValueError, match="mine"):
         make_schedule(Recipe(schedule="mine", T=3))
@@ -201,9 +201,8 @@ def test_training_and_sampling_with_pure_noise_at_the_end_stay_finite(prediction
     assert all(weight.isfinite().all() for weight in run.network.parameters())
     denoise = ddpm.clipped(make_denoiser(run.ema, schedule, recipe), schedule)
     for sampler in SAMPLERS.values():
-        noise = ddpm.noise_source(0, range(1), recipe.shape)
-        options = {"variance": VARIANCES["posterior"]} if sampler is ddpm.ddpm_sampler else {}
-        states = sampler(denoise, schedule, [4, 3, 2, 1], noise(), noise, **options)
+        draw_noise = ddpm.noise_source(0, range(1), recipe.shape)
+        states = sampler(denoise, schedule, [4, 3, 2, 1], draw_noise(), draw_noise)
         assert all(x.isfinite().all() for _, x, _ in states)
 
 
@@ -215,9 +214,10 @@ def test_a_learned_variance_has_channels_of_its_own(objective):
     x, t = torch.randn(2, *recipe.shape), torch.tensor([1, 50])
     assert network(x, t).shape == (2, 6 if learned else 3, 16, 16)
     assert catalogue.learns_variance(recipe) == learned
-    x0_hat, eps_hat, *more = make_denoiser(network, schedule, recipe)(x, t)
-    assert {part.shape for part in (x0_hat, eps_hat, *more)} == {x.shape}
-    assert len(more) == learned
+    x0_hat, eps_hat = make_denoiser(network, schedule, recipe)(x, t)
+    with_exponent = make_denoiser(network, schedule, recipe, with_exponent=True)(x, t)
+    assert {part.shape for part in with_exponent} == {x.shape}
+    assert len(with_exponent) == 2 + learned and torch.equal(with_exponent[1], eps_hat)
     torch.testing.assert_close(ddpm.q_sample(schedule, x0_hat, t, eps_hat), x)
     times = catalogue.make_times(recipe)
     assert isinstance(times, ImportanceTimes) if objective == "vlb" else times is None
@@ -227,9 +227,10 @@ def test_variances_lie_between_their_bounds():
     recipe = replace(TINY, objective="hybrid")
     schedule, network = make_schedule(recipe), restless(make_network(recipe))
     xt = torch.randn(2, *recipe.shape)
-    *_, exponent = make_denoiser(network, schedule, recipe)(xt, 20)
-    step = schedule, 20, 15, exponent.clamp(0, 1)
-    low, high, between = (VARIANCES[name](*step) for name in ("posterior", "beta", "learned"))
+    *_, exponent = make_denoiser(network, schedule, recipe, with_exponent=True)(xt, 20)
+    step = schedule, 20, 15
+    low, high = (VARIANCES[name](*step) for name in ("posterior", "beta"))
+    between = VARIANCES["learned"](*step, exponent.clamp(0, 1))
     assert low == ddpm.posterior_variance(schedule, 20, 15) < ddpm.step_variance(schedule, 20, 15)
     assert high == ddpm.step_variance(schedule, 20, 15)
     assert (low * 0.999 <= between).all() and (between <= high * 1.001).all()
@@ -243,11 +244,13 @@ def test_flow_matching_is_three_names(tmp_path):
     train(recipe, squares(32), tmp_path)
     assert train(replace(recipe, epochs=2), squares(32), tmp_path, resume=True).step == 4
     checkpoint = checkpoints.load(tmp_path)
-    assert checkpoint.recipe.times == "logit-normal" and checkpoint.schedule.signal[-1] == 0
+    assert checkpoint.recipe.times == "logit-normal" and checkpoint.schedule.a[-1] == 0
     path = catalogue.make_path(checkpoint.recipe, "cosine")
     for along in (None, path):
-        denoise = make_denoiser(*checkpoint[:3], path=along)
-        images, _ = ddpm.generate(denoise, along or checkpoint.schedule, 2, recipe.shape, steps=3)
+        denoise = make_denoiser(*checkpoint, path=along)
+        path_of_both = along or checkpoint.schedule
+        options = {"sampler": ddpm.ddim_sampler, "steps": 3}
+        images, _ = ddpm.generate(denoise, path_of_both, 2, recipe.shape, **options)
         assert images.shape == (2, *recipe.shape)
 
 
@@ -256,7 +259,7 @@ def test_times_are_the_recipe_s_or_the_objective_s_own():
     schedule, half = catalogue.make_schedule(Recipe()), {}
     for name in ("log-normal", "logit-normal", "noisy"):
         chance = catalogue.make_times(Recipe(times=name)).probability()
-        half[name] = chance[(schedule.noise > schedule.signal)[1:]].sum()
+        half[name] = chance[(schedule.b > schedule.a)[1:]].sum()
     assert half["log-normal"] < 0.2 and half["noisy"] > 0.7
     assert half["logit-normal"] == pytest.approx(0.5, abs=0.01)
     with pytest.raises(ValueError, match="log-normal"):
@@ -425,14 +428,16 @@ def test_training_saves_what_draws_and_goes_on(tmp_path, optimizer, capsys):
     assert "96 images of (1, 16, 16)" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "previews").iterdir()] == ["epoch_001.png"]
     assert train(replace(recipe, epochs=2), squares(), tmp_path, labels, resume=True).step == 12
-    network, schedule, loaded, record = checkpoints.load(tmp_path)
+    network, schedule, loaded = checkpoints.load(tmp_path)
+    _, record = checkpoints.load_config(tmp_path)
     assert (loaded.epochs, record["steps"]) == (2, 12) and not same(network, first.ema)
     asked = told(network, torch.tensor([0, 2]))
-    denoise = ddpm.clipped(make_denoiser(asked, schedule, loaded), schedule)
-    noise = ddpm.noise_source(0, range(2), recipe.shape)
+    denoise = catalogue.bound_denoiser(asked, schedule, loaded, with_exponent=True)
+    draw_noise = ddpm.noise_source(0, range(2), recipe.shape)
     options = {"variance": VARIANCES["learned"]}
     times = sampling_times(schedule, 5)
-    *_, (t, x, _) = ddpm.ddpm_sampler(denoise, schedule, times, noise(), noise, **options)
+    sampler = SAMPLERS["ddpm"]
+    *_, (t, x, _) = sampler(denoise, schedule, times, draw_noise(), draw_noise, **options)
     assert t == 0 and x.isfinite().all()
 
 

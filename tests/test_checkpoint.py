@@ -22,6 +22,7 @@ from mnist_ddpm.methods.guidance import told
 from mnist_ddpm.trainer import train
 from mnist_ddpm.training import checkpoint_files
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.saving import load_state
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
 SHORT = replace(TINY, T=4)
@@ -72,11 +73,12 @@ def put_weights(folder, weights):
 def drawn(network, schedule, n=3, steps=5):
     """uint8 images of a network that predicts the noise."""
     denoise = ddpm.clipped(ddpm.eps_denoiser(network, schedule), schedule)
-    return ddpm.generate(denoise, schedule, n, TINY.shape, steps=steps)[0]
+    return ddpm.generate(denoise, schedule, n, TINY.shape, ddpm.ddim_sampler, steps)[0]
 
 
 def test_what_is_loaded_draws_the_images_of_what_was_saved(saved):
-    network, schedule, recipe, record = checkpoints.load(saved)
+    network, schedule, recipe = checkpoints.load(saved)
+    record = checkpoints.load_config(saved)[1]
     assert (recipe, record) == (TINY, {"steps": 7}) == checkpoints.load_config(saved)
     assert not network.training and not any(w.requires_grad for w in network.parameters())
     given = restless(make_network(TINY))
@@ -129,10 +131,20 @@ def test_the_notebooks_checkpoint_is_one_of_ours(tmp_path):
     run = ddpm.start_run(NOTEBOOK)
     path = ddpm.beta_schedule(ddpm.linear_beta(50))
     list(ddpm.training_loop(run, squares(), path))
-    ddpm.save_run(tmp_path, run)
-    network, schedule, recipe, record = checkpoints.load(tmp_path)
+    ddpm.save_run(tmp_path, run, path)
+    network, schedule, recipe = checkpoints.load(tmp_path)
+    record = checkpoints.load_config(tmp_path)[1]
     assert recipe == Recipe(**asdict(NOTEBOOK)) and record == {"steps": 6}
     assert torch.equal(drawn(network, schedule), drawn(run.ema, path))
+
+
+def test_a_schedule_that_has_no_name_is_the_notebooks_alone(tmp_path):
+    path = catalogue.SCHEDULES["cosine"](NOTEBOOK.T, 0, 0)
+    ddpm.save_run(tmp_path, ddpm.start_run(NOTEBOOK), path)
+    assert torch.equal(ddpm.load_checkpoint(tmp_path)[1].b, path.b)
+    for load in (checkpoints.load, load_state):
+        with pytest.raises(ValueError, match="a schedule without a name.* draw in the notebook"):
+            load(tmp_path)
 
 
 def test_the_notebook_loads_a_checkpoint_by_the_papers_method(tmp_path):
@@ -142,7 +154,7 @@ def test_the_notebook_loads_a_checkpoint_by_the_papers_method(tmp_path):
     run = train(recipe, squares(), tmp_path)
     network, schedule, settings = ddpm.load_checkpoint(tmp_path)
     assert same(network, run.ema) and settings.batch_size == recipe.batch_size
-    assert torch.equal(schedule.signal, catalogue.make_schedule(recipe).signal)
+    assert torch.equal(schedule.a, catalogue.make_schedule(recipe).a)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -174,13 +186,13 @@ def plain_ddim(network, alpha_bar, prediction, times, x):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_checkpoints_draw_what_a_plain_ddim_draws(name):
-    network, schedule, recipe, _ = checkpoints.load(SHIPPED / name)
+    network, schedule, recipe = checkpoints.load(SHIPPED / name)
     asked = told(network, torch.arange(4)) if recipe.classes else network
     denoise = catalogue.make_denoiser(asked, schedule, recipe)
     denoise, times = ddpm.clipped(denoise, schedule), ddpm.timesteps(schedule.T, 4)
-    images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, steps=4)
+    images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, ddpm.ddim_sampler, steps=4)
     noise = ddpm.noise_source(0, range(4), recipe.shape)()
-    alpha_bar = (schedule.signal**2).tolist()
+    alpha_bar = (schedule.a**2).tolist()
     expected = ddpm.to_uint8(plain_ddim(asked, alpha_bar, recipe.prediction, times, noise))
     assert (images.int() - expected.int()).abs().max() <= 2
     assert images.float().std() > 30, "and that is a picture"
@@ -199,7 +211,7 @@ def test_shipped_settings_are_all_read(name):
 def test_the_notebook_loads_the_shipped_digits():
     network, schedule, settings = ddpm.load_checkpoint(SHIPPED / "mnist")
     ours = checkpoints.load(SHIPPED / "mnist")
-    assert same(network, ours.network) and torch.equal(schedule.noise, ours.schedule.noise)
+    assert same(network, ours.network) and torch.equal(schedule.b, ours.schedule.b)
     assert settings.epochs == 48
 
 
@@ -348,5 +360,5 @@ def test_a_kill_between_the_files_of_a_later_save_is_told_and_healed(tmp_path, m
     with pytest.raises(ValueError, match="resume"):
         checkpoints.load(tmp_path)
     run = train(SHORT, squares(), tmp_path, resume=True)
-    assert run.step == 12 == checkpoints.load(tmp_path).record["steps"]
+    assert run.step == 12 == checkpoints.load_config(tmp_path)[1]["steps"]
     assert same(checkpoints.load(tmp_path).network, run.ema)

@@ -125,7 +125,7 @@ def test_a_card_says_how_it_came_about(places, tmp_path):
     assert card["checkpoint_sha256"] == digest(weights)
     assert card["L_simple"]["n"] == 24
     checkpoint = checkpoints.load(places / "plain")
-    denoise = ddpm.clipped(catalogue.make_denoiser(*checkpoint[:3]), checkpoint.schedule)
+    denoise = ddpm.clipped(catalogue.make_denoiser(*checkpoint), checkpoint.schedule)
     options = {"margin": 2, "times_per_image": 20}
     images = PARTS["test"][:5]
     bound = likelihood.bits_per_dim(denoise, checkpoint.schedule, images, **options)
@@ -208,9 +208,9 @@ def test_images_that_are_drawn_are_not_drawn_again(places, tmp_path, monkeypatch
     whole = card_of(places, tmp_path / "whole.json", *flags)
     ddim, sizes = catalogue.SAMPLERS["ddim"], []
 
-    def counted(denoise, schedule, times, xT, noise, eta=0.0):
+    def counted(denoise, schedule, times, xT, draw_noise, eta=0.0):
         sizes.append(len(xT))
-        return ddim(denoise, schedule, times, xT, noise, eta=eta)
+        return ddim(denoise, schedule, times, xT, draw_noise, eta=eta)
 
     monkeypatch.setitem(catalogue.SAMPLERS, "ddim", counted)
     monkeypatch.setattr(keeping, "KEEP_EVERY", -1.0)
@@ -332,7 +332,7 @@ def test_likelihood_prints_and_writes_the_bound(places, tmp_path, capsys):
     card = bound_of(places, out, "--steps", 4, "--variance", "beta", "--split", "train")
     assert (card["steps"], card["T"], card["variance"], card["split"]) == (4, 20, "beta", "train")
     assert card["evaluations_per_image"] == len(card["L_0_to_T_minus_1"]) == 4
-    network, schedule, recipe, _ = checkpoints.load(places / "labelled")
+    network, schedule, recipe = checkpoints.load(places / "labelled")
     times = ddpm.timesteps(20, 4)
     fewer = respace(schedule, times)
     denoise = catalogue.make_denoiser(respaced(network, times), fewer, recipe)

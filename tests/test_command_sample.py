@@ -58,9 +58,9 @@ def stop(monkeypatch):
     ddim, sizes = catalogue.SAMPLERS["ddim"], []
 
     def set_stop(last: int | None = None) -> list[int]:
-        def stopped(denoise, schedule, times, xT, noise, eta=0.0):
+        def stopped(denoise, schedule, times, xT, draw_noise, eta=0.0):
             sizes.append(len(xT))
-            for k, state in enumerate(ddim(denoise, schedule, times, xT, noise, eta=eta)):
+            for k, state in enumerate(ddim(denoise, schedule, times, xT, draw_noise, eta=eta)):
                 if len(sizes) == last and k == 2:
                     raise KeyboardInterrupt
                 yield state
@@ -191,11 +191,11 @@ def test_networks_are_compiled_where_asked(digits, tmp_path, quick, monkeypatch,
 
 
 def test_a_samplers_own_defaults_hold_unless_told(monkeypatch):
-    def noisy(denoise, schedule, times, xT, noise, eta=1.0):
-        return dpmpp_2m_sampler(denoise, schedule, times, xT, noise, eta)
+    def noisy(denoise, schedule, times, xT, draw_noise, eta=1.0):
+        return dpmpp_2m_sampler(denoise, schedule, times, xT, draw_noise, eta)
 
-    def wide(denoise, schedule, times, xT, noise, variance=ddpm.step_variance):
-        return ddpm.ddpm_sampler(denoise, schedule, times, xT, noise, variance)
+    def wide(denoise, schedule, times, xT, draw_noise, variance=ddpm.step_variance):
+        return ddpm.ddpm_sampler(denoise, schedule, times, xT, draw_noise, variance)
 
     monkeypatch.setitem(catalogue.SAMPLERS, "noisy", noisy)
     monkeypatch.setitem(catalogue.SAMPLERS, "wide", wide)
@@ -218,7 +218,7 @@ def test_a_samplers_own_defaults_hold_unless_told(monkeypatch):
 def test_a_sampler_of_ones_own_has_its_options_within_reach(colours, tmp_path, monkeypatch, capsys):
     seen = []
 
-    def mine(denoise, schedule, times, xT, noise, churn=0.0, kind="a"):
+    def mine(denoise, schedule, times, xT, draw_noise, churn=0.0, kind="a"):
         seen.append((churn, kind))
         yield 0, xT, xT
 

@@ -99,7 +99,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_short_training_heeds_the_condition(trained):
-    network, schedule, recipe, _ = checkpoints.load(trained)
+    network, schedule, recipe = checkpoints.load(trained)
     pure, x0 = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)), colours()
 
     def error(pictures):
@@ -149,8 +149,8 @@ def test_a_condition_goes_with_labels_and_a_learned_variance(condition, more, tm
     next(loop.training_loop(begun, images, schedule, catalogue.make_objective(recipe), labels))
     assert begun.network.conv_in.in_channels == 3 + more
     trainer.save_checkpoint(tmp_path, begun.ema, recipe, {})
-    network, schedule, loaded, _ = checkpoints.load(tmp_path)
-    options = {"labels": labels, "scale": 2.0, "pictures": images}
+    network, schedule, loaded = checkpoints.load(tmp_path)
+    options = {"labels": labels, "scale": 2.0, "pictures": images, "with_exponent": True}
     source = drawing.denoisers(network, schedule, loaded, **options)
     x0_hat, _, exponent = source(range(3))(torch.zeros(3, *recipe.shape), 30)
     assert x0_hat.shape == exponent.shape == (3, *recipe.shape)
@@ -317,7 +317,7 @@ def test_a_condition_that_is_missing_or_of_no_use_is_told_with_its_flag(
         assert flags[1] in error_of(capsys, "train", *flags, "--out", tmp_path / "new")
     with pytest.raises(ValueError, match="condition"):
         push_to_hub(upscaling, "me/digits")
-    network, schedule, recipe, _ = checkpoints.load(upscaling)
+    network, schedule, recipe = checkpoints.load(upscaling)
     with pytest.raises(ValueError, match="small"):
         catalogue.make_denoiser(network, schedule, recipe)
     with pytest.raises(ValueError, match="none"):

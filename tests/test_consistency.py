@@ -21,16 +21,16 @@ STD = torch.tensor([0.2, 0.7, 1.5], dtype=torch.float64).view(1, 1, 1, 3)
 
 
 def spread(schedule, t):
-    signal, noise = (value.view(-1, 1, 1, 1) for value in schedule.at(t))
-    return signal, noise, (signal**2 * STD**2 + noise**2).sqrt()
+    a_t, b_t = (value.view(-1, 1, 1, 1) for value in schedule.at(t))
+    return a_t, b_t, (a_t**2 * STD**2 + b_t**2).sqrt()
 
 
 def perfect(schedule):
     """The consistency function: each quantile of x_t becomes that of x_0."""
 
     def denoise(xt, t):
-        signal, _, deviation = spread(schedule, t)
-        x0 = MEAN + STD * (xt - signal * MEAN) / deviation
+        a_t, _, deviation = spread(schedule, t)
+        x0 = MEAN + STD * (xt - a_t * MEAN) / deviation
         return x0, predict_eps(schedule, xt, t, x0)
 
     return denoise
@@ -40,8 +40,8 @@ def exact(schedule):
     """The exact E[x_0 | x_t]."""
 
     def denoise(xt, t):
-        signal, _, deviation = spread(schedule, t)
-        x0 = MEAN + signal * STD**2 * (xt - signal * MEAN) / deviation**2
+        a_t, _, deviation = spread(schedule, t)
+        x0 = MEAN + a_t * STD**2 * (xt - a_t * MEAN) / deviation**2
         return x0, predict_eps(schedule, xt, t, x0)
 
     return denoise
@@ -79,7 +79,7 @@ def test_without_noise_the_function_is_the_identity(path, conversion):
 def test_earlier_times_come_closer_as_training_goes_on(path):
     """ECT's mapping, written anew with its a = stage + 1, q = 2, k = 8, b = 1."""
     t, before = torch.arange(1, path.T + 1), torch.zeros(path.T, dtype=torch.long) - 1
-    sigma = path.noise / path.signal
+    sigma = path.b / path.a
     for done, stage in ((0.0, 0), (0.3, 2), (0.99, 7), (1.0, 7)):
         r = ect_times(path, t, done)
         assert (r >= before).all() and (r < t).all() and (r >= 0).all()

@@ -15,7 +15,6 @@ from mnist_ddpm.ddpm import (
     clipped,
     ddim_sampler,
     ddpm_sampler,
-    draw_strip,
     eps_denoiser,
     generate,
     ideal_denoiser,
@@ -23,6 +22,7 @@ from mnist_ddpm.ddpm import (
     noise_source,
     q_sample,
     save_gif,
+    show_strip,
     step_variance,
     tile,
     timesteps,
@@ -60,9 +60,9 @@ def last(states):
 @pytest.mark.parametrize("steps", [1000, 50])
 @pytest.mark.parametrize("sampler", [ddpm_sampler, ddim_sampler])
 def test_a_perfect_denoiser_lands_on_the_data_in_the_right_shares(sampler, steps):
-    noise = noise_source(0, range(200), (1, 1, 1))
+    draw_noise = noise_source(0, range(200), (1, 1, 1))
     denoise = ideal_denoiser(PAPER, POINTS)
-    x = last(sampler(denoise, PAPER, timesteps(1000, steps), noise(), noise))
+    x = last(sampler(denoise, PAPER, timesteps(1000, steps), draw_noise(), draw_noise))
     assert torch.cdist(x.view(-1, 1), POINTS.view(-1, 1)).min(dim=1).values.max() < 0.01
     assert (x > 0).float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(200))
 
@@ -72,8 +72,8 @@ def test_the_ideal_denoiser_weighs_points_by_their_distance():
     xt, times = torch.full((2, 1, 1, 1), 0.1), torch.tensor([300, 700])
     together, _ = ideal_denoiser(PAPER, POINTS)(xt, times)
     for k, t in enumerate(times.tolist()):
-        a, s = (v.item() for v in PAPER.at(t))
-        weights = np.exp([-((0.1 - a * x) ** 2) / (2 * s**2) for x in (-0.8, 0.6)])
+        a_t, b_t = (v.item() for v in PAPER.at(t))
+        weights = np.exp([-((0.1 - a_t * x) ** 2) / (2 * b_t**2) for x in (-0.8, 0.6)])
         expected = np.average([-0.8, 0.6], weights=weights)
         assert together[k].item() == pytest.approx(expected, rel=1e-5)
 
@@ -107,8 +107,9 @@ def test_ddim_with_eta_1_is_ancestral_sampling(path, steps, perfect):
     denoise = ideal_denoiser(path, POINTS) if perfect else rough
 
     def run(sampler, **options):
-        noise = noise_source(3, range(8), (1, 1, 1))
-        return last(sampler(denoise, path, timesteps(1000, steps), noise(), noise, **options))
+        draw_noise = noise_source(3, range(8), (1, 1, 1))
+        states = sampler(denoise, path, timesteps(1000, steps), draw_noise(), draw_noise, **options)
+        return last(states)
 
     got, expected = run(ddim_sampler, eta=1.0), run(ddpm_sampler)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
@@ -117,22 +118,21 @@ def test_ddim_with_eta_1_is_ancestral_sampling(path, steps, perfect):
 def test_one_step_of_each_sampler_by_hand():
     """With eps_hat = x_t / 2, Eq. 11 gives the mean of Algorithm 2; then DDIM's Eq. 12."""
     x, denoise = torch.full((1, 1, 1, 1), 0.9), eps_denoiser(lambda xt, t: xt / 2, PAPER)
-    beta, alpha_bar = linear_beta()[1000].item(), PAPER.signal[1000].item() ** 2
-    options = {"noise": lambda: torch.ones_like(x), "variance": step_variance}
+    beta, alpha_bar = linear_beta()[1000].item(), PAPER.a[1000].item() ** 2
+    options = {"draw_noise": lambda: torch.ones_like(x), "variance": step_variance}
     _, (_, got, _), *_ = ddpm_sampler(denoise, PAPER, [1000, 999], x, **options)
     mean = (0.9 - beta / math.sqrt(1 - alpha_bar) * 0.45) / math.sqrt(1 - beta)
     assert got.item() == pytest.approx(mean + math.sqrt(beta), rel=1e-5)
     _, (_, got, _), *_ = ddim_sampler(denoise, PAPER, [600, 200], x, no_noise)
-    (a_t, s_t), (a_s, s_s) = PAPER.at(600), PAPER.at(200)
-    x0 = (0.9 - s_t * 0.45) / a_t
-    assert got.item() == pytest.approx((a_s * x0 + s_s * 0.45).item(), rel=1e-5)
+    (a_t, b_t), (a_s, b_s) = PAPER.at(600), PAPER.at(200)
+    x0 = (0.9 - b_t * 0.45) / a_t
+    assert got.item() == pytest.approx((a_s * x0 + b_s * 0.45).item(), rel=1e-5)
 
 
 def test_clipping_bounds_the_image_and_keeps_the_noise_in_step():
     xt = torch.ones(2, 1, 2, 2)
-    free = lambda xt, t: (5 * xt, 0 * xt, "more")  # noqa: E731
-    x0_hat, eps_hat, more = clipped(free, PAPER)(xt, 300)
-    assert (x0_hat == 1).all() and more == "more"
+    x0_hat, eps_hat = clipped(lambda xt, t: (5 * xt, 0 * xt), PAPER)(xt, 300)
+    assert (x0_hat == 1).all()
     torch.testing.assert_close(q_sample(PAPER, x0_hat, 300, eps_hat), xt)
 
 
@@ -143,8 +143,8 @@ def test_eta_out_of_range_is_refused(eta):
 
 
 def test_noise_is_normal_and_no_two_images_share_any():
-    draw = noise_source(0, range(500), (10, 10))
-    noise = torch.cat([draw(), draw()])
+    draw_noise = noise_source(0, range(500), (10, 10))
+    noise = torch.cat([draw_noise(), draw_noise()])
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     assert abs((noise[:500] * noise[500:]).mean()) < 0.02
     streams = [noise_source(seed, range(3), (4, 4))() for seed in (0, 1, 2)]
@@ -167,7 +167,7 @@ def test_image_k_does_not_depend_on_the_batch_size(sampler):
 
 
 def test_a_film_holds_the_first_images_from_noise_to_the_result():
-    options = {"steps": 1000, "film": 2, "batch_size": 3}
+    options = {"steps": 1000, "film_images": 2, "batch_size": 3}
     images, film = generate(ideal_denoiser(PAPER, POINTS), PAPER, 5, (1, 1, 1), **options)
     times = [t for t, _, _ in film]
     assert times == sorted(set(times), reverse=True) and times[0] == 1000 and times[-1] == 0
@@ -209,7 +209,7 @@ def test_gif_has_every_frame_in_order_and_true_levels(tmp_path, predicted, chann
 
 
 def test_strip_shows_state_above_prediction():
-    figure = draw_strip(brightening(), images=2, moments=5)
+    figure = show_strip(brightening(), images=2, moments=5)
     (ax,), levels = figure.axes, np.array([0, 50, 125, 200, 250])
     names = [label.get_text() for label in ax.get_xticklabels()]
     assert [name.split()[-1] for name in names] == ["10", "8", "5", "2", "0"]

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import (
+    Schedule,
     Settings,
     beta_schedule,
     l_simple,
@@ -18,7 +20,7 @@ from mnist_ddpm.ddpm import (
     mirrored,
     q_sample,
     random_generator,
-    replacing,
+    replace_file,
     resume_run,
     save_run,
     start_run,
@@ -187,8 +189,8 @@ def test_a_run_goes_on_bit_for_bit_from_the_middle_of_an_epoch(tmp_path):
     for _ in training_loop(part, images, schedule, **flipped):
         if part.step == 8:
             break
-    save_run(tmp_path, part)
-    resumed = resume_run(tmp_path, TINY)
+    save_run(tmp_path, part, schedule)
+    resumed = resume_run(tmp_path, TINY, schedule)
     assert resumed.step == 8
     list(training_loop(resumed, images, schedule, **flipped))
     assert resumed.losses == whole.losses and len(whole.losses) == 12
@@ -198,37 +200,53 @@ def test_a_run_goes_on_bit_for_bit_from_the_middle_of_an_epoch(tmp_path):
 def test_a_checkpoint_draws_as_the_averaged_network_does(tmp_path):
     settings = replace(TINY, beta_1=1e-3, beta_T=0.1)
     run = trained(settings)
-    save_run(tmp_path, run)
-    network, schedule, found = load_checkpoint(tmp_path)
-    assert replace(found, channel_mults=tuple(found.channel_mults)) == settings
+    linear = schedule_of(settings)
+    for saved in (linear, Schedule(linear.a.square(), linear.b.square())):  # by name, as tables
+        save_run(tmp_path, run, saved)
+        network, schedule, found = load_checkpoint(tmp_path)
+        assert found == settings and torch.equal(schedule.a, saved.a)
+        assert torch.equal(schedule.b, saved.b) and schedule.b.dtype == torch.float64
     assert same(network, run.ema) and not same(network, run.network) and not network.training
-    assert torch.equal(schedule.signal, schedule_of(settings).signal)
 
 
 def test_more_epochs_may_be_trained_and_nothing_else_may_change(tmp_path):
-    save_run(tmp_path, trained(replace(TINY, epochs=1)))
-    more = resume_run(tmp_path, TINY)
-    list(training_loop(more, squares(), schedule_of(TINY)))
+    schedule = schedule_of(TINY)
+    save_run(tmp_path, trained(replace(TINY, epochs=1)), schedule)
+    more = resume_run(tmp_path, TINY, schedule)
+    list(training_loop(more, squares(), schedule))
     assert more.step == 12
     with pytest.raises(ValueError, match="learning_rate"):
-        resume_run(tmp_path, replace(TINY, learning_rate=0.1))
+        resume_run(tmp_path, replace(TINY, learning_rate=0.1), schedule)
+    with pytest.raises(ValueError, match="schedule"):
+        resume_run(tmp_path, TINY, Schedule(schedule.a.square(), schedule.b))
+
+
+def test_a_run_of_other_code_goes_on_with_a_warning(tmp_path, monkeypatch, capsys):
+    save_run(tmp_path, start_run(TINY), schedule_of(TINY))
+    resume_run(tmp_path, TINY, schedule_of(TINY))
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(ddpm, "code_digest", lambda: "of an edited cell")
+    assert resume_run(tmp_path, TINY, schedule_of(TINY)).step == 0
+    assert "Warning: the code" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
-    save_run(tmp_path, start_run(TINY))
+    save_run(tmp_path, start_run(TINY), schedule_of(TINY))
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    for method in ({"schedule": "cosine", "prediction": "eps"}, None):
+    ours = {"schedule": "linear", "prediction": "eps"}
+    for method in (ours | {"schedule": "cosine"}, ours | {"prediction": "v"}, None):
         path.write_text(json.dumps(config | {"method": method}))
         with pytest.raises(ValueError, match=str(tmp_path)):
             load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name, load", [
-    ("model.safetensors", load_checkpoint), ("training_state.pt", lambda f: resume_run(f, TINY)),
+    ("model.safetensors", load_checkpoint), 
+    ("training_state.pt", lambda folder: resume_run(folder, TINY, schedule_of(TINY))),
 ])  # fmt: skip
 def test_a_changed_byte_is_refused(tmp_path, name, load):
-    save_run(tmp_path, start_run(TINY))
+    save_run(tmp_path, start_run(TINY), schedule_of(TINY))
     load(tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
     content[len(content) // 2] ^= 1  # of a weight
@@ -237,16 +255,18 @@ def test_a_changed_byte_is_refused(tmp_path, name, load):
         load(tmp_path)
 
 
-def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("No space left on device")])
+def test_a_kill_or_a_full_disk_while_writing_leaves_the_old_file(tmp_path, monkeypatch, error):
     path = tmp_path / "kept.txt"
-    path.write_text("old")
+    path.write_bytes(b"old")
 
-    def killed(temporary):
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+    def failing(file):
+        raise error
 
-    with pytest.raises(KeyboardInterrupt):
-        replacing(path, killed)
-    assert path.read_text() == "old"
-    replacing(path, lambda temporary: temporary.write_text("new"))
-    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+    with monkeypatch.context() as patched, pytest.raises(type(error), match=r"kept\.txt|^$"):
+        patched.setattr(ddpm.os, "fsync", failing)
+        replace_file(path, b"half")
+    assert path.read_bytes() == b"old"
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert isinstance(error, KeyboardInterrupt) or len(list(tmp_path.iterdir())) == 1

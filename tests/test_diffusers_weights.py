@@ -196,7 +196,7 @@ def test_our_network_comes_back_bit_by_bit(prediction, tmp_path):
     save_diffusers(tmp_path / "exported", network, recipe)
     again, schedule, back = load_diffusers(tmp_path / "exported")
     assert back == recipe and same_weights(again, network)
-    assert torch.equal(schedule.signal, make_schedule(recipe).signal)
+    assert torch.equal(schedule.a, make_schedule(recipe).a)
 
 
 # What diffusers draws
@@ -214,12 +214,12 @@ def ours_from(recipe, network, steps, sampler, **options):
     """Two images of ours, in the order in which diffusers draws its noise."""
     generator, schedule = torch.Generator().manual_seed(1), make_schedule(recipe)
 
-    def noise():
+    def draw_noise():
         return torch.randn(2, *recipe.shape, generator=generator)
 
     denoise = ddpm.clipped(make_denoiser(network, schedule, recipe), schedule)
     times = ddpm.timesteps(recipe.T, steps)
-    return pictures(sampler(denoise, schedule, times, noise(), noise, **options))
+    return pictures(sampler(denoise, schedule, times, draw_noise(), draw_noise, **options))
 
 
 def theirs_from(pipeline, folder, steps, **options):
@@ -285,7 +285,7 @@ def test_settings_go_there_and_back(schedule, prediction):
     config, scheduler = json.loads(json.dumps(settings_to_diffusers(recipe)))
     assert settings_from_diffusers(config, scheduler, "somewhere") == recipe
     theirs = DDPMScheduler.from_config(scheduler).alphas_cumprod.double()
-    ours = make_schedule(recipe).signal[1:] ** 2
+    ours = make_schedule(recipe).a[1:] ** 2
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
 
 

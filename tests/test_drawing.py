@@ -50,9 +50,9 @@ def test_image_k_depends_on_the_seed_and_k_alone(network):
 
 def test_it_draws_what_the_notebook_draws(network):
     denoise = ddpm.clipped(ddpm.eps_denoiser(network, PAPER), PAPER)
-    theirs, reel = ddpm.generate(denoise, PAPER, 5, SHAPE, VARIED, 5, seed=3, batch_size=3, film=2)
-    options = {"times": TIMES, "sampler": VARIED, "seed": 3, "batch_size": 3, "film": 2}
-    images, film = generate(of(network), PAPER, 5, SHAPE, **options)
+    options = {"sampler": VARIED, "seed": 3, "batch_size": 3, "film_images": 2}
+    theirs, reel = ddpm.generate(denoise, PAPER, 5, SHAPE, steps=5, **options)
+    images, film = generate(of(network), PAPER, 5, SHAPE, times=TIMES, **options)
     assert torch.equal(images, theirs) and [t for t, *_ in film] == [t for t, *_ in reel]
     assert all(
         torch.equal(a, b) for mine, own in zip(film, reel) for a, b in zip(mine[1:], own[1:])
@@ -70,7 +70,7 @@ def test_processes_share_the_images_and_all_get_them_all(network, size):
 def test_the_film_is_of_the_first_images_from_noise_to_the_result(tmp_path):
     def films(world):
         kept = Kept(tmp_path, Counted(None))
-        options = {"times": ddpm.timesteps(1000, 100), "batch_size": 3, "film": 2}
+        options = {"times": ddpm.timesteps(1000, 100), "batch_size": 3, "film_images": 2}
         return generate(ideal, PAPER, 9, (1, 1, 1), **options, kept=kept, world=world)
 
     (images, film), (again, none) = in_processes(2, films)
@@ -84,9 +84,9 @@ def test_the_film_is_of_the_first_images_from_noise_to_the_result(tmp_path):
 def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
     whole, sizes = drawn(network, batch_size=2), []
 
-    def stopping(last, denoise, schedule, times, xT, noise):
+    def stopping(last, denoise, schedule, times, xT, draw_noise):
         sizes.append(len(xT))
-        for state in VARIED(denoise, schedule, times, xT, noise):
+        for state in VARIED(denoise, schedule, times, xT, draw_noise):
             if len(sizes) == last and state[0] == 400:
                 raise KeyboardInterrupt
             yield state
@@ -98,7 +98,7 @@ def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
         with kept.stoppable():
             images, film = generate(
                 of(counted), PAPER, 7, SHAPE, times=TIMES, sampler=sampler, seed=3, batch_size=2,
-                kept=kept, film=2,
+                kept=kept, film_images=2,
             )  # fmt: skip
         return images.int(), film, cost(kept, 7)
 
@@ -147,7 +147,7 @@ def test_fewer_images_than_processes_are_refused():
 
 @pytest.mark.parametrize("times", [[], [5], [5, 2]])
 def test_a_sampler_that_does_not_end_at_the_image_is_refused(times):
-    def mine(denoise, schedule, times, xT, noise):
+    def mine(denoise, schedule, times, xT, draw_noise):
         for t in times:
             yield t, xT, xT
 
@@ -164,7 +164,7 @@ def test_images_that_are_no_numbers_are_no_pictures():
 def test_a_sampler_of_ones_own_keeps_nothing_for_gradients(network):
     kept = []
 
-    def mine(denoise, schedule, times, xT, noise):
+    def mine(denoise, schedule, times, xT, draw_noise):
         kept.append(denoise(xT, 1)[0].requires_grad)
         yield 0, xT, xT
 

@@ -29,8 +29,8 @@ def test_preconditioning_is_that_of_the_papers_table(path):
     network = lambda x, t: seen.append(x) or torch.tanh(x)  # noqa: E731
     x0_hat, eps_hat = denoiser(network, path, EDM)(xt, TIMES)
     for k, t in enumerate(TIMES.tolist()):
-        signal, noise = path.at(t)
-        sigma, x = noise / signal, xt[k] / signal
+        a_t, b_t = path.at(t)
+        sigma, x = b_t / a_t, xt[k] / a_t
         norm = torch.sqrt(sigma**2 + 0.25)
         c_skip, c_out, c_in = 0.25 / norm**2, 0.5 * sigma / norm, 1 / norm
         torch.testing.assert_close(seen[0][k], c_in * x)
@@ -45,12 +45,9 @@ def test_preconditioning_is_that_of_the_papers_table(path):
 def test_what_the_network_sees_and_is_to_say_has_variance_1(path):
     """For data of deviation 1/2: both are linear in x_0 and eps."""
     t = torch.arange(1, 1001)
-    signal, noise = (per_image(table, torch.zeros(1).double()) for table in path.at(t))
-    c_in, (skip, out) = per_image(scale(path, t), signal), weights(path, signal, t)
-    for of_x0, of_eps in (
-        (c_in * signal, c_in * noise),
-        ((1 - skip * signal) / out, -skip * noise / out),
-    ):
+    a_t, b_t = (per_image(table, torch.zeros(1).double()) for table in path.at(t))
+    c_in, (skip, out) = per_image(scale(path, t), a_t), weights(path, a_t, t)
+    for of_x0, of_eps in ((c_in * a_t, c_in * b_t), ((1 - skip * a_t) / out, -skip * b_t / out)):
         variance = (0.5 * of_x0) ** 2 + of_eps**2
         torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-6, atol=0)
 
@@ -61,7 +58,7 @@ def test_the_loss_is_that_of_the_paper(path):
     x0, eps, xt = example(path)
     network = lambda x, t: 0.3 * x + 0.1  # noqa: E731
     error = (denoiser(network, path, EDM)(xt, TIMES)[0] - x0).square().mean(dim=(1, 2, 3))
-    sigma = (path.noise / path.signal)[TIMES]
+    sigma = (path.b / path.a)[TIMES]
     wanted = (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * error
     for each in (None, weight):
         torch.testing.assert_close(weighted(EDM, each)(network, path, x0, TIMES, eps), wanted)
@@ -82,7 +79,7 @@ def test_output_and_image_say_the_same(path):
 @pytest.mark.parametrize("n", [2, 5, 18])
 def test_steps_are_spaced_as_in_the_paper(n):
     fine = linear(4000, 1e-4 / 4, 0.02 / 4)
-    times, sigma = karras_times(fine, n), fine.noise / fine.signal
+    times, sigma = karras_times(fine, n), fine.b / fine.a
     assert times[0] == 4000
     theirs = EDMEulerScheduler(sigma_min=sigma[1].item(), sigma_max=80.0, sigma_data=0.5)
     theirs.set_timesteps(n)

@@ -363,14 +363,14 @@ def test_a_shipped_checkpoint_is_asked_as_often_as_its_row_says(tmp_path, monkey
     monkeypatch.setattr(steps, "OTHERS", ("mnist-guide",))
     calls, draw = [], Lab.draw
 
-    def watched(lab: Lab, trained: Trained, *rest) -> torch.Tensor:
+    def watched(lab: Lab, trained: Trained, *rest, **more) -> torch.Tensor:
         calls.append(0)
 
         def count(*_) -> None:
             calls[-1] += 1
 
         with trained.network().register_forward_hook(count):
-            return draw(lab, trained, *rest)
+            return draw(lab, trained, *rest, **more)
 
     monkeypatch.setattr(Lab, "draw", watched)
     flags = ["steps", "--quick", "--out", str(tmp_path), "--data", str(ROOT / "data")]

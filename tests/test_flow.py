@@ -45,16 +45,16 @@ def tables(schedule, t):
     low = t.long().clamp(max=schedule.T - 1)
     return (
         torch.lerp(table[low], table[low + 1], t - low).view(-1, 1, 1, 1)
-        for table in (schedule.signal, schedule.noise)
+        for table in (schedule.a, schedule.b)
     )
 
 
-def mixture_x0(signal, noise, xt):
+def mixture_x0(a_t, b_t, xt):
     """The exact E[x_0 | x_t] of a pixel from the mixture."""
-    variance = signal**2 * STD**2 + noise**2  # (N, 1, 1, K), as all that follows
-    miss = xt - signal * MEAN
+    variance = a_t**2 * STD**2 + b_t**2  # (N, 1, 1, K), as all that follows
+    miss = xt - a_t * MEAN
     logits = SHARE.log() - variance.log() / 2 - miss**2 / (2 * variance)
-    x0 = MEAN + signal * STD**2 / variance * miss
+    x0 = MEAN + a_t * STD**2 / variance * miss
     return (logits.softmax(dim=-1) * x0).sum(dim=-1, keepdim=True)
 
 
@@ -72,12 +72,12 @@ def mixture_network(schedule, conversion):
     """A network that is right, also at fractions of t."""
 
     def network(xt, t):
-        signal, noise = tables(schedule, t)
-        here = Schedule(*(table.flatten() for table in (signal, noise)))
-        place = torch.arange(len(here.signal)).expand(len(xt))
+        a_t, b_t = tables(schedule, t)
+        here = Schedule(*(table.flatten() for table in (a_t, b_t)))
+        place = torch.arange(len(here.a)).expand(len(xt))
         if conversion.scale is not None:
             xt = xt / conversion.scale(here, place).view(-1, 1, 1, 1)
-        return conversion.from_x0(here, xt, place, mixture_x0(signal, noise, xt))
+        return conversion.from_x0(here, xt, place, mixture_x0(a_t, b_t, xt))
 
     return network
 
@@ -118,8 +118,8 @@ def test_the_ode_takes_each_quantile_of_noise_to_that_of_the_data(sampler, steps
 )  # fmt: skip
 def test_noisy_samplers_land_on_the_mixture(sampler):
     n, generator = 4000, random_generator(0)
-    noise = partial(torch.randn, n, 1, 1, 1, generator=generator, dtype=torch.float64)
-    x = last(sampler(mixture(STRAIGHT), STRAIGHT, timesteps(1000, 200), noise(), noise))
+    draw_noise = partial(torch.randn, n, 1, 1, 1, generator=generator, dtype=torch.float64)
+    x = last(sampler(mixture(STRAIGHT), STRAIGHT, timesteps(1000, 200), draw_noise(), draw_noise))
     parts = below(x).sort().values
     distance = (parts - (torch.arange(n) + 0.5) / n).abs().max()  # Kolmogorov and Smirnov's
     assert distance < 1.95 / math.sqrt(n)
@@ -141,8 +141,8 @@ def test_ddim_is_the_euler_step_of_another_implementation():
 
     theirs = FlowMatchEulerDiscreteScheduler()
     theirs.set_timesteps(sigmas=[t / 1000 for t in timesteps(1000, 7)])
-    noise = noise_source(0, range(3), (1, 4, 4))
-    x = xT = noise()
+    draw_noise = noise_source(0, range(3), (1, 4, 4))
+    x = xT = draw_noise()
     for t in theirs.timesteps:
         x = theirs.step(network(x, t.expand(3)), t, x).prev_sample
     denoise = denoiser(network, STRAIGHT, VELOCITY)
@@ -156,15 +156,13 @@ def test_ddim_is_the_euler_step_of_another_implementation():
 def test_times_are_matched_by_snr():
     """On the straight path t/T = noise / (signal + noise), whatever lies between two times."""
     times, own = matched(STRAIGHT, PAPER)
-    exact = 1000 * PAPER.noise / (PAPER.signal + PAPER.noise)
+    exact = 1000 * PAPER.b / (PAPER.a + PAPER.b)
     torch.testing.assert_close(times[1:], exact[1:], rtol=0, atol=1e-9)
-    for table, wanted in ((own.signal, 1 - exact / 1000), (own.noise, exact / 1000)):
+    for table, wanted in ((own.a, 1 - exact / 1000), (own.b, exact / 1000)):
         torch.testing.assert_close(table[1:], wanted[1:], rtol=0, atol=1e-12)
     times, own = matched(PAPER, STRAIGHT)
     inside = slice(10, 990)  # PAPER's SNR, at both ends, is that of 9.9 and 993.7
-    torch.testing.assert_close(
-        (own.noise / own.signal)[inside], (STRAIGHT.noise / STRAIGHT.signal)[inside]
-    )
+    torch.testing.assert_close((own.b / own.a)[inside], (STRAIGHT.b / STRAIGHT.a)[inside])
     assert times[:10].eq(1).all() and times[-6:].eq(1000).all() and (times.diff() >= 0).all()
     assert own.at(1000) == PAPER.at(1000)
     whole, _ = matched(STRAIGHT, flow(250))
@@ -223,8 +221,8 @@ def test_beyond_the_schedule_s_last_snr_its_last_time_speaks():
     denoise = along(STRAIGHT, network, PAPER, partial(denoiser, conversion=EPS))
     xT = torch.full((2, 1, 1, 1), 1.5, dtype=torch.float64)
     x0_hat, eps_hat = denoise(xT, 1000)
-    signal, noise = PAPER.at(1000)
-    torch.testing.assert_close(x0_hat, (xT - noise * 0.9 * xT) / signal)
+    a_t, b_t = PAPER.at(1000)
+    torch.testing.assert_close(x0_hat, (xT - b_t * 0.9 * xT) / a_t)
     assert torch.equal(eps_hat, xT) and asked == [[1000, 1000]]
 
 
@@ -233,7 +231,8 @@ def test_beyond_the_schedule_s_last_snr_its_last_time_speaks():
 
 def test_each_image_is_trained_with_the_noise_that_it_came_from():
     points = torch.tensor([-0.8, 0.1, 0.6]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
-    images, _ = generate(ideal_denoiser(STRAIGHT, points), STRAIGHT, 9, (1, 2, 2), steps=9, seed=3)
+    options = {"sampler": ddim_sampler, "steps": 9, "seed": 3}
+    images, _ = generate(ideal_denoiser(STRAIGHT, points), STRAIGHT, 9, (1, 2, 2), **options)
     images = images + torch.arange(9, dtype=torch.uint8).view(9, 1, 1, 1)  # so that none is twice
     objective = reflow(lambda network, schedule, x0, t, eps: eps.flatten(1), images, seed=3)
     batch = [7, 2, 5]
@@ -256,7 +255,7 @@ def test_times_have_the_density_of_the_paper():
         torch.testing.assert_close(found, density / 1000, rtol=0.01, atol=1e-6)
     found, log_sigma = NormalTimes(PAPER, -1.2, 1.2).probability(), NormalDist(-1.2, 1.2)
     for t in (2, 300, 900):
-        ends = [math.log(PAPER.noise[s] / PAPER.signal[s]) for s in (t - 1, t)]
+        ends = [math.log(PAPER.b[s] / PAPER.a[s]) for s in (t - 1, t)]
         assert found[t - 1].item() == pytest.approx(log_sigma.cdf(ends[1]) - log_sigma.cdf(ends[0]))
     assert found.sum().item() == pytest.approx(1)
 

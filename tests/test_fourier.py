@@ -47,7 +47,7 @@ def test_the_network_sees_them_beside_x_and_is_no_wider_otherwise():
 def test_along_log_snr_the_plain_error_of_eps_is_the_bound(T):
     """With g = -log SNR, a step costs (e^(g_t - g_s) - 1) / 2 times the squared error, in nats."""
     schedule, generator = log_snr(T), torch.Generator().manual_seed(0)
-    snr = (schedule.signal / schedule.noise).square().log()[1:]
+    snr = (schedule.a / schedule.b).square().log()[1:]
     assert snr[0].item() == pytest.approx(13.3) and snr[-1].item() == pytest.approx(-5)
     torch.testing.assert_close(snr.diff(), torch.full((T - 1,), -18.3 / (T - 1)).double())
     t = torch.arange(2, T + 1)

@@ -182,7 +182,7 @@ def test_a_flipped_byte_is_refused(hub, small):
 
 
 def test_models_of_diffusers_come_by_their_revision_too(hub, small, tmp_path):
-    network, _, recipe, _ = checkpoints.load(save_network(tmp_path / "a", EXPORTED))
+    network, _, recipe = checkpoints.load(save_network(tmp_path / "a", EXPORTED))
     save_diffusers(tmp_path / "theirs", network, recipe)
     huggingface_hub.HfApi().create_repo("own/theirs")
     huggingface_hub.HfApi().upload_folder(repo_id="own/theirs", folder_path=tmp_path / "theirs")

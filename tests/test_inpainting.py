@@ -30,11 +30,11 @@ def shrinking(schedule):
 
 
 def fill(schedule=PAPER, n=1, known=PAIRS[:1], mask=LEFT, steps=10, denoise=None, **options):
-    noise = noise_source(0, range(n), (1, 1, 2))
+    draw_noise = noise_source(0, range(n), (1, 1, 2))
     denoise = denoise or ideal_denoiser(schedule, PAIRS)
     times = steps if isinstance(steps, list) else timesteps(1000, steps)
     options |= {"known": known, "mask": mask}
-    return list(repaint_sampler(denoise, schedule, times, noise(), noise, **options))
+    return list(repaint_sampler(denoise, schedule, times, draw_noise(), draw_noise, **options))
 
 
 @pytest.mark.parametrize("resamples", [1, 3])
@@ -49,10 +49,10 @@ def test_known_pixels_come_back_exactly_whatever_the_denoiser_says(resamples):
 def test_known_pixels_have_the_noise_of_their_time_on_the_way(path):
     known, steps = torch.full((1, 1, 1, 2), 0.5), [1000, 700, 400, 100]
     for t, x, _ in fill(path, 400, known=known, resamples=2, jump=3, steps=steps)[1:-1]:
-        signal, noise = (value.item() for value in path.at(t))
+        a_t, b_t = (value.item() for value in path.at(t))
         left = x[..., 0]
-        assert left.mean().item() == pytest.approx(0.5 * signal, abs=4 * noise / 20)
-        assert left.std().item() == pytest.approx(noise, rel=0.15)
+        assert left.mean().item() == pytest.approx(0.5 * a_t, abs=4 * b_t / 20)
+        assert left.std().item() == pytest.approx(b_t, rel=0.15)
 
 
 @PATHS
@@ -63,9 +63,9 @@ def test_going_back_up_restores_the_noise_of_the_time(path):
     for jump in (1, 2, 10):
         options = {"mask": mask, "steps": steps, "resamples": 3, "jump": jump}
         for t, x, _ in fill(path, 1000, denoise=denoise, **options)[:-1]:
-            signal, noise = (value.item() for value in path.at(t))
-            assert x.mean().item() == pytest.approx(0.5 * signal, abs=0.1 * noise)
-            assert x.std().item() == pytest.approx(noise, rel=0.07)
+            a_t, b_t = (value.item() for value in path.at(t))
+            assert x.mean().item() == pytest.approx(0.5 * a_t, abs=0.1 * b_t)
+            assert x.std().item() == pytest.approx(b_t, rel=0.07)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -87,10 +87,10 @@ def of_correlated_pixels(correlation=0.8):
     covariance = torch.tensor([[1, correlation], [correlation, 1]])
 
     def denoise(xt, t):
-        a, s = (value.item() for value in PAPER.at(t))
-        gain = a * covariance @ torch.linalg.inv(a**2 * covariance + s**2 * torch.eye(2))
+        a_t, b_t = (value.item() for value in PAPER.at(t))
+        gain = a_t * covariance @ torch.linalg.inv(a_t**2 * covariance + b_t**2 * torch.eye(2))
         x0_hat = (xt.flatten(1) @ gain.T).view_as(xt)
-        return x0_hat, (xt - a * x0_hat) / s
+        return x0_hat, (xt - a_t * x0_hat) / b_t
 
     return denoise
 
@@ -98,10 +98,10 @@ def of_correlated_pixels(correlation=0.8):
 def filled(steps, **options):
     """The unknown pixels of 3,000 pairs, where the known ones are 0.6."""
     generator = torch.Generator().manual_seed(0)
-    noise = lambda: torch.randn(3000, 1, 1, 2, generator=generator)  # noqa: E731
+    draw_noise = lambda: torch.randn(3000, 1, 1, 2, generator=generator)  # noqa: E731
     denoise, times = of_correlated_pixels(), timesteps(1000, steps)
     options |= {"known": torch.full((1, 1, 1, 2), 0.6), "mask": LEFT}
-    *_, (_, x, _) = repaint_sampler(denoise, PAPER, times, noise(), noise, **options)
+    *_, (_, x, _) = repaint_sampler(denoise, PAPER, times, draw_noise(), draw_noise, **options)
     return x[..., 1]
 
 
@@ -152,14 +152,15 @@ def test_what_cannot_be_filled_in_is_refused(wrong, named):
 def test_filling_in_works_in_colour_with_one_mask_for_all():
     known, mask = torch.full((1, 3, 2, 2), 1.0), torch.zeros(1, 1, 2, 2)
     mask[..., 0] = 1
-    noise = noise_source(0, range(3), (3, 2, 2))
+    draw_noise = noise_source(0, range(3), (3, 2, 2))
     options = {"known": known, "mask": mask, "resamples": 2}
     times = timesteps(1000, 5)
-    *_, (_, x, _) = repaint_sampler(shrinking(PAPER), PAPER, times, noise(), noise, **options)
+    denoise, xT = shrinking(PAPER), draw_noise()
+    *_, (_, x, _) = repaint_sampler(denoise, PAPER, times, xT, draw_noise, **options)
     assert x.shape == (3, 3, 2, 2) and (x[..., 0] == 1).all() and (x[..., 1] < 1).any()
 
 
-def only_the_start(denoise, schedule, times, xT, noise):
+def only_the_start(denoise, schedule, times, xT, draw_noise):
     """A sampler that returns what it is given."""
     yield 0, xT, xT
 
@@ -188,8 +189,8 @@ def test_little_noise_keeps_the_image_and_much_noise_does_not():
     sampler = started_from(image, ddpm_sampler)
 
     def kept(first):
-        noise = noise_source(0, range(100), (1, 1, 1))
-        *_, (_, x, _) = sampler(denoise, PAPER, timesteps(first, 20), noise(), noise)
+        draw_noise = noise_source(0, range(100), (1, 1, 1))
+        *_, (_, x, _) = sampler(denoise, PAPER, timesteps(first, 20), draw_noise(), draw_noise)
         return (to_uint8(x) == to_uint8(image)).float().mean().item()
 
     assert kept(20) > 0.95 and kept(1000) < 0.6

@@ -5,6 +5,7 @@ import torch
 
 from mnist_ddpm.ddpm import (
     UNet,
+    clipped,
     ddpm_sampler,
     posterior_mean,
     posterior_variance,
@@ -14,12 +15,15 @@ from mnist_ddpm.ddpm import (
 )
 from mnist_ddpm.methods.learned_variance import (
     ImportanceTimes,
-    fixed,
+    ancestral_sampler,
+    keeping_exponent,
     l_hybrid,
     l_vlb,
     learned,
     learned_denoiser,
     split,
+    takes_exponent,
+    without_exponent,
 )
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.methods.predictions import EPS, MU, X0, V, weighted
@@ -108,12 +112,28 @@ def test_a_learned_step_has_the_variance_that_the_network_says(t, v):
     x = torch.full((1, 1, 1, 1), 0.4)
     network = lambda xt, t: torch.cat([0.5 * xt, torch.full_like(xt, v)], dim=1)  # noqa: E731
     denoise, ones = learned_denoiser(network, PAPER, EPS), lambda: torch.ones_like(x)
-    _, (_, got, _), *_ = ddpm_sampler(denoise, PAPER, [t, t - 1], x, ones, variance=learned)
+    _, (_, got, _), *_ = ancestral_sampler(denoise, PAPER, [t, t - 1], x, ones, variance=learned)
     mean = posterior_mean(PAPER, predict_x0(PAPER, x, t, 0.5 * x), x, t, t - 1)
     low, high = posterior_variance(PAPER, t, t - 1), step_variance(PAPER, t, t - 1)
     e = (v + 1) / 2
     deviation = torch.exp(e * high.log() + (1 - e) * low.log()).sqrt()
     torch.testing.assert_close(got, mean + deviation.float())
+
+
+def test_without_its_exponent_a_denoiser_is_clipped_and_sampled_as_any_other():
+    """And the package's sampler is the notebook's where the variance is not learned."""
+    network = lambda xt, t: torch.cat([0.1 * xt, 0.3 + 0 * xt], dim=1)  # noqa: E731
+    denoise = learned_denoiser(network, PAPER, EPS)
+    x = torch.linspace(-1, 1, 8).view(2, 1, 2, 2)
+    plain = clipped(without_exponent(denoise), PAPER)
+    found = keeping_exponent(clipped)(denoise, PAPER)(x, 300)
+    assert all(map(torch.equal, found, (*plain(x, 300), denoise(x, 300)[2])))
+    assert takes_exponent(learned) and not takes_exponent(None)
+    for variance in (posterior_variance, step_variance):
+        assert not takes_exponent(variance)
+        options = plain, PAPER, [900, 400, 30], x, lambda: x, variance
+        pairs = zip(ancestral_sampler(*options), ddpm_sampler(*options), strict=True)
+        assert all(torch.equal(ours[1], notebook[1]) for ours, notebook in pairs)
 
 
 def test_exponents_0_and_1_are_the_posteriors_variance_and_betas():
@@ -122,7 +142,6 @@ def test_exponents_0_and_1_are_the_posteriors_variance_and_betas():
     for exponent, variance in ((zero, posterior_variance), (zero + 1, step_variance)):
         expected = variance(PAPER, t, s)
         torch.testing.assert_close(learned(PAPER, t, s, exponent).flatten(), expected)
-        assert torch.equal(fixed(variance)(PAPER, t, s, exponent), expected)
     last = [learned(PAPER, 5, 0, zero[:1] + e).item() for e in (0, 0.5, 1)]
     assert last[0] == pytest.approx(0, abs=1e-100) and last[1] == pytest.approx(0, abs=1e-100)
     assert last[2] == pytest.approx(step_variance(PAPER, 5, 0).item()), "no 0 · inf"

@@ -15,7 +15,7 @@ from mnist_ddpm.ddpm import (
     step_variance,
     to_float,
 )
-from mnist_ddpm.methods.learned_variance import learned_denoiser
+from mnist_ddpm.methods.learned_variance import keeping_exponent, learned_denoiser
 from mnist_ddpm.methods.likelihood import (
     Bound,
     bits_per_dim,
@@ -123,7 +123,7 @@ def test_step_variance_lies_between_the_posteriors_and_beta(schedule):
     torch.testing.assert_close(first.exp().flatten(), low[:1])
     finest = log_snr(1000)  # whose beta_2 is far below beta_1
     floor = step_log_variance(finest, torch.tensor([1]), zero).exp().item()
-    assert floor == pytest.approx(finest.noise[1].item() ** 2 / 2)
+    assert floor == pytest.approx(finest.b[1].item() ** 2 / 2)
     alone = step_log_variance(linear(1, 0.3, 0.3), torch.tensor([1]), zero)
     assert alone.exp().item() == pytest.approx(0.3)
 
@@ -137,12 +137,12 @@ def test_terms_have_their_expected_values_for_gaussian_data(schedule, exponent):
     q(x_0 | x_t).
     """
     mean, std, t = 0.2, 0.4, torch.arange(2, 1001)
-    (signal, noise), (before, left) = schedule.at(t), schedule.at(t - 1)
-    beta = noise**2 - (signal / before * left) ** 2
-    error = std**2 * noise**2 / (signal**2 * std**2 + noise**2)
-    posterior = beta * left**2 / noise**2
+    (a_t, b_t), (a_s, b_s) = schedule.at(t), schedule.at(t - 1)
+    beta = b_t**2 - (a_t / a_s * b_s) ** 2
+    error = std**2 * b_t**2 / (a_t**2 * std**2 + b_t**2)
+    posterior = beta * b_s**2 / b_t**2
     variance = posterior ** (1 - exponent) * beta**exponent
-    factor = before * beta / noise**2
+    factor = a_s * beta / b_t**2
     expected = (variance / posterior).log() + posterior / variance - 1
     expected += factor**2 * error / variance
 
@@ -174,8 +174,8 @@ def test_the_last_term_is_the_decoder_with_the_second_posteriors_variance():
 
 def test_prior_term_is_the_divergence_of_x_T_from_pure_noise():
     schedule = linear(30)  # far from reaching it
-    x0, (signal, noise) = torch.tensor([-1.0, 0.5]).double().view(2, 1, 1, 1), schedule.at(30)
-    p = torch.distributions.Normal(signal * x0, noise)
+    x0, (a_t, b_t) = torch.tensor([-1.0, 0.5]).double().view(2, 1, 1, 1), schedule.at(30)
+    p = torch.distributions.Normal(a_t * x0, b_t)
     pure = torch.distributions.Normal(torch.zeros_like(x0), 1.0)
     expected = torch.distributions.kl_divergence(p, pure) / math.log(2)
     torch.testing.assert_close(prior_term(schedule, x0), expected, rtol=1e-9, atol=0)
@@ -320,7 +320,7 @@ def test_learned_variance_at_its_ends_is_the_posteriors_and_beta():
 
     def bound(v, exponent):
         network = lambda xt, t: torch.cat([0.5 * xt, v + 0 * xt], dim=1)  # noqa: E731
-        denoise = clipped(learned_denoiser(network, schedule, EPS), schedule)
+        denoise = keeping_exponent(clipped)(learned_denoiser(network, schedule, EPS), schedule)
         return bits_per_dim(denoise, schedule, images, exponent=exponent)
 
     for exponent, v in ((0.0, -1.0), (1.0, 1.0)):

@@ -19,7 +19,7 @@ from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 
 PATH = ddpm.beta_schedule(ddpm.linear_beta())
-SNR = float((PATH.signal[100] / PATH.noise[100]) ** 2)
+SNR = float((PATH.a[100] / PATH.b[100]) ** 2)
 SMALL = Recipe(**NETWORK | {"T": 60}, prediction="v", classes=3)
 
 
@@ -27,9 +27,9 @@ def normal(mean, std):
     """What is known of x_0 by x_t, where pixels are normal and independent."""
 
     def denoise(xt, t):
-        signal, noise = (ddpm.per_image(value, xt) for value in PATH.at(t))
-        gain = signal * std**2 / (signal**2 * std**2 + noise**2)
-        x0 = mean + gain * (xt - signal * mean)
+        a_t, b_t = (ddpm.per_image(value, xt) for value in PATH.at(t))
+        gain = a_t * std**2 / (a_t**2 * std**2 + b_t**2)
+        x0 = mean + gain * (xt - a_t * mean)
         return x0, ddpm.predict_eps(PATH, xt, t, x0)
 
     return denoise
@@ -127,7 +127,7 @@ def test_times_of_even_signal():
     for n in (2, 4, 10):
         T, *times = even_signal(PATH, n)
         assert T == 1000
-        apart = PATH.signal[times] - torch.linspace(0, 1, n + 1)[1:-1]
+        apart = PATH.a[times] - torch.linspace(0, 1, n + 1)[1:-1]
         assert apart.abs().max() < 2e-3
     assert even_signal(PATH, 1000) == [*range(1000, 0, -1)]
 

@@ -54,7 +54,7 @@ def answers(path, **inputs):
 
 
 def test_a_file_says_what_the_network_says_of_any_number_of_images(exported):
-    path, (network, _, recipe, _) = exported
+    path, (network, _, recipe) = exported
     generator = torch.Generator().manual_seed(0)
     for n in (1, 3):
         xt, t = torch.randn(n, 1, 32, 32, generator=generator), torch.tensor([100, 1, 42])[:n]
@@ -70,7 +70,7 @@ def test_a_file_says_what_the_network_says_of_any_number_of_images(exported):
 
 
 def test_the_example_in_the_docs_draws_our_images(exported, tmp_path, monkeypatch):
-    path, (network, schedule, recipe, _) = exported
+    path, (network, schedule, recipe) = exported
     page = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
@@ -81,7 +81,7 @@ def test_the_example_in_the_docs_draws_our_images(exported, tmp_path, monkeypatc
         network = shortcuts.heading(network, ddpm.timesteps(100, 50), 100)
     told = guidance.told(network, torch.arange(4)) if recipe.classes else network
     denoise = ddpm.clipped(catalogue.make_denoiser(told, schedule, recipe), schedule)
-    images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, steps=50)
+    images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, ddpm.ddim_sampler)
     apart = np.abs(drawn["images"].astype(int) - images.numpy())
     assert apart.max() <= 1 and apart.mean() < 0.01
     assert images.float().std() > 10  # not all alike
@@ -89,10 +89,10 @@ def test_the_example_in_the_docs_draws_our_images(exported, tmp_path, monkeypatc
 
 
 def test_what_a_file_tells(exported):
-    path, (_, schedule, recipe, _) = exported
+    path, (_, schedule, recipe) = exported
     found, labels = about(path), [str(digit) for digit in range(10)]
-    assert found["signal"] == schedule.signal.tolist()
-    assert found["noise"] == schedule.noise.tolist()
+    assert found["signal"] == schedule.a.tolist()
+    assert found["noise"] == schedule.b.tolist()
     expected = {
         "T": 100, "prediction": recipe.prediction, "shape": [1, 32, 32], "margin": [2, 2],
         "labels": labels[: recipe.classes], "unknown_label": recipe.classes or None,
@@ -137,7 +137,7 @@ def test_factors_give_the_image_of_any_prediction(prediction):
 
 
 def test_a_file_that_says_something_else_is_not_left(exported, tmp_path, monkeypatch):
-    path, (network, schedule, recipe, _) = exported
+    path, (network, schedule, recipe) = exported
     model = onnx.load(path)
     weight = max(model.graph.initializer, key=lambda each: len(each.raw_data))
     changed = onnx.numpy_helper.to_array(weight) + np.float32(0.01)

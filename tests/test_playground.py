@@ -23,7 +23,7 @@ from safetensors.numpy import load, save
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.methods import inpainting, learned_variance, schedules, solvers
+from mnist_ddpm.methods import inpainting, schedules, solvers
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.guidance import guided, told
 from mnist_ddpm.methods.shortcuts import heading, shortcut_sampler
@@ -135,7 +135,7 @@ def fresh(recipe: Recipe, std: float = 0.1) -> checkpoints.Checkpoint:
     """A checkpoint with random weights."""
     network = restless(catalogue.make_network(recipe), std)
     network.requires_grad_(False)
-    return checkpoints.Checkpoint(network, catalogue.make_schedule(recipe), recipe, {})
+    return checkpoints.Checkpoint(network, catalogue.make_schedule(recipe), recipe)
 
 
 def weights_of(checkpoint, kind: str = "float32", draw: dict | None = None) -> bytes:
@@ -185,7 +185,7 @@ def test_the_network_is_pytorch_s(in_node, name, kind):
 
 def denoiser_of(checkpoint, label=None, guidance=1.0):
     """What it predicts of images with a label, clipped."""
-    network, schedule, recipe, _ = checkpoint
+    network, schedule, recipe = checkpoint
     of = partial(catalogue.make_denoiser, schedule=schedule, recipe=recipe)
     denoise = of(network if label is None else told(network, torch.tensor([label])))
     if label is not None:
@@ -196,7 +196,7 @@ def denoiser_of(checkpoint, label=None, guidance=1.0):
 def floats(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=None):
     """The same image in Python, in [-1, 1]."""
     schedule = checkpoint.schedule
-    noise = ddpm.noise_source(seed, range(image, image + 1), checkpoint.recipe.shape)
+    draw_noise = ddpm.noise_source(seed, range(image, image + 1), checkpoint.recipe.shape)
     times = ddpm.timesteps(T or schedule.T, steps)
     if checkpoint.recipe == FEW and sampler == consistency_sampler:  # as its advice says
         times = schedules.even_signal(schedule, steps)
@@ -204,7 +204,7 @@ def floats(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=
         network = heading(checkpoint.network, times, schedule.T)
         checkpoint = checkpoint._replace(network=network)
     denoise = denoiser_of(checkpoint, label, guidance)
-    *_, (_, x, _) = sampler(denoise, schedule, times, noise(), noise)
+    *_, (_, x, _) = sampler(denoise, schedule, times, draw_noise(), draw_noise)
     return x
 
 
@@ -232,8 +232,7 @@ def dpmpp(eta):
     return partial(solvers.dpmpp_2m_sampler, eta=eta)
 
 
-VARIANCE = learned_variance.fixed(ddpm.posterior_variance)
-ANCESTRAL = partial(ddpm.ddpm_sampler, variance=VARIANCE)
+ANCESTRAL = ddpm.ddpm_sampler
 DIGITS = {  # of checkpoints/mnist-guide
     "#seed=7&image=3&steps=20&sampler=ddim": (7, 3, 20, ddim(0)),
     "#seed=0&image=0&steps=20&sampler=ddim&eta=1": (0, 0, 20, ddim(1)),
@@ -293,7 +292,7 @@ def test_a_drawing_becomes_the_same_image_in_python(in_node):
     varied, completed = in_node("worker", asked, weights=weights_of(checkpoint))
     started = inpainting.started_from(picture, ddpm.ddim_sampler)
     assert nearly_equal(varied, in_python(checkpoint, 0, 0, 10, started, 1, 1.0, 11))
-    filling = partial(inpainting.repaint_sampler, known=picture, mask=mask, variance=VARIANCE)
+    filling = partial(inpainting.repaint_sampler, known=picture, mask=mask)
     assert nearly_equal(completed, in_python(checkpoint, 0, 0, 10, filling, 1))
 
 

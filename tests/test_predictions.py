@@ -22,7 +22,13 @@ from mnist_ddpm.ddpm import (
     step_variance,
     to_float,
 )
-from mnist_ddpm.methods.learned_variance import l_hybrid, learned, learned_denoiser
+from mnist_ddpm.methods.learned_variance import (
+    ancestral_sampler,
+    l_hybrid,
+    learned,
+    learned_denoiser,
+    without_exponent,
+)
 from mnist_ddpm.methods.likelihood import bound_term
 from mnist_ddpm.methods.predictions import (
     EPS,
@@ -62,21 +68,19 @@ def example(schedule, times=TIMES):
 
 
 def by_definition(schedule, x0, eps, xt, t=TIMES):
-    a, s, before, left = (
-        table[time].view(-1, 1, 1, 1)
-        for time in (t, t - 1)
-        for table in (schedule.signal, schedule.noise)
+    a_t, b_t, a_s, b_s = (
+        table[time].view(-1, 1, 1, 1) for time in (t, t - 1) for table in (schedule.a, schedule.b)
     )
-    beta = s**2 - (a / before * left) ** 2
-    # DDPM, Eq. 7, with any signal and noise
-    mu = a / before * left**2 / s**2 * xt + before * beta / s**2 * x0
-    return {"eps": eps, "x0": x0, "v": a * eps - s * x0, "mu": mu}
+    beta = b_t**2 - (a_t / a_s * b_s) ** 2
+    # DDPM, Eq. 7, with any a_t and b_t
+    mu = a_t / a_s * b_s**2 / b_t**2 * xt + a_s * beta / b_t**2 * x0
+    return {"eps": eps, "x0": x0, "v": a_t * eps - b_t * x0, "mu": mu}
 
 
 def test_mu_is_that_of_the_papers_eq_11():
     x0, eps, xt = example(PAPER)
-    alpha_bar = (PAPER.signal**2)[TIMES].view(-1, 1, 1, 1)
-    alpha = alpha_bar / (PAPER.signal**2)[TIMES - 1].view(-1, 1, 1, 1)
+    alpha_bar = (PAPER.a**2)[TIMES].view(-1, 1, 1, 1)
+    alpha = alpha_bar / (PAPER.a**2)[TIMES - 1].view(-1, 1, 1, 1)
     expected = (xt - (1 - alpha) / (1 - alpha_bar).sqrt() * eps) / alpha.sqrt()
     torch.testing.assert_close(by_definition(PAPER, x0, eps, xt)["mu"], expected)
 
@@ -218,8 +222,8 @@ def test_a_prediction_of_ones_own_is_one_for_everything():
     """Flow matching's velocity, eps - x_0."""
 
     def to_x0(schedule, xt, t, u):
-        signal, noise = (value.view(-1, 1, 1, 1) for value in schedule.at(t))
-        return (xt - noise * u) / (signal + noise)
+        a_t, b_t = (value.view(-1, 1, 1, 1) for value in schedule.at(t))
+        return (xt - b_t * u) / (a_t + b_t)
 
     def from_x0(schedule, xt, t, x0):
         return predict_eps(schedule, xt, t, x0) - x0
@@ -270,17 +274,18 @@ def test_learning_and_sampling_with_pure_noise_at_the_end_stay_finite(conversion
     objective = l_hybrid(conversion) if hybrid else weighted(conversion, weight)
     images = torch.arange(8 * 64).view(8, 1, 8, 8).remainder(251).to(torch.uint8)
     t, optimizer = torch.arange(8) % 4 + 1, torch.optim.Adam(network.parameters(), 1e-3)
-    noise = noise_source(0, range(8), (1, 8, 8))
+    draw_noise = noise_source(0, range(8), (1, 8, 8))
     for _ in range(2):
-        loss = objective(network, schedule, to_float(images), t, noise()).mean()
+        loss = objective(network, schedule, to_float(images), t, draw_noise()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         assert loss.isfinite()
     assert all(p.isfinite().all() for p in network.parameters())
-    make = learned_denoiser if hybrid else denoiser
-    ancestral = partial(ddpm_sampler, variance=learned if hybrid else posterior_variance)
-    for sampler in (ancestral, ddim_sampler, dpmpp_2m_sampler, heun_sampler):
-        denoise = make(network, schedule, conversion)
-        states = sampler(denoise, schedule, [4, 3, 2, 1], noise(), noise)
+    denoise = (learned_denoiser if hybrid else denoiser)(network, schedule, conversion)
+    plain = without_exponent(denoise)
+    ancestral = partial(ancestral_sampler, variance=learned if hybrid else posterior_variance)
+    for sampler in (ancestral, ddpm_sampler, ddim_sampler, dpmpp_2m_sampler, heun_sampler):
+        asked = denoise if sampler is ancestral else plain
+        states = sampler(asked, schedule, [4, 3, 2, 1], draw_noise(), draw_noise)
         assert all(x.isfinite().all() for _, x, _ in states)

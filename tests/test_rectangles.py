@@ -228,7 +228,7 @@ def test_a_resumed_run_is_the_one_that_never_stopped_and_loads(tmp_path):
         a, b = (getattr(each, name).state_dict() for each in (whole, resumed))
         assert equal(a, b), name
     saving.save_run(tmp_path, resumed, trainer.save_checkpoint)
-    network, _, recipe, _ = checkpoints.load(tmp_path)
+    network, _, recipe = checkpoints.load(tmp_path)
     assert recipe == TINY and equal(network.state_dict(), whole.ema.state_dict())
 
 
@@ -258,9 +258,10 @@ def test_the_notebook_refuses_rectangles_by_name(tmp_path):
     assert config["settings"]["image_size"] == [16, 24]
     with pytest.raises(ValueError, match=r"'image_size': \[16, 24\]"):
         ddpm.load_checkpoint(tmp_path)
+    schedule = catalogue.make_schedule(TINY)
     plain = {name: value for name, value in asdict(TINY).items() if name in config["settings"]}
     with pytest.raises(ValueError, match="image_size"):
-        ddpm.resume_run(tmp_path, ddpm.Settings(**plain | {"image_size": 16}))
+        ddpm.resume_run(tmp_path, ddpm.Settings(**plain | {"image_size": 16}), schedule)
 
 
 # As a user meets them
@@ -318,7 +319,7 @@ def test_a_folder_is_judged(home, tmp_path):
 
 
 def test_the_page_of_a_checkpoint_tells_height_and_width(home):
-    page = publishing.model_card("me/wide", checkpoints.load(home / "trained"), {})
+    page = publishing.model_card("me/wide", checkpoints.load(home / "trained"), {}, {})
     assert "16 x 24 pixels" in page
 
 

@@ -16,7 +16,12 @@ from mnist_ddpm.ddpm import (
     step_variance,
     to_float,
 )
-from mnist_ddpm.methods.learned_variance import fixed, learned, learned_denoiser
+from mnist_ddpm.methods.learned_variance import (
+    ancestral_sampler,
+    learned,
+    learned_denoiser,
+    without_exponent,
+)
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.methods.predictions import EPS
 from mnist_ddpm.methods.schedules import (
@@ -54,7 +59,7 @@ def test_cosine_by_hand():
         return math.cos((t / 100 + 0.008) / 1.008 * math.pi / 2) ** 2
 
     for t in (1, 37, 99):
-        assert schedule.signal[t].item() ** 2 == pytest.approx(f(t) / f(0), rel=1e-12)
+        assert schedule.a[t].item() ** 2 == pytest.approx(f(t) / f(0), rel=1e-12)
     assert betas(schedule)[-1].item() == pytest.approx(0.999)
     assert betas(schedule)[:-1].max() < 0.999
 
@@ -75,10 +80,10 @@ def test_linear_quadratic_and_sigmoid_by_hand():
 def test_every_schedule_adds_noise_at_every_step(make, T):
     plain = make(T)
     for schedule in [plain, zero_terminal_snr(plain)] if T > 1 else [plain]:
-        assert schedule.T == T and schedule.signal.dtype == schedule.noise.dtype == torch.float64
-        assert schedule.signal[0] == 1 and schedule.noise[0] == 0
-        assert (schedule.signal.diff() < 0).all() and (schedule.noise.diff() > 0).all()
-        total = schedule.signal.square() + schedule.noise.square()
+        assert schedule.T == T and schedule.a.dtype == schedule.b.dtype == torch.float64
+        assert schedule.a[0] == 1 and schedule.b[0] == 0
+        assert (schedule.a.diff() < 0).all() and (schedule.b.diff() > 0).all()
+        total = schedule.a.square() + schedule.b.square()
         torch.testing.assert_close(total, torch.ones(T + 1, dtype=torch.float64))
 
 
@@ -86,8 +91,8 @@ def test_every_schedule_adds_noise_at_every_step(make, T):
 @pytest.mark.parametrize("make", ALL)
 def test_zero_terminal_snr_ends_in_pure_noise_and_begins_as_before(make, T):
     schedule = zero_terminal_snr(make(T))
-    assert schedule.signal[-1] == 0 and schedule.noise[-1] == 1
-    torch.testing.assert_close(schedule.signal[1], make(T).signal[1])
+    assert schedule.a[-1] == 0 and schedule.b[-1] == 1
+    torch.testing.assert_close(schedule.a[1], make(T).a[1])
 
 
 def test_zero_terminal_snr_by_hand():
@@ -95,7 +100,7 @@ def test_zero_terminal_snr_by_hand():
     signal = torch.tensor([1, 1, 0.8, 0.6, 0.4], dtype=torch.float64)
     schedule = zero_terminal_snr(beta_schedule(1 - (signal[1:] / signal[:-1]).square()))
     expected = torch.tensor([1, 0.8, 0.4, 0], dtype=torch.float64)
-    torch.testing.assert_close(schedule.signal, expected)
+    torch.testing.assert_close(schedule.a, expected)
     with pytest.raises(ValueError):
         zero_terminal_snr(linear(1))
 
@@ -103,7 +108,7 @@ def test_zero_terminal_snr_by_hand():
 def test_respaced_schedule_goes_through_its_times():
     for times in (TIMES, [999, 3], list(range(1000, 0, -1))):
         few = respace(PAPER, times)
-        for table, whole in ((few.signal, PAPER.signal), (few.noise, PAPER.noise)):
+        for table, whole in ((few.a, PAPER.a), (few.b, PAPER.b)):
             assert torch.equal(table, whole[[0, *times[::-1]]])
     with pytest.raises(ValueError):
         respace(PAPER, [3, 30])
@@ -120,14 +125,17 @@ def network(xt, t):
     return torch.cat([0.9 * xt + 1e-4 * t.view(-1, 1, 1, 1), torch.sin(xt)], dim=1)
 
 
-@pytest.mark.parametrize("variance", [fixed(posterior_variance), fixed(step_variance), learned])
+@pytest.mark.parametrize("variance", [posterior_variance, step_variance, learned])
 def test_ancestral_sampling_is_the_same_on_the_respaced_schedule(variance):
     def states(network, schedule, times):
         generator = torch.Generator().manual_seed(0)
         options = {"generator": generator, "dtype": torch.float64}
-        draw = partial(torch.randn, 3, 1, 2, 2, **options)
+        draw_noise = partial(torch.randn, 3, 1, 2, 2, **options)
         denoise = learned_denoiser(network, schedule, EPS)
-        return [x for _, x, _ in ddpm_sampler(denoise, schedule, times, draw(), draw, variance)]
+        denoise = denoise if variance is learned else without_exponent(denoise)
+        xT = draw_noise()
+        found = ancestral_sampler(denoise, schedule, times, xT, draw_noise, variance)
+        return [x for _, x, _ in found]
 
     got = states(respaced(network, TIMES), respace(PAPER, TIMES), list(range(7, 0, -1)))
     torch.testing.assert_close(got, states(network, PAPER, TIMES), rtol=1e-9, atol=1e-9)
@@ -146,8 +154,8 @@ def test_bound_of_a_respaced_schedule_is_finite_and_above_that_of_all_steps():
 @pytest.mark.parametrize("sampler", [ddpm_sampler, ddim_sampler, dpmpp_2m_sampler, heun_sampler])
 def test_sampling_from_pure_noise_is_finite_and_lands_on_the_data(sampler):
     schedule, points = zero_terminal_snr(PAPER), torch.tensor([-0.8, 0.6]).view(2, 1, 1, 1)
-    noise, denoise = noise_source(0, range(200), (1, 1, 1)), ideal_denoiser(schedule, points)
-    *_, (_, x, _) = sampler(denoise, schedule, trailing(1000, 50), noise(), noise)
+    draw_noise, denoise = noise_source(0, range(200), (1, 1, 1)), ideal_denoiser(schedule, points)
+    *_, (_, x, _) = sampler(denoise, schedule, trailing(1000, 50), draw_noise(), draw_noise)
     assert torch.minimum((x + 0.8).abs(), (x - 0.6).abs()).max() < 0.01
     assert (x > 0).float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(200))
 

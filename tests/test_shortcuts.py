@@ -32,8 +32,8 @@ SMALL = Recipe(**NETWORK | {"T": 64}, network="shortcut", prediction="v", classe
 
 def spread(t):
     """The deviation of x_t."""
-    signal, noise = PATH.at(t)
-    return (signal**2 * VARIANCE + noise**2).sqrt()
+    a_t, b_t = PATH.at(t)
+    return (a_t**2 * VARIANCE + b_t**2).sqrt()
 
 
 def carried(xt, t, s):
@@ -44,11 +44,11 @@ def carried(xt, t, s):
 def right(xt, t, s=None):
     """v that leads there: at once where s is t, the posterior's mean."""
     s = t if s is None else s
-    (signal, noise), (signal_s, noise_s) = PATH.at(t), PATH.at(s)
+    (a_t, b_t), (a_s, b_s) = PATH.at(t), PATH.at(s)
     moves = s < t
-    between = torch.where(moves, signal_s * noise - signal * noise_s, 1)
-    jump = (noise * spread(s) / spread(t) - noise_s) / between
-    x0 = torch.where(moves, jump, signal * VARIANCE / spread(t) ** 2)
+    between = torch.where(moves, a_s * b_t - a_t * b_s, 1)
+    jump = (b_t * spread(s) / spread(t) - b_s) / between
+    x0 = torch.where(moves, jump, a_t * VARIANCE / spread(t) ** 2)
     return V.from_x0(PATH, xt, t, ddpm.per_image(x0, xt) * xt)
 
 
@@ -205,6 +205,6 @@ def test_what_cannot_be_told_is_refused(flags, named, tmp_path, monkeypatch, cap
 
 def test_times_that_cannot_be_halved_so_often_are_refused():
     x0, t, eps = example(32)
-    short = ddpm.Schedule(PATH.signal[:21], PATH.noise[:21])
+    short = ddpm.Schedule(PATH.a[:21], PATH.b[:21])
     with pytest.raises(ValueError, match="20"):
         shortcut(plain(V), V)(right, short, x0, t.clamp(max=20), eps)

@@ -42,9 +42,9 @@ def gaussian(schedule, mean=MEAN, std=STD):
     """The exact E[x_0 | x_t] and E[eps | x_t] for pixels N(mean, std²)."""
 
     def denoise(xt, t):
-        signal, noise = (value.view(-1, 1, 1, 1) for value in schedule.at(t))
-        scaled = (xt - signal * mean) / (signal**2 * std**2 + noise**2)
-        x0_hat, eps_hat = mean + signal * std**2 * scaled, noise * scaled
+        a_t, b_t = (value.view(-1, 1, 1, 1) for value in schedule.at(t))
+        scaled = (xt - a_t * mean) / (a_t**2 * std**2 + b_t**2)
+        x0_hat, eps_hat = mean + a_t * std**2 * scaled, b_t * scaled
         return x0_hat.to(xt.dtype), eps_hat.to(xt.dtype)
 
     return denoise
@@ -52,9 +52,9 @@ def gaussian(schedule, mean=MEAN, std=STD):
 
 def flow(schedule, x, t, s):
     """Where the probability-flow ODE leads x_t at time s: each quantile stays a quantile."""
-    (a, noise), (b, left) = schedule.at(t), schedule.at(s)
-    score = (x - a * MEAN) / (a**2 * STD**2 + noise**2).sqrt()
-    return b * MEAN + (b**2 * STD**2 + left**2).sqrt() * score
+    (a_t, b_t), (a_s, b_s) = schedule.at(t), schedule.at(s)
+    score = (x - a_t * MEAN) / (a_t**2 * STD**2 + b_t**2).sqrt()
+    return a_s * MEAN + (a_s**2 * STD**2 + b_s**2).sqrt() * score
 
 
 def state_at(states, time):
@@ -157,8 +157,8 @@ def test_samples_have_the_mean_and_the_deviation_of_the_data(schedule, sampler, 
 def test_every_sampler_carries_noise_to_the_data_on_the_straight_path(sampler):
     """Flow matching's, where signal and noise do not share a circle."""
     points = torch.tensor([-0.8, 0.6]).view(2, 1, 1, 1)
-    noise, denoise = noise_source(0, range(400), (1, 1, 1)), ideal_denoiser(STRAIGHT, points)
-    x = state_at(sampler(denoise, STRAIGHT, timesteps(1000, 100), noise(), noise), 0)
+    draw_noise, denoise = noise_source(0, range(400), (1, 1, 1)), ideal_denoiser(STRAIGHT, points)
+    x = state_at(sampler(denoise, STRAIGHT, timesteps(1000, 100), draw_noise(), draw_noise), 0)
     assert torch.minimum((x + 0.8).abs(), (x - 0.6).abs()).max() < 0.01
     assert (x > 0).float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(400))
 
@@ -234,8 +234,8 @@ def test_encoder_expects_the_image_that_it_came_from(schedule):
     image, eps = start() / 2, torch.full((3, 1, 1, 3), 0.7, dtype=torch.float64)
     times = timesteps(schedule.T, 9)
     for t, x, x0_hat in ddim_encoder(lambda xt, t: (image, eps), schedule, times, image):
-        signal, noise = schedule.at(t)
-        torch.testing.assert_close(x, signal * image + noise * eps)
+        a_t, b_t = schedule.at(t)
+        torch.testing.assert_close(x, a_t * image + b_t * eps)
         assert torch.equal(x0_hat, image)
 
 
@@ -243,11 +243,10 @@ def test_dynamic_threshold_by_hand():
     x0_hat = torch.tensor([[-4.0, 1.0, 2.0, 0.0, 0.5], [-0.5, 0.25, 0.0, 0.1, 0.2]])
     x0_hat, xt = x0_hat.view(2, 1, 1, 5), torch.ones(2, 1, 1, 5)
     expected = torch.tensor([[-1.0, 0.5, 1.0, 0.0, 0.25], [-0.5, 0.25, 0.0, 0.1, 0.2]])
-    denoise = lambda xt, t: (x0_hat, None, "more")  # noqa: E731
-    got, eps_hat, more = thresholded(denoise, PAPER, 0.75)(xt, 300)
+    denoise = lambda xt, t: (x0_hat, None)  # noqa: E731
+    got, eps_hat = thresholded(denoise, PAPER, 0.75)(xt, 300)
     torch.testing.assert_close(got, expected.view(2, 1, 1, 5))
     torch.testing.assert_close(eps_hat, predict_eps(PAPER, xt, 300, got))
-    assert more == "more"
     torch.testing.assert_close(thresholded(denoise, PAPER, 1.0)(xt, 300)[0][0], x0_hat[0] / 4)
 
 

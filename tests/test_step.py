@@ -210,7 +210,7 @@ def test_sampling_between_steps_does_not_end_dropout():
     for step, _ in enumerate(steps(watched)):
         if step == 2:
             denoise = ddpm.eps_denoiser(watched.network.eval(), PATH)
-            ddpm.generate(denoise, PATH, 2, TINY.shape, steps=2)
+            ddpm.generate(denoise, PATH, 2, TINY.shape, ddpm.ddim_sampler, steps=2)
     list(steps(plain))
     assert same(watched.network, plain.network)
 

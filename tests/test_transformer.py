@@ -120,9 +120,10 @@ def test_it_is_trained_saved_and_drawn_like_any_other(tmp_path):
     images, labels = squares(32), torch.arange(32) % 3
     train(recipe, images, tmp_path, labels)
     assert train(replace(recipe, epochs=2), images, tmp_path, labels, resume=True).step == 4
-    network, schedule, loaded, _ = checkpoints.load(tmp_path)
+    network, schedule, loaded = checkpoints.load(tmp_path)
     assert isinstance(network, DiT) and loaded.network == "dit"
     assert pretrained(tmp_path)[0]["network"] == "dit"
     denoise = make_denoiser(told(network, torch.tensor([0, 2])), schedule, loaded)
-    images, _ = ddpm.generate(ddpm.clipped(denoise, schedule), schedule, 2, TINY.shape, steps=3)
+    denoise = ddpm.clipped(denoise, schedule)
+    images, _ = ddpm.generate(denoise, schedule, 2, TINY.shape, ddpm.ddim_sampler, steps=3)
     assert images.shape == (2, *TINY.shape)

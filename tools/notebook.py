@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "MNIST_DDPM.ipynb"
+PICTURES = ROOT / "images&samples"
+OPENING = {"opening-picture": "samples.png", "opening-strip": "steps.png"}  # cells that show a file
 FURTHER = sorted((ROOT / "further").glob("*.ipynb"))
 WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
 
@@ -55,20 +57,24 @@ def tidy(cell: dict) -> None:
         output.data["image/png"] = base64.b64encode(picture).decode()
 
 
-def illustrate(path: Path) -> None:
-    """Puts the gallery's grid at the head, and describes pictures by their `#| fig-alt:`."""
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)
-    head = base64.b64encode((ROOT / "images&samples" / "samples.png").read_bytes()).decode()
+def describe(notebook) -> None:
+    """Gives each picture the text of its cell's `#| fig-alt:`."""
     for cell in notebook.cells:
-        if cell.cell_type == "markdown" and "attachment:samples.png" in cell.source:
-            cell.attachments = {"samples.png": {"image/png": head}}
         text = re.search(r"^#\| fig-alt: (.*)$", cell.source, re.M)
         if cell.cell_type == "code" and text:
             for output in pictures_of(cell):
                 output.metadata["image/png"] = {"alt": text[1]}
-    nbformat.write(notebook, path)
+
+
+def illustrate(notebook) -> None:
+    """Puts the pictures that the notebook has just drawn with its checkpoint at its head."""
+    (PICTURES / "notebook").mkdir(exist_ok=True)
+    cells = {cell.id: cell for cell in notebook.cells}
+    for name, file in OPENING.items():
+        picture = smaller((PICTURES / "latest" / file).read_bytes())
+        (PICTURES / "notebook" / file).write_bytes(picture)
+        for output in pictures_of(cells[name]):
+            output.data["image/png"] = base64.b64encode(picture).decode()
 
 
 def run(path: Path) -> None:
@@ -84,9 +90,13 @@ def run(path: Path) -> None:
         if cell.cell_type == "code":
             tidy(cell)
     notebook.metadata.pop("jupytext", None)
+    if path == NOTEBOOK:
+        illustrate(notebook)
     nbformat.write(notebook, path)
     nbdev_clean(str(path))
-    illustrate(path)  # last, since cleaning takes the texts away
+    notebook = nbformat.read(path, as_version=4)
+    describe(notebook)  # last, since cleaning takes the texts away
+    nbformat.write(notebook, path)
 
 
 def code_lines(source: str) -> int:
@@ -106,27 +116,61 @@ def docstring_lines(source: str) -> int:
     return sum(each.end_lineno - each.lineno + 1 for each in first)
 
 
+def words_of(prose: str) -> int:
+    """Words without formulas, code blocks and the targets of links."""
+    no_prose = r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\]\([^)]*\)|<[^>]*>"
+    return len(re.findall(r"\w[\w’'-]*", re.sub(no_prose, " ", prose, flags=re.S)))
+
+
+def minutes_of(cell: dict) -> float:
+    """How long it takes to read a cell: 200 words or 20 lines of code a minute."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return words_of(source) / WORDS_A_MINUTE
+    return code_lines(source) / LINES_A_MINUTE
+
+
+def walk(cells: list[dict]) -> dict:
+    """Minutes to the first picture that code draws, between pictures, and to `# Part II`."""
+    minutes, pictures, drawn, theory = 0.0, [0.0], [], None
+    for cell in cells:
+        source = "".join(cell["source"])
+        if theory is None and re.search(r"^#{1,2} Part II\b", source, re.M):
+            theory = minutes
+        minutes += minutes_of(cell)
+        kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+        if any(kind.startswith("image/") for kind in kinds):
+            drawn.append(minutes)
+        if cell["cell_type"] == "markdown" and re.search(r"!\[|<img|<svg", source):
+            pictures.append(minutes)
+    end = minutes if theory is None else theory
+    seen = sorted(each for each in [*pictures, *drawn, end] if each <= end)
+    return {
+        "minutes": round(minutes, 1),
+        "theory_minutes": round(end, 1),
+        "first_drawn": round(drawn[0], 1) if drawn else None,
+        "dry_minutes": round(max(b - a for a, b in zip(seen, seen[1:])), 1),
+    }
+
+
 def measure(path: Path) -> dict:
-    """Minutes to read it (words / 200 + lines of code / 20), and what they are made of."""
+    """Minutes to read it, to its pictures and its second part, and what they are made of."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = [(cell, "".join(cell["source"])) for cell in cells]
-    prose = "\n".join(source for cell, source in sources if cell["cell_type"] == "markdown")
-    no_prose = r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\]\([^)]*\)|<[^>]*>"  # code, formulas, links
-    words = len(re.findall(r"\w[\w’'-]*", re.sub(no_prose, " ", prose, flags=re.S)))
-    code = [source for cell, source in sources if cell["cell_type"] == "code"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     exported = [source for source in code if source.lstrip().startswith("#| export")]
-    form = [s for cell, s in sources if "parameters" in cell["metadata"].get("tags", [])]
-    lines, package = sum(map(code_lines, code)), re.compile(r"^\s*(from|import) +mnist_ddpm", re.M)
+    form = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    package = re.compile(r"^\s*(from|import) +mnist_ddpm", re.M)
     return {
         "file": str(path),
-        "minutes": round(words / WORDS_A_MINUTE + lines / LINES_A_MINUTE, 1),
-        "words": words,
+        **walk(cells),
+        "words": sum(map(words_of, prose)),
         "code_cells": len(code),
-        "lines": lines,
+        "lines": sum(map(code_lines, code)),
         "exported": sum(code_lines(source) - docstring_lines(source) for source in exported),
         "longest_cell": max(map(code_lines, code)),
         "widest_line": max(len(line) for source in code for line in source.splitlines()),
-        "parameters": len(re.findall(r"^\w+ *=", form[0], re.M)) if form else 0,
+        "parameters": len(re.findall(r"^\w+ *=", "".join(form[0]["source"]), re.M)) if form else 0,
         "imports_package": sum(bool(package.search(source)) for source in code),
         "megabytes": round(path.stat().st_size / 1e6, 2),
     }

@@ -19,6 +19,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import GUIDANCE, Checkpoint
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.methods.guidance import SCALE
+from mnist_ddpm.methods.learned_variance import takes_exponent
 from mnist_ddpm.training import cost, machine, processes
 from mnist_ddpm.training.advice import as_typed
 from mnist_ddpm.training.keeping import Counted
@@ -36,9 +37,7 @@ MOST = 10**9  # images
 STEPS = 50  # where neither a flag nor the checkpoint says how many
 # The variances that a sampler has by default, by name
 OWN_VARIANCES = {each: name for name, each in catalogue.VARIANCES.items()} | {
-    ddpm.posterior_variance: "posterior",
-    ddpm.step_variance: "beta",
-    inspect.Parameter.empty: "posterior",
+    inspect.Parameter.empty: "posterior"
 }
 
 
@@ -206,6 +205,7 @@ class Drawing(flags.Drawing):
             pictures=None if pictures is None else pictures.to(device),
             path=None if self.path is None else self.path_of(recipe),
             heading=catalogue.heading(steps.name, steps.times, recipe),
+            with_exponent=takes_exponent(steps.options.get("variance")),
         )
 
     def load_guide(self, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:
@@ -216,7 +216,7 @@ class Drawing(flags.Drawing):
             ours, theirs = (getattr(each.recipe, name) for each in (checkpoint, guide))
             if ours != theirs:
                 raise ValueError(f"{problem}: its {name} is {theirs}, and should be {ours}")
-        if not torch.equal(guide.schedule.signal, checkpoint.schedule.signal):
+        if not torch.equal(guide.schedule.a, checkpoint.schedule.a):
             advice = "train it with the same --schedule, --beta-1 and --beta-T"
             raise ValueError(f"{problem}: {advice}")
         return guide

@@ -193,7 +193,7 @@ class Evaluate(flags.Evaluate, Drawing):
         self, kept: Kept, checkpoint: Checkpoint, held_out: Tensor, device: torch.device
     ) -> dict:
         """What a card has of the network itself, by images held out."""
-        network, schedule, recipe, _ = checkpoint
+        network, schedule, recipe = checkpoint
         if recipe.conditional:
             return {}  # its loss and bound would be of images given their own condition
         denoise, figures = catalogue.make_denoiser(network, schedule, recipe), {}
@@ -203,8 +203,10 @@ class Evaluate(flags.Evaluate, Drawing):
             figures["L_simple"] = losses.loss_by_tenth(denoise, schedule, images, **options)
         if self.bits:
             variance, count = pick_variance(self.variance, recipe), min(50, schedule.T)
+            learned = variance == "learned"
             bound = bits_per_dim(
-                ddpm.clipped(denoise, schedule), schedule, held_out[: self.bits],
+                catalogue.bound_denoiser(network, schedule, recipe, learned),
+                schedule, held_out[: self.bits],
                 exponent=EXPONENTS[variance], times_per_image=count,
                 margin=sets.known_margin(recipe), progress=progress_bar, part=kept.part,
                 **options,

@@ -19,7 +19,7 @@ class Export(flags.Export):
         """A folder for DDPMPipeline."""
         if self.precision != "float32":
             raise ValueError(f"--precision {self.precision} is for --format onnx: leave it out")
-        network, _, recipe, _ = checkpoints.load(self.checkpoint)
+        network, _, recipe = checkpoints.load(self.checkpoint)
         try:
             diffusers.settings_to_diffusers(recipe)
         except ValueError as error:
@@ -37,7 +37,7 @@ class Export(flags.Export):
         if self.out.exists():
             raise FileExistsError(f"{self.out} is there already: name another file")
         onnx.packages()
-        network, schedule, recipe, _ = checkpoints.load(self.checkpoint)
+        network, schedule, recipe = checkpoints.load(self.checkpoint)
         draw = checkpoints.advice(self.checkpoint)
         if "guide" in draw:  # a name, or a folder here
             draw = draw | {"guide": Path(draw["guide"]).name}

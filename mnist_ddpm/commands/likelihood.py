@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue
 from mnist_ddpm.commands import flags
 from mnist_ddpm.commands.common import (
     EXPONENTS,
@@ -19,6 +19,7 @@ from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule
 from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.methods import likelihood, schedules
+from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.training import files, machine
 from mnist_ddpm.training.cost import check_drawing
 from mnist_ddpm.training.keeping import Counted
@@ -36,7 +37,8 @@ class MeasureLikelihood(flags.MeasureLikelihood):
         recipe = moved(checkpoint.recipe, self.dataset)
         counted = Counted(checkpoint.network)
         variance = pick_variance(self.variance, recipe)
-        denoise, schedule = self.chain(counted, checkpoint.schedule, recipe)
+        learned = variance == "learned"
+        denoise, schedule = self.chain(counted, checkpoint.schedule, recipe, learned)
         images = self.images(recipe)
         batch_size = self.batch_size if device.type == "cpu" else 1
         check_drawing(recipe, len(images), batch_size)
@@ -72,8 +74,8 @@ class MeasureLikelihood(flags.MeasureLikelihood):
         tell_written(self.out)
 
     def chain(
-        self, network: Network, schedule: Schedule, recipe: Recipe
-    ) -> tuple[Denoiser, Schedule]:
+        self, network: Network, schedule: Schedule, recipe: Recipe, learned: bool
+    ) -> tuple[Denoiser | LearnedDenoiser, Schedule]:
         """The clipped denoiser and its schedule, of fewer steps where --steps says so."""
         if self.steps is not None:
             times = catalogue.sampling_times(schedule, self.steps, self.spacing)
@@ -87,8 +89,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
         if always_told(recipe):
             problem = f"{self.checkpoint} was always told its label (label_dropout 0)"
             raise ValueError(f"{problem}: likelihood needs one that was not")
-        denoise = catalogue.make_denoiser(network, schedule, recipe)
-        return ddpm.clipped(denoise, schedule), schedule
+        return catalogue.bound_denoiser(network, schedule, recipe, learned), schedule
 
     def images(self, recipe: Recipe) -> Tensor:
         """Those to measure. Raises ValueError for fewer than two."""

@@ -47,8 +47,8 @@ class Sample(flags.Sample, Drawing):
         with kept.stoppable():
             images, film = drawing.generate(
                 denoiser_of, self.path_of(recipe), self.n, recipe.shape, sampler=steps.bound,
-                times=steps.times, seed=self.seed, batch_size=self.batch_size, film=columns**2,
-                device=device, kept=kept, world=world,
+                times=steps.times, seed=self.seed, batch_size=self.batch_size,
+                film_images=columns**2, device=device, kept=kept, world=world,
             )  # fmt: skip
             if world.rank > 0:
                 return
@@ -107,7 +107,7 @@ class Sample(flags.Sample, Drawing):
             raise ValueError(f"strength is {self.strength}: it must be above 0, and at most 1")
         last = max(1, round(self.strength * recipe.T))
         path = self.path_of(recipe)
-        path = ddpm.Schedule(path.signal[: last + 1], path.noise[: last + 1])
+        path = ddpm.Schedule(path.a[: last + 1], path.b[: last + 1])
         times = catalogue.sampling_times(path, min(self.steps, last), self.spacing)
         return steps._replace(sampler=inpainting.started_from(image, steps.sampler), times=times)
 
@@ -128,7 +128,7 @@ def write(
         names.append("condition.png")
         write_grid(out / names[-1], ddpm.to_uint8(shown))
     count = len(film[0][1])
-    strip = ddpm.draw_strip(film, images=min(2, count), moments=min(11, len(film)))
+    strip = ddpm.show_strip(film, images=min(2, count), moments=min(11, len(film)))
     with files.replacing(out / "steps.png") as path:
         strip.savefig(path, format="png", dpi=110)
     plt.close(strip)

@@ -13,6 +13,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
 from mnist_ddpm.evaluation.sharing import collect
 from mnist_ddpm.methods import guidance, shortcuts
+from mnist_ddpm.methods.learned_variance import keeping_exponent
 from mnist_ddpm.training import ahead
 from mnist_ddpm.training.keeping import Kept
 from mnist_ddpm.training.processes import World
@@ -52,6 +53,7 @@ def denoisers(
     pictures: Tensor | None = None,
     path: Schedule | None = None,
     heading: list[int] | None = None,
+    with_exponent: bool = False,
 ) -> Source:
     """What draws each batch: a network under guidance, its x0_hat clipped.
 
@@ -60,7 +62,8 @@ def denoisers(
     interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k is
     given the condition of pictures[k % M], where the recipe has one. path: the one to sample along,
     where it is not the network's own schedule. heading: the sampler's times, for a network that is
-    told where each step goes.
+    told where each step goes. with_exponent: for a sampler that asks for the variance which a
+    network has learned.
     """
     if heading is not None:
         network = shortcuts.heading(network, heading, schedule.T)
@@ -71,7 +74,7 @@ def denoisers(
 
         def made(network: Network, recipe: Recipe, own: Tensor | None) -> Denoiser:
             asked = guidance.told(network, own)
-            return catalogue.make_denoiser(asked, schedule, recipe, c, path)
+            return catalogue.make_denoiser(asked, schedule, recipe, c, path, with_exponent)
 
         denoise = strong = made(network, recipe, own)
         if guide is not None:
@@ -80,7 +83,10 @@ def denoisers(
             denoise = guidance.guided(made(network, recipe, None), strong, scale)
         if interval is not None:
             denoise = guidance.within(interval, denoise, strong)
-        return denoise if clip is None else clip(denoise, path or schedule)
+        if clip is None:
+            return denoise
+        kept = with_exponent and catalogue.learns_variance(recipe)
+        return (keeping_exponent(clip) if kept else clip)(denoise, path or schedule)
 
     return denoiser_of
 
@@ -95,7 +101,7 @@ def generate(
     sampler: Callable = ddpm.ddim_sampler,
     seed: int = 0,
     batch_size: int = 256,
-    film: int = 0,
+    film_images: int = 0,
     device: torch.device | str = "cpu",
     kept: Kept | None = None,
     world: World | None = None,
@@ -115,14 +121,15 @@ def generate(
     check(n >= world.size, f"{few}: ask for more, or launch fewer")
     mine = world.share(n)
     starts = range(0, len(mine), batch_size)
-    total, images, reel = len(starts) * len(times), [], []
+    total = len(starts) * len(times)
+    images, film = [], []
     keep = kept.part if kept else lambda name, work: work()
     title, quiet = f"drawing {n} images", not progress
 
     def drawn(batch: range) -> Part:
-        noise = noise_source(seed, batch, shape, torch.device(device))
-        states = sampler(denoiser_of(batch), schedule, times, noise(), noise)
-        return develop(states, schedule.T, 0 if batch.start else film, bar)
+        draw_noise = noise_source(seed, batch, shape, torch.device(device))
+        states = sampler(denoiser_of(batch), schedule, times, draw_noise(), draw_noise)
+        return develop(states, schedule.T, 0 if batch.start else film_images, bar)
 
     with progress_bar(total=total, desc=title, unit="step", leave=False, disable=quiet) as bar:
         for batch in (mine[start : start + batch_size] for start in starts):
@@ -132,8 +139,8 @@ def generate(
                 bar.total -= len(times)
             images.append(part["images"])
             if "t" in part:
-                reel = [*zip(part["t"].tolist(), part["xt"], part["x0_hat"])]
-    return collect(world, torch.cat(images), n), reel
+                film = [*zip(part["t"].tolist(), part["xt"], part["x0_hat"])]
+    return collect(world, torch.cat(images), n), film
 
 
 def noise_source(
@@ -155,22 +162,23 @@ def noise_source(
 
 
 @torch.no_grad()
-def develop(states: States, T: int, film: int, bar: tqdm) -> Part:
-    """The images that a sampler ends with, and the first `film` of them at some 40 moments."""
-    reel, t = {}, None
+def develop(states: States, T: int, film_images: int, bar: tqdm) -> Part:
+    """The images that a sampler ends with, and the first few of them at some 40 moments."""
+    film = {}
+    t = None
     for t, xt, x0_hat in states:
         moment = round(40 * math.sqrt(t / T))  # closer together towards the end
-        if film and (t == 0 or moment not in reel):
-            reel[moment] = t, ddpm.to_uint8(xt[:film]).cpu(), ddpm.to_uint8(x0_hat[:film]).cpu()
+        if film_images and (t == 0 or moment not in film):
+            film[moment] = t, *(ddpm.to_uint8(x[:film_images]).cpu() for x in (xt, x0_hat))
         bar.update(t > 0)
     check(t == 0, f"the sampler ended at t = {t}: at last it must yield x_0, with t = 0")
     if xt.isnan().any():
         causes = "precision float16, a huge guidance, and damaged checkpoints"
         raise FloatingPointError(f"the images are NaN: avoid {causes}")
     part = {"images": ddpm.to_uint8(xt).cpu()}
-    if reel:
-        moments, xt, x0_hat = zip(*reel.values())
-        part |= {"t": torch.tensor(moments), "xt": torch.stack(xt), "x0_hat": torch.stack(x0_hat)}
+    if film:
+        times, xt, x0_hat = zip(*film.values())
+        part |= {"t": torch.tensor(times), "xt": torch.stack(xt), "x0_hat": torch.stack(x0_hat)}
     return part
 
 

@@ -19,6 +19,7 @@ from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.formats import checkpoints, hub
 from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.methods import solvers
+from mnist_ddpm.methods.learned_variance import takes_exponent
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
@@ -56,9 +57,9 @@ LOADING = """With the package `mnist-ddpm` installed:
 import mnist_ddpm
 from mnist_ddpm import catalogue, ddpm
 
-network, schedule, recipe, record = mnist_ddpm.load_checkpoint("{name}")
+network, schedule, recipe = mnist_ddpm.load_checkpoint("{name}")
 denoise = ddpm.clipped(catalogue.make_denoiser(network, schedule, recipe), schedule)
-images, film = ddpm.generate(denoise, schedule, 64, recipe.shape)
+images, _ = ddpm.generate(denoise, schedule, 64, recipe.shape, sampler=ddpm.ddim_sampler)
 ```
 
 ```sh
@@ -90,7 +91,9 @@ def push_to_hub(
     files = {file: Path(folder, file).read_bytes() for file in (CONFIG, WEIGHTS)}
     found = read_whole_card(card, digest(files[WEIGHTS])) if card else {}
     named = f"{repository}@{revision}" if revision else repository
-    page = model_card(named, checkpoint, found)  # what is no card is said before images are drawn
+    _, record = checkpoints.load_config(folder)
+    # before images are drawn, since what is no card is refused here
+    page = model_card(named, checkpoint, record, found)
     advised = checkpoints.advice(folder)
     advised = WAY | advised | {"name": advised.get("sampler", WAY["name"])}
     images = draw(checkpoint, found.get("sampler", advised), found.get("seed", 0), device)
@@ -111,7 +114,7 @@ def read_whole_card(path: str | Path, weights: str) -> dict:
 
 def draw(checkpoint: Checkpoint, how: dict, seed: int, device: torch.device | str) -> Tensor:
     """Images, drawn as a card says of those that it judges: uint8 (SHOWN, C, H, W)."""
-    network, schedule, recipe, _ = checkpoint
+    network, schedule, recipe = checkpoint
     sampler = catalogue.look_up("sampler", how["name"], catalogue.SAMPLERS)
     options = {name: how[name] for name in inspect.signature(sampler).parameters if name in how}
     if "variance" in options:
@@ -131,6 +134,7 @@ def draw(checkpoint: Checkpoint, how: dict, seed: int, device: torch.device | st
         network, schedule, recipe, labels=labels, scale=how.get("guidance", 1.0), guide=guide,
         interval=how.get("guidance_interval"), clip=clips.get(how.get("clip"), ddpm.clipped),
         path=path, heading=catalogue.heading(how["name"], times, recipe),
+        with_exponent=takes_exponent(options.get("variance")),
     )  # fmt: skip
     return drawing.generate(
         source, path or schedule, SHOWN, recipe.shape, times=times,
@@ -138,8 +142,11 @@ def draw(checkpoint: Checkpoint, how: dict, seed: int, device: torch.device | st
     )[0]  # fmt: skip
 
 
-def model_card(name: str, checkpoint: Checkpoint, card: dict) -> str:
-    """The page of a repository: what the network is, what it draws, its figures, how to load it."""
+def model_card(name: str, checkpoint: Checkpoint, record: dict, card: dict) -> str:
+    """The page of a repository: what the network is, what it draws, its figures, how to load it.
+
+    record: of the training, as checkpoints.load_config returns it. card: {} where there is none.
+    """
     from huggingface_hub import ModelCardData  # slow to import
 
     recipe = checkpoint.recipe
@@ -150,7 +157,7 @@ def model_card(name: str, checkpoint: Checkpoint, card: dict) -> str:
     )  # fmt: skip
     parts = [
         f"---\n{head.to_yaml()}\n---\n\n# {name.split('/')[1]}",
-        description(title, recipe, count_parameters(checkpoint.network), checkpoint.record),
+        description(title, recipe, count_parameters(checkpoint.network), record),
         f"![{SHOWN} images](samples.png)\n\n{SHOWN} images, none selected.",
         f"## Load it\n\n{LOADING.format(name=name)}",
         *(["## How good it is", *figures(card)] if card else []),

@@ -18,7 +18,7 @@ def film_slider(film: Film, columns: int = 8, scale: int = 2) -> str:
     The scroll bar goes through the moments. Each is a picture of 16 grey levels or 64 colours,
     to stay small. Raises ValueError for a film without images.
     """
-    check(bool(film), "the film is empty: generate keeps as many images as film says, film=36, say")
+    check(bool(film), "the film is empty: generate keeps the first few images, film_images=36, say")
     cells = [moment_cell(moment, columns, scale) for moment in film]
     width = max(width for width, _ in cells)
     row = "".join(cell for _, cell in cells)

@@ -44,7 +44,7 @@ def reconstruction(lab: Lab, trained: Trained, times: list[int]) -> Row:
     denoise, schedule = trained.denoiser(), trained.schedule
     x0 = ddpm.to_float(lab.unseen[:100]).to(lab.device)
     *_, (_, code, _) = ddim_encoder(denoise, schedule, times, x0)
-    *_, (_, again, _) = ddpm.ddim_sampler(denoise, schedule, times, code, noise=None)
+    *_, (_, again, _) = ddpm.ddim_sampler(denoise, schedule, times, code, draw_noise=None)
     return {"reconstruction": (again - x0).square().mean().item()}
 
 

@@ -32,7 +32,7 @@ def run(lab: Lab) -> None:
             lab.quality(key, trained, times, ancestral("posterior"))
             if trained.learns_variance:
                 key = {"arm": LEARNED, "seed": seed}
-                lab.quality(key, trained, times, ancestral("learned"))
+                lab.quality(key, trained, times, ancestral("learned"), with_exponent=True)
     lab.real()
 
 

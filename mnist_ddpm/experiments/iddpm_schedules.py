@@ -44,15 +44,16 @@ def run(lab: Lab) -> None:
 def measure(lab: Lab, arm: str, seed: int, trained: Trained) -> None:
     """A network's chains of many lengths, chains that skip, and its bound."""
     T = trained.schedule.T
-    sampler = ancestral("learned" if trained.learns_variance else "posterior")
+    learned = trained.learns_variance
+    sampler = ancestral("learned" if learned else "posterior")
     for steps in sorted({10, 25, 50, 100, lab.scale.long, lab.scale.long * T // 1000}):
         times = ddpm.timesteps(T, min(steps, T))
         key = {"arm": arm, "seed": seed, "steps": len(times), "skipped": 0.0}
-        lab.quality(key, trained, times, sampler)
+        lab.quality(key, trained, times, sampler, with_exponent=learned)
     for part in SKIPPED if arm in SHORT else ():
         times = [t for t in ddpm.timesteps(T, 50) if t <= (1 - part) * T]
         key = {"arm": arm, "seed": seed, "steps": 50, "skipped": part}
-        lab.quality(key, trained, times, sampler)
+        lab.quality(key, trained, times, sampler, with_exponent=learned)
     key = {"arm": arm, "seed": seed, "steps": T, "measure": "bound"}
     lab.measured(key, partial(bound, lab, trained, seed))
 
@@ -60,7 +61,7 @@ def measure(lab: Lab, arm: str, seed: int, trained: Trained) -> None:
 def bound(lab: Lab, trained: Trained, seed: int) -> Row:
     """The bound of unseen digits, whose margin is known."""
     found = bits_per_dim(
-        trained.denoiser(), trained.schedule, lab.unseen[: lab.scale.bits],
+        trained.denoiser(trained.learns_variance), trained.schedule, lab.unseen[: lab.scale.bits],
         exponent=None if trained.learns_variance else 0.0,
         times_per_image=min(50, trained.schedule.T), margin=sets.known_margin(trained.recipe),
         seed=seed, device=lab.device, progress=progress_bar,

@@ -18,6 +18,7 @@ from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.experiments.flags import Scale
 from mnist_ddpm.experiments.rows import Row, matching, read_rows, write_rows
 from mnist_ddpm.formats import checkpoints, teachers
+from mnist_ddpm.methods.learned_variance import LearnedDenoiser, ancestral_sampler
 from mnist_ddpm.training import loop, machine, saving
 from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
@@ -47,15 +48,14 @@ class Trained:
     def learns_variance(self) -> bool:
         return catalogue.learns_variance(self.recipe)
 
-    def denoiser(self) -> ddpm.Denoiser:
+    def denoiser(self, with_exponent: bool = False) -> ddpm.Denoiser | LearnedDenoiser:
         """Without labels, x0_hat clipped."""
-        denoise = catalogue.make_denoiser(self.network(), self.schedule, self.recipe)
-        return ddpm.clipped(denoise, self.schedule)
+        return catalogue.bound_denoiser(self.network(), self.schedule, self.recipe, with_exponent)
 
 
 def ancestral(variance: str) -> Callable:
-    """DDPM's sampler with a variance of its steps: posterior, beta, learned."""
-    return partial(ddpm.ddpm_sampler, variance=catalogue.VARIANCES[variance])
+    """DDPM's sampler with a variance of its steps: posterior, beta; learned, with_exponent."""
+    return partial(ancestral_sampler, variance=catalogue.VARIANCES[variance])
 
 
 class Lab:
@@ -195,22 +195,27 @@ class Lab:
 
     def draw(
         self, trained: Trained, times: list[int], seed: int, sampler: Callable = ddpm.ddpm_sampler,
-        labels: Tensor | None = None, guidance: float = 1.0,
+        labels: Tensor | None = None, guidance: float = 1.0, with_exponent: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Images of a network, as many as the scale says."""
+        """Images of a network, as many as the scale says. with_exponent: see drawing.denoisers."""
         recipe, schedule = trained.recipe, trained.schedule
         network = drawing.autocast(trained.network(), recipe.precision, self.device)
-        source = drawing.denoisers(network, schedule, recipe, labels=labels, scale=guidance)
+        source = drawing.denoisers(
+            network, schedule, recipe, labels=labels, scale=guidance,
+            with_exponent=with_exponent,
+        )  # fmt: skip
         options = {"times": times, "sampler": sampler, "seed": seed, "device": self.device}
         return drawing.generate(source, schedule, self.scale.n, recipe.shape, **options)[0]
 
     def quality(
-        self, key: Row, trained: Trained, times: list[int], sampler: Callable = ddpm.ddpm_sampler
-    ) -> Row:
+        self, key: Row, trained: Trained, times: list[int],
+        sampler: Callable = ddpm.ddpm_sampler, with_exponent: bool = False,
+    ) -> Row:  # fmt: skip
         """The row of what a sampler draws with the seed in key."""
 
         def measure() -> Row:
-            images = self.draw(trained, times, key["seed"], sampler)
+            seed = key["seed"]
+            images = self.draw(trained, times, seed, sampler, with_exponent=with_exponent)
             return self.distance(self.judge.features(images))
 
         return self.measured(key, measure)

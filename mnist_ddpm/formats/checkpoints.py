@@ -32,12 +32,11 @@ INSIDE = re.compile(r"\w[\w.-]*")  # the name of a folder
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds; the first three are the arguments of catalogue.make_denoiser."""
+    """What a checkpoint holds: the arguments of catalogue.make_denoiser."""
 
     network: nn.Module  # averaged, ready to sample
     schedule: Schedule
     recipe: Recipe
-    record: dict  # of its training
 
 
 def shipped(name: str) -> Path:
@@ -106,13 +105,13 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """A checkpoint of this project's, or of the notebook's, as `find` knows it.
 
     Raises FileNotFoundError where there is none, OSError where the hub does not give it, ValueError
-    for files that are damaged or do not fit each other.
+    for files that are damaged or do not fit each other, or a schedule without a name.
     """
     folder = find(source)
-    recipe, record = load_config(folder)
+    recipe, _ = load_config(folder)
     weights, network = read_weights(folder), catalogue.make_network(recipe)
     known = recipe.objective in catalogue.OBJECTIVES
     unknown = "" if known else f' (of objective "{recipe.objective}", unknown here)'
     load_weights(network.state_dict(), weights, f"{Path(folder, WEIGHTS)}{unknown}")
     network = network.to(device).eval().requires_grad_(False)
-    return Checkpoint(network, catalogue.make_schedule(recipe), recipe, record)
+    return Checkpoint(network, catalogue.make_schedule(recipe), recipe)

@@ -51,7 +51,7 @@ def tables(schedule: Schedule, conversion: Conversion) -> dict[str, list[float]]
     Each is over t = 0 … T; at t = 0, x0_hat is x_t.
     """
     factors = predictions.x0_factors(schedule, conversion)
-    found = {"signal": schedule.signal, "noise": schedule.noise, **dict(zip(FACTORS, factors))}
+    found = {"signal": schedule.a, "noise": schedule.b, **dict(zip(FACTORS, factors))}
     return {name: table.tolist() for name, table in found.items()}
 
 
@@ -98,9 +98,10 @@ def examples(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]]:
     """Inputs to try a file with: four images, then one. Their times go from T to 1."""
     batches, condition = [], catalogue.condition_of(recipe)
     for n in (4, 1):
-        noise = noise_source(0, range(n), recipe.shape)
-        x0, t = noise().clamp(-1, 1), torch.linspace(schedule.T, 1, 4).long()[:n]
-        inputs = {"xt": q_sample(schedule, x0, t, noise()), "t": t}
+        draw_noise = noise_source(0, range(n), recipe.shape)
+        x0 = draw_noise().clamp(-1, 1)
+        t = torch.linspace(schedule.T, 1, 4).long()[:n]
+        inputs = {"xt": q_sample(schedule, x0, t, draw_noise()), "t": t}
         if recipe.classes:  # the first is unknown
             inputs["label"] = (torch.arange(n) - 1) % (recipe.classes + 1)
         if catalogue.tells_steps(recipe):

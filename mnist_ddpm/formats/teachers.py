@@ -19,9 +19,9 @@ def along(
     path: Schedule, checkpoint: checkpoints.Checkpoint, labels: Tensor | None = None
 ) -> Denoiser:
     """A checkpoint's denoiser on a path, which may be its own, told these labels (N,) or none."""
-    network, own, recipe, _ = checkpoint
+    network, own, recipe = checkpoint
     network = guidance.told(network, labels)
-    same = torch.equal(own.signal, path.signal) and torch.equal(own.noise, path.noise)
+    same = torch.equal(own.a, path.a) and torch.equal(own.b, path.b)
     return catalogue.make_denoiser(network, own, recipe, path=None if same else path)
 
 
@@ -30,10 +30,9 @@ def teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
 
     recipe.teacher: as checkpoints.find knows it. With labels it is told those of the images, and
     guided away from what it says without. recipe.teacher_guidance: 0 stands for its config.json's
-    advice. recipe.teacher_unlabelled: another for images without a label, guided as it advises; the
-    two must say as much as each other, beside x_0 and the noise. Raises as checkpoints.load, and
-    ValueError where teacher or recipe have a condition, or differ in labels or their images' shape,
-    and for a guidance of a teacher that nothing guides.
+    advice. recipe.teacher_unlabelled: another for images without a label, guided as it advises.
+    Raises as checkpoints.load, and ValueError where teacher or recipe have a condition, or differ
+    in labels or their images' shape, and for a guidance of a teacher that nothing guides.
     """
     labelled = one_of(recipe, recipe.teacher, recipe.teacher_guidance, device)
     if not recipe.teacher_unlabelled:

@@ -21,17 +21,18 @@ Earlier = Callable[[Schedule, Tensor, float], Tensor]
 
 def ect_times(
     schedule: Schedule, t: Tensor, done: float, q: float = 2.0, stages: int = 8, k: float = 8.0,
-    b: float = 1.0,
+    steepness: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """The times r < t (N,) to agree with: sigma_r = sigma_t (1 - n(sigma_t) / q^a), 0 at least.
+    """The times r < t (N,) to agree with: sigma_r = sigma_t (1 - n(sigma_t) / q^e), 0 at least.
 
-    a rises from 1 to stages while the part that is done rises from 0 to 1;
-    n(sigma) = 1 + k sigmoid(-b sigma) (ECT, Section 3.2). sigma is noise / signal, at most 80; r is
+    e rises from 1 to stages while the part that is done rises from 0 to 1;
+    n(sigma) = 1 + k sigmoid(-steepness sigma) (ECT, Section 3.2). sigma is b / a, at most 80; r is
     the last time whose sigma is no larger than that.
     """
-    sigma = (schedule.noise / schedule.signal).clamp(max=edm.SIGMA_MAX)
-    a, own = 1 + min(stages - 1, int(done * stages)), sigma[t.cpu()]
-    wanted = own * (1 - (1 + k * torch.sigmoid(-b * own)) / q**a)
+    sigma = (schedule.b / schedule.a).clamp(max=edm.SIGMA_MAX)
+    exponent = 1 + min(stages - 1, int(done * stages))
+    sigma_t = sigma[t.cpu()]
+    wanted = sigma_t * (1 - (1 + k * torch.sigmoid(-steepness * sigma_t)) / q**exponent)
     return torch.searchsorted(sigma, wanted.clamp(min=0), right=True) - 1
 
 
@@ -68,13 +69,13 @@ def consistency(
 
 
 @torch.no_grad()
-def consistency_sampler(denoise, schedule, times, x, noise) -> States:
+def consistency_sampler(denoise, schedule, times, x, draw_noise) -> States:
     """x0_hat at T, noised anew to the next time, and so on: Algorithm 1, "multistep".
 
     For a network that was trained to be consistent. One evaluation a time; one time will do.
     """
     for t, s in transitions(times, schedule.T):
-        x0_hat, *_ = denoise(x, t)
+        x0_hat, _ = denoise(x, t)
         yield t, x, x0_hat
-        x = q_sample(schedule, x0_hat, s, noise()) if s > 0 else x0_hat
+        x = q_sample(schedule, x0_hat, s, draw_noise()) if s > 0 else x0_hat
     yield 0, x, x

@@ -1,4 +1,4 @@
-"""EDM (arXiv 2206.00364, Table 1) on the path x_t = a x_0 + s eps, with sigma = s / a.
+"""EDM (arXiv 2206.00364, Table 1) on the path x_t = a_t x_0 + b_t eps, with sigma = b_t / a_t.
 
 Its preconditioning is a prediction, its loss the plain one of what is predicted, its noise levels
 are NormalTimes, and its steps a spacing of times. c_noise is left out: the network is told t.
@@ -16,22 +16,20 @@ SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7
 
 
 def scale(schedule: Schedule, t: Time) -> Tensor:
-    """c_in / a, by which the network's input is x_t times: 1 / sqrt(s² + a² sigma_data²)."""
-    signal, noise = schedule.at(t)
-    return 1 / torch.hypot(noise, SIGMA_DATA * signal)
+    """c_in / a_t, by which x_t is multiplied for the network: 1 / sqrt(b_t² + a_t² sigma_data²)."""
+    a_t, b_t = schedule.at(t)
+    return 1 / torch.hypot(b_t, SIGMA_DATA * a_t)
 
 
 def weights(schedule: Schedule, xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-    """c_skip / a and c_out, to multiply x_t and the network's output."""
-    (signal, noise), c_in = schedule.at(t), scale(schedule, t)
-    return (
-        per_image(signal * (SIGMA_DATA * c_in) ** 2, xt),
-        per_image(noise * SIGMA_DATA * c_in, xt),
-    )
+    """c_skip / a_t and c_out, to multiply x_t and the network's output."""
+    a_t, b_t = schedule.at(t)
+    c_in = scale(schedule, t)
+    return (per_image(a_t * (SIGMA_DATA * c_in) ** 2, xt), per_image(b_t * SIGMA_DATA * c_in, xt))
 
 
 def x0_from_output(schedule: Schedule, xt: Tensor, t: Time, output: Tensor) -> Tensor:
-    """c_skip x_t / a + c_out F. At t = 0 it is x_0 itself, whatever F is."""
+    """c_skip x_t / a_t + c_out F. At t = 0 it is x_0 itself, whatever F is."""
     skip, out = weights(schedule, xt, t)
     return skip * xt + out * output
 
@@ -58,7 +56,7 @@ def karras_times(schedule: Schedule, n: int) -> list[int]:
     """
     T = schedule.T
     check(1 <= n <= T, f"the number of sampling steps is {n}: take one from 1 to T = {T}")
-    sigma = (schedule.noise / schedule.signal).numpy()
+    sigma = (schedule.b / schedule.a).numpy()
     most = min(SIGMA_MAX, sigma[-1])
     least = min(most, max(SIGMA_MIN, sigma[1]))
     wanted = np.linspace(least ** (1 / RHO), most ** (1 / RHO), n) ** RHO

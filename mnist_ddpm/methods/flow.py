@@ -25,14 +25,14 @@ from mnist_ddpm.methods.predictions import Conversion
 
 def flow(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
     """x_t = (1 - t/T) x_0 + t/T eps, which ends in pure noise. beta_1 and beta_T are not used."""
-    noise = torch.arange(T + 1, dtype=torch.float64) / T
-    return Schedule(1 - noise, noise)
+    b = torch.arange(T + 1, dtype=torch.float64) / T
+    return Schedule(1 - b, b)
 
 
 def x0_from_velocity(schedule: Schedule, xt: Tensor, t: Time, velocity: Tensor) -> Tensor:
     """x_0 from eps - x_0, on any path. On the straight one it is T dx_t / dt."""
-    signal, noise = schedule.at(t)
-    return (xt - per_image(noise, xt) * velocity) / per_image(signal + noise, xt)
+    a_t, b_t = schedule.at(t)
+    return (xt - per_image(b_t, xt) * velocity) / per_image(a_t + b_t, xt)
 
 
 def velocity_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:

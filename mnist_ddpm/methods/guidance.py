@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check, u_shaped
+from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check
 
 Teacher = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
 SCALE = 2.0  # of guidance by a worse network, where nothing says how far
@@ -38,9 +38,13 @@ class LabelledUNet(UNet):
         self.classes = classes
         self.label = nn.Embedding(classes + 1, 4 * self.base_channels)
 
+    def time_vector(self, times_and_labels: tuple[Tensor, Tensor]) -> Tensor:
+        """Times and labels, each (N,), as the vectors (N, c_time) that each block sees."""
+        t, labels = times_and_labels
+        return super().time_vector(t) + self.label(labels)
+
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        time = self.time_vector(t) + self.label(or_unknown(labels, x, self.classes))
-        return u_shaped(self, x, time)
+        return super().forward(x, (t, or_unknown(labels, x, self.classes)))
 
 
 def labels_at(labels: Tensor | None, part: Tensor) -> Tensor | None:

@@ -24,10 +24,10 @@ def started_from(image: Tensor, sampler: Sampler) -> Sampler:
     Raises ValueError, when called, for an image of uint8 or of another shape than what is drawn.
     """
 
-    def started_sampler(denoise, schedule, times, xT, noise, **options) -> States:
+    def started_sampler(denoise, schedule, times, xT, draw_noise, **options) -> States:
         check_image(image, xT)
         start = q_sample(schedule, image.to(xT), times[0], xT)
-        return sampler(denoise, schedule, times, start, noise, **options)
+        return sampler(denoise, schedule, times, start, draw_noise, **options)
 
     return started_sampler
 
@@ -49,7 +49,7 @@ def check_image(image: Tensor, xT: Tensor) -> None:
 
 @torch.no_grad()
 def repaint_sampler(
-    denoise, schedule, times, xT, noise,
+    denoise, schedule, times, xT, draw_noise,
     known: Tensor, mask: Tensor, resamples: int = 10, jump: int | None = None,
     variance=posterior_variance,
 ) -> States:  # fmt: skip
@@ -77,14 +77,17 @@ def repaint_sampler(
         walk = steps[first : first + jump]
         for repeat in reversed(range(resamples)):
             for t, s in walk:
-                x0_hat, _, *more = denoise(x, t)
+                x0_hat, _, *exponent = denoise(x, t)
                 if repeat == 0:
                     yield t, x, x0_hat
                 x = posterior_mean(schedule, x0_hat, x, t, s)
-                x = x + variance(schedule, t, s, *more).sqrt().to(x) * noise() if s else x
-                x = mask * (q_sample(schedule, known, s, noise()) if s else known) + (1 - mask) * x
+                known_s = known
+                if s > 0:
+                    x = x + variance(schedule, t, s, *exponent).sqrt().to(x) * draw_noise()
+                    known_s = q_sample(schedule, known, s, draw_noise())
+                x = mask * known_s + (1 - mask) * x
             if repeat > 0:  # from the walk's end back up to its start
                 t = walk[0][0]
-                shrink = (schedule.signal[t] / schedule.signal[s]).item()
-                x = shrink * x + step_variance(schedule, t, s).sqrt().item() * noise()
+                shrink = (schedule.a[t] / schedule.a[s]).item()
+                x = shrink * x + step_variance(schedule, t, s).sqrt().item() * draw_noise()
     yield 0, x, x

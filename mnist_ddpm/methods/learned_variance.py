@@ -4,6 +4,7 @@ The network has a second output v, of the shape of the first. With the exponent 
 step's variance is beta^e · beta-tilde^(1 - e). L_simple says nothing of it; the bound does.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -14,15 +15,22 @@ from mnist_ddpm.ddpm import (
     Network,
     Objective,
     Schedule,
+    States,
     Time,
     check,
     per_image,
+    posterior_mean,
     posterior_variance,
     q_sample,
     step_variance,
+    transitions,
 )
 from mnist_ddpm.methods.likelihood import bound_term
 from mnist_ddpm.methods.predictions import EPS, Conversion, ask, interpret, target
+
+# x_t and its time to x0_hat, eps_hat and the exponent of the step's variance
+LearnedDenoiser = Callable[[Tensor, Time], tuple[Tensor, Tensor, Tensor]]
+Clip = Callable[[Denoiser, Schedule], Denoiser]  # as ddpm.clipped
 
 
 def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
@@ -37,7 +45,9 @@ def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     return value, (v + 1) / 2
 
 
-def learned_denoiser(network: Network, schedule: Schedule, conversion: Conversion) -> Denoiser:
+def learned_denoiser(
+    network: Network, schedule: Schedule, conversion: Conversion
+) -> LearnedDenoiser:
     """A network of two outputs as a denoiser: x0_hat, eps_hat and the exponent."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,19 +58,51 @@ def learned_denoiser(network: Network, schedule: Schedule, conversion: Conversio
     return denoise
 
 
-def fixed(variance: Callable[[Schedule, Time, Time], Tensor]) -> Callable[..., Tensor]:
-    """A variance such as posterior_variance for a learned_denoiser, whose exponent is ignored."""
+def without_exponent(denoise: LearnedDenoiser) -> Denoiser:
+    """x0_hat and eps_hat alone: what samplers with another variance expect."""
+    return lambda xt, t: denoise(xt, t)[:2]
 
-    def fixed_variance(schedule: Schedule, t: Time, s: Time, *more) -> Tensor:
-        return variance(schedule, t, s)
 
-    return fixed_variance
+def keeping_exponent(clip: Clip) -> Callable[[LearnedDenoiser, Schedule], LearnedDenoiser]:
+    """A clip such as ddpm.clipped for denoisers with a third output, which passes unchanged."""
+
+    def clip_two_of_three(denoise: LearnedDenoiser, schedule: Schedule) -> LearnedDenoiser:
+        def denoise_and_clip(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+            x0_hat, eps_hat, exponent = denoise(xt, t)
+            clipped = clip(lambda xt, t: (x0_hat, eps_hat), schedule)
+            return *clipped(xt, t), exponent
+
+        return denoise_and_clip
+
+    return clip_two_of_three
+
+
+@torch.no_grad()
+def ancestral_sampler(
+    denoise, schedule, times, x, draw_noise, variance=posterior_variance
+) -> States:
+    """ddpm.ddpm_sampler, for variances that also depend on what the denoiser says of them.
+
+    variance: called with (schedule, t, s) and, of a LearnedDenoiser, the exponent (takes_exponent).
+    """
+    for t, s in transitions(times, schedule.T):
+        x0_hat, _, *exponent = denoise(x, t)
+        yield t, x, x0_hat
+        x = posterior_mean(schedule, x0_hat, x, t, s)
+        if s > 0:
+            x = x + variance(schedule, t, s, *exponent).sqrt().to(x) * draw_noise()
+    yield 0, x, x
+
+
+def takes_exponent(variance: Callable[..., Tensor] | None) -> bool:
+    """Whether a variance of steps needs the exponent: it has a parameter after schedule, t, s."""
+    return variance is not None and len(inspect.signature(variance).parameters) > 3
 
 
 def learned(schedule: Schedule, t: Time, s: Time, exponent: Tensor | None = None) -> Tensor:
-    """The variance (N, C, H, W) of a step from t to s, for ddpm_sampler. e = 1 is step_variance.
+    """The variance (N, C, H, W) of a step from t to s, for ancestral_sampler.
 
-    Raises ValueError where the denoiser gave no exponent.
+    e = 1 is step_variance. Raises ValueError where the denoiser gave no exponent.
     """
     check(exponent is not None, "the denoiser says no variance: take posterior_variance")
     tiny = torch.finfo(torch.float64).tiny  # at s = 0 the posterior has no variance

@@ -91,10 +91,10 @@ def bound_term(
 
 def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
     """L_T of each pixel in bits (N, C, H, W): KL(q(x_T | x_0) || N(0, I))."""
-    signal, noise = schedule.at(schedule.T)
+    a_T, b_T = schedule.at(schedule.T)
     zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
-    log_variance = per_image(2 * noise.log(), x0)
-    return gaussian_kl(per_image(signal, x0) * x0, log_variance, zero, zero) / math.log(2)
+    log_variance = per_image(2 * b_T.log(), x0)
+    return gaussian_kl(per_image(a_T, x0) * x0, log_variance, zero, zero) / math.log(2)
 
 
 class Bound(NamedTuple):
@@ -121,7 +121,7 @@ def strata(T: int, count: int) -> Iterator[tuple[int, int]]:
 
 def measured(
     denoise: Denoiser, schedule: Schedule, images: Tensor, exponent: float | None,
-    margin: tuple[int, int], chance: Tensor, noise: Callable[[], Tensor],
+    margin: tuple[int, int], chance: Tensor, draw_noise: Callable[[], Tensor],
     advance: Callable[[], object],
 ) -> dict[str, Tensor]:  # fmt: skip
     """The bound of one batch: bits and prior of each image (B,), sums and visits of each t (T,).
@@ -139,10 +139,10 @@ def measured(
     for part, (first, last) in zip(chance.T, strata(T, chance.shape[1])):
         size = last - first + 1
         t = first + (part * size).long().clamp(max=size - 1)
-        xt = q_sample(schedule, x0, t, noise())
-        x0_hat, _, *more = denoise(xt, t)
-        check(exponent is not None or bool(more), "this denoiser has learned no variance")
-        e = more[0] if exponent is None else exponent
+        xt = q_sample(schedule, x0, t, draw_noise())
+        x0_hat, _, *learned = denoise(xt, t)
+        check(exponent is not None or bool(learned), "this denoiser has learned no variance")
+        e = learned[0] if exponent is None else exponent
         term = mean(bound_term(schedule, x0, xt, t, x0_hat, e))
         bits += size * term
         sums.index_add_(0, t - 1, term)
@@ -193,8 +193,8 @@ def bits_per_dim(
     with progress(total=len(batches) * count, desc=title, unit="step") as bar:
         for batch in batches:
             before, few = bar.n, images[batch.start : batch.stop].to(device)
-            noise = noise_source(seed, batch, tuple(images.shape[1:]), device)
-            options = exponent, margin, chance[batch], noise, bar.update
+            draw_noise = noise_source(seed, batch, tuple(images.shape[1:]), device)
+            options = exponent, margin, chance[batch], draw_noise, bar.update
             work = partial(measured, denoise, schedule, few, *options)
             parts.append(part(f"bound-{batch.start}-{batch.stop}-of-{n}", work))
             if bar.n == before:  # it was known

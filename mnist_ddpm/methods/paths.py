@@ -18,16 +18,17 @@ def matched(schedule: Schedule, path: Schedule) -> tuple[Tensor, Schedule]:
     Times are float64 (path.T + 1,). Between two times the tables run straight. A path's SNR beyond
     that of 1 or of the schedule's T is matched by those times.
     """
-    ours, theirs = (torch.atan2(each.noise, each.signal) for each in (schedule, path))
+    ours, theirs = (torch.atan2(each.b, each.a) for each in (schedule, path))
     last = torch.tensor(schedule.T - 1)
     low = torch.searchsorted(ours, theirs, right=True).sub(1).clamp(0, last)
-    a, s = schedule.signal, schedule.noise
-    rise, fall = (s[low + 1] - s[low]) * path.signal, (a[low] - a[low + 1]) * path.noise
-    part = (a[low] * path.noise - s[low] * path.signal) / (rise + fall)
+    a, b = schedule.a, schedule.b
+    rise = (b[low + 1] - b[low]) * path.a
+    fall = (a[low] - a[low + 1]) * path.b
+    part = (a[low] * path.b - b[low] * path.a) / (rise + fall)
     times = (low + part).clamp(1, schedule.T)
     low = times.long().minimum(last)
-    signal, noise = (torch.lerp(each[low], each[low + 1], times - low) for each in (a, s))
-    return times, Schedule(signal, noise)
+    tables = (torch.lerp(table[low], table[low + 1], times - low) for table in (a, b))
+    return times, Schedule(*tables)
 
 
 def along(
@@ -40,7 +41,7 @@ def along(
     step of the schedule. The network must take fractions of t, as sines and cosines of it do.
     """
     times, own = matched(schedule, path)
-    size = own.signal.hypot(own.noise) / path.signal.hypot(path.noise)
+    size = own.a.hypot(own.b) / path.a.hypot(path.b)
 
     def network_along(xt: Tensor, t: Time) -> Tensor:
         return network(xt, times[torch.as_tensor(t).cpu()])

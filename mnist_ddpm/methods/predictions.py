@@ -41,19 +41,19 @@ def same(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
 
 
 def x0_from_v(schedule: Schedule, xt: Tensor, t: Time, v: Tensor) -> Tensor:
-    """x_0 from v = signal eps - noise x_0 (arXiv 2202.00512, Appendix D)."""
-    signal, noise = schedule.at(t)
-    norm = signal**2 + noise**2  # 1 on DDPM's path
-    difference = per_image(signal, xt) * xt - per_image(noise, xt) * v
+    """x_0 from v = a_t eps - b_t x_0 (arXiv 2202.00512, Appendix D)."""
+    a_t, b_t = schedule.at(t)
+    norm = a_t**2 + b_t**2  # 1 on DDPM's path
+    difference = per_image(a_t, xt) * xt - per_image(b_t, xt) * v
     return difference / per_image(norm, xt)
 
 
 def v_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
     """v of x_t and x_0."""
-    signal, noise = schedule.at(t)
-    norm = signal**2 + noise**2
-    difference = per_image(signal, xt) * xt - per_image(norm, xt) * x0
-    return difference / per_image(noise, xt)
+    a_t, b_t = schedule.at(t)
+    norm = a_t**2 + b_t**2
+    difference = per_image(a_t, xt) * xt - per_image(norm, xt) * x0
+    return difference / per_image(b_t, xt)
 
 
 def mu_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
@@ -108,13 +108,13 @@ def as_noise(network: Network, schedule: Schedule, conversion: Conversion) -> Ne
     Further channels of its output, such as a variance, stay as they are.
     """
 
-    def noise(xt: Tensor, t: Tensor) -> Tensor:
+    def predicted_noise(xt: Tensor, t: Tensor) -> Tensor:
         output = ask(network, conversion, schedule, xt, t)
         value, more = output.split([xt.shape[1], output.shape[1] - xt.shape[1]], dim=1)
         _, eps_hat = interpret(conversion, schedule, xt, t, value)
         return torch.cat([eps_hat, more], dim=1)
 
-    return noise
+    return predicted_noise
 
 
 def x0_factor(schedule: Schedule, t: Tensor, conversion: Conversion) -> Tensor:
@@ -150,16 +150,16 @@ Weight = Callable[[Schedule, Tensor], Tensor]  # of x_0's squared error at times
 
 
 def snr(schedule: Schedule, t: Tensor) -> Tensor:
-    """Signal-to-noise ratio signal² / noise² at times (N,)."""
-    signal, noise = schedule.at(t)
-    return (signal / noise) ** 2
+    """Signal-to-noise ratio a_t² / b_t² at times (N,)."""
+    a_t, b_t = schedule.at(t)
+    return (a_t / b_t) ** 2
 
 
 def bound(schedule: Schedule, t: Tensor) -> Tensor:
     """As in the variational bound with sigma_t² = beta_t (DDPM, Eq. 12)."""
-    before, _ = schedule.at(t - 1)
-    _, noise = schedule.at(t)
-    return before**2 * step_variance(schedule, t, t - 1) / (2 * noise**4)
+    a_s, _ = schedule.at(t - 1)
+    _, b_t = schedule.at(t)
+    return a_s**2 * step_variance(schedule, t, t - 1) / (2 * b_t**4)
 
 
 def truncated_snr(schedule: Schedule, t: Tensor) -> Tensor:

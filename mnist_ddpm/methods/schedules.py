@@ -55,27 +55,28 @@ def sigmoid(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedu
 
 
 def log_snr(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-    """log(signal² / noise²) falls evenly, from 13.3 at t = 1 to -5 at T.
+    """log(a_t² / b_t²) falls evenly, from 13.3 at t = 1 to -5 at T.
 
     Variational Diffusion Models (arXiv 2107.00630), as they begin. The plain error of eps is then
     the bound, up to a factor. beta_1 and beta_T are not used.
     """
     level = torch.linspace(13.3, -5, T, dtype=torch.float64)
-    signal, noise = level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
-    return Schedule(F.pad(signal, (1, 0), value=1.0), F.pad(noise, (1, 0)))
+    a = level.sigmoid().sqrt()
+    b = (-level).sigmoid().sqrt()
+    return Schedule(F.pad(a, (1, 0), value=1.0), F.pad(b, (1, 0)))
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """The signal shifted and scaled so that x_T is pure noise and signal_1 stays.
+    """The schedule with a_t shifted and scaled so that x_T is pure noise and a_1 stays.
 
-    arXiv 2305.08891, Algorithm 1. For paths with signal² + noise² = 1. At T noise does not
+    arXiv 2305.08891, Algorithm 1. For paths with a_t² + b_t² = 1. At T noise does not
     determine x_0, so a network must predict something else. Raises ValueError where T is 1.
     """
     check(schedule.T > 1, "T is 1: a schedule needs 2 steps to end without signal")
-    first, last = schedule.signal[1], schedule.signal[-1]
-    signal = (schedule.signal - last) * (first / (first - last))
-    signal[0] = 1
-    return Schedule(signal, (1 - signal.square()).sqrt())
+    first, last = schedule.a[1], schedule.a[-1]
+    a = (schedule.a - last) * (first / (first - last))
+    a[0] = 1
+    return Schedule(a, (1 - a.square()).sqrt())
 
 
 def with_zero_snr(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
@@ -94,7 +95,7 @@ def check_tables(name: str, schedule: Schedule, T: int) -> None:
     beta = step_variance(schedule, t, t - 1)
     fits = schedule.at(0) == (1, 0) and ((beta > 0) & (beta <= 1)).all()
     problem = f"the tables of {name} are no schedule's"
-    check(bool(fits), f"{problem}: signal 1, noise 0, then each beta_t above 0, and at most 1")
+    check(bool(fits), f"{problem}: a_0 = 1, b_0 = 0, then each beta_t above 0, and at most 1")
 
 
 def of_T(spacing: Callable[[int, int], list[int]]) -> Callable[[Schedule, int], list[int]]:
@@ -129,14 +130,15 @@ def quadratic_times(T: int, n: int) -> list[int]:
 
 
 def even_signal(schedule: Schedule, n: int) -> list[int]:
-    """n falling times, always from T, between which the signal rises evenly up to 1.
+    """n falling times, always from T, between which a_t rises evenly up to 1.
 
     For noise that is drawn anew at each: more of them lie where x_t says something of x_0.
     """
     check_steps(schedule.T, n)
-    signal, k = schedule.signal.flip(0), np.arange(n)
+    rising = schedule.a.flip(0)
+    k = np.arange(n)
     wanted = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1]
-    falling = schedule.T - torch.searchsorted(signal, wanted)
+    falling = schedule.T - torch.searchsorted(rising, wanted)
     distinct = np.minimum.accumulate(np.array([schedule.T, *falling.tolist()]) + k) - k
     return np.maximum(distinct, n - k).tolist()
 
@@ -153,7 +155,7 @@ def respace(schedule: Schedule, times: list[int]) -> Schedule:
     """
     transitions(times, schedule.T)
     kept = [0, *reversed(times)]
-    return Schedule(schedule.signal[kept], schedule.noise[kept])
+    return Schedule(schedule.a[kept], schedule.b[kept])
 
 
 def respaced(network: Network, times: list[int]) -> Network:

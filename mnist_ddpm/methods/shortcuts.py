@@ -23,7 +23,6 @@ from mnist_ddpm.ddpm import (
     q_sample,
     time_embedding,
     transitions,
-    u_shaped,
 )
 from mnist_ddpm.methods.distillation import Teacher
 from mnist_ddpm.methods.guidance import labels_at, labels_of, or_unknown, told, true_labels_of
@@ -49,15 +48,19 @@ class ShortcutUNet(UNet):
         nn.init.zeros_(self.span[2].weight)
         nn.init.zeros_(self.span[2].bias)
 
+    def time_vector(self, conditions: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """Times, how far steps go and labels, each (N,), as the vectors (N, c_time) of blocks."""
+        t, span, labels = conditions
+        span = time_embedding(1 + span, self.base_channels).to(self.conv_in.weight)
+        time = super().time_vector(t) + self.span(span)
+        return time if labels is None else time + self.label(labels)
+
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, s: Tensor | None = None
     ) -> Tensor:
         span = torch.zeros_like(t) if s is None else t - s.to(t)
-        span = time_embedding(1 + span, self.base_channels).to(self.conv_in.weight)
-        time = self.time_vector(t) + self.span(span)
-        if self.classes:
-            time = time + self.label(or_unknown(labels, x, self.classes))
-        return u_shaped(self, x, time)
+        known = or_unknown(labels, x, self.classes) if self.classes else None
+        return super().forward(x, (t, span, known))
 
 
 def steps_of(n: int) -> Tensor:
@@ -82,9 +85,10 @@ def step(schedule: Schedule, xt: Tensor, t: Tensor, s: Tensor, x0: Tensor) -> Te
 
 def x0_of_step(schedule: Schedule, xt: Tensor, t: Tensor, s: Tensor, xs: Tensor) -> Tensor:
     """The x_0 with which that step ends at x_s."""
-    (signal, noise), (signal_s, noise_s) = schedule.at(t), schedule.at(s)
-    difference = per_image(noise, xt) * xs - per_image(noise_s, xt) * xt
-    return difference / per_image(signal_s * noise - signal * noise_s, xt)
+    a_t, b_t = schedule.at(t)
+    a_s, b_s = schedule.at(s)
+    difference = per_image(b_t, xt) * xs - per_image(b_s, xt) * xt
+    return difference / per_image(a_s * b_t - a_t * b_s, xt)
 
 
 def two_steps(
@@ -131,7 +135,7 @@ def shortcut(
             if teacher is not None:
                 still = ~jumps
                 denoise = teacher(labels_at(true_labels_of(network), still))
-                x0[still], eps[still], *_ = denoise(xt[still], t[still])
+                x0[still], eps[still] = denoise(xt[still], t[still])
             asked = told(network, labels_at(labels_of(network), jumps))
             asked = asked, conversion, schedule, xt[jumps]
             x0[jumps] = two_steps(*asked, t[jumps], middle, s[jumps], count[jumps] == FINEST)
@@ -153,6 +157,6 @@ def heading(network: Network, times: list[int], T: int) -> Network:
     return headed
 
 
-def shortcut_sampler(denoise: Denoiser, schedule, times, x, noise) -> States:
+def shortcut_sampler(denoise: Denoiser, schedule, times, x, draw_noise) -> States:
     """DDIM without noise, by a network that is told where each step goes (heading)."""
-    return ddim_sampler(denoise, schedule, times, x, noise)
+    return ddim_sampler(denoise, schedule, times, x, draw_noise)

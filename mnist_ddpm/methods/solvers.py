@@ -1,6 +1,6 @@
 """Faster solvers of the probability-flow ODE and SDE, the ODE's reversal, and thresholding.
 
-With sigma = noise / signal and x / signal in the place of x, the ODE is dx / dsigma = eps_hat.
+With sigma = b_t / a_t and x / a_t in the place of x, the ODE is dx / dsigma = eps_hat.
 DDIM with eta = 0 is Euler's method for it, of first order; these are of second.
 """
 
@@ -13,38 +13,39 @@ from mnist_ddpm.ddpm import Denoiser, Schedule, States, Time, check, predict_eps
 
 
 @torch.no_grad()
-def dpmpp_2m_sampler(denoise, schedule, times, xT, noise, eta: float = 0.0) -> States:
+def dpmpp_2m_sampler(denoise, schedule, times, xT, draw_noise, eta: float = 0.0) -> States:
     """DPM-Solver++(2M), one evaluation a step (arXiv 2211.01095, Algorithm 2).
 
-    h is the step in lambda = log(signal / noise). The order is first at both ends and where h is
+    h is the step in lambda = log(a_t / b_t). The order is first at both ends and where h is
     more than twice the h before, as at the end of "linspace" and "leading": what x0_hat did in so
     short a step says nothing about so long a one.
-    eta: noise() brings 1 - exp(-2 eta h) of the variance noise_s² of x_s; the rest stays from x_t.
+    eta: draw_noise() brings 1 - exp(-2 eta h) of the variance b_s² of x_s; the rest stays from x_t.
     1 is that paper's SDE-DPM-Solver++(2M), which at first order is ancestral sampling; below 1 it
     adds more than DDIM with the same eta. Raises ValueError unless eta is finite and >= 0.
     """
     check(0 <= eta < math.inf, f"eta is {eta}: take a number from 0; 1 is as noisy as DDPM")
     x, older, last_h = xT, xT, 0.0
-    lam = (schedule.signal / schedule.noise).log()  # inf at t = 0
+    lam = (schedule.a / schedule.b).log()  # inf at t = 0
     for t, s in transitions(times, schedule.T):
-        x0_hat, *_ = denoise(x, t)
+        x0_hat, _ = denoise(x, t)
         yield t, x, x0_hat
         h = (lam[s] - lam[t]).item()
         direction = x0_hat
         if s > 0 and h <= 2 * last_h:  # at s = 0 h is infinite
             direction = x0_hat + (x0_hat - older) * (h / (2 * last_h))
-        (_, noise_t), (signal, left) = schedule.at(t), schedule.at(s)
+        _, b_t = schedule.at(t)
+        a_s, b_s = schedule.at(s)
         kept = math.exp(-eta * h) if eta > 0 else 1.0
-        x = (left / noise_t * kept).item() * x
-        x = x - signal.item() * math.expm1(-(1 + eta) * h) * direction
+        x = (b_s / b_t * kept).item() * x
+        x = x - a_s.item() * math.expm1(-(1 + eta) * h) * direction
         if eta > 0 and s > 0:
-            x = x + left.item() * math.sqrt(1 - kept**2) * noise()
+            x = x + b_s.item() * math.sqrt(1 - kept**2) * draw_noise()
         older, last_h = x0_hat, h
     yield 0, x, x
 
 
 @torch.no_grad()
-def heun_sampler(denoise, schedule, times, xT, noise) -> States:
+def heun_sampler(denoise, schedule, times, xT, draw_noise) -> States:
     """Heun's method in sigma, two evaluations a step (EDM, arXiv 2206.00364, Algorithm 1).
 
     Euler's, with one, to sigma = 0 and where sigma falls more than tenfold in a step, as with a
@@ -52,18 +53,18 @@ def heun_sampler(denoise, schedule, times, xT, noise) -> States:
     large a difference, would swamp the image. Draws no noise.
     """
     x = xT
-    sigma = schedule.noise / schedule.signal
+    sigma = schedule.b / schedule.a
     for t, s in transitions(times, schedule.T):
-        x0_hat, eps_hat, *_ = denoise(x, t)
+        x0_hat, eps_hat = denoise(x, t)
         yield t, x, x0_hat
-        signal, left = (value.item() for value in schedule.at(s))
-        euler = signal * x0_hat + left * eps_hat
+        a_s, b_s = (value.item() for value in schedule.at(s))
+        euler = a_s * x0_hat + b_s * eps_hat
         if sigma[t] > 10 * sigma[s]:  # so too at s = 0, where eps_hat is not defined
             x = euler
             continue
         slope = (eps_hat + denoise(euler, s)[1]) / 2
-        x = (signal / schedule.signal[t]).item() * x
-        x = x + signal * (sigma[s] - sigma[t]).item() * slope
+        x = (a_s / schedule.a[t]).item() * x
+        x = x + a_s * (sigma[s] - sigma[t]).item() * slope
     yield 0, x, x
 
 
@@ -77,10 +78,10 @@ def ddim_encoder(denoise: Denoiser, schedule: Schedule, times: list[int], x0: Te
     """
     x = x0
     for t, s in transitions(times, schedule.T)[::-1]:
-        x0_hat, eps_hat, *_ = denoise(x, max(s, 1))
+        x0_hat, eps_hat = denoise(x, max(s, 1))
         yield s, x, x0_hat
-        signal, noise = (value.item() for value in schedule.at(t))
-        x = signal * (x0_hat if s else x0) + noise * eps_hat
+        a_t, b_t = (value.item() for value in schedule.at(t))
+        x = a_t * (x0_hat if s else x0) + b_t * eps_hat
     yield t, x, denoise(x, t)[0]
 
 
@@ -92,11 +93,11 @@ def thresholded(denoise: Denoiser, schedule: Schedule, quantile: float = 0.995) 
     """
     check(0 < quantile <= 1, f"quantile is {quantile}: take a number above 0, at most 1")
 
-    def denoise_and_threshold(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
-        x0_hat, _, *more = denoise(xt, t)
+    def denoise_and_threshold(xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        x0_hat, _ = denoise(xt, t)
         size = x0_hat.abs().flatten(1).quantile(quantile, dim=1)
         q = size.clamp(min=1).view(-1, 1, 1, 1)
         x0_hat = x0_hat.clamp(-q, q) / q
-        return x0_hat, predict_eps(schedule, xt, t, x0_hat), *more
+        return x0_hat, predict_eps(schedule, xt, t, x0_hat)
 
     return denoise_and_threshold

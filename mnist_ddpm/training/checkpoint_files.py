@@ -24,7 +24,7 @@ from mnist_ddpm.training.files import replacing
 from mnist_ddpm.training.progress import first_process
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
-from mnist_ddpm.training.saving import CONFIG, STATE, WEIGHTS, told_digest
+from mnist_ddpm.training.saving import CONFIG, STATE, TABLES, WEIGHTS, check_named, told_digest
 from mnist_ddpm.training.text import read_json
 
 FORMAT = 2
@@ -74,20 +74,24 @@ def told_advice(folder: str | Path) -> dict | None:
 def load_config(folder: str | Path) -> tuple[Recipe, dict]:
     """A checkpoint's recipe and the record of its training.
 
-    Raises FileNotFoundError, or ValueError for what is damaged or of a later version.
+    Raises FileNotFoundError, or ValueError for what is damaged or of a later version, or has a
+    schedule that is no recipe's (check_named).
     """
     path = file_of(folder, CONFIG)
     try:
         config = read_json(path)
         found = config["format"]
         check(found in (1, FORMAT), f"format {found}: this version reads up to {FORMAT}")
-        values = config["settings"]
-        if found == FORMAT:  # the notebook writes no recipe
-            values = values | config["method"] | config.get("recipe", {})
-        return Recipe(**values), config["training"]
-    except (ValueError, KeyError, TypeError) as error:
+        method = config["method"] if found == FORMAT else {}
+        named = {name: value for name, value in method.items() if name not in TABLES}
+        # the notebook writes no recipe
+        more = config.get("recipe", {}) if found == FORMAT else {}
+        recipe, record = Recipe(**config["settings"] | named | more), config["training"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{path} is damaged or not a checkpoint's of this version"
         raise ValueError(f"{problem}: {error!r}") from error
+    check_named(method, path)
+    return recipe, record
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:

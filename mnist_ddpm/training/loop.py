@@ -318,9 +318,9 @@ def fit(
     length = of_epochs(run.settings, len(images))  # which says whether there are enough images
     folder = writable_folder(folder)
     run.n = len(images)
-    left = schedule.signal[-1].item() ** 2
-    if left > 0.01 and world.rank == 0:
-        told = f"At t = T {left:.0%} of the signal's power is left"
+    signal_power = schedule.a[-1].item() ** 2
+    if signal_power > 0.01 and world.rank == 0:
+        told = f"At t = T {signal_power:.0%} of the signal's power is left"
         print(f"{told}, but sampling starts from noise: raise T or beta_T")
     images = at_hand(images, run.device)
     with deferred_interrupt() as interrupted, home.occupied(folder, world) as where:

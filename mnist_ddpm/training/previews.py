@@ -44,9 +44,9 @@ def drawn(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -
         network = partial(network, labels=torch.tensor(batch, device=run.device) % s.classes)
     denoise = ddpm.clipped(make_denoiser(network, schedule), schedule)
     times = ddpm.timesteps(schedule.T, min(STEPS, schedule.T))
-    noise = ddpm.noise_source(s.seed, batch, s.shape, str(run.device))
+    draw_noise = ddpm.noise_source(s.seed, batch, s.shape, str(run.device))
     with torch.no_grad(), torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
-        *_, (_, x0, _) = ddpm.ddim_sampler(denoise, schedule, times, noise(), noise)
+        *_, (_, x0, _) = ddpm.ddim_sampler(denoise, schedule, times, draw_noise(), draw_noise)
     if x0.isnan().any():
         raise FloatingPointError("the images are NaN")
     return ddpm.to_uint8(x0).cpu()

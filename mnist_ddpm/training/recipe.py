@@ -30,9 +30,6 @@ class Recipe(Options, Settings):
         self.check_types()
         self.check_values()
         self.check_fit()
-        settings = {f.name: getattr(self, f.name) for f in fields(Settings)}
-        for side in {*self.shape[1:]}:  # the notebook knows squares alone
-            Settings(**settings | {"image_size": side})
         sides = self.sides
         there = {*(self.attention_resolutions or ())} <= {*sides}
         asked = f"attention_resolutions is {self.attention_resolutions}"
@@ -106,7 +103,7 @@ class Recipe(Options, Settings):
                 check(fits, f"{f.name} is {value!r}: it must be a name or path in one line")
 
     def check_values(self) -> None:
-        """Raises ValueError for a value out of range that the notebook's settings let pass."""
+        """Raises ValueError for a value out of range."""
         lists = "channel_mults", "attention_resolutions"
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
@@ -133,6 +130,9 @@ class Recipe(Options, Settings):
         check(fits, f"norm_groups is {groups}: it must divide base_channels, {width}")
         parts, size = self.accumulation, self.batch_size
         check(parts <= size, f"accumulation is {parts}: take at most batch_size, {size}")
+        check(self.beta_T < 1, f"beta_T is {self.beta_T}: take a number between 0 and 1")
+        check(self.beta_1 <= self.beta_T, f"beta_1 is {self.beta_1}: take at most beta_T")
+        check(0 <= self.seed < 2**32, f"seed is {self.seed}: take a number from 0 to 2^32 - 1")
 
 
 def fitted(recipe: Recipe, n: int, processes: int = 1) -> Recipe:

@@ -1,6 +1,7 @@
 """A training run and its step: the notebook's, in other precisions, in parts, with labels.
 
-In float32 with Adam, on one process and without any of that, it is the notebook's bit for bit.
+In float32 with Adam, on a processor, in one process and without any of that, it is the notebook's
+bit for bit. (On a GPU the notebook draws its noise there.)
 """
 
 import math

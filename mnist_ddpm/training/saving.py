@@ -23,7 +23,7 @@ from mnist_ddpm.training.text import read_json
 
 # Writes a checkpoint for those who sample: folder, averaged network, recipe, record
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
-NAMED = "mnist", *ddpm.LAST  # data sets; a folder of images has a path, and may move
+NAMED = "mnist", *ddpm.LAST_TRAINING_IMAGE  # data sets; a folder of images has a path, and may move
 FIXED = (  # settings that a run cannot change
     "network", "attributes", "teacher", "teacher_unlabelled", "init_from",
     "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
@@ -33,6 +33,7 @@ FIXED = (  # settings that a run cannot change
 )  # fmt: skip
 OF_A_ZIP = zipfile.BadZipFile, zlib.error  # that is damaged
 STATE, CONFIG, WEIGHTS = "training_state.pt", "config.json", "model.safetensors"
+TABLES = "a", "b"  # of a schedule that has no name
 
 
 def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
@@ -60,24 +61,37 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
     run.saved = run.step
 
 
+def check_named(method: dict, path: Path) -> None:
+    """Raises ValueError for a schedule without a name, of which the notebook saves the tables."""
+    problem = f"{path} has a schedule without a name, as tables, and a recipe needs its name"
+    advice = "resume and draw in the notebook, or load it with ddpm.load_checkpoint"
+    check(method.get("schedule") != "tables", f"{problem}: {advice}")
+
+
 def load_state(folder: str | Path) -> tuple[dict, Recipe]:
     """The training state saved in a folder, by the notebook too, and its recipe.
 
-    Raises FileNotFoundError, or ValueError where it is damaged.
+    Raises FileNotFoundError, or ValueError where it is damaged, and as check_named.
     """
     path = Path(folder, STATE)
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
-    unreadable = RuntimeError, pickle.UnpicklingError, EOFError, KeyError, *OF_A_ZIP
+    unreadable = (
+        RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, *OF_A_ZIP,
+    )  # fmt: skip
     telling = OSError, TypeError, ValueError  # what the others say is of no use
     try:
         state = load_tensors(path)
-        return state, Recipe(**(state["settings"] | state.get("method", {})))
+        method = state.get("method", {})
+        named = {name: value for name, value in method.items() if name not in TABLES}
+        recipe = Recipe(**state["settings"] | named)
     except (*unreadable, *telling) as error:
         reason = f" ({first_line(error)})" if isinstance(error, telling) else ""
         problem = f"{path} is damaged or no training state of this version{reason}"
         instead = "init_from can start a new run from the weights beside it"
         raise ValueError(f"{problem}: {instead}") from error
+    check_named(method, path)
+    return state, recipe
 
 
 def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:

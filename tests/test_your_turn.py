@@ -1,0 +1,163 @@
+"""The exercises: solutions are accepted, typical mistakes are named, empty stubs raise nothing."""
+
+import json
+import re
+import sys
+import types
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from conftest import ROOT
+
+from mnist_ddpm import ddpm
+
+NOTEBOOK = ROOT / "further" / "your_turn.ipynb"
+CELLS = {
+    cell["id"]: "".join(cell["source"])
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+}
+BLOCKS = re.findall(r"```python\n(.*?)```", "\n".join(CELLS.values()), re.S)
+SOLUTIONS = {re.match(r"def (\w+)", block)[1]: block for block in BLOCKS}
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    """The names of a notebook whose cells before the first exercise have run."""
+    monkeypatch.chdir(NOTEBOOK.parent)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names = vars(types.ModuleType("__main__"))
+    for cell in ("setup", "examples", "verdict", "compare"):
+        exec(CELLS[cell], names)
+    return names
+
+
+def result_of(reader: dict, name: str, answer: str) -> str:
+    """What the check of an exercise says of this source."""
+    exec(answer, reader)
+    exec(CELLS[f"{name.replace('_', '-')}-check"], reader)
+    return reader["results"][name]
+
+
+def test_ten_exercises_each_with_a_stub_a_check_a_hint_and_a_solution(reader):
+    assert list(SOLUTIONS) == list(reader["results"])
+    assert len(SOLUTIONS) == 10
+    for name in SOLUTIONS:
+        slug = name.replace("_", "-")
+        assert f"def {name}(" in CELLS[f"{slug}-stub"]
+        assert f"{slug}-check" in CELLS
+        assert "<summary>Hint</summary>" in CELLS[slug]
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_a_solution_is_accepted_and_a_stub_is_not_written_yet(reader, name):
+    assert result_of(reader, name, CELLS[f"{name.replace('_', '-')}-stub"]) == "not written yet"
+    assert result_of(reader, name, SOLUTIONS[name]) == "done"
+
+
+MISTAKES = [  # exercise, what its solution says, what a reader wrote instead, a key word
+    ("to_float", "images.float() / 127.5 - 1", "images / 255", "[0, 1]"),
+    ("to_float", "images.float() / 127.5", "images * 2 / 255", "overflow"),
+    ("to_float", "127.5", "128", "128"),
+    ("amplitudes", ".sqrt()", "", "root"),
+    ("amplitudes", ".cumprod(dim=0)", "", "multiply"),
+    ("amplitudes", "(1 - alpha_bar).sqrt()", "1 - alpha_bar.sqrt()", "squares"),
+    ("amplitudes", ", (1 - alpha_bar).sqrt()", "", "shape (2, 1001)"),
+    ("amplitudes", "return", "result =", "not written yet"),
+    ("q_sample", "a_t, b_t = schedule.at(t)", "a_t, b_t = (v**2 for v in schedule.at(t))", "root"),
+    ("q_sample", "ddpm.per_image(b_t, x0)", "ddpm.per_image(beta[t].sqrt(), x0)", "β_t"),
+    ("q_sample", "ddpm.per_image", "(lambda values, x: values)", "reshape"),
+    ("q_sample", "a_t, b_t", "a_t, c_t", "raises NameError"),
+    ("predict_x0", "/ ddpm.per_image(a_t, xt)", "", "divided"),
+    ("predict_x0", "ddpm.per_image(a_t, xt)", "ddpm.per_image(a_t**2, xt)", "factor √ᾱ_t"),
+    ("predict_x0", "return (xt - ", "return xt.sub_(", "in place"),
+    ("predict_x0", "ddpm.per_image", "(lambda values, x: values)", "reshape"),
+    ("posterior_mean", "* x0 +", "* xt +", "mistake unknown"),
+    ("posterior_mean", "a_s * (1 - alpha)", "a_t * (1 - alpha)", "neighbour"),
+    ("posterior_mean", "a_s * (1 - alpha)", "a_s**2 * (1 - alpha)", "root"),
+    ("posterior_mean", "(schedule, x0, xt, t, s)", "(schedule, xt, x0, t, s)", "each other"),
+    ("l_simple", ".mean(dim=(1, 2, 3))", ".mean()", "(N,)"),
+    ("l_simple", ".mean(dim=(1, 2, 3))", ".mean(dim=(2, 3))", "shape (4,)"),
+    ("l_simple", ".mean(", ".sum(", "factor of 16"),
+    ("l_simple", "- eps)", "- x0)", "not with the noise"),
+    ("l_simple", "network(xt, t)", "network(x0, t)", "saw x_0"),
+    ("clip_x0", "ddpm.predict_eps(schedule, xt, t, x0_hat)", "eps_hat", "unchanged"),
+    ("clip_x0", ".clamp(-1, 1)", "", "not clipped"),
+    ("clip_x0", "ddpm.predict_eps(schedule, xt, t, x0_hat)", "eps_hat.clamp(-1, 1)", "alone"),
+    ("ancestral_step", "s == 0", "s < 0", "last step"),
+    ("ancestral_step", ".sqrt()", "", "σ²"),
+    ("ancestral_step", "ddpm.step_variance", "ddpm.posterior_variance", "β̃"),
+    ("ddim_step", "(b_s**2 - sigma**2).sqrt()", "b_s", "b_s where"),
+    ("ddim_step", "(b_s**2 - sigma**2).sqrt()", "(b_s - sigma)", "b_s - σ"),
+    ("ddim_step", "+ sigma * z", "", "mistake unknown"),
+    ("ideal_x0", "a_t.unsqueeze(1) * points", "points", "scaled"),
+    ("ideal_x0", "** 2), dim=1)", "), dim=1)", "b_t where"),
+    ("ideal_x0", "(2 * b_t", "(b_t", "2 b_t²"),
+    ("ideal_x0", "-distances", "-1e9 * distances", "nearest"),
+]
+
+
+@pytest.mark.parametrize("name, right, wrong, key", MISTAKES, ids=lambda value: value[:24])
+def test_a_mistake_is_named(reader, name, right, wrong, key):
+    assert right in SOLUTIONS[name]
+    result = result_of(reader, name, SOLUTIONS[name].replace(right, wrong))
+    assert result != "done"
+    assert key in result
+
+
+@pytest.mark.parametrize(
+    "name, answer",
+    [
+        ("to_float", "to_float = lambda images: 2 * (images / 255) - 1"),
+        ("q_sample", "def q_sample(schedule, x0, t, eps):\n"
+                     "    a, b = schedule.a[t], schedule.b[t]\n"
+                     "    return a[:, None, None, None] * x0 + b[:, None, None, None] * eps"),
+        ("ddim_step", "def ddim_step(schedule, x0_hat, eps_hat, s, sigma, z):\n"
+                      "    a_s, b_s = (value.item() for value in schedule.at(s))\n"
+                      "    return a_s * x0_hat + (b_s**2 - sigma**2) ** 0.5 * eps_hat + sigma * z"),
+    ],
+)  # fmt: skip
+def test_another_way_to_write_it_is_accepted(reader, name, answer):
+    assert result_of(reader, name, answer) == "done"
+
+
+def test_the_steps_of_the_solutions_are_those_of_the_samplers(reader):
+    for name in ("ancestral_step", "ddim_step"):
+        exec(SOLUTIONS[name], reader)
+    schedule, x, x0, eps, z = (reader[name] for name in ("schedule", "xt", "x0", "eps_hat", "z"))
+    options = ([300, 250], x, lambda: z)
+
+    def denoise(xt, t):
+        return x0, eps
+
+    ancestral = list(ddpm.ddpm_sampler(denoise, schedule, *options, ddpm.step_variance))
+    ddim = list(ddpm.ddim_sampler(denoise, schedule, *options, eta=0.5))
+    sigma = 0.5 * ddpm.posterior_variance(schedule, 300, 250).sqrt().item()
+    step = reader["ancestral_step"](schedule, x0, x, 300, 250, z)
+    assert torch.allclose(step, ancestral[1][1], atol=1e-5)
+    step = reader["ddim_step"](schedule, x0, eps, 250, sigma, z)
+    assert torch.allclose(step, ddim[1][1], atol=1e-5)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_the_end_draws_with_your_functions_or_with_the_solutions(
+    reader, is_complete, monkeypatch, capsys
+):
+    for name, solution in SOLUTIONS.items():
+        result_of(reader, name, solution)
+    if not is_complete:
+        result_of(reader, "l_simple", CELLS["l-simple-stub"])
+        result_of(reader, "to_float", "def to_float(images): return images / 255")
+    digits = torch.randint(256, (10, 1, 32, 32)).to(torch.uint8)
+    times = ddpm.timesteps
+    monkeypatch.setattr(ddpm, "load_mnist", lambda *args, **options: digits)
+    monkeypatch.setattr(ddpm, "timesteps", lambda T, steps: times(T, 2))
+    capsys.readouterr()
+    for cell in ("table", "samplers", "picture"):
+        exec(CELLS[cell], reader)
+    plt.close("all")
+    printed = capsys.readouterr().out
+    assert printed.count(" done") == (10 if is_complete else 8)
+    assert (" wrong" in printed, " not yet" in printed) == (not is_complete, not is_complete)
+    assert ("solutions" in printed) == (not is_complete)
+    assert reader["drawn"].shape == (20, 1, 32, 32)
