@@ -3,7 +3,7 @@
 python tools/lessons.py [NAME …]    of right, restless, one-time, zero-to-one, mirrored; or all
 
 All are written to checkpoints/lessons in half precision. `right` and `one-time` are trained for
-1500 steps on 16x16 digits with one thread, which takes some six minutes each. The others continue:
+1500 steps on 16x16 digits with one thread, some three minutes each. The others continue:
 `restless` is `right` after 100 more steps with a high learning rate and batches of four, raw and
 averaged (restless-raw, restless-averaged), `zero-to-one` is `right` after 500 more steps on digits
 in [0, 1], `mirrored` is checkpoints/mnist-guide after 1200 more steps on digits mirrored by a coin.

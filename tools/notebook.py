@@ -146,7 +146,6 @@ def walk(cells: list[dict]) -> dict:
     end = minutes if theory is None else theory
     seen = sorted(each for each in [*pictures, *drawn, end] if each <= end)
     return {
-        "minutes": round(minutes, 1),
         "theory_minutes": round(end, 1),
         "first_drawn": round(drawn[0], 1) if drawn else None,
         "dry_minutes": round(max(b - a for a, b in zip(seen, seen[1:])), 1),
@@ -161,12 +160,15 @@ def measure(path: Path) -> dict:
     exported = [source for source in code if source.lstrip().startswith("#| export")]
     form = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     package = re.compile(r"^\s*(from|import) +mnist_ddpm", re.M)
+    words = words_of("\n".join(prose))
+    lines = sum(map(code_lines, code))
     return {
         "file": str(path),
+        "minutes": round(words / WORDS_A_MINUTE + lines / LINES_A_MINUTE, 1),
         **walk(cells),
-        "words": sum(map(words_of, prose)),
+        "words": words,
         "code_cells": len(code),
-        "lines": sum(map(code_lines, code)),
+        "lines": lines,
         "exported": sum(code_lines(source) - docstring_lines(source) for source in exported),
         "longest_cell": max(map(code_lines, code)),
         "widest_line": max(len(line) for source in code for line in source.splitlines()),
