@@ -10,6 +10,7 @@ import signal
 import sys
 import types
 import zipfile
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -56,12 +57,24 @@ schedule = Schedule(angle.cos(), angle.sin())"""
 
 
 class Reader:
-    """Runs a notebook's cells in order, without a kernel, with other parameters."""
+    """Runs a notebook's cells in order, without a kernel, with other parameters.
 
-    def __init__(self, path: Path = NOTEBOOK, **parameters):
+    theory: whether with the pictures and checks of the main notebook's first part.
+    """
+
+    def __init__(self, path: Path = NOTEBOOK, theory: bool = True, **parameters):
         self.cells, self.parameters = cells_of(path), parameters
         self.module = types.ModuleType("__main__")  # where dataclasses look for their names
         self.names = vars(self.module)
+        if not theory:
+            names = [cell["id"] for cell in self.cells]
+            first, last = names.index("sixty-lines-code"), names.index("settings")
+            self.cells[first:last] = [
+                cell
+                for cell in self.cells[first:last]
+                if "#| export" in "".join(cell["source"]) or cell["id"] == "schedule-plot"
+            ]
+            self.names |= {"partial": partial, "preview_steps": 20}
 
     def run_cell(self, cell: dict) -> None:
         """One cell, whose functions can be asked for their source, as in a kernel."""
@@ -195,6 +208,11 @@ def test_a_parameter_that_cannot_work_is_refused_at_once(alone, name, value):
         Reader(**{name: value}).run("limits = {")
 
 
+def test_a_schedule_that_leaves_no_signal_is_refused(alone):
+    with pytest.raises(ValueError, match="beta_T"):
+        Reader(theory=False, beta_T=0.5).run("schedule = beta_schedule(")
+
+
 def test_what_cannot_be_saved_or_loaded_is_refused_before_any_work(alone):
     Path("file").write_text("")
     for save_to in ("file", "file/below", "/content/drive/MyDrive/run"):
@@ -207,7 +225,7 @@ def test_what_cannot_be_saved_or_loaded_is_refused_before_any_work(alone):
 
 @pytest.mark.parametrize("name", ["celeba", "ffhq", "nowhere"])
 def test_missing_images_are_named_with_their_place(alone, name):
-    reader = Reader(dataset=name, image_size=64, patch_size=4)
+    reader = Reader(theory=False, dataset=name, image_size=64, patch_size=4)
     with pytest.raises(FileNotFoundError, match=name):
         reader.run("load_images(dataset")
 
@@ -215,6 +233,7 @@ def test_missing_images_are_named_with_their_place(alone, name):
 def test_it_trains_stops_goes_on_and_draws_alone(alone, capsys):
     settings = TINY | {"dataset": "mine", "save_to": "whole"}
     Reader(**settings).run()
+    settings |= {"theory": False}
     for name in ("samples.png", "steps.png", "generation.gif", "predicted_x0.gif"):
         assert Path("whole", "pictures", name).stat().st_size > 0
     assert zipfile.ZipFile("whole.zip").testzip() is None
@@ -261,7 +280,7 @@ def test_it_trains_stops_goes_on_and_draws_alone(alone, capsys):
 
 def test_the_schedule_that_trained_is_the_one_that_samples(alone):
     """The exercise that everyone does: another schedule, in its cell alone."""
-    reader = Reader(**TINY | {"dataset": "mine", "save_to": "own", "epochs": 0.5})
+    reader = Reader(theory=False, **TINY | {"dataset": "mine", "save_to": "own"})
     trained = reader.change(LINEAR, COSINE).run("first_step =")["schedule"]
     ddpm.save_run("own", ddpm.start_run(ddpm.Settings(T=20, base_channels=8)), trained)
     _, loaded, _ = ddpm.load_checkpoint("own")
@@ -270,7 +289,7 @@ def test_the_schedule_that_trained_is_the_one_that_samples(alone):
 
 
 def test_code_that_changed_since_a_save_is_reported(alone, capsys):
-    settings = TINY | {"dataset": "mine", "save_to": "parts", "epochs": 0.5}
+    settings = TINY | {"dataset": "mine", "save_to": "parts", "epochs": 0.5, "theory": False}
     Reader(**settings).run("bar = progress_bar(")
     Reader(**settings).run("first_step =")
     assert "code" not in capsys.readouterr().out.split("training")[-1]
@@ -279,7 +298,7 @@ def test_code_that_changed_since_a_save_is_reported(alone, capsys):
 
 
 @pytest.mark.parametrize(
-    "extreme", [{"beta_1": 0.02}, {"beta_T": 0.5}, {"T": 1, "sampling_steps": 1}]
+    "extreme", [{"beta_1": 0.02}, {"beta_T": 0.2}, {"T": 1, "sampling_steps": 1}]
 )
 def test_no_check_in_the_theory_is_a_false_alarm(alone, extreme):
     Reader(**extreme).run("perfect = ideal_denoiser(")
