@@ -243,7 +243,7 @@ def make_objective(
 ) -> Objective:  # fmt: skip
     """The recipe's objective. Raises ValueError for an unknown name, and for what does not fit.
 
-    done: tells the part of training that is done, from 0 to 1, such as Run.done. teacher: what to
+    done: returns the part of training that is done, from 0 to 1, such as Run.done. teacher: what to
     learn from, such as that of formats.teachers. fake: the second network, for objectives that
     have one.
     """
@@ -292,7 +292,7 @@ def make_times(recipe: Recipe) -> TimeSampler | None:
 def make_path(recipe: Recipe, name: str) -> Schedule:
     """The schedule of that name, to sample along instead of the recipe's. Raises as make_schedule.
 
-    Whatever the network predicts: x_0 is found on the recipe's schedule.
+    For any prediction: x_0 is found on the recipe's schedule.
     """
     problem = "prediction is mu, the mean of a step of the schedule"
     check(recipe.prediction != "mu", f"{problem}: it cannot be sampled along another path")

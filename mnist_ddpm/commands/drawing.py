@@ -78,7 +78,7 @@ class Drawing(flags.Drawing):
         return world, device
 
     def take_advice(self, recipe: Recipe, heed: bool = True) -> None:
-        """Fills in flags that were not typed, by the checkpoint's advice, and says so.
+        """Fills in flags that were not typed, by the checkpoint's advice, and prints them.
 
         A --sampler that was typed is all that it takes; flags of guidance stand together.
         """

@@ -1,6 +1,6 @@
 """The flags of each command, without PyTorch: help and errors of flags need not wait for it.
 
-A command is a class of the same name that does the work, in a module of its own.
+A command is a class of the same name that does the work, in a separate module.
 """
 
 from dataclasses import dataclass

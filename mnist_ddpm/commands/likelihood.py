@@ -76,7 +76,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
     def chain(
         self, network: Network, schedule: Schedule, recipe: Recipe, learned: bool
     ) -> tuple[Denoiser | LearnedDenoiser, Schedule]:
-        """The clipped denoiser and its schedule, of fewer steps where --steps says so."""
+        """The clipped denoiser and its schedule, of fewer steps where --steps asks for them."""
         if self.steps is not None:
             times = catalogue.sampling_times(schedule, self.steps, self.spacing)
             network = schedules.respaced(network, times)

@@ -1,4 +1,4 @@
-"""Pictures that a command is given: to start from, to fill in, and to judge."""
+"""Pictures that a command is given: to start from, to inpaint, and to judge."""
 
 from pathlib import Path
 

@@ -135,7 +135,7 @@ def as_second(recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def check_of_use(given: dict, recipe: Recipe) -> None:
-    """Raises ValueError for flags that a new run would not heed."""
+    """Raises ValueError for flags that a new run would ignore."""
     if "label_dropout" in given and not (recipe.classes or recipe.attributes):
         problem = "--label-dropout hides labels, and there are none"
         raise ValueError(f"{problem}: leave it out, or see --classes")

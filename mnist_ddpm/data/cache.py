@@ -1,8 +1,8 @@
 """Images decoded once into a cache, which training reads from disk.
 
 A cache is a .npy file that is mapped, not read: data larger than memory train at the speed of the
-disk. Its name tells data set, size and channels, and holds a digest of the files' names, sizes and
-times. When these change it is made anew, and the old one removed. A run that is killed while it
+disk. Its name has data set, size and channels, and holds a digest of the files' names, sizes and
+times. When these change it is made again, and the old one removed. A run that is killed while it
 makes one leaves a .partial file, which counts for nothing.
 
 Behind the array stand the names that were skipped and, at the end, the CRC-32 of all before it. At
@@ -208,8 +208,8 @@ def load_files(
 ) -> Tensor:
     """The images, from a cache in the folder, or decoded into it the first time: uint8 (N, *shape).
 
-    label and crop tell caches of the same files apart. Where no cache can be written the images
-    stay in memory, up to 1 GiB, and one printed line says so. Raises OSError above that, or where
+    label and crop distinguish caches of the same files. Where no cache can be written the images
+    stay in memory, up to 1 GiB, and a printed line reports it. Raises OSError above that, or where
     the disk is full; ValueError where too many images cannot be read.
     """
     path = cache_path(files, shape, folder, label, crop)

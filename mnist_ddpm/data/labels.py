@@ -1,4 +1,4 @@
-"""What labels mean, whatever the data set."""
+"""What labels mean, for any data set."""
 
 from collections.abc import Callable
 from pathlib import Path

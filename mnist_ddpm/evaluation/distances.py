@@ -47,7 +47,7 @@ def limits(found: float, bias: float, linear: float, quadratic: float) -> tuple[
 
     linear, quadratic: the variances of its first- and second-order terms in what was drawn, the
     first as it seems at what was found. Near 0 the second is all there is, and the first seems to
-    be as large again as twice that. So each distance d is given a variance of its own, quadratic +
+    be as large again as twice that. So each distance d has a separate variance, quadratic +
     linear d / found, and a gamma distribution of mean bias + d, whose cube root is about normal
     (Wilson and Hilferty). The limits are those d that leave 2.5 % on either side.
     """
@@ -268,7 +268,7 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[Estimate, Estimat
 
 
 def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estimate]:
-    """All of the above, whatever the order of generated features (N, D).
+    """All of the above; the order of generated features (N, D) is irrelevant.
 
     Both sets are shuffled, since precision and recall use a part of the larger one.
     """

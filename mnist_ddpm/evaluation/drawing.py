@@ -57,7 +57,7 @@ def denoisers(
 ) -> Source:
     """What draws each batch: a network under guidance, its x0_hat clipped.
 
-    labels (n,): image k is told labels[k]. scale: of guidance, away from a guide (a worse network
+    labels (n,): image k is told labels[k]. scale: of guidance, away from a guide (a smaller network
     and its recipe) or else from the network without labels; without either it has no effect.
     interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k is
     given the condition of pictures[k % M], where the recipe has one. path: the one to sample along,
@@ -109,7 +109,7 @@ def generate(
 ) -> tuple[Tensor, Film]:
     """n images, uint8 (n, C, H, W), and a film of the first few of the first batch.
 
-    Image k depends on seed and k alone, whatever the batches and processes. Each process draws
+    Image k depends on seed and k alone, not on batches or processes. Each process draws
     its share, all get all images, and the first one has the film. Raises ValueError for what
     cannot be drawn so, FloatingPointError for images that are NaN, and OSError where a part
     cannot be kept.

@@ -106,7 +106,7 @@ def in_batches(
 ) -> Tensor:
     """function of uint8 images (N, C, H, W): float64 (N, …), on the processor.
 
-    It is the same in whatever batches and order, up to rounding. title: of the progress bar.
+    It is the same in all batches and orders, up to rounding. title: of the progress bar.
     """
     size = min(batch_size, max(1, 2**26 // images.shape[1:].numel()))  # of large images fewer
     parts = images.split(size)
@@ -230,7 +230,7 @@ def digest_path(path: Path) -> Path:
 
 
 def check_whole(path: Path) -> None:
-    """Raises ValueError unless its SHA-256 is that beside it; without one, it says so."""
+    """Raises ValueError unless its SHA-256 is that beside it; without one, it prints a line."""
     if not digest_path(path).is_file():
         tell_unverified(path)
         return

@@ -102,7 +102,7 @@ def read(path: Path, n: int) -> Tensor | None:
 
 
 def write(path: Path, features: Tensor) -> None:
-    """Keeps features in a file. Says so where it cannot: they are computed again, then."""
+    """Keeps features in a file. Prints a line where it cannot: they are computed again, then."""
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             # extractors give float32: nothing is lost

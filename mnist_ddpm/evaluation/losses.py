@@ -18,7 +18,7 @@ def loss_by_t(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Each uint8 image's error of eps_hat at a time of its own: t (N,), L_simple (N,).
+    """Each uint8 image's error of eps_hat at a separate time: t (N,), L_simple (N,).
 
     The times are spread evenly over 1 … T. The denoiser is to be one that does not clip.
     """

@@ -3,7 +3,7 @@
 Each writes to experiments/NAME: results.csv (a row for each measurement), plot.png, caption.md, and
 record.json (seeds, versions, command). What is there already is not done again: a run that was
 stopped goes on, and one that is complete only draws its plot. Remove it, or name another --out, to
-start anew.
+start again.
 """
 
 import shlex

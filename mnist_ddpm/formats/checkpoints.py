@@ -72,7 +72,7 @@ def advice(source: str | Path) -> dict:
     """How to draw best with a checkpoint, as its config.json says under "draw"; {} if it does not.
 
     Of sampler, steps, spacing, eta, guide (a shipped name, or a folder in the checkpoint's, whose
-    path is returned), guidance and guidance_interval. Without what is said of a guide where that
+    path is returned), guidance and guidance_interval. Without what it has on a guide where that
     folder is not there. Raises as `find` and ValueError for what is none of these.
     """
     path = find(source) / CONFIG

@@ -92,7 +92,7 @@ def read_json(path: Path) -> dict:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .bin file; no code in it is run.
 
-    Raises ValueError for a damaged one, which the hub's cache tells: a large file's name there is
+    Raises ValueError for a damaged one, which the hub's cache shows: a large file's name there is
     its SHA-256.
     """
     try:

@@ -2,7 +2,7 @@
 
 Inputs: xt (N, C, H, W), t (N,) from 1 to T and, where the network takes them, label (N,), s (N,)
 and condition (N, K, H, W). Outputs: output (N, C, H, W), which is what the network predicts, and,
-where it is learned, exponent, that of the steps' variance. docs/onnx.md tells of the metadata.
+where it is learned, exponent, that of the steps' variance. docs/onnx.md lists the metadata.
 """
 
 import copy

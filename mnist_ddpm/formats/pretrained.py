@@ -29,9 +29,9 @@ def pretrained(
 
     source: a checkpoint, as checkpoints.find knows it, or what load_diffusers reads. labels:
     whether there are any to train with; if not, a network with labels becomes one without, which
-    predicts what it did for no label. condition: one that a network without begins to heed, from
-    weights 0. classes: labels that it begins to heed, each from a small random vector. shortcut: it
-    begins to heed where steps go, too. Raises as checkpoints.load and load_diffusers.
+    predicts what it did for no label. condition: one that a network without begins to use, from
+    weights 0. classes: labels that it begins to use, each from a small random vector. shortcut: it
+    begins to use where steps go, too. Raises as checkpoints.load and load_diffusers.
     """
     config = checkpoints.find(source, CONFIGS) / CONFIG
     own = config.is_file() and "format" in read_json(config)

@@ -1,4 +1,4 @@
-"""A critic beside an objective: it learns to tell x0_hat from images, and the network to pass.
+"""A critic beside an objective: it learns to know x0_hat from images, and the network to pass.
 
 A generative adversarial network (arXiv 1406.2661) whose generator is the denoiser: x0_hat of a
 mean error is blurred where x_t leaves doubt, and a critic takes no blurred image. As in consistency
@@ -72,7 +72,7 @@ def rivalry(
 ) -> tuple[Tensor, Tensor]:
     """What network and critic are to lower, one loss a pair: which of the two looks more real.
 
-    told: what the critic is, times and labels. Each learns by gradients of its own. The loss is
+    told: what the critic is, times and labels. Each learns by separate gradients. The loss is
     relativistic (arXiv 1807.00734). The critic's has R1's penalty of the gradient at real images
     (arXiv 1801.04406), measured by a little noise (arXiv 2501.08316, Section 3.4). The critic
     learns of fakes as they are drawn, clipped.
@@ -89,7 +89,7 @@ def rivalry(
 def judged(
     objective: Objective, conversion: Conversion, critic: nn.Module, weight: float
 ) -> Objective:
-    """The objective, plus weight times how easily the critic tells x0_hat from x_0, by image.
+    """The objective, plus weight times how easily the critic distinguishes x0_hat from x_0.
 
     The critic learns by the same gradients: its parameters are to be in the same optimiser.
     """

@@ -1,7 +1,7 @@
 """Consistency models (arXiv 2303.01469): from any x_t to x_0 in one evaluation.
 
 The consistency function f is what the prediction makes of the network's output, x0_hat. At t = 0,
-without noise, every prediction but x0 and mu gives x_0 itself, whatever the network says: that is
+without noise, every prediction but x0 and mu gives x_0 itself, for any output: that is
 the boundary condition, and EDM's prediction is the paper's Eq. 5. Training may begin with a
 diffusion network, and is then called tuning (ECT, arXiv 2406.14548).
 """
@@ -47,7 +47,7 @@ def consistency(
 
     x_r has the same noise. distillation.distilled makes it DDIM's step of a teacher from x_t. Where
     r = 0 it is the image itself, so that the loss is a diffusion model's.
-    done: tells the part of training that is done, from 0 to 1. The distance is
+    done: returns the part of training that is done, from 0 to 1. The distance is
     sqrt(mean square + c²) - c (arXiv 2310.14189, Section 3.3). The weights are EDM's, as in ECT's
     code.
     """
@@ -70,7 +70,7 @@ def consistency(
 
 @torch.no_grad()
 def consistency_sampler(denoise, schedule, times, x, draw_noise) -> States:
-    """x0_hat at T, noised anew to the next time, and so on: Algorithm 1, "multistep".
+    """x0_hat at T, noised again to the next time, and so on: Algorithm 1, "multistep".
 
     For a network that was trained to be consistent. One evaluation a time; one time will do.
     """

@@ -29,7 +29,7 @@ def weights(schedule: Schedule, xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
 
 
 def x0_from_output(schedule: Schedule, xt: Tensor, t: Time, output: Tensor) -> Tensor:
-    """c_skip x_t / a_t + c_out F. At t = 0 it is x_0 itself, whatever F is."""
+    """c_skip x_t / a_t + c_out F. At t = 0 it is x_0 itself, for any F."""
     skip, out = weights(schedule, xt, t)
     return skip * xt + out * output
 

@@ -1,4 +1,4 @@
-"""A network that is told labels, and guidance: by labels, or by a worse network."""
+"""A network that takes labels, and guidance: by labels, or by a guide (autoguidance)."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check
 
 Teacher = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
-SCALE = 2.0  # of guidance by a worse network, where nothing says how far
+SCALE = 2.0  # of autoguidance, where nothing says how far
 
 
 def or_unknown(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
@@ -72,7 +72,7 @@ def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
     """weak + scale (strong - weak). Scales 0 and 1 ask one of the two, all others both.
 
     Classifier-free guidance (arXiv 2207.12598, Eq. 6, scale = 1 + w): strong is told labels, weak
-    is not. Autoguidance (arXiv 2406.02507): weak is a worse network, which errs where strong does,
+    is not. Autoguidance (arXiv 2406.02507): weak is a guide, which errs where strong does,
     only more. What strong returns beside x0_hat and eps_hat stays.
     """
     if scale in (0, 1):
@@ -89,7 +89,7 @@ def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
 def within(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Denoiser:
     """guided at times low < t <= high, else plain, which costs less (arXiv 2404.07724).
 
-    Of times (N,) each image is asked of its own. The two must then take a part of the batch.
+    Of times (N,) each image has its time. The two must then take a part of the batch.
     """
     return parted(between(interval), lambda labels: guided, lambda labels: plain)
 
@@ -108,7 +108,7 @@ def parted(
 ) -> Denoiser:
     """first for the images that a function of their times (N,) says, second for the others.
 
-    Each is told the labels (N,) of its own images.
+    Each is given the labels (N,) of its images.
     """
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:

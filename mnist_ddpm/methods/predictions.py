@@ -194,7 +194,7 @@ def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
     """The mean squared error of the network's own output, each image times its weight.
 
     None weighs all t alike in the prediction's own units. A weight is that of x_0's error: the
-    loss is then the same one whatever is predicted.
+    loss is then the same one for all predictions.
     """
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
@@ -214,7 +214,7 @@ def plain(conversion: Conversion) -> Objective:
 
 
 def of_noise(objective: Objective) -> Callable[[Conversion], Objective]:
-    """An objective of your own, such as l_simple: whatever is predicted, it is told the noise."""
+    """An objective of your own, such as l_simple: it is given the noise, for all predictions."""
 
     def make(conversion: Conversion) -> Objective:
         def told_the_noise(network: Network, schedule: Schedule, *rest: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def quadratic_times(T: int, n: int) -> list[int]:
 def even_signal(schedule: Schedule, n: int) -> list[int]:
     """n falling times, always from T, between which a_t rises evenly up to 1.
 
-    For noise that is drawn anew at each: more of them lie where x_t says something of x_0.
+    For noise that is drawn again at each: more of them lie where x_t says something of x_0.
     """
     check_steps(schedule.T, n)
     rising = schedule.a.flip(0)

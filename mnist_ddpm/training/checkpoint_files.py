@@ -1,8 +1,8 @@
-"""A checkpoint's two files: the averaged weights, and config.json, which tells what they are.
+"""A checkpoint's two files: the averaged weights, and config.json, which describes them.
 
 Format 2 of config.json has the notebook's settings, the method, which is all else that rebuilds
 the network and samples from it, and the rest of the recipe. The notebook loads checkpoints of its
-own method. Format 1 had all settings in one list. The SHA-256 of the weights tells whether the two
+own method. Format 1 had all settings in one list. The SHA-256 of the weights shows whether the two
 files belong together, and are whole; older checkpoints have none.
 """
 
@@ -98,7 +98,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """A checkpoint's tensors.
 
     Raises FileNotFoundError, or ValueError for a damaged file, or one that config.json does not
-    tell of, as after a kill between the two.
+    describe, as after a kill between the two.
     """
     path = file_of(folder, WEIGHTS)
     content, told = path.read_bytes(), told_digest(folder)

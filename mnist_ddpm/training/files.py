@@ -45,7 +45,7 @@ def first_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it says so: for Apple's GPUs and processors PyTorch has no class of errors."""
+    """Whether its text has it: for Apple's GPUs and processors PyTorch has no class of errors."""
     said = "out of memory", "not enough memory", "can't allocate memory"
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 

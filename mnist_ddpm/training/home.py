@@ -29,7 +29,7 @@ class Place:
         return cls(Path(folder).resolve(), found and (found.st_dev, found.st_ino))
 
     def holds(self, folder: str | Path) -> bool:
-        """Whether the folder is this one. A name is enough: some disks number folders anew."""
+        """Whether the folder is this one. A name is enough: some disks number folders again."""
         other = Place.of(folder)
         return self.name == other.name or (self.number and self.number == other.number)
 
@@ -38,7 +38,7 @@ class Place:
 def occupied(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
     """Inside, no other training is in the folder: the first process locks it for all.
 
-    Yields what tells the folder's name, which may be another later. Where a disk knows no locks,
+    Yields what returns the folder's name, which may be another later. Where a disk knows no locks,
     that is printed. Raises BlockingIOError, in all processes, where another training is there.
     """
     with ExitStack() as stack:
@@ -64,7 +64,7 @@ def occupied(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
 
 
 def followed(folder: Path, stack: ExitStack) -> Callable[[], Path]:
-    """What tells a folder's name while the stack is open."""
+    """What returns a folder's name while the stack is open."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders, nor renames those in use

@@ -42,7 +42,7 @@ class Counted:
 
 
 class Kept:
-    """The parts of a long work, kept in a folder of its own, from where it goes on if stopped.
+    """The parts of a long work, kept in a separate folder, from where it goes on if stopped.
 
     The folder is made after a minute, or when the work is stopped. counted: the work's network.
     """
@@ -91,7 +91,7 @@ class Kept:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Inside, the parts are saved whatever stops the work, and it is told where.
+        """Inside, the parts are saved when anything stops the work, and the place is printed.
 
         Of KeyboardInterrupt that is the message.
         """

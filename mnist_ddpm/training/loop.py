@@ -180,7 +180,7 @@ class Session:
         return folder
 
     def draw(self, epoch: int) -> None:
-        """A preview. A failure is no reason to stop: the loss and the next save tell."""
+        """A preview. A failure is no reason to stop: the loss and the next save show it."""
         if self.preview is None or self.world.rank > 0:
             return
         path = self.folder / "previews" / f"epoch_{epoch:03d}.png"

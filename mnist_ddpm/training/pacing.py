@@ -35,7 +35,7 @@ def until(length: Length, deadline: float, world: World) -> Length:
 
 
 class Clock:
-    """Foresees, in each step anew, how many steps there will be in all when the time is up.
+    """Estimates, in each step, how many steps there will be in all when the time is up.
 
     The learning rate is that of a training of so many steps: it falls with the clock, to 0 at the
     end, though the machine's pace changes.

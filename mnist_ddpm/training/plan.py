@@ -177,7 +177,7 @@ def with_guide(made: Plan, n: int, folder: str, measuring: Measuring) -> tuple[l
     """The plan, and that of a guide in folder, in the time of the first alone, on n images.
 
     folder: as the network's checkpoint names it. Where too few steps are left for a guide, the plan
-    alone, and a line that says so. Raises ValueError as check_guided.
+    alone, and a line that reports it. Raises ValueError as check_guided.
     """
     check_guided(made.recipe.dataset)
     plans = parted(made, n, folder, measuring)

@@ -77,7 +77,7 @@ class Run(ddpm.Run):
         return self.home is not None and self.home.holds(folder)
 
     def record(self) -> dict:
-        """What a checkpoint tells people of its training."""
+        """What a checkpoint records of its training."""
         hundreds = [self.losses[k : k + 100] for k in range(0, len(self.losses), 100)]
         return {
             "steps": self.step, "images": self.step * self.settings.batch_size,
@@ -168,7 +168,7 @@ def training_step(
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Seeds PyTorch's global generator, of which dropout draws: each step and process anew."""
+    """Seeds PyTorch's global generator, of which dropout draws: for each step and process."""
     torch.manual_seed(random_generator(seed, 2, step, rank).initial_seed())
 
 

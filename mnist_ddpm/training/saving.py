@@ -164,7 +164,7 @@ def saved_step(folder: str | Path) -> int | None:
 
 
 def told_digest(folder: str | Path) -> str | None:
-    """The SHA-256 of a folder's weights, as its config.json tells; None where it does not."""
+    """The SHA-256 of a folder's weights, as its config.json has it; None where it does not."""
     try:
         return read_json(Path(folder, CONFIG))["sha256"][WEIGHTS]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What a training tells a tracker of experiments, by way of Hugging Face Accelerate."""
+"""What a training logs to a tracker of experiments, through Hugging Face Accelerate."""
 
 import secrets
 import sys
