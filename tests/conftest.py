@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config) -> None:
     """Unpacks MNIST once, before several processes would do so at the same time."""
-    if not hasattr(config, "workerinput"):
+    unpacked = [*(ROOT / "data" / "MNIST" / "raw").glob("*ubyte")]
+    if len(unpacked) < 4 and not hasattr(config, "workerinput"):
         from torchvision.datasets import MNIST
 
         MNIST(ROOT / "data", download=True)

@@ -1,4 +1,4 @@
-"""A critic beside an objective: it learns to know x0_hat from images, and the network to pass.
+"""A critic beside an objective: it learns to distinguish x0_hat from x_0, and the network to pass.
 
 A generative adversarial network (arXiv 1406.2661) whose generator is the denoiser: x0_hat of a
 mean error is blurred where x_t leaves doubt, and a critic takes no blurred image. As in consistency

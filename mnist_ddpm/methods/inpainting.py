@@ -1,4 +1,4 @@
-"""Starting from an image: to vary it (SDEdit, arXiv 2108.01073), or inpainting (RePaint)."""
+"""Starting from an image: variations (SDEdit, arXiv 2108.01073) and inpainting (RePaint)."""
 
 from collections.abc import Callable
 

@@ -43,7 +43,7 @@ def handled(handler: Callable, names: tuple[str, ...] = SIGNALS) -> Iterator[Non
 
 
 def heard_again(lost: Callable, what) -> None:
-    """Sends again a signal that came where Python passes no error on, such as a finaliser."""
+    """Sends a signal again that came where Python drops errors, as in a finaliser."""
     if isinstance(what.exc_value, Stopped):
         threading.Timer(0.05, to_main_thread, [what.exc_value.signum]).start()
     else:
