@@ -24,7 +24,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import torch
 
-from mnist_ddpm.training import machine
+from mnist_ddpm.machine import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -115,7 +115,7 @@ def main() -> None:
                     print(json.dumps(rows[-1]), flush=True)
     record = {
         "command": shlex.join(["python", *sys.argv]), "rows": rows, "cores": CORES,
-        "device": "cpu", "processor": machine.hardware("cpu"), "torch": torch.__version__,
+        "device": "cpu", "processor": devices.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
     a.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
-from mnist_ddpm.training import machine
+from mnist_ddpm.machine import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -85,7 +85,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     record = {
         "command": shlex.join(["python", *sys.argv]), "rows": rows, "device": "cpu",
-        "hardware": machine.hardware("cpu"), "versions": machine.versions(),
+        "hardware": devices.hardware("cpu"), "versions": devices.versions(),
     }  # fmt: skip
     a.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -22,11 +22,11 @@ from processor import precisions
 
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training import machine
+from mnist_ddpm.machine import devices
 from mnist_ddpm.training.cost import cost
-from mnist_ddpm.training.measuring import Measuring
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.throughput import Measuring
 
 RATES = {"T4": 65e12, "V100": 125e12, "A100": 312e12, "H100": 989e12}  # operations a second
 MACHINES = (
@@ -76,7 +76,7 @@ def matrix_rate(measuring: Measuring, precision: str, seconds: float = 3.0) -> f
 
 def measured(asked: Arguments) -> None:
     """Prints the pace of presets, and which share of the machine's rate that is."""
-    device = machine.best_device()
+    device = devices.best_device()
     measuring = trainer.measure(device)
     widest = precisions()[-1] if device.type == "cpu" else "bfloat16"
     rate = matrix_rate(measuring, widest)
@@ -85,7 +85,7 @@ def measured(asked: Arguments) -> None:
     titles = "preset", "images trained a second", "TFLOP/s", "share of the matrix rate"
     print(f"\n| {' | '.join(titles)} |\n|---|---|---|---|")
     for name in asked.measure:
-        compiled = asked.compile and machine.compiles(device, asked.precision)
+        compiled = asked.compile and devices.compiles(device, asked.precision)
         recipe = replace(preset(name), precision=asked.precision, compile=compiled)
         pace = measuring.pace(recipe, 10.0)
         done = 3 * flops(recipe) * pace

@@ -33,8 +33,9 @@ from mnist_ddpm import ddpm, trainer
 from mnist_ddpm.data import cache, folders, sets
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training import machine, saving
-from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.training import saving
 from mnist_ddpm.training.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results"
@@ -187,8 +188,8 @@ def main() -> int:
         }
     record = {
         "command": shlex.join(["python", *sys.argv]), "n": flags.n, "seed": flags.seed,
-        "found": found, "device": "cpu", "hardware": machine.hardware("cpu"),
-        "versions": machine.versions() | {"numpy": np.__version__},
+        "found": found, "device": "cpu", "hardware": devices.hardware("cpu"),
+        "versions": devices.versions() | {"numpy": np.__version__},
     }  # fmt: skip
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

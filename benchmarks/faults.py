@@ -30,7 +30,7 @@ from faulty import cases, moments  # noqa: E402
 from faulty.base import Base  # noqa: E402
 from faulty.soak import soak  # noqa: E402
 
-from mnist_ddpm.training import machine  # noqa: E402
+from mnist_ddpm.machine import devices  # noqa: E402
 
 
 def flags() -> argparse.ArgumentParser:
@@ -77,8 +77,8 @@ def main() -> int:
     about = {
         "command": shlex.join(["python", *sys.argv]), "seed": given.seed,
         "minutes": round((time.monotonic() - began) / 60, 1), "device": "cpu",
-        "hardware": machine.hardware("cpu"), "cores": os.cpu_count(), "system": sys.platform,
-        "versions": machine.versions(),
+        "hardware": devices.hardware("cpu"), "cores": os.cpu_count(), "system": sys.platform,
+        "versions": devices.versions(),
     }  # fmt: skip
     record = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     record |= {name: {**part, "about": about} for name, part in found.items()}

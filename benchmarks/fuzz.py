@@ -43,8 +43,9 @@ from hostile.damage import damage
 
 from mnist_ddpm.commands import common, evaluate, likelihood, sample
 from mnist_ddpm.commands.main import main as run
-from mnist_ddpm.commands.streams import steady
-from mnist_ddpm.training import machine, measuring, plan, presets
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.streams import steady
+from mnist_ddpm.training import planning, presets, throughput
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS, MEMORY = 10.0, 2**31  # of the processor; bytes
@@ -222,8 +223,8 @@ def made_tiny() -> None:
     for values in presets.PRESETS.values():
         values |= {"base_channels": 4, "channel_mults": (1,), "blocks_per_level": 1}
         values |= {"batch_size": 16, "attention_resolutions": ()}
-    plan.ENOUGH = dict.fromkeys(plan.ENOUGH, 100)
-    measuring.LEAST = measuring.MOST = 0.1  # seconds
+    planning.ENOUGH = dict.fromkeys(planning.ENOUGH, 100)
+    throughput.LEAST = throughput.MOST = 0.1  # seconds
 
 
 def made_base(scratch: Path) -> Path:
@@ -290,7 +291,7 @@ def write(asked, found: list[dict], seconds: float) -> None:
         "most_seconds": max(each["seconds"] for each in found),
         "most_MB": max(each["MB"] for each in found), "minutes": round(seconds / 60, 1),
         "without_memory": sum("can't allocate" in each["said"] for each in found),
-        "device": "cpu", "processor": machine.hardware("cpu"), **machine.versions(),
+        "device": "cpu", "processor": devices.hardware("cpu"), **devices.versions(),
     }  # fmt: skip
     (RESULTS / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{len(found)} commands, {len(failing)} failing: {by_command}")

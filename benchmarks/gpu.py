@@ -26,8 +26,8 @@ import torch
 from claims import speed, work
 from claims.base import ROOT, Bench
 
-from mnist_ddpm.training import machine
-from mnist_ddpm.training.files import first_line
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.files import first_line
 
 # What is done, and for how many seconds at most: the last has what the others leave of the time
 PARTS = {
@@ -126,8 +126,8 @@ def lines(found: dict) -> list[str]:
 
 def surroundings(device: torch.device) -> dict:
     """Of the figures: hardware and versions."""
-    found = {"device": device.type, "hardware": machine.hardware(device)}
-    versions = machine.versions()
+    found = {"device": device.type, "hardware": devices.hardware(device)}
+    versions = devices.versions()
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         found |= {"capability": f"{card.major}.{card.minor}"}
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs all parts, or, in a process of its own, one. Returns 1 where one has failed."""
     given = flags().parse_args(arguments)
     try:
-        device = machine.pick_device(given.device)
+        device = devices.pick_device(given.device)
     except ValueError:
         advice = "--device cpu --quick tries the parts on the processor"
         sys.exit(f"error: there is no device {given.device} here: {advice}")

@@ -24,10 +24,10 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 from processor import peak_memory, precisions
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.evaluation import drawing
-from mnist_ddpm.training import machine
+from mnist_ddpm.evaluation import generation
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,10 +61,10 @@ def sampling(precision: str, n: int, steps: int) -> float:
     recipe = Recipe()
     schedule, network = catalogue.make_schedule(recipe), catalogue.make_network(recipe).eval()
     began = time.perf_counter()
-    network = drawing.autocast(network, precision, "cpu")
-    source = drawing.denoisers(network, schedule, recipe)
+    network = generation.autocast(network, precision, "cpu")
+    source = generation.denoisers(network, schedule, recipe)
     options = {"times": ddpm.timesteps(schedule.T, steps), "batch_size": 64, "film_images": 36}
-    _, film = drawing.generate(source, schedule, n, recipe.shape, progress=False, **options)
+    _, film = generation.generate(source, schedule, n, recipe.shape, progress=False, **options)
     with tempfile.TemporaryDirectory() as folder:
         ddpm.save_gif(Path(folder, "film.gif"), film, columns=6)
     return time.perf_counter() - began
@@ -134,7 +134,7 @@ def main() -> None:
     record = {
         "command": shlex.join(["python", *sys.argv]), "growth": growth, "precision": precision,
         "threads": torch.get_num_threads(), "device": "cpu",
-        "processor": machine.hardware("cpu"), "torch": torch.__version__,
+        "processor": devices.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(record, indent=1) + "\n"

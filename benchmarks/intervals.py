@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 from mnist_ddpm import ddpm  # noqa: E402
 from mnist_ddpm.evaluation import distances, extractors  # noqa: E402
 from mnist_ddpm.evaluation.distances import Estimate  # noqa: E402
-from mnist_ddpm.training import machine  # noqa: E402
-from mnist_ddpm.training.files import writable_folder  # noqa: E402
-from mnist_ddpm.training.progress import progress_bar  # noqa: E402
+from mnist_ddpm.machine import devices  # noqa: E402
+from mnist_ddpm.machine.files import writable_folder  # noqa: E402
+from mnist_ddpm.machine.progress import progress_bar  # noqa: E402
 from mnist_ddpm.training.recipe import Recipe  # noqa: E402
 
 REAL = 10_000  # images to compare with
@@ -132,7 +132,7 @@ def main() -> None:
         "real": f"{REAL:,} random training images",
         "drawn": f"from the {len(images) - REAL:,} other training images, with replacement",
         "rows": measured(a, real, pools), "device": "cpu", "threads": torch.get_num_threads(),
-        "hardware": machine.hardware("cpu"), "versions": machine.versions(),
+        "hardware": devices.hardware("cpu"), "versions": devices.versions(),
     }  # fmt: skip
     text = json.dumps(record, indent=1, default=float) + "\n"
     (a.out / "intervals.json").write_text(text, encoding="utf-8")

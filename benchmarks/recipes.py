@@ -26,14 +26,14 @@ from processor import precisions
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import sets
-from mnist_ddpm.evaluation import cards, drawing, extractors
+from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate
 from mnist_ddpm.evaluation.losses import loss_by_tenth
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.files import writable_file
+from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
-from mnist_ddpm.training import machine
-from mnist_ddpm.training.files import writable_file
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
@@ -113,12 +113,12 @@ class Judging:
     def figures(self, run: Run) -> dict:
         """Distances of what a run's averaged weights draw, and their loss."""
         recipe, schedule, row = run.settings, catalogue.make_schedule(run.settings), {}
-        network = drawing.autocast(run.ema, recipe.precision, "cpu")
-        source = drawing.denoisers(network, schedule, recipe)
+        network = generation.autocast(run.ema, recipe.precision, "cpu")
+        source = generation.denoisers(network, schedule, recipe)
         for title, (sampler, steps) in SAMPLERS.items():
             options = {"times": ddpm.timesteps(schedule.T, steps), "sampler": sampler}
             options |= {"seed": recipe.seed}
-            drawn, _ = drawing.generate(source, schedule, self.n, recipe.shape, **options)
+            drawn, _ = generation.generate(source, schedule, self.n, recipe.shape, **options)
             found = frechet_estimate(self.known, self.judge.features(drawn), recipe.seed)
             row[title] = found._asdict()
         denoise = catalogue.make_denoiser(run.ema, schedule, recipe)
@@ -191,7 +191,7 @@ def measure(asked: Arguments) -> None:
     about = {
         "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": precision,
         "extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads(),
-        "processor": machine.hardware("cpu"), "torch": torch.__version__,
+        "processor": devices.hardware("cpu"), "torch": torch.__version__,
     }  # fmt: skip
     out = asked.out or Path(f"benchmarks/results/recipes-{asked.minutes:g}.json")
     rows = started(out, about)

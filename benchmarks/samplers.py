@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from mnist_ddpm import catalogue, ddpm  # noqa: E402
 from mnist_ddpm.data import sets  # noqa: E402
-from mnist_ddpm.evaluation import cards, drawing, extractors  # noqa: E402
+from mnist_ddpm.evaluation import cards, extractors, generation  # noqa: E402
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate, shuffled  # noqa: E402
 from mnist_ddpm.formats import checkpoints  # noqa: E402
+from mnist_ddpm.machine.files import writable_folder  # noqa: E402
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler  # noqa: E402
-from mnist_ddpm.training.files import writable_folder  # noqa: E402
 
 METHODS = {
     "DDIM, η = 0": ddpm.ddim_sampler,
@@ -98,12 +98,12 @@ def main() -> None:
     reference = judge.features(training)
     # in no order: MNIST's first half is the neater one
     unseen = shuffled(sets.load_images(recipe, a.data, "test"), a.seed, a.n)
-    denoisers = drawing.denoisers(checkpoint.network, schedule, recipe)
+    denoisers = generation.denoisers(checkpoint.network, schedule, recipe)
 
     def draw(sampler: Callable, steps: int, n: int) -> Tensor:
         options = {"times": ddpm.timesteps(schedule.T, steps), "sampler": sampler}
         options |= {"seed": a.seed, "progress": False}
-        return drawing.generate(denoisers, schedule, n, recipe.shape, **options)[0]
+        return generation.generate(denoisers, schedule, n, recipe.shape, **options)[0]
 
     def distance(images: Tensor) -> Estimate:
         return frechet_estimate(reference, judge.features(images), a.seed)

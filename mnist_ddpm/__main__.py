@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 
-from mnist_ddpm.commands import streams
+from mnist_ddpm.machine import streams
 
 
 def main() -> int:

@@ -15,10 +15,10 @@ from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
 from mnist_ddpm.methods import (
     conditioning,
     consistency,
+    distribution_matching,
     edm,
     flow,
     learned_variance,
-    matching,
     paths,
     predictions,
     schedules,
@@ -64,7 +64,7 @@ OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
     "p2": partial(weighted, weight=predictions.p2),
     "edm": partial(weighted, weight=edm.weight),
     "consistency": consistency.consistency,
-    "matching": matching.matching,
+    "matching": distribution_matching.matching,
 }
 CHANGING = {"consistency"}  # objectives that are also told how much of training is done
 MATCHING = {"matching"}  # objectives with a teacher and a second network
@@ -274,7 +274,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser of a network. Raises ValueError for an unknown name."""
     if recipe.objective in MATCHING:
         critic = getattr(network, "critic", None)
-        return matching.optimizer(network, network.fake, recipe.learning_rate, critic)
+        return distribution_matching.optimizer(network, network.fake, recipe.learning_rate, critic)
     return look_up("optimizer", recipe.optimizer, OPTIMIZERS)(network, recipe)
 
 

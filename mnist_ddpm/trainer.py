@@ -24,13 +24,14 @@ from mnist_ddpm.catalogue import (
 )
 from mnist_ddpm.data import sets
 from mnist_ddpm.ddpm import check
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.processes import World
 from mnist_ddpm.methods import adversarial
 from mnist_ddpm.methods.distillation import Teacher
-from mnist_ddpm.training import checkpoint_files, loop, machine, measuring, previews, run, saving
-from mnist_ddpm.training.advice import advice_for
-from mnist_ddpm.training.processes import World
+from mnist_ddpm.training import checkpoint_files, loop, previews, run, saving, throughput
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
+from mnist_ddpm.training.sampling_defaults import advice_for
 
 Device = torch.device | str
 
@@ -114,8 +115,8 @@ def train(
     problem = f"teacher is {recipe.teacher}, and there is none"
     known = teacher is not None or not recipe.teacher
     check(known, f"{problem}: pass that of formats.teachers, or leave it empty")
-    machine.check_precision(recipe.precision, device)
-    recipe = replace(recipe, compile=recipe.compile and machine.compiles(device, recipe.precision))
+    devices.check_precision(recipe.precision, device)
+    recipe = replace(recipe, compile=recipe.compile and devices.compiles(device, recipe.precision))
     begin = partial(start_run, device=device)
     begun = saving.resume_run(folder, begin, recipe) if resume else begin(recipe, weights=weights)
     if world.rank == 0:
@@ -144,7 +145,7 @@ def train(
     )  # fmt: skip
 
 
-def measure(device: torch.device) -> measuring.Measuring:
+def measure(device: torch.device) -> throughput.Measuring:
     """How fast this machine trains and draws, for a plan."""
     start = partial(start_run, device=device)
-    return measuring.Measuring(device, start, make_schedule, make_objective, make_network)
+    return throughput.Measuring(device, start, make_schedule, make_objective, make_network)

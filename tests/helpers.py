@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.training.processes import World
+from mnist_ddpm.machine.processes import World
 
 PAPER = ddpm.beta_schedule(ddpm.linear_beta())
 straight = torch.arange(1001, dtype=torch.float64) / 1000

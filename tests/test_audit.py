@@ -11,7 +11,7 @@ from helpers import fresh_judge
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import audit as audits
-from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.evaluation import generation
 from mnist_ddpm.evaluation.audit import Audit, audit, audit_points, in_words, some_of
 from mnist_ddpm.evaluation.cards import judged
 from mnist_ddpm.training.recipe import Recipe
@@ -46,7 +46,7 @@ def test_a_model_that_knows_fifty_images_by_heart_is_flagged(digits, audited):
     """The limit of overfitting on them: the exact posterior mean of these fifty."""
     denoise = ddpm.ideal_denoiser(PAPER, ddpm.to_float(digits[:50]))
     options = {"times": ddpm.timesteps(1000, 20), "progress": False}
-    drawn, _ = drawing.generate(lambda batch: denoise, PAPER, 40, (1, 32, 32), **options)
+    drawn, _ = generation.generate(lambda batch: denoise, PAPER, 40, (1, 32, 32), **options)
     found = audited(drawn, digits[:50], digits[50:550])
     assert found.copies and found.closer.value > 0.9
     assert torch.equal(drawn, digits[found.index]), "and says which images"
@@ -86,7 +86,7 @@ def test_a_network_overfitted_on_fifty_images_is_flagged_and_on_five_thousand_is
         optimizer.step()
     options = {"times": ddpm.timesteps(100, 20), "progress": False}
     denoise = ddpm.clipped(learner, schedule)
-    drawn, _ = drawing.generate(lambda batch: denoise, schedule, 100, (1, 14, 14), **options)
+    drawn, _ = generation.generate(lambda batch: denoise, schedule, 100, (1, 14, 14), **options)
     assert audit(drawn, small[:n], small[5000:6000]).copies is copies
 
 

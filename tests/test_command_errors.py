@@ -14,8 +14,8 @@ from mnist_ddpm import trainer
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.machine.partial_results import Counted, Kept
 from mnist_ddpm.training import saving
-from mnist_ddpm.training.keeping import Counted, Kept
 from mnist_ddpm.training.recipe import Recipe
 
 

@@ -18,9 +18,9 @@ from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.machine import partial_results
 from mnist_ddpm.methods import likelihood
 from mnist_ddpm.methods.schedules import respace, respaced
-from mnist_ddpm.training import keeping
 
 PARTS = {"train": blobs(60), "test": blobs(24, 60)}
 
@@ -213,7 +213,7 @@ def test_images_that_are_drawn_are_not_drawn_again(places, tmp_path, monkeypatch
         return ddim(denoise, schedule, times, xT, draw_noise, eta=eta)
 
     monkeypatch.setitem(catalogue.SAMPLERS, "ddim", counted)
-    monkeypatch.setattr(keeping, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(partial_results, "KEEP_EVERY", -1.0)
     out, build = tmp_path / "card.json", cards.build_card
     monkeypatch.setattr(cards, "build_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -14,8 +14,8 @@ from mnist_ddpm.commands.drawing import own_options
 from mnist_ddpm.commands.sample import Sample
 from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.machine import devices
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
-from mnist_ddpm.training import machine
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -182,7 +182,7 @@ def test_labels_are_taken_in_turn(digits, tmp_path, quick):
 @pytest.mark.parametrize("guide", [False, True])
 def test_networks_are_compiled_where_asked(digits, tmp_path, quick, monkeypatch, guide):
     asked, more = [], ["--guide", digits] if guide else []
-    monkeypatch.setattr(machine, "try_compiler", lambda *_: None)
+    monkeypatch.setattr(devices, "try_compiler", lambda *_: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
     base = ["sample", "--checkpoint", digits, "--n", 2, "--steps", 2, "--out", tmp_path, *more]
     assert run(*base) == 0 and not asked
@@ -295,7 +295,7 @@ def test_a_drawing_that_was_stopped_goes_on(
         assert kept.is_dir() and sum(sizes) == 14
         sizes.clear()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(machine, "versions", lambda: {"torch": "another"})
+        elsewhere.setattr(devices, "versions", lambda: {"torch": "another"})
         drawn(out, *base)
     assert kept.is_dir() and sum(sizes) == 7
     sizes.clear()

@@ -26,9 +26,10 @@ from mnist_ddpm.commands.main import typed_flags
 from mnist_ddpm.data import sets
 from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training import advice, home, loop, machine, measuring, plan, previews, saving
+from mnist_ddpm.machine import devices, folder_lock
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.training import loop, planning, previews, sampling_defaults, saving, throughput
 from mnist_ddpm.training.presets import PRESETS, preset
-from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import training_step
 
@@ -111,7 +112,7 @@ def test_an_optimizer_brings_its_own_learning_rate(fits, tmp_path):
 def test_a_gpu_that_computes_in_bfloat16_trains_in_it_unless_told(fits, monkeypatch, tmp_path):
     flags = ["--base-channels", 8, "--out", tmp_path]
     assert run("train", *flags) == 0 and fits.recipes[-1].precision == "float32"
-    monkeypatch.setattr(machine, "own_precision", lambda device: "bfloat16")
+    monkeypatch.setattr(devices, "own_precision", lambda device: "bfloat16")
     for typed, precision in (([], "bfloat16"), (["--precision", "float32"], "float32")):
         assert run("train", *flags, *typed) == 0
         assert fits.recipes[-1].precision == precision
@@ -124,7 +125,7 @@ def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(fits, monkeyp
     for typed, lost, precision in (
         ("", False, "bfloat16"), ("", True, "float32"), ("--precision float16", True, "float16"),
     ):  # fmt: skip
-        monkeypatch.setattr(machine, "emulates", lambda name, _, t=lost: t and name == "bfloat16")
+        monkeypatch.setattr(devices, "emulates", lambda name, _, t=lost: t and name == "bfloat16")
         assert run("train", "--resume", "--out", tmp_path, *typed.split()) == 0
         assert fits.recipes[-1].precision == precision
     assert run("train", "--resume", "--out", tmp_path, "--precision", "bfloat16") == 1
@@ -253,7 +254,7 @@ def test_what_does_not_fit_is_told_before_images_are_read(
     assert "nothing to resume" in line
     for resume in ([], ["--resume"]):
         folder = checkpoint if resume else tmp_path
-        with home.occupied(folder, World()):
+        with folder_lock.occupied(folder, World()):
             line = error_of(capsys, "train", *resume, "--dataset", pictures, "--out", folder)
         assert f"another training is at work in {folder}" in line
 
@@ -265,10 +266,10 @@ def test_what_does_not_fit_is_told_before_images_are_read(
 def tiny_plans(monkeypatch):
     """Presets of tiny networks, and a machine that was measured: each step takes half a second."""
     tiny, now = {**NETWORK, "batch_size": 32}, stopped_clock(monkeypatch)
-    for name in plan.DIGITS:
+    for name in planning.DIGITS:
         monkeypatch.setitem(PRESETS, name, tiny)
     for name in ("FEWEST", "FEWEST_OF_GUIDE", "EVERY"):
-        monkeypatch.setattr(plan, name, 1)
+        monkeypatch.setattr(planning, name, 1)
 
     def step(*given):
         now[0] += 0.5
@@ -277,11 +278,11 @@ def tiny_plans(monkeypatch):
     def make(*given, began, size):
         return made(*given, clock=lambda: now[0], began=now[0], size=size)
 
-    made = plan.make_plan
-    monkeypatch.setattr(plan, "make_plan", make)
+    made = planning.make_plan
+    monkeypatch.setattr(planning, "make_plan", make)
     monkeypatch.setattr(loop, "training_step", step)
-    monkeypatch.setattr(measuring.Measuring, "pace", lambda *_: 64.0)
-    monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
+    monkeypatch.setattr(throughput.Measuring, "pace", lambda *_: 64.0)
+    monkeypatch.setattr(throughput.Measuring, "evaluation", lambda self, recipe: 1e-6)
     monkeypatch.setattr(previews, "IMAGES", 1)
     monkeypatch.setattr(sets, "load_images", lambda *_, **__: blobs(64))
 
@@ -302,7 +303,7 @@ def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatc
     shutil.rmtree(folders[0] / "previews")
     for name in ("config.json", "training_state.pt"):
         (folders[0] / name).unlink()
-    monkeypatch.setattr(plan, "make_plan", lambda *_: pytest.fail("it is planned"))
+    monkeypatch.setattr(planning, "make_plan", lambda *_: pytest.fail("it is planned"))
     line = error_of(capsys, "plan", "--guide", *out)
     assert f"{folders[1]} holds a checkpoint" in line, "its guide would be overwritten"
 
@@ -319,8 +320,8 @@ def test_a_folder_of_few_images_trains_and_plans_without_a_flag(
     fits, monkeypatch, tmp_path, capsys
 ):
     """In smaller batches, which is said; a batch size that is typed must fit."""
-    monkeypatch.setattr(measuring.Measuring, "pace", lambda *_: 64.0)
-    monkeypatch.setattr(measuring.Measuring, "evaluation", lambda self, recipe: 1e-6)
+    monkeypatch.setattr(throughput.Measuring, "pace", lambda *_: 64.0)
+    monkeypatch.setattr(throughput.Measuring, "evaluation", lambda self, recipe: 1e-6)
     few = save_pictures(tmp_path / "few", 10)
     black = lambda recipe, *_, **__: torch.zeros(10, *recipe.shape, dtype=torch.uint8)  # noqa: E731
     monkeypatch.setattr(sets, "load_images", black)
@@ -340,21 +341,23 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
     tiny = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 1 --device cpu".split()
     mine, other = tmp_path / "mine", tmp_path / "other"
     assert run("train", *tiny, "--out", mine) == 0
-    assert checkpoints.advice(mine) == advice.DIGITS
+    assert checkpoints.advice(mine) == sampling_defaults.DIGITS
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps(config | {"draw": {"steps": 7}}))
     assert run("train", "--resume", "--epochs", 2, "--out", mine, "--device", "cpu") == 0
     assert checkpoints.advice(mine) == {"steps": 7}, "your own is kept"
     assert run("train", *tiny, "--schedule", "cosine", "--out", other) == 0
     assert "draw" not in json.loads((other / "config.json").read_text())
-    assert advice.best(preset("faces-64-small")) == advice.FACES
-    assert advice.best(preset("faces-64-small", dataset="ffhq")) == {}
-    assert advice.best(preset("mnist", objective="consistency"))["sampler"] == "consistency"
+    assert sampling_defaults.best(preset("faces-64-small")) == sampling_defaults.FACES
+    assert sampling_defaults.best(preset("faces-64-small", dataset="ffhq")) == {}
+    assert (
+        sampling_defaults.best(preset("mnist", objective="consistency"))["sampler"] == "consistency"
+    )
 
 
 def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypatch, capsys):
     measured = lambda *_: pytest.fail("it is measured")  # noqa: E731
-    monkeypatch.setattr(measuring.Measuring, "pace", measured)
+    monkeypatch.setattr(throughput.Measuring, "pace", measured)
     base = ["plan", "--out", tmp_path / "run", "--device", "cpu", "--data", ROOT / "data"]
     for flags, named in (
         ("--classes 5 --dry-run", "5"), ("--dataset minst", '"minst"'),
@@ -368,7 +371,7 @@ def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["mnist", "faces-64"])
 def test_the_command_of_a_plan_makes_the_same_recipe(fits, tmp_path, name):
     recipe = preset(name, seed=7, epochs=1.5, batch_size=32, compile=False, warmup_steps=5)
-    made = plan.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
+    made = planning.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
     command = shlex.split(made.without(recipe).split("python -m mnist_ddpm ")[1])
     assert run(*command, "--out", tmp_path) == 0
     assert fits.recipes == [recipe]

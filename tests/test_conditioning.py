@@ -14,7 +14,7 @@ from PIL import Image
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import sets
 from mnist_ddpm.ddpm import to_float, to_uint8
-from mnist_ddpm.evaluation import drawing, extractors, losses
+from mnist_ddpm.evaluation import extractors, generation, losses
 from mnist_ddpm.evaluation.publishing import push_to_hub
 from mnist_ddpm.formats import checkpoints, diffusers
 from mnist_ddpm.formats.pretrained import pretrained
@@ -151,7 +151,7 @@ def test_a_condition_goes_with_labels_and_a_learned_variance(condition, more, tm
     trainer.save_checkpoint(tmp_path, begun.ema, recipe, {})
     network, schedule, loaded = checkpoints.load(tmp_path)
     options = {"labels": labels, "scale": 2.0, "pictures": images, "with_exponent": True}
-    source = drawing.denoisers(network, schedule, loaded, **options)
+    source = generation.denoisers(network, schedule, loaded, **options)
     x0_hat, _, exponent = source(range(3))(torch.zeros(3, *recipe.shape), 30)
     assert x0_hat.shape == exponent.shape == (3, *recipe.shape)
 
@@ -204,9 +204,11 @@ def test_a_perfect_network_draws_what_the_condition_leaves_open(prediction):
         return eps if prediction == "eps" else conversion.from_x0(PAPER, xt, t, x0)
 
     def drawn(batch_size):
-        source = drawing.denoisers(network, PAPER, recipe, pictures=points()[[0, 2, 3]])
+        source = generation.denoisers(network, PAPER, recipe, pictures=points()[[0, 2, 3]])
         options = {"times": ddpm.timesteps(1000, 20), "seed": 1, "progress": False}
-        return drawing.generate(source, PAPER, 24, (3, 4, 4), batch_size=batch_size, **options)[0]
+        return generation.generate(source, PAPER, 24, (3, 4, 4), batch_size=batch_size, **options)[
+            0
+        ]
 
     images = drawn(24).int()
     assert (images - drawn(5).int()).abs().max() <= 1, "the size of a batch is of no matter"
@@ -337,13 +339,13 @@ def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monke
     real = {"train": blobs(60), "test": blobs(12, 60)}
     monkeypatch.setitem(sets.DATASETS, "mnist", lambda recipe, root, split: real[split])
     monkeypatch.setattr(extractors, "pick_judge", lambda *arguments: fresh_judge())
-    asked, denoisers = [], drawing.denoisers
+    asked, denoisers = [], generation.denoisers
 
     def noted(*arguments, pictures, **options):
         asked.append(pictures)
         return denoisers(*arguments, pictures=pictures, **options)
 
-    monkeypatch.setattr(drawing, "denoisers", noted)
+    monkeypatch.setattr(generation, "denoisers", noted)
     path = tmp_path / "card.json"
     common = "evaluate", "--checkpoint", upscaling, "--n", 15, "--steps", 2, "--out", path
     assert run(*common) == 0

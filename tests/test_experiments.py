@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation.extractors import Extractor, Judge
 from mnist_ddpm.experiments import __main__ as command
-from mnist_ddpm.experiments import ddim_table1, ema, guidance_scale, lab, steps
+from mnist_ddpm.experiments import ddim_table1, ema, guidance_scale, runner, steps
 from mnist_ddpm.experiments.claims import Claim, claim, interval
-from mnist_ddpm.experiments.flags import Scale
-from mnist_ddpm.experiments.lab import BRIEFLY, LONGER, QUICK, Lab, Trained
+from mnist_ddpm.experiments.experiment_flags import Scale
 from mnist_ddpm.experiments.plots import caption, draw_plot, lines
+from mnist_ddpm.experiments.registry import EXPERIMENTS
 from mnist_ddpm.experiments.rows import column, number, read_rows
-from mnist_ddpm.experiments.work import EXPERIMENTS
+from mnist_ddpm.experiments.runner import BRIEFLY, LONGER, QUICK, Lab, Trained
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
@@ -44,7 +44,7 @@ def small(monkeypatch):
     made = {"judge": judge, "training": images, "unseen": images.flip(0)[:16], "recipe": recipe}
     for name, value in (made | {"known": judge.features(images)}).items():
         monkeypatch.setattr(Lab, name, value)
-    monkeypatch.setattr(lab, "QUICK", TINY)
+    monkeypatch.setattr(runner, "QUICK", TINY)
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     assert json.loads((out / "record.json").read_text()) == record
     assert command.main([*flags, "--n", "9"]) == 1
     for table, key, value in (
-        (vars(lab), "QUICK", replace(TINY, n=9)),
+        (vars(runner), "QUICK", replace(TINY, n=9)),
         (LONGER, "batch_size", 127),
     ):
         with monkeypatch.context() as other:

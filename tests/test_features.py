@@ -53,7 +53,7 @@ def test_a_file_is_of_these_images_this_extractor_and_this_machine_alone(tmp_pat
         replace(real, judge=replace(real.judge, device="meta")),
     ]
     paths = [each.path("training") for each in (real, *changed)] + [real.path("mirrored")]
-    monkeypatch.setattr(features.machine, "versions", lambda: {"torch": "2.99"})
+    monkeypatch.setattr(features.devices, "versions", lambda: {"torch": "2.99"})
     paths.append(real.path("training"))
     monkeypatch.setattr(features, "COMPUTING", features.COMPUTING + 1)
     paths.append(real.path("training"))

@@ -11,10 +11,11 @@ import pytest
 from conftest import ROOT
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import drawing, flags, main, training_flags, work
-from mnist_ddpm.experiments import flags as experiment_flags
-from mnist_ddpm.experiments import work as experiment_work
-from mnist_ddpm.training import text, tracking
+from mnist_ddpm.commands import dispatch, drawing, flags, main, training_flags
+from mnist_ddpm.experiments import experiment_flags as experiment_flags
+from mnist_ddpm.experiments import registry as experiment_work
+from mnist_ddpm.machine import text
+from mnist_ddpm.training import tracking
 from mnist_ddpm.training.options import Options
 from mnist_ddpm.training.recipe import Recipe
 
@@ -105,9 +106,9 @@ def test_the_flags_of_training_are_a_recipe_s():
 
 
 def test_every_command_has_its_work():
-    assert {each.__name__ for each in main.COMMANDS.values()} == {*work.WORK}
+    assert {each.__name__ for each in main.COMMANDS.values()} == {*dispatch.WORK}
     for each in main.COMMANDS.values():
-        assert issubclass(work.WORK[each.__name__], each)
+        assert issubclass(dispatch.WORK[each.__name__], each)
 
 
 def test_no_default_is_shown_as_none(capsys):

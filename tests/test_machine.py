@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.training import machine, text
-from mnist_ddpm.training.processes import World
+from mnist_ddpm.machine import devices, text
+from mnist_ddpm.machine.processes import World
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,13 +24,13 @@ def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     for precision in ("float32", "float16"):
-        machine.check_precision(precision, "cuda")
-    machine.check_precision("bfloat16", "cpu")
+        devices.check_precision(precision, "cuda")
+    devices.check_precision("bfloat16", "cpu")
     with pytest.raises(ValueError, match="bfloat16"):
-        machine.check_precision("bfloat16", "cuda")
-    assert machine.precisions("cuda") == ["float32", "float16"]
+        devices.check_precision("bfloat16", "cuda")
+    assert devices.precisions("cuda") == ["float32", "float16"]
     real[0] = True
-    assert machine.precisions("cuda") == machine.precisions("cpu") == ["float32", "bfloat16"]
+    assert devices.precisions("cuda") == devices.precisions("cpu") == ["float32", "bfloat16"]
 
 
 def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch):
@@ -50,9 +50,9 @@ def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1
     )
-    machine.check_precision("bfloat16", "cuda:1")
+    devices.check_precision("bfloat16", "cuda:1")
     with pytest.raises(ValueError, match="bfloat16"):
-        machine.check_precision("bfloat16", "cuda:0")
+        devices.check_precision("bfloat16", "cuda:0")
     assert current == [0]
 
 
@@ -60,9 +60,9 @@ def test_a_gpu_trains_in_bfloat16_where_it_computes_in_it(monkeypatch):
     """As from capability 8.0 on; a T4 and a processor train in float32."""
     real = [True]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: real[0])
-    assert machine.own_precision("cuda") == "bfloat16"
+    assert devices.own_precision("cuda") == "bfloat16"
     real[0] = False
-    assert {machine.own_precision(name) for name in ("cuda", "cpu", "mps")} == {"float32"}
+    assert {devices.own_precision(name) for name in ("cuda", "cpu", "mps")} == {"float32"}
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def compiler(monkeypatch):
     """A compiler that leaves all as it is; tells what it was given."""
     given = []
     monkeypatch.setattr(torch, "compile", lambda function: given.append(function) or function)
-    machine.try_compiler.cache_clear()
+    devices.try_compiler.cache_clear()
     yield given
-    machine.try_compiler.cache_clear()
+    devices.try_compiler.cache_clear()
 
 
 def test_a_compiler_is_tried_once_where_it_works(monkeypatch, capsys, compiler):
@@ -87,15 +87,15 @@ def test_a_compiler_is_tried_once_where_it_works(monkeypatch, capsys, compiler):
 
         with monkeypatch.context() as patched:
             patched.setattr(torch, "compile", missing)
-            assert not machine.compiles("cpu") and capsys.readouterr().out.endswith(f": {told}")
-    assert machine.compiles("cpu") and machine.compiles("cpu") and len(compiler) == 1
+            assert not devices.compiles("cpu") and capsys.readouterr().out.endswith(f": {told}")
+    assert devices.compiles("cpu") and devices.compiles("cpu") and len(compiler) == 1
 
 
 def test_a_gpu_is_tried_with_what_the_network_is_made_of(monkeypatch, compiler):
     """A compiler may add on a GPU that is too old for it, and fail at all else."""
     before = torch.get_rng_state()
     for precision in ("float32", "bfloat16"):
-        machine.compile_block("cpu", precision)
+        devices.compile_block("cpu", precision)
         block = compiler.pop()
         assert isinstance(block, ddpm.Block) and isinstance(block.attention, ddpm.SelfAttention)
         assert all(weight.grad is not None for weight in block.parameters())
@@ -104,8 +104,8 @@ def test_a_gpu_is_tried_with_what_the_network_is_made_of(monkeypatch, compiler):
     def too_old(device, precision):
         raise RuntimeError(f"Triton has no {precision} for {device}")
 
-    monkeypatch.setattr(machine, "compile_block", too_old)
-    assert not machine.compiles("cuda") and machine.compiles("cpu")
+    monkeypatch.setattr(devices, "compile_block", too_old)
+    assert not devices.compiles("cuda") and devices.compiles("cpu")
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 2])
@@ -117,26 +117,26 @@ def test_several_gpus_are_asked_for_without_touching_them(monkeypatch, gpus):
     asked = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(os.environ.get(name)))
-    machine.best_device()
+    devices.best_device()
     assert asked == (["1"] if gpus > 1 else [None])
 
 
 def test_a_device_that_is_not_to_be_had_is_refused():
-    assert machine.pick_device("cpu") == torch.device("cpu")
+    assert devices.pick_device("cpu") == torch.device("cpu")
     for name in ("meta", "cuda:99", "toaster"):
         with pytest.raises(ValueError, match=name):
-            machine.pick_device(name)
+            devices.pick_device(name)
     world = type("Fake", (World,), {"size": 2, "device": torch.device("cuda:1")})()
-    assert {str(machine.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
+    assert {str(devices.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
     with pytest.raises(ValueError, match="cuda:0"):
-        machine.pick_device("cuda:0", world)
+        devices.pick_device("cuda:0", world)
 
 
 def test_a_command_to_type_is_quoted_for_the_shell_at_hand(monkeypatch):
     command = ["train", "--out", r"images&samples\mine", "--data", "my data"]
-    assert shlex.split(machine.shell(command)) == command
-    monkeypatch.setattr(machine.os, "name", "nt")
-    assert machine.shell(command) == r'train --out "images&samples\mine" --data "my data"'
+    assert shlex.split(devices.shell(command)) == command
+    monkeypatch.setattr(devices.os, "name", "nt")
+    assert devices.shell(command) == r'train --out "images&samples\mine" --data "my data"'
 
 
 def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, monkeypatch):
@@ -147,11 +147,11 @@ def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, 
         (tmp_path / "python", tmp_path, "bin/python"),
     ):  # fmt: skip
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(machine.shutil, "which", lambda name, found=found: found and str(found))
-        command = machine.own_command(["train", "--resume"])
+        monkeypatch.setattr(devices.shutil, "which", lambda name, found=found: found and str(found))
+        command = devices.own_command(["train", "--resume"])
         assert command == f"{named} -m mnist_ddpm train --resume"
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "mnist-ddpm"), "train"])
-    assert machine.own_command(["train", "--resume"]) == "mnist-ddpm train --resume"
+    assert devices.own_command(["train", "--resume"]) == "mnist-ddpm train --resume"
 
 
 def test_a_folder_at_home_is_found_also_where_the_shell_leaves_it(monkeypatch):

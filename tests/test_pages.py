@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from mnist_ddpm.commands.main import parsed
-from mnist_ddpm.experiments.flags import NAMES
+from mnist_ddpm.experiments.experiment_flags import NAMES
 
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),

@@ -11,11 +11,11 @@ import torch
 from trained import PATH, TINY, start_simple
 
 from mnist_ddpm import ddpm, trainer
-from mnist_ddpm.training import advice, loop, measuring, plan
-from mnist_ddpm.training.measuring import Measuring
+from mnist_ddpm.training import loop, planning, sampling_defaults, throughput
 from mnist_ddpm.training.options import size_in_words
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.throughput import Measuring
 
 PLANNED = (2, "mnist"), (30, "mnist"), (10, "celeba")
 # GFLOP of an evaluation by image size, channels and width
@@ -84,7 +84,7 @@ def make_plan(machine, minutes, n=9000, decoding=0.0, began=None, size=None, **a
         return torch.zeros(1, recipe.channels, 8, 8, dtype=torch.uint8).expand(n, -1, -1, -1)
 
     asked = Recipe(**{"dataset": "celeba", **asked})
-    return plan.make_plan(asked, load, 60 * minutes, machine, machine.clock, began, size)[0]
+    return planning.make_plan(asked, load, 60 * minutes, machine, machine.clock, began, size)[0]
 
 
 def test_the_time_is_filled_to_a_few_percent(machine):
@@ -129,7 +129,7 @@ def test_starting_and_measuring_are_part_of_the_time_and_decoding_is_not(machine
 def test_measuring_is_allowed_a_small_part_of_the_time(machine, minutes):
     make_plan(machine, minutes)
     assert 2 <= machine.allowed <= min(20, 0.07 * 60 * minutes)
-    assert machine.allowed == plan.measuring_seconds(60 * minutes)
+    assert machine.allowed == planning.measuring_seconds(60 * minutes)
 
 
 def test_the_largest_network_that_sees_enough_is_taken(machine):
@@ -240,7 +240,7 @@ def test_a_size_that_is_asked_for_is_planned_and_told(machine, size):
 
 
 def with_guide(machine, made, n=60_000):
-    return plan.with_guide(made, n, "guide", machine)
+    return planning.with_guide(made, n, "guide", machine)
 
 
 def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
@@ -259,7 +259,10 @@ def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
     told = {name: getattr(network.recipe, name) for name in shared}
     assert guide.recipe == replace(guide.recipe, **told) and guide.recipe.base_channels == 16
     assert guide.recipe.ema_decay < network.recipe.ema_decay
-    assert network.draw == alone.draw | {"guide": "guide"} | advice.GUIDED and guide.draw == {}
+    assert (
+        network.draw == alone.draw | {"guide": "guide"} | sampling_defaults.GUIDED
+        and guide.draw == {}
+    )
 
 
 @pytest.mark.parametrize("minutes", [0.4, 1, 1.5])
@@ -290,7 +293,7 @@ def test_too_little_or_too_much_time_is_said(machine, minutes):
 @pytest.fixture
 def slow(monkeypatch):
     """Measures with a clock that steps and evaluations move, by a cost and one for each image."""
-    now, step, costs = [0.0], measuring.training_step, SimpleNamespace(fixed=0.0, each=1 / 32)
+    now, step, costs = [0.0], throughput.training_step, SimpleNamespace(fixed=0.0, each=1 / 32)
 
     def slow_step(run, x0, *given):
         step(run, x0, *given)
@@ -301,7 +304,7 @@ def slow(monkeypatch):
             now[0] += costs.fixed + costs.each * len(x)
             return x
 
-    monkeypatch.setattr(measuring, "training_step", slow_step)
+    monkeypatch.setattr(throughput, "training_step", slow_step)
     made = Measuring(
         torch.device("cpu"), start_simple, lambda recipe: PATH, lambda recipe: ddpm.l_simple,
         lambda recipe: Slow(), lambda: now[0],
@@ -340,7 +343,7 @@ def test_a_compiler_that_fails_is_told_and_no_reason_to_stop(slow, monkeypatch, 
         if tried.fails:
             raise RuntimeError("BackendCompilerFailed: no\nmore")
 
-    monkeypatch.setattr(measuring.machine, "try_compiler", try_compiler)
+    monkeypatch.setattr(throughput.devices, "try_compiler", try_compiler)
     assert slow.compiled_pace(TINY) == pytest.approx(32)
     tried.fails = True
     assert slow.compiled_pace(TINY) == 0

@@ -17,11 +17,12 @@ from helpers import in_processes
 from trained import TINY, fit, squares, start_simple, steps, without_locks
 
 from mnist_ddpm.ddpm import l_simple
+from mnist_ddpm.machine import processes, progress
+from mnist_ddpm.machine.processes import World
 from mnist_ddpm.methods.learned_variance import l_vlb
 from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.trainer import start_run as start
-from mnist_ddpm.training import processes, progress, saving
-from mnist_ddpm.training.processes import World
+from mnist_ddpm.training import saving
 from mnist_ddpm.training.run import join
 
 ROOT = Path(__file__).resolve().parent.parent

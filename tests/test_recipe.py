@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_network
-from mnist_ddpm.training import machine
+from mnist_ddpm.machine import devices
 from mnist_ddpm.training.cost import LiveTensors, check_drawing, check_network, check_training, cost
 from mnist_ddpm.training.presets import PRESETS, preset, resolve
 from mnist_ddpm.training.recipe import Recipe
@@ -77,7 +77,7 @@ def test_what_no_memory_can_hold_is_refused_before_it_is_made(monkeypatch):
     with pytest.raises(ValueError, match="channel_mults"):
         make_network(Recipe(channel_mults=(1, 10**18)))
     small = Recipe(image_size=256, patch_size=1, batch_size=64)
-    monkeypatch.setattr(machine, "memory", lambda: 2**30)
+    monkeypatch.setattr(devices, "memory", lambda: 2**30)
     with pytest.raises(ValueError, match="batch_size"):
         check_training(small)
     check_training(replace(small, accumulation=64))
@@ -108,7 +108,7 @@ def test_presets_are_recipes_of_networks_that_fit_together(name):
 )
 def test_what_presets_cost(monkeypatch, name, gflop, gigabytes):
     found, needs = cost(preset(name), make_network), []
-    monkeypatch.setattr(machine, "check_memory", lambda needed, *rest: needs.append(needed))
+    monkeypatch.setattr(devices, "check_memory", lambda needed, *rest: needs.append(needed))
     check_network(preset(name))
     check_training(preset(name))
     weights, step = needs

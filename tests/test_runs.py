@@ -15,10 +15,11 @@ from trained import start_simple as start
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import eps_denoiser, l_simple
+from mnist_ddpm.machine import folder_lock
+from mnist_ddpm.machine.processes import World
 from mnist_ddpm.trainer import save_checkpoint
-from mnist_ddpm.training import home, loop, saving
+from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.previews import preview
-from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.saving import save_run, saved_step
 
 BLACK = np.zeros((1, 1), np.uint8)
@@ -317,11 +318,11 @@ def test_of_several_processes_all_hear_that_another_training_is_there(tmp_path):
     """The first tries the lock, and the others do not wait for it in vain."""
 
     def refused(world):
-        with pytest.raises(BlockingIOError), home.occupied(tmp_path, world):
+        with pytest.raises(BlockingIOError), folder_lock.occupied(tmp_path, world):
             pass
         return True
 
-    with home.occupied(tmp_path, World()):
+    with folder_lock.occupied(tmp_path, World()):
         told = in_processes(3, refused)
     assert told == [True] * 3
 

@@ -20,10 +20,11 @@ from trained import PATH, TINY, fit, same, squares, start_simple, steps
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_objective
 from mnist_ddpm.ddpm import l_simple
+from mnist_ddpm.machine import files
+from mnist_ddpm.machine.files import replacing, writable_file, writable_folder
 from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.trainer import start_run as start
-from mnist_ddpm.training import files, saving
-from mnist_ddpm.training.files import replacing, writable_file, writable_folder
+from mnist_ddpm.training import saving
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import load_state, save_run
 

@@ -10,9 +10,9 @@ from trained import PATH, TINY, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import l_simple
+from mnist_ddpm.machine.processes import World
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.processes import World
 from mnist_ddpm.training.run import start_run, training_step
 
 NOTEBOOK = ddpm.Settings(

@@ -17,8 +17,9 @@ from trained import start_simple as start
 from mnist_ddpm.commands.main import main
 from mnist_ddpm.commands.sample import Sample
 from mnist_ddpm.ddpm import l_simple
-from mnist_ddpm.training import home, interrupts, loop
-from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
+from mnist_ddpm.machine import folder_lock, interrupts
+from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
+from mnist_ddpm.training import loop
 from mnist_ddpm.training.saving import resume_run, saved_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +121,7 @@ def test_a_command_ends_with_the_status_of_the_signal_that_stops_it(monkeypatch,
 
 def test_a_signal_at_the_very_last_is_one_all_the_same(tmp_path, monkeypatch):
     """All is saved, and nobody asks any more."""
-    monkeypatch.setattr(home, "remove", lambda path: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(folder_lock, "remove", lambda path: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match=r"step 12 .*its last$") as stopped:
         fit(start(TINY), tmp_path)
     assert stopped.value.signum == signal.SIGTERM and saved_step(tmp_path) == 12
@@ -144,7 +145,7 @@ def test_ctrl_c_while_pytorch_is_imported_leaves_no_traceback(tmp_path):
 
 WRITING = """
 import os, sys
-from mnist_ddpm.commands import streams
+from mnist_ddpm.machine import streams
 for number in map(int, sys.argv[1]):
     os.close(number)
 sys.stdout = None if "1" in sys.argv[1] else sys.stdout

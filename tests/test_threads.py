@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.training import threads
-from mnist_ddpm.training.threads import Threads
+from mnist_ddpm.machine import threads
+from mnist_ddpm.machine.threads import Threads
 
 
 @pytest.fixture

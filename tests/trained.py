@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.training import home, interrupts, loop, pacing
+from mnist_ddpm.machine import folder_lock, interrupts
+from mnist_ddpm.training import loop, run_length
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, start_run
 
@@ -15,7 +16,7 @@ from mnist_ddpm.training.run import Run, start_run
 def stopped_clock(monkeypatch) -> list[float]:
     """The time in training, as a list of one number: it stands still unless a test moves it."""
     now = [100.0]
-    for module in (loop, pacing, interrupts):
+    for module in (loop, run_length, interrupts):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
@@ -26,7 +27,7 @@ def without_locks(monkeypatch) -> None:
     def lock(*arguments, **options):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(home.FileLock, "acquire", lock)
+    monkeypatch.setattr(folder_lock.FileLock, "acquire", lock)
 
 
 TINY = Recipe(

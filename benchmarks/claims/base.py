@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training import machine
+from mnist_ddpm.machine import devices
 from mnist_ddpm.training.cost import cost
-from mnist_ddpm.training.measuring import Measuring
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.throughput import Measuring
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {  # a network of some thousand weights, for a look at whether all runs
@@ -64,13 +64,13 @@ class Bench:
         """All that the device computes in."""
         return [
             name for name in ("float32", "bfloat16", "float16")
-            if not machine.emulates(name, self.device)
+            if not devices.emulates(name, self.device)
         ]  # fmt: skip
 
     @property
     def own(self) -> str:
         """The precision that training takes on this device."""
-        return machine.own_precision(self.device)
+        return devices.own_precision(self.device)
 
     @property
     def measuring(self) -> Measuring:

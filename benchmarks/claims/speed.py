@@ -12,9 +12,10 @@ import torch
 
 from claims.base import Bench, operations
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.evaluation import generation
+from mnist_ddpm.machine import devices, prefetch
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
-from mnist_ddpm.training import ahead, loop, machine
+from mnist_ddpm.training import loop
 from mnist_ddpm.training.cost import cost
 from mnist_ddpm.training.run import training_step
 
@@ -94,7 +95,7 @@ def tf32(b: Bench) -> None:
 def compiled(b: Bench) -> None:
     """Whether the network compiles, what that takes and what it gains."""
     for precision in dict.fromkeys((b.own, "float32")):
-        if not machine.compiles(b.device, precision):
+        if not devices.compiles(b.device, precision):
             raise RuntimeError("torch.compile does not work: see what it printed")
         recipe = b.recipe(precision=precision)
         plain = b.pace(recipe)
@@ -148,15 +149,15 @@ def noise(b: Bench) -> None:
         x, t = draw(), torch.ones(n, dtype=torch.long, device=b.device)
         path, times = catalogue.make_schedule(recipe), ddpm.timesteps(recipe.T, b.size(50, 3))
         for precision in dict.fromkeys(("float32", b.own)):
-            asked = drawing.autocast(network, precision, b.device)
+            asked = generation.autocast(network, precision, b.device)
             with torch.no_grad():
                 evaluating = b.each(partial(asked, x, t))
             what = f"{n} of {recipe.shape} in {precision}"
             b.tell(what, noise_ms=1e3 * drawing_it, evaluation_ms=1e3 * evaluating)
-            source, seconds = drawing.denoisers(asked, path, recipe), []
+            source, seconds = generation.denoisers(asked, path, recipe), []
             options = {"times": times, "progress": False, "batch_size": n, "device": b.device}
             options["sampler"] = partial(dpmpp_2m_sampler, eta=1.0)
-            chain = partial(drawing.generate, source, path, n, recipe.shape, **options)
+            chain = partial(generation.generate, source, path, n, recipe.shape, **options)
             for early in (False, waits):
                 with waiting(early):
                     seconds.append(b.timed(chain))
@@ -167,11 +168,11 @@ def noise(b: Bench) -> None:
 @contextmanager
 def waiting(waits: bool):
     """Inside, things are made ahead or not."""
-    before, ahead.waits = ahead.waits, lambda device: waits
+    before, prefetch.waits = prefetch.waits, lambda device: waits
     try:
         yield
     finally:
-        ahead.waits = before
+        prefetch.waits = before
 
 
 def batches(b: Bench) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from claims.base import ROOT, Bench
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.evaluation import generation
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.run import Run
@@ -84,10 +84,10 @@ def draw(b: Bench, precision: str, n: int, batch_size: int, network=None, recipe
     if network is None:
         network, recipe = b.drawn_from()
     device = next(network.parameters()).device
-    asked, path = drawing.autocast(network, precision, device), catalogue.make_schedule(recipe)
+    asked, path = generation.autocast(network, precision, device), catalogue.make_schedule(recipe)
     times = ddpm.timesteps(recipe.T, b.size(20, 3))
-    return drawing.generate(
-        drawing.denoisers(asked, path, recipe), path, n, recipe.shape, times=times,
+    return generation.generate(
+        generation.denoisers(asked, path, recipe), path, n, recipe.shape, times=times,
         sampler=partial(dpmpp_2m_sampler, eta=1.0), batch_size=batch_size, device=device,
         progress=False,
     )[0]  # fmt: skip

@@ -75,7 +75,7 @@ class Contestant:
     @classmethod
     def described(cls) -> dict:
         """What a result says of where it comes from."""
-        from mnist_ddpm.training.machine import hardware
+        from mnist_ddpm.machine.devices import hardware
 
         command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
         how = " ".join(cls.__doc__.split())

@@ -32,7 +32,7 @@ def fastest(name: str, images: np.ndarray, a, precisions: tuple[str, ...]) -> Ta
 
 def compete(name: str, images: np.ndarray, a, precisions: tuple[str, ...]) -> tuple[dict, Drawn]:
     """Trains a contestant for the time, and draws: what it did, and its images."""
-    from mnist_ddpm.training.progress import progress_bar
+    from mnist_ddpm.machine.progress import progress_bar
 
     task = fastest(name, images, a, precisions)
     limit, steps, spent, drawn = 60 * a.race, 0, 0.0, {}

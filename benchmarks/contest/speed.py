@@ -68,7 +68,7 @@ def measure(a, card: dict, precisions: tuple[str, ...]) -> None:
     for entry in entries.values():
         entry.parameters = ask(entry.worker, "parameters")
     from mnist_ddpm.evaluation.cards import write_card
-    from mnist_ddpm.training.progress import progress_bar
+    from mnist_ddpm.machine.progress import progress_bar
 
     images, order = mnist(), list(entries.values())
     total = (1 + a.rounds + a.starts) * len(order)

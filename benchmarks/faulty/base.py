@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mnist_ddpm.commands import streams
 from mnist_ddpm.commands.main import main
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
+from mnist_ddpm.machine import streams
 from mnist_ddpm.training import loop, previews
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from faulty.base import ROOT, TINY, Base, Ended, Process
 from faulty.moments import goes_on, step_in
-from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.machine.progress import progress_bar
 
 STREAMS = {
     "no stderr": "2>&-", "no stdout": ">&-", "neither": ">&- 2>&-", "none of three": "<&- >&- 2>&-",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from faulty.base import Base, Process
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.machine.progress import progress_bar
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 

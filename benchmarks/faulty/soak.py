@@ -9,7 +9,7 @@ import numpy as np
 
 from faulty.base import Base, Process
 from faulty.moments import step_in
-from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.machine.progress import progress_bar
 
 EVERY = 10  # seconds
 WARM = 0.2  # of the time, which does not count

@@ -15,7 +15,7 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training import files, keeping, machine
+from mnist_ddpm.machine import devices, files, partial_results
 from mnist_ddpm.training.recipe import Recipe
 
 # Of a step's variance, for the bound: likelihood.bits_per_dim
@@ -39,7 +39,7 @@ def load_checkpoint(command, source: Path, device: torch.device) -> checkpoints.
     """A checkpoint, its network compiled if asked; command.compile then says whether it is."""
     checkpoint = checkpoints.load(source, device)
     precision = getattr(command, "precision", "float32")  # likelihood has no other
-    command.compile = command.compile and machine.compiles(device, precision)
+    command.compile = command.compile and devices.compiles(device, precision)
     if command.compile:
         checkpoint.network.compile()
     return checkpoint
@@ -94,8 +94,8 @@ def pick_variance(name: str, recipe: Recipe) -> str:
 
 
 def keep_parts(
-    command, out: Path, counted: keeping.Counted, device: torch.device, *images: str
-) -> keeping.Kept:
+    command, out: Path, counted: partial_results.Counted, device: torch.device, *images: str
+) -> partial_results.Kept:
     """Where a command keeps its parts until all are done: a folder beside out.
 
     It is named for all that the parts depend on. images: digests of those that they depend on.
@@ -109,7 +109,7 @@ def keep_parts(
         inside = [path / "config.json", path / "model.safetensors"]
         files += inside if path.is_dir() else [path]
     contents = [path.read_bytes() for path in files if path.is_file()]
-    here = {"device": device.type, "hardware": machine.hardware(device), **machine.versions()}
+    here = {"device": device.type, "hardware": devices.hardware(device), **devices.versions()}
     told = json.dumps([flags, here, images], default=str).encode()
     digest = extractors.digest(told, *contents)
-    return keeping.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)
+    return partial_results.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)

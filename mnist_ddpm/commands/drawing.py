@@ -14,19 +14,20 @@ from mnist_ddpm.commands import flags
 from mnist_ddpm.commands.common import load_checkpoint, pick_variance
 from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.ddpm import Schedule
-from mnist_ddpm.evaluation import drawing
+from mnist_ddpm.evaluation import generation
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import GUIDANCE, Checkpoint
+from mnist_ddpm.machine import devices, processes
+from mnist_ddpm.machine.partial_results import Counted
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.text import parse_json
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.methods.guidance import SCALE
 from mnist_ddpm.methods.learned_variance import takes_exponent
-from mnist_ddpm.training import cost, machine, processes
-from mnist_ddpm.training.advice import as_typed
-from mnist_ddpm.training.keeping import Counted
-from mnist_ddpm.training.processes import World
-from mnist_ddpm.training.progress import first_process
+from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.text import parse_json
+from mnist_ddpm.training.sampling_defaults import as_typed
 
 CLIPS: dict[str, Callable | None] = {
     "static": ddpm.clipped,
@@ -73,8 +74,8 @@ class Drawing(flags.Drawing):
         if not abs(self.scale) <= 1e6:
             raise ValueError(f"guidance is {self.scale}: it must be a number up to a million")
         world = processes.connect(self.processes, self.device == "cpu")
-        device = machine.pick_device(self.device, world)
-        machine.check_precision(self.precision, device)
+        device = devices.pick_device(self.device, world)
+        devices.check_precision(self.precision, device)
         return world, device
 
     def take_advice(self, recipe: Recipe, heed: bool = True) -> None:
@@ -183,7 +184,7 @@ class Drawing(flags.Drawing):
     def denoiser_of(
         self, checkpoint: Checkpoint, counted: Counted, device: torch.device, steps: Steps,
         pictures: Tensor | None = None,
-    ) -> drawing.Source:  # fmt: skip
+    ) -> generation.Source:  # fmt: skip
         """What draws a batch of images, guided and clipped, given the pictures' condition.
 
         Raises ValueError for a wrong guide.
@@ -191,10 +192,10 @@ class Drawing(flags.Drawing):
         recipe, guide = checkpoint.recipe, None
         if self.guide:
             weak = self.load_guide(checkpoint, device)
-            network = drawing.autocast(counted.also(weak.network), self.precision, device)
+            network = generation.autocast(counted.also(weak.network), self.precision, device)
             guide = network, weak.recipe
-        return drawing.denoisers(
-            drawing.autocast(counted, self.precision, device),
+        return generation.denoisers(
+            generation.autocast(counted, self.precision, device),
             checkpoint.schedule,
             recipe,
             labels=self.labels(recipe) if recipe.classes else None,

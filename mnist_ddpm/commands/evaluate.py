@@ -22,14 +22,14 @@ from mnist_ddpm.commands.drawing import MOST, Drawing
 from mnist_ddpm.commands.reading import holds_samples, read_images
 from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told, typical_labels
-from mnist_ddpm.evaluation import cards, distances, drawing, extractors, losses
+from mnist_ddpm.evaluation import cards, distances, extractors, generation, losses
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.formats.checkpoints import Checkpoint, find
+from mnist_ddpm.machine import files, processes
+from mnist_ddpm.machine.partial_results import Counted, Kept
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.likelihood import bits_per_dim
-from mnist_ddpm.training import files, processes
-from mnist_ddpm.training.keeping import Counted, Kept
-from mnist_ddpm.training.processes import World
-from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 
 # Flags of drawing, which are idle where the images are there already
@@ -163,7 +163,7 @@ class Evaluate(flags.Evaluate, Drawing):
     ) -> tuple[Tensor, dict]:  # fmt: skip
         """The images to judge, of the pictures' condition; how they were made, and at what cost."""
         recipe, steps = checkpoint.recipe, self.sampling(checkpoint.recipe)
-        images, _ = drawing.generate(
+        images, _ = generation.generate(
             self.denoiser_of(checkpoint, kept.counted, device, steps, pictures),
             self.path_of(recipe), self.n, recipe.shape, sampler=steps.bound, times=steps.times,
             seed=self.seed, batch_size=self.batch_size, device=device, kept=kept, world=world,
@@ -181,7 +181,7 @@ class Evaluate(flags.Evaluate, Drawing):
             how |= {"guidance": self.scale}
         if self.guidance_interval:
             how |= {"guidance_interval": list(self.guidance_interval)}
-        about = {"sampler": how, **drawing.cost(kept, self.n, world)}
+        about = {"sampler": how, **generation.cost(kept, self.n, world)}
         if pictures is not None:
             how |= {"condition": f"{recipe.condition} of {self.split} images"}
             about["condition_error"] = losses.condition_error(

@@ -5,7 +5,7 @@ from pathlib import Path
 from mnist_ddpm.commands import flags
 from mnist_ddpm.commands.common import tell_written
 from mnist_ddpm.formats import checkpoints, diffusers, onnx
-from mnist_ddpm.training import files
+from mnist_ddpm.machine import files
 
 
 class Export(flags.Export):

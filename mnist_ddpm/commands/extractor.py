@@ -9,7 +9,7 @@ from mnist_ddpm.commands.common import tell_written
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.extractor_training import HELD_OUT, train_extractor
 from mnist_ddpm.evaluation.extractors import save_extractor
-from mnist_ddpm.training import files, machine
+from mnist_ddpm.machine import devices, files
 from mnist_ddpm.training.run import count_parameters
 
 
@@ -20,7 +20,7 @@ class TrainExtractor(flags.TrainExtractor):
         """Trains and saves it. Raises FileExistsError where it would overwrite a file."""
         check(0 <= self.seed < 2**32, f"seed is {self.seed}: it must be from 0 to 2^32 - 1")
         check(1 <= self.epochs <= 10**6, f"epochs is {self.epochs}: it must be from 1 to 1,000,000")
-        device = machine.pick_device(self.device)
+        device = devices.pick_device(self.device)
         files.writable_file(self.out)
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists already: name another file")

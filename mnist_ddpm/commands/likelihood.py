@@ -18,12 +18,12 @@ from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule
 from mnist_ddpm.evaluation import cards, extractors
+from mnist_ddpm.machine import devices, files
+from mnist_ddpm.machine.partial_results import Counted
+from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods import likelihood, schedules
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
-from mnist_ddpm.training import files, machine
 from mnist_ddpm.training.cost import check_drawing
-from mnist_ddpm.training.keeping import Counted
-from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -32,7 +32,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
 
     def run(self) -> None:
         """Measures, prints and writes. What cannot be measured is told before."""
-        device = machine.pick_device(self.device)
+        device = devices.pick_device(self.device)
         checkpoint = load_checkpoint(self, self.checkpoint, device)
         recipe = moved(checkpoint.recipe, self.dataset)
         counted = Counted(checkpoint.network)
@@ -59,7 +59,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
                 "evaluations_per_image": each, "seconds": round(kept.seconds, 1),
                 "checkpoint": str(self.checkpoint), "schedule": recipe.schedule, "T": recipe.T,
                 "steps": schedule.T, "variance": variance, "seed": self.seed, "device": str(device),
-                "hardware": machine.hardware(device), "versions": machine.versions(),
+                "hardware": devices.hardware(device), "versions": devices.versions(),
             }  # fmt: skip
             found = f"{bound.mean:.4f} ± {bound.standard_error:.4f} bits/dim"
             how = f"an upper bound ({variance} variance, {schedule.T} steps)"

@@ -17,8 +17,8 @@ from typing import Annotated
 import tyro
 
 from mnist_ddpm.commands import flags, training_flags
+from mnist_ddpm.machine.text import CONTROL, at_home, printable, program
 from mnist_ddpm.training.options import PRESETS, check_size, settled
-from mnist_ddpm.training.text import CONTROL, at_home, printable, program
 
 COMMANDS = {
     "train": training_flags.Train, "plan": training_flags.PlanTraining, "sample": flags.Sample,
@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None, began: float | None = None) -> int:
     except ValueError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
-    from mnist_ddpm.commands import work
+    from mnist_ddpm.commands import dispatch
 
-    return work.main(command, typed_flags(given))
+    return dispatch.main(command, typed_flags(given))
 
 
 def typed_flags(arguments: Iterable[str]) -> set[str]:

@@ -12,7 +12,8 @@ from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart
 from mnist_ddpm.commands.train import opened_log, places, tell_checkpoint, tell_fitted
 from mnist_ddpm.data import sets
-from mnist_ddpm.training import files, machine, plan, presets, saving, tracking
+from mnist_ddpm.machine import devices, files
+from mnist_ddpm.training import planning, presets, saving, tracking
 from mnist_ddpm.training.recipe import Recipe
 
 GUIDE = "guide"  # folder in that of the network
@@ -25,9 +26,9 @@ class PlanTraining(training_flags.PlanTraining):
         """Plans, and unless it is a dry run trains. What cannot be done is told before."""
         if self.log != "none":
             tracking.check_tracker(self.log)
-        device = machine.pick_device(self.device)
+        device = devices.pick_device(self.device)
         folders = self.check_places()
-        asked = Recipe(**{name: getattr(self, name) for name in plan.KEPT})
+        asked = Recipe(**{name: getattr(self, name) for name in planning.KEPT})
         sets.look_up_data_set(self.dataset)
         apart(self.out, self.dataset)
         sets.check_labelled(asked, self.data)
@@ -48,20 +49,20 @@ class PlanTraining(training_flags.PlanTraining):
         for folder in folders:
             tell_checkpoint(folder)
 
-    def plans(self, asked: Recipe, device: torch.device) -> tuple[list[plan.Plan], Tensor]:
+    def plans(self, asked: Recipe, device: torch.device) -> tuple[list[planning.Plan], Tensor]:
         """What to train, after measuring, and on which images. Says what it does."""
         seconds, measuring = 60 * self.minutes, trainer.measure(device)
-        compiling = seconds >= plan.COMPILING and device.type != "mps"
+        compiling = seconds >= planning.COMPILING and device.type != "mps"
         more = ", then compiling the network, a minute or two" if compiling else ""
-        about = f"about {plan.measuring_seconds(seconds):.0f} s, which count"
+        about = f"about {planning.measuring_seconds(seconds):.0f} s, which count"
         print(f"measuring this machine: {about}{more}", flush=True)
         load = partial(sets.load_images, root=self.data)
         options = {"began": self.began, "size": self.image_size}
-        made, images = plan.make_plan(asked, load, seconds, measuring, **options)
+        made, images = planning.make_plan(asked, load, seconds, measuring, **options)
         tell_fitted(presets.preset(made.preset), made.recipe, len(images))
         if not self.guide:
             return [made], images
-        plans, told = plan.with_guide(made, len(images), GUIDE, measuring)
+        plans, told = planning.with_guide(made, len(images), GUIDE, measuring)
         if told:
             print(told)
         return plans, images
@@ -69,7 +70,7 @@ class PlanTraining(training_flags.PlanTraining):
     def check_places(self) -> list[Path]:
         """The folders for the checkpoints. Raises ValueError or OSError where they cannot be."""
         if self.guide:
-            plan.check_guided(self.dataset)
+            planning.check_guided(self.dataset)
         folders = [self.out, self.out / GUIDE] if self.guide else [self.out]
         if not self.dry_run:
             for folder in folders:
@@ -78,7 +79,7 @@ class PlanTraining(training_flags.PlanTraining):
         return folders
 
     def train(
-        self, planned: plan.Plan, images: Tensor, labels: Tensor | None, device: torch.device
+        self, planned: planning.Plan, images: Tensor, labels: Tensor | None, device: torch.device
     ) -> Recipe:
         """Trains one network, and says how long that took. Returns its recipe, as it was done."""
         began = time.monotonic()

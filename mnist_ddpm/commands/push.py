@@ -2,7 +2,7 @@
 
 from mnist_ddpm.commands import flags
 from mnist_ddpm.evaluation.publishing import push_to_hub
-from mnist_ddpm.training import machine
+from mnist_ddpm.machine import devices
 
 
 class Push(flags.Push):
@@ -10,5 +10,5 @@ class Push(flags.Push):
 
     def run(self) -> None:
         """Draws some images, uploads, and prints the address."""
-        device, options = machine.pick_device(self.device), {"private": self.private}
+        device, options = devices.pick_device(self.device), {"private": self.private}
         print(push_to_hub(self.checkpoint, self.to, card=self.card, device=device, **options))

@@ -10,7 +10,7 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import folders, pictures
 from mnist_ddpm.data.search import regular
-from mnist_ddpm.training import machine
+from mnist_ddpm.machine import devices
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -81,7 +81,7 @@ def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
     try:
         with regular(path).open("rb") as file, np.load(file) as arrays:
             size = arrays.zip.getinfo("images.npy").file_size  # which a small file may unpack to
-            machine.check_memory(size, f"{path}", "split it")
+            devices.check_memory(size, f"{path}", "split it")
             images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
     except MemoryError:  # no fault of the file
         raise

@@ -15,10 +15,10 @@ from mnist_ddpm.commands.common import keep_parts, load_checkpoint, tell_written
 from mnist_ddpm.commands.drawing import Drawing, Steps
 from mnist_ddpm.commands.reading import read_conditions, read_image
 from mnist_ddpm.data.labels import label_names
-from mnist_ddpm.evaluation import drawing, extractors
+from mnist_ddpm.evaluation import extractors, generation
+from mnist_ddpm.machine import files
+from mnist_ddpm.machine.partial_results import Counted
 from mnist_ddpm.methods import inpainting
-from mnist_ddpm.training import files
-from mnist_ddpm.training.keeping import Counted
 from mnist_ddpm.training.recipe import Recipe
 
 SHOWN = 400  # images in a grid, at most
@@ -45,7 +45,7 @@ class Sample(flags.Sample, Drawing):
         out = files.writable_folder(self.out)
         columns = 6 if max(recipe.shape[1:]) <= 32 else 4  # of the films, and rows: noise is large
         with kept.stoppable():
-            images, film = drawing.generate(
+            images, film = generation.generate(
                 denoiser_of, self.path_of(recipe), self.n, recipe.shape, sampler=steps.bound,
                 times=steps.times, seed=self.seed, batch_size=self.batch_size,
                 film_images=columns**2, device=device, kept=kept, world=world,

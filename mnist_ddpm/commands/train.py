@@ -12,10 +12,11 @@ from mnist_ddpm.commands.common import apart, moved, tell_written
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import pretrained
-from mnist_ddpm.training import cost, files, home, machine, presets, processes, saving, tracking
+from mnist_ddpm.machine import devices, files, folder_lock, processes
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.training import cost, presets, saving, tracking
 from mnist_ddpm.training.options import PRESETS
-from mnist_ddpm.training.processes import World
-from mnist_ddpm.training.progress import first_process
 from mnist_ddpm.training.recipe import Recipe, fitted
 from mnist_ddpm.training.run import ALONE
 
@@ -64,7 +65,7 @@ class Train(training_flags.Train):
             saving.must_be_free(self.out)
             apart(self.out, recipe.dataset)
         world = processes.connect(self.processes, self.device == "cpu")
-        device = machine.pick_device(self.device, world)
+        device = devices.pick_device(self.device, world)
         processes.check_batch(recipe.batch_size, world)
         with processes.one_first(world):
             sets.check_labelled(recipe, self.data)
@@ -72,8 +73,8 @@ class Train(training_flags.Train):
         if device.type == "cpu":  # a GPU has errors of its own
             cost.check_training(recipe)
         recipe = self.precise(recipe, device)
-        machine.check_precision(recipe.precision, device)
-        with home.occupied(files.writable_folder(self.out), world):
+        devices.check_precision(recipe.precision, device)
+        with folder_lock.occupied(files.writable_folder(self.out), world):
             pass  # said before images are read
         weights = None
         if recipe.init_from and not self.resume:
@@ -106,10 +107,10 @@ class Train(training_flags.Train):
 
         A run that goes on keeps its own where the device has it.
         """
-        lost = machine.emulates(recipe.precision, device)
+        lost = devices.emulates(recipe.precision, device)
         if self.typed_precision or (self.resume and not lost):
             return recipe
-        own = machine.own_precision(device)
+        own = devices.own_precision(device)
         if own != recipe.precision and first_process():
             reason = "this GPU has no bfloat16 arithmetic" if lost else "this GPU computes in it"
             print(f"training in {own}, since {reason} (a --precision that you type wins)")

@@ -33,9 +33,9 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.pictures import Shape, read_picture, unreadable
 from mnist_ddpm.data.search import Files, regular
-from mnist_ddpm.training.files import remove_abandoned, writable_folder
-from mnist_ddpm.training.progress import progress_bar
-from mnist_ddpm.training.text import printable
+from mnist_ddpm.machine.files import remove_abandoned, writable_folder
+from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.text import printable
 
 DECODING = 2  # to be raised when the same file gives other pixels
 MEMORY = 2**30  # the most bytes to keep in memory where no cache can be written

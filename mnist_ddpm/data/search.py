@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mnist_ddpm.training.text import printable
+from mnist_ddpm.machine.text import printable
 
 LOST = "lost+found"  # a file system's own folder, which only root may read
 

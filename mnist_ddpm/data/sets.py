@@ -8,9 +8,9 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import celeba, ffhq, folders, labels, mnist
 from mnist_ddpm.ddpm import check
+from mnist_ddpm.machine.text import printable
 from mnist_ddpm.training.loop import Augment
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.text import printable
 
 # (recipe, root, split) to images, uint8 (N, C, H, W); any other name is that of a folder
 DATASETS: dict[str, Callable[..., Tensor]] = {

@@ -25,10 +25,10 @@ from mnist_ddpm.evaluation.distances import (
 )
 from mnist_ddpm.evaluation.extractors import Judge, digest
 from mnist_ddpm.evaluation.features import RealFeatures, RealImages
-from mnist_ddpm.training import machine
-from mnist_ddpm.training.files import replacing
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.machine.text import printable, read_json
 from mnist_ddpm.training.options import size_in_words
-from mnist_ddpm.training.text import printable, read_json
 
 LEAST = NEIGHBOURS + 1  # images of a card
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias
@@ -76,10 +76,10 @@ def build_card(
         "reference_sha256": about.get("reference_sha256") or digest(training),
         **about,
         "device": str(device),
-        "hardware": machine.hardware(device),
+        "hardware": devices.hardware(device),
         "threads": torch.get_num_threads(),
         "processes": judge.world.size,
-        "versions": machine.versions(),
+        "versions": devices.versions(),
     }
     digits = recipe.dataset == "mnist" == getattr(judge.network, "dataset", None)
     options = {"seed": seed, "mirrored": sees_mirrored(recipe), "digits": digits, "real": real}

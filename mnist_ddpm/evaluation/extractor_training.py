@@ -10,9 +10,9 @@ from mnist_ddpm.data import sets
 from mnist_ddpm.data.celeba import celeba_attributes
 from mnist_ddpm.ddpm import check, mirrored
 from mnist_ddpm.evaluation.extractors import Extractor, in_batches
-from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.threads import adapt_threads
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.threads import adapt_threads
 
 HELD_OUT = {"mnist": "the 10,000 test digits", "celeba": "40 attributes of the validation images"}
 RATE = 2e-3  # the learning rate at its peak

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from mnist_ddpm.ddpm import check, to_float
 from mnist_ddpm.evaluation.sharing import shared
 from mnist_ddpm.formats.checkpoints import shipped
+from mnist_ddpm.machine.files import first_line, replacing
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.training.checkpoint_files import load_weights, tell_unverified
-from mnist_ddpm.training.files import first_line, replacing
-from mnist_ddpm.training.processes import World
-from mnist_ddpm.training.progress import progress_bar
 
 FOLDER = Path("checkpoints/extractors")
 FOR = {"mnist": "mnist", "celeba": "celeba", "ffhq": "celeba"}  # the one that suits a data set

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.extractors import Judge, digest
-from mnist_ddpm.training import machine
-from mnist_ddpm.training.files import first_line, replacing
-from mnist_ddpm.training.progress import first_process
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.files import first_line, replacing
+from mnist_ddpm.machine.progress import first_process
 
 COMPUTING = 1  # to be raised when the same extractor gives the same images other features
 
@@ -57,8 +57,8 @@ class RealImages:
         """Where features belong. A digest of all that they depend on, to the last bit, names it."""
         judge, signed = self.judge, self.signed[kind == "held_out"]
         device = torch.device(judge.device)
-        here = {"device": device.type, "hardware": machine.hardware(device)}
-        here |= {"processes": judge.world.size, **machine.versions()}
+        here = {"device": device.type, "hardware": devices.hardware(device)}
+        here |= {"processes": judge.world.size, **devices.versions()}
         shape = list(self.kinds[kind][0].shape)
         facts = json.dumps([COMPUTING, judge.name, here, signed, shape, kind])
         return self.folder / f"features-{kind}-{digest(facts.encode())}.npz"

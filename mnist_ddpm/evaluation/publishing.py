@@ -13,17 +13,17 @@ from torch import Tensor
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.data.labels import label_names
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.evaluation import audit, cards, drawing
+from mnist_ddpm.evaluation import audit, cards, generation
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.formats import checkpoints, hub
 from mnist_ddpm.formats.checkpoints import Checkpoint
+from mnist_ddpm.machine.text import printable, read_json
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.methods.learned_variance import takes_exponent
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
-from mnist_ddpm.training.text import printable, read_json
 
 SHOWN = 36  # images
 WAY = {"name": "dpmpp", "steps": 20}  # to draw them, where no card and no advice says one
@@ -130,13 +130,13 @@ def draw(checkpoint: Checkpoint, how: dict, seed: int, device: torch.device | st
     clips = {"dynamic": solvers.thresholded, "none": None}
     steps, spacing = min(how["steps"], recipe.T), how.get("spacing", "trailing")
     times = catalogue.sampling_times(path or schedule, steps, spacing)
-    source = drawing.denoisers(
+    source = generation.denoisers(
         network, schedule, recipe, labels=labels, scale=how.get("guidance", 1.0), guide=guide,
         interval=how.get("guidance_interval"), clip=clips.get(how.get("clip"), ddpm.clipped),
         path=path, heading=catalogue.heading(how["name"], times, recipe),
         with_exponent=takes_exponent(options.get("variance")),
     )  # fmt: skip
-    return drawing.generate(
+    return generation.generate(
         source, path or schedule, SHOWN, recipe.shape, times=times,
         sampler=partial(sampler, **options), seed=seed, device=device,
     )[0]  # fmt: skip

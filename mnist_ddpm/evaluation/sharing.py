@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mnist_ddpm.training.processes import World
+from mnist_ddpm.machine.processes import World
 
 
 def collect(world: World, own: Tensor, n: int) -> Tensor:

@@ -11,8 +11,8 @@ import sys
 
 import tyro
 
-from mnist_ddpm.experiments.flags import NAMES, ONE_OF, Arguments
-from mnist_ddpm.training.text import at_home, printable
+from mnist_ddpm.experiments.experiment_flags import NAMES, ONE_OF, Arguments
+from mnist_ddpm.machine.text import at_home, printable
 
 PROGRAM = "python -m mnist_ddpm.experiments"
 
@@ -24,9 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if asked.name not in NAMES:
             raise ValueError(f'experiment "{asked.name}" is unknown: take {ONE_OF}')
-        from mnist_ddpm.experiments import work  # and PyTorch, once the flags are right
+        from mnist_ddpm.experiments import registry  # and PyTorch, once the flags are right
 
-        work.run(asked, f"{PROGRAM} {shlex.join(given)}")
+        registry.run(asked, f"{PROGRAM} {shlex.join(given)}")
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1

@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.lab import LONGER, Lab, Trained
 from mnist_ddpm.experiments.plots import Experiment, floor_line, lines
 from mnist_ddpm.experiments.rows import Row
+from mnist_ddpm.experiments.runner import LONGER, Lab, Trained
 from mnist_ddpm.methods.solvers import ddim_encoder, dpmpp_2m_sampler, heun_sampler
 
 METHODS = {

@@ -4,9 +4,9 @@ from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.lab import BRIEFLY, Lab, ancestral
 from mnist_ddpm.experiments.plots import Experiment, floor_line, points
 from mnist_ddpm.experiments.rows import Row
+from mnist_ddpm.experiments.runner import BRIEFLY, Lab, ancestral
 
 NETWORKS = {
     "eps, L_simple": {},

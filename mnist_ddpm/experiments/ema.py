@@ -4,9 +4,9 @@ from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.lab import BRIEFLY, Lab, Trained
 from mnist_ddpm.experiments.plots import Experiment, floor_line, lines
 from mnist_ddpm.experiments.rows import Row, matching
+from mnist_ddpm.experiments.runner import BRIEFLY, Lab, Trained
 
 # How much more training the rate's fall is planned for, and where it falls from
 RATES = {"falling rate": (1, 5e-3), "steady rate": (100, 2.5e-3)}

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.distances import precision_recall
 from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.lab import LONGER, Lab, Trained
 from mnist_ddpm.experiments.plots import Experiment, floor_line, lines
 from mnist_ddpm.experiments.rows import Row
+from mnist_ddpm.experiments.runner import LONGER, Lab, Trained
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 
 SCALES = 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0

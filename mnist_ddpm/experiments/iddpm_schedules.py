@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import sets
 from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.lab import BRIEFLY, Lab, Trained, ancestral
 from mnist_ddpm.experiments.plots import Experiment, lines, points
 from mnist_ddpm.experiments.rows import Row, by_seed, matching
+from mnist_ddpm.experiments.runner import BRIEFLY, Lab, Trained, ancestral
+from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.likelihood import bits_per_dim
-from mnist_ddpm.training.progress import progress_bar
 
 LINEAR = {"T": 4000, "beta_1": 1e-4 / 4, "beta_T": 0.02 / 4}  # four times the steps, as much noise
 COSINE = {"T": 4000, "schedule": "cosine"}

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.distances import class_balance
 from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.lab import BRIEFLY, Lab, Trained
 from mnist_ddpm.experiments.plots import Experiment, floor_line, points
 from mnist_ddpm.experiments.rows import Row
+from mnist_ddpm.experiments.runner import BRIEFLY, Lab, Trained
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 
 NETWORKS = {  # the names of those that ddpm-table2 trains, too

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from mnist_ddpm.experiments.claims import Claim, claims_table, spread
-from mnist_ddpm.experiments.lab import Lab
 from mnist_ddpm.experiments.rows import Row, column, matching
-from mnist_ddpm.training.files import replacing
+from mnist_ddpm.experiments.runner import Lab
+from mnist_ddpm.machine.files import replacing
 
 
 class Experiment(NamedTuple):

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from mnist_ddpm.training.files import replacing
+from mnist_ddpm.machine.files import replacing
 
 Row = dict[str, str | int | float]
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.lab import Lab
 from mnist_ddpm.experiments.plots import Experiment, floor_line, lines
 from mnist_ddpm.experiments.rows import Row, matching
+from mnist_ddpm.experiments.runner import Lab
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.schedules import even_signal
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler

@@ -14,11 +14,11 @@ from torch import nn
 from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import Schedule, check
 from mnist_ddpm.formats import hub
+from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.trainer import save_checkpoint as save
 from mnist_ddpm.training.checkpoint_files import load_config, load_weights, read_weights
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
-from mnist_ddpm.training.text import read_json
 
 __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
 

@@ -19,7 +19,7 @@ from mnist_ddpm.catalogue import look_up
 from mnist_ddpm.ddpm import Schedule, UNet, check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.hub import download, read_json, read_weights
-from mnist_ddpm.training.files import replacing
+from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.training.options import height_width, simplest
 from mnist_ddpm.training.recipe import Recipe
 

@@ -12,8 +12,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training import text
-from mnist_ddpm.training.files import first_line, load_tensors
+from mnist_ddpm.machine import text
+from mnist_ddpm.machine.files import first_line, load_tensors
 
 DAMAGES = (
     SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError,

@@ -19,9 +19,9 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told, label_names
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
+from mnist_ddpm.machine.files import first_line, replacing
 from mnist_ddpm.methods import conditioning, learned_variance, predictions
 from mnist_ddpm.methods.predictions import Conversion
-from mnist_ddpm.training.files import first_line, replacing
 from mnist_ddpm.training.recipe import Recipe
 
 PACKAGES = "onnx", "onnxscript", "onnxruntime"  # the extra "export"

@@ -20,12 +20,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Settings, check
-from mnist_ddpm.training.files import replacing
-from mnist_ddpm.training.progress import first_process
+from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
 from mnist_ddpm.training.saving import CONFIG, STATE, TABLES, WEIGHTS, check_named, told_digest
-from mnist_ddpm.training.text import read_json
 
 FORMAT = 2
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_ddpm.training import machine
+from mnist_ddpm.machine import devices
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters, recompute_blocks
 
@@ -49,7 +49,7 @@ def check_network(recipe: Recipe) -> None:
     """Raises ValueError for a network that memory cannot hold, before it is made."""
     widest = recipe.base_channels * max(recipe.channel_mults)
     names = f"base_channels, channel_mults ({widest:,} channels at most) or blocks_per_level"
-    machine.check_memory(4 * least_weights(recipe), "the network", f"lower {names}")
+    devices.check_memory(4 * least_weights(recipe), "the network", f"lower {names}")
 
 
 def check_training(recipe: Recipe) -> None:
@@ -57,16 +57,16 @@ def check_training(recipe: Recipe) -> None:
     weights, part = 16 * least_weights(recipe), math.ceil(recipe.batch_size / recipe.accumulation)
     names = "lower image_size, base_channels or batch_size, or raise accumulation or patch_size"
     needed = weights + (1 if recipe.gradient_checkpointing else 2) * 4 * part * least_maps(recipe)
-    machine.check_memory(needed, "a training step", names)
+    devices.check_memory(needed, "a training step", names)
 
 
 def check_drawing(recipe: Recipe, n: int, batch_size: int) -> None:
     """Raises ValueError for n images, or a batch of them, that memory cannot hold."""
     pixels = math.prod(recipe.shape)
-    machine.check_memory(n * pixels, f"n is {n:,}: so many images", "take fewer")
+    devices.check_memory(n * pixels, f"n is {n:,}: so many images", "take fewer")
     needed = min(n, batch_size) * 4 * (least_maps(recipe) + pixels)
     problem = f"batch_size is {batch_size:,}: so many images at once"
-    machine.check_memory(needed, problem, "take fewer")
+    devices.check_memory(needed, problem, "take fewer")
 
 
 class LiveTensors(TorchDispatchMode):

@@ -22,16 +22,16 @@ from mnist_ddpm.ddpm import (
     to_float,
     total_steps,
 )
-from mnist_ddpm.training import home, saving
-from mnist_ddpm.training.ahead import sent
-from mnist_ddpm.training.files import first_line, out_of_memory, writable_folder
-from mnist_ddpm.training.home import Place
-from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
-from mnist_ddpm.training.pacing import Clock, Length, of_epochs, until
-from mnist_ddpm.training.processes import World
-from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.machine import folder_lock
+from mnist_ddpm.machine.files import first_line, out_of_memory, writable_folder
+from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
+from mnist_ddpm.machine.prefetch import sent
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.training import saving
 from mnist_ddpm.training.run import ALONE, Run, join, training_step
-from mnist_ddpm.training.threads import adapt_threads
+from mnist_ddpm.training.run_length import Clock, Length, of_epochs, until
 
 PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 SAVE_EVERY = 300  # seconds, at most, from one checkpoint to the next
@@ -167,7 +167,7 @@ class Session:
                     raise
         if self.world.rank > 0:
             self.known = self.folder
-            run.home, run.saved = Place.of(self.known), run.step
+            run.home, run.saved = folder_lock.Place.of(self.known), run.step
         self.saved_at = run.step
 
     def told(self, folder: Path) -> Path:
@@ -323,7 +323,7 @@ def fit(
         told = f"At t = T {signal_power:.0%} of the signal's power is left"
         print(f"{told}, but sampling starts from noise: raise T or beta_T")
     images = at_hand(images, run.device)
-    with deferred_interrupt() as interrupted, home.occupied(folder, world) as where:
+    with deferred_interrupt() as interrupted, folder_lock.occupied(folder, world) as where:
         saving.must_be_free(folder, run)
         session = Session(run, where, schedule, save_checkpoint, preview, world, log)
         if deadline < math.inf and ending is None:

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, fields, replace
 
 from mnist_ddpm.ddpm import Settings, check
+from mnist_ddpm.machine.text import CONTROL
 from mnist_ddpm.training.options import Options, Size, check_size, height_width, simplest
-from mnist_ddpm.training.text import CONTROL
 
 # The least and the most of each number: far beyond any use, and small enough to work with
 LIMITS = {

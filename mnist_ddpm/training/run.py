@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule, check, random_generator
-from mnist_ddpm.training.home import Place
-from mnist_ddpm.training.processes import World, check_batch
+from mnist_ddpm.machine.folder_lock import Place
+from mnist_ddpm.machine.processes import World, check_batch
 from mnist_ddpm.training.recipe import Recipe
 
 ALONE = World()

@@ -14,12 +14,12 @@ from torch import nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training.files import first_line, load_tensors, replacing, to_disk
-from mnist_ddpm.training.home import Place
-from mnist_ddpm.training.progress import first_process
+from mnist_ddpm.machine.files import first_line, load_tensors, replacing, to_disk
+from mnist_ddpm.machine.folder_lock import Place
+from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.text import read_json
 
 # Writes a checkpoint for those who sample: folder, averaged network, recipe, record
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]

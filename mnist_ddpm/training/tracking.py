@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training.files import first_line, replacing
+from mnist_ddpm.machine.files import first_line, replacing
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
 from mnist_ddpm.evaluation.sharing import collect
+from mnist_ddpm.machine import prefetch
+from mnist_ddpm.machine.partial_results import Kept
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods import guidance, shortcuts
 from mnist_ddpm.methods.learned_variance import keeping_exponent
-from mnist_ddpm.training import ahead
-from mnist_ddpm.training.keeping import Kept
-from mnist_ddpm.training.processes import World
-from mnist_ddpm.training.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 
 Source = Callable[[range], Denoiser]  # for the images of a batch, which are numbered from 0
@@ -147,7 +147,7 @@ def noise_source(
     seed: int, batch: range, shape: tuple[int, int, int], device: torch.device
 ) -> Callable[[], Tensor]:
     """As ddpm.noise_source. A GPU does not wait: threads draw what its next step will ask for."""
-    if not ahead.waits(device):
+    if not prefetch.waits(device):
         return ddpm.noise_source(seed, batch, shape, device)
     size = math.ceil(len(batch) / torch.get_num_threads())
     parts = (batch[first : first + size] for first in range(0, len(batch), size))
@@ -158,7 +158,7 @@ def noise_source(
             while True:
                 yield torch.cat([*pool.map(lambda source: source(), sources)])
 
-    return partial(next, ahead.sent(draws(), device))
+    return partial(next, prefetch.sent(draws(), device))
 
 
 @torch.no_grad()

@@ -9,12 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training import advice, loop, machine, previews
-from mnist_ddpm.training.files import out_of_memory
-from mnist_ddpm.training.measuring import Measuring
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.files import out_of_memory
+from mnist_ddpm.training import loop, previews, sampling_defaults
 from mnist_ddpm.training.options import Size, size_in_words
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe, fitted
+from mnist_ddpm.training.throughput import Measuring
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
@@ -76,7 +77,7 @@ class Plan:
         how = f"{r.precision}, compiled" if r.compile else r.precision
         speed = f"{self.pace:.0f} images/s measured in {self.measured:.0f} s"
         ends = f"{self.seconds / 60:.1f} minutes, until {self.finish(**clocks):%H:%M:%S}"
-        command = machine.own_command(["sample", "--checkpoint", str(out)])
+        command = devices.own_command(["sample", "--checkpoint", str(out)])
         drawing = f"then 64 images take about {64 * self.sampling:.1f} s: {command}"
         return [f"{out}: {what}, {how}: {speed}, {ends}", *([drawing] if self.draw else [])]
 
@@ -87,7 +88,7 @@ class Plan:
         """
         command = ["train", *replace(self, recipe=recipe).flags(), *places]
         about = "about the same without planning (as many steps, the rate by their number)"
-        return f"{about}: {machine.own_command(command)}"
+        return f"{about}: {devices.own_command(command)}"
 
 
 def measuring_seconds(seconds: float) -> float:
@@ -124,7 +125,7 @@ def make_plan(
     deadline = began + MARGIN * seconds + (0.0 if digits else clock() - loading)
     if len(images) < recipe.batch_size:
         recipe = fitted(recipe, len(images))
-    draw = advice.best(recipe)
+    draw = sampling_defaults.best(recipe)
     made = Plan(
         name, recipe, pace, 0.0, deadline, draw.get("steps", 0) * each, draw,
         preview_seconds(recipe, each), seconds / 60, loading - since,
@@ -199,7 +200,8 @@ def parted(made: Plan, n: int, folder: str, measuring: Measuring) -> list[Plan]:
     rest = (1 - share) * made.seconds
     guided = replace(
         made, recipe=paced(r, share * r.epochs, steps), seconds=share * made.seconds,
-        deadline=made.deadline - rest, draw=made.draw | {"guide": folder} | advice.GUIDED,
+        deadline=made.deadline - rest,
+        draw=made.draw | {"guide": folder} | sampling_defaults.GUIDED,
         sampling=made.sampling + made.draw.get("steps", 0) // 2 * each,  # guided in half of them
     )  # fmt: skip
     guide = paced(weak, share * r.epochs / EVERY, steps)

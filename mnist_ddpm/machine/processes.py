@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training.files import first_line
+from mnist_ddpm.machine.files import first_line
 
 
 class World:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mnist_ddpm.training.files import first_line
-from mnist_ddpm.training.processes import World
+from mnist_ddpm.machine.files import first_line
+from mnist_ddpm.machine.processes import World
 
 LOCK = ".lock"
 

@@ -12,9 +12,9 @@ from helpers import in_processes
 from trained import TINY, fit, start_simple, stopped_clock
 
 from mnist_ddpm.ddpm import learning_rate_at, total_steps
-from mnist_ddpm.training import loop, pacing, saving
-from mnist_ddpm.training.interrupts import Stopped
-from mnist_ddpm.training.pacing import Clock
+from mnist_ddpm.machine.interrupts import Stopped
+from mnist_ddpm.training import loop, run_length, saving
+from mnist_ddpm.training.run_length import Clock
 
 SECONDS = 600.0
 # Steps a second, by the share of the time that is gone; 0.6 are planned for
@@ -136,7 +136,7 @@ def test_a_deadline_alone_changes_no_rate_and_no_epochs(monkeypatch, tmp_path):
 def test_processes_keep_one_time(monkeypatch):
     """Though their clocks differ by two seconds: that which is behind decides."""
     now = threading.local()
-    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: now.time))
+    monkeypatch.setattr(run_length, "time", SimpleNamespace(monotonic=lambda: now.time))
 
     def told(world):
         now.time = 2.0 * world.rank

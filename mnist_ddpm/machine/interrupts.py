@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from mnist_ddpm.training.progress import first_process
+from mnist_ddpm.machine.progress import first_process
 
 SIGNALS = "SIGINT", "SIGTERM", "SIGHUP"  # Ctrl-C; kill; a closed terminal, which Windows has not
 

@@ -15,9 +15,9 @@ from mnist_ddpm.commands.plan import PlanTraining
 from mnist_ddpm.commands.push import Push
 from mnist_ddpm.commands.sample import Sample
 from mnist_ddpm.commands.train import Train, places
-from mnist_ddpm.training import files, interrupts, machine, processes
-from mnist_ddpm.training.text import printable
-from mnist_ddpm.training.threads import adapt_threads
+from mnist_ddpm.machine import devices, files, interrupts, processes
+from mnist_ddpm.machine.text import printable
+from mnist_ddpm.machine.threads import adapt_threads
 
 WORK = {
     each.__name__: each
@@ -67,7 +67,7 @@ def run(command, typed: set[str]) -> int:
     except interrupts.Stopped as error:
         if error.folder and not several():  # several go on by their launcher's command
             command.out = error.folder  # which may have moved
-            again = machine.own_command(["train", "--resume", *places(command)])
+            again = devices.own_command(["train", "--resume", *places(command)])
             error.add_note(f"that is: {again}")
         raise
     return 0

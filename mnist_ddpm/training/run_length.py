@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from mnist_ddpm.ddpm import total_steps
-from mnist_ddpm.training.processes import World
+from mnist_ddpm.machine.processes import World
 from mnist_ddpm.training.recipe import Recipe
 
 # Steps in all, as foreseen after so many. Who asks twice after the same is told the same.

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import sets
-from mnist_ddpm.evaluation import cards, drawing, extractors
+from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.features import RealImages
-from mnist_ddpm.experiments.flags import Scale
+from mnist_ddpm.experiments.experiment_flags import Scale
 from mnist_ddpm.experiments.rows import Row, matching, read_rows, write_rows
 from mnist_ddpm.formats import checkpoints, teachers
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.threads import adapt_threads
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser, ancestral_sampler
-from mnist_ddpm.training import loop, machine, saving
-from mnist_ddpm.training.progress import progress_bar
+from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.threads import adapt_threads
 
 QUICK = Scale(seeds=2, epochs=0.2, n=100, bits=20, long=50)
 LONGER = {  # settings of the networks whose samplers are compared
@@ -199,13 +200,13 @@ class Lab:
     ) -> Tensor:  # fmt: skip
         """Images of a network, as many as the scale says. with_exponent: see drawing.denoisers."""
         recipe, schedule = trained.recipe, trained.schedule
-        network = drawing.autocast(trained.network(), recipe.precision, self.device)
-        source = drawing.denoisers(
+        network = generation.autocast(trained.network(), recipe.precision, self.device)
+        source = generation.denoisers(
             network, schedule, recipe, labels=labels, scale=guidance,
             with_exponent=with_exponent,
         )  # fmt: skip
         options = {"times": times, "sampler": sampler, "seed": seed, "device": self.device}
-        return drawing.generate(source, schedule, self.scale.n, recipe.shape, **options)[0]
+        return generation.generate(source, schedule, self.scale.n, recipe.shape, **options)[0]
 
     def quality(
         self, key: Row, trained: Trained, times: list[int],
@@ -248,8 +249,8 @@ class Lab:
     def record(self) -> dict:
         """How the results come about, those of earlier runs on another machine among them."""
         here = {
-            "device": str(self.device), "hardware": machine.hardware(self.device),
-            "threads": torch.get_num_threads(), "versions": machine.versions(),
+            "device": str(self.device), "hardware": devices.hardware(self.device),
+            "threads": torch.get_num_threads(), "versions": devices.versions(),
         }  # fmt: skip
         there = {name: self.before[name] for name in here if name in self.before}
         earlier = [each for each in self.before.get("earlier", []) if each not in (here, there)]

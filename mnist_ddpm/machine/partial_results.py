@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm.ddpm import Network, check
-from mnist_ddpm.training.files import replacing
-from mnist_ddpm.training.interrupts import Stopped, deferred_interrupt
-from mnist_ddpm.training.threads import adapt_threads
+from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
+from mnist_ddpm.machine.threads import adapt_threads
 
 KEEP_EVERY = 60.0  # seconds of work from one saving to the next
 Part = dict[str, Tensor]

@@ -12,13 +12,13 @@ from mnist_ddpm.experiments import (
     ema,
     guidance_scale,
     iddpm_schedules,
-    lab,
     plain,
+    runner,
     steps,
 )
-from mnist_ddpm.experiments.flags import Arguments, Scale
+from mnist_ddpm.experiments.experiment_flags import Arguments, Scale
 from mnist_ddpm.experiments.plots import Experiment, draw_plot
-from mnist_ddpm.training import files, machine
+from mnist_ddpm.machine import devices, files
 
 EXPERIMENTS: dict[str, Experiment] = {
     "ddpm-table2": ddpm_table2.EXPERIMENT,
@@ -36,7 +36,7 @@ def asked_scale(asked: Arguments) -> Scale:
     scale = Scale(**{f.name: getattr(asked, f.name) for f in fields(Scale)})
     if asked.quick:
         check(scale == Scale(), "--quick has numbers of its own: leave out the others")
-        return lab.QUICK
+        return runner.QUICK
     least = NEIGHBOURS + 1
     enough = scale.seeds >= 1 and scale.n >= least and scale.bits >= 2 and 1 <= scale.long <= 1000
     limits = f"--seeds must be at least 1, --n {least}, --bits 2, and --long from 1 to 1000"
@@ -50,8 +50,8 @@ def run(asked: Arguments, command: str) -> None:
     experiment, scale = EXPERIMENTS[asked.name], asked_scale(asked)
     out = asked.out / (f"{asked.name}-quick" if asked.quick else asked.name)
     files.writable_folder(out)
-    device = machine.pick_device(asked.device)
-    place = lab.Lab(out, scale, asked.data, device, experiment.training, command)
+    device = devices.pick_device(asked.device)
+    place = runner.Lab(out, scale, asked.data, device, experiment.training, command)
     experiment.run(place)
     note = "--quick: too little was trained and drawn to tell anything" if asked.quick else ""
     draw_plot(experiment, place.rows, out, note)

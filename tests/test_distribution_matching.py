@@ -12,7 +12,7 @@ from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.commands.train import as_second
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.methods.matching import FASTER, JUDGING, chains_of, matching
+from mnist_ddpm.methods.distribution_matching import FASTER, JUDGING, chains_of, matching
 from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.methods.schedules import even_signal
 from mnist_ddpm.training.loop import training_loop

@@ -9,8 +9,8 @@ from trained import PATH, TINY, same, squares, steps
 from trained import start_simple as start
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.evaluation import drawing
-from mnist_ddpm.training import ahead
+from mnist_ddpm.evaluation import generation
+from mnist_ddpm.machine import prefetch
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def gpu(monkeypatch):
         makers.append(threading.current_thread())
         return tensor
 
-    monkeypatch.setattr(ahead, "waits", lambda device: True)
-    monkeypatch.setattr(ahead, "pinned", pinned)
+    monkeypatch.setattr(prefetch, "waits", lambda device: True)
+    monkeypatch.setattr(prefetch, "pinned", pinned)
     return makers
 
 
@@ -39,11 +39,11 @@ def test_the_next_is_made_while_one_is_in_use():
 
     got = []
     with pytest.raises(OSError, match="unreadable"):
-        for k in ahead.one_ahead(made()):
+        for k in prefetch.one_ahead(made()):
             assert asked[k + 1].wait(60)
             got.append(k)
     assert got == [0, 1, 2], "an error comes in its turn"
-    assert [*ahead.one_ahead(range(5))] == [0, 1, 2, 3, 4]
+    assert [*prefetch.one_ahead(range(5))] == [0, 1, 2, 3, 4]
 
 
 def test_what_is_not_asked_for_leaves_no_thread_behind():
@@ -51,7 +51,7 @@ def test_what_is_not_asked_for_leaves_no_thread_behind():
         while True:
             yield threading.current_thread()
 
-    several = ahead.one_ahead(made())
+    several = prefetch.one_ahead(made())
     worker = next(several)
     assert worker is not threading.current_thread()
     several.close()
@@ -63,7 +63,7 @@ def test_training_with_batches_read_ahead_is_the_same_bit_for_bit(gpu, monkeypat
     assert [*steps(run)] == run.losses and len(gpu) == run.step == 12
     assert threading.current_thread() not in gpu
     with monkeypatch.context() as patched:
-        patched.setattr(ahead, "waits", lambda device: False)
+        patched.setattr(prefetch, "waits", lambda device: False)
         assert [*steps(plain)] == run.losses
     assert same(run.network, plain.network) and len(gpu) == 12
 
@@ -74,11 +74,11 @@ def test_images_are_those_of_noise_drawn_in_time(gpu, monkeypatch):
     options = {"times": ddpm.timesteps(PATH.T, 5), "seed": 3, "progress": False}
     for eta, batch_size, threads in ((1.0, 7, 3), (1.0, 2, 1), (0.0, 7, 2)):
         options |= {"sampler": partial(ddpm.ddim_sampler, eta=eta), "batch_size": batch_size}
-        drawn = partial(drawing.generate, lambda _: denoiser, PATH, 7, TINY.shape, **options)
+        drawn = partial(generation.generate, lambda _: denoiser, PATH, 7, TINY.shape, **options)
         gpu.clear()
         with monkeypatch.context() as patched:
             patched.setattr(torch, "get_num_threads", lambda threads=threads: threads)
             images, _ = drawn()
             assert gpu and threading.current_thread() not in gpu
-            patched.setattr(ahead, "waits", lambda device: False)
+            patched.setattr(prefetch, "waits", lambda device: False)
             assert torch.equal(images, drawn()[0])

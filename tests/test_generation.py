@@ -8,10 +8,10 @@ import torch
 from helpers import in_processes, restless
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.evaluation.drawing import autocast, cost, denoisers, generate
+from mnist_ddpm.evaluation.generation import autocast, cost, denoisers, generate
+from mnist_ddpm.machine import partial_results
+from mnist_ddpm.machine.partial_results import Counted, Kept
 from mnist_ddpm.methods.guidance import LabelledUNet
-from mnist_ddpm.training import keeping
-from mnist_ddpm.training.keeping import Counted, Kept
 from mnist_ddpm.training.recipe import Recipe
 
 PAPER = ddpm.beta_schedule(ddpm.linear_beta())
@@ -115,7 +115,7 @@ def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
 
 
 def test_a_part_is_saved_when_it_is_time(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(keeping, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(partial_results, "KEEP_EVERY", -1.0)
     drawn(network, n=3, batch_size=2, kept=Kept(tmp_path / "kept", Counted(network)))
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {
         "images-0-2.npz", "images-2-3.npz",

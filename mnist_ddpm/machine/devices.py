@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.training.files import first_line
-from mnist_ddpm.training.processes import World
-from mnist_ddpm.training.text import program
+from mnist_ddpm.machine.files import first_line
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.text import program
 
 Device = torch.device | str
 

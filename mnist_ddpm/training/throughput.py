@@ -10,11 +10,12 @@ from torch import nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule
-from mnist_ddpm.training import cost, machine
-from mnist_ddpm.training.files import first_line
+from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.files import first_line
+from mnist_ddpm.machine.threads import look_at_cores
+from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, training_step
-from mnist_ddpm.training.threads import look_at_cores
 
 DRAWN = 36  # images, as in a preview
 LEAST, MOST = 0.3, 2.0  # seconds of one measurement, about
@@ -69,7 +70,7 @@ class Measuring:
         """
         began = self.clock()
         try:
-            machine.try_compiler(self.device, recipe.precision)
+            devices.try_compiler(self.device, recipe.precision)
             return self.pace(recipe, MOST)
         except Exception as error:  # of many kinds: none is a reason not to train
             print(f"not compiled, since that failed: {first_line(error)}")
@@ -95,7 +96,7 @@ class Measuring:
 
     def precisions(self) -> list[str]:
         """The ones worth measuring."""
-        return machine.precisions(self.device)
+        return devices.precisions(self.device)
 
     def per_second(
         self, work: Callable[[int], object], least: int, most: int, seconds: float

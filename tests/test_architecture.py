@@ -7,7 +7,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "mnist_ddpm"
 FLOORS = [
-    {"ddpm"}, {"methods", "training"}, {"data"}, {"catalogue"}, {"trainer"}, {"formats"},
+    {"ddpm"}, {"machine"}, {"methods", "training"}, {"data"}, {"catalogue"}, {"trainer"},
+    {"formats"},
     {"evaluation"},
     {"commands", "experiments"}, {"__main__", "__init__"},
 ]  # fmt: skip

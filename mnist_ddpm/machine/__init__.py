@@ -1,0 +1,1 @@
+"""The machine that work runs on: files, locks, signals, threads, processes, text."""
