@@ -1,7 +1,7 @@
 # make run      set up, then run the notebook; results in images&samples/latest/
 # make test     set up, then run every test
 # For developers:
-# make test-colab    the notebook alone in Colab's versions, with Python 3.13 where there is one
+# make test-colab    the notebook alone in Colab's versions, with Python 3.13 or COLAB_PYTHON=…
 # make test-lowest   every test in the lowest versions that requirements.txt allows
 # make export   write mnist_ddpm/ddpm.py from the notebook
 # make gallery  draw the pictures of images&samples/ with the shipped checkpoints
@@ -16,7 +16,7 @@ LATEST := images&samples/latest
 # digits as their config.json advises; faces by eye: docs/results.md
 FACES := --checkpoint checkpoints/celeba --guidance 2 --sampler dpmpp --steps 20
 
-COLAB_PYTHON ?= $(shell command -v python3.13 || echo $(PYTHON))
+COLAB_PYTHON ?= python3.13
 LOWEST_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo $(PYTHON))
 
 .PHONY: run test test-colab test-lowest export gallery notebook playground measure lint
@@ -29,8 +29,9 @@ run: .venv/.installed
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest
 
+# with Colab's Python, unless the caller has set COLAB_PYTHON
 test-colab: .venv-colab/.installed
-	.venv-colab/bin/python tools/alone.py epochs=0.2
+	.venv-colab/bin/python tools/alone.py $(if $(filter file,$(origin COLAB_PYTHON)),--python 3.13) epochs=0.2
 
 test-lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pytest
@@ -62,8 +63,9 @@ lint: .venv/.installed-dev
 	@touch $@
 
 # torch for processors alone is far smaller: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+.venv-%/.installed: VENV_PYTHON = $(if $(filter colab,$*),$(COLAB_PYTHON),$(LOWEST_PYTHON))
 .venv-%/.installed: requirements/%.txt
-	$(if $(filter colab,$*),$(COLAB_PYTHON),$(LOWEST_PYTHON)) -m venv .venv-$*
+	$(VENV_PYTHON) -m venv .venv-$* || { echo "$(VENV_PYTHON) makes no venv: install it, or name another with $(if $(filter colab,$*),COLAB_PYTHON,LOWEST_PYTHON)=..." >&2; exit 1; }
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 

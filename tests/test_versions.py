@@ -2,6 +2,7 @@
 
 import runpy
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,7 +52,8 @@ def test_a_citation_names_this_version():
 
 
 @pytest.mark.parametrize(
-    ("command", "last"), [("test", "pytest"), ("run", "papermill MNIST_DDPM.ipynb")]
+    ("command", "last"),
+    [("test", "pytest"), ("run", "papermill MNIST_DDPM.ipynb"), ("lint", "ruff format --check")],
 )
 def test_a_script_does_what_make_does(command, last, tmp_path, monkeypatch):
     def call(arguments, cwd):
@@ -70,3 +72,15 @@ def test_a_script_does_what_make_does(command, last, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         script([command])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("path", [".ci/run", ".github/workflows/test.yml"])
+def test_every_check_of_a_change_has_style_and_tests(path):
+    commands = [words for words in (ROOT / path).read_text().split("\n") if "make " in words]
+    assert {"lint", "test"} <= {word for line in commands for word in line.split()}
+
+
+def test_the_notebook_alone_is_run_by_the_python_that_is_promised():
+    command = [sys.executable, ROOT / "tools" / "alone.py", "--python", "2.7"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 1 and "not 2.7" in done.stderr and sys.executable in done.stdout

@@ -1,7 +1,8 @@
-"""What `make run` and `make test` do, where there is no make, as on Windows.
+"""What `make run`, `make test` and `make lint` do, where there is no make, as on Windows.
 
 python tools/make.py run     set up .venv, then run the notebook; results in images&samples/latest/
 python tools/make.py test    set up, then run every test
+python tools/make.py lint    set up, then check the style
 """
 
 import os
@@ -40,6 +41,10 @@ def main(arguments: list[str]) -> None:
     elif arguments == ["test"]:
         set_up("requirements-dev.txt")
         call(ROOT / PYTHON, "-m", "pytest")
+    elif arguments == ["lint"]:
+        set_up("requirements-dev.txt")
+        call(ROOT / PYTHON, "-m", "ruff", "check")
+        call(ROOT / PYTHON, "-m", "ruff", "format", "--check")
     else:
         sys.exit(__doc__)
 
