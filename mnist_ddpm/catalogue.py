@@ -31,7 +31,7 @@ from mnist_ddpm.methods.fourier import FourierUNet
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.methods.muon import Muon
-from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, plain, weighted
+from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, unweighted, weighted
 from mnist_ddpm.methods.times import NormalTimes
 from mnist_ddpm.methods.transformer import DiT
 from mnist_ddpm.training.cost import check_network
@@ -53,12 +53,12 @@ PREDICTIONS: dict[str, Conversion] = {
     "eps": EPS, "x0": X0, "v": V, "mu": MU, "velocity": flow.VELOCITY, "edm": edm.EDM,
 }  # fmt: skip
 
-# what is predicted to an objective; one of your own: "mine": predictions.of_noise(l_mine)
+# what is predicted to an objective; one of your own: "mine": predictions.for_any_prediction(l_mine)
 OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
-    "simple": plain,
+    "simple": unweighted,
     "hybrid": learned_variance.l_hybrid,
     "vlb": learned_variance.l_vlb,
-    "bound": partial(weighted, weight=predictions.bound),
+    "bound": partial(weighted, weight=predictions.bound_weight),
     "truncated-snr": partial(weighted, weight=predictions.truncated_snr),
     "min-snr": partial(weighted, weight=predictions.min_snr),
     "p2": partial(weighted, weight=predictions.p2),
@@ -99,10 +99,10 @@ SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
 TELLING = {"shortcut"}  # samplers that tell the network where each step goes
 # a schedule and a number of steps to falling times
 SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
-    "trailing": schedules.of_T(schedules.trailing),
-    "leading": schedules.of_T(schedules.leading),
-    "linspace": schedules.of_T(schedules.linspace),
-    "quadratic": schedules.of_T(schedules.quadratic_times),
+    "trailing": schedules.by_length(schedules.trailing),
+    "leading": schedules.by_length(schedules.leading),
+    "linspace": schedules.by_length(schedules.linspace),
+    "quadratic": schedules.by_length(schedules.quadratic_times),
     "edm": edm.karras_times,
     "signal": schedules.even_signal,
 }
@@ -110,7 +110,7 @@ SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
 VARIANCES: dict[str, Callable[..., Tensor]] = {
     "posterior": ddpm.posterior_variance,
     "beta": ddpm.step_variance,
-    "learned": learned_variance.learned,
+    "learned": learned_variance.learned_step_variance,
 }
 
 # x_0 to what the network is given of it
@@ -312,14 +312,14 @@ def make_denoiser(
     needed = "needs" if recipe.conditional else "takes no"
     problem = f"condition is {recipe.condition}: the network {needed} c, an image of each draw"
     check((c is not None) == recipe.conditional, problem)
-    network = network if c is None else conditioning.given(network, c)
+    network = network if c is None else conditioning.with_condition(network, c)
     learned = learns_variance(recipe)
     make = learned_variance.learned_denoiser if learned else predictions.denoiser
     make = partial(make, conversion=conversion_of(recipe))
     if path is None:
         denoise = make(network, schedule)
     else:
-        denoise = paths.along(path, network, schedule, make)
+        denoise = paths.denoiser_along(path, network, schedule, make)
     return learned_variance.without_exponent(denoise) if learned and not with_exponent else denoise
 
 

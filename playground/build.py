@@ -170,7 +170,7 @@ def contents(source: str, kind: str) -> bytes:
     known = "unet", "shortcut"
     check(network in known, f"network is {network} in {source}: the page knows U-Nets alone")
     check(condition == "none", f"condition is {condition} in {source}: the page shows it none")
-    return weights_file(checkpoint, Path(source).name, kind, checkpoints.advice(source))
+    return weights_file(checkpoint, Path(source).name, kind, checkpoints.sampling_defaults(source))
 
 
 def build(source: str, kind: str, out: Path) -> int:

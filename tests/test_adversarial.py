@@ -12,7 +12,7 @@ from trained import TINY, squares
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.ddpm import random_generator
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.methods.adversarial import Critic, judged
 from mnist_ddpm.methods.predictions import X0, weighted
 
@@ -148,7 +148,7 @@ def test_several_processes_are_refused(tmp_path):
 def test_a_network_without_labels_begins_some_as_it_was(tmp_path):
     plain = replace(DIGITS, classes=0, objective="simple")
     trainer.save_checkpoint(tmp_path, restless(catalogue.make_network(plain)), plain, {})
-    decided, weights = pretrained(tmp_path, classes=10)
+    decided, weights = initial_weights(tmp_path, classes=10)
     started = trainer.start_run(replace(plain, **decided), weights=weights).network
     x, t = torch.randn(2, *plain.shape, generator=random_generator(0)), torch.tensor([1, 20])
     expected = checkpoints.load(tmp_path).network(x, t)

@@ -33,8 +33,8 @@ from mnist_ddpm.ddpm import (
 from mnist_ddpm.methods.learned_variance import (
     ancestral_sampler,
     keeping_exponent,
-    learned,
     learned_denoiser,
+    learned_step_variance,
 )
 from mnist_ddpm.methods.likelihood import step_log_variance
 from mnist_ddpm.methods.predictions import EPS, MU, X0, V, denoiser
@@ -222,7 +222,10 @@ def test_learned_log_variance_is_theirs():
     v = torch.linspace(-1.2, 1.2, len(t), dtype=torch.float64)
     theirs = [scheduler._get_variance(i - 1, v[i - 2], "learned_range") for i in t.tolist()]
     exponent = ((v + 1) / 2).view(-1, 1, 1, 1)
-    for ours in (step_log_variance(PAPER, t, exponent), learned(PAPER, t, t - 1, exponent).log()):
+    for ours in (
+        step_log_variance(PAPER, t, exponent),
+        learned_step_variance(PAPER, t, t - 1, exponent).log(),
+    ):
         torch.testing.assert_close(ours.flatten(), torch.stack(theirs), rtol=1e-10, atol=0)
 
 
@@ -267,7 +270,7 @@ def test_times_are_those_of_diffusers_but_for_ties(spacing, first):
 VARIANCES = {
     "fixed_small": posterior_variance,
     "fixed_large": step_variance,
-    "learned_range": learned,
+    "learned_range": learned_step_variance,
 }
 SHORT_LISTS = [(n, spacing) for n in (1, 7, 10, 50) for spacing in ("trailing", "quadratic")]
 

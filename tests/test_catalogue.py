@@ -31,9 +31,9 @@ from mnist_ddpm.data import sets
 from mnist_ddpm.data.sets import held_out, load_images, load_labels
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.flow import flow
-from mnist_ddpm.methods.guidance import LabelledUNet, told
+from mnist_ddpm.methods.guidance import LabelledUNet, with_labels
 from mnist_ddpm.methods.learned_variance import ImportanceTimes
-from mnist_ddpm.methods.predictions import of_noise, p2, weighted
+from mnist_ddpm.methods.predictions import for_any_prediction, p2, weighted
 from mnist_ddpm.methods.times import NormalTimes
 from mnist_ddpm.trainer import start_run, train
 from mnist_ddpm.training.loop import training_loop
@@ -163,8 +163,8 @@ def test_an_objective_of_ones_own_is_told_the_noise_whatever_is_predicted(kind, 
         """Of what a network says beside the prediction."""
         return network(x0, t)[:, 1:].mean(dim=(1, 2, 3))
 
-    monkeypatch.setitem(OBJECTIVES, "mine", of_noise(ddpm.l_simple))
-    monkeypatch.setitem(OBJECTIVES, "second", of_noise(second))
+    monkeypatch.setitem(OBJECTIVES, "mine", for_any_prediction(ddpm.l_simple))
+    monkeypatch.setitem(OBJECTIVES, "second", for_any_prediction(second))
     recipe = Recipe(prediction=kind)
     schedule = make_schedule(recipe)
     x0, eps, _ = example(schedule)
@@ -431,7 +431,7 @@ def test_training_saves_what_draws_and_goes_on(tmp_path, optimizer, capsys):
     network, schedule, loaded = checkpoints.load(tmp_path)
     _, record = checkpoints.load_config(tmp_path)
     assert (loaded.epochs, record["steps"]) == (2, 12) and not same(network, first.ema)
-    asked = told(network, torch.tensor([0, 2]))
+    asked = with_labels(network, torch.tensor([0, 2]))
     denoise = catalogue.bound_denoiser(asked, schedule, loaded, with_exponent=True)
     draw_noise = ddpm.noise_source(0, range(2), recipe.shape)
     options = {"variance": VARIANCES["learned"]}

@@ -18,7 +18,7 @@ from trained import TINY, same, squares
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.methods.guidance import told
+from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.trainer import train
 from mnist_ddpm.training import checkpoint_files
 from mnist_ddpm.training.recipe import Recipe
@@ -187,7 +187,7 @@ def plain_ddim(network, alpha_bar, prediction, times, x):
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_checkpoints_draw_what_a_plain_ddim_draws(name):
     network, schedule, recipe = checkpoints.load(SHIPPED / name)
-    asked = told(network, torch.arange(4)) if recipe.classes else network
+    asked = with_labels(network, torch.arange(4)) if recipe.classes else network
     denoise = catalogue.make_denoiser(asked, schedule, recipe)
     denoise, times = ddpm.clipped(denoise, schedule), ddpm.timesteps(schedule.T, 4)
     images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, ddpm.ddim_sampler, steps=4)

@@ -13,7 +13,7 @@ from PIL import Image
 from mnist_ddpm import trainer
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
-from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.machine.partial_results import Counted, Kept
 from mnist_ddpm.training import saving
 from mnist_ddpm.training.recipe import Recipe
@@ -211,7 +211,7 @@ def test_json_that_is_none_of_ours_is_damaged(tmp_path, capsys, name):
     line = error_of(capsys, "sample", "--checkpoint", folder, "--out", tmp_path / "out")
     assert str(folder / "config.json") in line and line.isprintable()
     with pytest.raises(ValueError, match=str(folder)):
-        pretrained(folder)
+        initial_weights(folder)
 
 
 def test_text_from_a_card_cannot_steer_the_terminal(tmp_path, capsys):

@@ -20,7 +20,7 @@ from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, 
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import partial_results
 from mnist_ddpm.methods import likelihood
-from mnist_ddpm.methods.schedules import respace, respaced
+from mnist_ddpm.methods.schedules import respaced_network, respaced_schedule
 
 PARTS = {"train": blobs(60), "test": blobs(24, 60)}
 
@@ -334,8 +334,8 @@ def test_likelihood_prints_and_writes_the_bound(places, tmp_path, capsys):
     assert card["evaluations_per_image"] == len(card["L_0_to_T_minus_1"]) == 4
     network, schedule, recipe = checkpoints.load(places / "labelled")
     times = ddpm.timesteps(20, 4)
-    fewer = respace(schedule, times)
-    denoise = catalogue.make_denoiser(respaced(network, times), fewer, recipe)
+    fewer = respaced_schedule(schedule, times)
+    denoise = catalogue.make_denoiser(respaced_network(network, times), fewer, recipe)
     options = {"exponent": 1.0, "margin": 2}
     images = PARTS["train"][:6]
     bound = likelihood.bits_per_dim(ddpm.clipped(denoise, fewer), fewer, images, **options)

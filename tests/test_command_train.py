@@ -341,11 +341,11 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
     tiny = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 1 --device cpu".split()
     mine, other = tmp_path / "mine", tmp_path / "other"
     assert run("train", *tiny, "--out", mine) == 0
-    assert checkpoints.advice(mine) == sampling_defaults.DIGITS
+    assert checkpoints.sampling_defaults(mine) == sampling_defaults.DIGITS
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps(config | {"draw": {"steps": 7}}))
     assert run("train", "--resume", "--epochs", 2, "--out", mine, "--device", "cpu") == 0
-    assert checkpoints.advice(mine) == {"steps": 7}, "your own is kept"
+    assert checkpoints.sampling_defaults(mine) == {"steps": 7}, "your own is kept"
     assert run("train", *tiny, "--schedule", "cosine", "--out", other) == 0
     assert "draw" not in json.loads((other / "config.json").read_text())
     assert sampling_defaults.best(preset("faces-64-small")) == sampling_defaults.FACES

@@ -17,8 +17,8 @@ from mnist_ddpm.ddpm import to_float, to_uint8
 from mnist_ddpm.evaluation import extractors, generation, losses
 from mnist_ddpm.evaluation.publishing import push_to_hub
 from mnist_ddpm.formats import checkpoints, diffusers
-from mnist_ddpm.formats.pretrained import pretrained
-from mnist_ddpm.methods.conditioning import given, grey, reduced, small
+from mnist_ddpm.formats.pretrained import initial_weights
+from mnist_ddpm.methods.conditioning import downsampled, grey, small, with_condition
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.recipe import Recipe
 
@@ -72,10 +72,10 @@ def test_grey_is_the_luminance():
 def test_small_is_the_mean_of_each_square_in_full_size():
     x0 = to_float(noise(2, 3, 8, 12))
     means = x0.numpy().reshape(2, 3, 2, 4, 3, 4).mean(axis=(3, 5))
-    torch.testing.assert_close(reduced(x0), torch.from_numpy(means))
+    torch.testing.assert_close(downsampled(x0), torch.from_numpy(means))
     torch.testing.assert_close(small(x0).numpy(), means.repeat(4, axis=2).repeat(4, axis=3))
     torch.testing.assert_close(small(small(x0)), small(x0))
-    torch.testing.assert_close(reduced(small(x0)), reduced(x0))
+    torch.testing.assert_close(downsampled(small(x0)), downsampled(x0))
     plain = torch.full((1, 1, 4, 8), 0.3)
     torch.testing.assert_close(small(plain), plain)
     with pytest.raises(ValueError, match="6"):
@@ -84,7 +84,9 @@ def test_small_is_the_mean_of_each_square_in_full_size():
 
 def test_each_image_has_a_condition_of_its_own():
     with pytest.raises(ValueError, match="3 .* 2 "):
-        given(lambda x, t: x, torch.zeros(3, 1, 4, 4))(torch.zeros(2, 1, 4, 4), torch.ones(2))
+        with_condition(lambda x, t: x, torch.zeros(3, 1, 4, 4))(
+            torch.zeros(2, 1, 4, 4), torch.ones(2)
+        )
 
 
 # training
@@ -161,14 +163,14 @@ def test_a_network_without_a_condition_begins_one_as_it_was(tmp_path):
     network = restless(catalogue.make_network(plain))
     trainer.save_checkpoint(tmp_path, network, plain, {})
     for condition, more in (("grey", 1), ("small", 3)):
-        decided, weights = pretrained(tmp_path, condition=condition)
+        decided, weights = initial_weights(tmp_path, condition=condition)
         recipe = Recipe(dataset="mine", batch_size=4, **decided)
         assert recipe.condition == condition
         started = trainer.start_run(recipe, weights=weights).network
         x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 30])
         wide = torch.cat([x, torch.randn(2, more, 8, 8)], dim=1)
         torch.testing.assert_close(started(wide, t), network(x, t), rtol=1e-4, atol=1e-5)
-    assert equal(pretrained(tmp_path)[1], network.state_dict())
+    assert equal(initial_weights(tmp_path)[1], network.state_dict())
 
 
 # drawing
@@ -263,8 +265,8 @@ def test_pictures_are_coloured_whatever_their_mode(trained, tmp_path, monkeypatc
         Image.open(tmp_path / "RGB.png").convert("L" if "L" in mode else mode).convert(mode).save(
             path
         )
-        given = "--condition-image", path
-        found.append(sampled(tmp_path / mode, "--checkpoint", trained, "--n", 2, *given))
+        condition_flags = "--condition-image", path
+        found.append(sampled(tmp_path / mode, "--checkpoint", trained, "--n", 2, *condition_flags))
     for each in found:
         assert np.abs(each - found[0]).mean() < 3, "but for rounding"
         assert np.abs(each - whole.permute(1, 2, 0).numpy()).mean() < 80 < 127
@@ -304,11 +306,13 @@ def test_a_condition_that_is_missing_or_of_no_use_is_told_with_its_flag(
     plain = save_network(tmp_path / "plain", replace(UPSCALING, condition="none"))
     out = "--out", tmp_path / "out"
     assert "--condition-image" in error_of(capsys, "sample", "--checkpoint", upscaling, *out)
-    given = "--condition-image", picture
-    assert "--condition-image" in error_of(capsys, "sample", "--checkpoint", plain, *given, *out)
+    condition_flags = "--condition-image", picture
+    assert "--condition-image" in error_of(
+        capsys, "sample", "--checkpoint", plain, *condition_flags, *out
+    )
     missing = "--condition-image", tmp_path / "nowhere.png"
     assert "nowhere" in error_of(capsys, "sample", "--checkpoint", upscaling, *missing, *out)
-    guide = "--checkpoint", upscaling, *given, "--guide", plain
+    guide = "--checkpoint", upscaling, *condition_flags, "--guide", plain
     assert str(plain) in error_of(capsys, "sample", *guide, *out)
     assert "condition" in error_of(capsys, "likelihood", "--checkpoint", upscaling)
     exported = "--checkpoint", upscaling, "--out", tmp_path / "exported"

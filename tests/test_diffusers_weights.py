@@ -27,7 +27,7 @@ from mnist_ddpm.formats.diffusers import (
     settings_from_diffusers,
     settings_to_diffusers,
 )
-from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.trainer import start_run
 from mnist_ddpm.training.recipe import Recipe
 
@@ -589,7 +589,7 @@ def test_a_network_that_ours_cannot_express_is_refused_before_its_download(hub, 
 def test_training_starts_from_theirs_and_from_ours(tmp_path):
     cosine = {**SCHEDULER, "beta_schedule": "squaredcos_cap_v2"}
     save(tmp_path / "theirs", scheduler=cosine)
-    decided, weights = pretrained(tmp_path / "theirs")
+    decided, weights = initial_weights(tmp_path / "theirs")
     recipe = Recipe(**decided, dataset="mine", epochs=3)
     assert (recipe.image_size, recipe.channels, recipe.schedule) == (16, 3, "cosine")
     assert recipe.init_from == str(tmp_path / "theirs")
@@ -598,7 +598,7 @@ def test_training_starts_from_theirs_and_from_ours(tmp_path):
     mine = replace(recipe, prediction="v", objective="hybrid", classes=3, epochs=7, batch_size=5)
     network = our_network(mine)
     checkpoints.save(tmp_path / "ours", network, mine, {})
-    decided, weights = pretrained(tmp_path / "ours")
+    decided, weights = initial_weights(tmp_path / "ours")
     recipe = Recipe(**decided, dataset="mine")
     assert (recipe.prediction, recipe.objective, recipe.classes) == ("v", "hybrid", 3)
     usual = Recipe()
@@ -610,21 +610,21 @@ def test_without_labels_it_is_the_network_that_is_told_none(tmp_path):
     recipe = small(dataset="celeba", attributes=("Smiling", "Male"), classes=4)
     network = our_network(recipe)
     checkpoints.save(tmp_path, network, recipe, {})
-    decided, weights = pretrained(tmp_path, labels=False)
+    decided, weights = initial_weights(tmp_path, labels=False)
     fresh = Recipe(**decided, dataset="mine")
     assert (fresh.classes, fresh.attributes) == (0, ())
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
     with torch.no_grad():
         started = start_run(fresh, weights=weights).network(x, t)
     torch.testing.assert_close(started, network(x, t))
-    assert pretrained(tmp_path)[0]["classes"] == 4
+    assert initial_weights(tmp_path)[0]["classes"] == 4
 
 
 def test_without_labels_a_network_always_told_one_says_what_it_said_in_the_mean(tmp_path):
     recipe = small(classes=3, label_dropout=0.0)
     network = our_network(recipe)
     checkpoints.save(tmp_path, network, recipe, {})
-    _, weights = pretrained(tmp_path, labels=False)
+    _, weights = initial_weights(tmp_path, labels=False)
     expected = network.time[2].bias + network.label.weight[:3].mean(dim=0)
     torch.testing.assert_close(weights["time.2.bias"], expected)
 
@@ -633,4 +633,4 @@ def test_a_checkpoint_that_lost_its_weights_is_told_as_one(tmp_path):
     checkpoints.save(tmp_path, our_network(small()), small(), {})
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
-        pretrained(tmp_path)
+        initial_weights(tmp_path)

@@ -145,7 +145,7 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     found = checkpoints.load("whole")
     assert not any(name.startswith("fake") for name in found.network.state_dict())
     assert not equal(found.network.state_dict(), checkpoints.load("few").network.state_dict())
-    assert checkpoints.advice("whole")["spacing"] == "signal"
+    assert checkpoints.sampling_defaults("whole")["spacing"] == "signal"
     assert run("sample", "--checkpoint", "whole", "--n", 2, "--steps", 2, "--out", "out") == 0
     assert "--spacing signal" in capsys.readouterr().out
     assert run(*half, "--critic", 0.1, "--epochs", 4) == 0

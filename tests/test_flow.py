@@ -26,7 +26,7 @@ from mnist_ddpm.ddpm import (
 )
 from mnist_ddpm.methods.edm import EDM
 from mnist_ddpm.methods.flow import VELOCITY, flow, reflow
-from mnist_ddpm.methods.paths import along, matched
+from mnist_ddpm.methods.paths import denoiser_along, match_snr
 from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser
 from mnist_ddpm.methods.schedules import cosine, linear, zero_terminal_snr
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
@@ -155,19 +155,19 @@ def test_ddim_is_the_euler_step_of_another_implementation():
 
 def test_times_are_matched_by_snr():
     """On the straight path t/T = noise / (signal + noise), whatever lies between two times."""
-    times, own = matched(STRAIGHT, PAPER)
+    times, own = match_snr(STRAIGHT, PAPER)
     exact = 1000 * PAPER.b / (PAPER.a + PAPER.b)
     torch.testing.assert_close(times[1:], exact[1:], rtol=0, atol=1e-9)
     for table, wanted in ((own.a, 1 - exact / 1000), (own.b, exact / 1000)):
         torch.testing.assert_close(table[1:], wanted[1:], rtol=0, atol=1e-12)
-    times, own = matched(PAPER, STRAIGHT)
+    times, own = match_snr(PAPER, STRAIGHT)
     inside = slice(10, 990)  # PAPER's SNR, at both ends, is that of 9.9 and 993.7
     torch.testing.assert_close((own.b / own.a)[inside], (STRAIGHT.b / STRAIGHT.a)[inside])
     assert times[:10].eq(1).all() and times[-6:].eq(1000).all() and (times.diff() >= 0).all()
     assert own.at(1000) == PAPER.at(1000)
-    whole, _ = matched(STRAIGHT, flow(250))
+    whole, _ = match_snr(STRAIGHT, flow(250))
     torch.testing.assert_close(whole[1:], 4.0 * torch.arange(1, 251).double(), rtol=0, atol=1e-9)
-    alone, _ = matched(flow(1), flow(3))
+    alone, _ = match_snr(flow(1), flow(3))
     assert alone.tolist() == [1, 1, 1, 1]
 
 
@@ -178,7 +178,7 @@ def test_times_are_matched_by_snr():
 def test_a_network_that_is_right_is_right_along_another_path(kind, schedule, path):
     network = mixture_network(schedule, PREDICTIONS[kind])
     make = partial(denoiser, conversion=PREDICTIONS[kind])
-    denoise, t = along(path, network, schedule, make), torch.tensor([15, 300, 700, 985])
+    denoise, t = denoiser_along(path, network, schedule, make), torch.tensor([15, 300, 700, 985])
     xt = torch.tensor([-0.5, 0.1, 0.4, 2.0], dtype=torch.float64).view(4, 1, 1, 1)
     wanted = mixture(path)(xt, t)
     torch.testing.assert_close(denoise(xt, t), wanted, rtol=0, atol=1e-9)
@@ -194,7 +194,7 @@ def test_along_either_path_the_same_noise_becomes_the_same_image(sampler):
     for steps in (50, 200):
         images = []
         for path in (ddpms, STRAIGHT):
-            denoise = along(path, network, ddpms, make)
+            denoise = denoiser_along(path, network, ddpms, make)
             images.append(last(sampler(denoise, path, timesteps(1000, steps), x, no_noise)))
         differences.append((images[0] - images[1]).abs().max().item())
     assert differences[1] < 0.05 and differences[1] < 0.5 * differences[0], differences
@@ -218,7 +218,7 @@ def test_beyond_the_schedule_s_last_snr_its_last_time_speaks():
         asked.append(t.tolist())
         return 0.9 * xt
 
-    denoise = along(STRAIGHT, network, PAPER, partial(denoiser, conversion=EPS))
+    denoise = denoiser_along(STRAIGHT, network, PAPER, partial(denoiser, conversion=EPS))
     xT = torch.full((2, 1, 1, 1), 1.5, dtype=torch.float64)
     x0_hat, eps_hat = denoise(xT, 1000)
     a_t, b_t = PAPER.at(1000)

@@ -9,7 +9,7 @@ from trained import TINY
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_network
-from mnist_ddpm.methods.fourier import FourierUNet, waves
+from mnist_ddpm.methods.fourier import FourierUNet, fourier_features
 from mnist_ddpm.methods.likelihood import bound_term
 from mnist_ddpm.methods.schedules import log_snr
 from mnist_ddpm.training.run import count_parameters
@@ -17,12 +17,12 @@ from mnist_ddpm.training.run import count_parameters
 
 def test_waves_repeat_after_1_2_4_to_64_levels():
     levels = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
-    seen = waves(ddpm.to_float(levels)).view(256, 7, 2)
+    seen = fourier_features(ddpm.to_float(levels)).view(256, 7, 2)
     for octave, period in enumerate((1, 2, 4, 8, 16, 32, 64)):
         angle = 2 * math.pi * torch.arange(256) / period
         expected = torch.stack([angle.sin(), angle.cos()], dim=1)
         torch.testing.assert_close(seen[:, octave], expected, rtol=0, atol=1e-3)
-    quarter = waves(ddpm.to_float(levels[:1]) + 0.25 / 127.5).flatten()[:4]
+    quarter = fourier_features(ddpm.to_float(levels[:1]) + 0.25 / 127.5).flatten()[:4]
     slant = math.sqrt(0.5)
     expected = torch.tensor([1.0, 0, slant, slant])
     torch.testing.assert_close(quarter, expected, rtol=0, atol=1e-3)
@@ -34,8 +34,8 @@ def test_the_network_sees_them_beside_x_and_is_no_wider_otherwise():
     network.conv_in.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
     x = torch.rand(2, *recipe.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert network(x, torch.tensor([1, 9])).shape == x.shape
-    torch.testing.assert_close(seen[0], torch.cat([x, waves(x)], dim=1))
-    torch.testing.assert_close(waves(x)[:, 1::3], waves(x[:, 1:2]))
+    torch.testing.assert_close(seen[0], torch.cat([x, fourier_features(x)], dim=1))
+    torch.testing.assert_close(fourier_features(x)[:, 1::3], fourier_features(x[:, 1:2]))
     plain = make_network(replace(recipe, network="unet"))
     extra = count_parameters(network) - count_parameters(plain)
     assert isinstance(network, FourierUNet) and extra == 14 * 3 * 9 * recipe.base_channels

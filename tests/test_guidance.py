@@ -7,7 +7,7 @@ import torch
 from helpers import restless
 
 from mnist_ddpm.ddpm import UNet, ddpm_sampler, eps_denoiser, generate, ideal_denoiser, predict_eps
-from mnist_ddpm.methods.guidance import LabelledUNet, guided, told, within
+from mnist_ddpm.methods.guidance import LabelledUNet, guided, with_labels, within_interval
 from mnist_ddpm.methods.learned_variance import learned_denoiser
 from mnist_ddpm.methods.predictions import EPS, V, denoiser
 from mnist_ddpm.methods.schedules import linear
@@ -25,11 +25,11 @@ def tiny(classes=3):
 def test_labels_matter_and_none_is_the_label_unknown():
     network, t = tiny(), torch.tensor([5, 700])
     x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    outputs = [told(network, torch.full((2,), label))(x, t) for label in range(4)]
+    outputs = [with_labels(network, torch.full((2,), label))(x, t) for label in range(4)]
     assert torch.equal(network(x, t), outputs[3])
     for i, j in combinations(range(4), 2):
         assert (outputs[i] - outputs[j]).abs().max() > 1e-3
-    mixed = told(network, torch.tensor([1, 2]))(x, t)
+    mixed = with_labels(network, torch.tensor([1, 2]))(x, t)
     torch.testing.assert_close(mixed, torch.stack([outputs[1][0], outputs[2][1]]))
 
 
@@ -47,7 +47,7 @@ def test_a_labelled_network_is_the_plain_one_with_one_table_more():
 
 def test_a_wrong_number_of_labels_is_refused():
     with pytest.raises(ValueError, match="4 .* 2 "):
-        told(tiny(), torch.zeros(4, dtype=torch.long))(
+        with_labels(tiny(), torch.zeros(4, dtype=torch.long))(
             torch.zeros(2, 1, 8, 8), torch.tensor([1, 2])
         )
 
@@ -79,7 +79,8 @@ def test_guidance_goes_from_the_unconditional_prediction_to_the_other_and_beyond
         Counted(linear_network),
     )
     weak, strong = (
-        learned_denoiser(each, PAPER, conversion) for each in (network, told(network, labels))
+        learned_denoiser(each, PAPER, conversion)
+        for each in (network, with_labels(network, labels))
     )
     untold, known = weak(x, t), strong(x, t)
     network.images = 0
@@ -105,10 +106,10 @@ def test_guidance_in_an_interval_of_times_leaves_the_others_alone():
     x, network = torch.ones(2, 1, 4, 4), Counted(linear_network)
     weak, strong = (
         learned_denoiser(each, PAPER, EPS)
-        for each in (network, told(network, torch.tensor([0, 1])))
+        for each in (network, with_labels(network, torch.tensor([0, 1])))
     )
     always = guided(weak, strong, 3.0)
-    denoise = within((20, 50), always, strong)
+    denoise = within_interval((20, 50), always, strong)
     for time, inside in ((20, False), (21, True), (50, True), (51, False)):
         for t in (time, torch.full((2,), time)):
             expected, before = (always if inside else strong)(x, t), network.images
@@ -121,7 +122,7 @@ def test_an_interval_asks_each_image_of_a_batch_about_its_own_time():
     guided_there, plain = (
         lambda xt, t, sign=sign: (sign * xt, sign * t.view(-1, 1, 1, 1)) for sign in (-1, 1)
     )
-    found = within((20, 50), guided_there, plain)(x, t)
+    found = within_interval((20, 50), guided_there, plain)(x, t)
     signs = torch.tensor([1, -1, 1, -1]).view(4, 1, 1, 1)
     assert torch.equal(found[0], signs * x)
     assert torch.equal(found[1], signs * t.view(4, 1, 1, 1))
@@ -154,7 +155,7 @@ def network_of_points(xt, t, labels=None):
 def test_guided_samples_are_of_the_class_that_was_asked_for(scale):
     labels = torch.arange(60) % 2
     weak = eps_denoiser(network_of_points, PAPER)
-    strong = eps_denoiser(told(network_of_points, labels), PAPER)
+    strong = eps_denoiser(with_labels(network_of_points, labels), PAPER)
     options = {"sampler": ddpm_sampler, "steps": 250}
     images, _ = generate(guided(weak, strong, scale), PAPER, 60, (1, 1, 1), **options)
     values = images.view(-1, 1).float() / 127.5 - 1

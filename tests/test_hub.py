@@ -20,7 +20,7 @@ from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.evaluation.publishing import push_to_hub
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import load_diffusers, save_diffusers
-from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.training.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content")  # that huggingface_hub uses data
@@ -91,7 +91,7 @@ def test_what_is_pushed_comes_back_by_its_revision(hub, small, tmp_path):
         assert (f'("own/digits@{revision}")' in page) == (revision != "main")
     commit = hub.branches["own/digits"]["second"]
     assert weights(f"own/digits@{commit}") == weights(other)
-    assert equal(pretrained("own/digits@second")[1], safetensors.torch.load(weights(other)))
+    assert equal(initial_weights("own/digits@second")[1], safetensors.torch.load(weights(other)))
 
 
 def test_a_new_push_is_what_is_loaded_next(hub, small, tmp_path):
@@ -188,4 +188,4 @@ def test_models_of_diffusers_come_by_their_revision_too(hub, small, tmp_path):
     huggingface_hub.HfApi().upload_folder(repo_id="own/theirs", folder_path=tmp_path / "theirs")
     found = load_diffusers("own/theirs@main")[0]
     assert equal(found.state_dict(), network.state_dict())
-    assert equal(pretrained("own/theirs")[1], network.state_dict())
+    assert equal(initial_weights("own/theirs")[1], network.state_dict())

@@ -14,8 +14,8 @@ from mnist_ddpm.ddpm import (
     timesteps,
     to_uint8,
 )
-from mnist_ddpm.methods.inpainting import repaint_sampler, started_from
-from mnist_ddpm.methods.learned_variance import learned
+from mnist_ddpm.methods.inpainting import repaint_sampler, sdedit
+from mnist_ddpm.methods.learned_variance import learned_step_variance
 from mnist_ddpm.methods.schedules import linear
 
 PAPER = linear()
@@ -141,7 +141,7 @@ def test_cost_and_states(resamples, jump):
         ({"known": torch.zeros(1, 1, 1, 2, dtype=torch.uint8)}, "to_float"),
         ({"resamples": 0}, "resamples"),
         ({"jump": 0}, "jump"),
-        ({"variance": learned}, "variance"),
+        ({"variance": learned_step_variance}, "variance"),
     ],
 )
 def test_what_cannot_be_filled_in_is_refused(wrong, named):
@@ -170,14 +170,14 @@ def only_the_start(denoise, schedule, times, xT, draw_noise):
 )
 def test_beginnings_that_do_not_fit_are_refused(image):
     with pytest.raises(ValueError):
-        generate(None, PAPER, 2, (1, 2, 2), sampler=started_from(image, only_the_start))
+        generate(None, PAPER, 2, (1, 2, 2), sampler=sdedit(image, only_the_start))
 
 
 def test_a_given_beginning_is_noised_as_far_as_the_first_time_says():
     images = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 1, 2, 2)
     xT = noise_source(3, range(5), (1, 2, 2))()
     for image in (images, images[:1]):
-        sampler = started_from(image, only_the_start)
+        sampler = sdedit(image, only_the_start)
         for times in ([300, 20], [50], timesteps(1000, 4)):
             ((_, x, _),) = sampler(None, PAPER, times, xT, None)
             assert torch.equal(x, q_sample(PAPER, image, times[0], xT))
@@ -186,7 +186,7 @@ def test_a_given_beginning_is_noised_as_far_as_the_first_time_says():
 def test_little_noise_keeps_the_image_and_much_noise_does_not():
     points = torch.tensor([-0.9, -0.3, 0.4, 0.8]).view(4, 1, 1, 1)
     image, denoise = points[2:3], ideal_denoiser(PAPER, points)
-    sampler = started_from(image, ddpm_sampler)
+    sampler = sdedit(image, ddpm_sampler)
 
     def kept(first):
         draw_noise = noise_source(0, range(100), (1, 1, 1))

@@ -19,9 +19,9 @@ from mnist_ddpm.methods.learned_variance import (
     keeping_exponent,
     l_hybrid,
     l_vlb,
-    learned,
     learned_denoiser,
-    split,
+    learned_step_variance,
+    split_output,
     takes_exponent,
     without_exponent,
 )
@@ -112,7 +112,9 @@ def test_a_learned_step_has_the_variance_that_the_network_says(t, v):
     x = torch.full((1, 1, 1, 1), 0.4)
     network = lambda xt, t: torch.cat([0.5 * xt, torch.full_like(xt, v)], dim=1)  # noqa: E731
     denoise, ones = learned_denoiser(network, PAPER, EPS), lambda: torch.ones_like(x)
-    _, (_, got, _), *_ = ancestral_sampler(denoise, PAPER, [t, t - 1], x, ones, variance=learned)
+    _, (_, got, _), *_ = ancestral_sampler(
+        denoise, PAPER, [t, t - 1], x, ones, variance=learned_step_variance
+    )
     mean = posterior_mean(PAPER, predict_x0(PAPER, x, t, 0.5 * x), x, t, t - 1)
     low, high = posterior_variance(PAPER, t, t - 1), step_variance(PAPER, t, t - 1)
     e = (v + 1) / 2
@@ -128,7 +130,7 @@ def test_without_its_exponent_a_denoiser_is_clipped_and_sampled_as_any_other():
     plain = clipped(without_exponent(denoise), PAPER)
     found = keeping_exponent(clipped)(denoise, PAPER)(x, 300)
     assert all(map(torch.equal, found, (*plain(x, 300), denoise(x, 300)[2])))
-    assert takes_exponent(learned) and not takes_exponent(None)
+    assert takes_exponent(learned_step_variance) and not takes_exponent(None)
     for variance in (posterior_variance, step_variance):
         assert not takes_exponent(variance)
         options = plain, PAPER, [900, 400, 30], x, lambda: x, variance
@@ -141,8 +143,8 @@ def test_exponents_0_and_1_are_the_posteriors_variance_and_betas():
     zero = torch.zeros(3, 1, 1, 1, dtype=torch.float64)
     for exponent, variance in ((zero, posterior_variance), (zero + 1, step_variance)):
         expected = variance(PAPER, t, s)
-        torch.testing.assert_close(learned(PAPER, t, s, exponent).flatten(), expected)
-    last = [learned(PAPER, 5, 0, zero[:1] + e).item() for e in (0, 0.5, 1)]
+        torch.testing.assert_close(learned_step_variance(PAPER, t, s, exponent).flatten(), expected)
+    last = [learned_step_variance(PAPER, 5, 0, zero[:1] + e).item() for e in (0, 0.5, 1)]
     assert last[0] == pytest.approx(0, abs=1e-100) and last[1] == pytest.approx(0, abs=1e-100)
     assert last[2] == pytest.approx(step_variance(PAPER, 5, 0).item()), "no 0 · inf"
 
@@ -152,10 +154,10 @@ def test_a_variance_that_was_not_learned_is_refused():
     with pytest.raises(ValueError):
         learned_denoiser(lambda xt, t: xt, PAPER, EPS)(x, 10)
     with pytest.raises(ValueError):
-        learned(PAPER, 10, 9)
+        learned_step_variance(PAPER, 10, 9)
     with pytest.raises(ValueError):
         bits_per_dim(lambda xt, t: (xt, xt), PAPER, x.to(torch.uint8), exponent=None)
-    value, exponent = split(torch.tensor([0.1, 0.2, -1, 1]).view(1, 4, 1, 1), 2)
+    value, exponent = split_output(torch.tensor([0.1, 0.2, -1, 1]).view(1, 4, 1, 1), 2)
     assert value.flatten().tolist() == pytest.approx([0.1, 0.2])
     assert exponent.flatten().tolist() == [0, 1]
 

@@ -16,7 +16,7 @@ from mnist_ddpm.commands.sample import Sample
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import SHIPPED, find
-from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.formats.pretrained import initial_weights
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -61,7 +61,7 @@ def test_commands_take_names_from_any_folder(elsewhere, monkeypatch, capsys):
     named = "--checkpoint", "mnist-guide"  # and read, before what is wrong is told
     assert "no extractor nowhere" in error_of(capsys, "evaluate", *named, "--extractor", "nowhere")
     assert "learned" in error_of(capsys, "likelihood", *named, "--variance", "learned")
-    decided, weights = pretrained("mnist-guide")
+    decided, weights = initial_weights("mnist-guide")
     assert decided["base_channels"] == 16 and weights
 
 
@@ -84,7 +84,7 @@ def test_an_installed_package_has_the_checkpoints_inside(elsewhere, monkeypatch)
 @pytest.mark.parametrize("flag", ["checkpoint", "guide"])
 def test_what_is_kept_is_of_the_weights_that_a_name_means(elsewhere, monkeypatch, flag):
     own, places = elsewhere / "shipped", []
-    monkeypatch.setattr(checkpoints, "shipped", lambda name: own)
+    monkeypatch.setattr(checkpoints, "shipped_path", lambda name: own)
     for std in (0.1, 0.2):
         save_network(own, DIGITS, std=std)
         command, device = Sample(**{flag: Path("mnist")}), torch.device("cpu")
@@ -98,7 +98,7 @@ def test_the_wheel_has_every_room_and_every_shipped_checkpoint():
     told = PROJECT["tool"]["setuptools"]
     assert {*told["packages"]} == rooms | {"mnist_ddpm.shipped"}
     folder, data = told["package-dir"]["mnist_ddpm.shipped"], told["package-data"]
-    assert (ROOT / folder).samefile(checkpoints.shipped(""))
+    assert (ROOT / folder).samefile(checkpoints.shipped_path(""))
     assert {*data["mnist_ddpm.shipped"]} == {
         "README.md", "extractors/*", *(f"{name}/*" for name in SHIPPED)
     }  # fmt: skip

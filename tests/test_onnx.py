@@ -79,7 +79,7 @@ def test_the_example_in_the_docs_draws_our_images(exported, tmp_path, monkeypatc
     exec(example, drawn)
     if recipe == TOLD:
         network = shortcuts.heading(network, ddpm.timesteps(100, 50), 100)
-    told = guidance.told(network, torch.arange(4)) if recipe.classes else network
+    told = guidance.with_labels(network, torch.arange(4)) if recipe.classes else network
     denoise = ddpm.clipped(catalogue.make_denoiser(told, schedule, recipe), schedule)
     images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, ddpm.ddim_sampler)
     apart = np.abs(drawn["images"].astype(int) - images.numpy())
@@ -125,7 +125,7 @@ def test_a_transformer_a_condition_an_input_s_scale_and_half_precision(tmp_path)
 def test_factors_give_the_image_of_any_prediction(prediction):
     schedule = catalogue.make_schedule(Recipe(T=50))
     conversion = catalogue.PREDICTIONS[prediction]
-    found = ours.tables(schedule, conversion)
+    found = ours.sampling_tables(schedule, conversion)
     t = torch.arange(1, 51)
     xt, value = torch.randn(2, 50, 1, 2, 2, dtype=torch.float64)
     of_xt, of_value = (torch.tensor(found[name], dtype=torch.float64) for name in ours.FACTORS)
@@ -142,7 +142,7 @@ def test_a_file_that_says_something_else_is_not_left(exported, tmp_path, monkeyp
     weight = max(model.graph.initializer, key=lambda each: len(each.raw_data))
     changed = onnx.numpy_helper.to_array(weight) + np.float32(0.01)
     weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
-    monkeypatch.setattr(ours, "traced", lambda *arguments: model)
+    monkeypatch.setattr(ours, "export_graph", lambda *arguments: model)
     with pytest.raises(ValueError, match="differ by"):
         ours.save_onnx(tmp_path / "model.onnx", network, schedule, recipe)
     broken = restless(catalogue.make_network(recipe), float("nan"))

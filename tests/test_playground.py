@@ -25,7 +25,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import inpainting, schedules, solvers
 from mnist_ddpm.methods.consistency import consistency_sampler
-from mnist_ddpm.methods.guidance import guided, told
+from mnist_ddpm.methods.guidance import guided, with_labels
 from mnist_ddpm.methods.shortcuts import heading, shortcut_sampler
 from mnist_ddpm.training.recipe import Recipe
 
@@ -52,10 +52,10 @@ def test_the_page_of_the_repository_is_what_its_sources_and_checkpoint_make():
     packed = re.search(r'id="weights">([^<]*)<', text)[1]
     inside = gzip.decompress(base64.b64decode(packed))
     wanted = building.contents(building.CHECKPOINT, "int8")
-    told = [
+    page_data = [
         json.loads(each[8 : 8 + int.from_bytes(each[:8], "little")]) for each in (inside, wanted)
     ]
-    assert told[0] == told[1]
+    assert page_data[0] == page_data[1]
     tensors = load(inside)
     assert all(np.array_equal(tensors[name], value) for name, value in load(wanted).items())
 
@@ -178,8 +178,8 @@ def test_the_network_is_pytorch_s(in_node, name, kind):
     asked = [{"t": t, "labels": each} for t in (1, recipe.T) for each in (*labels, None)]
     answers = in_node("network", asked, weights=weights, x=x.numpy().tobytes())
     for given, found in zip(asked, answers):
-        told = () if given["labels"] is None else (torch.tensor(given["labels"]),)
-        wanted = network(x, torch.full((3,), given["t"]), *told)
+        label_arguments = () if given["labels"] is None else (torch.tensor(given["labels"]),)
+        wanted = network(x, torch.full((3,), given["t"]), *label_arguments)
         assert np.abs(np.float32(found) - wanted.flatten().numpy()).max() < 1e-4
 
 
@@ -187,7 +187,7 @@ def denoiser_of(checkpoint, label=None, guidance=1.0):
     """What it predicts of images with a label, clipped."""
     network, schedule, recipe = checkpoint
     of = partial(catalogue.make_denoiser, schedule=schedule, recipe=recipe)
-    denoise = of(network if label is None else told(network, torch.tensor([label])))
+    denoise = of(network if label is None else with_labels(network, torch.tensor([label])))
     if label is not None:
         denoise = guided(of(network), denoise, guidance)
     return ddpm.clipped(denoise, schedule)
@@ -290,7 +290,7 @@ def test_a_drawing_becomes_the_same_image_in_python(in_node):
         {"address": "#label=1&steps=10", "more": given | {"mask": mask.flatten().tolist()}},
     ]
     varied, completed = in_node("worker", asked, weights=weights_of(checkpoint))
-    started = inpainting.started_from(picture, ddpm.ddim_sampler)
+    started = inpainting.sdedit(picture, ddpm.ddim_sampler)
     assert nearly_equal(varied, in_python(checkpoint, 0, 0, 10, started, 1, 1.0, 11))
     filling = partial(inpainting.repaint_sampler, known=picture, mask=mask)
     assert nearly_equal(completed, in_python(checkpoint, 0, 0, 10, filling, 1))
@@ -315,7 +315,7 @@ def test_stored_weights_are_a_checkpoint_to_measure(tmp_path, capsys):
     assert building.main(flags) == 0
     found = checkpoints.load(tmp_path / "int8")
     assert found.recipe == FEW
-    assert checkpoints.advice(tmp_path / "int8") == ADVICE
+    assert checkpoints.sampling_defaults(tmp_path / "int8") == ADVICE
     wanted = as_stored(fresh(FEW), "int8").network.state_dict()
     for name, value in found.network.state_dict().items():
         assert torch.equal(value, wanted[name])

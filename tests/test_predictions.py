@@ -25,8 +25,8 @@ from mnist_ddpm.ddpm import (
 from mnist_ddpm.methods.learned_variance import (
     ancestral_sampler,
     l_hybrid,
-    learned,
     learned_denoiser,
+    learned_step_variance,
     without_exponent,
 )
 from mnist_ddpm.methods.likelihood import bound_term
@@ -36,21 +36,21 @@ from mnist_ddpm.methods.predictions import (
     X0,
     Conversion,
     V,
-    as_noise,
-    bound,
+    as_eps_network,
+    bound_weight,
     denoiser,
     min_snr,
     p2,
     snr,
+    squared_error_ratio,
     truncated_snr,
     weighted,
-    x0_factor,
 )
 from mnist_ddpm.methods.schedules import linear, zero_terminal_snr
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
 
 CONVERSIONS = {"eps": EPS, "x0": X0, "v": V, "mu": MU}
-WEIGHTS = [bound, truncated_snr, min_snr, p2]
+WEIGHTS = [bound_weight, truncated_snr, min_snr, p2]
 TIMES = torch.tensor([1, 2, 400, 1000])
 PAPER = linear()
 t_linear = torch.arange(1001, dtype=torch.float64) / 1000
@@ -109,7 +109,7 @@ def test_a_network_that_is_right_is_right_in_every_prediction(kind):
     torch.testing.assert_close(x0_hat, x0, rtol=0, atol=1e-8)
     torch.testing.assert_close(eps_hat, eps, rtol=0, atol=1e-8)
     torch.testing.assert_close(
-        as_noise(right, PAPER, CONVERSIONS[kind])(xt, TIMES), eps, rtol=0, atol=1e-8
+        as_eps_network(right, PAPER, CONVERSIONS[kind])(xt, TIMES), eps, rtol=0, atol=1e-8
     )
 
 
@@ -166,7 +166,7 @@ def test_bound_weight_is_that_of_the_bound_with_variance_beta(path):
         bound_term(path, x0, xt, TIMES, x0_hat, 1.0).mean(dim=(1, 2, 3)) for x0_hat in (guess, x0)
     )
     error = (x0 - guess).square().mean(dim=(1, 2, 3))
-    expected = bound(path, TIMES) * error / math.log(2)
+    expected = bound_weight(path, TIMES) * error / math.log(2)
     torch.testing.assert_close((wrong - right)[1:], expected[1:])
 
 
@@ -179,7 +179,7 @@ def test_weights_by_hand():
         (truncated_snr, [9, 1, 1]),
         (min_snr, [5, 1, 1 / 9]),
         (p2, [0.9, 0.5, 0.1]),
-        (bound, [0.1 / 2 / 0.01, 4 / 9 * 0.9 / 2 / 0.25, 0.8 * 0.5 / 2 / 0.81]),
+        (bound_weight, [0.1 / 2 / 0.01, 4 / 9 * 0.9 / 2 / 0.25, 0.8 * 0.5 / 2 / 0.81]),
     ):
         expected = torch.tensor(expected, dtype=torch.float64)
         torch.testing.assert_close(weight(schedule, t), expected)
@@ -210,10 +210,10 @@ def test_an_objective_of_the_noise_is_one_for_every_prediction(kind):
         x0_hat = EPS.to_x0(PAPER, xt, t, eps + 0.5)
         return conversion.from_x0(PAPER, xt, t, x0_hat)
 
-    losses = l_simple(as_noise(off_by_a_half, PAPER, conversion), PAPER, x0, TIMES, eps)
+    losses = l_simple(as_eps_network(off_by_a_half, PAPER, conversion), PAPER, x0, TIMES, eps)
     torch.testing.assert_close(losses, torch.full_like(losses, 0.25), rtol=0, atol=1e-6)
     more = lambda xt, t: torch.cat([off_by_a_half(xt, t), 7 + 0 * xt], dim=1)  # noqa: E731
-    output = as_noise(more, PAPER, conversion)(xt, TIMES)
+    output = as_eps_network(more, PAPER, conversion)(xt, TIMES)
     torch.testing.assert_close(output[:, :1], eps + 0.5, rtol=0, atol=1e-6)
     assert (output[:, 1:] == 7).all()
 
@@ -231,7 +231,7 @@ def test_a_prediction_of_ones_own_is_one_for_everything():
     U = Conversion(to_x0, from_x0)
     x0, eps, xt = example(PAPER)
     torch.testing.assert_close(to_x0(PAPER, xt, TIMES, eps - x0), x0)
-    factor = x0_factor(PAPER, TIMES, U)
+    factor = squared_error_ratio(PAPER, TIMES, U)
     torch.testing.assert_close(factor, (1 + snr(PAPER, TIMES).sqrt()).square())
     off = lambda xt, t: eps - x0 + 0.1  # noqa: E731
     losses = weighted(U, p2)(off, PAPER, x0, TIMES, eps)
@@ -284,7 +284,9 @@ def test_learning_and_sampling_with_pure_noise_at_the_end_stay_finite(conversion
     assert all(p.isfinite().all() for p in network.parameters())
     denoise = (learned_denoiser if hybrid else denoiser)(network, schedule, conversion)
     plain = without_exponent(denoise)
-    ancestral = partial(ancestral_sampler, variance=learned if hybrid else posterior_variance)
+    ancestral = partial(
+        ancestral_sampler, variance=learned_step_variance if hybrid else posterior_variance
+    )
     for sampler in (ancestral, ddpm_sampler, ddim_sampler, dpmpp_2m_sampler, heun_sampler):
         asked = denoise if sampler is ancestral else plain
         states = sampler(asked, schedule, [4, 3, 2, 1], draw_noise(), draw_noise)

@@ -185,7 +185,7 @@ def test_the_bound_within_a_margin_is_that_of_the_inner_pixels():
 
     def bits(images, eps, margin):
         chance = torch.full((3, 4), 0.5)
-        found = likelihood.measured(
+        found = likelihood.batch_bound(
             denoise, PAPER, images, 0.0, margin, chance, lambda: eps, lambda: None
         )
         return found["bits"]

@@ -30,7 +30,10 @@ def plain(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", checkpoints.SHIPPED)
 def test_what_is_shipped_advises_what_can_be_done(name):
-    advice, recipe = checkpoints.advice(name), checkpoints.load_config(ROOT / "checkpoints" / name)
+    advice, recipe = (
+        checkpoints.sampling_defaults(name),
+        checkpoints.load_config(ROOT / "checkpoints" / name),
+    )
     assert bool(advice) == (not name.endswith("-guide"))
     if "guide" in advice:
         guide = checkpoints.load_config(checkpoints.find(advice["guide"]))[0]
@@ -97,11 +100,11 @@ def test_a_guide_in_the_checkpoint_s_folder_is_found_from_any_other(plain, tmp_p
     """As plan leaves one; where it is not there, as after a copy of some files, nothing guides."""
     guided = {"guide": "weak", "guidance": 1.5, "guidance_interval": [0, 10]}
     advise(plain, DRAW | guided)
-    assert checkpoints.advice(plain) == DRAW
+    assert checkpoints.sampling_defaults(plain) == DRAW
     save_network(plain / "weak", DIGITS, std=0.2, objective="simple", classes=0)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert checkpoints.advice(plain) == DRAW | guided | {"guide": str(plain / "weak")}
+    assert checkpoints.sampling_defaults(plain) == DRAW | guided | {"guide": str(plain / "weak")}
     images = drawn(tmp_path / "a", "--checkpoint", Path("..", "plain"), "--n", 2)
     typed = "--sampler dpmpp --steps 4 --eta 1 --guidance 1.5 --guidance-interval 0 10".split()
     typed += ["--guide", plain / "weak", "--n", 2]

@@ -18,8 +18,8 @@ from mnist_ddpm.ddpm import (
 )
 from mnist_ddpm.methods.learned_variance import (
     ancestral_sampler,
-    learned,
     learned_denoiser,
+    learned_step_variance,
     without_exponent,
 )
 from mnist_ddpm.methods.likelihood import bits_per_dim
@@ -32,8 +32,8 @@ from mnist_ddpm.methods.schedules import (
     log_snr,
     quadratic,
     quadratic_times,
-    respace,
-    respaced,
+    respaced_network,
+    respaced_schedule,
     sigmoid,
     trailing,
     zero_terminal_snr,
@@ -107,15 +107,15 @@ def test_zero_terminal_snr_by_hand():
 
 def test_respaced_schedule_goes_through_its_times():
     for times in (TIMES, [999, 3], list(range(1000, 0, -1))):
-        few = respace(PAPER, times)
+        few = respaced_schedule(PAPER, times)
         for table, whole in ((few.a, PAPER.a), (few.b, PAPER.b)):
             assert torch.equal(table, whole[[0, *times[::-1]]])
     with pytest.raises(ValueError):
-        respace(PAPER, [3, 30])
+        respaced_schedule(PAPER, [3, 30])
 
 
 def test_respaced_network_is_told_the_original_time():
-    network = respaced(lambda xt, t: t, TIMES)
+    network = respaced_network(lambda xt, t: t, TIMES)
     assert network(None, torch.tensor([1, 2, 7])).tolist() == [1, 30, 1000]
     assert network(None, 4) == 449
 
@@ -125,19 +125,21 @@ def network(xt, t):
     return torch.cat([0.9 * xt + 1e-4 * t.view(-1, 1, 1, 1), torch.sin(xt)], dim=1)
 
 
-@pytest.mark.parametrize("variance", [posterior_variance, step_variance, learned])
+@pytest.mark.parametrize("variance", [posterior_variance, step_variance, learned_step_variance])
 def test_ancestral_sampling_is_the_same_on_the_respaced_schedule(variance):
     def states(network, schedule, times):
         generator = torch.Generator().manual_seed(0)
         options = {"generator": generator, "dtype": torch.float64}
         draw_noise = partial(torch.randn, 3, 1, 2, 2, **options)
         denoise = learned_denoiser(network, schedule, EPS)
-        denoise = denoise if variance is learned else without_exponent(denoise)
+        denoise = denoise if variance is learned_step_variance else without_exponent(denoise)
         xT = draw_noise()
         found = ancestral_sampler(denoise, schedule, times, xT, draw_noise, variance)
         return [x for _, x, _ in found]
 
-    got = states(respaced(network, TIMES), respace(PAPER, TIMES), list(range(7, 0, -1)))
+    got = states(
+        respaced_network(network, TIMES), respaced_schedule(PAPER, TIMES), list(range(7, 0, -1))
+    )
     torch.testing.assert_close(got, states(network, PAPER, TIMES), rtol=1e-9, atol=1e-9)
 
 
@@ -146,7 +148,7 @@ def test_bound_of_a_respaced_schedule_is_finite_and_above_that_of_all_steps():
     denoise, images = ideal_denoiser(PAPER, to_float(points)), points.repeat(20, 1, 1, 1)
     whole = bits_per_dim(denoise, PAPER, images, times_per_image=50)
     times = trailing(1000, 50)
-    few = bits_per_dim(respaced(denoise, times), respace(PAPER, times), images)
+    few = bits_per_dim(respaced_network(denoise, times), respaced_schedule(PAPER, times), images)
     assert few.terms.shape == (50,)
     assert whole.mean + 2 * whole.standard_error < few.mean - 2 * few.standard_error < 10
 

@@ -11,10 +11,10 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.methods import adversarial
-from mnist_ddpm.methods.guidance import LabelledUNet, told
-from mnist_ddpm.methods.predictions import V, plain
+from mnist_ddpm.methods.guidance import LabelledUNet, with_labels
+from mnist_ddpm.methods.predictions import V, unweighted
 from mnist_ddpm.methods.shortcuts import (
     FINEST,
     ShortcutUNet,
@@ -69,7 +69,7 @@ def teacher(labels):
 def test_a_right_network_has_nothing_to_learn():
     x0, t, eps = example()
     count = steps_of(len(x0))
-    objective = shortcut(plain(V), V, teacher)
+    objective = shortcut(unweighted(V), V, teacher)
     losses = objective(right, PATH, x0, t, eps)
     assert losses[count != FINEST].max() < 1e-12
     assert losses[count == FINEST].max() < 1e-4  # second order: not exact
@@ -83,8 +83,8 @@ def test_a_right_network_has_nothing_to_learn():
 def test_without_a_teacher_steps_of_no_length_learn_from_the_images():
     x0, t, eps = example()
     none = steps_of(len(x0)) == 0
-    found = shortcut(plain(V), V)(right, PATH, x0, t, eps)
-    torch.testing.assert_close(found[none], plain(V)(right, PATH, x0, t, eps)[none])
+    found = shortcut(unweighted(V), V)(right, PATH, x0, t, eps)
+    torch.testing.assert_close(found[none], unweighted(V)(right, PATH, x0, t, eps)[none])
     assert found[none].min() > 1e-3
 
 
@@ -119,7 +119,7 @@ def test_labels_and_the_next_time_are_told_together():
         asked.append((t.tolist(), labels.tolist(), s.tolist()))
         return xt
 
-    headed = told(heading(network, [50, 20, 7], 64), torch.tensor([2, 1]))
+    headed = with_labels(heading(network, [50, 20, 7], 64), torch.tensor([2, 1]))
     for t in (50, 20, 7):
         headed(torch.zeros(2, 1, 4, 4), torch.full((2,), t))
     assert asked == [([t] * 2, [2, 1], [s] * 2) for t, s in ((50, 20), (20, 7), (7, 0))]
@@ -139,7 +139,7 @@ def test_each_part_of_a_batch_is_told_its_own_labels():
         return teacher(labels)
 
     network.labels, network.true_labels = labels, true
-    shortcut(plain(V), V, asks)(network, PATH, x0, t, eps)
+    shortcut(unweighted(V), V, asks)(network, PATH, x0, t, eps)
     jumps = steps_of(32) > 0
     (_, of_teacher), (first, one), (_, two), (all_of_it, three) = asked
     assert of_teacher.tolist() == true[~jumps].tolist()
@@ -157,7 +157,7 @@ def test_a_critic_judges_steps_that_end_at_an_image_alone():
     def asked(xt, t, s=None):
         return network + right(xt, t, s)
 
-    objective = shortcut(plain(V), V, teacher)
+    objective = shortcut(unweighted(V), V, teacher)
     bare = objective(asked, PATH, x0, t, eps).detach()
     found = adversarial.judged(objective, V, critic, 0.5)(asked, PATH, x0, t, eps).detach()
     judged = (found - bare).abs() > 1e-9
@@ -180,7 +180,9 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert found.recipe.network == "shortcut" and hasattr(found.network, "span")
     assert found.network.span[2].weight.abs().max() > 0  # it was told, and has learned
     before = make_network(replace(SMALL, network="unet")).state_dict()
-    assert {*pretrained("known", shortcut=True)[1]} == {*found.network.state_dict()} > {*before}
+    assert (
+        {*initial_weights("known", shortcut=True)[1]} == {*found.network.state_dict()} > {*before}
+    )
     for flags in ("--label 1 --steps 1", "--steps 4 --guidance 2", "--sampler ddim --steps 5"):
         assert run("sample", "--checkpoint", "few", *flags.split(), "--n", 2, "--out", "out") == 0
     assert run("train", "--resume", "--epochs", 3, "--out", "few") == 0
@@ -207,4 +209,4 @@ def test_times_that_cannot_be_halved_so_often_are_refused():
     x0, t, eps = example(32)
     short = ddpm.Schedule(PATH.a[:21], PATH.b[:21])
     with pytest.raises(ValueError, match="20"):
-        shortcut(plain(V), V)(right, short, x0, t.clamp(max=20), eps)
+        shortcut(unweighted(V), V)(right, short, x0, t.clamp(max=20), eps)

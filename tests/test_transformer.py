@@ -13,10 +13,10 @@ from trained import TINY, squares
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_denoiser, make_network
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.methods import transformer
-from mnist_ddpm.methods.guidance import told
-from mnist_ddpm.methods.transformer import DiT, DiTBlock, positions
+from mnist_ddpm.methods.guidance import with_labels
+from mnist_ddpm.methods.transformer import DiT, DiTBlock, position_embedding
 from mnist_ddpm.trainer import train
 from mnist_ddpm.training.cost import cost
 from mnist_ddpm.training.recipe import Recipe
@@ -54,9 +54,9 @@ def test_a_block_is_that_of_another_implementation():
 
 def test_positions_are_those_of_another_implementation():
     wanted = get_2d_sincos_pos_embed(16, (6, 6), base_size=6, output_type="pt")
-    torch.testing.assert_close(positions(6, 6, 16, X), wanted.float(), rtol=0, atol=1e-5)
-    wide = positions(3, 5, 16, X)
-    assert torch.equal(wide, positions(5, 5, 16, X)[:15]) and len(wide.unique(dim=0)) == 15
+    torch.testing.assert_close(position_embedding(6, 6, 16, X), wanted.float(), rtol=0, atol=1e-5)
+    wide = position_embedding(3, 5, 16, X)
+    assert torch.equal(wide, position_embedding(5, 5, 16, X)[:15]) and len(wide.unique(dim=0)) == 15
 
 
 def test_without_positions_patches_may_change_places(monkeypatch):
@@ -66,7 +66,9 @@ def test_without_positions_patches_may_change_places(monkeypatch):
         return images.unflatten(2, (4, 2))[:, :, order].flatten(2, 3)
 
     assert not torch.allclose(network(swapped(X), T), swapped(network(X, T)), atol=1e-3)
-    monkeypatch.setattr(transformer, "positions", lambda height, width, channels, like: 0 * like)
+    monkeypatch.setattr(
+        transformer, "position_embedding", lambda height, width, channels, like: 0 * like
+    )
     torch.testing.assert_close(network(swapped(X), T), swapped(network(X, T)))
 
 
@@ -122,8 +124,8 @@ def test_it_is_trained_saved_and_drawn_like_any_other(tmp_path):
     assert train(replace(recipe, epochs=2), images, tmp_path, labels, resume=True).step == 4
     network, schedule, loaded = checkpoints.load(tmp_path)
     assert isinstance(network, DiT) and loaded.network == "dit"
-    assert pretrained(tmp_path)[0]["network"] == "dit"
-    denoise = make_denoiser(told(network, torch.tensor([0, 2])), schedule, loaded)
+    assert initial_weights(tmp_path)[0]["network"] == "dit"
+    denoise = make_denoiser(with_labels(network, torch.tensor([0, 2])), schedule, loaded)
     denoise = ddpm.clipped(denoise, schedule)
     images, _ = ddpm.generate(denoise, schedule, 2, TINY.shape, ddpm.ddim_sampler, steps=3)
     assert images.shape == (2, *TINY.shape)

@@ -16,7 +16,7 @@ from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.ddpm import Schedule
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.checkpoints import GUIDANCE, Checkpoint
+from mnist_ddpm.formats.checkpoints import GUIDANCE_OPTIONS, Checkpoint
 from mnist_ddpm.machine import devices, processes
 from mnist_ddpm.machine.partial_results import Counted
 from mnist_ddpm.machine.processes import World
@@ -83,10 +83,12 @@ class Drawing(flags.Drawing):
 
         A --sampler that was typed is all that it takes; flags of guidance stand together.
         """
-        advice = checkpoints.advice(self.checkpoint) if heed and self.sampler is None else {}
-        guided = any(getattr(self, name) is not None for name in GUIDANCE)
+        advice = (
+            checkpoints.sampling_defaults(self.checkpoint) if heed and self.sampler is None else {}
+        )
+        guided = any(getattr(self, name) is not None for name in GUIDANCE_OPTIONS)
         for name, value in advice.items():
-            if getattr(self, name) is None and not (guided and name in GUIDANCE):
+            if getattr(self, name) is None and not (guided and name in GUIDANCE_OPTIONS):
                 setattr(self, name, tuple(value) if isinstance(value, list) else value)
                 self.advised += (name,)
         if self.advised and first_process():

@@ -38,7 +38,7 @@ class Export(flags.Export):
             raise FileExistsError(f"{self.out} is there already: name another file")
         onnx.packages()
         network, schedule, recipe = checkpoints.load(self.checkpoint)
-        draw = checkpoints.advice(self.checkpoint)
+        draw = checkpoints.sampling_defaults(self.checkpoint)
         if "guide" in draw:  # a name, or a folder here
             draw = draw | {"guide": Path(draw["guide"]).name}
         files.writable_file(self.out)

@@ -79,8 +79,8 @@ class MeasureLikelihood(flags.MeasureLikelihood):
         """The clipped denoiser and its schedule, of fewer steps where --steps asks for them."""
         if self.steps is not None:
             times = catalogue.sampling_times(schedule, self.steps, self.spacing)
-            network = schedules.respaced(network, times)
-            schedule = schedules.respace(schedule, times)
+            network = schedules.respaced_network(network, times)
+            schedule = schedules.respaced_schedule(schedule, times)
         elif self.spacing != MeasureLikelihood.spacing:
             raise ValueError("--spacing is that of --steps: name them too, or leave it out")
         if recipe.conditional:

@@ -109,7 +109,7 @@ class Sample(flags.Sample, Drawing):
         path = self.path_of(recipe)
         path = ddpm.Schedule(path.a[: last + 1], path.b[: last + 1])
         times = catalogue.sampling_times(path, min(self.steps, last), self.spacing)
-        return steps._replace(sampler=inpainting.started_from(image, steps.sampler), times=times)
+        return steps._replace(sampler=inpainting.sdedit(image, steps.sampler), times=times)
 
 
 def write(

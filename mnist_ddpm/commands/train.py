@@ -11,7 +11,7 @@ from mnist_ddpm.commands import training_flags
 from mnist_ddpm.commands.common import apart, moved, tell_written
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints, teachers
-from mnist_ddpm.formats.pretrained import pretrained
+from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.machine import devices, files, folder_lock, processes
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import first_process
@@ -52,7 +52,7 @@ class Train(training_flags.Train):
         if not source:
             return preset
         dataset = given.get("dataset", preset.get("dataset", Recipe.dataset))
-        return preset | pretrained(source, dataset in sets.LABELS)[0]
+        return preset | initial_weights(source, dataset in sets.LABELS)[0]
 
     def run(self) -> None:
         """Trains to the end of its epochs. What cannot be done is told before images are read."""
@@ -78,7 +78,7 @@ class Train(training_flags.Train):
             pass  # said before images are read
         weights = None
         if recipe.init_from and not self.resume:
-            weights = pretrained(
+            weights = initial_weights(
                 recipe.init_from, recipe.classes > 0, recipe.condition, recipe.classes,
                 catalogue.tells_steps(recipe),
             )[1]  # fmt: skip
@@ -128,7 +128,7 @@ def as_second(recipe: Recipe) -> dict[str, torch.Tensor]:
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     for source in filter(None, (recipe.teacher, recipe.teacher_unlabelled, recipe.init_from)):
         labels, classes = recipe.classes > 0, recipe.classes
-        decided, weights = pretrained(source, labels, classes=classes, shortcut=True)
+        decided, weights = initial_weights(source, labels, classes=classes, shortcut=True)
         alike = all(decided[name] == getattr(recipe, name) for name in meaning)
         if alike and shapes == {name: value.shape for name, value in weights.items()}:
             break

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check, to_float
 from mnist_ddpm.evaluation.sharing import shared
-from mnist_ddpm.formats.checkpoints import shipped
+from mnist_ddpm.formats.checkpoints import shipped_path
 from mnist_ddpm.machine.files import first_line, replacing
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
@@ -215,7 +215,7 @@ def find_extractor(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    own = shipped(FOLDER.name) / path.name
+    own = shipped_path(FOLDER.name) / path.name
     if path.parent == FOLDER and own.is_file():
         return own
     known = ", ".join(str(FOLDER / f"{name}.safetensors") for name in sorted({*FOR.values()}))

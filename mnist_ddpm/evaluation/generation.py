@@ -73,7 +73,7 @@ def denoisers(
         c = catalogue.conditions(recipe, pictures, batch)
 
         def made(network: Network, recipe: Recipe, own: Tensor | None) -> Denoiser:
-            asked = guidance.told(network, own)
+            asked = guidance.with_labels(network, own)
             return catalogue.make_denoiser(asked, schedule, recipe, c, path, with_exponent)
 
         denoise = strong = made(network, recipe, own)
@@ -82,7 +82,7 @@ def denoisers(
         elif own is not None:
             denoise = guidance.guided(made(network, recipe, None), strong, scale)
         if interval is not None:
-            denoise = guidance.within(interval, denoise, strong)
+            denoise = guidance.within_interval(interval, denoise, strong)
         if clip is None:
             return denoise
         kept = with_exponent and catalogue.learns_variance(recipe)

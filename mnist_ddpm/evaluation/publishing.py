@@ -82,7 +82,7 @@ def push_to_hub(
     private, revision: a new repository's, and a branch, which may stand in the name after an @.
     Raises ValueError for what does not fit, OSError where the hub does not take it.
     """
-    parts = hub.parted(name)
+    parts = hub.repository_and_revision(name)
     check(parts is not None, f"{name} is no name on the hub: it must be owner/name[@branch]")
     repository, revision = parts[0], revision or parts[1]
     folder, checkpoint = checkpoints.find(source), checkpoints.load(source, device)
@@ -94,7 +94,7 @@ def push_to_hub(
     _, record = checkpoints.load_config(folder)
     # before images are drawn, since what is no card is refused here
     page = model_card(named, checkpoint, record, found)
-    advised = checkpoints.advice(folder)
+    advised = checkpoints.sampling_defaults(folder)
     advised = WAY | advised | {"name": advised.get("sampler", WAY["name"])}
     images = draw(checkpoint, found.get("sampler", advised), found.get("seed", 0), device)
     grid = ddpm.tile(images, math.isqrt(SHOWN), scale=2)

@@ -27,8 +27,8 @@ SHIPPED = (
     "mnist-bits", "celeba", "celeba-few", "celeba-guide",
 )  # fmt: skip
 FOLDER = "checkpoints"  # of a clone, before a shipped name
-GUIDANCE = "guide", "guidance", "guidance_interval"
-INSIDE = re.compile(r"\w[\w.-]*")  # the name of a folder
+GUIDANCE_OPTIONS = "guide", "guidance", "guidance_interval"
+FOLDER_NAME = re.compile(r"\w[\w.-]*")  # the name of a folder
 
 
 class Checkpoint(NamedTuple):
@@ -39,7 +39,7 @@ class Checkpoint(NamedTuple):
     recipe: Recipe
 
 
-def shipped(name: str) -> Path:
+def shipped_path(name: str) -> Path:
     """Where a file or folder of the shipped checkpoints lies, be there one or not."""
     package = Path(catalogue.__file__).parent
     installed, clone = package / "shipped", package.parent / FOLDER
@@ -57,10 +57,14 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
         return path
     own = name.removeprefix(f"{FOLDER}/")
     if own in SHIPPED:
-        return shipped(own)
+        return shipped_path(own)
     problem = f"{source} is not a checkpoint: there is no folder {path.absolute()}"
     # a folder that holds others is no owner on the hub
-    if path.parent.is_dir() or name.startswith(f"{FOLDER}/") or not hub.parted(name):
+    if (
+        path.parent.is_dir()
+        or name.startswith(f"{FOLDER}/")
+        or not hub.repository_and_revision(name)
+    ):
         raise FileNotFoundError(f"{problem}, and those shipped are {', '.join(SHIPPED)}")
     try:
         return hub.download(name, None, files)
@@ -68,7 +72,7 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
         raise type(error)(f"{problem}, it is none of those shipped, and {error}") from error
 
 
-def advice(source: str | Path) -> dict:
+def sampling_defaults(source: str | Path) -> dict:
     """How to draw best with a checkpoint, as its config.json says under "draw"; {} if it does not.
 
     Of sampler, steps, spacing, eta, guide (a shipped name, or a folder in the checkpoint's, whose
@@ -84,7 +88,7 @@ def advice(source: str | Path) -> dict:
     fits = {
         "sampler": lambda x: x in [*catalogue.SAMPLERS], "steps": lambda x: number(x, int),
         "eta": lambda x: number(x, int, float), "spacing": lambda x: x in [*catalogue.SPACINGS],
-        "guide": lambda x: type(x) is str and INSIDE.fullmatch(x),  # nothing outside the folder
+        "guide": lambda x: type(x) is str and FOLDER_NAME.fullmatch(x),
         "guidance": lambda x: number(x, int, float),
         "guidance_interval": lambda x: (
             type(x) is list and len(x) == 2 and all(number(each, int) for each in x)
@@ -98,7 +102,7 @@ def advice(source: str | Path) -> dict:
     guide = path.with_name(found["guide"])
     if (guide / CONFIG).is_file():
         return found | {"guide": str(guide)}
-    return {name: value for name, value in found.items() if name not in GUIDANCE}
+    return {name: value for name, value in found.items() if name not in GUIDANCE_OPTIONS}
 
 
 def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:

@@ -18,7 +18,7 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.catalogue import look_up
 from mnist_ddpm.ddpm import Schedule, UNet, check
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.hub import download, read_json, read_weights
+from mnist_ddpm.formats.hub import download, read_config, read_tensors
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.training.options import height_width, simplest
 from mnist_ddpm.training.recipe import Recipe
@@ -42,7 +42,7 @@ NAMES = {  # diffusers', where ours are others
     "out": "to_out.0",
 }  # fmt: skip
 # of attention, once
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 CONFIGS = INDEX, CONFIG, SCHEDULER, f"unet/{CONFIG}", f"scheduler/{SCHEDULER}"
@@ -133,7 +133,7 @@ def settings_from_diffusers(
     or schedules cannot express, KeyError or TypeError for what is no such configuration.
     """
     check_class(config, "UNet2DModel")
-    config = complete(config)
+    config = with_defaults(config)
     meaning = scheduler_from_diffusers(scheduler or {})
     recipe = Recipe(dataset=dataset, **network_from_diffusers(config), **meaning)
     by_width = replace(recipe, norm_groups=0)
@@ -145,20 +145,20 @@ def settings_from_diffusers(
     return recipe
 
 
-def complete(config: dict) -> dict:
+def with_defaults(config: dict) -> dict:
     """A UNet2DModel's configuration with diffusers' defaults, and one way to say each thing."""
     config = {**DEFAULTS, **config}
     for way in ("down_block_types", "up_block_types"):
         config[way] = [name.removeprefix("UNetRes") for name in config[way]]
     widths, size = config["block_out_channels"], config["sample_size"]
     config["sample_size"] = simplest(tuple(size)) if isinstance(size, list) else size
-    attended = {widths[-1], *(widths[i] for i in attended_levels(config))}
+    attended = {widths[-1], *(widths[i] for i in attention_levels(config))}
     if {config["attention_head_dim"]} == attended:
         config["attention_head_dim"] = None  # as wide as the level: one head
     return config
 
 
-def attended_levels(config: dict) -> list[int]:
+def attention_levels(config: dict) -> list[int]:
     """The levels with self-attention."""
     down = config["down_block_types"]
     return [level for level, name in enumerate(down) if name == "AttnDownBlock2D"]
@@ -174,7 +174,7 @@ def network_from_diffusers(config: dict) -> dict:
         "image_size": size, "channels": config["in_channels"], "base_channels": widths[0],
         "channel_mults": tuple(width // widths[0] for width in widths),
         "blocks_per_level": config["layers_per_block"],
-        "attention_resolutions": tuple(side // 2**i for i in attended_levels(config)),
+        "attention_resolutions": tuple(side // 2**i for i in attention_levels(config)),
         "patch_size": 1, "norm_groups": config["norm_num_groups"],
         "dropout": config.get("dropout", 0.0),
     }  # fmt: skip
@@ -229,10 +229,10 @@ def diffusers_tensors(network: UNet, blocks_per_level: int) -> dict[str, Tensor]
 
 def with_new_names(weights: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
     """The weights under today's names and in today's shapes. Raises ValueError for one twice."""
-    old = re.compile(rf"\.({'|'.join(OLD_NAMES)})\.(weight|bias)$")
+    old = re.compile(rf"\.({'|'.join(OLD_ATTENTION_NAMES)})\.(weight|bias)$")
     given = {}
     for name, weight in weights.items():
-        new = old.sub(lambda match: f".{OLD_NAMES[match[1]]}.{match[2]}", name)
+        new = old.sub(lambda match: f".{OLD_ATTENTION_NAMES[match[1]]}.{match[2]}", name)
         check(new not in given, f"{source} holds {new} twice, under its old name too")
         was_convolution = ".attentions." in new and weight.shape[2:] == (1, 1)
         given[new] = weight[..., 0, 0] if was_convolution else weight
@@ -271,7 +271,7 @@ def load_diffusers(
         problem = f"there is neither {' nor '.join(WEIGHTS)} in {unet}"
         raise FileNotFoundError(f"{source} is no diffusers model: {problem}")
     network = catalogue.make_network(recipe)
-    weights = with_new_names(read_weights(unet / name), unet / name)
+    weights = with_new_names(read_tensors(unet / name), unet / name)
     tensors = diffusers_tensors(network, recipe.blocks_per_level)
     checkpoints.load_weights(tensors, weights, unet / name)
     return network.to(device).eval().requires_grad_(False), schedule, recipe
@@ -284,13 +284,13 @@ def read_configs(source: str | Path, folder: Path, config: Path) -> tuple[dict, 
     """
     index, scheduler = folder / INDEX, folder / "scheduler" / SCHEDULER
     scheduler = scheduler if scheduler.parent.is_dir() else folder / SCHEDULER
-    pipeline = read_json(index).get("_class_name") if index.is_file() else PIPELINES[0]
+    pipeline = read_config(index).get("_class_name") if index.is_file() else PIPELINES[0]
     problem = f"{source} is a {pipeline}: only {' and '.join(PIPELINES)} hold networks like ours"
     check(pipeline in PIPELINES, problem)
     for path in (config, scheduler) if index.is_file() else (config,):
         if not path.is_file():
             raise FileNotFoundError(f"{source} is no diffusers model: there is no {path}")
-    return read_json(config), read_json(scheduler) if scheduler.is_file() else None
+    return read_config(config), read_config(scheduler) if scheduler.is_file() else None
 
 
 def save_diffusers(folder: str | Path, network: UNet, recipe: Recipe) -> None:

@@ -15,13 +15,13 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import text
 from mnist_ddpm.machine.files import first_line, load_tensors
 
-DAMAGES = (
+DAMAGE_ERRORS = (
     SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
-def parted(name: str) -> tuple[str, str | None] | None:
+def repository_and_revision(name: str) -> tuple[str, str | None] | None:
     """The repository's name and the revision of "owner/name[@revision]"; None for other names."""
     found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", name)
     return found and (found[1], found[2])
@@ -33,7 +33,7 @@ def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     name: "owner/name[@revision]"; a revision given apart goes before that one. Raises OSError where
     they cannot be had, FileNotFoundError for a name that no repository has.
     """
-    parts = parted(name)
+    parts = repository_and_revision(name)
     if not parts:
         raise FileNotFoundError(f"there is no folder {Path(name).absolute()}")
     repository, revision = parts[0], revision or parts[1]
@@ -43,7 +43,7 @@ def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # of the package, the name, the hub, the network or the disk
         missing = type(error).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError")
-        problem = f"the hub does not give {name} ({told(error)})"
+        problem = f"the hub does not give {name} ({error_text(error)})"
         advice = "check the name and the network, or copy its files into a folder and name that"
         raise (FileNotFoundError if missing else OSError)(f"{problem}: {advice}") from error
 
@@ -68,17 +68,17 @@ def upload(
         return commit.commit_url
     except Exception as error:  # as in download
         advice = "log in (hf auth login), or set HF_TOKEN to a token that may write there"
-        problem = f"the hub does not take {name} ({told(error)})"
+        problem = f"the hub does not take {name} ({error_text(error)})"
         raise OSError(f"{problem}: check name and network, and {advice}") from error
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What the hub's package says, in one line: first a number and an address, then the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) or repr(error)
 
 
-def read_json(path: Path) -> dict:
+def read_config(path: Path) -> dict:
     """The object in a JSON file. Raises ValueError for what is damaged or none."""
     try:
         values = text.read_json(path)
@@ -89,16 +89,16 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} is damaged or no configuration ({error})") from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .bin file; no code in it is run.
 
     Raises ValueError for a damaged one, which the hub's cache shows: a large file's name there is
     its SHA-256.
     """
     try:
-        told = path.resolve().name
-        if re.fullmatch("[0-9a-f]{64}", told):
-            check(told == hashlib.sha256(path.read_bytes()).hexdigest(), "its SHA-256 differs")
+        digest = path.resolve().name
+        if re.fullmatch("[0-9a-f]{64}", digest):
+            check(digest == hashlib.sha256(path.read_bytes()).hexdigest(), "its SHA-256 differs")
         if path.suffix == ".safetensors":
             return load(path.read_bytes())
         weights = load_tensors(path)
@@ -106,6 +106,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not tensors:
             raise ValueError("it holds something other than tensors")
         return weights
-    except DAMAGES as error:
+    except DAMAGE_ERRORS as error:
         problem = f"{path} is damaged or holds no weights ({first_line(error)})"
         raise ValueError(problem) from error

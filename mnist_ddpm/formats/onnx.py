@@ -45,7 +45,7 @@ def packages() -> list:
         raise ValueError(f"{problem}: {advice} {' '.join(PACKAGES)}") from error
 
 
-def tables(schedule: Schedule, conversion: Conversion) -> dict[str, list[float]]:
+def sampling_tables(schedule: Schedule, conversion: Conversion) -> dict[str, list[float]]:
     """The schedule's tables, and two of factors: x0_hat is x0_from_xt x_t + x0_from_output output.
 
     Each is over t = 0 … T; at t = 0, x0_hat is x_t.
@@ -64,7 +64,7 @@ def metadata(schedule: Schedule, recipe: Recipe, precision: str, draw: dict) -> 
         "dataset": recipe.dataset if recipe.dataset in sets.DATASETS else None,
         "margin": sets.known_margin(recipe), "precision": precision, "T": recipe.T,
         "schedule": recipe.schedule, "prediction": recipe.prediction,
-        **tables(schedule, catalogue.conversion_of(recipe)),
+        **sampling_tables(schedule, catalogue.conversion_of(recipe)),
         "learned_variance": catalogue.learns_variance(recipe), "classes": classes,
         "unknown_label": classes if classes and not always_told(recipe) else None,
         "labels": names, "condition": recipe.condition if recipe.conditional else None,
@@ -91,10 +91,10 @@ class Graph(nn.Module):
         told = {"labels": label, "s": s}
         told = {name: value for name, value in told.items() if value is not None}
         output = self.network(seen.to(self.dtype), t, **told).float()
-        return learned_variance.split(output, xt.shape[1]) if self.learned else output
+        return learned_variance.split_output(output, xt.shape[1]) if self.learned else output
 
 
-def examples(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]]:
+def example_inputs(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]]:
     """Inputs to try a file with: four images, then one. Their times go from T to 1."""
     batches, condition = [], catalogue.condition_of(recipe)
     for n in (4, 1):
@@ -113,7 +113,7 @@ def examples(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def outputs_of(
+def pytorch_outputs(
     network: nn.Module, schedule: Schedule, recipe: Recipe, inputs: dict[str, Tensor]
 ) -> tuple[Tensor, ...]:
     """What PyTorch says of these inputs, by the pieces that samplers use."""
@@ -123,13 +123,15 @@ def outputs_of(
     if catalogue.tells_steps(recipe):
         asked = partial(asked, s=inputs["s"])
     if recipe.conditional:
-        asked = conditioning.given(asked, inputs["condition"])
-    output = predictions.ask(asked, catalogue.conversion_of(recipe), schedule, xt, inputs["t"])
+        asked = conditioning.with_condition(asked, inputs["condition"])
+    output = predictions.network_output(
+        asked, catalogue.conversion_of(recipe), schedule, xt, inputs["t"]
+    )
     learned = catalogue.learns_variance(recipe)
-    return learned_variance.split(output, xt.shape[1]) if learned else (output,)
+    return learned_variance.split_output(output, xt.shape[1]) if learned else (output,)
 
 
-def traced(graph: Graph, inputs: dict[str, Tensor]):
+def export_graph(graph: Graph, inputs: dict[str, Tensor]):
     """The graph as ONNX's ModelProto, for any number of images.
 
     Names of files and lines of code, which the exporter leaves in it, are taken out. Raises
@@ -157,7 +159,9 @@ def traced(graph: Graph, inputs: dict[str, Tensor]):
     return model
 
 
-def difference(content: bytes, network: nn.Module, schedule: Schedule, recipe: Recipe) -> float:
+def largest_difference(
+    content: bytes, network: nn.Module, schedule: Schedule, recipe: Recipe
+) -> float:
     """How far a file's outputs are from the network's: the most, as BOUNDS counts.
 
     Raises ValueError where ONNX Runtime cannot run it.
@@ -166,8 +170,8 @@ def difference(content: bytes, network: nn.Module, schedule: Schedule, recipe: R
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     names, worst = OUTPUTS[: 1 + catalogue.learns_variance(recipe)], []
-    for inputs in examples(schedule, recipe):
-        wanted = outputs_of(network, schedule, recipe, inputs)
+    for inputs in example_inputs(schedule, recipe):
+        wanted = pytorch_outputs(network, schedule, recipe, inputs)
         given = {name: value.numpy() for name, value in inputs.items()}
         try:
             session = runtime.InferenceSession(content, options, providers=[PROVIDER])
@@ -194,12 +198,14 @@ def save_onnx(
     dtype, bound = getattr(torch, precision), BOUNDS[precision]
     size = sum(weight.numel() for weight in network.state_dict().values()) * dtype.itemsize
     check(size <= LARGEST, f"its weights are {size:,} bytes: one ONNX file holds 2 GB")
-    model = traced(Graph(network, schedule, recipe, dtype), examples(schedule, recipe)[0])
+    model = export_graph(
+        Graph(network, schedule, recipe, dtype), example_inputs(schedule, recipe)[0]
+    )
     about = metadata(schedule, recipe, precision, draw or {})
     onnx.helper.set_model_props(model, {KEY: json.dumps(about, allow_nan=False)})
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(model.SerializeToString())
-        worst = difference(temporary.read_bytes(), network, schedule, recipe)
+        worst = largest_difference(temporary.read_bytes(), network, schedule, recipe)
         problem = f"ONNX Runtime and PyTorch differ by {worst:.1e}, more than {bound:g}"
         advice = ": take float32" if precision == "float16" else ""
         check(worst <= bound, f"{problem}{advice}")

@@ -10,10 +10,10 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import UNet
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import CONFIG, CONFIGS, load_diffusers
-from mnist_ddpm.formats.hub import read_json
+from mnist_ddpm.formats.hub import read_config
 
 # The settings that decide a network and what its output means
-DECIDED = (
+DECISIVE_SETTINGS = (
     "network", "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
     "attention_resolutions", "patch_size", "norm_groups", "dropout", "condition", "classes",
     "attributes", "schedule", "T", "beta_1", "beta_T", "prediction", "objective",
@@ -21,7 +21,7 @@ DECIDED = (
 LABELS = 0.5  # deviation of the first vectors of labels: from 0 they are learned late
 
 
-def pretrained(
+def initial_weights(
     source: str | Path, labels: bool = True, condition: str = "none", classes: int = 0,
     shortcut: bool = False,
 ) -> tuple[dict, dict[str, Tensor]]:  # fmt: skip
@@ -34,10 +34,12 @@ def pretrained(
     begins to use where steps go, too. Raises as checkpoints.load and load_diffusers.
     """
     config = checkpoints.find(source, CONFIGS) / CONFIG
-    own = config.is_file() and "format" in read_json(config)
+    own = config.is_file() and "format" in read_config(config)
     found = checkpoints.load(source) if own else load_diffusers(source)
     network, recipe = found[0], found[2]
-    decided = {name: getattr(recipe, name) for name in DECIDED} | {"init_from": str(source)}
+    decided = {name: getattr(recipe, name) for name in DECISIVE_SETTINGS} | {
+        "init_from": str(source)
+    }
     weights = network.state_dict()
     if recipe.classes and not labels:
         # What is added to the embedding of t, a bias may add too.

@@ -20,7 +20,7 @@ def along(
 ) -> Denoiser:
     """A checkpoint's denoiser on a path, which may be its own, told these labels (N,) or none."""
     network, own, recipe = checkpoint
-    network = guidance.told(network, labels)
+    network = guidance.with_labels(network, labels)
     same = torch.equal(own.a, path.a) and torch.equal(own.b, path.b)
     return catalogue.make_denoiser(network, own, recipe, path=None if same else path)
 
@@ -46,14 +46,14 @@ def teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
         if labels is None:
             return unlabelled
         known = labels.cpu() < recipe.classes
-        return guidance.parted(lambda t: known, labelled, lambda labels: unlabelled, labels)
+        return guidance.switched(lambda t: known, labelled, lambda labels: unlabelled, labels)
 
     return told
 
 
 def one_of(recipe: Recipe, source: str | Path, asked: float, device: torch.device | str) -> Teacher:
     """One of a recipe's teachers, guided so far; 0: as it advises."""
-    strong, advice = checkpoints.load(source, device), checkpoints.advice(source)
+    strong, advice = checkpoints.load(source, device), checkpoints.sampling_defaults(source)
     guide = checkpoints.load(advice["guide"], device) if "guide" in advice else None
     for each in (recipe, strong.recipe, *([guide.recipe] if guide else [])):
         problem = f"teacher is {source}: with a condition nothing can be taught yet"
@@ -77,7 +77,7 @@ def one_of(recipe: Recipe, source: str | Path, asked: float, device: torch.devic
         return guidance.guided(weak, plain(labels), scale)
 
     def told(labels: Tensor | None) -> Denoiser:
-        return guidance.parted(guidance.between(tuple(interval)), guided, plain, labels)
+        return guidance.switched(guidance.is_in_interval(tuple(interval)), guided, plain, labels)
 
     if not able:
         return plain

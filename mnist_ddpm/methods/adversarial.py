@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 
 from mnist_ddpm.ddpm import Network, Objective, Schedule, per_image, time_embedding
-from mnist_ddpm.methods.guidance import labels_of, or_unknown, true_labels_of
+from mnist_ddpm.methods.guidance import labels_of, labels_or_unknown, true_labels_of
 from mnist_ddpm.methods.predictions import Conversion
 
 SMALLEST = 4  # side of the critic's last level
@@ -49,7 +49,7 @@ class Critic(nn.Module):
         found, t = self.layers(x), time_embedding(t.to(x.device), WIDTH)
         wanted = self.time(t.to(found))
         if self.classes:
-            wanted = wanted + self.label(or_unknown(labels, x, self.classes))
+            wanted = wanted + self.label(labels_or_unknown(labels, x, self.classes))
         return self.score(found).flatten() + (wanted * found).sum(dim=1)
 
 

@@ -24,7 +24,7 @@ def grey(x0: Tensor) -> Tensor:
     return (x0.new_tensor(LUMINANCE).view(1, 3, 1, 1) * x0).sum(dim=1, keepdim=True)
 
 
-def reduced(x0: Tensor) -> Tensor:
+def downsampled(x0: Tensor) -> Tensor:
     """The mean of each square of 4 x 4 pixels: (N, C, H/4, W/4). Raises ValueError if some stay."""
     height, width = x0.shape[2:]
     problem = f"condition small takes squares of {FACTOR} x {FACTOR} pixels of {height} x {width}"
@@ -34,10 +34,10 @@ def reduced(x0: Tensor) -> Tensor:
 
 def small(x0: Tensor) -> Tensor:
     """The same in full size (N, C, H, W), each mean all over its square."""
-    return F.interpolate(reduced(x0), scale_factor=float(FACTOR), mode="nearest")
+    return F.interpolate(downsampled(x0), scale_factor=float(FACTOR), mode="nearest")
 
 
-def given(network: Network, c: Tensor) -> Network:
+def with_condition(network: Network, c: Tensor) -> Network:
     """A network whose input is x_t and then c, which is always given this c (N, K, H, W).
 
     Raises ValueError, when called, for another number of images.
@@ -55,6 +55,6 @@ def conditioned(objective: Objective, condition: Condition) -> Objective:
     """The objective of a network that is also given the condition of each x_0."""
 
     def told(network: Network, schedule: Schedule, x0: Tensor, *rest: Tensor) -> Tensor:
-        return objective(given(network, condition(x0)), schedule, x0, *rest)
+        return objective(with_condition(network, condition(x0)), schedule, x0, *rest)
 
     return told

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mnist_ddpm.ddpm import Objective, Schedule, States, q_sample, transitions
 from mnist_ddpm.methods import edm
-from mnist_ddpm.methods.predictions import Conversion, Weight, ask
+from mnist_ddpm.methods.predictions import Conversion, Weight, network_output
 
 # Earlier times (N,) for times (N,) of a schedule, once so large a part of training is done
 Earlier = Callable[[Schedule, Tensor, float], Tensor]
@@ -54,7 +54,9 @@ def consistency(
 
     def objective(network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         def f(xt: Tensor, t: Tensor) -> Tensor:
-            return conversion.to_x0(schedule, xt, t, ask(network, conversion, schedule, xt, t))
+            return conversion.to_x0(
+                schedule, xt, t, network_output(network, conversion, schedule, xt, t)
+            )
 
         t = t.cpu()
         r, xt = earlier(schedule, t, done()), q_sample(schedule, x0, t, eps)

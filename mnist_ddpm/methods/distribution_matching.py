@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
 from mnist_ddpm.methods.distillation import Teacher
-from mnist_ddpm.methods.guidance import labels_at, labels_of, told
-from mnist_ddpm.methods.predictions import Conversion, ask, truncated_snr, weighted
+from mnist_ddpm.methods.guidance import labels_at, labels_of, with_labels
+from mnist_ddpm.methods.predictions import Conversion, network_output, truncated_snr, weighted
 from mnist_ddpm.methods.schedules import even_signal
 
 # Images in so many steps; which of the steps learns; its share of a batch, of 20
@@ -70,19 +70,21 @@ def matching(
         labels, T = labels_of(network), schedule.T
 
         def x0_of(network: Network, xt: Tensor, t: Tensor) -> Tensor:
-            return conversion.to_x0(schedule, xt, t, ask(network, conversion, schedule, xt, t))
+            return conversion.to_x0(
+                schedule, xt, t, network_output(network, conversion, schedule, xt, t)
+            )
 
         times, count = chains_of(len(eps), schedule)
         xt = eps.clone()
         with torch.no_grad():
             for k in range(1, int(count.max())):
                 on = count > k
-                asked = told(network, labels_at(labels, on))
+                asked = with_labels(network, labels_at(labels, on))
                 image = x0_of(asked, xt[on], times[on, k - 1]).clamp(-1, 1)
                 xt[on] = q_sample(schedule, image, times[on, k], torch.randn_like(image))
         own = times.gather(1, count[:, None] - 1).flatten()
         image = x0_of(network, xt, own)
-        drawn, second = image.detach().clamp(-1, 1), partial(told(fake, labels), s=own)
+        drawn, second = image.detach().clamp(-1, 1), partial(with_labels(fake, labels), s=own)
         with torch.no_grad():
             t = t.cpu().clamp(T // MARGIN, T - T // MARGIN)
             xt = q_sample(schedule, drawn, t, torch.randn_like(drawn))

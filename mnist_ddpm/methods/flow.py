@@ -43,7 +43,7 @@ def velocity_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Ten
 VELOCITY = Conversion(x0_from_velocity, velocity_from_x0)
 
 
-def numbered(images: Tensor) -> Callable[[Tensor], Tensor]:
+def number_lookup(images: Tensor) -> Callable[[Tensor], Tensor]:
     """A function from some of these uint8 images, as floats in [-1, 1], to their numbers (N,).
 
     It raises ValueError for an image that is none of them, or changed, as by mirroring.
@@ -71,7 +71,7 @@ def reflow(objective: Objective, images: Tensor, seed: int = 0) -> Objective:
     seed, in that order: so the noise of image k is that of (seed, k), and need not be kept
     (arXiv 2209.03003, Section 2.2).
     """
-    numbers = numbered(images)
+    numbers = number_lookup(images)
 
     def on_pairs(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         drawn = noise_source(seed, numbers(x0).tolist(), tuple(x0.shape[1:]))()

@@ -11,7 +11,7 @@ Teacher = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts su
 SCALE = 2.0  # of autoguidance, where nothing says how far
 
 
-def or_unknown(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
+def labels_or_unknown(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
     """Labels (N,) on the device of x (N, …); where there are none, `classes` for each image."""
     unknown = torch.full((len(x),), classes)
     return (unknown if labels is None else labels).to(x.device)
@@ -44,7 +44,7 @@ class LabelledUNet(UNet):
         return super().time_vector(t) + self.label(labels)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        return super().forward(x, (t, or_unknown(labels, x, self.classes)))
+        return super().forward(x, (t, labels_or_unknown(labels, x, self.classes)))
 
 
 def labels_at(labels: Tensor | None, part: Tensor) -> Tensor | None:
@@ -52,7 +52,7 @@ def labels_at(labels: Tensor | None, part: Tensor) -> Tensor | None:
     return None if labels is None else labels[part.to(labels.device)]
 
 
-def told(network: Network, labels: Tensor | None) -> Network:
+def with_labels(network: Network, labels: Tensor | None) -> Network:
     """A network (xt, t, labels) that is always told these labels (N,); of None, itself.
 
     Raises ValueError, when called, for another number of images.
@@ -86,21 +86,21 @@ def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
     return denoise
 
 
-def within(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Denoiser:
+def within_interval(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Denoiser:
     """guided at times low < t <= high, else plain, which costs less (arXiv 2404.07724).
 
     Of times (N,) each image has its time. The two must then take a part of the batch.
     """
-    return parted(between(interval), lambda labels: guided, lambda labels: plain)
+    return switched(is_in_interval(interval), lambda labels: guided, lambda labels: plain)
 
 
-def between(interval: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+def is_in_interval(interval: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     """Whether times (N,) lie in it: low < t <= high."""
     low, high = interval
     return lambda t: (low < t) & (t <= high)
 
 
-def parted(
+def switched(
     inside_of: Callable[[Tensor], Tensor],
     first: Teacher,
     second: Teacher,

@@ -18,7 +18,7 @@ from mnist_ddpm.ddpm import (
 Sampler = Callable[..., States]
 
 
-def started_from(image: Tensor, sampler: Sampler) -> Sampler:
+def sdedit(image: Tensor, sampler: Sampler) -> Sampler:
     """The sampler, beginning with an image (1 or N, C, H, W) in [-1, 1], noised by q.
 
     Raises ValueError, when called, for an image of uint8 or of another shape than what is drawn.

@@ -26,14 +26,14 @@ from mnist_ddpm.ddpm import (
     transitions,
 )
 from mnist_ddpm.methods.likelihood import bound_term
-from mnist_ddpm.methods.predictions import EPS, Conversion, ask, interpret, target
+from mnist_ddpm.methods.predictions import EPS, Conversion, network_output, target, x0_and_eps
 
 # x_t and its time to x0_hat, eps_hat and the exponent of the step's variance
 LearnedDenoiser = Callable[[Tensor, Time], tuple[Tensor, Tensor, Tensor]]
 Clip = Callable[[Denoiser, Schedule], Denoiser]  # as ddpm.clipped
 
 
-def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """An output (N, 2C, H, W) as its value and the exponent, each (N, C, H, W), e mostly 0 … 1.
 
     Raises ValueError for an output without a variance.
@@ -51,9 +51,11 @@ def learned_denoiser(
     """A network of two outputs as a denoiser: x0_hat, eps_hat and the exponent."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
-        output = ask(network, conversion, schedule, xt, torch.as_tensor(t).expand(len(xt)))
-        value, exponent = split(output, xt.shape[1])
-        return *interpret(conversion, schedule, xt, t, value), exponent
+        output = network_output(
+            network, conversion, schedule, xt, torch.as_tensor(t).expand(len(xt))
+        )
+        value, exponent = split_output(output, xt.shape[1])
+        return *x0_and_eps(conversion, schedule, xt, t, value), exponent
 
     return denoise
 
@@ -99,7 +101,9 @@ def takes_exponent(variance: Callable[..., Tensor] | None) -> bool:
     return variance is not None and len(inspect.signature(variance).parameters) > 3
 
 
-def learned(schedule: Schedule, t: Time, s: Time, exponent: Tensor | None = None) -> Tensor:
+def learned_step_variance(
+    schedule: Schedule, t: Time, s: Time, exponent: Tensor | None = None
+) -> Tensor:
     """The variance (N, C, H, W) of a step from t to s, for ancestral_sampler.
 
     e = 1 is step_variance. Raises ValueError where the denoiser gave no exponent.
@@ -133,7 +137,9 @@ def l_hybrid(conversion: Conversion = EPS, weight: float = 0.001) -> Objective:
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         xt = q_sample(schedule, x0, t, eps)
-        value, exponent = split(ask(network, conversion, schedule, xt, t), xt.shape[1])
+        value, exponent = split_output(
+            network_output(network, conversion, schedule, xt, t), xt.shape[1]
+        )
         wanted = target(conversion, schedule, x0, xt, t, eps)
         simple = (value - wanted).square().mean(dim=(1, 2, 3))
         x0_hat = conversion.to_x0(schedule, xt, t, value.detach()).clamp(-1, 1)

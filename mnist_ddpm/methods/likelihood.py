@@ -119,7 +119,7 @@ def strata(T: int, count: int) -> Iterator[tuple[int, int]]:
     return zip([1, *(t + 1 for t in last)], last)
 
 
-def measured(
+def batch_bound(
     denoise: Denoiser, schedule: Schedule, images: Tensor, exponent: float | None,
     margin: tuple[int, int], chance: Tensor, draw_noise: Callable[[], Tensor],
     advance: Callable[[], object],
@@ -195,7 +195,7 @@ def bits_per_dim(
             before, few = bar.n, images[batch.start : batch.stop].to(device)
             draw_noise = noise_source(seed, batch, tuple(images.shape[1:]), device)
             options = exponent, margin, chance[batch], draw_noise, bar.update
-            work = partial(measured, denoise, schedule, few, *options)
+            work = partial(batch_bound, denoise, schedule, few, *options)
             parts.append(part(f"bound-{batch.start}-{batch.stop}-of-{n}", work))
             if bar.n == before:  # it was known
                 bar.total -= count

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 # layers with pixels or labels on one side: for Adam, as the authors advise
-BORDERS = "conv_in", "conv_out", "label", "patch", "last"
+ADAM_LAYERS = "conv_in", "conv_out", "label", "patch", "last"
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, network: nn.Module, learning_rate: float, momentum: float = 0.95):
         matrices, others = [], []
         for name, p in network.named_parameters():
-            (matrices if p.ndim > 1 and not name.startswith(BORDERS) else others).append(p)
+            (matrices if p.ndim > 1 and not name.startswith(ADAM_LAYERS) else others).append(p)
         groups = [{"params": matrices}, {"params": others}]
         super().__init__(groups, {"lr": learning_rate, "momentum": momentum})
         self.adam = torch.optim.Adam(others, learning_rate)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule, Time, per_image, predict_eps
 
 
-def matched(schedule: Schedule, path: Schedule) -> tuple[Tensor, Schedule]:
+def match_snr(schedule: Schedule, path: Schedule) -> tuple[Tensor, Schedule]:
     """The schedule's times, fractions too, with the SNR of the path's 0 … T; its tables there.
 
     Times are float64 (path.T + 1,). Between two times the tables run straight. A path's SNR beyond
@@ -31,7 +31,7 @@ def matched(schedule: Schedule, path: Schedule) -> tuple[Tensor, Schedule]:
     return times, Schedule(*tables)
 
 
-def along(
+def denoiser_along(
     path: Schedule, network: Network, schedule: Schedule,
     make_denoiser: Callable[[Network, Schedule], Denoiser],
 ) -> Denoiser:  # fmt: skip
@@ -40,7 +40,7 @@ def along(
     make_denoiser: as ddpm.eps_denoiser, or that of another prediction; not of mu, which means a
     step of the schedule. The network must take fractions of t, as sines and cosines of it do.
     """
-    times, own = matched(schedule, path)
+    times, own = match_snr(schedule, path)
     size = own.a.hypot(own.b) / path.a.hypot(path.b)
 
     def network_along(xt: Tensor, t: Time) -> Tensor:

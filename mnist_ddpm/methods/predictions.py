@@ -35,7 +35,7 @@ class Conversion(NamedTuple):
     scale: Callable[[Schedule, Time], Tensor] | None = None
 
 
-def same(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
+def identity(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
     """x_0 itself."""
     return x0
 
@@ -70,12 +70,12 @@ def x0_from_mu(schedule: Schedule, xt: Tensor, t: Time, mu: Tensor) -> Tensor:
 
 
 EPS = Conversion(predict_x0, predict_eps)
-X0 = Conversion(same, same)
+X0 = Conversion(identity, identity)
 V = Conversion(x0_from_v, v_from_x0)
 MU = Conversion(x0_from_mu, mu_from_x0)
 
 
-def interpret(
+def x0_and_eps(
     conversion: Conversion, schedule: Schedule, xt: Tensor, t: Time, value: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x0_hat and eps_hat (N, C, H, W) that a predicted value stands for."""
@@ -83,7 +83,7 @@ def interpret(
     return x0_hat, value if conversion == EPS else predict_eps(schedule, xt, t, x0_hat)
 
 
-def ask(
+def network_output(
     network: Network, conversion: Conversion, schedule: Schedule, xt: Tensor, t: Tensor
 ) -> Tensor:
     """The network's output for x_t, scaled as the prediction says, at times (N,)."""
@@ -96,28 +96,30 @@ def denoiser(network: Network, schedule: Schedule, conversion: Conversion) -> De
     """A network whose output is the conversion's value, as a denoiser."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        value = ask(network, conversion, schedule, xt, torch.as_tensor(t).expand(len(xt)))
-        return interpret(conversion, schedule, xt, t, value)
+        value = network_output(
+            network, conversion, schedule, xt, torch.as_tensor(t).expand(len(xt))
+        )
+        return x0_and_eps(conversion, schedule, xt, t, value)
 
     return denoise
 
 
-def as_noise(network: Network, schedule: Schedule, conversion: Conversion) -> Network:
+def as_eps_network(network: Network, schedule: Schedule, conversion: Conversion) -> Network:
     """What such a network says of the noise, for objectives that know of nothing else.
 
     Further channels of its output, such as a variance, stay as they are.
     """
 
     def predicted_noise(xt: Tensor, t: Tensor) -> Tensor:
-        output = ask(network, conversion, schedule, xt, t)
+        output = network_output(network, conversion, schedule, xt, t)
         value, more = output.split([xt.shape[1], output.shape[1] - xt.shape[1]], dim=1)
-        _, eps_hat = interpret(conversion, schedule, xt, t, value)
+        _, eps_hat = x0_and_eps(conversion, schedule, xt, t, value)
         return torch.cat([eps_hat, more], dim=1)
 
     return predicted_noise
 
 
-def x0_factor(schedule: Schedule, t: Tensor, conversion: Conversion) -> Tensor:
+def squared_error_ratio(schedule: Schedule, t: Tensor, conversion: Conversion) -> Tensor:
     """How much larger a squared error of the prediction is than that of x_0, at times (N,).
 
     The value must be a function of x_t plus a multiple of x_0, by a factor of t alone.
@@ -155,7 +157,7 @@ def snr(schedule: Schedule, t: Tensor) -> Tensor:
     return (a_t / b_t) ** 2
 
 
-def bound(schedule: Schedule, t: Tensor) -> Tensor:
+def bound_weight(schedule: Schedule, t: Tensor) -> Tensor:
     """As in the variational bound with sigma_t² = beta_t (DDPM, Eq. 12)."""
     a_s, _ = schedule.at(t - 1)
     _, b_t = schedule.at(t)
@@ -167,7 +169,7 @@ def truncated_snr(schedule: Schedule, t: Tensor) -> Tensor:
     return snr(schedule, t).clamp(min=1)
 
 
-def heard_at_the_end(ratio: Tensor, weight: Tensor) -> Tensor:
+def one_at_zero_snr(ratio: Tensor, weight: Tensor) -> Tensor:
     """The weight, and 1 where SNR is 0, as in the code of arXiv 2303.09556.
 
     Sampling begins there, and a network that has learned nothing of it would spoil every image.
@@ -178,7 +180,7 @@ def heard_at_the_end(ratio: Tensor, weight: Tensor) -> Tensor:
 def min_snr(schedule: Schedule, t: Tensor) -> Tensor:
     """The smaller of SNR and gamma = 5 (arXiv 2303.09556); 1 where SNR is 0."""
     ratio = snr(schedule, t)
-    return heard_at_the_end(ratio, ratio.clamp(max=5))
+    return one_at_zero_snr(ratio, ratio.clamp(max=5))
 
 
 def p2(schedule: Schedule, t: Tensor) -> Tensor:
@@ -187,7 +189,7 @@ def p2(schedule: Schedule, t: Tensor) -> Tensor:
     Its code weighs the network's own error by (k + SNR)^-gamma, which is 1 there.
     """
     ratio = snr(schedule, t)
-    return heard_at_the_end(ratio, ratio / (1 + ratio))
+    return one_at_zero_snr(ratio, ratio / (1 + ratio))
 
 
 def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
@@ -200,25 +202,31 @@ def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         xt = q_sample(schedule, x0, t, eps)
         wanted = target(conversion, schedule, x0, xt, t, eps)
-        error = (ask(network, conversion, schedule, xt, t) - wanted).square().mean(dim=(1, 2, 3))
+        error = (
+            (network_output(network, conversion, schedule, xt, t) - wanted)
+            .square()
+            .mean(dim=(1, 2, 3))
+        )
         if weight is None:
             return error
-        return error * (weight(schedule, t) / x0_factor(schedule, t, conversion)).to(error)
+        return error * (weight(schedule, t) / squared_error_ratio(schedule, t, conversion)).to(
+            error
+        )
 
     return objective
 
 
-def plain(conversion: Conversion) -> Objective:
+def unweighted(conversion: Conversion) -> Objective:
     """The plain error of what is predicted."""
     return l_simple if conversion == EPS else weighted(conversion)
 
 
-def of_noise(objective: Objective) -> Callable[[Conversion], Objective]:
+def for_any_prediction(objective: Objective) -> Callable[[Conversion], Objective]:
     """An objective of your own, such as l_simple: it is given the noise, for all predictions."""
 
     def make(conversion: Conversion) -> Objective:
         def told_the_noise(network: Network, schedule: Schedule, *rest: Tensor) -> Tensor:
-            return objective(as_noise(network, schedule, conversion), schedule, *rest)
+            return objective(as_eps_network(network, schedule, conversion), schedule, *rest)
 
         return objective if conversion == EPS else told_the_noise
 

@@ -98,7 +98,7 @@ def check_tables(name: str, schedule: Schedule, T: int) -> None:
     check(bool(fits), f"{problem}: a_0 = 1, b_0 = 0, then each beta_t above 0, and at most 1")
 
 
-def of_T(spacing: Callable[[int, int], list[int]]) -> Callable[[Schedule, int], list[int]]:
+def by_length(spacing: Callable[[int, int], list[int]]) -> Callable[[Schedule, int], list[int]]:
     """A spacing that asks of a schedule only how long it is."""
     return lambda schedule, n: spacing(schedule.T, n)
 
@@ -148,7 +148,7 @@ def check_steps(T: int, n: int) -> None:
     check(1 <= n <= T, f"the number of sampling steps is {n}: take one from 1 to T = {T}")
 
 
-def respace(schedule: Schedule, times: list[int]) -> Schedule:
+def respaced_schedule(schedule: Schedule, times: list[int]) -> Schedule:
     """The schedule of len(times) steps that goes through falling times (Improved DDPM, Eq. 19).
 
     Raises ValueError unless they fall within T … 1.
@@ -158,7 +158,7 @@ def respace(schedule: Schedule, times: list[int]) -> Schedule:
     return Schedule(schedule.a[kept], schedule.b[kept])
 
 
-def respaced(network: Network, times: list[int]) -> Network:
+def respaced_network(network: Network, times: list[int]) -> Network:
     """The network for respace(schedule, times): asked for step k, it is told the k-th smallest.
 
     A denoiser of the whole schedule is made one of the respaced schedule in the same way.

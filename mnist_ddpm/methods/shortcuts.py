@@ -25,8 +25,14 @@ from mnist_ddpm.ddpm import (
     transitions,
 )
 from mnist_ddpm.methods.distillation import Teacher
-from mnist_ddpm.methods.guidance import labels_at, labels_of, or_unknown, told, true_labels_of
-from mnist_ddpm.methods.predictions import Conversion, ask
+from mnist_ddpm.methods.guidance import (
+    labels_at,
+    labels_of,
+    labels_or_unknown,
+    true_labels_of,
+    with_labels,
+)
+from mnist_ddpm.methods.predictions import Conversion, network_output
 
 # Of 32 images in training, how many are for steps of what length: T / the number, 0 for none
 SHARES = {0: 8, 16: 3, 8: 4, 4: 5, 2: 5, 1: 7}
@@ -59,7 +65,7 @@ class ShortcutUNet(UNet):
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, s: Tensor | None = None
     ) -> Tensor:
         span = torch.zeros_like(t) if s is None else t - s.to(t)
-        known = or_unknown(labels, x, self.classes) if self.classes else None
+        known = labels_or_unknown(labels, x, self.classes) if self.classes else None
         return super().forward(x, (t, span, known))
 
 
@@ -101,7 +107,7 @@ def two_steps(
     """
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        value = ask(partial(network, s=s), conversion, schedule, xt, t)
+        value = network_output(partial(network, s=s), conversion, schedule, xt, t)
         return conversion.to_x0(schedule, xt, t, value).clamp(-1, 1)
 
     first = predict(xt, t, torch.where(finest, t, middle))
@@ -136,7 +142,7 @@ def shortcut(
                 still = ~jumps
                 denoise = teacher(labels_at(true_labels_of(network), still))
                 x0[still], eps[still] = denoise(xt[still], t[still])
-            asked = told(network, labels_at(labels_of(network), jumps))
+            asked = with_labels(network, labels_at(labels_of(network), jumps))
             asked = asked, conversion, schedule, xt[jumps]
             x0[jumps] = two_steps(*asked, t[jumps], middle, s[jumps], count[jumps] == FINEST)
             eps[jumps] = predict_eps(schedule, xt[jumps], t[jumps], x0[jumps])

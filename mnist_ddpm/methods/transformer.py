@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check, time_embedding
-from mnist_ddpm.methods.guidance import or_unknown
+from mnist_ddpm.methods.guidance import labels_or_unknown
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -13,7 +13,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
-def positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
+def position_embedding(height: int, width: int, channels: int, like: Tensor) -> Tensor:
     """Sines and cosines of the column, then of the row, of each position: (height * width, C)."""
     rate = 10_000 ** -torch.linspace(0, 1, channels // 4 + 1)[:-1]
     parts = []
@@ -90,10 +90,10 @@ class DiT(nn.Module):
         h = F.pixel_unshuffle(x, self.patch_size)
         shape = h.shape[2:]
         h = self.patch(h.flatten(2).mT)
-        h = h + positions(*shape, self.width, h)
+        h = h + position_embedding(*shape, self.width, h)
         told = self.time(time_embedding(t, self.width).to(self.patch.weight))
         if self.classes:
-            told = told + self.label(or_unknown(labels, x, self.classes))
+            told = told + self.label(labels_or_unknown(labels, x, self.classes))
         for block in self.blocks:
             h = block(h, told)
         shift, scale = self.modulation(F.silu(told)).unsqueeze(1).chunk(2, dim=2)
