@@ -23,10 +23,10 @@ from processor import precisions
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
-from mnist_ddpm.training.cost import cost
+from mnist_ddpm.training.cost import network_cost
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.throughput import Measuring
+from mnist_ddpm.training.throughput import ThroughputMeter
 
 RATES = {"T4": 65e12, "V100": 125e12, "A100": 312e12, "H100": 989e12}  # operations a second
 MACHINES = (
@@ -48,7 +48,7 @@ class Arguments:
 
 def flops(recipe: Recipe) -> int:
     """Operations of one evaluation of one image."""
-    return cost(recipe, catalogue.make_network).flops
+    return network_cost(recipe, catalogue.make_network).flops
 
 
 def computed(asked: Arguments) -> None:
@@ -65,7 +65,7 @@ def computed(asked: Arguments) -> None:
         print(f"| {count} × {name} | {days:.2g} | {hours:,.0f} | {price:,.0f} |")
 
 
-def matrix_rate(measuring: Measuring, precision: str, seconds: float = 3.0) -> float:
+def matrix_rate(measuring: ThroughputMeter, precision: str, seconds: float = 3.0) -> float:
     """Operations a second of the product of two large matrices."""
     size = 8192 if measuring.device.type == "cuda" else 2048
     options = {"device": measuring.device, "dtype": getattr(torch, precision)}
@@ -76,7 +76,7 @@ def matrix_rate(measuring: Measuring, precision: str, seconds: float = 3.0) -> f
 
 def measured(asked: Arguments) -> None:
     """Prints the pace of presets, and which share of the machine's rate that is."""
-    device = devices.best_device()
+    device = devices.pick_device("auto")
     measuring = trainer.measure(device)
     widest = precisions()[-1] if device.type == "cpu" else "bfloat16"
     rate = matrix_rate(measuring, widest)

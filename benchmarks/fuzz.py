@@ -44,7 +44,7 @@ from hostile.damage import damage
 from mnist_ddpm.commands import common, evaluate, likelihood, sample
 from mnist_ddpm.commands.main import main as run
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.streams import steady
+from mnist_ddpm.machine.streams import tolerate_broken_streams
 from mnist_ddpm.training import planning, presets, throughput
 
 RESULTS = Path(__file__).parent / "results"
@@ -91,7 +91,7 @@ def command(given: list[str]) -> int:
     os.environ["HOME"] = os.getcwd()
     soft = MEMORY + 2**28  # of which some is not used
     resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.RLIM_INFINITY))
-    steady()
+    tolerate_broken_streams()
     return run(given)
 
 

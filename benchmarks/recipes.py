@@ -30,7 +30,7 @@ from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate
 from mnist_ddpm.evaluation.losses import loss_by_tenth
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.files import writable_file
+from mnist_ddpm.machine.files import check_writable
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.training.loop import training_loop
@@ -170,7 +170,7 @@ def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
 
 def started(out: Path, about: dict) -> dict[str, dict]:
     """The rows that a file holds already. Raises ValueError where it was made otherwise."""
-    writable_file(out)
+    check_writable(out)
     problem = f"{out} is for the figures, as JSON, and their plot goes beside it"
     ddpm.check(out.suffix != ".png", f"{problem}: name it .json")
     if not out.is_file():

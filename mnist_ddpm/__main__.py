@@ -13,7 +13,7 @@ def main() -> int:
     # Ctrl-C while PyTorch is imported ends the process as it ends others, without a traceback.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    streams.steady()
+    streams.tolerate_broken_streams()
     from mnist_ddpm.commands.main import main
 
     return main(began=began)

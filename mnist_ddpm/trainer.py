@@ -145,7 +145,7 @@ def train(
     )  # fmt: skip
 
 
-def measure(device: torch.device) -> throughput.Measuring:
+def measure(device: torch.device) -> throughput.ThroughputMeter:
     """How fast this machine trains and draws, for a plan."""
     start = partial(start_run, device=device)
-    return throughput.Measuring(device, start, make_schedule, make_objective, make_network)
+    return throughput.ThroughputMeter(device, start, make_schedule, make_objective, make_network)

@@ -14,7 +14,7 @@ from mnist_ddpm import trainer
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats.pretrained import initial_weights
-from mnist_ddpm.machine.partial_results import Counted, Kept
+from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.training import saving
 from mnist_ddpm.training.recipe import Recipe
 
@@ -246,7 +246,7 @@ def test_a_state_that_lacks_something_is_damaged(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("damage", ["empty", "text", "header", "pickle", "other", "folder", "pipe"])
 def test_a_kept_part_that_is_damaged_is_made_anew(tmp_path, damage):
-    kept, path = Kept(tmp_path, Counted(None)), tmp_path / "part.npz"
+    kept, path = PartialResults(tmp_path, CountedNetwork(None)), tmp_path / "part.npz"
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': ((((".ljust(128)
     if damage == "folder":
         path.mkdir()
@@ -258,4 +258,4 @@ def test_a_kept_part_that_is_damaged_is_made_anew(tmp_path, damage):
         np.savez(path, images=np.zeros(3))
     else:
         path.write_bytes({"empty": b"", "text": b"text", "header": header}[damage])
-    assert kept.part("part", lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]
+    assert kept.compute("part", lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]

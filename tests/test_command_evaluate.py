@@ -213,7 +213,7 @@ def test_images_that_are_drawn_are_not_drawn_again(places, tmp_path, monkeypatch
         return ddim(denoise, schedule, times, xT, draw_noise, eta=eta)
 
     monkeypatch.setitem(catalogue.SAMPLERS, "ddim", counted)
-    monkeypatch.setattr(partial_results, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(partial_results, "SAVE_INTERVAL", -1.0)
     out, build = tmp_path / "card.json", cards.build_card
     monkeypatch.setattr(cards, "build_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -112,7 +112,7 @@ def test_an_optimizer_brings_its_own_learning_rate(fits, tmp_path):
 def test_a_gpu_that_computes_in_bfloat16_trains_in_it_unless_told(fits, monkeypatch, tmp_path):
     flags = ["--base-channels", 8, "--out", tmp_path]
     assert run("train", *flags) == 0 and fits.recipes[-1].precision == "float32"
-    monkeypatch.setattr(devices, "own_precision", lambda device: "bfloat16")
+    monkeypatch.setattr(devices, "default_precision", lambda device: "bfloat16")
     for typed, precision in (([], "bfloat16"), (["--precision", "float32"], "float32")):
         assert run("train", *flags, *typed) == 0
         assert fits.recipes[-1].precision == precision
@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_told_before_images_are_read(
     assert "nothing to resume" in line
     for resume in ([], ["--resume"]):
         folder = checkpoint if resume else tmp_path
-        with folder_lock.occupied(folder, World()):
+        with folder_lock.locked_folder(folder, World()):
             line = error_of(capsys, "train", *resume, "--dataset", pictures, "--out", folder)
         assert f"another training is at work in {folder}" in line
 
@@ -281,8 +281,8 @@ def tiny_plans(monkeypatch):
     made = planning.make_plan
     monkeypatch.setattr(planning, "make_plan", make)
     monkeypatch.setattr(loop, "training_step", step)
-    monkeypatch.setattr(throughput.Measuring, "pace", lambda *_: 64.0)
-    monkeypatch.setattr(throughput.Measuring, "evaluation", lambda self, recipe: 1e-6)
+    monkeypatch.setattr(throughput.ThroughputMeter, "pace", lambda *_: 64.0)
+    monkeypatch.setattr(throughput.ThroughputMeter, "evaluation", lambda self, recipe: 1e-6)
     monkeypatch.setattr(previews, "IMAGES", 1)
     monkeypatch.setattr(sets, "load_images", lambda *_, **__: blobs(64))
 
@@ -320,8 +320,8 @@ def test_a_folder_of_few_images_trains_and_plans_without_a_flag(
     fits, monkeypatch, tmp_path, capsys
 ):
     """In smaller batches, which is said; a batch size that is typed must fit."""
-    monkeypatch.setattr(throughput.Measuring, "pace", lambda *_: 64.0)
-    monkeypatch.setattr(throughput.Measuring, "evaluation", lambda self, recipe: 1e-6)
+    monkeypatch.setattr(throughput.ThroughputMeter, "pace", lambda *_: 64.0)
+    monkeypatch.setattr(throughput.ThroughputMeter, "evaluation", lambda self, recipe: 1e-6)
     few = save_pictures(tmp_path / "few", 10)
     black = lambda recipe, *_, **__: torch.zeros(10, *recipe.shape, dtype=torch.uint8)  # noqa: E731
     monkeypatch.setattr(sets, "load_images", black)
@@ -357,7 +357,7 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
 
 def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypatch, capsys):
     measured = lambda *_: pytest.fail("it is measured")  # noqa: E731
-    monkeypatch.setattr(throughput.Measuring, "pace", measured)
+    monkeypatch.setattr(throughput.ThroughputMeter, "pace", measured)
     base = ["plan", "--out", tmp_path / "run", "--device", "cpu", "--data", ROOT / "data"]
     for flags, named in (
         ("--classes 5 --dry-run", "5"), ("--dataset minst", '"minst"'),

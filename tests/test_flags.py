@@ -14,7 +14,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import dispatch, drawing, flags, main, training_flags
 from mnist_ddpm.experiments import experiment_flags as experiment_flags
 from mnist_ddpm.experiments import registry as experiment_work
-from mnist_ddpm.machine import text
+from mnist_ddpm.machine import shell
 from mnist_ddpm.training import tracking
 from mnist_ddpm.training.options import Options
 from mnist_ddpm.training.recipe import Recipe
@@ -67,7 +67,7 @@ def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
             main.main(["sample", "--setps", "3"])
         told = capsys.readouterr().err
         assert "--steps" in told and f"run {named} sample --help" in told
-        assert text.program() == named.split()
+        assert shell.program() == named.split()
         for wrong, meant in (("sampel", f"{named} sample?"), ("fly", "train, plan")):
             with pytest.raises(SystemExit) as stopped:
                 main.main([wrong, "--n", "3"])

@@ -10,7 +10,7 @@ from helpers import in_processes, restless
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.generation import autocast, cost, denoisers, generate
 from mnist_ddpm.machine import partial_results
-from mnist_ddpm.machine.partial_results import Counted, Kept
+from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.training.recipe import Recipe
 
@@ -69,7 +69,7 @@ def test_processes_share_the_images_and_all_get_them_all(network, size):
 
 def test_the_film_is_of_the_first_images_from_noise_to_the_result(tmp_path):
     def films(world):
-        kept = Kept(tmp_path, Counted(None))
+        kept = PartialResults(tmp_path, CountedNetwork(None))
         options = {"times": ddpm.timesteps(1000, 100), "batch_size": 3, "film_images": 2}
         return generate(ideal, PAPER, 9, (1, 1, 1), **options, kept=kept, world=world)
 
@@ -93,8 +93,8 @@ def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
 
     def work(last):
         sizes.clear()
-        counted = Counted(network)
-        kept, sampler = Kept(tmp_path / "kept", counted), partial(stopping, last)
+        counted = CountedNetwork(network)
+        kept, sampler = PartialResults(tmp_path / "kept", counted), partial(stopping, last)
         with kept.stoppable():
             images, film = generate(
                 of(counted), PAPER, 7, SHAPE, times=TIMES, sampler=sampler, seed=3, batch_size=2,
@@ -115,8 +115,10 @@ def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
 
 
 def test_a_part_is_saved_when_it_is_time(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(partial_results, "KEEP_EVERY", -1.0)
-    drawn(network, n=3, batch_size=2, kept=Kept(tmp_path / "kept", Counted(network)))
+    monkeypatch.setattr(partial_results, "SAVE_INTERVAL", -1.0)
+    drawn(
+        network, n=3, batch_size=2, kept=PartialResults(tmp_path / "kept", CountedNetwork(network))
+    )
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {
         "images-0-2.npz", "images-2-3.npz",
     }  # fmt: skip
@@ -124,7 +126,7 @@ def test_a_part_is_saved_when_it_is_time(network, tmp_path, monkeypatch):
 
 def test_several_processes_cost_what_the_slowest_takes(tmp_path):
     def found(world):
-        kept = Kept(tmp_path, Counted(None))
+        kept = PartialResults(tmp_path, CountedNetwork(None))
         kept.seconds, kept.evaluations = 7.0 * (1 + world.rank), 50 * len(world.share(7))
         return cost(kept, 7, world)
 
@@ -212,8 +214,8 @@ def test_guidance_keeps_away_from_the_guide_or_else_the_unlabelled(guide, scale,
     def worse(xt, t, labels):
         return network(xt, t, labels) - 0.5
 
-    labels, counted = torch.arange(7) % 3, Counted(network)
-    other = (counted.also(worse), RECIPE) if guide else None
+    labels, counted = torch.arange(7) % 3, CountedNetwork(network)
+    other = (counted.counting(worse), RECIPE) if guide else None
     source = of(counted, labels=labels, scale=scale, guide=other, interval=interval, clip=None)
     batch, x = range(2, 5), torch.zeros(3, 1, 2, 2)
     for t in (300, 500, 700, 701):
@@ -271,11 +273,11 @@ def test_there_is_one_name_for_each_part(tmp_path, network):
     """A part is found again by the numbers of its images, whoever draws it."""
     names = []
 
-    class Noting(Kept):
-        def part(self, name, work):
+    class Noting(PartialResults):
+        def compute(self, name, work):
             names.append(name)
-            return super().part(name, work)
+            return super().compute(name, work)
 
-    kept = Noting(tmp_path, Counted(network))
+    kept = Noting(tmp_path, CountedNetwork(network))
     in_processes(2, lambda world: drawn(network, world=world, batch_size=2, kept=kept))
     assert sorted(names) == ["images-0-2", "images-2-3", "images-3-5", "images-5-7"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.machine import devices, text
+from mnist_ddpm.machine import devices, shell
 from mnist_ddpm.machine.processes import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,9 +28,13 @@ def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(monkeypatch):
     devices.check_precision("bfloat16", "cpu")
     with pytest.raises(ValueError, match="bfloat16"):
         devices.check_precision("bfloat16", "cuda")
-    assert devices.precisions("cuda") == ["float32", "float16"]
+    assert devices.candidate_precisions("cuda") == ["float32", "float16"]
     real[0] = True
-    assert devices.precisions("cuda") == devices.precisions("cpu") == ["float32", "bfloat16"]
+    assert (
+        devices.candidate_precisions("cuda")
+        == devices.candidate_precisions("cpu")
+        == ["float32", "bfloat16"]
+    )
 
 
 def test_the_gpu_that_is_asked_for_bfloat16_is_the_one_that_computes(monkeypatch):
@@ -60,9 +64,9 @@ def test_a_gpu_trains_in_bfloat16_where_it_computes_in_it(monkeypatch):
     """As from capability 8.0 on; a T4 and a processor train in float32."""
     real = [True]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: real[0])
-    assert devices.own_precision("cuda") == "bfloat16"
+    assert devices.default_precision("cuda") == "bfloat16"
     real[0] = False
-    assert {devices.own_precision(name) for name in ("cuda", "cpu", "mps")} == {"float32"}
+    assert {devices.default_precision(name) for name in ("cuda", "cpu", "mps")} == {"float32"}
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def test_several_gpus_are_asked_for_without_touching_them(monkeypatch, gpus):
     asked = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(os.environ.get(name)))
-    devices.best_device()
+    devices.pick_device("auto")
     assert asked == (["1"] if gpus > 1 else [None])
 
 
@@ -134,9 +138,9 @@ def test_a_device_that_is_not_to_be_had_is_refused():
 
 def test_a_command_to_type_is_quoted_for_the_shell_at_hand(monkeypatch):
     command = ["train", "--out", r"images&samples\mine", "--data", "my data"]
-    assert shlex.split(devices.shell(command)) == command
-    monkeypatch.setattr(devices.os, "name", "nt")
-    assert devices.shell(command) == r'train --out "images&samples\mine" --data "my data"'
+    assert shlex.split(shell.quote(command)) == command
+    monkeypatch.setattr(shell.os, "name", "nt")
+    assert shell.quote(command) == r'train --out "images&samples\mine" --data "my data"'
 
 
 def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, monkeypatch):
@@ -147,11 +151,11 @@ def test_a_command_of_ours_names_the_interpreter_that_has_the_package(tmp_path, 
         (tmp_path / "python", tmp_path, "bin/python"),
     ):  # fmt: skip
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(devices.shutil, "which", lambda name, found=found: found and str(found))
-        command = devices.own_command(["train", "--resume"])
+        monkeypatch.setattr(shell.shutil, "which", lambda name, found=found: found and str(found))
+        command = shell.own_command(["train", "--resume"])
         assert command == f"{named} -m mnist_ddpm train --resume"
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "mnist-ddpm"), "train"])
-    assert devices.own_command(["train", "--resume"]) == "mnist-ddpm train --resume"
+    assert shell.own_command(["train", "--resume"]) == "mnist-ddpm train --resume"
 
 
 def test_a_folder_at_home_is_found_also_where_the_shell_leaves_it(monkeypatch):
@@ -159,4 +163,4 @@ def test_a_folder_at_home_is_found_also_where_the_shell_leaves_it(monkeypatch):
     monkeypatch.setenv("USERPROFILE", "/home/me")
     given = ["--out=~/faces", "~/faces", "--n=3", "-h", "a~b"]
     found = ["--out=/home/me/faces", "/home/me/faces", "--n=3", "-h", "a~b"]
-    assert [text.at_home(argument) for argument in given] == found
+    assert [shell.expand_home(argument) for argument in given] == found

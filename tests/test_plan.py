@@ -15,7 +15,7 @@ from mnist_ddpm.training import loop, planning, sampling_defaults, throughput
 from mnist_ddpm.training.options import size_in_words
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.throughput import Measuring
+from mnist_ddpm.training.throughput import ThroughputMeter
 
 PLANNED = (2, "mnist"), (30, "mnist"), (10, "celeba")
 # GFLOP of an evaluation by image size, channels and width
@@ -305,7 +305,7 @@ def slow(monkeypatch):
             return x
 
     monkeypatch.setattr(throughput, "training_step", slow_step)
-    made = Measuring(
+    made = ThroughputMeter(
         torch.device("cpu"), start_simple, lambda recipe: PATH, lambda recipe: ddpm.l_simple,
         lambda recipe: Slow(), lambda: now[0],
     )  # fmt: skip

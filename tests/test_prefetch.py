@@ -22,8 +22,8 @@ def gpu(monkeypatch):
         makers.append(threading.current_thread())
         return tensor
 
-    monkeypatch.setattr(prefetch, "waits", lambda device: True)
-    monkeypatch.setattr(prefetch, "pinned", pinned)
+    monkeypatch.setattr(prefetch, "is_asynchronous", lambda device: True)
+    monkeypatch.setattr(prefetch, "pin", pinned)
     return makers
 
 
@@ -39,11 +39,11 @@ def test_the_next_is_made_while_one_is_in_use():
 
     got = []
     with pytest.raises(OSError, match="unreadable"):
-        for k in prefetch.one_ahead(made()):
+        for k in prefetch.prefetched(made()):
             assert asked[k + 1].wait(60)
             got.append(k)
     assert got == [0, 1, 2], "an error comes in its turn"
-    assert [*prefetch.one_ahead(range(5))] == [0, 1, 2, 3, 4]
+    assert [*prefetch.prefetched(range(5))] == [0, 1, 2, 3, 4]
 
 
 def test_what_is_not_asked_for_leaves_no_thread_behind():
@@ -51,7 +51,7 @@ def test_what_is_not_asked_for_leaves_no_thread_behind():
         while True:
             yield threading.current_thread()
 
-    several = prefetch.one_ahead(made())
+    several = prefetch.prefetched(made())
     worker = next(several)
     assert worker is not threading.current_thread()
     several.close()
@@ -63,7 +63,7 @@ def test_training_with_batches_read_ahead_is_the_same_bit_for_bit(gpu, monkeypat
     assert [*steps(run)] == run.losses and len(gpu) == run.step == 12
     assert threading.current_thread() not in gpu
     with monkeypatch.context() as patched:
-        patched.setattr(prefetch, "waits", lambda device: False)
+        patched.setattr(prefetch, "is_asynchronous", lambda device: False)
         assert [*steps(plain)] == run.losses
     assert same(run.network, plain.network) and len(gpu) == 12
 
@@ -80,5 +80,5 @@ def test_images_are_those_of_noise_drawn_in_time(gpu, monkeypatch):
             patched.setattr(torch, "get_num_threads", lambda threads=threads: threads)
             images, _ = drawn()
             assert gpu and threading.current_thread() not in gpu
-            patched.setattr(prefetch, "waits", lambda device: False)
+            patched.setattr(prefetch, "is_asynchronous", lambda device: False)
             assert torch.equal(images, drawn()[0])

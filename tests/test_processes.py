@@ -337,7 +337,7 @@ if __name__ == "__main__":
     world = processes.connect(cpu=True)
     for job in sys.argv[2:]:
         globals()[job](Path(sys.argv[1]), world)
-    processes.leave()
+    processes.disconnect()
     tasks = Path("/proc/self/task").glob("*/comm")  # none where not Linux
     threads = [path.read_text().strip() for path in tasks]
     assert not [name for name in threads if "gloo" in name], threads

@@ -12,7 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.machine import devices
-from mnist_ddpm.training.cost import LiveTensors, check_drawing, check_network, check_training, cost
+from mnist_ddpm.training.cost import (
+    LiveTensors,
+    check_drawing,
+    check_network,
+    check_training,
+    network_cost,
+)
 from mnist_ddpm.training.presets import PRESETS, preset, resolve
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
@@ -77,7 +83,7 @@ def test_what_no_memory_can_hold_is_refused_before_it_is_made(monkeypatch):
     with pytest.raises(ValueError, match="channel_mults"):
         make_network(Recipe(channel_mults=(1, 10**18)))
     small = Recipe(image_size=256, patch_size=1, batch_size=64)
-    monkeypatch.setattr(devices, "memory", lambda: 2**30)
+    monkeypatch.setattr(devices, "total_memory", lambda: 2**30)
     with pytest.raises(ValueError, match="batch_size"):
         check_training(small)
     check_training(replace(small, accumulation=64))
@@ -107,7 +113,7 @@ def test_presets_are_recipes_of_networks_that_fit_together(name):
     [("mnist", 0.19, 0.31), ("mnist-fast", 0.07, 0.13), ("faces-64", 12.49, 2.23)],
 )
 def test_what_presets_cost(monkeypatch, name, gflop, gigabytes):
-    found, needs = cost(preset(name), make_network), []
+    found, needs = network_cost(preset(name), make_network), []
     monkeypatch.setattr(devices, "check_memory", lambda needed, *rest: needs.append(needed))
     check_network(preset(name))
     check_training(preset(name))
@@ -134,7 +140,7 @@ def test_operations_are_those_of_the_layers_shapes():
     attention = conv(8, 24, 1) + conv(8, 8, 1) + 2 * 2 * 64 * 64 * 8
     ends = conv(12, 8, 3) + conv(8, 12, 3) + 2 * (8 * 32 + 32 * 32)
     expected = ends + 3 * block(8) + 2 * block(16) + attention
-    assert cost(recipe, make_network).flops == expected
+    assert network_cost(recipe, make_network).flops == expected
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # on real tensors
         make_network(recipe)(torch.randn(1, 3, 16, 16), torch.tensor([5]))
     assert counter.get_total_flops() == expected
@@ -160,7 +166,7 @@ def test_counted_memory_is_that_of_a_real_step():
     with LiveTensors() as memory:
         memory.seen.update(p.untyped_storage() for p in network.parameters())
         ddpm.l_simple(network, schedule, x0, torch.arange(1, 9), x0).mean().backward()
-    found = cost(recipe, make_network)
+    found = network_cost(recipe, make_network)
     assert found.memory - 16 * found.parameters == pytest.approx(memory.peak, rel=0.02)
 
 
@@ -168,7 +174,9 @@ def test_memory_grows_with_the_part_of_a_batch_and_shrinks_with_checkpointing():
     whole = Recipe(batch_size=32, channel_mults=(1,))
     changes = {parts: {"accumulation": parts} for parts in (1, 2, 4)}
     changes["again"] = {"gradient_checkpointing": True}
-    costs = {key: cost(replace(whole, **each), make_network) for key, each in changes.items()}
+    costs = {
+        key: network_cost(replace(whole, **each), make_network) for key, each in changes.items()
+    }
     memory = {key: found.memory for key, found in costs.items()}
     halves = memory[1] - memory[2], memory[2] - memory[4]
     assert halves[0] == pytest.approx(2 * halves[1], rel=0.05)
@@ -179,9 +187,9 @@ def test_memory_grows_with_the_part_of_a_batch_and_shrinks_with_checkpointing():
 def test_costs_know_labels_and_a_learned_variance():
     plain = Recipe(base_channels=8, batch_size=4, channel_mults=(1,))
     labelled, learned = replace(plain, classes=10), replace(plain, objective="hybrid")
-    few, more = (cost(recipe, make_network).parameters for recipe in (plain, labelled))
+    few, more = (network_cost(recipe, make_network).parameters for recipe in (plain, labelled))
     assert more - few == 11 * 32
-    assert cost(learned, make_network).flops > cost(plain, make_network).flops
+    assert network_cost(learned, make_network).flops > network_cost(plain, make_network).flops
 
 
 def test_what_is_given_wins_over_a_preset_also_where_it_is_the_default():

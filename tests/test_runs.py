@@ -318,11 +318,11 @@ def test_of_several_processes_all_hear_that_another_training_is_there(tmp_path):
     """The first tries the lock, and the others do not wait for it in vain."""
 
     def refused(world):
-        with pytest.raises(BlockingIOError), folder_lock.occupied(tmp_path, world):
+        with pytest.raises(BlockingIOError), folder_lock.locked_folder(tmp_path, world):
             pass
         return True
 
-    with folder_lock.occupied(tmp_path, World()):
+    with folder_lock.locked_folder(tmp_path, World()):
         told = in_processes(3, refused)
     assert told == [True] * 3
 

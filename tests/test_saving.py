@@ -21,7 +21,7 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_objective
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine import files
-from mnist_ddpm.machine.files import replacing, writable_file, writable_folder
+from mnist_ddpm.machine.files import check_writable, replacing, writable_folder
 from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training import saving
@@ -386,8 +386,8 @@ def test_folders_and_files_that_cannot_be_written_are_refused(tmp_path):
         writable_folder(tmp_path / "file" / "folder")
     assert [*writable_folder(tmp_path / "new" / "deep").iterdir()] == []
     with pytest.raises(IsADirectoryError):
-        writable_file(tmp_path / "new")
-    writable_file(tmp_path / "other" / "card.json")
+        check_writable(tmp_path / "new")
+    check_writable(tmp_path / "other" / "card.json")
     assert (tmp_path / "other").is_dir()
 
 

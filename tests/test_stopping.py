@@ -121,7 +121,9 @@ def test_a_command_ends_with_the_status_of_the_signal_that_stops_it(monkeypatch,
 
 def test_a_signal_at_the_very_last_is_one_all_the_same(tmp_path, monkeypatch):
     """All is saved, and nobody asks any more."""
-    monkeypatch.setattr(folder_lock, "remove", lambda path: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        folder_lock, "remove_quietly", lambda path: signal.raise_signal(signal.SIGTERM)
+    )
     with pytest.raises(Stopped, match=r"step 12 .*its last$") as stopped:
         fit(start(TINY), tmp_path)
     assert stopped.value.signum == signal.SIGTERM and saved_step(tmp_path) == 12
@@ -150,7 +152,7 @@ for number in map(int, sys.argv[1]):
     os.close(number)
 sys.stdout = None if "1" in sys.argv[1] else sys.stdout
 sys.stderr = None if "2" in sys.argv[1] else sys.stderr
-streams.steady()
+streams.tolerate_broken_streams()
 with open(sys.argv[2], "w") as result:
     for k in range(int(sys.argv[3])):
         print("line", k)
@@ -243,7 +245,10 @@ def test_a_signal_that_comes_while_python_frees_an_object_is_not_lost():
         def __del__(self):
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(interrupts.Stopped) as told, interrupts.handled(interrupts.stop):
+    with (
+        pytest.raises(interrupts.Stopped) as told,
+        interrupts.signal_handler(interrupts.raise_stopped),
+    ):
         Freed()
         threading.Event().wait(10)
     assert told.value.signum == signal.SIGTERM

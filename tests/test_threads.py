@@ -9,7 +9,7 @@ import torch
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.machine import threads
-from mnist_ddpm.machine.threads import Threads
+from mnist_ddpm.machine.threads import ThreadCount
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_threads_follow_the_free_cores_every_half_minute(chosen, monkeypatch):
     monkeypatch.setattr(threads, "time", clock)
     monkeypatch.setattr(threads, "free_cores", lambda most: next(free))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    own = Threads()
+    own = ThreadCount()
     for clock.now in (0.0, 1.0, 29.0, 31.0, 40.0):
         own.adapt()
     assert chosen == [2, 4]
@@ -49,7 +49,7 @@ def test_threads_that_lose_a_core_are_fewer_at_once(chosen, monkeypatch):
     monkeypatch.setattr(threads, "time", clock)
     monkeypatch.setattr(threads, "free_cores", lambda most: next(free))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    own = Threads()
+    own = ThreadCount()
     own.adapt()
     for second, share in enumerate([3.9] * 9 + [2.4] * 4 + [2.0] * 9, 1):
         clock.now, clock.spent = float(second), clock.spent + share
@@ -60,6 +60,6 @@ def test_threads_that_lose_a_core_are_fewer_at_once(chosen, monkeypatch):
 def test_a_number_that_the_environment_gives_stays(chosen, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.setattr(threads, "free_cores", lambda most: 1)
-    own = Threads()
+    own = ThreadCount()
     own.adapt()
-    assert chosen == [] and own.looked == -math.inf
+    assert chosen == [] and own.counted_at == -math.inf

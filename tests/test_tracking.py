@@ -28,7 +28,7 @@ def events(folder):
 
 
 def test_a_resumed_run_goes_on_in_the_log_that_tensorboard_reads(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking.Log, "every", 2)
+    monkeypatch.setattr(tracking.TrackerLog, "every", 2)
     monkeypatch.setattr(event_file_writer.time, "time", lambda: 1.8e9)  # both within a second
     pictures, out = save_pictures(tmp_path / "pictures"), tmp_path / "out"
     places = ["--data", tmp_path / "data", "--out", out, "--log", "tensorboard"]
@@ -57,7 +57,7 @@ def test_a_resumed_run_goes_on_in_the_log_that_tensorboard_reads(tmp_path, monke
 
 
 def test_a_log_that_fails_ends_and_training_does_not(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tracking.Log, "every", 2)
+    monkeypatch.setattr(tracking.TrackerLog, "every", 2)
 
     class Full:
         name, told = "wandb", []
@@ -67,7 +67,7 @@ def test_a_log_that_fails_ends_and_training_does_not(tmp_path, monkeypatch, caps
             if step == 4:
                 raise OSError("No space left on device")
 
-    done = fit(start_simple(TINY), tmp_path, log=tracking.Log(Full()))
+    done = fit(start_simple(TINY), tmp_path, log=tracking.TrackerLog(Full()))
     assert done.step == 12 and Full.told == [1, 2, 4]
     assert "No space left" in capsys.readouterr().err
 
@@ -87,5 +87,7 @@ def test_the_command_to_go_on_after_a_stop_names_the_log():
 
 
 def test_a_new_run_has_another_name_and_a_resumed_one_the_same(tmp_path):
-    first = tracking.name_of(tmp_path, anew=True)
-    assert tracking.name_of(tmp_path, anew=False) == first != tracking.name_of(tmp_path, anew=True)
+    first = tracking.log_name(tmp_path, anew=True)
+    assert (
+        tracking.log_name(tmp_path, anew=False) == first != tracking.log_name(tmp_path, anew=True)
+    )

@@ -18,7 +18,7 @@ from mnist_ddpm.methods import transformer
 from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.methods.transformer import DiT, DiTBlock, position_embedding
 from mnist_ddpm.trainer import train
-from mnist_ddpm.training.cost import cost
+from mnist_ddpm.training.cost import network_cost
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters, recompute_blocks
 
@@ -101,8 +101,8 @@ def test_it_takes_the_unet_s_place_with_as_many_parameters():
     with torch.device("meta"):
         dit, unet = (make_network(Recipe(network=name)) for name in ("dit", "unet"))
     assert isinstance(dit, DiT) and 0.9 < count_parameters(dit) / count_parameters(unet) < 1.1
-    whole = cost(SMALL, make_network)
-    spared = cost(replace(SMALL, gradient_checkpointing=True), make_network)
+    whole = network_cost(SMALL, make_network)
+    spared = network_cost(replace(SMALL, gradient_checkpointing=True), make_network)
     assert whole.flops > 0 and whole.memory > 16 * whole.parameters > 0
     assert spared.memory < 0.7 * whole.memory
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
-from mnist_ddpm.training.cost import cost
+from mnist_ddpm.training.cost import network_cost
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.throughput import Measuring
+from mnist_ddpm.training.throughput import ThroughputMeter
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {  # a network of some thousand weights, for a look at whether all runs
@@ -70,10 +70,10 @@ class Bench:
     @property
     def own(self) -> str:
         """The precision that training takes on this device."""
-        return devices.own_precision(self.device)
+        return devices.default_precision(self.device)
 
     @property
-    def measuring(self) -> Measuring:
+    def measuring(self) -> ThroughputMeter:
         return trainer.measure(self.device)
 
     def digits(self) -> Tensor:
@@ -128,4 +128,4 @@ class Bench:
 
 def operations(recipe: Recipe) -> int:
     """Of a training step's forward and backward pass, for one image."""
-    return 3 * cost(replace(recipe, precision="float32"), catalogue.make_network).flops
+    return 3 * network_cost(replace(recipe, precision="float32"), catalogue.make_network).flops

@@ -16,7 +16,7 @@ from mnist_ddpm.evaluation import generation
 from mnist_ddpm.machine import devices, prefetch
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.training import loop
-from mnist_ddpm.training.cost import cost
+from mnist_ddpm.training.cost import network_cost
 from mnist_ddpm.training.run import training_step
 
 
@@ -117,7 +117,7 @@ def memory(b: Bench) -> None:
     for name in ("mnist", "faces-64", "ddpm-celebahq")[: b.size(3, 1)]:
         for precision in dict.fromkeys(("float32", b.own)):
             recipe = b.recipe(name, precision=precision)
-            gib = cost(recipe, catalogue.make_network).memory / 2**30
+            gib = network_cost(recipe, catalogue.make_network).memory / 2**30
             told = {"computed_gib": gib}
             if b.device.type == "cuda":
                 told["peak_gib"] = peak(b, recipe) / 2**30
@@ -168,11 +168,11 @@ def noise(b: Bench) -> None:
 @contextmanager
 def waiting(waits: bool):
     """Inside, things are made ahead or not."""
-    before, prefetch.waits = prefetch.waits, lambda device: waits
+    before, prefetch.is_asynchronous = prefetch.is_asynchronous, lambda device: waits
     try:
         yield
     finally:
-        prefetch.waits = before
+        prefetch.is_asynchronous = before
 
 
 def batches(b: Bench) -> None:

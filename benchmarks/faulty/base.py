@@ -106,7 +106,7 @@ def forked(arguments: list[str], cwd: Path, out, err) -> int:
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    streams.steady()
+    streams.tolerate_broken_streams()
     # some saves in a short run
     loop.PREVIEW_EVERY, loop.SAVE_EVERY, previews.STEPS = 12, 1, 4
     status = 1

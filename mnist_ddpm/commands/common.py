@@ -94,8 +94,8 @@ def pick_variance(name: str, recipe: Recipe) -> str:
 
 
 def keep_parts(
-    command, out: Path, counted: partial_results.Counted, device: torch.device, *images: str
-) -> partial_results.Kept:
+    command, out: Path, counted: partial_results.CountedNetwork, device: torch.device, *images: str
+) -> partial_results.PartialResults:
     """Where a command keeps its parts until all are done: a folder beside out.
 
     It is named for all that the parts depend on. images: digests of those that they depend on.
@@ -112,4 +112,4 @@ def keep_parts(
     here = {"device": device.type, "hardware": devices.hardware(device), **devices.versions()}
     told = json.dumps([flags, here, images], default=str).encode()
     digest = extractors.digest(told, *contents)
-    return partial_results.Kept(out.with_name(f"{out.stem}-{digest}.kept"), counted)
+    return partial_results.PartialResults(out.with_name(f"{out.stem}-{digest}.kept"), counted)

@@ -15,7 +15,7 @@ from mnist_ddpm.commands.plan import PlanTraining
 from mnist_ddpm.commands.push import Push
 from mnist_ddpm.commands.sample import Sample
 from mnist_ddpm.commands.train import Train, places
-from mnist_ddpm.machine import devices, files, interrupts, processes
+from mnist_ddpm.machine import files, interrupts, processes, shell
 from mnist_ddpm.machine.text import printable
 from mnist_ddpm.machine.threads import adapt_threads
 
@@ -33,14 +33,14 @@ def main(command, typed: set[str]) -> int:
     # Of several processes SIGTERM ends at once those that wait for one that has failed.
     names = interrupts.SIGNALS[:1] if several() else interrupts.SIGNALS
     try:
-        with interrupts.handled(interrupts.stop, names):
+        with interrupts.signal_handler(interrupts.raise_stopped, names):
             status = run(WORK[type(command).__name__](**vars(command)), typed)
     except KeyboardInterrupt as error:
         lines = str(error) or "interrupted", *getattr(error, "__notes__", ())
         print("", *map(printable, lines), sep="\n", file=sys.stderr)
         status = 128 + getattr(error, "signum", signal.SIGINT)
     if status != 1:
-        processes.leave()
+        processes.disconnect()
     return status
 
 
@@ -59,7 +59,7 @@ def run(command, typed: set[str]) -> int:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
-        if not files.out_of_memory(error):
+        if not files.is_out_of_memory(error):
             raise
         told = printable(files.first_line(error))
         print(f"error: {told}: {advice(command)}", file=sys.stderr)
@@ -67,7 +67,7 @@ def run(command, typed: set[str]) -> int:
     except interrupts.Stopped as error:
         if error.folder and not several():  # several go on by their launcher's command
             command.out = error.folder  # which may have moved
-            again = devices.own_command(["train", "--resume", *places(command)])
+            again = shell.own_command(["train", "--resume", *places(command)])
             error.add_note(f"that is: {again}")
         raise
     return 0

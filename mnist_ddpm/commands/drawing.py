@@ -18,9 +18,9 @@ from mnist_ddpm.evaluation import generation
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import GUIDANCE_OPTIONS, Checkpoint
 from mnist_ddpm.machine import devices, processes
-from mnist_ddpm.machine.partial_results import Counted
+from mnist_ddpm.machine.partial_results import CountedNetwork
 from mnist_ddpm.machine.processes import World
-from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import parse_json
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.methods.guidance import SCALE
@@ -91,7 +91,7 @@ class Drawing(flags.Drawing):
             if getattr(self, name) is None and not (guided and name in GUIDANCE_OPTIONS):
                 setattr(self, name, tuple(value) if isinstance(value, list) else value)
                 self.advised += (name,)
-        if self.advised and first_process():
+        if self.advised and is_first_process():
             told = shlex.join(as_typed((name, getattr(self, name)) for name in self.advised))
             print(f"as {self.checkpoint} advises, with {told} (a flag that you type wins)")
         if self.steps is None:
@@ -184,7 +184,7 @@ class Drawing(flags.Drawing):
         return name, catalogue.VARIANCES.get(name, default)
 
     def denoiser_of(
-        self, checkpoint: Checkpoint, counted: Counted, device: torch.device, steps: Steps,
+        self, checkpoint: Checkpoint, counted: CountedNetwork, device: torch.device, steps: Steps,
         pictures: Tensor | None = None,
     ) -> generation.Source:  # fmt: skip
         """What draws a batch of images, guided and clipped, given the pictures' condition.
@@ -194,7 +194,7 @@ class Drawing(flags.Drawing):
         recipe, guide = checkpoint.recipe, None
         if self.guide:
             weak = self.load_guide(checkpoint, device)
-            network = generation.autocast(counted.also(weak.network), self.precision, device)
+            network = generation.autocast(counted.counting(weak.network), self.precision, device)
             guide = network, weak.recipe
         return generation.denoisers(
             generation.autocast(counted, self.precision, device),

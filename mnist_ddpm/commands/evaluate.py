@@ -26,7 +26,7 @@ from mnist_ddpm.evaluation import cards, distances, extractors, generation, loss
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.formats.checkpoints import Checkpoint, find
 from mnist_ddpm.machine import files, processes
-from mnist_ddpm.machine.partial_results import Counted, Kept
+from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.likelihood import bits_per_dim
@@ -57,7 +57,7 @@ class Evaluate(flags.Evaluate, Drawing):
         weights = extractors.digest((find(self.checkpoint) / "model.safetensors").read_bytes())
         side = max(recipe.shape[1:])
         judge = extractors.pick_judge(self.extractor, recipe.dataset, device, side, world)
-        with processes.one_first(world):
+        with processes.main_process_first(world):
             training, held_out = self.real_images(recipe)
             given = read_images(self.images, recipe, self.data) if self.images else None
         cards.check_enough(self.n if given is None else min(self.n, len(given)), len(training))
@@ -65,7 +65,7 @@ class Evaluate(flags.Evaluate, Drawing):
         mirrored, folder = cards.sees_mirrored(recipe), self.data / "cache"
         real = RealImages(judge, training, held_out, mirrored, folder)
         real.tell_missing()
-        kept = keep_parts(self, self.out, Counted(checkpoint.network), device, *real.signed)
+        kept = keep_parts(self, self.out, CountedNetwork(checkpoint.network), device, *real.signed)
         with kept.stoppable():
             origin = {}
             if given is None:
@@ -107,7 +107,7 @@ class Evaluate(flags.Evaluate, Drawing):
 
     def check(self, recipe: Recipe) -> None:
         """Raises ValueError or OSError for what cannot be done, before images are read."""
-        files.writable_file(self.out)
+        files.check_writable(self.out)
         apart(self.out, recipe.dataset)
         if self.images and not holds_samples(self.images):
             apart(self.out, self.images)
@@ -158,7 +158,7 @@ class Evaluate(flags.Evaluate, Drawing):
         return typical_labels(known, self.n, self.seed)
 
     def draw(
-        self, world: World, kept: Kept, checkpoint: Checkpoint, device: torch.device,
+        self, world: World, kept: PartialResults, checkpoint: Checkpoint, device: torch.device,
         pictures: Tensor | None,
     ) -> tuple[Tensor, dict]:  # fmt: skip
         """The images to judge, of the pictures' condition; how they were made, and at what cost."""
@@ -190,7 +190,7 @@ class Evaluate(flags.Evaluate, Drawing):
         return images, about
 
     def measure(
-        self, kept: Kept, checkpoint: Checkpoint, held_out: Tensor, device: torch.device
+        self, kept: PartialResults, checkpoint: Checkpoint, held_out: Tensor, device: torch.device
     ) -> dict:
         """What a card has of the network itself, by images held out."""
         network, schedule, recipe = checkpoint
@@ -208,7 +208,7 @@ class Evaluate(flags.Evaluate, Drawing):
                 catalogue.bound_denoiser(network, schedule, recipe, learned),
                 schedule, held_out[: self.bits],
                 exponent=EXPONENTS[variance], times_per_image=count,
-                margin=sets.known_margin(recipe), progress=progress_bar, part=kept.part,
+                margin=sets.known_margin(recipe), progress=progress_bar, part=kept.compute,
                 **options,
             )  # fmt: skip
             figures["bits_per_dim"] = cards.bound_figures(bound, variance, count)

@@ -41,7 +41,7 @@ class Export(flags.Export):
         draw = checkpoints.sampling_defaults(self.checkpoint)
         if "guide" in draw:  # a name, or a folder here
             draw = draw | {"guide": Path(draw["guide"]).name}
-        files.writable_file(self.out)
+        files.check_writable(self.out)
         print("exporting, and comparing with PyTorch: this can take a minute", flush=True)
         try:
             worst = onnx.save_onnx(self.out, network, schedule, recipe, self.precision, draw)

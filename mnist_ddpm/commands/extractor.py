@@ -21,7 +21,7 @@ class TrainExtractor(flags.TrainExtractor):
         check(0 <= self.seed < 2**32, f"seed is {self.seed}: it must be from 0 to 2^32 - 1")
         check(1 <= self.epochs <= 10**6, f"epochs is {self.epochs}: it must be from 1 to 1,000,000")
         device = devices.pick_device(self.device)
-        files.writable_file(self.out)
+        files.check_writable(self.out)
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists already: name another file")
         began = time.monotonic()

@@ -19,7 +19,7 @@ from mnist_ddpm.data.labels import always_told
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule
 from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.machine import devices, files
-from mnist_ddpm.machine.partial_results import Counted
+from mnist_ddpm.machine.partial_results import CountedNetwork
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods import likelihood, schedules
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
@@ -35,7 +35,7 @@ class MeasureLikelihood(flags.MeasureLikelihood):
         device = devices.pick_device(self.device)
         checkpoint = load_checkpoint(self, self.checkpoint, device)
         recipe = moved(checkpoint.recipe, self.dataset)
-        counted = Counted(checkpoint.network)
+        counted = CountedNetwork(checkpoint.network)
         variance = pick_variance(self.variance, recipe)
         learned = variance == "learned"
         denoise, schedule = self.chain(counted, checkpoint.schedule, recipe, learned)
@@ -43,13 +43,13 @@ class MeasureLikelihood(flags.MeasureLikelihood):
         batch_size = self.batch_size if device.type == "cpu" else 1
         check_drawing(recipe, len(images), batch_size)
         margin = sets.known_margin(recipe)
-        files.writable_file(self.out)
+        files.check_writable(self.out)
         kept = keep_parts(self, self.out, counted, device, extractors.digest(images))
         with kept.stoppable():
             bound = likelihood.bits_per_dim(
                 denoise, schedule, images, exponent=EXPONENTS[variance],
                 times_per_image=self.times_per_image, margin=margin, batch_size=self.batch_size,
-                seed=self.seed, device=device, progress=progress_bar, part=kept.part,
+                seed=self.seed, device=device, progress=progress_bar, part=kept.compute,
             )  # fmt: skip
             sides = [side - 2 * black for side, black in zip(recipe.shape[1:], margin)]
             each = kept.evaluations / len(images)

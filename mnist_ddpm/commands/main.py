@@ -17,7 +17,8 @@ from typing import Annotated
 import tyro
 
 from mnist_ddpm.commands import flags, training_flags
-from mnist_ddpm.machine.text import CONTROL, at_home, printable, program
+from mnist_ddpm.machine.shell import expand_home, program
+from mnist_ddpm.machine.text import CONTROL, printable
 from mnist_ddpm.training.options import PRESETS, check_size, settled
 
 COMMANDS = {
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None, began: float | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a file's name may have letters that it cannot write
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    given = [at_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
+    given = [expand_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
     try:
         check_arguments(given)
         command = parsed(given)

@@ -70,7 +70,7 @@ class PlanTraining(training_flags.PlanTraining):
     def check_places(self) -> list[Path]:
         """The folders for the checkpoints. Raises ValueError or OSError where they cannot be."""
         if self.guide:
-            planning.check_guided(self.dataset)
+            planning.check_guide_dataset(self.dataset)
         folders = [self.out, self.out / GUIDE] if self.guide else [self.out]
         if not self.dry_run:
             for folder in folders:

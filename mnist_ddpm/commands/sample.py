@@ -17,7 +17,7 @@ from mnist_ddpm.commands.reading import read_conditions, read_image
 from mnist_ddpm.data.labels import label_names
 from mnist_ddpm.evaluation import extractors, generation
 from mnist_ddpm.machine import files
-from mnist_ddpm.machine.partial_results import Counted
+from mnist_ddpm.machine.partial_results import CountedNetwork
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.training.recipe import Recipe
 
@@ -31,7 +31,7 @@ class Sample(flags.Sample, Drawing):
         """Draws and writes. What cannot be drawn is told before."""
         world, device = self.connect()
         checkpoint = load_checkpoint(self, self.checkpoint, device)
-        recipe, counted = checkpoint.recipe, Counted(checkpoint.network)
+        recipe, counted = checkpoint.recipe, CountedNetwork(checkpoint.network)
         self.take_advice(recipe, heed=not self.mask)  # which is not for filling in
         pictures = self.conditions(recipe)
         digests = [] if pictures is None else [extractors.digest(pictures)]

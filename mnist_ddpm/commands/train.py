@@ -14,7 +14,7 @@ from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.machine import devices, files, folder_lock, processes
 from mnist_ddpm.machine.processes import World
-from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.training import cost, presets, saving, tracking
 from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.recipe import Recipe, fitted
@@ -66,15 +66,15 @@ class Train(training_flags.Train):
             apart(self.out, recipe.dataset)
         world = processes.connect(self.processes, self.device == "cpu")
         device = devices.pick_device(self.device, world)
-        processes.check_batch(recipe.batch_size, world)
-        with processes.one_first(world):
+        processes.check_batch_size(recipe.batch_size, world)
+        with processes.main_process_first(world):
             sets.check_labelled(recipe, self.data)
         network = check_names(recipe)
         if device.type == "cpu":  # a GPU has errors of its own
             cost.check_training(recipe)
         recipe = self.precise(recipe, device)
         devices.check_precision(recipe.precision, device)
-        with folder_lock.occupied(files.writable_folder(self.out), world):
+        with folder_lock.locked_folder(files.writable_folder(self.out), world):
             pass  # said before images are read
         weights = None
         if recipe.init_from and not self.resume:
@@ -86,7 +86,7 @@ class Train(training_flags.Train):
             if recipe.objective in catalogue.MATCHING:
                 weights |= as_second(recipe)
         taught_by = teachers.teacher(recipe, device) if recipe.teacher else None
-        with processes.one_first(world):
+        with processes.main_process_first(world):
             images = sets.load_images(recipe, self.data)
             labels = sets.load_labels(recipe, self.data) if recipe.classes else None
         if self.fits:
@@ -110,8 +110,8 @@ class Train(training_flags.Train):
         lost = devices.emulates(recipe.precision, device)
         if self.typed_precision or (self.resume and not lost):
             return recipe
-        own = devices.own_precision(device)
-        if own != recipe.precision and first_process():
+        own = devices.default_precision(device)
+        if own != recipe.precision and is_first_process():
             reason = "this GPU has no bfloat16 arithmetic" if lost else "this GPU computes in it"
             print(f"training in {own}, since {reason} (a --precision that you type wins)")
         return replace(recipe, precision=own)
@@ -170,12 +170,12 @@ def opened_log(
     """
     if command.log == "none" or world.rank > 0:
         return nullcontext()
-    return tracking.opened(command.log, command.out, recipe, step)
+    return tracking.tracker_log(command.log, command.out, recipe, step)
 
 
 def tell_fitted(before: Recipe, recipe: Recipe, n: int) -> None:
     """Says where a batch has become smaller to fit n images."""
-    if n < before.batch_size and first_process():
+    if n < before.batch_size and is_first_process():
         told = f"{n} images are fewer than a batch of {before.batch_size}"
         print(f"{told}: batches have {recipe.batch_size}")
 

@@ -14,7 +14,7 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.extractors import Judge, digest
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import first_line, replacing
-from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.progress import is_first_process
 
 COMPUTING = 1  # to be raised when the same extractor gives the same images other features
 
@@ -67,7 +67,7 @@ class RealImages:
         """Says beforehand what takes long."""
         kinds = self.kinds.items()
         missing = [whose for kind, (_, whose) in kinds if not self.path(kind).is_file()]
-        if missing and first_process():
+        if missing and is_first_process():
             what = f"the features of {' and '.join(missing)} are computed"
             print(f"the first card takes longer: {what}, and kept in {self.folder}", flush=True)
 
@@ -95,7 +95,7 @@ def read(path: Path, n: int) -> Tensor | None:
         check(features.ndim == 2 and len(features) == n, f"it holds {features.shape}")
         return torch.from_numpy(features).double()
     except Exception as error:  # NumPy's are of many kinds
-        if first_process():
+        if is_first_process():
             told = f"{path} is damaged or of other images ({first_line(error)})"
             print(f"{told}: the features are computed anew", flush=True)
         return None
@@ -108,6 +108,6 @@ def write(path: Path, features: Tensor) -> None:
             # extractors give float32: nothing is lost
             np.savez(file, features=features.float().numpy(), name=path.name)
     except OSError as error:
-        if first_process():
+        if is_first_process():
             told = f"the features cannot be kept ({first_line(error)})"
             print(f"{told}: the next card computes them again", flush=True)

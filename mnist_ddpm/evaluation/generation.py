@@ -13,7 +13,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
 from mnist_ddpm.evaluation.sharing import collect
 from mnist_ddpm.machine import prefetch
-from mnist_ddpm.machine.partial_results import Kept
+from mnist_ddpm.machine.partial_results import PartialResults
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods import guidance, shortcuts
@@ -103,7 +103,7 @@ def generate(
     batch_size: int = 256,
     film_images: int = 0,
     device: torch.device | str = "cpu",
-    kept: Kept | None = None,
+    kept: PartialResults | None = None,
     world: World | None = None,
     progress: bool = True,
 ) -> tuple[Tensor, Film]:
@@ -123,7 +123,7 @@ def generate(
     starts = range(0, len(mine), batch_size)
     total = len(starts) * len(times)
     images, film = [], []
-    keep = kept.part if kept else lambda name, work: work()
+    keep = kept.compute if kept else lambda name, work: work()
     title, quiet = f"drawing {n} images", not progress
 
     def drawn(batch: range) -> Part:
@@ -147,7 +147,7 @@ def noise_source(
     seed: int, batch: range, shape: tuple[int, int, int], device: torch.device
 ) -> Callable[[], Tensor]:
     """As ddpm.noise_source. A GPU does not wait: threads draw what its next step will ask for."""
-    if not prefetch.waits(device):
+    if not prefetch.is_asynchronous(device):
         return ddpm.noise_source(seed, batch, shape, device)
     size = math.ceil(len(batch) / torch.get_num_threads())
     parts = (batch[first : first + size] for first in range(0, len(batch), size))
@@ -158,7 +158,7 @@ def noise_source(
             while True:
                 yield torch.cat([*pool.map(lambda source: source(), sources)])
 
-    return partial(next, prefetch.sent(draws(), device))
+    return partial(next, prefetch.to_device(draws(), device))
 
 
 @torch.no_grad()
@@ -182,7 +182,7 @@ def develop(states: States, T: int, film_images: int, bar: tqdm) -> Part:
     return part
 
 
-def cost(kept: Kept, n: int, world: World | None = None) -> dict[str, float]:
+def cost(kept: PartialResults, n: int, world: World | None = None) -> dict[str, float]:
     """For a card: what n images took, in evaluations of the network and in seconds."""
     world = world or World()
     seconds = torch.tensor([kept.seconds], dtype=torch.float32, device=world.device)

@@ -12,14 +12,15 @@ import sys
 import tyro
 
 from mnist_ddpm.experiments.experiment_flags import NAMES, ONE_OF, Arguments
-from mnist_ddpm.machine.text import at_home, printable
+from mnist_ddpm.machine.shell import expand_home
+from mnist_ddpm.machine.text import printable
 
 PROGRAM = "python -m mnist_ddpm.experiments"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
-    given = [at_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
+    given = [expand_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
     asked = tyro.cli(Arguments, args=given, prog=PROGRAM)
     try:
         if asked.name not in NAMES:

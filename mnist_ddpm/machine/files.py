@@ -1,4 +1,4 @@
-"""Files and folders that results are written to."""
+"""Writing files that are never left half-finished, and reading tensors with their checksums."""
 
 import errno
 import glob
@@ -14,40 +14,39 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-# The errors of a device, which are no errors of a file
-DEVICE_ERRORS = torch.OutOfMemoryError, torch.AcceleratorError
-UNSYNCED = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP  # some network drives know no fsync
-FOLDER = 0x10  # an attribute in a zip, for which torch.load would leave a tensor's memory as it is
-ABANDONED = 600  # seconds without writing, after which a .partial file is taken as left behind
+DEVICE_ERRORS = torch.OutOfMemoryError, torch.AcceleratorError  # not about a file
+NO_FSYNC = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP  # of some network drives
+IS_FOLDER = 0x10  # a zip's attribute, for which torch.load leaves a tensor's memory unset
+ABANDONED = 600  # seconds without writing after which a .partial file counts as left behind
 
 
 def writable_folder(folder: str | Path) -> Path:
-    """The folder, made where missing. Raises OSError now, not after hours, if it is read-only."""
+    """The folder, created if missing. Raises OSError at once, not after hours, if read-only."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return Path(folder)
     except OSError as error:
-        problem = f"cannot write to the folder {folder} ({error.strerror})"
-        raise OSError(f"{problem}: choose another") from error
+        reason = error.strerror
+        raise OSError(f"cannot write to the folder {folder} ({reason}): choose another") from error
 
 
-def writable_file(path: Path) -> None:
-    """Makes the folder of a result. Raises OSError now if the file could not be written later."""
+def check_writable(path: Path) -> None:
+    """Creates the folder of a file. Raises OSError if the file could not be written there."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, and should be a file: name one in it")
     writable_folder(path.parent)
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line, or its repr if it says nothing."""
+    """The first line of an error's message, or its repr if it has none."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether its text has it: for Apple's GPUs and processors PyTorch has no class of errors."""
-    said = "out of memory", "not enough memory", "can't allocate memory"
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, judged by the message: PyTorch has no class for every device."""
+    phrases = "out of memory", "not enough memory", "can't allocate memory"
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def load_tensors(path: Path) -> object:
@@ -57,71 +56,71 @@ def load_tensors(path: Path) -> object:
     where one differs, and errors of many kinds for other damage.
     """
     with path.open("rb") as file:
-        if zipfile.is_zipfile(file):  # older files than PyTorch 1.6 are none, and have no checksums
+        if zipfile.is_zipfile(file):  # files from before PyTorch 1.6 are none, without checksums
             with zipfile.ZipFile(file) as archive:
-                parts = archive.infolist()
-                folders = [part.filename for part in parts if part.external_attr & FOLDER]
-                wrong = folders[0] if folders else archive.testzip()
-            if wrong is not None:
-                raise ValueError(f"{wrong} in it is damaged")
+                entries = archive.infolist()
+                folders = [entry.filename for entry in entries if entry.external_attr & IS_FOLDER]
+                damaged = folders[0] if folders else archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} in it is damaged")
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, whose folder is made; each call has its own.
+    """A temporary path beside `path`, whose folder is created; each call has its own.
 
-    It takes the place of `path`, once it is on the disk, if the block ends without an error. Those
-    that were left behind are removed. Raises OSError where it cannot be written, a full disk among
-    the reasons.
+    If the block ends without an error, the temporary file is flushed to disk and replaces `path`.
+    Temporary files of killed runs are removed. Raises OSError where it cannot be written, for
+    example on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f"{glob.escape(path.name)}.*partial"):
-        remove_abandoned(old)
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*partial"):
+        remove_abandoned(partial)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary
-        to_disk(temporary)
-        moved(temporary, path)
+        flush_to_disk(temporary)
+        move_into_place(temporary, path)
     except DEVICE_ERRORS:
         raise
-    except (SafetensorError, RuntimeError, OSError) as error:  # so do safetensors, torch
+    except (SafetensorError, RuntimeError, OSError) as error:  # a full disk may be any of these
         if isinstance(error, OSError) and error.errno != errno.ENOSPC:
             raise
-        problem = f"{path} could not be written ({first_line(error)})"
-        raise OSError(f"{problem}: is there room?") from error
+        reason = first_line(error)
+        raise OSError(f"{path} could not be written ({reason}): is the disk full?") from error
     finally:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
 
 
-def moved(temporary: Path, path: Path) -> None:
-    """Puts a file in the place of another, which on Windows somebody may be reading."""
-    for wait in (0.1, 1, 5, 0):
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Renames a file over another; on Windows waits until nobody is reading that one."""
+    for seconds in (0.1, 1, 5, 0):
         try:
             os.replace(temporary, path)
             return
         except PermissionError:
-            if os.name != "nt" or not wait:
+            if os.name != "nt" or not seconds:
                 raise
-            time.sleep(wait)
+            time.sleep(seconds)
 
 
 def remove_abandoned(partial: Path) -> None:
-    """Removes what a run that was killed has left. Another may be writing what is younger."""
+    """Removes the temporary file of a killed run, unless it is so young that one may write it."""
     with suppress(OSError):  # in use, on some systems, or gone already
         if time.time() - partial.stat().st_mtime > ABANDONED:
             partial.unlink()
 
 
-def to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Waits until a file's content, or a folder's names, would survive a power failure."""
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in UNSYNCED:
+        if error.errno not in NO_FSYNC:
             raise
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""The folder of a training: for one at a time, and known by more than its name."""
+"""A folder that is locked for one run at a time, and recognised after it was renamed."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,75 +15,76 @@ LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder's name, and its number, which it keeps where it or one above it is renamed."""
+class FolderIdentity:
+    """A folder's path, and its inode, which stays the same when it or a parent is renamed."""
 
-    name: Path
-    number: tuple[int, int] | None  # device and inode; None where there is no such folder
+    path: Path
+    inode: tuple[int, int] | None  # device and inode; None if there is no such folder
 
     @classmethod
-    def of(cls, folder: str | Path) -> "Place":
-        found = None
+    def of(cls, folder: str | Path) -> "FolderIdentity":
+        """The identity of a folder, which need not exist."""
+        inode = None
         with suppress(OSError):
-            found = os.stat(folder)
-        return cls(Path(folder).resolve(), found and (found.st_dev, found.st_ino))
+            status = os.stat(folder)
+            inode = status.st_dev, status.st_ino
+        return cls(Path(folder).resolve(), inode)
 
-    def holds(self, folder: str | Path) -> bool:
-        """Whether the folder is this one. A name is enough: some disks number folders again."""
-        other = Place.of(folder)
-        return self.name == other.name or (self.number and self.number == other.number)
+    def matches(self, folder: str | Path) -> bool:
+        """Whether a folder is this one. An equal path suffices: some disks change inodes."""
+        other = FolderIdentity.of(folder)
+        return self.path == other.path or bool(self.inode and self.inode == other.inode)
 
 
 @contextmanager
-def occupied(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
-    """Inside, no other training is in the folder: the first process locks it for all.
+def locked_folder(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
+    """Locks a folder against other trainings; the first process locks it for all.
 
-    Yields what returns the folder's name, which may be another later. Where a disk knows no locks,
-    that is printed. Raises BlockingIOError, in all processes, where another training is there.
+    Yields a function that returns the folder's path, which may change. Where a disk has no locks,
+    that is printed. Raises BlockingIOError, in all processes, if another training has the lock.
     """
     with ExitStack() as stack:
-        taken = True
+        is_busy = False
         if world.rank == 0:
             lock = FileLock(folder / LOCK)
             try:
                 lock.acquire(timeout=0)
                 stack.callback(lock.release)
             except Timeout:
-                taken = False
+                is_busy = True
             except (OSError, NotImplementedError) as error:
-                told = f"{folder} cannot be locked ({first_line(error)})"
-                print(f"{told}: see to it that nothing else trains there meanwhile")
-        if world.any(not taken):
-            problem = f"another training is at work in {folder}"
-            advice = f"wait, or take another folder (if none is, remove {folder / LOCK})"
-            raise BlockingIOError(f"{problem}: {advice}")
-        where = followed(folder, stack)
+                advice = "make sure that nothing else trains there meanwhile"
+                print(f"{folder} cannot be locked ({first_line(error)}): {advice}")
+        if world.any(is_busy):
+            advice = f"wait, or choose another folder (if none is, remove {folder / LOCK})"
+            raise BlockingIOError(f"another training is at work in {folder}: {advice}")
+        current_path = folder_tracker(folder, stack)
         if world.rank == 0:
-            stack.callback(lambda: remove(where() / LOCK))
-        yield where
+            stack.callback(lambda: remove_quietly(current_path() / LOCK))
+        yield current_path
 
 
-def followed(folder: Path, stack: ExitStack) -> Callable[[], Path]:
-    """What returns a folder's name while the stack is open."""
+def folder_tracker(folder: Path, stack: ExitStack) -> Callable[[], Path]:
+    """A function that returns the folder's current path, until the stack is closed."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders, nor renames those in use
+    except OSError:  # Windows cannot open folders, nor rename those in use
         return lambda: folder
     stack.callback(os.close, handle)
 
-    def now() -> Path:
-        with suppress(OSError):  # no such name, or no /proc
-            own = os.fstat(handle)
+    def current_path() -> Path:
+        with suppress(OSError):  # no such path, or no /proc
+            own_status = os.fstat(handle)
             for path in (folder, Path(os.readlink(f"/proc/self/fd/{handle}"))):
                 with suppress(OSError):
-                    if os.path.samestat(os.stat(path), own):
+                    if os.path.samestat(os.stat(path), own_status):
                         return path
-        return folder  # removed, or out of sight: it is made anew
+        return folder  # removed or out of reach: it is created again
 
-    return now
+    return current_path
 
 
-def remove(path: Path) -> None:
-    """Removes a file, if it can."""
+def remove_quietly(path: Path) -> None:
+    """Removes a file if possible."""
     with suppress(OSError):
         path.unlink(missing_ok=True)

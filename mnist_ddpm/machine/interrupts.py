@@ -9,80 +9,83 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.progress import is_first_process
 
-SIGNALS = "SIGINT", "SIGTERM", "SIGHUP"  # Ctrl-C; kill; a closed terminal, which Windows has not
+SIGNALS = "SIGINT", "SIGTERM", "SIGHUP"  # Ctrl-C; kill; a closed terminal, not on Windows
 
 
 class Stopped(KeyboardInterrupt):
-    """By a signal. folder: that of a run to resume."""
+    """A signal stopped the work. folder: that of the run to resume, if there is one."""
 
     def __init__(
-        self, told: str = "interrupted", signum: int = signal.SIGINT, folder: Path | None = None
+        self, message: str = "interrupted", signum: int = signal.SIGINT, folder: Path | None = None
     ):
-        super().__init__(told)
-        self.signum, self.folder = signum, folder
+        super().__init__(message)
+        self.signum = signum
+        self.folder = folder
 
 
 @contextmanager
-def handled(handler: Callable, names: tuple[str, ...] = SIGNALS) -> Iterator[None]:
-    """Inside, the handler gets these signals. What is ignored, as nohup has it, still is."""
-    previous, lost = {}, sys.unraisablehook
-    sys.unraisablehook = partial(heard_again, lost)
+def signal_handler(handler: Callable, names: tuple[str, ...] = SIGNALS) -> Iterator[None]:
+    """Calls the handler for these signals. Ignored ones stay ignored, as nohup wants it."""
+    previous_handlers = {}
+    previous_hook = sys.unraisablehook
+    sys.unraisablehook = partial(resend_dropped_signal, previous_hook)
     try:
         with suppress(ValueError):  # outside the main thread, where no signal arrives
             for signum in [getattr(signal, name) for name in names if hasattr(signal, name)]:
                 if signal.getsignal(signum) != signal.SIG_IGN:
-                    previous[signum] = signal.signal(signum, handler)
+                    previous_handlers[signum] = signal.signal(signum, handler)
         yield
     finally:
-        sys.unraisablehook = lost
-        for signum, before in previous.items():
-            if before is not None:  # of a program that Python is a part of: it cannot be set again
-                signal.signal(signum, before)
+        sys.unraisablehook = previous_hook
+        for signum, previous in previous_handlers.items():
+            if previous is not None:  # None: of a program that embeds Python
+                signal.signal(signum, previous)
 
 
-def heard_again(lost: Callable, what) -> None:
-    """Sends a signal again that came where Python drops errors, as in a finaliser."""
-    if isinstance(what.exc_value, Stopped):
-        threading.Timer(0.05, to_main_thread, [what.exc_value.signum]).start()
+def resend_dropped_signal(previous_hook: Callable, unraisable) -> None:
+    """Sends a signal again that arrived where Python drops exceptions, as in a finaliser."""
+    if isinstance(unraisable.exc_value, Stopped):
+        threading.Timer(0.05, signal_main_thread, [unraisable.exc_value.signum]).start()
     else:
-        lost(what)
+        previous_hook(unraisable)
 
 
-def to_main_thread(signum: int) -> None:
-    """Sends it a signal, also where it waits; Windows can only mark the signal as come."""
+def signal_main_thread(signum: int) -> None:
+    """Sends the main thread a signal, which also ends its waiting except on Windows."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident, signum)
     else:
         signal.raise_signal(signum)
 
 
-def stop(signum, frame) -> None:
-    """A handler that stops the work at once."""
+def raise_stopped(signum, frame) -> None:
+    """A signal handler that stops the work at once."""
     raise Stopped(signum=signum)
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list[int]]:
-    """Inside, signals to stop only add their numbers to the list that it yields.
+    """Only records the signals to stop, in the list of numbers that it yields.
 
     A second Ctrl-C, more than a second after the first signal, raises Stopped at once.
     """
-    pressed, since = getattr(signal.getsignal(signal.SIGINT), "pressed", ([], []))
+    record = getattr(signal.getsignal(signal.SIGINT), "record", ([], []))
+    received, times = record
 
     def handler(signum, frame):
-        # Launchers pass a signal on that has come already: one press may come twice.
-        pressed.append(signum)
-        since.append(time.monotonic())
-        if signum == signal.SIGINT and since[-1] > since[0] + 1:
-            problem = "interrupted within a step"
-            raise Stopped(f"{problem}: what was saved before, if anything, is good", signum)
-        if len(pressed) == 1 and first_process():
-            more = "; once more stops at once" if signum == signal.SIGINT else ""
-            with suppress(RuntimeError, OSError, ValueError):  # of a stream that is busy or broken
-                print(f"\nstopping after this step, to save it{more}", flush=True)
+        # Launchers pass signals on, so one Ctrl-C may arrive twice.
+        received.append(signum)
+        times.append(time.monotonic())
+        if signum == signal.SIGINT and times[-1] > times[0] + 1:
+            advice = "what was saved before, if anything, is good"
+            raise Stopped(f"interrupted within a step: {advice}", signum)
+        if len(received) == 1 and is_first_process():
+            hint = "; once more stops at once" if signum == signal.SIGINT else ""
+            with suppress(RuntimeError, OSError, ValueError):  # the stream is busy or broken
+                print(f"\nstopping after this step, to save it{hint}", flush=True)
 
-    handler.pressed = pressed, since
-    with handled(handler):
-        yield pressed
+    handler.record = record
+    with signal_handler(handler):
+        yield received

@@ -1,4 +1,4 @@
-"""Long work whose parts are kept, so that it goes on where it was stopped."""
+"""Partial results of long work, saved so that it can be stopped and resumed."""
 
 import shutil
 import signal
@@ -17,22 +17,23 @@ from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
 from mnist_ddpm.machine.threads import adapt_threads
 
-KEEP_EVERY = 60.0  # seconds of work from one saving to the next
+SAVE_INTERVAL = 60.0  # seconds of work from one save to the next
 Part = dict[str, Tensor]
 
 
-class Counted:
-    """A network that counts the images it is asked about: what sampling costs."""
+class CountedNetwork:
+    """A network that counts the images it evaluates: the cost of sampling."""
 
     def __init__(self, network: Network):
-        self.network, self.evaluations = network, 0
+        self.network = network
+        self.evaluations = 0
 
     def __call__(self, xt: Tensor, *args, **kwargs) -> Tensor:
         self.evaluations += len(xt)
         return self.network(xt, *args, **kwargs)
 
-    def also(self, other: Network) -> Network:
-        """Another network, whose images count here too."""
+    def counting(self, other: Network) -> Network:
+        """Another network, whose evaluations count here too."""
 
         def counted(xt: Tensor, *args, **kwargs) -> Tensor:
             self.evaluations += len(xt)
@@ -41,74 +42,77 @@ class Counted:
         return counted
 
 
-class Kept:
-    """The parts of a long work, kept in a separate folder, from where it goes on if stopped.
+class PartialResults:
+    """The parts of a long work, in a folder of their own, which resumes the work if stopped.
 
-    The folder is made after a minute, or when the work is stopped. counted: the work's network.
+    The folder is created after a minute, or when the work is stopped. counted: the network that
+    the work evaluates.
     """
 
-    def __init__(self, folder: Path, counted: Counted):
-        self.folder, self.counted = folder, counted
-        self.seconds, self.evaluations = 0.0, 0  # of all parts, whenever they were done
-        self.fresh: dict[Path, Part] = {}  # parts not saved yet
-        self.saved = time.monotonic()
+    def __init__(self, folder: Path, counted: CountedNetwork):
+        self.folder = folder
+        self.counted = counted
+        self.seconds = 0.0  # of all parts, including those of earlier processes
+        self.evaluations = 0  # likewise
+        self.unsaved: dict[Path, Part] = {}
+        self.saved_at = time.monotonic()
 
-    def part(self, name: str, work: Callable[[], Part]) -> Part:
-        """What work returns, or has returned before under that name.
+    def compute(self, name: str, work: Callable[[], Part]) -> Part:
+        """The part that work() returns, or returned earlier under that name.
 
-        Raises OSError where it cannot be saved.
+        Raises OSError if it cannot be saved.
         """
         path = self.folder / f"{name}.npz"
         try:
-            check(path.is_file(), "")  # a pipe would keep us waiting
-            with path.open("rb") as opened, np.load(opened) as file:
-                part = {key: torch.from_numpy(file[key]) for key in file}
+            check(path.is_file(), "")  # reading a pipe might never end
+            with path.open("rb") as file, np.load(file) as arrays:
+                part = {key: torch.from_numpy(arrays[key]) for key in arrays}
             part["cost"].view(2)
-        except Exception:  # it is not there or damaged: NumPy's errors are of many kinds
-            part = self.fresh[path] = self.done(work)
-            if time.monotonic() - self.saved > KEEP_EVERY:
+        except Exception:  # it is missing or damaged: NumPy's errors are of many kinds
+            part = self.unsaved[path] = self.measured(work)
+            if time.monotonic() - self.saved_at > SAVE_INTERVAL:
                 self.save()
         seconds, evaluations = part["cost"].tolist()
         self.seconds += seconds
         self.evaluations += round(evaluations)
         return part
 
-    def done(self, work: Callable[[], Part]) -> Part:
-        """What work returns, and what it cost: seconds, evaluations."""
+    def measured(self, work: Callable[[], Part]) -> Part:
+        """The part that work() returns, with "cost": its seconds and evaluations."""
         adapt_threads()
-        began, before = time.monotonic(), self.counted.evaluations
+        start = time.monotonic()
+        evaluations = self.counted.evaluations
         part = work()
-        cost = time.monotonic() - began, self.counted.evaluations - before
+        cost = time.monotonic() - start, self.counted.evaluations - evaluations
         return part | {"cost": torch.tensor(cost, dtype=torch.float64)}
 
     def save(self) -> None:
-        """Writes the parts that are only in memory. Raises OSError where it cannot."""
-        for path, part in [*self.fresh.items()]:
+        """Writes the parts that are only in memory. Raises OSError if it cannot."""
+        for path, part in [*self.unsaved.items()]:
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **{key: tensor.numpy() for key, tensor in part.items()})
-            del self.fresh[path]
-        self.saved = time.monotonic()
+            del self.unsaved[path]
+        self.saved_at = time.monotonic()
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Inside, the parts are saved when anything stops the work, and the place is printed.
+        """Saves the parts when anything stops the work, and prints where.
 
-        Of KeyboardInterrupt that is the message.
+        KeyboardInterrupt becomes a Stopped with that message.
         """
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
         try:
             yield
         except BaseException as error:
-            with suppress(OSError), deferred_interrupt():  # the first error is the one to tell
+            with suppress(OSError), deferred_interrupt():  # the first error is the one to report
                 self.save()
             if not self.folder.is_dir():
                 raise
-            kept = f"what is done is kept in {self.folder}"
-            kept = f"{kept}, and the same command goes on from there"
+            message = f"what is done is kept in {self.folder}; the same command resumes from it"
             if isinstance(error, KeyboardInterrupt):
                 signum = getattr(error, "signum", signal.SIGINT)
-                raise Stopped(f"stopped: {kept}", signum) from error
-            print(kept, file=sys.stderr)
+                raise Stopped(f"stopped: {message}", signum) from error
+            print(message, file=sys.stderr)
             raise
 
     def discard(self) -> None:

@@ -1,4 +1,4 @@
-"""What a GPU would wait for: the next batch, the next noise. Another thread makes it meanwhile."""
+"""Prefetching: another thread makes the next batch or noise while a GPU computes."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,30 +10,33 @@ from torch import Tensor
 END = object()
 
 
-def waits(device: torch.device) -> bool:
-    """Whether a device would wait for the processor, which has time to spare beside it."""
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether the device computes beside the processor, which then has time to prefetch."""
     return device.type == "cuda"
 
 
-def one_ahead(made: Iterable) -> Iterator:
-    """The same things. While one is in use, the next is made in another thread."""
-    made = iter(made)
+def prefetched(items: Iterable) -> Iterator:
+    """The same items. While one is in use, another thread makes the next."""
+    iterator = iter(items)
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, made, END)
-        while (thing := coming.result()) is not END:
-            coming = pool.submit(next, made, END)
-            yield thing
+        future = pool.submit(next, iterator, END)
+        while True:
+            item = future.result()
+            if item is END:
+                return
+            future = pool.submit(next, iterator, END)
+            yield item
 
 
-def sent(made: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Tensors that the processor makes, on a device."""
-    if not waits(device):
-        return (tensor.to(device) for tensor in made)
-    pages = one_ahead(map(partial(pinned, device=device), made))
-    return (tensor.to(device, non_blocking=True) for tensor in pages)
+def to_device(tensors: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The processor's tensors on a device, prefetched if that is asynchronous."""
+    if not is_asynchronous(device):
+        return (tensor.to(device) for tensor in tensors)
+    pinned = prefetched(map(partial(pin, device=device), tensors))
+    return (tensor.to(device, non_blocking=True) for tensor in pinned)
 
 
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor in memory from which a GPU copies by itself."""
+def pin(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in page-locked memory, from which a GPU copies by itself."""
     with torch.cuda.device(device):  # else a thread would open the first GPU
         return tensor.pin_memory()

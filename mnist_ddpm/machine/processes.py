@@ -1,4 +1,4 @@
-"""One run on several processes, each with its GPU, by way of Hugging Face Accelerate.
+"""Several processes, each with its GPU, that share a run by way of Hugging Face Accelerate.
 
 A launcher (`accelerate launch`, `torchrun`, or Accelerate's `notebook_launcher`) starts them all
 with the same command, on one machine or many.
@@ -20,34 +20,38 @@ from mnist_ddpm.machine.files import first_line
 
 
 class World:
-    """The processes that share the work of a run: here just one."""
+    """The processes that share the work of a run: here one alone."""
 
-    rank, size, device = 0, 1, torch.device("cpu")  # where it gathers
+    rank = 0
+    size = 1
+    device = torch.device("cpu")  # of the tensors that it gathers
 
     def share(self, n: int, rank: int | None = None) -> range:
-        """This process's part of n things, or another rank's."""
+        """The indices, of n, that this process or that of a rank works on."""
         rank = self.rank if rank is None else rank
         return range(rank * n // self.size, (rank + 1) * n // self.size)
 
     def gather(self, x: Tensor) -> Tensor:
-        """All processes' x, in their order: (size * N, …)."""
+        """All processes' x (N, …), in their order: (size * N, …)."""
         return x
 
     def any(self, flag: bool) -> bool:
-        """Whether any process has flag set."""
+        """Whether the flag is set in any process."""
         return flag
 
     def prepare(self, network: nn.Module) -> nn.Module:
-        """The network as training calls it: its gradients become the mean of all processes'."""
+        """The network for training: its gradients become the mean over all processes."""
         return network
 
 
 class Processes(World):
-    """Processes that a launcher started."""
+    """Several processes that a launcher has started."""
 
     def __init__(self, accelerator):
-        self.accelerator, self.device = accelerator, accelerator.device
-        self.rank, self.size = accelerator.process_index, accelerator.num_processes
+        self.accelerator = accelerator
+        self.device = accelerator.device
+        self.rank = accelerator.process_index
+        self.size = accelerator.num_processes
 
     def gather(self, x: Tensor) -> Tensor:
         return self.accelerator.gather(x.contiguous())
@@ -60,92 +64,91 @@ class Processes(World):
 
 
 def connect(expected: int = 0, cpu: bool = False) -> World:
-    """This process's world, of as many processes as expected; 0: as launched.
+    """This process's world, of the expected number of processes; 0: of as many as were launched.
 
-    Raises ValueError where that is not so.
+    Raises ValueError if another number was launched.
     """
-    started = int(os.environ.get("WORLD_SIZE", 1))  # as the launcher says
-    problem = f"{expected} processes were asked for, and {started} started"
+    launched = int(os.environ.get("WORLD_SIZE", 1))  # set by the launcher
     check(
-        expected in (0, started),
-        f"{problem}: launch them with torchrun --nproc-per-node {expected}, or accelerate launch "
-        f"--multi_gpu --num_processes {expected} (without GPUs accelerate launch --cpu starts one "
-        "alone unless its configuration says otherwise)",
+        expected in (0, launched),
+        f"{expected} processes were asked for, and {launched} started: launch them with torchrun "
+        f"--nproc-per-node {expected}, or accelerate launch --multi_gpu --num_processes {expected} "
+        "(without GPUs accelerate launch --cpu starts one alone unless its configuration says "
+        "otherwise)",
     )
-    if started > 1:
-        return connected(started, cpu)
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and not expected:  # accelerate launch sets it
-        told = "accelerate launch has started one process"
-        print(f"{told}; if you wanted several, --processes N says why not")
+    if launched > 1:
+        return connect_processes(launched, cpu)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and not expected:  # set by accelerate launch
+        hint = "if you wanted several, --processes N says why not"
+        print(f"accelerate launch has started one process; {hint}")
     return World()
 
 
-def connected(started: int, cpu: bool) -> Processes:
-    """The world of several processes. Raises ValueError where Accelerate connects fewer."""
-    import torch.distributed.nn  # after connecting, its functions' defaults would keep it open
-    from accelerate import Accelerator, InitProcessGroupKwargs  # two seconds, for several alone
+def connect_processes(launched: int, cpu: bool) -> Processes:
+    """The world of several processes. Raises ValueError if Accelerate connects fewer."""
+    import torch.distributed.nn  # if imported after connecting, it would keep the connection open
+    from accelerate import Accelerator, InitProcessGroupKwargs  # takes two seconds
 
-    # The others wait while one decodes a data set.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     cpu = cpu or not torch.cuda.is_available()
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # one may decode a data set
     # The precision is the recipe's.
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
     world = Processes(accelerator)
-    told = f"the launcher speaks of {started} processes, and Accelerate has connected {world.size}"
-    check(world.size == started, f"{told}: launch them with torchrun or accelerate launch")
+    counts = f"the launcher started {launched} processes, and Accelerate has connected {world.size}"
+    check(world.size == launched, f"{counts}: launch them with torchrun or accelerate launch")
     return world
 
 
-def leave() -> None:
-    """Closes the connection: a process that exits with its threads at work may be aborted."""
+def disconnect() -> None:
+    """Closes the connection. A process that exits without this may be aborted by its threads."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        gc.collect()  # networks that trained hold on to it
+        gc.collect()  # trained networks hold on to the connection
 
 
-def one_first(world: World) -> AbstractContextManager:
-    """Inside, the others of this machine wait for the first, which fills a cache that they read."""
+def main_process_first(world: World) -> AbstractContextManager:
+    """The machine's first process runs the block before the others, which read what it cached."""
     if world.size == 1:
         return nullcontext()
     return world.accelerator.local_main_process_first()
 
 
-def check_batch(size: int, world: World) -> None:
-    """Raises ValueError where these processes cannot share a batch of this size equally."""
-    problem = f"batch_size {size} cannot be shared by {world.size} processes"
-    check(size % world.size == 0, f"{problem}: take a multiple")
+def check_batch_size(size: int, world: World) -> None:
+    """Raises ValueError unless these processes can share a batch of this size equally."""
+    refusal = f"batch_size {size} cannot be shared by {world.size} processes: take a multiple"
+    check(size % world.size == 0, refusal)
 
 
 def train_in_notebook(processes: int, train: Callable, *arguments) -> None:
-    """train(*arguments, device=, world=) on so many GPUs, or processes, from a notebook.
+    """Runs train(*arguments, device=, world=) on several GPUs, or processes, from a notebook.
 
-    Where they cannot be launched, on one, which is printed. Raises ValueError for fewer than two,
-    and where this process has used a GPU already: those forked from it could not use one.
+    If they cannot be launched, it prints that and uses one. Raises ValueError for fewer than two,
+    and if this process has used a GPU already, which those forked from it then cannot.
     """
     check(processes > 1, "one process needs no launcher: train without it")
-    used = f"to train on {processes} GPUs, run this before anything else uses one"
-    check(not torch.cuda.is_initialized(), f"{used}: restart the notebook")
+    advice = "run this before anything else uses one: restart the notebook"
+    check(not torch.cuda.is_initialized(), f"to train on {processes} GPUs, {advice}")
     from accelerate import notebook_launcher
 
     with TemporaryDirectory() as folder:
-        connected = Path(folder, "connected")
-        given = processes, train, arguments, connected
+        marker = Path(folder, "connected")
         try:
-            notebook_launcher(notebook_process, given, num_processes=processes)
+            options = processes, train, arguments, marker
+            notebook_launcher(notebook_process, options, num_processes=processes)
             return
         except Exception as error:
-            if connected.exists():  # then it is not the launch that fails
+            if marker.exists():  # the launch succeeded, and the training failed
                 raise
-            told = f"{processes} processes cannot be launched ({first_line(error)})"
-    print(f"{told}: training goes on with one")
+            reason = first_line(error)
+    print(f"{processes} processes cannot be launched ({reason}): training goes on with one")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train(*arguments, device=device, world=World())
 
 
-def notebook_process(processes: int, train: Callable, arguments: tuple, connected: Path) -> None:
-    """What each of the forked processes does. It makes the file once all are connected."""
+def notebook_process(processes: int, train: Callable, arguments: tuple, marker: Path) -> None:
+    """The work of each forked process. It creates the marker once all are connected."""
     world = connect(processes, cpu=not torch.cuda.is_available())
-    connected.touch()
-    # OpenMP's other threads do not outlive the fork: work shared with them would never end.
+    marker.touch()
+    # OpenMP's other threads do not survive the fork: work shared with them would never end.
     torch.set_num_threads(1)
     train(*arguments, device=world.device, world=world)

@@ -1,6 +1,6 @@
-"""PyTorch's threads, as many as it gets cores beside other programs.
+"""PyTorch's number of threads: as many as there are CPU cores free beside other programs.
 
-OpenMP's threads spin while they wait for each other. Where another program has one's core, all
+OpenMP's threads spin while they wait for each other. If another program has the core of one, all
 wait for it, and a second thread makes work slower, not faster.
 """
 
@@ -12,45 +12,46 @@ import torch
 
 from mnist_ddpm.ddpm import free_cores
 
-EVERY = 30.0  # seconds from one look to the next
-WINDOW = 2.0  # seconds in which the share of cores is watched meanwhile
-LOST = 0.8  # of that share, where another program has come
+COUNT_EVERY = 30.0  # seconds from one count of the free cores to the next
+WINDOW = 2.0  # seconds over which this process's share of the cores is measured
+LOSS = 0.8  # a share below this part of the usual one means that another program has started
 MOST = torch.get_num_threads()
 
 
-class Threads:
-    """Watches how many cores there are for PyTorch. OMP_NUM_THREADS fixes the number."""
+class ThreadCount:
+    """Sets how many threads PyTorch uses, unless OMP_NUM_THREADS fixes that."""
 
     def __init__(self):
-        self.fixed = MOST == 1 or "OMP_NUM_THREADS" in os.environ
-        self.looked = -math.inf
-        self.usual, self.since = 0.0, (0.0, 0.0)  # share of cores; when it was taken, by two clocks
+        self.is_fixed = MOST == 1 or "OMP_NUM_THREADS" in os.environ
+        self.counted_at = -math.inf
+        self.usual_share = 0.0  # seconds of processor time a second
+        self.since = 0.0, 0.0  # the window's beginning, by the clock and in processor time
 
     def adapt(self) -> None:
-        """To be called often: sets the number every 30 s, and at once where cores are lost.
+        """To be called often: recounts every 30 s, and at once if cores are lost. Takes 0.1 s."""
+        if time.monotonic() >= self.counted_at + COUNT_EVERY or self.has_lost_cores():
+            self.recount()
 
-        That takes 0.1 s.
-        """
-        if time.monotonic() >= self.looked + EVERY or self.has_lost():
-            self.look()
-
-    def look(self) -> None:
-        """Sets the number at once."""
-        if not self.fixed:
+    def recount(self) -> None:
+        """Sets the number of threads to that of the cores that are free now."""
+        if not self.is_fixed:
             torch.set_num_threads(free_cores(MOST))
-            self.looked = time.monotonic()
-            self.usual, self.since = 0.0, (self.looked, time.process_time())
+            self.counted_at = time.monotonic()
+            self.usual_share = 0.0
+            self.since = self.counted_at, time.process_time()
 
-    def has_lost(self) -> bool:
-        """Whether this process gets less of the cores than before, in the last two seconds."""
+    def has_lost_cores(self) -> bool:
+        """Whether this process got a smaller share of the cores in the last two seconds."""
         now = time.monotonic(), time.process_time()
-        seconds, spent = (new - old for new, old in zip(now, self.since))
+        seconds, used = (end - start for end, start in zip(now, self.since))
         if seconds < WINDOW:
             return False
-        self.since, before = now, self.usual
-        self.usual = max(before, spent / seconds)
-        return spent / seconds < LOST * before
+        self.since = now
+        usual_share = self.usual_share
+        self.usual_share = max(usual_share, used / seconds)
+        return used / seconds < LOSS * usual_share
 
 
-THREADS = Threads()  # of this process, as PyTorch's number is
-adapt_threads, look_at_cores = THREADS.adapt, THREADS.look
+THREAD_COUNT = ThreadCount()  # one for the process, as PyTorch has one number
+adapt_threads = THREAD_COUNT.adapt
+recount_cores = THREAD_COUNT.recount

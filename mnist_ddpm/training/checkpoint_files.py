@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Settings, check
 from mnist_ddpm.machine.files import replacing
-from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
@@ -118,7 +118,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 @functools.cache  # once for each
 def tell_unverified(path: Path) -> None:
     """Says, of several processes in the first, that damage to a file cannot be noticed."""
-    if first_process():
+    if is_first_process():
         found = f"{path} comes without its SHA-256, as of an earlier version"
         print(f"{found}: damage to it would not be noticed", file=sys.stderr)
 

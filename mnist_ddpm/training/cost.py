@@ -93,7 +93,7 @@ class LiveTensors(TorchDispatchMode):
 
 
 @cache
-def cost(recipe: Recipe, make_network: Callable[[Recipe], nn.Module]) -> Cost:
+def network_cost(recipe: Recipe, make_network: Callable[[Recipe], nn.Module]) -> Cost:
     """What a recipe's network costs, without allocating a byte of it or doing an operation.
 
     The memory is counted in float32: half precision takes less, a device's libraries some more.

@@ -23,9 +23,9 @@ from mnist_ddpm.ddpm import (
     total_steps,
 )
 from mnist_ddpm.machine import folder_lock
-from mnist_ddpm.machine.files import first_line, out_of_memory, writable_folder
+from mnist_ddpm.machine.files import first_line, is_out_of_memory, writable_folder
 from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
-from mnist_ddpm.machine.prefetch import sent
+from mnist_ddpm.machine.prefetch import to_device
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.machine.threads import adapt_threads
@@ -83,7 +83,7 @@ def read(
         return images[batch[own.start : own.stop].to(images.device)]
 
     shares = map(share_of, batches)
-    shares = sent(shares, device) if images.device.type == "cpu" else shares
+    shares = to_device(shares, device) if images.device.type == "cpu" else shares
     for batch, share in zip(batches, shares):
         if world.size > 1:
             own, whole = world.share(len(batch)), share.new_zeros(len(batch), *share.shape[1:])
@@ -167,7 +167,7 @@ class Session:
                     raise
         if self.world.rank > 0:
             self.known = self.folder
-            run.home, run.saved = folder_lock.Place.of(self.known), run.step
+            run.home, run.saved = folder_lock.FolderIdentity.of(self.known), run.step
         self.saved_at = run.step
 
     def told(self, folder: Path) -> Path:
@@ -253,7 +253,7 @@ class Session:
         if isinstance(error, RuntimeError) and not alone:
             problem = f"one of {self.world.size} processes failed, this or another"
             return ConnectionError(f"{problem} ({first_line(error)}); {self.rescued()}")
-        if of_memory and not (alone and out_of_memory(error)):
+        if of_memory and not (alone and is_out_of_memory(error)):
             return error
         left = f"what the first process has saved in {self.folder} is good"
         if self.world.rank == 0:
@@ -323,7 +323,7 @@ def fit(
         told = f"At t = T {signal_power:.0%} of the signal's power is left"
         print(f"{told}, but sampling starts from noise: raise T or beta_T")
     images = at_hand(images, run.device)
-    with deferred_interrupt() as interrupted, folder_lock.occupied(folder, world) as where:
+    with deferred_interrupt() as interrupted, folder_lock.locked_folder(folder, world) as where:
         saving.must_be_free(folder, run)
         session = Session(run, where, schedule, save_checkpoint, preview, world, log)
         if deadline < math.inf and ending is None:

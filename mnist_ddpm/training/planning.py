@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.files import out_of_memory
+from mnist_ddpm.machine import shell
+from mnist_ddpm.machine.files import is_out_of_memory
 from mnist_ddpm.training import loop, previews, sampling_defaults
 from mnist_ddpm.training.options import Size, size_in_words
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe, fitted
-from mnist_ddpm.training.throughput import Measuring
+from mnist_ddpm.training.throughput import ThroughputMeter
 
 DIGITS = "mnist", "mnist-small"  # presets, the largest network first
 FACES = "faces-64", "faces-64-small", "faces-32"
@@ -77,7 +77,7 @@ class Plan:
         how = f"{r.precision}, compiled" if r.compile else r.precision
         speed = f"{self.pace:.0f} images/s measured in {self.measured:.0f} s"
         ends = f"{self.seconds / 60:.1f} minutes, until {self.finish(**clocks):%H:%M:%S}"
-        command = devices.own_command(["sample", "--checkpoint", str(out)])
+        command = shell.own_command(["sample", "--checkpoint", str(out)])
         drawing = f"then 64 images take about {64 * self.sampling:.1f} s: {command}"
         return [f"{out}: {what}, {how}: {speed}, {ends}", *([drawing] if self.draw else [])]
 
@@ -88,7 +88,7 @@ class Plan:
         """
         command = ["train", *replace(self, recipe=recipe).flags(), *places]
         about = "about the same without planning (as many steps, the rate by their number)"
-        return f"{about}: {devices.own_command(command)}"
+        return f"{about}: {shell.own_command(command)}"
 
 
 def measuring_seconds(seconds: float) -> float:
@@ -97,7 +97,7 @@ def measuring_seconds(seconds: float) -> float:
 
 
 def make_plan(
-    asked: Recipe, load: Callable[[Recipe], Tensor], seconds: float, measuring: Measuring,
+    asked: Recipe, load: Callable[[Recipe], Tensor], seconds: float, measuring: ThroughputMeter,
     clock: Callable[[], float] = time.monotonic, began: float | None = None,
     size: Size | None = None,
 ) -> tuple[Plan, Tensor]:  # fmt: skip
@@ -118,7 +118,7 @@ def make_plan(
     names = DIGITS if digits else FACES if size is None else SIZED
     measuring.warm_up(preset(names[-1], **kept))
     measuring.allow(measuring_seconds(seconds))
-    name, recipe, pace = choose(names, kept, seconds, measuring)
+    name, recipe, pace = choose_preset(names, kept, seconds, measuring)
     each = measuring.evaluation(recipe)
     loading = clock()
     images = load(recipe)
@@ -130,10 +130,10 @@ def make_plan(
         name, recipe, pace, 0.0, deadline, draw.get("steps", 0) * each, draw,
         preview_seconds(recipe, each), seconds / 60, loading - since,
     )  # fmt: skip
-    return timed(made, len(images), clock), images
+    return with_expected_epochs(made, len(images), clock), images
 
 
-def timed(made: Plan, n: int, clock: Callable[[], float]) -> Plan:
+def with_expected_epochs(made: Plan, n: int, clock: Callable[[], float]) -> Plan:
     """The plan with the epochs, on n images, that are expected from now on.
 
     Raises ValueError where they have too few steps.
@@ -143,7 +143,7 @@ def timed(made: Plan, n: int, clock: Callable[[], float]) -> Plan:
     epochs = epochs_within(left, made.recipe, steps, made.pace, min(made.preview, by_pace))
     few = f"{made.minutes:.3g} minutes are enough for {max(0, round(epochs * steps))} steps here"
     check(round(epochs * steps) >= FEWEST, f"{few}: give it more")
-    return replace(made, recipe=paced(made.recipe, epochs, steps), seconds=left)
+    return replace(made, recipe=with_epochs(made.recipe, epochs, steps), seconds=left)
 
 
 def epochs_within(seconds: float, recipe: Recipe, steps: int, pace: float, preview: float) -> float:
@@ -159,7 +159,7 @@ def preview_seconds(recipe: Recipe, each: float) -> float:
     return previews.IMAGES * min(previews.STEPS, recipe.T) * each + 0.5
 
 
-def paced(recipe: Recipe, epochs: float, steps: int) -> Recipe:
+def with_epochs(recipe: Recipe, epochs: float, steps: int) -> Recipe:
     """The recipe for so many epochs of so many steps, its average as suits their number."""
     epochs = float(f"{epochs:.4g}")
     total = max(1, round(epochs * steps))
@@ -168,25 +168,27 @@ def paced(recipe: Recipe, epochs: float, steps: int) -> Recipe:
     return replace(recipe, epochs=epochs, warmup_steps=warmup, ema_decay=decay)
 
 
-def check_guided(dataset: str) -> None:
+def check_guide_dataset(dataset: str) -> None:
     """Raises ValueError for other images than digits."""
     problem = f"a guide is planned for mnist alone, and not for {dataset}"
     check(dataset == "mnist", f"{problem}: its share of the time was not tried there")
 
 
-def with_guide(made: Plan, n: int, folder: str, measuring: Measuring) -> tuple[list[Plan], str]:
+def with_guide(
+    made: Plan, n: int, folder: str, measuring: ThroughputMeter
+) -> tuple[list[Plan], str]:
     """The plan, and that of a guide in folder, in the time of the first alone, on n images.
 
     folder: as the network's checkpoint names it. Where too few steps are left for a guide, the plan
     alone, and a line that reports it. Raises ValueError as check_guided.
     """
-    check_guided(made.recipe.dataset)
-    plans = parted(made, n, folder, measuring)
+    check_guide_dataset(made.recipe.dataset)
+    plans = split_with_guide(made, n, folder, measuring)
     few = f"{made.minutes:.3g} minutes are too few for a guide, of {FEWEST_OF_GUIDE} steps"
     return plans or [made], "" if plans else f"{few}: the network is trained without one"
 
 
-def parted(made: Plan, n: int, folder: str, measuring: Measuring) -> list[Plan]:
+def split_with_guide(made: Plan, n: int, folder: str, measuring: ThroughputMeter) -> list[Plan]:
     """The two plans; none where too few steps are left for the guide."""
     r = made.recipe
     names = *KEPT, "image_size", "objective", "precision", "batch_size"
@@ -199,26 +201,26 @@ def parted(made: Plan, n: int, folder: str, measuring: Measuring) -> list[Plan]:
         return []
     rest = (1 - share) * made.seconds
     guided = replace(
-        made, recipe=paced(r, share * r.epochs, steps), seconds=share * made.seconds,
+        made, recipe=with_epochs(r, share * r.epochs, steps), seconds=share * made.seconds,
         deadline=made.deadline - rest,
         draw=made.draw | {"guide": folder} | sampling_defaults.GUIDED,
         sampling=made.sampling + made.draw.get("steps", 0) // 2 * each,  # guided in half of them
     )  # fmt: skip
-    guide = paced(weak, share * r.epochs / EVERY, steps)
+    guide = with_epochs(weak, share * r.epochs / EVERY, steps)
     own = replace(
         made, preset=GUIDE, recipe=guide, pace=pace, seconds=rest, draw={}, preview=preview
     )
     return [guided, own]
 
 
-def choose(
-    names: tuple[str, ...], kept: dict, seconds: float, measuring: Measuring
+def choose_preset(
+    names: tuple[str, ...], kept: dict, seconds: float, measuring: ThroughputMeter
 ) -> tuple[str, Recipe, float]:
     """The largest preset that gets to see enough in the time, else the smallest, and its pace.
 
     With precision and batch. The network is compiled too, if there is time and that pays.
     """
-    name, recipe, pace = largest(names, kept, seconds, measuring)
+    name, recipe, pace = largest_preset(names, kept, seconds, measuring)
     while recipe.batch_size > 32 and pace * seconds / recipe.batch_size < STEPS:
         recipe = replace(recipe, batch_size=recipe.batch_size // 2)
     if measuring.device.type != "mps" and seconds >= COMPILING:
@@ -230,8 +232,8 @@ def choose(
     return name, recipe, pace
 
 
-def largest(
-    names: tuple[str, ...], kept: dict, seconds: float, measuring: Measuring
+def largest_preset(
+    names: tuple[str, ...], kept: dict, seconds: float, measuring: ThroughputMeter
 ) -> tuple[str, Recipe, float]:
     """The largest preset that gets to see enough, in its fastest precision, and its pace."""
     smallest, enough = preset(names[-1], **kept), ENOUGH[names]
@@ -246,18 +248,18 @@ def largest(
         if measuring.device.type == "cpu" and heavier > 2 and most / heavier < enough / 2:
             continue  # measuring it would cost more than it tells
         try:
-            recipe, pace = fastest(recipe, measuring)
+            recipe, pace = in_fastest_precision(recipe, measuring)
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             continue
         if pace * seconds > enough:
             return name, recipe, pace
-    recipe, pace = fastest(smallest, measuring)
+    recipe, pace = in_fastest_precision(smallest, measuring)
     return names[-1], recipe, max(pace, known)  # what is measured twice may have met other work
 
 
-def fastest(recipe: Recipe, measuring: Measuring) -> tuple[Recipe, float]:
+def in_fastest_precision(recipe: Recipe, measuring: ThroughputMeter) -> tuple[Recipe, float]:
     """The recipe in its fastest precision, and its pace."""
     recipes = [replace(recipe, precision=precision) for precision in measuring.precisions()]
     paces = [measuring.pace(each) for each in recipes]

@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule, check, random_generator
-from mnist_ddpm.machine.folder_lock import Place
-from mnist_ddpm.machine.processes import World, check_batch
+from mnist_ddpm.machine.folder_lock import FolderIdentity
+from mnist_ddpm.machine.processes import World, check_batch_size
 from mnist_ddpm.training.recipe import Recipe
 
 ALONE = World()
@@ -53,7 +53,7 @@ class Run(ddpm.Run):
     n: int = 0  # training images; 0: not known yet
     total: float = 0.0  # steps in all, as training foresees; 0: not known yet
     seconds: float = 0.0  # spent on the steps
-    home: Place | None = None  # where it is saved
+    home: FolderIdentity | None = None  # where it is saved
     saved: int | None = None  # the step that was saved last
 
     def __post_init__(self):
@@ -74,7 +74,7 @@ class Run(ddpm.Run):
 
     def is_at(self, folder: str | Path) -> bool:
         """Whether it is saved in that folder."""
-        return self.home is not None and self.home.holds(folder)
+        return self.home is not None and self.home.matches(folder)
 
     def record(self) -> dict:
         """What a checkpoint records of its training."""
@@ -125,7 +125,7 @@ def join(run: Run, world: World) -> None:
     Raises ValueError where they cannot share its batches, and for a run that has joined others.
     """
     s = run.settings
-    check_batch(s.batch_size, world)
+    check_batch_size(s.batch_size, world)
     if world.size == 1:
         check(run.called is run.network, "the run has joined several processes: pass their world")
     elif run.called is run.network:

@@ -14,9 +14,9 @@ from torch import nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.machine.files import first_line, load_tensors, replacing, to_disk
-from mnist_ddpm.machine.folder_lock import Place
-from mnist_ddpm.machine.progress import first_process
+from mnist_ddpm.machine.files import first_line, flush_to_disk, load_tensors, replacing
+from mnist_ddpm.machine.folder_lock import FolderIdentity
+from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
@@ -43,7 +43,7 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
     """
     folder, s = Path(folder), run.settings
     folder.mkdir(parents=True, exist_ok=True)
-    place = Place.of(folder)  # before it may be moved
+    place = FolderIdentity.of(folder)  # before it may be moved
     state = {
         "settings": asdict(s), "method": {"schedule": s.schedule, "prediction": s.prediction},
         "model": run.network.state_dict(), "ema": run.ema.state_dict(),
@@ -57,7 +57,7 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
     run.home = place
     save_checkpoint(folder, run.ema, s, run.record())
     with suppress(OSError):  # Windows syncs no folders
-        to_disk(folder)  # the three files' new names, at once
+        flush_to_disk(folder)  # the three files' new names, at once
     run.saved = run.step
 
 
@@ -117,7 +117,7 @@ def resume_run(
     state, saved = load_state(folder)
     recipe = recipe or saved
     check_changes(saved, recipe, folder)
-    if first_process():
+    if is_first_process():
         tell_changes(state, saved, recipe)
     run = start(recipe)
     try:
@@ -125,7 +125,7 @@ def resume_run(
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         problem = f"{Path(folder, STATE)} does not fit its own settings"
         raise ValueError(f"{problem} ({first_line(error)}): train a new run") from error
-    run.home, run.saved = Place.of(folder), there
+    run.home, run.saved = FolderIdentity.of(folder), there
     return run
 
 

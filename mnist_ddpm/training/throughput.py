@@ -12,7 +12,7 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import first_line
-from mnist_ddpm.machine.threads import look_at_cores
+from mnist_ddpm.machine.threads import recount_cores
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, training_step
@@ -22,7 +22,7 @@ LEAST, MOST = 0.3, 2.0  # seconds of one measurement, about
 
 
 @dataclass
-class Measuring:
+class ThroughputMeter:
     """A device, how a recipe is trained on it, and a clock in seconds."""
 
     device: torch.device
@@ -92,11 +92,11 @@ class Measuring:
 
     def flops(self, recipe: Recipe) -> int:
         """Operations of one evaluation of one image."""
-        return cost.cost(recipe, self.make_network).flops
+        return cost.network_cost(recipe, self.make_network).flops
 
     def precisions(self) -> list[str]:
         """The ones worth measuring."""
-        return devices.precisions(self.device)
+        return devices.candidate_precisions(self.device)
 
     def per_second(
         self, work: Callable[[int], object], least: int, most: int, seconds: float
@@ -106,7 +106,7 @@ class Measuring:
         It begins with batches of the least size, and goes on to larger ones while there is time.
         Where that ends before, what more of them take is added, as the two sizes let expect.
         """
-        look_at_cores()  # threads that wait for another program would be many times slower
+        recount_cores()  # threads that wait for another program would be many times slower
         work(least)  # to warm up
         began, size = self.clock(), least
         first = took = self.duration(work, least)

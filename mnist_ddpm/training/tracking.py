@@ -30,7 +30,7 @@ def check_tracker(name: str) -> None:
     check(any(map(find_spec, PACKAGES[name])), f"{problem}: pip install {package}")
 
 
-def name_of(folder: Path, anew: bool) -> str:
+def log_name(folder: Path, anew: bool) -> str:
     """The name of the log of the run in a folder, kept there, so that a resumed run goes on in it.
 
     anew: one that was not used before.
@@ -43,7 +43,7 @@ def name_of(folder: Path, anew: bool) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def start(name: str, folder: Path, recipe: Recipe, step: int):
+def start_tracker(name: str, folder: Path, recipe: Recipe, step: int):
     """Accelerate's tracker of a run that goes on after step.
 
     TensorBoard's files lie in folder/log. Points of later steps, of a run that was killed, are
@@ -56,7 +56,7 @@ def start(name: str, folder: Path, recipe: Recipe, step: int):
         given = {"run_name": LOG, "logging_dir": folder, "purge_step": step + 1}
         given["filename_suffix"] = f".{step}"  # files of one second would have one name
     else:
-        given = {"run_name": PROJECT, "name": name_of(folder, step == 0), "resume": "allow"}
+        given = {"run_name": PROJECT, "name": log_name(folder, step == 0), "resume": "allow"}
         if name == "wandb":
             given |= {"id": given["name"], "dir": folder}
     try:
@@ -72,7 +72,7 @@ def start(name: str, folder: Path, recipe: Recipe, step: int):
     return tracker
 
 
-class Log:
+class TrackerLog:
     """Tells a tracker of a run, and of pictures of it. As loop.Log."""
 
     every = 10  # steps
@@ -92,7 +92,7 @@ class Log:
 
     def tell(self, run: Run, picture: np.ndarray | None) -> None:
         if picture is not None:
-            show(self.tracker, picture, run.step)
+            log_picture(self.tracker, picture, run.step)
         elif self.step is None or run.step % self.every == 0:
             new = run.step - (self.step or run.step - 1)
             values = {
@@ -106,7 +106,7 @@ class Log:
             self.step, self.seconds = run.step, run.seconds
 
 
-def show(tracker, picture: np.ndarray, step: int) -> None:
+def log_picture(tracker, picture: np.ndarray, step: int) -> None:
     """Tells a tracker of a picture, uint8 (height, width, 3)."""
     if tracker.name == "tensorboard":
         tracker.log_images({"previews": picture[None]}, step, dataformats="NHWC")
@@ -119,11 +119,11 @@ def show(tracker, picture: np.ndarray, step: int) -> None:
 
 
 @contextmanager
-def opened(name: str, folder: Path, recipe: Recipe, step: int = 0) -> Iterator[Callable]:
+def tracker_log(name: str, folder: Path, recipe: Recipe, step: int = 0) -> Iterator[Callable]:
     """The log of a run that goes on in folder after step, closed in the end. Raises as start."""
-    tracker = start(name, folder, recipe, step)
+    tracker = start_tracker(name, folder, recipe, step)
     try:
-        yield Log(tracker)
+        yield TrackerLog(tracker)
     finally:
         with suppress(Exception):  # all is saved by then
             tracker.finish()
