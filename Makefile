@@ -56,10 +56,10 @@ lint: .venv/.installed-dev
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 
-.venv/.installed: requirements.txt
+.venv/.installed: requirements.txt requirements/run.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/run.txt
 	@touch $@
 
 # torch for processors alone is far smaller: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu

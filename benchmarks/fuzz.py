@@ -35,7 +35,6 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import matplotlib.pyplot as plt
 import torch
-import torchmetrics.image.fid  # noqa: F401
 import torchvision.datasets  # noqa: F401
 from hostile.base import make_base
 from hostile.commands import SEEN, VALID, files_of, random_command

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from mnist_ddpm.evaluation import distances
@@ -62,6 +63,16 @@ def test_identical_features_are_at_distance_zero_and_a_shift_at_its_square():
     for too_few in (frechet_distance, kernel_distance, precision_recall):
         with pytest.raises(ValueError):
             too_few(a, a[:1])
+
+
+def test_frechet_distance_is_that_of_torchmetrics():
+    real, drawn = gaussian(300).relu(), 1.2 * gaussian(200, seed=1)
+    features = torch.nn.Identity()
+    features.num_features = 4
+    metric = FrechetInceptionDistance(features, normalize=True)
+    metric.update(real, real=True)
+    metric.update(drawn, real=False)
+    assert frechet_distance(real, drawn) == pytest.approx(metric.compute().item(), rel=1e-5)
 
 
 def test_kernel_distance_is_the_unbiased_estimate():

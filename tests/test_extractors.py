@@ -1,6 +1,7 @@
 """Networks that judge images: what they see, how they are kept, and what they learn."""
 
 import hashlib
+import sys
 
 import pytest
 import torch
@@ -74,18 +75,18 @@ def test_inception_resizes_as_in_papers_and_takes_few_images_at_once(monkeypatch
             sizes.append(tuple(images.shape))
             return images.float().mean(dim=(2, 3)) + self.use_antialias
 
+    monkeypatch.setitem(sys.modules, "torch_fidelity", sys)  # as if it were installed
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Network)
     judge = pick_judge("inception", "mnist")
     features = judge.features(torch.zeros(60, 1, 32, 32, dtype=torch.uint8))
     assert sizes == [(50, 3, 32, 32), (10, 3, 32, 32)] and not features.any()
 
 
-def test_a_missing_inception_is_told(monkeypatch):
-    def missing(name, features):
-        raise ModuleNotFoundError("no torch_fidelity")
-
-    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", missing)
-    with pytest.raises(ValueError, match="torch-fidelity"):
+@pytest.mark.parametrize("package", ["torch_fidelity", "torchmetrics.image.fid"])
+def test_a_missing_package_of_inception_is_named_with_its_extra(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", sys)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"of {package} .*\[inception\]"):
         pick_judge("inception", "mnist")
 
 

@@ -79,6 +79,8 @@ def test_an_installed_package_has_the_checkpoints_inside(elsewhere, monkeypatch)
     monkeypatch.setattr(checkpoints.catalogue, "__file__", str(elsewhere / "catalogue.py"))
     save_network(elsewhere / "shipped" / "mnist", DIGITS)
     assert find("mnist") == elsewhere / "shipped" / "mnist"
+    with pytest.raises(FileNotFoundError, match="checkpoints/celeba of a clone"):
+        find("celeba")
 
 
 @pytest.mark.parametrize("flag", ["checkpoint", "guide"])
@@ -92,16 +94,19 @@ def test_what_is_kept_is_of_the_weights_that_a_name_means(elsewhere, monkeypatch
     assert len({*places}) == 2
 
 
-def test_the_wheel_has_every_room_and_every_shipped_checkpoint():
+def test_the_wheel_has_every_module_and_what_sample_and_evaluate_need():
     packages = {path.parent for path in (ROOT / "mnist_ddpm").rglob("__init__.py")}
     rooms = {".".join(path.relative_to(ROOT).parts) for path in packages}
     told = PROJECT["tool"]["setuptools"]
     assert {*told["packages"]} == rooms | {"mnist_ddpm.shipped"}
     folder, data = told["package-dir"]["mnist_ddpm.shipped"], told["package-data"]
     assert (ROOT / folder).samefile(checkpoints.shipped_path(""))
-    assert {*data["mnist_ddpm.shipped"]} == {
-        "README.md", "extractors/*", *(f"{name}/*" for name in SHIPPED)
-    }  # fmt: skip
+    default = Sample().checkpoint
+    names = default.name, checkpoints.advice(default)["guide"]
+    patterns = {"README.md", "extractors/mnist.*", *(f"{name}/*" for name in names)}
+    assert {*data["mnist_ddpm.shipped"]} == patterns
+    files = [path for pattern in patterns for path in checkpoints.shipped_path("").glob(pattern)]
+    assert sum(path.stat().st_size for path in files) < 20e6
     assert [(ROOT / "mnist_ddpm" / name).exists() for name in data["mnist_ddpm"]] == [True]
     module, function = PROJECT["project"]["scripts"]["mnist-ddpm"].split(":")
     assert callable(getattr(import_module(module), function))

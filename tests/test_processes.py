@@ -206,6 +206,14 @@ def test_as_many_processes_must_be_there_as_were_asked_for(monkeypatch):
             processes.connect(2)
 
 
+def test_a_missing_accelerate_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    for connect in (processes.connect, partial(processes.train_in_notebook, 2, in_notebook)):
+        with pytest.raises(ValueError, match=r"\[accelerate\]"):
+            connect()
+
+
 @pytest.mark.parametrize("gpu", [False, True])
 def test_accelerate_must_connect_all_and_leave_the_precision_to_the_recipe(gpu, monkeypatch):
     asked = []

@@ -80,6 +80,10 @@ def test_a_tracker_whose_package_is_missing_is_told_before_images_are_read(
             monkeypatch.setitem(sys.modules, package, None)
         line = error_of(capsys, "train", "--dataset", "none", "--out", tmp_path, "--log", name)
         assert f"pip install {packages[0]}" in line
+    monkeypatch.setitem(sys.modules, "tensorboard", sys)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    line = error_of(capsys, "train", "--dataset", "none", "--out", tmp_path, "--log", "tensorboard")
+    assert '".[accelerate]"' in line
 
 
 def test_the_command_to_go_on_after_a_stop_names_the_log():

@@ -16,33 +16,53 @@ from packaging.version import Version
 import mnist_ddpm
 from mnist_ddpm.formats.onnx import PACKAGES
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
-def wanted(name, sign):
-    """The versions that a list of requirements names, by package."""
+
+def listed(name):
+    """The lines of a file of requirements, without comments and other files."""
     lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
-    each = [Requirement(line) for line in lines if line and not line.startswith("-")]
-    found = {one.name: [part for part in one.specifier if part.operator == sign] for one in each}
-    return {name: Version(parts[0].version) for name, parts in found.items() if parts}
+    return [line for line in lines if line and not line.startswith("-")]
 
 
-def test_the_lowest_versions_are_those_that_requirements_allow():
-    floors, lowest = wanted("requirements.txt", ">="), wanted("requirements/lowest.txt", "==")
-    assert len(floors) == 15 and floors.items() <= lowest.items()
+def versions(lines, sign="=="):
+    """The version that a requirement with this sign names, by package."""
+    specifiers = {each.name: each.specifier for each in map(Requirement, lines)}
+    return {
+        name: Version(part.version)
+        for name, parts in specifiers.items()
+        for part in parts
+        if part.operator == sign
+    }
 
 
-def test_what_export_needs_is_tested_in_a_version_that_it_allows():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = [Requirement(each) for each in project["optional-dependencies"]["export"]]
-    pinned = wanted("requirements-dev.txt", "==")
-    assert [each.name for each in extra] == [*PACKAGES]
-    assert all(each.specifier.contains(pinned[each.name]) for each in extra)
+OPTIONAL = EXTRAS["run"] + EXTRAS["accelerate"] + EXTRAS["inception"]
+FLOORS = versions(listed("requirements.txt") + OPTIONAL, ">=")
+FLOORS.pop("torch-fidelity")  # tests have a stand-in for it
+
+
+def test_the_lowest_versions_are_those_that_requirements_and_extras_allow():
+    assert (
+        len(FLOORS) == 15 and FLOORS.items() <= versions(listed("requirements/lowest.txt")).items()
+    )
+
+
+def test_lists_of_requirements_agree_with_the_extras():
+    run = listed("requirements/run.txt")
+    assert run == EXTRAS["run"]
+    assert {*EXTRAS["accelerate"], EXTRAS["inception"][0]} <= {*listed("requirements-dev.txt")}
+    pinned = versions(listed("requirements-dev.txt"))
+    export = [Requirement(text) for text in EXTRAS["export"]]
+    assert [each.name for each in export] == [*PACKAGES]
+    assert all(each.specifier.contains(pinned[each.name]) for each in export)
 
 
 def test_colab_has_versions_that_requirements_allow():
-    floors, colab = wanted("requirements.txt", ">="), wanted("requirements/colab.txt", "==")
-    known = floors.keys() & colab.keys()
+    colab = versions(listed("requirements/colab.txt"))
     # The notebook runs as well in Colab's older ipykernel
-    assert {name for name in known if colab[name] < floors[name]} == {"ipykernel"}
+    older = {name for name in FLOORS.keys() & colab.keys() if colab[name] < FLOORS[name]}
+    assert older == {"ipykernel"}
 
 
 def test_a_citation_names_this_version():

@@ -34,7 +34,7 @@ def set_up(requirements: str) -> None:
 def main(arguments: list[str]) -> None:
     """Runs one command."""
     if arguments == ["run"]:
-        set_up("requirements.txt")
+        set_up("requirements/run.txt")
         (ROOT / LATEST).mkdir(parents=True, exist_ok=True)
         call(ROOT / PYTHON, "-m", "papermill", NOTEBOOK, LATEST / NOTEBOOK)
         print(f"Pictures and the executed notebook are in {LATEST}")

@@ -1,7 +1,7 @@
 """Distances between sets of features, each as an estimate with its 95 % interval.
 
 An interval is about other images of the same model; the real ones are taken as given. Beside the
-distances stands what real images score. The Fréchet distance is torchmetrics'.
+distances stands what real images score.
 """
 
 import math
@@ -10,7 +10,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mnist_ddpm.ddpm import check
 
@@ -88,24 +88,23 @@ def in_order(features: Tensor) -> Tensor:
 
 
 def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
-    """frechet_distance to each of several sets; the real features are summed up once."""
-    from torchmetrics.image.fid import FrechetInceptionDistance  # here, since it takes long
-
-    features = nn.Identity()  # in place of images, of this process alone
-    features.num_features = real.shape[1]
-    options = {"reset_real_features": False, "sync_on_compute": False}
-    metric = FrechetInceptionDistance(features, **options)
-    metric.update(real.double(), real=True)
+    """frechet_distance to each of several sets; what depends on the real features is done once."""
+    real = real.double()
+    mean, covariance = real.mean(dim=0), real.T.cov()
+    root = symmetric_root(covariance)
     for generated in sets:
         check(min(len(real), len(generated)) > 1, "a covariance needs at least 2 images")
-        metric.reset()
-        metric.update(generated.double(), real=False)
-        yield metric.compute().item()
+        generated = generated.double()
+        other = generated.T.cov()
+        shift = (generated.mean(dim=0) - mean).square().sum()
+        overlap = roots(root @ other @ root)[0].sum()
+        yield (shift + covariance.trace() + other.trace() - 2 * overlap).item()
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Between Gaussians with the means and covariances of features (N, D) and (M, D).
+    """Between Gaussians with the means m and covariances C of features (N, D) and (M, D).
 
+    |m - m_r|² + tr C + tr C_r - 2 tr (A C A)^½ with A² = C_r (arXiv 1706.08500).
     Raises ValueError for fewer than 2 of either.
     """
     return next(frechet_distances(real, [generated]))
@@ -117,6 +116,12 @@ def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0).sqrt(), axes
 
 
+def symmetric_root(matrix: Tensor) -> Tensor:
+    """The symmetric matrix (D, D) whose square is this covariance."""
+    scales, axes = roots(matrix)
+    return axes * scales @ axes.T
+
+
 def frechet_slopes(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """How the Fréchet distance changes with the weight of each generated feature: (N,) both.
 
@@ -126,8 +131,7 @@ def frechet_slopes(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """
     real, generated = real.double(), generated.double()
     mean = generated.mean(dim=0)
-    scales, axes = roots(real.T.cov())
-    A = axes * scales @ axes.T
+    A = symmetric_root(real.T.cov())
     scales, axes = roots(A @ generated.T.cov() @ A)
     inverse = torch.where(scales > 1e-6 * scales.max(), 1 / scales, 0)
     apart = generated - mean

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mnist_ddpm.ddpm import check, to_float
 from mnist_ddpm.evaluation.sharing import shared
 from mnist_ddpm.formats.checkpoints import shipped_path
+from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
@@ -83,13 +84,11 @@ class Inception(nn.Module):
 
     def __init__(self):
         super().__init__()
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
+        _, fid = import_extra("inception", "torch_fidelity", "torchmetrics.image.fid")
         try:
-            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
-        except (ModuleNotFoundError, OSError) as error:  # a package, or the weights' download
-            advice = "pip install torch-fidelity, and go online"
-            raise ValueError(f"Inception is missing ({error}): {advice}") from error
+            self.network = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"])
+        except OSError as error:
+            raise ValueError(f"Inception's weights cannot be downloaded: {error}") from error
         self.network.use_antialias = False  # papers resize as TensorFlow 1 did
 
     def forward(self, images: Tensor) -> Tensor:
@@ -218,9 +217,12 @@ def find_extractor(path: str | Path) -> Path:
     own = shipped_path(FOLDER.name) / path.name
     if path.parent == FOLDER and own.is_file():
         return own
-    known = ", ".join(str(FOLDER / f"{name}.safetensors") for name in sorted({*FOR.values()}))
+    known = " or ".join(str(FOLDER / f"{name}.safetensors") for name in sorted({*FOR.values()}))
     problem = f"there is no extractor {path}, which would be {path.absolute()}"
-    advice = f"name one of those shipped ({known}), or train one (python -m mnist_ddpm extractor)"
+    advice = (
+        f"take {known} of a clone of the repository (an installed package holds only the digits'), "
+        "or train one (python -m mnist_ddpm extractor)"
+    )
     raise FileNotFoundError(f"{problem}: {advice}")
 
 

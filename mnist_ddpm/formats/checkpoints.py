@@ -57,7 +57,13 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
         return path
     own = name.removeprefix(f"{FOLDER}/")
     if own in SHIPPED:
-        return shipped_path(own)
+        folder = shipped_path(own)
+        if not (folder / CONFIG).is_file():
+            raise FileNotFoundError(
+                f"there is no {folder}: take {FOLDER}/{own} of a clone of the repository, since an "
+                "installed package holds only mnist and mnist-guide"
+            )
+        return folder
     problem = f"{source} is not a checkpoint: there is no folder {path.absolute()}"
     # a folder that holds others is no owner on the hub
     if (

@@ -9,7 +9,6 @@ import copy
 import json
 import warnings
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told, label_names
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
+from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
 from mnist_ddpm.methods import conditioning, learned_variance, predictions
 from mnist_ddpm.methods.predictions import Conversion
@@ -37,12 +37,7 @@ LARGEST = 2**31 - 2**24  # bytes of weights in one file
 
 def packages() -> list:
     """The modules of PACKAGES. Raises ValueError where one is missing, or does not work."""
-    try:
-        return [import_module(name) for name in PACKAGES]
-    except ImportError as error:
-        problem = f"ONNX needs the packages {', '.join(PACKAGES)} ({first_line(error)})"
-        advice = 'pip install ".[export]" in a clone, or pip install'
-        raise ValueError(f"{problem}: {advice} {' '.join(PACKAGES)}") from error
+    return import_extra("export", *PACKAGES)
 
 
 def sampling_tables(schedule: Schedule, conversion: Conversion) -> dict[str, list[float]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check
+from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line
 
 
@@ -85,14 +86,19 @@ def connect(expected: int = 0, cpu: bool = False) -> World:
 
 
 def connect_processes(launched: int, cpu: bool) -> Processes:
-    """The world of several processes. Raises ValueError if Accelerate connects fewer."""
-    import torch.distributed.nn  # if imported after connecting, it would keep the connection open
-    from accelerate import Accelerator, InitProcessGroupKwargs  # takes two seconds
+    """The world of several processes.
 
+    Raises ValueError if Accelerate is missing, or connects fewer.
+    """
+    import torch.distributed.nn  # if imported after connecting, it would keep the connection open
+
+    (accelerate,) = import_extra("accelerate", "accelerate")  # takes two seconds
     cpu = cpu or not torch.cuda.is_available()
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # one may decode a data set
+    patience = accelerate.InitProcessGroupKwargs(
+        timeout=timedelta(hours=2)
+    )  # one may decode a data set
     # The precision is the recipe's.
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
+    accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
     world = Processes(accelerator)
     counts = f"the launcher started {launched} processes, and Accelerate has connected {world.size}"
     check(world.size == launched, f"{counts}: launch them with torchrun or accelerate launch")
@@ -128,13 +134,12 @@ def train_in_notebook(processes: int, train: Callable, *arguments) -> None:
     check(processes > 1, "one process needs no launcher: train without it")
     advice = "run this before anything else uses one: restart the notebook"
     check(not torch.cuda.is_initialized(), f"to train on {processes} GPUs, {advice}")
-    from accelerate import notebook_launcher
-
+    (accelerate,) = import_extra("accelerate", "accelerate")
     with TemporaryDirectory() as folder:
         marker = Path(folder, "connected")
         try:
             options = processes, train, arguments, marker
-            notebook_launcher(notebook_process, options, num_processes=processes)
+            accelerate.notebook_launcher(notebook_process, options, num_processes=processes)
             return
         except Exception as error:
             if marker.exists():  # the launch succeeded, and the training failed

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_ddpm.ddpm import check
+from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
@@ -28,6 +29,7 @@ def check_tracker(name: str) -> None:
     package = PACKAGES[name][0]
     problem = f"log {name} needs the package {package}, which is not installed"
     check(any(map(find_spec, PACKAGES[name])), f"{problem}: pip install {package}")
+    import_extra("accelerate", "accelerate")
 
 
 def log_name(folder: Path, anew: bool) -> str:
