@@ -220,7 +220,7 @@ def find_extractor(path: str | Path) -> Path:
     known = " or ".join(str(FOLDER / f"{name}.safetensors") for name in sorted({*FOR.values()}))
     problem = f"there is no extractor {path}, which would be {path.absolute()}"
     advice = (
-        f"take {known} of a clone of the repository (an installed package holds only the digits'), "
+        f"take {known} of a clone of the repository (an installed package holds only mnist's), "
         "or train one (python -m mnist_ddpm extractor)"
     )
     raise FileNotFoundError(f"{problem}: {advice}")

@@ -60,8 +60,8 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
         folder = shipped_path(own)
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(
-                f"there is no {folder}: take {FOLDER}/{own} of a clone of the repository, since an "
-                "installed package holds only mnist and mnist-guide"
+                f"{own} is not in {folder.parent}: take {FOLDER}/{own} of a clone of the "
+                "repository (an installed package holds only mnist and mnist-guide)"
             )
         return folder
     problem = f"{source} is not a checkpoint: there is no folder {path.absolute()}"
