@@ -40,8 +40,8 @@ from hostile.base import make_base
 from hostile.commands import SEEN, VALID, files_of, random_command
 from hostile.damage import damage
 
-from mnist_ddpm.commands import common, evaluate, likelihood, sample
-from mnist_ddpm.commands.main import main as run
+from mnist_ddpm.commands import evaluate, measure_likelihood, outputs, sample
+from mnist_ddpm.commands.command_line import run_command_line as run
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.streams import tolerate_broken_streams
 from mnist_ddpm.training import planning, presets, throughput
@@ -173,10 +173,10 @@ def spoil(given: list[str], rng: random.Random, chance: float) -> None:
 
 def plant(rng: random.Random) -> None:
     """Lets the parts that a command keeps be there already, and damaged."""
-    keep = common.keep_parts
+    open_partial_results = outputs.open_partial_results
 
-    def planted(self, *rest):
-        kept = keep(self, *rest)
+    def planted(*arguments):
+        kept = open_partial_results(*arguments)
         kept.folder.mkdir(parents=True, exist_ok=True)
         for name in ("images-0-6", "bound-0-4-of-4", "bound-0-3-of-3"):
             path = kept.folder / f"{name}.npz"
@@ -184,8 +184,8 @@ def plant(rng: random.Random) -> None:
             damage(path, rng)
         return kept
 
-    for module in (sample, evaluate, likelihood):
-        module.keep_parts = planted
+    for module in (sample, evaluate, measure_likelihood):
+        module.open_partial_results = planted
 
 
 def try_one(base: Path, scratch: Path, seed: int, index: int) -> dict:

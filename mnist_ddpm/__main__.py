@@ -14,9 +14,9 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     streams.tolerate_broken_streams()
-    from mnist_ddpm.commands.main import main
+    from mnist_ddpm.commands.command_line import run_command_line
 
-    return main(began=began)
+    return run_command_line(began=began)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from helpers import restless
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.commands.main import main
+from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ SMALL = "--image-size 16 --base-channels 8 --channel-mults 1 2 --T 20 --batch-si
 
 def run(*arguments) -> int:
     """The status of a command."""
-    return main([str(argument) for argument in arguments])
+    return run_command_line([str(argument) for argument in arguments])
 
 
 def error_of(capsys, *arguments) -> str:

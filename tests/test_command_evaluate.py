@@ -12,8 +12,9 @@ from commanded import DIGITS, blobs, error_of, run, save_network, skip_films
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import extractor as extractor_command
-from mnist_ddpm.commands.common import write_picture
-from mnist_ddpm.commands.evaluate import Evaluate
+from mnist_ddpm.commands.evaluate import labels_as_in_training
+from mnist_ddpm.commands.flags import EvaluateFlags
+from mnist_ddpm.commands.outputs import write_picture
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, save_extractor
@@ -164,8 +165,9 @@ def test_a_card_knows_labels_guidance_and_the_learned_variance(places, tmp_path)
 def test_labels_are_drawn_as_in_training_unless_they_are_named(monkeypatch):
     known = torch.tensor([2] * 90 + [5] * 10)
     monkeypatch.setattr(sets, "load_labels", lambda *_: known)
-    assert 870 < (Evaluate(n=1000).labels(DIGITS) == 2).sum() < 930
-    assert Evaluate(n=4, label=(3, 1)).labels(DIGITS).tolist() == [3, 1, 3, 1]
+    assert 870 < (labels_as_in_training(EvaluateFlags(n=1000), DIGITS) == 2).sum() < 930
+    in_turn = labels_as_in_training(EvaluateFlags(n=4, label=(3, 1)), DIGITS)
+    assert in_turn.tolist() == [3, 1, 3, 1]
 
 
 def test_saved_images_are_judged_as_those_in_memory(places, tmp_path, capsys):

@@ -17,11 +17,8 @@ import torch
 from commanded import ROOT, SMALL, error_of, run, save_pictures
 from safetensors.torch import load_file
 
-from mnist_ddpm.commands.compare import Compare
-from mnist_ddpm.commands.main import main
-from mnist_ddpm.commands.plan import PlanTraining
-from mnist_ddpm.commands.sample import Sample
-from mnist_ddpm.commands.train import Train
+from mnist_ddpm.commands import compare, plan, sample, train
+from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.evaluation import distances
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
@@ -114,21 +111,21 @@ def test_a_process_of_its_own_is_stopped_and_says_how_to_go_on(pictures, tmp_pat
     ids=lambda error: type(error).__name__,
 )
 def test_memory_that_ends_is_one_line_with_advice(monkeypatch, capsys, failure):
-    def drawing(self):
+    def fail(flags):
         raise failure
 
-    for command in (Sample, PlanTraining):
-        monkeypatch.setattr(command, "run", drawing)
+    monkeypatch.setattr(sample, "run_sample", fail)
+    monkeypatch.setattr(plan, "run_plan", fail)
     assert re.search(r"20.00 GiB.*--batch-size", error_of(capsys, "sample"))
     line = error_of(capsys, "plan")
     assert "--accumulation" in line and "--batch-size" not in line, "plan has no such flag"
 
 
 def test_other_failures_keep_their_traceback(monkeypatch):
-    def drawing(self):
+    def fail(flags):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(Sample, "run", drawing)
+    monkeypatch.setattr(sample, "run_sample", fail)
     with pytest.raises(RuntimeError):
         run("sample")
 
@@ -166,23 +163,25 @@ def test_a_tilde_is_the_home_folder_wherever_it_begins_a_path(tmp_path, monkeypa
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path))
     seen = []
-    for command in (Train, Sample, Compare):
-        monkeypatch.setattr(command, "run", lambda self: seen.append(self))
+    for module in (train, sample, compare):
+        name = module.__name__.rpartition(".")[2]
+        monkeypatch.setattr(module, f"run_{name}", seen.append)
     assert run("train", "--out=~/a=b", "--data", "~", "--dataset", "~/pictures") == 0
     assert run("sample", "--checkpoint", "~/x", "--out=here/~") == 0
     assert run("compare", "~/a", "b") == 0
-    train, sample, compare = seen
-    assert (train.out, train.data) == (tmp_path / "a=b", tmp_path)
-    assert train.flags.dataset == str(tmp_path / "pictures")
-    assert (sample.checkpoint, sample.out) == (tmp_path / "x", Path("here/~"))
-    assert compare.first == tmp_path / "a"
+    training, drawing, comparing = seen
+    assert (training.out, training.data) == (tmp_path / "a=b", tmp_path)
+    assert training.recipe.dataset == str(tmp_path / "pictures")
+    assert (drawing.checkpoint, drawing.out) == (tmp_path / "x", Path("here/~"))
+    assert comparing.first == tmp_path / "a"
 
 
 def test_names_that_the_terminal_cannot_write_stop_nothing(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii"))
-    monkeypatch.setattr(Sample, "run", lambda self: print(os.fsdecode(b"caf\xe9.png"), "日"))
-    assert main(["sample"]) == 0
+    name = os.fsdecode(b"caf\xe9.png")
+    monkeypatch.setattr(sample, "run_sample", lambda flags: print(name, "日"))
+    assert run_command_line(["sample"]) == 0
     sys.stdout.flush()
     assert b"caf\\udce9.png" in written.getvalue()
 

@@ -10,8 +10,8 @@ from commanded import DIGITS, drawn, error_of, run, save_network, skip_films
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands.drawing import own_options
-from mnist_ddpm.commands.sample import Sample
+from mnist_ddpm.commands.flags import SampleFlags
+from mnist_ddpm.commands.sampler_setup import choose_sampler, own_options
 from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
@@ -209,10 +209,9 @@ def test_a_samplers_own_defaults_hold_unless_told(monkeypatch):
         (learned, {"sampler": "wide"}, "variance", "beta"),
         (learned, {"sampler": "wide", "variance": "posterior"}, "variance", "posterior"),
     ):  # fmt: skip
-        steps = Sample(**flags).sampling(recipe)
-        assert steps.told[name] == wanted, flags
-        chosen = steps.options[name]
-        assert chosen == (wanted if name == "eta" else catalogue.VARIANCES[wanted])
+        choice = choose_sampler(SampleFlags(steps=50, spacing="trailing", **flags), recipe)
+        assert choice.described[name] == wanted, flags
+        assert choice.options[name] == (wanted if name == "eta" else catalogue.VARIANCES[wanted])
 
 
 def test_a_sampler_of_ones_own_has_its_options_within_reach(colours, tmp_path, monkeypatch, capsys):

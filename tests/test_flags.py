@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import dispatch, drawing, flags, main, training_flags
+from mnist_ddpm.commands import command_line, dispatch, flags, sampler_setup, training_flags
 from mnist_ddpm.experiments import experiment_flags as experiment_flags
 from mnist_ddpm.experiments import registry as experiment_work
 from mnist_ddpm.machine import shell
@@ -64,13 +64,13 @@ def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
     for typed, named in (("pytest", "python -m mnist_ddpm"), ("/bin/mnist-ddpm", "mnist-ddpm")):
         monkeypatch.setattr(sys, "argv", [typed])
         with pytest.raises(SystemExit):
-            main.main(["sample", "--setps", "3"])
+            command_line.run_command_line(["sample", "--setps", "3"])
         told = capsys.readouterr().err
         assert "--steps" in told and f"run {named} sample --help" in told
         assert shell.program() == named.split()
         for wrong, meant in (("sampel", f"{named} sample?"), ("fly", "train, plan")):
             with pytest.raises(SystemExit) as stopped:
-                main.main([wrong, "--n", "3"])
+                command_line.run_command_line([wrong, "--n", "3"])
             told = capsys.readouterr().err
             assert stopped.value.code == 2 and wrong in told and meant in told
 
@@ -78,7 +78,7 @@ def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
 def test_the_names_are_those_of_the_catalogue():
     for names, known in (
         (flags.Sampler, catalogue.SAMPLERS), (flags.Spacing, catalogue.SPACINGS),
-        (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.Clip, drawing.CLIPS),
+        (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.Clip, sampler_setup.CLIPS),
         (training_flags.Log, ["none", *tracking.PACKAGES]),
     ):  # fmt: skip
         assert {*get_args(names)} == {*known}
@@ -95,25 +95,28 @@ def lines_of(kind) -> dict[str, str]:
 
 def test_the_flags_of_training_are_a_recipe_s():
     """Those of the notebook word for word, the options by inheritance; help adds meanings alone."""
-    assert {each.name for each in fields(training_flags.Flags)} == {f.name for f in fields(Recipe)}
+    assert {each.name for each in fields(training_flags.RecipeFlags)} == {
+        f.name for f in fields(Recipe)
+    }
     default = {each.name: each.default for each in fields(Recipe)}
-    for each in fields(training_flags.Flags):
+    for each in fields(training_flags.RecipeFlags):
         assert each.default == default[each.name], each.name
-    own, options = lines_of(training_flags.Flags), {each.name for each in fields(Options)}
+    own, options = lines_of(training_flags.RecipeFlags), {each.name for each in fields(Options)}
     notebook = lines_of(ddpm.Settings)
     for name in own.keys() - options:
         assert own[name] == notebook[name]
 
 
-def test_every_command_has_its_work():
-    assert {each.__name__ for each in main.COMMANDS.values()} == {*dispatch.WORK}
-    for each in main.COMMANDS.values():
-        assert issubclass(dispatch.WORK[each.__name__], each)
+def test_every_command_has_its_function():
+    assert {*command_line.COMMANDS.values()} == {*dispatch.FUNCTIONS}
+    for kind in dispatch.FUNCTIONS:
+        parameters = inspect.signature(dispatch.find_function(kind)).parameters.values()
+        assert [each.annotation for each in parameters] == [kind]
 
 
 def test_no_default_is_shown_as_none(capsys):
-    for name in main.COMMANDS:
+    for name in command_line.COMMANDS:
         with pytest.raises(SystemExit):
-            main.main([name, "--help"])
+            command_line.run_command_line([name, "--help"])
         told = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert "(default: None)" not in told and "(default: )" not in told, name

@@ -11,8 +11,8 @@ import torch
 from commanded import DIGITS, ROOT, error_of, run, save_network, skip_films
 
 import mnist_ddpm
-from mnist_ddpm.commands.common import keep_parts
-from mnist_ddpm.commands.sample import Sample
+from mnist_ddpm.commands.flags import SampleFlags
+from mnist_ddpm.commands.outputs import open_partial_results
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import SHIPPED, find
@@ -89,8 +89,9 @@ def test_what_is_kept_is_of_the_weights_that_a_name_means(elsewhere, monkeypatch
     monkeypatch.setattr(checkpoints, "shipped_path", lambda name: own)
     for std in (0.1, 0.2):
         save_network(own, DIGITS, std=std)
-        command, device = Sample(**{flag: Path("mnist")}), torch.device("cpu")
-        places.append(keep_parts(command, elsewhere / "out", None, device).folder)
+        flags = SampleFlags(**{flag: Path("mnist")})
+        partial = open_partial_results(flags, elsewhere / "out", None, torch.device("cpu"))
+        places.append(partial.folder)
     assert len({*places}) == 2
 
 

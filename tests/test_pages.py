@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from mnist_ddpm.commands.main import parsed
+from mnist_ddpm.commands.command_line import parse_arguments
 from mnist_ddpm.experiments.experiment_flags import NAMES
 
 PAGES = [
@@ -42,7 +42,7 @@ def test_pages_name_all_commands():
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words)[:60])
 def test_a_command_in_the_pages_can_be_parsed(words):
     if "--help" not in words:
-        parsed([word for word in words if not re.fullmatch(r"[A-Z]+", word)])
+        parse_arguments([word for word in words if not re.fullmatch(r"[A-Z]+", word)])
 
 
 def test_every_experiment_is_named():

@@ -15,7 +15,7 @@ from pictures import ORIGINAL, Asked, listing, ramp, save
 from PIL import Image, ImageOps
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.commands import reading
+from mnist_ddpm.commands import image_inputs
 from mnist_ddpm.data import celeba, ffhq, mnist
 from mnist_ddpm.data.folders import load_folder
 from mnist_ddpm.evaluation import publishing
@@ -245,7 +245,7 @@ def test_other_networks_and_conditions_take_rectangles(changes):
 def test_a_small_picture_is_enlarged_pixel_by_pixel_as_a_condition(tmp_path):
     picture = ramp(6, 4)
     save(tmp_path / "small.png", picture)
-    image = reading.stand_in(tmp_path / "small.png", replace(TINY, condition="small"))
+    image = image_inputs.condition_image(tmp_path / "small.png", replace(TINY, condition="small"))
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     assert image.shape == (1, 3, 16, 24)
     assert torch.equal(image[0], pixels.repeat_interleave(4, 1).repeat_interleave(4, 2))

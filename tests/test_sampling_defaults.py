@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from commanded import DIGITS, ROOT, drawn, error_of, run, save_network, skip_films
 
-from mnist_ddpm.commands.sample import Sample
+from mnist_ddpm.commands.flags import SampleFlags
+from mnist_ddpm.commands.sampler_setup import with_sampling_defaults
 from mnist_ddpm.formats import checkpoints
 
 DRAW = {"sampler": "dpmpp", "steps": 4, "eta": 1.0}
@@ -70,10 +71,10 @@ def test_without_flags_the_best_is_drawn_and_said(tmp_path, monkeypatch, capsys)
     ids=["steps", "eta", "guidance", "guide", "sampler", "both"],
 )
 def test_a_flag_that_is_typed_wins(typed, expected):
-    command = Sample(checkpoint=Path("mnist"), **typed)
-    command.take_advice(checkpoints.load_config(checkpoints.find("mnist"))[0])
-    assert tuple(getattr(command, name) for name in NAMES) == expected
-    assert not {*command.advised} & typed.keys()
+    recipe, _ = checkpoints.load_config(checkpoints.find("mnist"))
+    flags = with_sampling_defaults(SampleFlags(checkpoint=Path("mnist"), **typed), recipe)
+    assert tuple(getattr(flags, name) for name in NAMES) == expected
+    assert not {*flags.advised} & typed.keys()
 
 
 def test_one_step_needs_no_time_in_the_advised_interval(tmp_path, monkeypatch, capsys):

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from trained import TINY, fit, same, stopped_clock
 from trained import start_simple as start
 
-from mnist_ddpm.commands.main import main
-from mnist_ddpm.commands.sample import Sample
+from mnist_ddpm.commands import sample
+from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine import folder_lock, interrupts
 from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
@@ -104,17 +104,17 @@ def test_a_command_ends_with_the_status_of_the_signal_that_stops_it(monkeypatch,
     """128 + its number, as shells have it; and one that is ignored, as nohup has it, still is."""
     signum, seen = getattr(signal, name), []
 
-    def draw(self):
+    def draw(flags):
         signal.raise_signal(signum)
         seen.append("ignored")
 
-    monkeypatch.setattr(Sample, "run", draw)
+    monkeypatch.setattr(sample, "run_sample", draw)
     before = signal.getsignal(signum)
-    assert main(["sample"]) == 128 + signum == EXPECTED[name] and not seen
+    assert run_command_line(["sample"]) == 128 + signum == EXPECTED[name] and not seen
     assert capsys.readouterr().err == "\ninterrupted\n" and signal.getsignal(signum) is before
     signal.signal(signum, signal.SIG_IGN)
     try:
-        assert main(["sample"]) == 0 and seen
+        assert run_command_line(["sample"]) == 0 and seen
     finally:
         signal.signal(signum, before)
 

@@ -12,7 +12,7 @@ from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event
 from trained import TINY, fit, start_simple
 
-from mnist_ddpm.commands.train import Train, places
+from mnist_ddpm.commands.training_flags import TrainFlags, place_flags
 from mnist_ddpm.ddpm import learning_rate_at
 from mnist_ddpm.training import saving, tracking
 
@@ -87,7 +87,9 @@ def test_a_tracker_whose_package_is_missing_is_told_before_images_are_read(
 
 
 def test_the_command_to_go_on_after_a_stop_names_the_log():
-    assert places(Train(log="wandb")) == ["--log", "wandb"] and places(Train()) == []
+    out = TrainFlags.out
+    assert place_flags(TrainFlags(log="wandb"), out) == ["--log", "wandb"]
+    assert place_flags(TrainFlags(), out) == []
 
 
 def test_a_new_run_has_another_name_and_a_resumed_one_the_same(tmp_path):

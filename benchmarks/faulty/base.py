@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mnist_ddpm.commands.main import main
+from mnist_ddpm.commands.command_line import run_command_line as main
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.machine import streams
 from mnist_ddpm.training import loop, previews

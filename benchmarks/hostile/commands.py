@@ -6,22 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from hostile.base import TINY
-from mnist_ddpm.commands.compare import Compare
-from mnist_ddpm.commands.evaluate import Evaluate
-from mnist_ddpm.commands.export import Export
-from mnist_ddpm.commands.extractor import TrainExtractor
-from mnist_ddpm.commands.likelihood import MeasureLikelihood
-from mnist_ddpm.commands.plan import PlanTraining
-from mnist_ddpm.commands.push import Push
-from mnist_ddpm.commands.sample import Sample
-from mnist_ddpm.commands.train import Train
+from mnist_ddpm.commands.command_line import COMMANDS
 from mnist_ddpm.training.recipe import Recipe
 
-CLASSES = {
-    "train": Train, "plan": PlanTraining, "sample": Sample, "evaluate": Evaluate,
-    "likelihood": MeasureLikelihood, "extractor": TrainExtractor, "compare": Compare,
-    "export": Export, "push": Push,
-}  # fmt: skip
 DRAW, JUDGED = "--n 6 --steps 2", "--extractor judge.safetensors --out new.json"
 # Each works as it stands
 VALID = {
@@ -72,6 +59,7 @@ VALID = {
 }  # fmt: skip
 WEIGHTS = {"train": 9, "sample": 6, "evaluate": 5, "likelihood": 4, "compare": 3, "plan": 2}
 IDLE = {"compile", "gradient_checkpointing", "device", "processes"}  # cost minutes, or need others
+HIDDEN = {"recipe", "typed", "advised", "command", "began"}  # fields that are no flags
 
 INTEGERS = (
     "0", "-1", "1", "2", "3", "17", "1000", "1000000000", "99999999999999999999", "1e12", "1.5",
@@ -120,11 +108,11 @@ SEEN = (
 
 def kinds(command: str) -> dict[str, object]:
     """The flags of a command, and the type of each."""
-    found, cls = {}, CLASSES[command]
+    found, cls = {}, COMMANDS[command]
     for owner in (cls, Recipe) if command == "train" else (cls,):
         hints = typing.get_type_hints(owner)
         found |= {each.name: hints[each.name] for each in fields(owner)}
-    return {name: kind for name, kind in found.items() if name not in IDLE | {"flags", "command"}}
+    return {name: kind for name, kind in found.items() if name not in IDLE | HIDDEN}
 
 
 def values(kind: object, name: str, rng: random.Random) -> list[str] | None:

@@ -1,14 +1,10 @@
 """`python -m mnist_ddpm compare`."""
 
-from mnist_ddpm.commands import flags
+from mnist_ddpm.commands.flags import CompareFlags
 from mnist_ddpm.evaluation import cards
 
 
-class Compare(flags.Compare):
-    """Two cards side by side."""
-
-    def run(self) -> None:
-        """Prints a line for each figure that both have."""
-        first, second = cards.read_card(self.first), cards.read_card(self.second)
-        print("\n".join(cards.comparison(first, second)))
-        print("(± covers other images from the same network; training it again may change more)")
+def run_compare(flags: CompareFlags) -> None:
+    """Prints a line for each figure that both cards have."""
+    print("\n".join(cards.comparison(cards.read_card(flags.first), cards.read_card(flags.second))))
+    print("(± covers other images from the same network; training it again may change more)")

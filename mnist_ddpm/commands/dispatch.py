@@ -1,40 +1,49 @@
-"""The work of each command, once its flags are known to be right."""
+"""Runs the function of a command, once its flags are known to be right."""
 
 import os
 import signal
 import sys
+from collections.abc import Callable
+from importlib import import_module
 
 import matplotlib
 
-from mnist_ddpm.commands.compare import Compare
-from mnist_ddpm.commands.evaluate import Evaluate
-from mnist_ddpm.commands.export import Export
-from mnist_ddpm.commands.extractor import TrainExtractor
-from mnist_ddpm.commands.likelihood import MeasureLikelihood
-from mnist_ddpm.commands.plan import PlanTraining
-from mnist_ddpm.commands.push import Push
-from mnist_ddpm.commands.sample import Sample
-from mnist_ddpm.commands.train import Train, places
+from mnist_ddpm.commands.flags import (
+    CompareFlags,
+    EvaluateFlags,
+    ExportFlags,
+    ExtractorFlags,
+    LikelihoodFlags,
+    PushFlags,
+    SampleFlags,
+)
+from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags, place_flags
 from mnist_ddpm.machine import files, interrupts, processes, shell
 from mnist_ddpm.machine.text import printable
 from mnist_ddpm.machine.threads import adapt_threads
 
-WORK = {
-    each.__name__: each
-    for each in (
-        Train, PlanTraining, Sample, MeasureLikelihood, Evaluate, Compare, TrainExtractor, Push,
-        Export,
-    )
-}  # fmt: skip
+FUNCTIONS = {
+    TrainFlags: "train:run_train",
+    PlanFlags: "plan:run_plan",
+    SampleFlags: "sample:run_sample",
+    LikelihoodFlags: "measure_likelihood:run_likelihood",
+    EvaluateFlags: "evaluate:run_evaluate",
+    CompareFlags: "compare:run_compare",
+    ExtractorFlags: "extractor:run_extractor",
+    PushFlags: "push:run_push",
+    ExportFlags: "export:run_export",
+}
+SHARED_WORK = TrainFlags, SampleFlags, EvaluateFlags  # that several processes can do
 
 
-def main(command, typed: set[str]) -> int:
-    """Runs a command, of those flags and these that were typed. Returns as commands.main."""
+def dispatch(flags) -> int:
+    """Runs a command. Returns its exit status, as command_line.run_command_line."""
+    function = find_function(type(flags))
     # Of several processes SIGTERM ends at once those that wait for one that has failed.
-    names = interrupts.SIGNALS[:1] if several() else interrupts.SIGNALS
+    names = interrupts.SIGNALS[:1] if has_several_processes() else interrupts.SIGNALS
     try:
         with interrupts.signal_handler(interrupts.raise_stopped, names):
-            status = run(WORK[type(command).__name__](**vars(command)), typed)
+            status = report_errors(function, flags)
     except KeyboardInterrupt as error:
         lines = str(error) or "interrupted", *getattr(error, "__notes__", ())
         print("", *map(printable, lines), sep="\n", file=sys.stderr)
@@ -44,43 +53,50 @@ def main(command, typed: set[str]) -> int:
     return status
 
 
-def run(command, typed: set[str]) -> int:
-    """As main. Raises KeyboardInterrupt where it is stopped, with a note of how to go on."""
+def find_function(kind: type) -> Callable:
+    """The function that does the work of flags of this class."""
+    module, name = FUNCTIONS[kind].split(":")
+    return getattr(import_module(f"mnist_ddpm.commands.{module}"), name)
+
+
+def report_errors(function: Callable, flags) -> int:
+    """Calls the function. Returns 0, or 1 after printing one line about what was wrong.
+
+    Raises KeyboardInterrupt where it is stopped, with a note that says how to resume.
+    """
     matplotlib.use("Agg")
     try:
-        if isinstance(command, Train):
-            command.settle(typed)
-        if several() and not isinstance(command, Train | Sample | Evaluate):
-            raise ValueError("this command is for one process: start it without a launcher")
-        if not several():
+        if not has_several_processes():
             adapt_threads()
-        command.run()
+        elif not isinstance(flags, SHARED_WORK):
+            raise ValueError("this command is for one process: start it without a launcher")
+        function(flags)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         if not files.is_out_of_memory(error):
             raise
-        told = printable(files.first_line(error))
-        print(f"error: {told}: {advice(command)}", file=sys.stderr)
+        reason = printable(files.first_line(error))
+        print(f"error: {reason}: {memory_advice(flags)}", file=sys.stderr)
         return 1
     except interrupts.Stopped as error:
-        if error.folder and not several():  # several go on by their launcher's command
-            command.out = error.folder  # which may have moved
-            again = shell.own_command(["train", "--resume", *places(command)])
-            error.add_note(f"that is: {again}")
+        # Several processes resume by their launcher's command. The folder may have moved.
+        if error.folder and not has_several_processes():
+            command = ["train", "--resume", *place_flags(flags, error.folder)]
+            error.add_note(f"that is: {shell.own_command(command)}")
         raise
     return 0
 
 
-def several() -> bool:
+def has_several_processes() -> bool:
     """Whether this is one of several processes, as the launcher says."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-def advice(command) -> str:
+def memory_advice(flags) -> str:
     """What to do where memory runs out."""
-    parts = "a larger --accumulation, or --gradient-checkpointing"
-    if isinstance(command, PlanTraining):
-        return f"use train, without a plan, and with {parts}"
-    return f"take less at once (--batch-size; to train, {parts})"
+    training = "a larger --accumulation, or --gradient-checkpointing"
+    if isinstance(flags, PlanFlags):
+        return f"use train, without a plan, and with {training}"
+    return f"take less at once (--batch-size; to train, {training})"

@@ -1,6 +1,6 @@
-"""The flags of each command, without PyTorch: help and errors of flags need not wait for it.
+"""The flags of each command as plain data, without PyTorch, so that `--help` is fast.
 
-A command is a class of the same name that does the work, in a separate module.
+`dispatch` maps each class to the function that does the work.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def unless_typed(meaning: str):
 
 
 @dataclass
-class Drawing:
+class DrawingFlags:
     """How to draw images with a checkpoint. Unless told, the checkpoint's own advice holds."""
 
     # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
@@ -71,10 +71,12 @@ class Drawing:
     device: str = "auto"
     # processes expected, each on its device, from torchrun or accelerate launch
     processes: Annotated[int, unless_typed("any number")] = 0
+    # names of the flags that were filled in from the checkpoint's advice
+    advised: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 @dataclass
-class Sample(Drawing):
+class SampleFlags(DrawingFlags):
     """Draw images with a checkpoint and save them as pictures and as an array.
 
     Writes samples.png (a grid, of the first 400 at most), steps.png (from noise to image),
@@ -97,7 +99,7 @@ class Sample(Drawing):
 
 
 @dataclass
-class Evaluate(Drawing):
+class EvaluateFlags(DrawingFlags):
     """Judge images: print a card of figures, beside what real images would score, and write it.
 
     The card is JSON. Beside it, …-closest.png shows the images nearest to training images, each
@@ -126,7 +128,7 @@ class Evaluate(Drawing):
 
 
 @dataclass
-class MeasureLikelihood:
+class LikelihoodFlags:
     """Print the variational bound of images in bits/dim, with its standard error; write it as JSON.
 
     MNIST is judged on its 28 x 28 pixels: the black margin around them is taken as known.
@@ -156,7 +158,7 @@ class MeasureLikelihood:
 
 
 @dataclass
-class Compare:
+class CompareFlags:
     """Set two cards of `evaluate` side by side.
 
     Cards that differ in n, extractor or training images are refused.
@@ -169,7 +171,7 @@ class Compare:
 
 
 @dataclass
-class TrainExtractor:
+class ExtractorFlags:
     """Train the network whose features `evaluate` compares, and print how often it is right.
 
     That is told of images that it has not seen.
@@ -186,7 +188,7 @@ class TrainExtractor:
 
 
 @dataclass
-class Push:
+class PushFlags:
     """Publish a checkpoint on the Hugging Face hub: weights, settings, and a page about them.
 
     The page shows images, says how to load the checkpoint, and has the figures of a card.
@@ -204,7 +206,7 @@ class Push:
 
 
 @dataclass
-class Export:
+class ExportFlags:
     """Write a checkpoint as another library reads it.
 
     diffusers: a folder for DDPMPipeline.from_pretrained. That has no patches, labels or learned

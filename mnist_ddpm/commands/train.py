@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from mnist_ddpm import catalogue, trainer
-from mnist_ddpm.commands import training_flags
-from mnist_ddpm.commands.common import apart, moved, tell_written
+from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
+from mnist_ddpm.commands.outputs import check_outside, print_written
+from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import initial_weights
@@ -21,100 +22,114 @@ from mnist_ddpm.training.recipe import Recipe, fitted
 from mnist_ddpm.training.run import ALONE
 
 
-class Train(training_flags.Train):
-    """A training, begun or resumed."""
+def run_train(flags: TrainFlags) -> None:
+    """Trains to the end of the epochs. What cannot be done is reported before images are read."""
+    recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags)
+    if flags.log != "none":
+        tracking.check_tracker(flags.log)
+    if flags.resume:
+        locate_dataset(recipe, None)
+    else:
+        saving.must_be_free(flags.out)
+        check_outside(flags.out, recipe.dataset)
+    world = processes.connect(flags.processes, flags.device == "cpu")
+    device = devices.pick_device(flags.device, world)
+    processes.check_batch_size(recipe.batch_size, world)
+    with processes.main_process_first(world):
+        sets.check_labelled(recipe, flags.data)
+    network = check_names(recipe)
+    if device.type == "cpu":  # a GPU has errors of its own
+        cost.check_training(recipe)
+    recipe = with_precision(recipe, flags, device)
+    devices.check_precision(recipe.precision, device)
+    with folder_lock.locked_folder(files.writable_folder(flags.out), world):
+        pass  # reported before images are read
+    weights = None if flags.resume else weights_to_start_from(recipe, network)
+    teacher = teachers.teacher(recipe, device) if recipe.teacher else None
+    with processes.main_process_first(world):
+        images = sets.load_images(recipe, flags.data)
+        labels = sets.load_labels(recipe, flags.data) if recipe.classes else None
+    if not flags.resume and "batch_size" not in flags.typed:
+        batch_size = recipe.batch_size
+        recipe = fitted(recipe, len(images), world.size)
+        print_smaller_batch(batch_size, recipe.batch_size, len(images))
+    step = saving.saved_step(flags.out) or 0 if flags.resume else 0
+    with open_log(flags, flags.out, recipe, step, world) as log:
+        options = {"device": device, "world": world, "log": log, "teacher": teacher}
+        run = trainer.train(recipe, images, flags.out, labels, flags.resume, weights, **options)
+    if world.rank == 0:
+        speed = run.step * recipe.batch_size / max(run.seconds, 1e-9)
+        steps = f"{run.step} steps in {run.seconds / 60:.1f} min"
+        print(f"{flags.out}: {steps}, {speed:.0f} images/s")
+        print_checkpoint(flags.out)
 
-    fits = False  # whether its batch becomes smaller where there are fewer images
 
-    def settle(self, typed: set[str]) -> None:
-        """Completes the flags that were typed by those of --preset, --init-from or --resume.
+def typed_settings(flags: TrainFlags) -> dict:
+    """The settings of a recipe that were typed."""
+    names = [field.name for field in fields(Recipe) if field.name in flags.typed]
+    return {name: getattr(flags.recipe, name) for name in names}
 
-        Raises ValueError for flags of no use to a new run, or that a resumed one cannot change.
-        """
-        self.fits = not self.resume and "batch_size" not in typed
-        names = [each.name for each in fields(Recipe) if each.name in typed]
-        given = {name: getattr(self.flags, name) for name in names}
-        self.typed_precision = "precision" in given
-        if self.resume:
-            if "preset" in typed:
-                raise ValueError("a resumed run has settings of its own: leave out --preset")
-            saved = saving.load_state(self.out)[1]
-            recipe = presets.resolve(given, asdict(saved))
-            saving.check_changes(saved, recipe, self.out)
-        else:
-            recipe = presets.resolve(given, self.base(given))
-            check_of_use(given, recipe)
-        self.flags = training_flags.Flags(**asdict(recipe))
 
-    def base(self, given: dict) -> dict:
-        """Settings of the preset, and of the network to start from."""
-        preset, source = PRESETS[self.preset], self.flags.init_from
-        if not source:
-            return preset
-        dataset = given.get("dataset", preset.get("dataset", Recipe.dataset))
-        return preset | initial_weights(source, dataset in sets.LABELS)[0]
+def resumed_recipe(flags: TrainFlags) -> Recipe:
+    """The saved run's recipe, with what was typed. Raises ValueError for what cannot change."""
+    if "preset" in flags.typed:
+        raise ValueError("a resumed run has settings of its own: leave out --preset")
+    saved = saving.load_state(flags.out)[1]
+    recipe = presets.resolve(typed_settings(flags), asdict(saved))
+    saving.check_changes(saved, recipe, flags.out)
+    return recipe
 
-    def run(self) -> None:
-        """Trains to the end of its epochs. What cannot be done is told before images are read."""
-        recipe = Recipe(**asdict(self.flags))
-        if self.log != "none":
-            tracking.check_tracker(self.log)
-        if self.resume:
-            moved(recipe, None)
-        else:
-            saving.must_be_free(self.out)
-            apart(self.out, recipe.dataset)
-        world = processes.connect(self.processes, self.device == "cpu")
-        device = devices.pick_device(self.device, world)
-        processes.check_batch_size(recipe.batch_size, world)
-        with processes.main_process_first(world):
-            sets.check_labelled(recipe, self.data)
-        network = check_names(recipe)
-        if device.type == "cpu":  # a GPU has errors of its own
-            cost.check_training(recipe)
-        recipe = self.precise(recipe, device)
-        devices.check_precision(recipe.precision, device)
-        with folder_lock.locked_folder(files.writable_folder(self.out), world):
-            pass  # said before images are read
-        weights = None
-        if recipe.init_from and not self.resume:
-            weights = initial_weights(
-                recipe.init_from, recipe.classes > 0, recipe.condition, recipe.classes,
-                catalogue.tells_steps(recipe),
-            )[1]  # fmt: skip
-            checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
-            if recipe.objective in catalogue.MATCHING:
-                weights |= as_second(recipe)
-        taught_by = teachers.teacher(recipe, device) if recipe.teacher else None
-        with processes.main_process_first(world):
-            images = sets.load_images(recipe, self.data)
-            labels = sets.load_labels(recipe, self.data) if recipe.classes else None
-        if self.fits:
-            before, recipe = recipe, fitted(recipe, len(images), world.size)
-            tell_fitted(before, recipe, len(images))
-        step = saving.saved_step(self.out) or 0 if self.resume else 0
-        with opened_log(self, recipe, step, world) as log:
-            options = {"device": device, "world": world, "log": log, "teacher": taught_by}
-            run = trainer.train(recipe, images, self.out, labels, self.resume, weights, **options)
-        pace = run.step * recipe.batch_size / max(run.seconds, 1e-9)
-        if world.rank == 0:
-            took = f"{run.step} steps in {run.seconds / 60:.1f} min"
-            print(f"{self.out}: {took}, {pace:.0f} images/s")
-            tell_checkpoint(self.out)
 
-    def precise(self, recipe: Recipe, device: torch.device) -> Recipe:
-        """The recipe in the precision that suits a device, unless one was typed.
+def new_recipe(flags: TrainFlags) -> Recipe:
+    """The recipe of what was typed, the network to start from, and the preset, in this order.
 
-        A run that goes on keeps its own where the device has it.
-        """
-        lost = devices.emulates(recipe.precision, device)
-        if self.typed_precision or (self.resume and not lost):
-            return recipe
-        own = devices.default_precision(device)
-        if own != recipe.precision and is_first_process():
-            reason = "this GPU has no bfloat16 arithmetic" if lost else "this GPU computes in it"
-            print(f"training in {own}, since {reason} (a --precision that you type wins)")
-        return replace(recipe, precision=own)
+    Raises ValueError for flags that a new run would ignore.
+    """
+    typed = typed_settings(flags)
+    base = PRESETS[flags.preset]
+    if flags.recipe.init_from:
+        dataset = typed.get("dataset", base.get("dataset", Recipe.dataset))
+        base = base | initial_weights(flags.recipe.init_from, dataset in sets.LABELS)[0]
+    recipe = presets.resolve(typed, base)
+    if "label_dropout" in typed and not (recipe.classes or recipe.attributes):
+        raise ValueError(
+            "--label-dropout hides labels, and there are none: leave it out, or see --classes"
+        )
+    if typed.keys() & {"beta_1", "beta_T"} and not catalogue.heeds_betas(recipe):
+        raise ValueError(
+            f"schedule {recipe.schedule} has betas of its own: leave out --beta-1 and --beta-T"
+        )
+    return recipe
+
+
+def weights_to_start_from(
+    recipe: Recipe, network: torch.nn.Module
+) -> dict[str, torch.Tensor] | None:
+    """The weights of --init-from, or None. Raises ValueError where they do not fit the network."""
+    if not recipe.init_from:
+        return None
+    options = {"condition": recipe.condition, "classes": recipe.classes}
+    options |= {"labels": recipe.classes > 0, "shortcut": catalogue.tells_steps(recipe)}
+    _, weights = initial_weights(recipe.init_from, **options)
+    checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
+    if recipe.objective in catalogue.MATCHING:
+        weights |= as_second(recipe)
+    return weights
+
+
+def with_precision(recipe: Recipe, flags: TrainFlags, device: torch.device) -> Recipe:
+    """The recipe in the precision that suits a device, unless one was typed.
+
+    A resumed run keeps its own where the device has it.
+    """
+    is_emulated = devices.emulates(recipe.precision, device)
+    if "precision" in flags.typed or (flags.resume and not is_emulated):
+        return recipe
+    precision = devices.default_precision(device)
+    if precision != recipe.precision and is_first_process():
+        reason = "this GPU has no bfloat16 arithmetic" if is_emulated else "this GPU computes in it"
+        print(f"training in {precision}, since {reason} (a --precision that you type wins)")
+    return replace(recipe, precision=precision)
 
 
 def as_second(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -135,16 +150,6 @@ def as_second(recipe: Recipe) -> dict[str, torch.Tensor]:
     return {f"fake.{name}": value for name, value in weights.items()}
 
 
-def check_of_use(given: dict, recipe: Recipe) -> None:
-    """Raises ValueError for flags that a new run would ignore."""
-    if "label_dropout" in given and not (recipe.classes or recipe.attributes):
-        problem = "--label-dropout hides labels, and there are none"
-        raise ValueError(f"{problem}: leave it out, or see --classes")
-    if given.keys() & {"beta_1", "beta_T"} and not catalogue.heeds_betas(recipe):
-        problem = f"schedule {recipe.schedule} has betas of its own"
-        raise ValueError(f"{problem}: leave out --beta-1 and --beta-T")
-
-
 def check_names(recipe: Recipe) -> torch.nn.Module:
     """The network without its weights. Raises ValueError for what the catalogue does not know."""
     catalogue.make_schedule(recipe)
@@ -155,33 +160,25 @@ def check_names(recipe: Recipe) -> torch.nn.Module:
         return catalogue.make_network(recipe)
 
 
-def tell_checkpoint(folder: Path) -> None:
-    """The last lines of a training."""
-    names = saving.WEIGHTS, saving.CONFIG, saving.STATE
-    tell_written(*(folder / name for name in names if (folder / name).is_file()))
+def print_checkpoint(folder: Path) -> None:
+    """Prints the last lines of a training: the files of its checkpoint."""
+    paths = [folder / name for name in (saving.WEIGHTS, saving.CONFIG, saving.STATE)]
+    print_written(*(path for path in paths if path.is_file()))
 
 
-def opened_log(
-    command, recipe: Recipe, step: int = 0, world: World = ALONE
+def open_log(
+    flags: TrainFlags | PlanFlags, out: Path, recipe: Recipe, step: int = 0, world: World = ALONE
 ) -> AbstractContextManager:
-    """What --log asks for of a run that goes on after step, of the first process.
+    """What --log asks for, of a run that continues after step; None inside where that is nothing.
 
-    None inside where that is nothing.
+    Only the first process has one.
     """
-    if command.log == "none" or world.rank > 0:
+    if flags.log == "none" or world.rank > 0:
         return nullcontext()
-    return tracking.tracker_log(command.log, command.out, recipe, step)
+    return tracking.tracker_log(flags.log, out, recipe, step)
 
 
-def tell_fitted(before: Recipe, recipe: Recipe, n: int) -> None:
-    """Says where a batch has become smaller to fit n images."""
-    if n < before.batch_size and is_first_process():
-        told = f"{n} images are fewer than a batch of {before.batch_size}"
-        print(f"{told}: batches have {recipe.batch_size}")
-
-
-def places(command) -> list[str]:
-    """The flags of train for the folders, device and log of a command, train or plan."""
-    given = {name: getattr(command, name) for name in ("out", "data", "device", "log")}
-    differ = {name: value for name, value in given.items() if value != getattr(Train, name)}
-    return [part for name, value in differ.items() for part in (f"--{name}", str(value))]
+def print_smaller_batch(wanted: int, batch_size: int, n: int) -> None:
+    """Prints a line where a batch has become smaller than wanted to fit n images."""
+    if n < wanted and is_first_process():
+        print(f"{n} images are fewer than a batch of {wanted}: batches have {batch_size}")

@@ -23,7 +23,7 @@ SIZE = PrimitiveConstructorSpec(
 
 
 @dataclass(frozen=True)
-class Flags(Options):
+class RecipeFlags(Options):
     """What to train, and how."""
 
     # First the notebook's settings, which a test compares, since its module imports PyTorch; then
@@ -67,7 +67,7 @@ class Flags(Options):
 
 
 @dataclass
-class Train:
+class TrainFlags:
     """Train a noise predictor and save it as a checkpoint.
 
     Progress shows the time left. Where a preset's batch has more images than there are, it becomes
@@ -77,8 +77,8 @@ class Train:
     Example: python -m mnist_ddpm train --dataset mnist --epochs 48 --out checkpoints/mine
     """
 
-    flags: tyro.conf.OmitArgPrefixes[Flags] = field(
-        default_factory=lambda: Flags(**PRESETS[Train.preset])
+    recipe: tyro.conf.OmitArgPrefixes[RecipeFlags] = field(
+        default_factory=lambda: RecipeFlags(**PRESETS[TrainFlags.preset])
     )
     # settings that belong together: a new run's defaults
     preset: Literal[tuple(PRESETS)] = "mnist"
@@ -91,16 +91,18 @@ class Train:
     processes: Annotated[int, unless_typed("any number")] = 0
     # tell a tracker of experiments loss, rate, images/s and previews; its package must be installed
     log: Log = "none"
+    # names of the flags that were typed
+    typed: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 @dataclass
-class PlanTraining:
+class PlanFlags:
     """Train as well as this machine can in the time you have, after measuring it for a few seconds.
 
     Preset, precision and batch size are chosen and printed. The learning rate and the end follow
     the clock, so that the time is used also where the machine becomes faster or slower. Digits are
-    trained with P2's loss weights. With --guide a worse network is trained, too, in the same time:
-    to keep away from it when sampling about halves the distance to real digits.
+    trained with P2's loss weights. With --guide a guide for autoguidance is trained, too, in the
+    same time: guided by it, samples are about half as far from real digits.
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """
@@ -127,3 +129,10 @@ class PlanTraining:
     log: Log = "none"
     # when the command began, by time.monotonic(), before PyTorch is imported
     began: tyro.conf.Suppress[float] = field(default_factory=time.monotonic)
+
+
+def place_flags(flags: TrainFlags | PlanFlags, out: Path) -> list[str]:
+    """The flags of `train` for a run in the folder out, with the same data, device and log."""
+    values = {"out": out, "data": flags.data, "device": flags.device, "log": flags.log}
+    changed = {name: value for name, value in values.items() if value != getattr(TrainFlags, name)}
+    return [part for name, value in changed.items() for part in (f"--{name}", str(value))]

@@ -21,18 +21,20 @@ def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, T
     Raises ValueError for a file that is no image, and a mask of another size, or hiding nothing.
     """
     image = pictures.open_image(path, "L" if recipe.channels == 1 else "RGB")
-    x0 = ddpm.to_float(fitted(image, recipe, 0, Image.Resampling.LANCZOS))
+    x0 = ddpm.to_float(fit_to_network(image, recipe, 0, Image.Resampling.LANCZOS))
     if mask is None:
         return x0, None
     stencil = pictures.open_image(mask, "L")
     if stencil.size != image.size:
         sizes = ["{} x {}".format(*picture.size) for picture in (stencil, image)]
-        problem = f"the mask is {sizes[0]} pixels and the image {sizes[1]}"
-        raise ValueError(f"{problem}: they must be of the same size")
-    known = fitted(stencil, recipe, 255, Image.Resampling.NEAREST) > 127
+        raise ValueError(
+            f"the mask is {sizes[0]} pixels and the image {sizes[1]}: they must be of the same size"
+        )
+    known = fit_to_network(stencil, recipe, 255, Image.Resampling.NEAREST) > 127
     if known.all():
-        advice = "paint black what is to be filled in (transparent is white)"
-        raise ValueError(f"{mask} hides nothing: {advice}")
+        raise ValueError(
+            f"{mask} hides nothing: paint black what is to be inpainted (transparent is white)"
+        )
     return x0, known.float()
 
 
@@ -42,10 +44,10 @@ def read_conditions(path: Path, recipe: Recipe, n: int) -> Tensor:
     Raises as read_image, and as folders.image_files.
     """
     paths = folders.image_files(path)[:n] if path.is_dir() else [path]
-    return torch.cat([stand_in(each, recipe) for each in paths])
+    return torch.cat([condition_image(each, recipe) for each in paths])
 
 
-def stand_in(path: Path, recipe: Recipe) -> Tensor:
+def condition_image(path: Path, recipe: Recipe) -> Tensor:
     """A picture as an image (1, C, H, W), uint8; for condition small it may be that small already.
 
     It is then enlarged pixel by pixel, so that its squares' means are its own pixels.
@@ -53,10 +55,12 @@ def stand_in(path: Path, recipe: Recipe) -> Tensor:
     image = pictures.open_image(path, "L" if recipe.channels == 1 else "RGB")
     smaller = recipe.condition == "small" and image.width < recipe.shape[2]
     resample = Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS
-    return fitted(image, recipe, 0, resample)
+    return fit_to_network(image, recipe, 0, resample)
 
 
-def fitted(image: Image.Image, recipe: Recipe, fill: int, resample: Image.Resampling) -> Tensor:
+def fit_to_network(
+    image: Image.Image, recipe: Recipe, fill: int, resample: Image.Resampling
+) -> Tensor:
     """A picture in the network's size: uint8 (1, C, H, W). fill: the colour of MNIST's margin."""
     _, height, width = recipe.shape
     image = pictures.fitted(pictures.padded(image, recipe, fill), recipe.shape, resample)
@@ -64,7 +68,7 @@ def fitted(image: Image.Image, recipe: Recipe, fill: int, resample: Image.Resamp
 
 
 def holds_samples(folder: Path) -> bool:
-    """Whether it is one of the sample command's, with an array beside pictures of them all."""
+    """Whether the sample command wrote this folder, with an array beside pictures of all images."""
     return (folder / "samples.npz").is_file()
 
 
@@ -75,7 +79,7 @@ def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
     """
     if holds_samples(path):
         path = path / "samples.npz"
-        print(f"judging those in {path}")
+        print(f"judging the images in {path}")
     if path.is_dir():
         return folders.load_folder(recipe, path, data / "cache")
     try:
@@ -86,9 +90,11 @@ def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
     except MemoryError:  # no fault of the file
         raise
     except Exception as error:  # NumPy's are of many kinds
-        problem = f"{path} is neither a folder nor a samples.npz of the sample command"
-        raise ValueError(f"{problem} ({error})") from error
+        raise ValueError(
+            f"{path} is neither a folder nor a samples.npz of the sample command ({error})"
+        ) from error
     if images.dtype != torch.uint8 or images.shape[1:] != recipe.shape:
-        found = f"{images.dtype} {tuple(images.shape)}"
-        raise ValueError(f"{path} holds {found}, not uint8 (n, {recipe.shape})")
+        raise ValueError(
+            f"{path} holds {images.dtype} {tuple(images.shape)}, not uint8 (n, {recipe.shape})"
+        )
     return images

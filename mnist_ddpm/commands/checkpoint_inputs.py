@@ -1,0 +1,59 @@
+"""What the flags that name a checkpoint mean: its network, its images, its steps' variance."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from mnist_ddpm import catalogue
+from mnist_ddpm.commands.flags import DrawingFlags, LikelihoodFlags
+from mnist_ddpm.data import sets
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.machine import devices
+from mnist_ddpm.training.recipe import Recipe
+
+# The exponent of each variance of a step, for the bound: as methods.likelihood.bits_per_dim
+EXPONENTS = {"posterior": 0.0, "beta": 1.0, "learned": None}
+Flags = TypeVar("Flags", DrawingFlags, LikelihoodFlags)
+
+
+def open_checkpoint(flags: Flags, device: torch.device) -> tuple[checkpoints.Checkpoint, Flags]:
+    """The checkpoint, its network compiled if asked, and the flags with what --compile came to."""
+    checkpoint = checkpoints.load(flags.checkpoint, device)
+    precision = getattr(flags, "precision", "float32")  # likelihood has no other
+    flags = replace(flags, compile=flags.compile and devices.compiles(device, precision))
+    if flags.compile:
+        checkpoint.network.compile()
+    return checkpoint, flags
+
+
+def locate_dataset(recipe: Recipe, folder: str | None) -> Recipe:
+    """The recipe, with its folder of images where it is now.
+
+    Raises ValueError where there is none, or the folder is another data set.
+    """
+    if folder not in (None, recipe.dataset) and {folder, recipe.dataset} & {*sets.DATASETS}:
+        raise ValueError(
+            "--dataset is for a folder that has moved: "
+            f"it cannot turn {recipe.dataset} into {folder}"
+        )
+    recipe = replace(recipe, dataset=folder or recipe.dataset)
+    if recipe.dataset not in sets.DATASETS and not Path(recipe.dataset).is_dir():
+        raise ValueError(
+            f"there is no folder {recipe.dataset}: has it moved? --dataset names where it is now"
+        )
+    return recipe
+
+
+def pick_variance(name: str, recipe: Recipe) -> str:
+    """What "auto" means for a checkpoint. Raises ValueError for a variance it has not learned."""
+    learned = catalogue.learns_variance(recipe)
+    if name == "auto":
+        return "learned" if learned else "posterior"
+    if name == "learned" and not learned:
+        raise ValueError(
+            "this checkpoint has learned no variance: choose another --variance, "
+            "or train with --objective hybrid"
+        )
+    return name

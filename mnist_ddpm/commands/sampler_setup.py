@@ -1,0 +1,284 @@
+"""Sampler, steps and guidance as the flags and the checkpoint choose them."""
+
+import inspect
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands.checkpoint_inputs import pick_variance
+from mnist_ddpm.commands.flags import DrawingFlags
+from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.ddpm import Schedule
+from mnist_ddpm.evaluation import generation
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.checkpoints import GUIDANCE_OPTIONS, Checkpoint
+from mnist_ddpm.machine import devices, processes
+from mnist_ddpm.machine.partial_results import CountedNetwork
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import is_first_process
+from mnist_ddpm.machine.text import parse_json
+from mnist_ddpm.methods import solvers
+from mnist_ddpm.methods.guidance import SCALE
+from mnist_ddpm.methods.learned_variance import takes_exponent
+from mnist_ddpm.training import cost
+from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.sampling_defaults import as_typed
+
+CLIPS: dict[str, Callable | None] = {
+    "static": ddpm.clipped,
+    "dynamic": solvers.thresholded,
+    "none": None,
+}
+MOST = 10**9  # images
+STEPS = 50  # where neither a flag nor the checkpoint says how many
+# The variances that a sampler has by default, by name
+OWN_VARIANCES = {variance: name for name, variance in catalogue.VARIANCES.items()} | {
+    inspect.Parameter.empty: "posterior"
+}
+Flags = TypeVar("Flags", bound=DrawingFlags)
+
+
+class SamplerChoice(NamedTuple):
+    """The sampler that the flags choose, with all that it needs but a denoiser."""
+
+    name: str
+    sampler: Callable  # as ddpm.ddim_sampler
+    options: dict[str, Any]  # of this sampler
+    times: list[int]
+    path: Schedule  # the one to sample along
+    described: dict[str, Any]  # the options in words, for a card
+
+    @property
+    def bound_sampler(self) -> Callable:
+        """The sampler with its options."""
+        return partial(self.sampler, **self.options)
+
+
+def connect(flags: DrawingFlags) -> tuple[World, torch.device]:
+    """The processes that share the work, and this one's device.
+
+    Raises ValueError for flags that are out of range.
+    """
+    for name in ("n", "batch_size"):
+        value = getattr(flags, name)
+        if not 1 <= value <= MOST:
+            raise ValueError(f"{name} is {value}: it must be from 1 to {MOST:,}")
+    ddpm.check(0 <= flags.seed < 2**32, f"seed is {flags.seed}: it must be from 0 to 2^32 - 1")
+    scale = guidance_scale(flags)
+    if not abs(scale) <= 1e6:
+        raise ValueError(f"guidance is {scale}: it must be a number up to a million")
+    world = processes.connect(flags.processes, flags.device == "cpu")
+    device = devices.pick_device(flags.device, world)
+    devices.check_precision(flags.precision, device)
+    return world, device
+
+
+def with_sampling_defaults(flags: Flags, recipe: Recipe, is_followed: bool = True) -> Flags:
+    """The flags, with the checkpoint's advice for those that were not typed, which is printed.
+
+    It is ignored with --sampler, and on guidance where any flag of guidance was typed.
+    """
+    is_followed = is_followed and flags.sampler is None
+    advice = checkpoints.sampling_defaults(flags.checkpoint) if is_followed else {}
+    is_guided = any(getattr(flags, name) is not None for name in GUIDANCE_OPTIONS)
+    advice = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in advice.items()
+        if getattr(flags, name) is None and not (is_guided and name in GUIDANCE_OPTIONS)
+    }
+    if advice and is_first_process():
+        words = shlex.join(as_typed(advice.items()))
+        print(f"as {flags.checkpoint} advises, with {words} (a flag that you type wins)")
+    flags = replace(flags, **advice, advised=tuple(advice))
+    steps = min(STEPS, recipe.T) if flags.steps is None else flags.steps
+    return replace(flags, steps=steps, spacing=flags.spacing or "trailing")
+
+
+def guidance_scale(flags: DrawingFlags) -> float:
+    """The guidance scale, for labels or a guide."""
+    if flags.guidance is not None:
+        return flags.guidance
+    return SCALE if flags.guide else 1.0
+
+
+def check_drawing_memory(flags: DrawingFlags, recipe: Recipe, device: torch.device) -> None:
+    """Raises ValueError for more images, or more at once, than memory can hold."""
+    batch_size = flags.batch_size if device.type == "cpu" else 1  # a GPU's has its own errors
+    cost.check_drawing(recipe, flags.n, batch_size)
+
+
+def check_labels(flags: DrawingFlags, recipe: Recipe) -> None:
+    """Raises ValueError for a label or a guidance that the network does not know."""
+    is_guided_by_labels = flags.guidance not in (None, 1) and not flags.guide
+    if not recipe.classes and (flags.label or is_guided_by_labels):
+        raise ValueError(
+            f"{flags.checkpoint} was trained without labels: --label needs a checkpoint with "
+            "them (train --classes 10), and --guidance needs one too, or a --guide"
+        )
+    for label in flags.label:
+        if not 0 <= label < recipe.classes:
+            known = f"{flags.checkpoint}'s 0 to {recipe.classes - 1}"
+            raise ValueError(f"label {label} is not one of {known}")
+    if always_told(recipe) and guidance_scale(flags) != 1 and not flags.guide:
+        raise ValueError(
+            f"{flags.checkpoint} was always given its label (label_dropout 0): "
+            "use --guidance 1, or a --guide"
+        )
+
+
+def check_interval(flags: DrawingFlags, times: list[int], recipe: Recipe) -> None:
+    """Raises ValueError for an interval of guidance in which nothing would be guided."""
+    if not flags.guidance_interval:
+        return
+    if guidance_scale(flags) == 1:
+        advice = "name a --guide, or a checkpoint with labels"
+        if flags.guide or (recipe.classes and not always_told(recipe)):
+            advice = "set --guidance to other than 1"
+        raise ValueError(f"--guidance-interval is of no use where nothing guides: {advice}")
+    low, high = flags.guidance_interval
+    typed = f"--guidance-interval {low} {high}"
+    if not 0 <= low < high <= recipe.T:
+        raise ValueError(f"{typed} must be two rising times from 0 to T = {recipe.T}")
+    is_advised = "guidance_interval" in flags.advised
+    if not is_advised and not any(low < t <= high for t in times):
+        raise ValueError(f"none of the {len(times)} times sampled is in {typed}")
+
+
+def labels_in_turn(flags: DrawingFlags, recipe: Recipe) -> Tensor:
+    """The labels to draw, those of --label in turn, else all: int64 (n,)."""
+    labels = torch.tensor(flags.label or range(recipe.classes))
+    return labels[torch.arange(flags.n) % len(labels)]
+
+
+def choose_sampler(
+    flags: DrawingFlags, recipe: Recipe, default_name: str = "ddim"
+) -> SamplerChoice:
+    """The sampler, its options and times. Raises ValueError where flags do not fit."""
+    name = flags.sampler or default_name
+    sampler = catalogue.SAMPLERS[name]
+    defaults = own_options(sampler)
+    if name in catalogue.TELLING and flags.path is not None:
+        raise ValueError(f"{name} knows the network's own path alone: leave out --path")
+    for flag in ("eta", "variance"):
+        if flag not in defaults and getattr(flags, flag) != getattr(DrawingFlags, flag):
+            raise ValueError(f"{name} takes no --{flag}: leave it out, or choose another --sampler")
+    options = read_options(flags.option, name, defaults)
+    described = dict(options)
+    if "eta" in defaults:
+        eta = flags.eta
+        if eta is None:
+            eta = 0.0 if defaults["eta"] is inspect.Parameter.empty else defaults["eta"]
+        described["eta"] = options["eta"] = eta
+    if "variance" in defaults:
+        variance = choose_variance(flags.variance, recipe, defaults["variance"])
+        described["variance"] = variance
+        options["variance"] = catalogue.VARIANCES.get(variance, defaults["variance"])
+    path = sampling_path(flags, recipe)
+    times = catalogue.sampling_times(path, flags.steps, flags.spacing)
+    return SamplerChoice(name, sampler, options, times, path, described)
+
+
+def sampling_path(flags: DrawingFlags, recipe: Recipe) -> Schedule:
+    """The schedule to sample along. Raises ValueError for one that the network cannot."""
+    if flags.path is None:
+        return catalogue.make_schedule(recipe)
+    return catalogue.make_path(recipe, flags.path)
+
+
+def choose_variance(name: str, recipe: Recipe, default: Callable) -> str:
+    """The name of a step's variance. With "auto" a sampler's own default holds."""
+    own = OWN_VARIANCES.get(default, "the sampler's own")
+    return own if name == "auto" and own != "posterior" else pick_variance(name, recipe)
+
+
+def denoiser_source(
+    flags: DrawingFlags,
+    choice: SamplerChoice,
+    checkpoint: Checkpoint,
+    counted: CountedNetwork,
+    *,
+    labels: Tensor | None,
+    pictures: Tensor | None,
+    device: torch.device,
+) -> generation.Source:
+    """What draws a batch of images, guided and clipped, given labels and the pictures' condition.
+
+    Raises ValueError for a guide that does not fit.
+    """
+    recipe = checkpoint.recipe
+    guide = None
+    if flags.guide:
+        weak = load_guide(flags, checkpoint, device)
+        network = generation.autocast(counted.counting(weak.network), flags.precision, device)
+        guide = network, weak.recipe
+    return generation.denoisers(
+        generation.autocast(counted, flags.precision, device),
+        checkpoint.schedule,
+        recipe,
+        labels=labels,
+        scale=guidance_scale(flags),
+        guide=guide,
+        interval=flags.guidance_interval,
+        clip=CLIPS[flags.clip],
+        pictures=None if pictures is None else pictures.to(device),
+        path=None if flags.path is None else choice.path,
+        heading=catalogue.heading(choice.name, choice.times, recipe),
+        with_exponent=takes_exponent(choice.options.get("variance")),
+    )
+
+
+def generate_images(
+    flags: DrawingFlags, choice: SamplerChoice, source: generation.Source, shape: tuple, **options
+) -> tuple[Tensor, ddpm.Film]:
+    """The images that the flags ask for, and a film. options: of generation.generate."""
+    options |= {"sampler": choice.bound_sampler, "times": choice.times}
+    options |= {"seed": flags.seed, "batch_size": flags.batch_size}
+    return generation.generate(source, choice.path, flags.n, shape, **options)
+
+
+def load_guide(flags: DrawingFlags, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:
+    """The guide of autoguidance. Raises ValueError where it is for other images or noise."""
+    guide = checkpoints.load(flags.guide, device)
+    for name in ("image_size", "channels", "condition", "classes", "attributes", "T"):
+        ours, theirs = (getattr(each.recipe, name) for each in (checkpoint, guide))
+        if ours != theirs:
+            raise ValueError(
+                f"{flags.guide} cannot guide {flags.checkpoint}: "
+                f"its {name} is {theirs}, and should be {ours}"
+            )
+    if not torch.equal(guide.schedule.a, checkpoint.schedule.a):
+        raise ValueError(
+            f"{flags.guide} cannot guide {flags.checkpoint}: "
+            "train it with the same --schedule, --beta-1 and --beta-T"
+        )
+    if flags.compile:
+        guide.network.compile()
+    return guide
+
+
+def own_options(sampler: Callable) -> dict[str, Any]:
+    """A sampler's options and their defaults: all but the five that every sampler takes first."""
+    parameters = [*inspect.signature(sampler).parameters.items()]
+    return {name: parameter.default for name, parameter in parameters[5:]}
+
+
+def read_options(pairs: tuple[str, ...], sampler: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    """--option's name=value pairs. Raises ValueError for what the sampler does not take."""
+    known = defaults.keys() - {"eta", "variance"}
+    options = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if name not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise ValueError(f'{sampler} takes no --option "{name}": it takes {names}')
+        try:
+            options[name] = parse_json(value)
+        except ValueError:
+            options[name] = value
+    return options
