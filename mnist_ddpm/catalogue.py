@@ -62,7 +62,7 @@ OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
     "truncated-snr": partial(weighted, weight=predictions.truncated_snr),
     "min-snr": partial(weighted, weight=predictions.min_snr),
     "p2": partial(weighted, weight=predictions.p2),
-    "edm": partial(weighted, weight=edm.weight),
+    "edm": partial(weighted, weight=edm.edm_weight),
     "consistency": consistency.consistency,
     "matching": distribution_matching.matching,
 }
@@ -99,7 +99,7 @@ SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
 TELLING = {"shortcut"}  # samplers that tell the network where each step goes
 # a schedule and a number of steps to falling times
 SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
-    "trailing": schedules.by_length(schedules.trailing),
+    "trailing": schedules.by_length(ddpm.timesteps),
     "leading": schedules.by_length(schedules.leading),
     "linspace": schedules.by_length(schedules.linspace),
     "quadratic": schedules.by_length(schedules.quadratic_times),

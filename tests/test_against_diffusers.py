@@ -28,6 +28,7 @@ from mnist_ddpm.ddpm import (
     predict_x0,
     q_sample,
     step_variance,
+    timesteps,
     transitions,
 )
 from mnist_ddpm.methods.learned_variance import (
@@ -46,7 +47,6 @@ from mnist_ddpm.methods.schedules import (
     quadratic,
     quadratic_times,
     sigmoid,
-    trailing,
     zero_terminal_snr,
 )
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, thresholded
@@ -65,7 +65,7 @@ THEIRS = {
     "sigmoid": "sigmoid",
 }
 SPACINGS = {
-    "trailing": trailing,
+    "trailing": timesteps,
     "leading": leading,
     "linspace": linspace,
     "quadratic": quadratic_times,
@@ -314,7 +314,7 @@ def test_ancestral_steps_are_those_of_diffusers(monkeypatch, steps, spacing, cli
     ("steps", "clip", "variance"), [(999, True, "fixed_large"), (1000, False, "learned_range")]
 )
 def test_long_ancestral_runs_are_those_of_diffusers(monkeypatch, steps, clip, variance):
-    times = trailing(1000, steps)
+    times = timesteps(1000, steps)
     check_ancestral_steps(monkeypatch, PAPER, times, torch.float32, variance, clip)
 
 
@@ -327,7 +327,7 @@ def test_ancestral_steps_of_other_predictions_are_those_of_diffusers(
     monkeypatch, schedule, prediction, dtype
 ):
     options = "learned_range", True, prediction
-    check_ancestral_steps(monkeypatch, schedule, trailing(1000, 10), dtype, *options)
+    check_ancestral_steps(monkeypatch, schedule, timesteps(1000, 10), dtype, *options)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -472,7 +472,7 @@ def test_v_network_under_zero_terminal_snr_draws_the_images_of_diffusers(steps, 
     Not with eta = 1, where the factor of eps in the first step is 0, but in diffusers' float32 can
     be the root of 6e-8.
     """
-    net, schedule, times = network(3, "v"), zero_terminal_snr(OURS[name]()), trailing(1000, steps)
+    net, schedule, times = network(3, "v"), zero_terminal_snr(OURS[name]()), timesteps(1000, steps)
     denoise = denoiser(net, schedule, V)
     given = clipped(denoise, schedule) if clip else denoise
     xs, _, drawn = walk(ddim_sampler, given, schedule, times, torch.float32, eta=eta)

@@ -11,7 +11,7 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import predict_eps, q_sample, random_generator
 from mnist_ddpm.methods.consistency import consistency, consistency_sampler, ect_times
 from mnist_ddpm.methods.distillation import distilled
-from mnist_ddpm.methods.edm import EDM, weight
+from mnist_ddpm.methods.edm import EDM, edm_weight
 from mnist_ddpm.methods.flow import VELOCITY, flow
 from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser
 from mnist_ddpm.trainer import train
@@ -99,7 +99,9 @@ def test_to_agree_with_the_image_is_the_loss_of_a_diffusion_model(path):
     earlier = lambda schedule, t, done: torch.zeros_like(t)  # noqa: E731
     losses = consistency(EDM, earlier=earlier, c=0.0)(network, path, x0, t, eps)
     error = denoiser(network, path, EDM)(q_sample(path, x0, t, eps), t)[0] - x0
-    torch.testing.assert_close(losses, error.square().mean(dim=(1, 2, 3)).sqrt() * weight(path, t))
+    torch.testing.assert_close(
+        losses, error.square().mean(dim=(1, 2, 3)).sqrt() * edm_weight(path, t)
+    )
 
 
 def test_a_perfect_function_agrees_with_itself_along_the_teacher_s_ode():

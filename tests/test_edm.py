@@ -8,7 +8,7 @@ from diffusers import EDMEulerScheduler
 from helpers import PAPER, PATHS, STRAIGHT
 
 from mnist_ddpm.ddpm import per_image, q_sample, random_generator, transitions
-from mnist_ddpm.methods.edm import EDM, karras_times, scale, weight, weights
+from mnist_ddpm.methods.edm import EDM, edm_weight, input_scale, karras_times, output_scales
 from mnist_ddpm.methods.flow import flow
 from mnist_ddpm.methods.predictions import denoiser, weighted
 from mnist_ddpm.methods.schedules import linear
@@ -46,7 +46,7 @@ def test_what_the_network_sees_and_is_to_say_has_variance_1(path):
     """For data of deviation 1/2: both are linear in x_0 and eps."""
     t = torch.arange(1, 1001)
     a_t, b_t = (per_image(table, torch.zeros(1).double()) for table in path.at(t))
-    c_in, (skip, out) = per_image(scale(path, t), a_t), weights(path, a_t, t)
+    c_in, (skip, out) = per_image(input_scale(path, t), a_t), output_scales(path, a_t, t)
     for of_x0, of_eps in ((c_in * a_t, c_in * b_t), ((1 - skip * a_t) / out, -skip * b_t / out)):
         variance = (0.5 * of_x0) ** 2 + of_eps**2
         torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-6, atol=0)
@@ -60,7 +60,7 @@ def test_the_loss_is_that_of_the_paper(path):
     error = (denoiser(network, path, EDM)(xt, TIMES)[0] - x0).square().mean(dim=(1, 2, 3))
     sigma = (path.b / path.a)[TIMES]
     wanted = (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * error
-    for each in (None, weight):
+    for each in (None, edm_weight):
         torch.testing.assert_close(weighted(EDM, each)(network, path, x0, TIMES, eps), wanted)
 
 

@@ -184,11 +184,9 @@ def test_the_bound_within_a_margin_is_that_of_the_inner_pixels():
         return 0.5 * xt, xt
 
     def bits(images, eps, margin):
-        chance = torch.full((3, 4), 0.5)
-        found = likelihood.batch_bound(
-            denoise, PAPER, images, 0.0, margin, chance, lambda: eps, lambda: None
-        )
-        return found["bits"]
+        options = {"exponent": 0.0, "margin": margin, "fractions": torch.full((3, 4), 0.5)}
+        options |= {"draw_noise": lambda: eps, "advance": lambda: None}
+        return likelihood.batch_bound(denoise, PAPER, images, **options)["bits"]
 
     inner = (..., slice(1, -1), slice(3, -3))
     alone = bits(images[inner], eps[inner], (0, 0))

@@ -14,6 +14,7 @@ from mnist_ddpm.ddpm import (
     noise_source,
     posterior_variance,
     step_variance,
+    timesteps,
     to_float,
 )
 from mnist_ddpm.methods.learned_variance import (
@@ -35,13 +36,12 @@ from mnist_ddpm.methods.schedules import (
     respaced_network,
     respaced_schedule,
     sigmoid,
-    trailing,
     zero_terminal_snr,
 )
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
 
 ALL = linear, cosine, quadratic, sigmoid, log_snr
-SPACINGS = trailing, leading, linspace, quadratic_times
+SPACINGS = timesteps, leading, linspace, quadratic_times
 PAPER = linear()
 TIMES = [1000, 700, 450, 449, 200, 30, 1]
 
@@ -147,7 +147,7 @@ def test_bound_of_a_respaced_schedule_is_finite_and_above_that_of_all_steps():
     points = torch.tensor([[0, 30], [255, 200]], dtype=torch.uint8).view(2, 1, 1, 2)
     denoise, images = ideal_denoiser(PAPER, to_float(points)), points.repeat(20, 1, 1, 1)
     whole = bits_per_dim(denoise, PAPER, images, times_per_image=50)
-    times = trailing(1000, 50)
+    times = timesteps(1000, 50)
     few = bits_per_dim(respaced_network(denoise, times), respaced_schedule(PAPER, times), images)
     assert few.terms.shape == (50,)
     assert whole.mean + 2 * whole.standard_error < few.mean - 2 * few.standard_error < 10
@@ -157,7 +157,7 @@ def test_bound_of_a_respaced_schedule_is_finite_and_above_that_of_all_steps():
 def test_sampling_from_pure_noise_is_finite_and_lands_on_the_data(sampler):
     schedule, points = zero_terminal_snr(PAPER), torch.tensor([-0.8, 0.6]).view(2, 1, 1, 1)
     draw_noise, denoise = noise_source(0, range(200), (1, 1, 1)), ideal_denoiser(schedule, points)
-    *_, (_, x, _) = sampler(denoise, schedule, trailing(1000, 50), draw_noise(), draw_noise)
+    *_, (_, x, _) = sampler(denoise, schedule, timesteps(1000, 50), draw_noise(), draw_noise)
     assert torch.minimum((x + 0.8).abs(), (x - 0.6).abs()).max() < 0.01
     assert (x > 0).float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(200))
 
@@ -176,7 +176,7 @@ def test_times_fall_within_T_and_1(spacing, T):
 
 
 def test_spacings_by_hand():
-    assert trailing(1000, 4) == [1000, 750, 500, 250]
+    assert timesteps(1000, 4) == [1000, 750, 500, 250]
     assert leading(1000, 4) == [751, 501, 251, 1]
     assert linspace(1000, 4) == [1000, 667, 334, 1]
     assert quadratic_times(1000, 4) == [1000, 445, 112, 1]

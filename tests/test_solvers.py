@@ -24,7 +24,6 @@ from mnist_ddpm.methods.schedules import (
     linear,
     linspace,
     quadratic_times,
-    trailing,
     zero_terminal_snr,
 )
 from mnist_ddpm.methods.solvers import ddim_encoder, dpmpp_2m_sampler, heun_sampler, thresholded
@@ -89,7 +88,7 @@ def test_many_steps_follow_the_flow_to_the_image(sampler, steps):
     torch.testing.assert_close(got, flow(FINE, x, 4000, 0), rtol=0, atol=3e-3)
 
 
-@pytest.mark.parametrize("spacing", [trailing, leading, linspace, quadratic_times])
+@pytest.mark.parametrize("spacing", [timesteps, leading, linspace, quadratic_times])
 @pytest.mark.parametrize("steps", [5, 10, 20, 50])
 def test_second_order_is_no_worse_than_first_for_any_spacing(spacing, steps):
     """The last two steps of leading and linspace are far longer, in lambda, than those before."""

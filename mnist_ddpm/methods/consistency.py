@@ -40,7 +40,7 @@ def consistency(
     conversion: Conversion,
     done: Callable[[], float] = lambda: 1.0,
     earlier: Earlier = ect_times,
-    weight: Weight = edm.weight,
+    weight: Weight = edm.edm_weight,
     c: float = 0.00054,
 ) -> Objective:
     """How far f(x_t, t) is from f(x_r, r), which learns nothing by it: one loss an image.

@@ -8,18 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import (
-    Network,
-    Objective,
-    Schedule,
-    Time,
-    check,
-    noise_source,
-    per_image,
-    predict_eps,
-    random_generator,
-    to_uint8,
-)
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Network, Objective, Schedule, Time, check, per_image
 from mnist_ddpm.methods.predictions import Conversion
 
 
@@ -30,14 +20,14 @@ def flow(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
 
 
 def x0_from_velocity(schedule: Schedule, xt: Tensor, t: Time, velocity: Tensor) -> Tensor:
-    """x_0 from eps - x_0, on any path. On the straight one it is T dx_t / dt."""
+    """x_0 from the velocity eps - x_0, on any path. On the straight one it is T dx_t / dt."""
     a_t, b_t = schedule.at(t)
     return (xt - per_image(b_t, xt) * velocity) / per_image(a_t + b_t, xt)
 
 
 def velocity_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
-    """eps - x_0 of x_t and x_0."""
-    return predict_eps(schedule, xt, t, x0) - x0
+    """The velocity eps - x_0 with which x_t gives x_0."""
+    return ddpm.predict_eps(schedule, xt, t, x0) - x0
 
 
 VELOCITY = Conversion(x0_from_velocity, velocity_from_x0)
@@ -48,33 +38,33 @@ def number_lookup(images: Tensor) -> Callable[[Tensor], Tensor]:
 
     It raises ValueError for an image that is none of them, or changed, as by mirroring.
     """
-    key = torch.randint(2**62, (images[0].numel(),), generator=random_generator(0))
+    key = torch.randint(2**62, (images[0].numel(),), generator=ddpm.random_generator(0))
 
-    def prints(images: Tensor) -> Tensor:  # int64 (N,), which wraps
-        return torch.cat([(each.flatten(1).long() * key).sum(1) for each in images.split(1024)])
+    def hashes(images: Tensor) -> Tensor:  # int64 (N,); the sums may overflow
+        return torch.cat([(part.flatten(1).long() * key).sum(1) for part in images.split(1024)])
 
-    known, order = prints(images.cpu()).sort(stable=True)
+    known, order = hashes(images.cpu()).sort(stable=True)
 
     def numbers(x0: Tensor) -> Tensor:
-        asked = prints(to_uint8(x0).cpu())
-        place = torch.searchsorted(known, asked).clamp(max=len(known) - 1)
-        check(torch.equal(known[place], asked), "images are unknown: pass those of the pairs alone")
+        wanted = hashes(ddpm.to_uint8(x0).cpu())
+        place = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+        check(torch.equal(known[place], wanted), "unknown images: pass those of the pairs")
         return order[place]
 
     return numbers
 
 
 def reflow(objective: Objective, images: Tensor, seed: int = 0) -> Objective:
-    """An objective on pairs: each image with the noise that a sampler without noise made it of.
+    """An objective on pairs of an image and the x_T from which an ODE sampler drew it.
 
-    images, uint8 (N, C, H, W), are those that generate or the command sample has drawn with that
-    seed, in that order: so the noise of image k is that of (seed, k), and need not be kept
+    images: all that generate or the command sample drew with that seed, in order, uint8
+    (N, C, H, W). The noise of image k follows from (seed, k), so it need not be stored
     (arXiv 2209.03003, Section 2.2).
     """
     numbers = number_lookup(images)
 
     def on_pairs(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
-        drawn = noise_source(seed, numbers(x0).tolist(), tuple(x0.shape[1:]))()
-        return objective(network, schedule, x0, t, drawn.to(eps))
+        xT = ddpm.noise_source(seed, numbers(x0).tolist(), tuple(x0.shape[1:]))()
+        return objective(network, schedule, x0, t, xT.to(eps))
 
     return on_pairs

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check
 
 Teacher = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
-SCALE = 2.0  # of autoguidance, where nothing says how far
+SCALE = 2.0  # of autoguidance, unless the checkpoint has its own
 
 
 def labels_or_unknown(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
-    """Labels (N,) on the device of x (N, …); where there are none, `classes` for each image."""
+    """Labels (N,) on the device of x (N, …); None stands for `classes`, unknown, throughout."""
     unknown = torch.full((len(x),), classes)
     return (unknown if labels is None else labels).to(x.device)
 
@@ -48,32 +48,31 @@ class LabelledUNet(UNet):
 
 
 def labels_at(labels: Tensor | None, part: Tensor) -> Tensor | None:
-    """The labels (N,), if there are any, of a part of the images, bool (N,)."""
+    """The labels (N,), if there are any, of those images that `part`, bool (N,), selects."""
     return None if labels is None else labels[part.to(labels.device)]
 
 
 def with_labels(network: Network, labels: Tensor | None) -> Network:
-    """A network (xt, t, labels) that is always told these labels (N,); of None, itself.
+    """A network of (xt, t, labels) with these labels (N,), as one of (xt, t). None: itself.
 
     Raises ValueError, when called, for another number of images.
     """
     if labels is None:
         return network
 
-    def told_network(xt: Tensor, t: Tensor, **more: Tensor) -> Tensor:
-        count = f"there are {len(labels)} labels: there must be one for each of {len(xt)} images"
-        check(len(labels) == len(xt), count)
-        return network(xt, t, labels, **more)
+    def labelled_network(xt: Tensor, t: Tensor, **options: Tensor) -> Tensor:
+        check(len(labels) == len(xt), f"there are {len(labels)} labels for {len(xt)} images")
+        return network(xt, t, labels, **options)
 
-    return told_network
+    return labelled_network
 
 
 def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
-    """weak + scale (strong - weak). Scales 0 and 1 ask one of the two, all others both.
+    """weak + scale (strong - weak). Scales 0 and 1 call one of the two, all others both.
 
-    Classifier-free guidance (arXiv 2207.12598, Eq. 6, scale = 1 + w): strong is told labels, weak
-    is not. Autoguidance (arXiv 2406.02507): weak is a guide, which errs where strong does,
-    only more. What strong returns beside x0_hat and eps_hat stays.
+    Classifier-free guidance (arXiv 2207.12598, Eq. 6, scale = 1 + w): strong has labels, weak has
+    none. Autoguidance (arXiv 2406.02507): weak is the guide, a network with the same errors, but
+    larger. What strong returns beside x0_hat and eps_hat, such as a variance, is passed on.
     """
     if scale in (0, 1):
         return strong if scale else weak
@@ -89,39 +88,39 @@ def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
 def within_interval(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Denoiser:
     """guided at times low < t <= high, else plain, which costs less (arXiv 2404.07724).
 
-    Of times (N,) each image has its time. The two must then take a part of the batch.
+    With times (N,) it depends on the image: the two denoisers must then take a part of the batch.
     """
     return switched(is_in_interval(interval), lambda labels: guided, lambda labels: plain)
 
 
 def is_in_interval(interval: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    """Whether times (N,) lie in it: low < t <= high."""
+    """A function of times (N,): whether low < t <= high, bool (N,)."""
     low, high = interval
     return lambda t: (low < t) & (t <= high)
 
 
 def switched(
-    inside_of: Callable[[Tensor], Tensor],
+    uses_first: Callable[[Tensor], Tensor],
     first: Teacher,
     second: Teacher,
     labels: Tensor | None = None,
 ) -> Denoiser:
-    """first for the images that a function of their times (N,) says, second for the others.
+    """The first teacher's denoiser where uses_first(times (N,)) says so, else the second's.
 
-    Each is given the labels (N,) of its images.
+    Each gets the labels (N,) of its images.
     """
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
         times = torch.as_tensor(t).cpu().expand(len(xt))
-        inside = inside_of(times)
-        if inside.all() or not inside.any():
-            return (first if inside.all() else second)(labels)(xt, t)
-        parts = [
-            each(labels_at(labels, own))(xt[own], times[own])
-            for each, own in ((first, inside), (second, ~inside))
+        is_first = uses_first(times)
+        if is_first.all() or not is_first.any():
+            return (first if is_first.all() else second)(labels)(xt, t)
+        outputs = [
+            teacher(labels_at(labels, part))(xt[part], times[part])
+            for teacher, part in ((first, is_first), (second, ~is_first))
         ]
-        order = torch.cat([own.nonzero().flatten() for own in (inside, ~inside)])
-        back = order.argsort().to(xt.device)
-        return tuple(torch.cat(both)[back] for both in zip(*parts))
+        order = torch.cat([is_first.nonzero(), (~is_first).nonzero()]).flatten()
+        inverse = order.argsort().to(xt.device)
+        return tuple(torch.cat(both)[inverse] for both in zip(*outputs))
 
     return denoise

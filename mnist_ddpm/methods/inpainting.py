@@ -5,74 +5,74 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import (
-    States,
-    check,
-    posterior_mean,
-    posterior_variance,
-    q_sample,
-    step_variance,
-    transitions,
-)
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import States, check, q_sample
 
 Sampler = Callable[..., States]
 
 
 def sdedit(image: Tensor, sampler: Sampler) -> Sampler:
-    """The sampler, beginning with an image (1 or N, C, H, W) in [-1, 1], noised by q.
+    """The sampler started from an image (1 or N, C, H, W) in [-1, 1], noised to its first time.
 
     Raises ValueError, when called, for an image of uint8 or of another shape than what is drawn.
     """
 
-    def started_sampler(denoise, schedule, times, xT, draw_noise, **options) -> States:
+    def sampler_from_image(denoise, schedule, times, xT, draw_noise, **options) -> States:
         check_image(image, xT)
-        start = q_sample(schedule, image.to(xT), times[0], xT)
-        return sampler(denoise, schedule, times, start, draw_noise, **options)
+        xt = q_sample(schedule, image.to(xT), times[0], xT)
+        return sampler(denoise, schedule, times, xt, draw_noise, **options)
 
-    return started_sampler
+    return sampler_from_image
 
 
-def check_shape(name: str, given: Tensor, xT: Tensor) -> None:
-    """Raises ValueError unless it is (1 or N, 1 or C, H, W), for xT (N, C, H, W)."""
-    found, wanted = tuple(given.shape), tuple(xT.shape)
-    fits = len(found) == 4 and found[2:] == wanted[2:]
-    fits = fits and found[0] in (1, wanted[0]) and found[1] in (1, wanted[1])
-    check(fits, f"the {name} is {found}, which does not fit images (N, C, H, W) = {wanted}")
+def check_shape(name: str, images: Tensor, xT: Tensor) -> None:
+    """Raises ValueError unless these are (1 or N, 1 or C, H, W), for xT (N, C, H, W)."""
+    shape = tuple(images.shape)
+    N, C, *sides = xT.shape
+    fits = len(shape) == 4 and shape[0] in (1, N) and shape[1] in (1, C) and [*shape[2:]] == sides
+    check(fits, f"the {name} is {shape}, which does not fit images {tuple(xT.shape)}")
 
 
 def check_image(image: Tensor, xT: Tensor) -> None:
-    """Raises ValueError unless it is of floats, and as check_shape."""
+    """Raises ValueError unless the image is of floats and fits, as in check_shape."""
     check_shape("image", image, xT)
-    problem = f"the image is {image.dtype}: it must be floats in [-1, 1], as of to_float"
-    check(image.is_floating_point(), problem)
+    check(image.is_floating_point(), f"the image is {image.dtype}: convert it with to_float")
 
 
 @torch.no_grad()
 def repaint_sampler(
-    denoise, schedule, times, xT, draw_noise,
-    known: Tensor, mask: Tensor, resamples: int = 10, jump: int | None = None,
-    variance=posterior_variance,
-) -> States:  # fmt: skip
-    """Fills in what the mask hides of `known` (1 or N, C, H, W): arXiv 2201.09865, Algorithm 1.
+    denoise,
+    schedule,
+    times,
+    xT,
+    draw_noise,
+    known: Tensor,
+    mask: Tensor,
+    resamples: int = 10,
+    jump: int | None = None,
+    variance=ddpm.posterior_variance,
+) -> States:
+    """Inpaints what the mask hides of `known` (1 or N, C, H, W): arXiv 2201.09865, Algorithm 1.
 
-    mask (1 or N, 1 or C, H, W): 1 where the image is known, 0 where it is to be filled in. After
-    every step the known part is replaced by its own noised self. Every `jump` steps are walked
-    `resamples` times, with noise added in between to go back up, so that the new part can adapt
-    to the known one; resamples = 1 is plain replacement. None jumps 4 % of the steps, at least 1,
-    as the paper's 10 of 250 are. Unlike in the paper's code, the first jump - 1 and the last are
-    walked so too. Costs len(times) * resamples evaluations.
+    mask (1 or N, 1 or C, H, W): 1 where the image is known, else 0. After each step the known part
+    is replaced by q(x_s | known). Each run of `jump` steps is walked `resamples` times, going back
+    up by adding noise, so that the new part adapts to the known one; resamples = 1 only replaces.
+    jump None is 4 % of the steps, as the paper's 10 of 250, at least 1. Unlike in the paper's code
+    the first jump - 1 steps and the last are repeated too: len(times) * resamples evaluations.
     Yields (t, x_t, x0_hat) on the last walk over each time, then (0, x_0, x_0). Raises ValueError
     where shapes or types do not fit or a mask is not of zeros and ones.
     """
     check_image(known, xT)
     check_shape("mask", mask, xT)
-    binary = ((mask == 0) | (mask == 1)).all()
-    check(binary, "the mask must be of zeros (to fill in) and ones (known)")
+    is_binary = ((mask == 0) | (mask == 1)).all()
+    check(is_binary, "the mask must be of ones (known) and zeros (to inpaint)")
     check(resamples >= 1, f"resamples is {resamples}: take a number from 1")
-    x, steps = xT, transitions(times, schedule.T)
+    steps = ddpm.transitions(times, schedule.T)
     jump = max(1, round(len(steps) / 25)) if jump is None else jump
     check(jump >= 1, f"jump is {jump}: take a number from 1")
-    known, mask = known.to(x), mask.to(x)
+    x = xT
+    known = known.to(x)
+    mask = mask.to(x)
     for first in range(0, len(steps), jump):
         walk = steps[first : first + jump]
         for repeat in reversed(range(resamples)):
@@ -80,7 +80,7 @@ def repaint_sampler(
                 x0_hat, _, *exponent = denoise(x, t)
                 if repeat == 0:
                     yield t, x, x0_hat
-                x = posterior_mean(schedule, x0_hat, x, t, s)
+                x = ddpm.posterior_mean(schedule, x0_hat, x, t, s)
                 known_s = known
                 if s > 0:
                     x = x + variance(schedule, t, s, *exponent).sqrt().to(x) * draw_noise()
@@ -89,5 +89,6 @@ def repaint_sampler(
             if repeat > 0:  # from the walk's end back up to its start
                 t = walk[0][0]
                 shrink = (schedule.a[t] / schedule.a[s]).item()
-                x = shrink * x + step_variance(schedule, t, s).sqrt().item() * draw_noise()
+                noise_level = ddpm.step_variance(schedule, t, s).sqrt().item()
+                x = shrink * x + noise_level * draw_noise()
     yield 0, x, x

@@ -6,12 +6,13 @@ from torch import Tensor
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """From a (N, C, H, W) at weight 0 to b at 1 along a great circle, each image for itself.
+    """From a (N, C, H, W) at weight 0 to b at 1 along a great circle, image by image.
 
     Averages of noise have too small a variance for a sampler; points on the arc do not. Between
-    parallel images the way is a straight line.
+    parallel images it is a straight line.
     """
-    flat_a, flat_b = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()
+    flat_a = a.flatten(1).cpu().double()
+    flat_b = b.flatten(1).cpu().double()
     cosine = F.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
     angle = torch.arccos(cosine).unsqueeze(1)
     straight = angle.sin() < 1e-6

@@ -1,7 +1,7 @@
 """Learned variances of the reverse steps (Improved DDPM, arXiv 2102.09672, Sections 3.1, 3.3).
 
 The network has a second output v, of the shape of the first. With the exponent e = (v + 1) / 2 a
-step's variance is beta^e · beta-tilde^(1 - e). L_simple says nothing of it; the bound does.
+step's variance is beta^e · beta-tilde^(1 - e). L_simple does not depend on it, the bound does.
 """
 
 import inspect
@@ -10,21 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import (
-    Denoiser,
-    Network,
-    Objective,
-    Schedule,
-    States,
-    Time,
-    check,
-    per_image,
-    posterior_mean,
-    posterior_variance,
-    q_sample,
-    step_variance,
-    transitions,
-)
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, Time, check, q_sample
 from mnist_ddpm.methods.likelihood import bound_term
 from mnist_ddpm.methods.predictions import EPS, Conversion, network_output, target, x0_and_eps
 
@@ -34,13 +21,12 @@ Clip = Callable[[Denoiser, Schedule], Denoiser]  # as ddpm.clipped
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """An output (N, 2C, H, W) as its value and the exponent, each (N, C, H, W), e mostly 0 … 1.
+    """An output (N, 2C, H, W) as the predicted value and the exponent, each (N, C, H, W).
 
     Raises ValueError for an output without a variance.
     """
-    found = output.shape[1]
-    problem = f"the network has {found} channels, not {2 * channels}: it has learned no variance"
-    check(found == 2 * channels, problem)
+    has_variance = output.shape[1] == 2 * channels
+    check(has_variance, f"the network has {output.shape[1]} channels: it has learned no variance")
     value, v = output.chunk(2, dim=1)
     return value, (v + 1) / 2
 
@@ -61,43 +47,40 @@ def learned_denoiser(
 
 
 def without_exponent(denoise: LearnedDenoiser) -> Denoiser:
-    """x0_hat and eps_hat alone: what samplers with another variance expect."""
+    """The denoiser with x0_hat and eps_hat alone, for samplers with another variance."""
     return lambda xt, t: denoise(xt, t)[:2]
 
 
 def keeping_exponent(clip: Clip) -> Callable[[LearnedDenoiser, Schedule], LearnedDenoiser]:
-    """A clip such as ddpm.clipped for denoisers with a third output, which passes unchanged."""
+    """A clip such as ddpm.clipped for LearnedDenoisers, whose exponent it leaves unchanged."""
 
-    def clip_two_of_three(denoise: LearnedDenoiser, schedule: Schedule) -> LearnedDenoiser:
+    def clip_x0_and_eps(denoise: LearnedDenoiser, schedule: Schedule) -> LearnedDenoiser:
         def denoise_and_clip(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
-            x0_hat, eps_hat, exponent = denoise(xt, t)
-            clipped = clip(lambda xt, t: (x0_hat, eps_hat), schedule)
+            *x0_and_eps_hat, exponent = denoise(xt, t)
+            clipped = clip(lambda xt, t: x0_and_eps_hat, schedule)
             return *clipped(xt, t), exponent
 
         return denoise_and_clip
 
-    return clip_two_of_three
+    return clip_x0_and_eps
 
 
 @torch.no_grad()
 def ancestral_sampler(
-    denoise, schedule, times, x, draw_noise, variance=posterior_variance
-) -> States:
-    """ddpm.ddpm_sampler, for variances that also depend on what the denoiser says of them.
-
-    variance: called with (schedule, t, s) and, of a LearnedDenoiser, the exponent (takes_exponent).
-    """
-    for t, s in transitions(times, schedule.T):
+    denoise, schedule, times, x, draw_noise, variance=ddpm.posterior_variance
+) -> ddpm.States:
+    """ddpm.ddpm_sampler, also for variances of (schedule, t, s, exponent of a LearnedDenoiser)."""
+    for t, s in ddpm.transitions(times, schedule.T):
         x0_hat, _, *exponent = denoise(x, t)
         yield t, x, x0_hat
-        x = posterior_mean(schedule, x0_hat, x, t, s)
+        x = ddpm.posterior_mean(schedule, x0_hat, x, t, s)
         if s > 0:
             x = x + variance(schedule, t, s, *exponent).sqrt().to(x) * draw_noise()
     yield 0, x, x
 
 
 def takes_exponent(variance: Callable[..., Tensor] | None) -> bool:
-    """Whether a variance of steps needs the exponent: it has a parameter after schedule, t, s."""
+    """Whether a variance needs the exponent: it has a fourth parameter, after schedule, t, s."""
     return variance is not None and len(inspect.signature(variance).parameters) > 3
 
 
@@ -106,13 +89,13 @@ def learned_step_variance(
 ) -> Tensor:
     """The variance (N, C, H, W) of a step from t to s, for ancestral_sampler.
 
-    e = 1 is step_variance. Raises ValueError where the denoiser gave no exponent.
+    Raises ValueError where the denoiser gave no exponent.
     """
-    check(exponent is not None, "the denoiser says no variance: take posterior_variance")
-    tiny = torch.finfo(torch.float64).tiny  # at s = 0 the posterior has no variance
+    check(exponent is not None, "the denoiser has no variance: take posterior_variance")
+    tiny = torch.finfo(torch.float64).tiny  # at s = 0 the posterior's variance is 0
     low, high = (
-        per_image(variance(schedule, t, s).clamp(min=tiny).log(), exponent)
-        for variance in (posterior_variance, step_variance)
+        ddpm.per_image(variance(schedule, t, s).clamp(min=tiny).log(), exponent)
+        for variance in (ddpm.posterior_variance, ddpm.step_variance)
     )
     return (low + exponent * (high - low)).exp()
 
@@ -129,10 +112,10 @@ def l_vlb(conversion: Conversion = EPS) -> Objective:
 
 
 def l_hybrid(conversion: Conversion = EPS, weight: float = 0.001) -> Objective:
-    """L_simple + weight · L_vlb (Eq. 16). L_vlb teaches the variance alone: x0_hat is detached.
+    """L_simple + weight · L_vlb (Eq. 16). L_vlb trains the variance alone: x0_hat is detached.
 
-    x0_hat is clipped there, as it is in use. The authors' code does not clip it; then, early on,
-    the errors at large t outweigh everything.
+    There x0_hat is clipped, as in sampling. The authors' code does not clip it, so that early in
+    training the errors at large t dominate.
     """
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
@@ -152,17 +135,16 @@ def l_hybrid(conversion: Conversion = EPS, weight: float = 0.001) -> Objective:
 class ImportanceTimes(nn.Module):
     """Draws t in proportion to the root mean square of its last 10 losses (Eq. 18).
 
-    Uniformly until each t has 10. A thousandth of the draws stays uniform, so that no t is
-    forgotten.
+    Uniformly until each t has 10; a thousandth of the draws stays uniform.
     """
 
     def __init__(self, T: int, history: int = 10):
         super().__init__()
         self.register_buffer("losses", torch.zeros(T, history))
-        self.register_buffer("seen", torch.zeros(T, dtype=torch.long))
+        self.register_buffer("seen", torch.zeros(T, dtype=torch.long))  # losses so far
 
     def probability(self) -> Tensor:
-        """Of each of t = 1 … T, (T,)."""
+        """The probabilities of t = 1 … T, (T,)."""
         T, history = self.losses.shape
         if (self.seen < history).any():
             return torch.full((T,), 1 / T, device=self.losses.device)
@@ -176,8 +158,8 @@ class ImportanceTimes(nn.Module):
         return index + 1, 1 / (len(p) * p[index])
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Remembers the losses (N,) at times t (N,), the oldest of each t making room."""
-        seen = self.seen.tolist()  # read and written once: on a GPU each time is a wait
+        """Remembers the losses (N,) at times t (N,) in place of the oldest ones."""
+        seen = self.seen.tolist()  # read and written once, since each access waits for the GPU
         for index, loss in zip((t - 1).tolist(), losses):
             self.losses[index, seen[index] % self.losses.shape[1]] = loss
             seen[index] += 1

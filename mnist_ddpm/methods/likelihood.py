@@ -8,19 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import (
-    Denoiser,
-    Schedule,
-    check,
-    noise_source,
-    per_image,
-    posterior_mean,
-    posterior_variance,
-    progress_bar,
-    q_sample,
-    step_variance,
-    to_float,
-)
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Denoiser, Schedule, check, per_image, posterior_mean, q_sample
 from mnist_ddpm.methods.schedules import quadratic_times
 
 
@@ -33,7 +22,7 @@ def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varianc
 
 def log_ndtr(x: Tensor) -> Tensor:
     """log of the normal distribution function."""
-    if x.device.type == "mps":  # for which PyTorch has none
+    if x.device.type == "mps":  # where PyTorch does not have it
         return torch.special.log_ndtr(x.cpu()).to(x.device)
     return torch.special.log_ndtr(x)
 
@@ -55,15 +44,14 @@ def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -
 def step_log_variance(schedule: Schedule, t: Tensor, exponent: Tensor) -> Tensor:
     """e log beta_t + (1 - e) log beta-tilde_t (Improved DDPM, Eq. 15), with t (N,), e (N, …).
 
-    beta-tilde_1 is 0: beta-tilde_2 stands in its place, or beta_1 where T is 1. It is at least
-    half of beta_1 where beta_2 is at least beta_1. Where beta_2 is far smaller, as along log_snr,
-    beta-tilde_2 would be too sure of a pixel, so half of beta_1 is taken.
+    In the place of beta-tilde_1 = 0 stands the larger of beta-tilde_2 and beta_1 / 2, which matters
+    where beta_2 is far below beta_1, as along log_snr; beta_1 where T is 1.
     """
     t = t.cpu()
-    high = low = step_variance(schedule, t, t - 1)
+    high = low = ddpm.step_variance(schedule, t, t - 1)
     if schedule.T > 1:
         later = t.clamp(min=2)
-        low = posterior_variance(schedule, later, later - 1)
+        low = ddpm.posterior_variance(schedule, later, later - 1)
         low = torch.where(t == 1, torch.maximum(low, high / 2), low)
     low, high = (per_image(variance.log(), exponent) for variance in (low, high))
     return low + exponent * (high - low)
@@ -74,8 +62,8 @@ def bound_term(
 ) -> Tensor:
     """L_{t-1} of each pixel in bits (N, C, H, W) at times (N,): a step's KL, or the decoder's L_0.
 
-    exponent: of the step's variance; a tensor where it is learned. A fixed variance leaves
-    the decoder that of e = 0, as in DDPM's code.
+    exponent: of the step's variance, a tensor where it is learned. With a fixed variance the
+    decoder has that of e = 0, as in DDPM's code.
     """
     first = per_image(t == 1, xt).bool()
     if not isinstance(exponent, Tensor):
@@ -106,10 +94,12 @@ class Bound(NamedTuple):
 
     @property
     def mean(self) -> float:
+        """The mean over the images."""
         return self.bits.mean().item()
 
     @property
     def standard_error(self) -> float:
+        """The standard error of the mean."""
         return self.bits.std().item() / math.sqrt(len(self.bits))
 
 
@@ -120,25 +110,25 @@ def strata(T: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 def batch_bound(
-    denoise: Denoiser, schedule: Schedule, images: Tensor, exponent: float | None,
-    margin: tuple[int, int], chance: Tensor, draw_noise: Callable[[], Tensor],
-    advance: Callable[[], object],
-) -> dict[str, Tensor]:  # fmt: skip
+    denoise, schedule, images: Tensor, *, exponent, margin, fractions: Tensor, draw_noise, advance
+) -> dict[str, Tensor]:
     """The bound of one batch: bits and prior of each image (B,), sums and visits of each t (T,).
 
-    chance (B, count) in [0, 1) chooses each image's time in each of `count` ranges.
+    fractions (B, count) in [0, 1) choose each image's time in each of `count` ranges; advance() is
+    called after each. The other options are those of bits_per_dim, margin as a pair.
     """
-    x0, T = to_float(images), schedule.T
+    x0 = ddpm.to_float(images)
     rows, columns = (slice(m, side - m) for m, side in zip(margin, images.shape[2:]))
 
     def mean(term: Tensor) -> Tensor:
         return term[..., rows, columns].mean(dim=(1, 2, 3)).cpu().double()
 
     prior = mean(prior_term(schedule, x0))
-    bits, (sums, visits) = prior.clone(), torch.zeros(2, T, dtype=torch.float64)
-    for part, (first, last) in zip(chance.T, strata(T, chance.shape[1])):
+    bits = prior.clone()
+    sums, visits = torch.zeros(2, schedule.T, dtype=torch.float64)
+    for fraction, (first, last) in zip(fractions.T, strata(schedule.T, fractions.shape[1])):
         size = last - first + 1
-        t = first + (part * size).long().clamp(max=size - 1)
+        t = first + (fraction * size).long().clamp(max=size - 1)
         xt = q_sample(schedule, x0, t, draw_noise())
         x0_hat, _, *learned = denoise(xt, t)
         check(exponent is not None or bool(learned), "this denoiser has learned no variance")
@@ -149,56 +139,63 @@ def batch_bound(
         visits.index_add_(0, t - 1, torch.ones_like(term))
         advance()
     if not bits.isfinite().all():  # after the first batch, not after hours
-        problem = "the bound of an image is not finite"
-        raise FloatingPointError(f"{problem}: the network diverged, or the betas are too small")
+        causes = "the network diverged, or the betas are too small"
+        raise FloatingPointError(f"the bound of an image is not finite: {causes}")
     return {"bits": bits, "prior": prior, "sums": sums, "visits": visits}
 
 
 @torch.no_grad()
 def bits_per_dim(
-    denoise: Denoiser, schedule: Schedule, images: Tensor, *, exponent: float | None = 0.0,
-    times_per_image: int | None = None, margin: int | tuple[int, int] = 0, batch_size: int = 250,
-    seed: int = 0, device: str = "cpu", progress: Callable = progress_bar,
+    denoise: Denoiser,
+    schedule: Schedule,
+    images: Tensor,
+    *,
+    exponent: float | None = 0.0,
+    times_per_image: int | None = None,
+    margin: int | tuple[int, int] = 0,
+    batch_size: int = 250,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable = ddpm.progress_bar,
     part: Callable = lambda name, work: work(),
-) -> Bound:  # fmt: skip
+) -> Bound:
     """The bound of uint8 images (N, C, H, W), by one draw of x_t at every t.
 
     exponent: a step's variance is beta^e · beta-tilde^(1 - e): 0 is the posterior's, 1 is beta,
-    None the denoiser's own, its third item.
-    times_per_image: evaluate so many t, one drawn from each of as many ranges, and weigh it by the
-    range's length: the same in expectation, with more noise, T / times_per_image times faster.
-    margin: leave out so many pixels at each edge, or above and below, and left and right. The bound
-    is then that of the inner pixels under a model which is given the margin, noised as q says, at
-    every t: right where the margin is known, like the padding of MNIST.
-    progress: makes the bar. part: called for each batch with a name and the work, whose result it
-    may know already.
-    Raises ValueError for a variance that the denoiser has not learned, a number of times outside
-    1 … T, a margin too wide, a batch without images, a seed out of range; FloatingPointError for
-    a bound that is not finite.
+    None the denoiser's, its third output. times_per_image: only so many t, one drawn from each of
+    as many ranges: the same in expectation, with more noise. margin: pixels to leave out at each
+    edge, or (above and below, left and right). The bound is then that of the inner pixels given
+    the margin, noised by q at every t: for a known margin, such as MNIST's padding. part: called
+    for each batch with a name and the work; returns the work's result, which it may have stored.
+    Raises ValueError for a variance that the denoiser has not learned and options out of range,
+    FloatingPointError for a bound that is not finite.
     """
-    T, n, sides = schedule.T, len(images), tuple(images.shape[2:])
+    T = schedule.T
+    n = len(images)
     margin = margin if isinstance(margin, tuple) else (margin, margin)
     count = T if times_per_image is None else times_per_image
     check(1 <= count <= T, f"times_per_image is {count}: take a number from 1 to T = {T}")
-    fits = all(0 <= 2 * each < side for each, side in zip(margin, sides))
-    check(fits, f"margin is {margin}: nothing is left of {sides} pixels")
+    fits = all(0 <= 2 * m < side for m, side in zip(margin, images.shape[2:]))
+    check(fits, f"margin is {margin}: it leaves nothing of {tuple(images.shape[2:])} pixels")
     check(batch_size > 0, f"batch_size is {batch_size}: take a number from 1")
     check(0 <= seed < 2**32, f"seed is {seed}: take a number from 0 to 2^32 - 1")
-    chance = torch.zeros(n, 1).expand(-1, count)  # of no use where every t is taken
+    fractions = torch.zeros(n, 1).expand(-1, count)  # without effect where every t is taken
     if count < T:
-        chance = torch.rand(n, count, generator=torch.Generator().manual_seed(seed))
+        fractions = torch.rand(n, count, generator=torch.Generator().manual_seed(seed))
     batches = [range(first, min(n, first + batch_size)) for first in range(0, n, batch_size)]
-    parts = []
-    title = f"bound of {n} images"
-    with progress(total=len(batches) * count, desc=title, unit="step") as bar:
+    results = []
+    total = len(batches) * count
+    with progress(total=total, desc=f"bound of {n} images", unit="step") as bar:
         for batch in batches:
-            before, few = bar.n, images[batch.start : batch.stop].to(device)
-            draw_noise = noise_source(seed, batch, tuple(images.shape[1:]), device)
-            options = exponent, margin, chance[batch], draw_noise, bar.update
-            work = partial(batch_bound, denoise, schedule, few, *options)
-            parts.append(part(f"bound-{batch.start}-{batch.stop}-of-{n}", work))
-            if bar.n == before:  # it was known
+            bar_before = bar.n
+            options = {"exponent": exponent, "margin": margin, "fractions": fractions[batch]}
+            draw_noise = ddpm.noise_source(seed, batch, tuple(images.shape[1:]), device)
+            options |= {"draw_noise": draw_noise, "advance": bar.update}
+            batch_images = images[batch.start : batch.stop].to(device)
+            work = partial(batch_bound, denoise, schedule, batch_images, **options)
+            results.append(part(f"bound-{batch.start}-{batch.stop}-of-{n}", work))
+            if bar.n == bar_before:  # the result was stored
                 bar.total -= count
-    joined = {name: [each[name] for each in parts] for name in parts[0]}
+    joined = {name: [result[name] for result in results] for name in results[0]}
     terms = sum(joined["sums"]) / sum(joined["visits"])
     return Bound(torch.cat(joined["bits"]), terms, torch.cat(joined["prior"]).mean().item())

@@ -1,7 +1,7 @@
-"""Muon: momentum, of which every matrix is orthogonalised.
+"""Muon: momentum with every matrix orthogonalised.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Adam makes all entries of a step
-about equally large, Muon all of its directions, so that rare ones are learned too.
+about equally large, Muon all its singular values, so that rare directions are learned too.
 """
 
 from collections import defaultdict
@@ -9,20 +9,20 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-# layers with pixels or labels on one side: for Adam, as the authors advise
+# Layers between the network and pixels or labels, which Adam trains, as the authors advise
 ADAM_LAYERS = "conv_in", "conv_out", "label", "patch", "last"
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """(…, m, n) with the singular values of each brought near 1, by Newton-Schulz iterations.
+    """Matrices (…, m, n) with their singular values brought near 1 by Newton-Schulz iterations.
 
-    To 0.7 … 1.2 those above 1/500 of the root of the sum of their squares; smaller ones grow up
-    to 485 times. Each iteration is x <- p x with p = a + b x x' + c (x x')^2. All p commute, so
-    x x' alone is followed, which is smaller than x: it becomes p x x' p.
+    Those above 1/500 of the Frobenius norm become 0.7 … 1.2, smaller ones grow up to 485 times.
+    An iteration is x <- p x with p = a + b x x' + c (x x')^2. All p commute, so it suffices to
+    iterate x x', which is smaller than x: it becomes p x x' p.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315  # the authors': steep at 0, and flat near 1
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    a, b, c = 3.4445, -4.7750, 2.0315  # the authors' values: steep at 0, flat near 1
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
     one = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     gram = x @ x.mT
@@ -36,18 +36,19 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
         p = polynomial(gram)
         product = p @ product
     x = product @ x
-    return x.mT if tall else x
+    return x.mT if is_tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """For a network's matrices, kernels among them; Adam, at the same rate, for all else.
+    """Muon for a network's matrices and kernels, Adam, at the same rate, for all else.
 
-    A step is 0.2 sqrt(max(m, n)) times the orthogonal matrix (m, n) times the rate: its entries
-    are as large as those of Adam's steps (arXiv 2502.16982, Eq. 4). Muon stands higher rates.
+    A step is 0.2 sqrt(max(m, n)) times the orthogonalised matrix (m, n) times the rate: its entries
+    are as large as those of Adam's steps (arXiv 2502.16982, Eq. 4).
     """
 
     def __init__(self, network: nn.Module, learning_rate: float, momentum: float = 0.95):
-        matrices, others = [], []
+        matrices = []
+        others = []
         for name, p in network.named_parameters():
             (matrices if p.ndim > 1 and not name.startswith(ADAM_LAYERS) else others).append(p)
         groups = [{"params": matrices}, {"params": others}]
@@ -58,7 +59,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """One step, with Nesterov's momentum: the gradient is mixed in twice."""
         group = self.param_groups[0]
-        alike = defaultdict(list)  # by shape, for one product instead of many
+        updates_by_shape = defaultdict(list)  # so that equal shapes need one product
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -67,8 +68,8 @@ class Muon(torch.optim.Optimizer):
             momentum = self.state[p]["momentum"]
             momentum.lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(momentum, group["momentum"]).flatten(1)
-            alike[update.shape].append((p, update))
-        for shape, pairs in alike.items():
+            updates_by_shape[update.shape].append((p, update))
+        for shape, pairs in updates_by_shape.items():
             parameters, updates = zip(*pairs)
             for p, update in zip(parameters, orthogonalised(torch.stack(updates))):
                 p.add_(update.view_as(p), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])

@@ -1,7 +1,6 @@
-"""A network along another path than that it was trained on: x_t rescaled, t matched by SNR.
+"""Sampling along another path than that of training: x_t rescaled, t matched by SNR.
 
-What leads from data to noise is then the path that is asked for, and so are the sampler's steps.
-The distribution at each SNR is the same but for its scale, so solvers end in the same images.
+The distribution at each SNR is the same but for its scale, so ODE solvers end in the same images.
 """
 
 from collections.abc import Callable
@@ -13,44 +12,47 @@ from mnist_ddpm.ddpm import Denoiser, Network, Schedule, Time, per_image, predic
 
 
 def match_snr(schedule: Schedule, path: Schedule) -> tuple[Tensor, Schedule]:
-    """The schedule's times, fractions too, with the SNR of the path's 0 … T; its tables there.
+    """The schedule's times with the SNR of the path's 0 … T, and the schedule at these times.
 
-    Times are float64 (path.T + 1,). Between two times the tables run straight. A path's SNR beyond
-    that of 1 or of the schedule's T is matched by those times.
+    Times are float64 (path.T + 1,), fractions among them, between which a and b are interpolated
+    linearly. They are limited to 1 … T.
     """
-    ours, theirs = (torch.atan2(each.b, each.a) for each in (schedule, path))
+    own_angle, path_angle = (torch.atan2(each.b, each.a) for each in (schedule, path))
     last = torch.tensor(schedule.T - 1)
-    low = torch.searchsorted(ours, theirs, right=True).sub(1).clamp(0, last)
-    a, b = schedule.a, schedule.b
+    low = torch.searchsorted(own_angle, path_angle, right=True).sub(1).clamp(0, last)
+    a = schedule.a
+    b = schedule.b
     rise = (b[low + 1] - b[low]) * path.a
     fall = (a[low] - a[low + 1]) * path.b
-    part = (a[low] * path.b - b[low] * path.a) / (rise + fall)
-    times = (low + part).clamp(1, schedule.T)
+    fraction = (a[low] * path.b - b[low] * path.a) / (rise + fall)
+    times = (low + fraction).clamp(1, schedule.T)
     low = times.long().minimum(last)
     tables = (torch.lerp(table[low], table[low + 1], times - low) for table in (a, b))
     return times, Schedule(*tables)
 
 
 def denoiser_along(
-    path: Schedule, network: Network, schedule: Schedule,
+    path: Schedule,
+    network: Network,
+    schedule: Schedule,
     make_denoiser: Callable[[Network, Schedule], Denoiser],
-) -> Denoiser:  # fmt: skip
+) -> Denoiser:
     """The denoiser, on a path, of a network that was trained on a schedule.
 
-    make_denoiser: as ddpm.eps_denoiser, or that of another prediction; not of mu, which means a
-    step of the schedule. The network must take fractions of t, as sines and cosines of it do.
+    make_denoiser: such as ddpm.eps_denoiser, for any prediction but mu, which is the mean of a step
+    of the schedule. The network must accept fractions of t.
     """
-    times, own = match_snr(schedule, path)
-    size = own.a.hypot(own.b) / path.a.hypot(path.b)
+    times, matched = match_snr(schedule, path)
+    ratio = matched.a.hypot(matched.b) / path.a.hypot(path.b)
 
-    def network_along(xt: Tensor, t: Time) -> Tensor:
+    def network_at_matched_time(xt: Tensor, t: Time) -> Tensor:
         return network(xt, times[torch.as_tensor(t).cpu()])
 
-    denoise = make_denoiser(network_along, own)
+    denoise = make_denoiser(network_at_matched_time, matched)
 
     def denoise_along(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
-        scale = size[torch.as_tensor(t).cpu()]
-        x0_hat, _, *more = denoise(per_image(scale, xt) * xt, t)
-        return x0_hat, predict_eps(path, xt, t, x0_hat), *more
+        scale = ratio[torch.as_tensor(t).cpu()]
+        x0_hat, _, *exponent = denoise(per_image(scale, xt) * xt, t)
+        return x0_hat, predict_eps(path, xt, t, x0_hat), *exponent
 
     return denoise_along

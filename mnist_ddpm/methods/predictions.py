@@ -1,6 +1,6 @@
 """What a network may predict: the noise eps, the image x_0, the velocity v, the mean mu.
 
-Given x_t, each says the same as each other. What differs is how an error is weighed.
+Given x_t, each determines the others. What differs is the weight of an error.
 """
 
 from collections.abc import Callable
@@ -10,28 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm.ddpm import (
-    Denoiser,
-    Network,
-    Objective,
-    Schedule,
-    Time,
-    l_simple,
-    per_image,
-    posterior_mean,
-    predict_eps,
-    predict_x0,
-    q_sample,
-    step_variance,
-)
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, Time, per_image, predict_eps
 
 
 class Conversion(NamedTuple):
-    """A prediction's way to x_0 and back: functions of (schedule, xt, t, value)."""
+    """From a predicted value to x_0 and back: functions of (schedule, xt, t, value)."""
 
     to_x0: Callable[[Schedule, Tensor, Time, Tensor], Tensor]
     from_x0: Callable[[Schedule, Tensor, Time, Tensor], Tensor]
-    # of (schedule, t): what x_t is multiplied by before the network sees it; None: not
+    # of (schedule, t): the factor of x_t in the network's input; None: 1
     scale: Callable[[Schedule, Time], Tensor] | None = None
 
 
@@ -49,7 +37,7 @@ def x0_from_v(schedule: Schedule, xt: Tensor, t: Time, v: Tensor) -> Tensor:
 
 
 def v_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
-    """v of x_t and x_0."""
+    """v with which x_t gives x_0."""
     a_t, b_t = schedule.at(t)
     norm = a_t**2 + b_t**2
     difference = per_image(a_t, xt) * xt - per_image(norm, xt) * x0
@@ -58,18 +46,18 @@ def v_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
 
 def mu_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
     """The mean mu of q(x_{t-1} | x_t, x_0): DDPM, Eq. 7."""
-    return posterior_mean(schedule, x0, xt, t, t - 1)
+    return ddpm.posterior_mean(schedule, x0, xt, t, t - 1)
 
 
 def x0_from_mu(schedule: Schedule, xt: Tensor, t: Time, mu: Tensor) -> Tensor:
-    """x_0 from that mean, which is a multiple of x_0 plus one of x_t."""
+    """x_0 from mu, which is a multiple of x_0 plus a multiple of x_t."""
     zero = torch.zeros_like(xt)
-    of_xt = mu_from_x0(schedule, xt, t, zero)
-    of_x0 = mu_from_x0(schedule, zero, t, zero + 1)
-    return (mu - of_xt) / of_x0
+    xt_part = mu_from_x0(schedule, xt, t, zero)
+    x0_weight = mu_from_x0(schedule, zero, t, zero + 1)
+    return (mu - xt_part) / x0_weight
 
 
-EPS = Conversion(predict_x0, predict_eps)
+EPS = Conversion(ddpm.predict_x0, predict_eps)
 X0 = Conversion(identity, identity)
 V = Conversion(x0_from_v, v_from_x0)
 MU = Conversion(x0_from_mu, mu_from_x0)
@@ -78,7 +66,7 @@ MU = Conversion(x0_from_mu, mu_from_x0)
 def x0_and_eps(
     conversion: Conversion, schedule: Schedule, xt: Tensor, t: Time, value: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x0_hat and eps_hat (N, C, H, W) that a predicted value stands for."""
+    """x0_hat and eps_hat (N, C, H, W) of a predicted value."""
     x0_hat = conversion.to_x0(schedule, xt, t, value)
     return x0_hat, value if conversion == EPS else predict_eps(schedule, xt, t, x0_hat)
 
@@ -86,14 +74,14 @@ def x0_and_eps(
 def network_output(
     network: Network, conversion: Conversion, schedule: Schedule, xt: Tensor, t: Tensor
 ) -> Tensor:
-    """The network's output for x_t, scaled as the prediction says, at times (N,)."""
+    """The network's output for x_t, scaled where the conversion has a scale, at times (N,)."""
     if conversion.scale is not None:
         return network(per_image(conversion.scale(schedule, t), xt) * xt, t).to(xt.dtype)
     return network(xt, t).to(xt.dtype)
 
 
 def denoiser(network: Network, schedule: Schedule, conversion: Conversion) -> Denoiser:
-    """A network whose output is the conversion's value, as a denoiser."""
+    """The denoiser of a network whose output is the conversion's value."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         value = network_output(
@@ -105,50 +93,50 @@ def denoiser(network: Network, schedule: Schedule, conversion: Conversion) -> De
 
 
 def as_eps_network(network: Network, schedule: Schedule, conversion: Conversion) -> Network:
-    """What such a network says of the noise, for objectives that know of nothing else.
+    """A network of any prediction as one that predicts eps.
 
-    Further channels of its output, such as a variance, stay as they are.
+    Further channels of its output, such as a variance, are passed on.
     """
 
-    def predicted_noise(xt: Tensor, t: Tensor) -> Tensor:
+    def eps_network(xt: Tensor, t: Tensor) -> Tensor:
         output = network_output(network, conversion, schedule, xt, t)
-        value, more = output.split([xt.shape[1], output.shape[1] - xt.shape[1]], dim=1)
+        value, variance = output.split([xt.shape[1], output.shape[1] - xt.shape[1]], dim=1)
         _, eps_hat = x0_and_eps(conversion, schedule, xt, t, value)
-        return torch.cat([eps_hat, more], dim=1)
+        return torch.cat([eps_hat, variance], dim=1)
 
-    return predicted_noise
+    return eps_network
 
 
 def squared_error_ratio(schedule: Schedule, t: Tensor, conversion: Conversion) -> Tensor:
-    """How much larger a squared error of the prediction is than that of x_0, at times (N,).
+    """The squared error of the predicted value over that of x_0, at times (N,).
 
-    The value must be a function of x_t plus a multiple of x_0, by a factor of t alone.
+    The value must be a function of x_t plus x_0 times a factor that depends on t alone.
     """
     zero = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
-    one, none = (conversion.from_x0(schedule, zero, t, x0) for x0 in (zero + 1, zero))
-    return (one - none).square().flatten()
+    at_one, at_zero = (conversion.from_x0(schedule, zero, t, x0) for x0 in (zero + 1, zero))
+    return (at_one - at_zero).square().flatten()
 
 
 def x0_factors(schedule: Schedule, conversion: Conversion) -> tuple[Tensor, Tensor]:
-    """By which x_t and the value are multiplied to give x_0: two tables over t = 0 … T, float64.
+    """The factors of x_t and of the predicted value in x_0: tables over t = 0 … T, float64.
 
     At t = 0, x_0 is x_t.
     """
     t = torch.arange(1, schedule.T + 1)
     zero = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
-    of_xt = conversion.to_x0(schedule, zero + 1, t, zero).flatten()
-    of_value = conversion.to_x0(schedule, zero, t, zero + 1).flatten()
-    return F.pad(of_xt, (1, 0), value=1.0), F.pad(of_value, (1, 0))
+    xt_factor = conversion.to_x0(schedule, zero + 1, t, zero).flatten()
+    value_factor = conversion.to_x0(schedule, zero, t, zero + 1).flatten()
+    return F.pad(xt_factor, (1, 0), value=1.0), F.pad(value_factor, (1, 0))
 
 
 def target(
     conversion: Conversion, schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor, eps: Tensor
 ) -> Tensor:
-    """What a network that is right predicts of x_t (N, C, H, W)."""
+    """The value that a network should predict (N, C, H, W)."""
     return eps if conversion == EPS else conversion.from_x0(schedule, xt, t, x0)
 
 
-Weight = Callable[[Schedule, Tensor], Tensor]  # of x_0's squared error at times (N,)
+Weight = Callable[[Schedule, Tensor], Tensor]  # times (N,) to the weights of x_0's squared error
 
 
 def snr(schedule: Schedule, t: Tensor) -> Tensor:
@@ -158,10 +146,10 @@ def snr(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def bound_weight(schedule: Schedule, t: Tensor) -> Tensor:
-    """As in the variational bound with sigma_t² = beta_t (DDPM, Eq. 12)."""
+    """The weight in the variational bound with sigma_t² = beta_t (DDPM, Eq. 12)."""
     a_s, _ = schedule.at(t - 1)
     _, b_t = schedule.at(t)
-    return a_s**2 * step_variance(schedule, t, t - 1) / (2 * b_t**4)
+    return a_s**2 * ddpm.step_variance(schedule, t, t - 1) / (2 * b_t**4)
 
 
 def truncated_snr(schedule: Schedule, t: Tensor) -> Tensor:
@@ -170,9 +158,9 @@ def truncated_snr(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def one_at_zero_snr(ratio: Tensor, weight: Tensor) -> Tensor:
-    """The weight, and 1 where SNR is 0, as in the code of arXiv 2303.09556.
+    """The weight, but 1 where SNR is 0, as in the code of arXiv 2303.09556.
 
-    Sampling begins there, and a network that has learned nothing of it would spoil every image.
+    Sampling begins there, so an error of the network would spoil every image.
     """
     return torch.where(ratio == 0, 1, weight)
 
@@ -186,21 +174,20 @@ def min_snr(schedule: Schedule, t: Tensor) -> Tensor:
 def p2(schedule: Schedule, t: Tensor) -> Tensor:
     """SNR / (k + SNR)^gamma with k = gamma = 1 (arXiv 2204.00227); 1 where SNR is 0.
 
-    Its code weighs the network's own error by (k + SNR)^-gamma, which is 1 there.
+    Its code weights the network's own error by (k + SNR)^-gamma, which is 1 there.
     """
     ratio = snr(schedule, t)
     return one_at_zero_snr(ratio, ratio / (1 + ratio))
 
 
 def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
-    """The mean squared error of the network's own output, each image times its weight.
+    """The mean squared error of x_0 times a weight, which is the same for all predictions.
 
-    None weighs all t alike in the prediction's own units. A weight is that of x_0's error: the
-    loss is then the same one for all predictions.
+    Without a weight: the mean squared error of the network's output.
     """
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
-        xt = q_sample(schedule, x0, t, eps)
+        xt = ddpm.q_sample(schedule, x0, t, eps)
         wanted = target(conversion, schedule, x0, xt, t, eps)
         error = (
             (network_output(network, conversion, schedule, xt, t) - wanted)
@@ -217,17 +204,17 @@ def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
 
 
 def unweighted(conversion: Conversion) -> Objective:
-    """The plain error of what is predicted."""
-    return l_simple if conversion == EPS else weighted(conversion)
+    """The mean squared error of the network's output: l_simple for eps."""
+    return ddpm.l_simple if conversion == EPS else weighted(conversion)
 
 
 def for_any_prediction(objective: Objective) -> Callable[[Conversion], Objective]:
-    """An objective of your own, such as l_simple: it is given the noise, for all predictions."""
+    """An objective for networks that predict eps, such as l_simple, as one for any prediction."""
 
     def make(conversion: Conversion) -> Objective:
-        def told_the_noise(network: Network, schedule: Schedule, *rest: Tensor) -> Tensor:
-            return objective(as_eps_network(network, schedule, conversion), schedule, *rest)
+        def converted(network: Network, schedule: Schedule, x0, t, eps) -> Tensor:
+            return objective(as_eps_network(network, schedule, conversion), schedule, x0, t, eps)
 
-        return objective if conversion == EPS else told_the_noise
+        return objective if conversion == EPS else converted
 
     return make

@@ -8,17 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm.ddpm import (
-    Network,
-    Schedule,
-    Time,
-    beta_schedule,
-    check,
-    linear_beta,
-    step_variance,
-    timesteps,
-    transitions,
-)
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Network, Schedule, Time, beta_schedule, check, linear_beta
 
 
 def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
@@ -67,45 +58,49 @@ def log_snr(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedu
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """The schedule with a_t shifted and scaled so that x_T is pure noise and a_1 stays.
+    """A schedule with a_t shifted and scaled so that x_T is pure noise and a_1 stays.
 
-    arXiv 2305.08891, Algorithm 1. For paths with a_t² + b_t² = 1. At T noise does not
-    determine x_0, so a network must predict something else. Raises ValueError where T is 1.
+    arXiv 2305.08891, Algorithm 1, for a_t² + b_t² = 1. At T the noise does not determine x_0, so a
+    network must not predict eps. Raises ValueError where T is 1.
     """
-    check(schedule.T > 1, "T is 1: a schedule needs 2 steps to end without signal")
-    first, last = schedule.a[1], schedule.a[-1]
+    check(schedule.T > 1, "T is 1: a schedule that ends in pure noise needs 2 steps or more")
+    first, last = schedule.a[[1, -1]]
     a = (schedule.a - last) * (first / (first - last))
     a[0] = 1
     return Schedule(a, (1 - a.square()).sqrt())
 
 
 def with_zero_snr(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
-    """The same schedule, ending in pure noise.
+    """A function of (T, beta_1, beta_T) to the schedule that `make` returns, with zero SNR at T.
 
-    Of little use where the loss gives T little weight: bound, vlb, and the plain one of mu.
+    Of little use with objectives that give T little weight: bound, vlb, and simple for mu.
     """
-    return lambda *numbers: zero_terminal_snr(make(*numbers))
+    return lambda T, beta_1, beta_T: zero_terminal_snr(make(T, beta_1, beta_T))
 
 
 def check_tables(name: str, schedule: Schedule, T: int) -> None:
     """Raises ValueError for tables that are no schedule's, or have another T."""
-    found = f"the tables of {name} end at {schedule.T}"
-    check(schedule.T == T, f"{found}: they must have entries 0 to T = {T}")
+    check(schedule.T == T, f"the tables of {name} end at {schedule.T}, not at T = {T}")
     t = torch.arange(1, T + 1)
-    beta = step_variance(schedule, t, t - 1)
+    beta = ddpm.step_variance(schedule, t, t - 1)
     fits = schedule.at(0) == (1, 0) and ((beta > 0) & (beta <= 1)).all()
-    problem = f"the tables of {name} are no schedule's"
-    check(bool(fits), f"{problem}: a_0 = 1, b_0 = 0, then each beta_t above 0, and at most 1")
+    check(bool(fits), f"the tables of {name} need a_0 = 1, b_0 = 0, then 0 < beta_t <= 1")
 
 
 def by_length(spacing: Callable[[int, int], list[int]]) -> Callable[[Schedule, int], list[int]]:
-    """A spacing that asks of a schedule only how long it is."""
+    """A spacing of (T, n), such as ddpm.timesteps, as one of (schedule, n)."""
     return lambda schedule, n: spacing(schedule.T, n)
 
 
-def trailing(T: int, n: int) -> list[int]:
-    """n falling times, evenly spaced, always from T: as ddpm.timesteps."""
-    return timesteps(T, n)
+def check_steps(T: int, n: int) -> None:
+    """Raises ValueError unless n is in 1 … T."""
+    check(1 <= n <= T, f"the number of sampling steps is {n}: take one from 1 to T = {T}")
+
+
+def strictly_rising(times: np.ndarray) -> np.ndarray:
+    """Rising whole numbers, each raised to more than the one before where it is not."""
+    k = np.arange(len(times))
+    return np.maximum.accumulate(times - k) + k
 
 
 def leading(T: int, n: int) -> list[int]:
@@ -117,35 +112,26 @@ def leading(T: int, n: int) -> list[int]:
 def linspace(T: int, n: int) -> list[int]:
     """n falling times, evenly spaced from T to 1."""
     check_steps(T, n)
-    return [1 + round((T - 1) * part) for part in np.linspace(1, 0, n)]
+    return [1 + round((T - 1) * fraction) for fraction in np.linspace(1, 0, n)]
 
 
 def quadratic_times(T: int, n: int) -> list[int]:
     """n falling times from T to 1, closer together towards 1 (DDIM, Appendix D.2)."""
     check_steps(T, n)
-    k = np.arange(n)
     rising = 1 + np.round((T - 1) * np.linspace(1, 0, n)[::-1] ** 2)
-    distinct = np.maximum.accumulate(rising - k) + k  # some small times would repeat
-    return distinct[::-1].astype(int).tolist()
+    return strictly_rising(rising)[::-1].astype(int).tolist()  # some small times would repeat
 
 
 def even_signal(schedule: Schedule, n: int) -> list[int]:
     """n falling times, always from T, between which a_t rises evenly up to 1.
 
-    For noise that is drawn again at each: more of them lie where x_t says something of x_0.
+    For samplers that add fresh noise at each: more of them lie where x_t depends on x_0.
     """
     check_steps(schedule.T, n)
-    rising = schedule.a.flip(0)
-    k = np.arange(n)
-    wanted = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1]
-    falling = schedule.T - torch.searchsorted(rising, wanted)
-    distinct = np.minimum.accumulate(np.array([schedule.T, *falling.tolist()]) + k) - k
-    return np.maximum(distinct, n - k).tolist()
-
-
-def check_steps(T: int, n: int) -> None:
-    """Raises ValueError unless n is in 1 … T."""
-    check(1 <= n <= T, f"the number of sampling steps is {n}: take one from 1 to T = {T}")
+    signal = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1]
+    back = torch.searchsorted(schedule.a.flip(0), signal)  # steps back from T
+    falling = schedule.T - strictly_rising(np.array([0, *back.tolist()]))
+    return np.maximum(falling, np.arange(n, 0, -1)).tolist()
 
 
 def respaced_schedule(schedule: Schedule, times: list[int]) -> Schedule:
@@ -153,19 +139,19 @@ def respaced_schedule(schedule: Schedule, times: list[int]) -> Schedule:
 
     Raises ValueError unless they fall within T … 1.
     """
-    transitions(times, schedule.T)
-    kept = [0, *reversed(times)]
-    return Schedule(schedule.a[kept], schedule.b[kept])
+    ddpm.transitions(times, schedule.T)
+    rising = [0, *reversed(times)]
+    return Schedule(schedule.a[rising], schedule.b[rising])
 
 
 def respaced_network(network: Network, times: list[int]) -> Network:
-    """The network for respace(schedule, times): asked for step k, it is told the k-th smallest.
+    """A network, or a denoiser, for respaced_schedule(schedule, times): step k is the k-th time.
 
-    A denoiser of the whole schedule is made one of the respaced schedule in the same way.
+    Times are counted from the smallest.
     """
     rising = torch.tensor(times[::-1])
 
-    def respaced_network(xt: Tensor, t: Time):
-        return network(xt, rising[torch.as_tensor(t).cpu() - 1])
+    def network_of_step(xt: Tensor, step: Time):
+        return network(xt, rising[torch.as_tensor(step).cpu() - 1])
 
-    return respaced_network
+    return network_of_step

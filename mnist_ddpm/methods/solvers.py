@@ -1,7 +1,7 @@
-"""Faster solvers of the probability-flow ODE and SDE, the ODE's reversal, and thresholding.
+"""Second-order solvers of the probability-flow ODE and SDE, DDIM inversion, and thresholding.
 
 With sigma = b_t / a_t and x / a_t in the place of x, the ODE is dx / dsigma = eps_hat.
-DDIM with eta = 0 is Euler's method for it, of first order; these are of second.
+DDIM with eta = 0 is Euler's method for it, of first order.
 """
 
 import math
@@ -16,15 +16,17 @@ from mnist_ddpm.ddpm import Denoiser, Schedule, States, Time, check, predict_eps
 def dpmpp_2m_sampler(denoise, schedule, times, xT, draw_noise, eta: float = 0.0) -> States:
     """DPM-Solver++(2M), one evaluation a step (arXiv 2211.01095, Algorithm 2).
 
-    h is the step in lambda = log(a_t / b_t). The order is first at both ends and where h is
-    more than twice the h before, as at the end of "linspace" and "leading": what x0_hat did in so
-    short a step says nothing about so long a one.
-    eta: draw_noise() brings 1 - exp(-2 eta h) of the variance b_s² of x_s; the rest stays from x_t.
-    1 is that paper's SDE-DPM-Solver++(2M), which at first order is ancestral sampling; below 1 it
-    adds more than DDIM with the same eta. Raises ValueError unless eta is finite and >= 0.
+    h is the step in lambda = log(a_t / b_t). The order is first at both ends and where h is more
+    than twice the h before, as at the end of "linspace" and "leading": too long a step to
+    extrapolate x0_hat over.
+    eta: draw_noise() makes up 1 - exp(-2 eta h) of the variance b_s² of x_s, x_t the remainder.
+    1 is the paper's SDE-DPM-Solver++(2M), which at first order is ancestral sampling; below 1 it
+    adds more noise than DDIM with the same eta. Raises ValueError unless eta is finite and >= 0.
     """
     check(0 <= eta < math.inf, f"eta is {eta}: take a number from 0; 1 is as noisy as DDPM")
-    x, older, last_h = xT, xT, 0.0
+    x = xT
+    last_x0_hat = xT
+    last_h = 0.0
     lam = (schedule.a / schedule.b).log()  # inf at t = 0
     for t, s in transitions(times, schedule.T):
         x0_hat, _ = denoise(x, t)
@@ -32,15 +34,16 @@ def dpmpp_2m_sampler(denoise, schedule, times, xT, draw_noise, eta: float = 0.0)
         h = (lam[s] - lam[t]).item()
         direction = x0_hat
         if s > 0 and h <= 2 * last_h:  # at s = 0 h is infinite
-            direction = x0_hat + (x0_hat - older) * (h / (2 * last_h))
+            direction = x0_hat + (x0_hat - last_x0_hat) * (h / (2 * last_h))
         _, b_t = schedule.at(t)
         a_s, b_s = schedule.at(s)
-        kept = math.exp(-eta * h) if eta > 0 else 1.0
-        x = (b_s / b_t * kept).item() * x
+        decay = math.exp(-eta * h) if eta > 0 else 1.0
+        x = (b_s / b_t * decay).item() * x
         x = x - a_s.item() * math.expm1(-(1 + eta) * h) * direction
         if eta > 0 and s > 0:
-            x = x + b_s.item() * math.sqrt(1 - kept**2) * draw_noise()
-        older, last_h = x0_hat, h
+            x = x + b_s.item() * math.sqrt(1 - decay**2) * draw_noise()
+        last_x0_hat = x0_hat
+        last_h = h
     yield 0, x, x
 
 
@@ -48,9 +51,9 @@ def dpmpp_2m_sampler(denoise, schedule, times, xT, draw_noise, eta: float = 0.0)
 def heun_sampler(denoise, schedule, times, xT, draw_noise) -> States:
     """Heun's method in sigma, two evaluations a step (EDM, arXiv 2206.00364, Algorithm 1).
 
-    Euler's, with one, to sigma = 0 and where sigma falls more than tenfold in a step, as with a
-    cosine schedule at first, and with any in very few steps: there eps_hat at the end, times so
-    large a difference, would swamp the image. Draws no noise.
+    Euler's method, with one, for a step to sigma = 0 or to less than a tenth of sigma, as the first
+    of a cosine schedule or of very few: eps_hat at its end, times so large a difference, would
+    dominate the image. Draws no noise.
     """
     x = xT
     sigma = schedule.b / schedule.a
@@ -59,7 +62,7 @@ def heun_sampler(denoise, schedule, times, xT, draw_noise) -> States:
         yield t, x, x0_hat
         a_s, b_s = (value.item() for value in schedule.at(s))
         euler = a_s * x0_hat + b_s * eps_hat
-        if sigma[t] > 10 * sigma[s]:  # so too at s = 0, where eps_hat is not defined
+        if sigma[t] > 10 * sigma[s]:  # always at s = 0, where eps_hat is not defined
             x = euler
             continue
         slope = (eps_hat + denoise(euler, s)[1]) / 2
@@ -72,9 +75,8 @@ def heun_sampler(denoise, schedule, times, xT, draw_noise) -> States:
 def ddim_encoder(denoise: Denoiser, schedule: Schedule, times: list[int], x0: Tensor) -> States:
     """From images x0 (N, C, H, W) to the noise that DDIM turns into them (DDIM, Eq. 14).
 
-    times fall, as for a sampler, and the denoiser is the sampler's, clipped or not. Yields
-    (t, x_t, x0_hat) for 0 and each time, rising. At x_0, where eps_hat is not defined, the
-    denoiser is asked for t = 1.
+    times fall, as for a sampler. Yields (t, x_t, x0_hat) for 0 and each time, rising. For x_0,
+    where eps_hat is not defined, the denoiser is called with t = 1.
     """
     x = x0
     for t, s in transitions(times, schedule.T)[::-1]:

@@ -9,31 +9,31 @@ from mnist_ddpm.methods.guidance import labels_or_unknown
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (N, L, C), normalised, times 1 + scale, plus shift, each (N, 1, C)."""
+    """Layer norm of x (N, L, C), times 1 + scale, plus shift, each (N, 1, C)."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
 def position_embedding(height: int, width: int, channels: int, like: Tensor) -> Tensor:
     """Sines and cosines of the column, then of the row, of each position: (height * width, C)."""
     rate = 10_000 ** -torch.linspace(0, 1, channels // 4 + 1)[:-1]
-    parts = []
+    waves = []
     for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")[::-1]:
         angle = axis.flatten()[:, None] * rate
-        parts += [angle.sin(), angle.cos()]
-    return torch.cat(parts, dim=1).to(like)
+        waves += [angle.sin(), angle.cos()]
+    return torch.cat(waves, dim=1).to(like)
 
 
 class DiTBlock(nn.Module):
-    """(N, L, C) and what t and label say (N, C) to (N, L, C). It begins as the identity."""
+    """(N, L, C) and an embedding of t and label (N, C) to (N, L, C). It begins as the identity."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.heads = heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Dropout(dropout),
-            nn.Linear(4 * width, width),
-        )  # fmt: skip
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        widen = nn.Linear(width, 4 * width)
+        narrow = nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(widen, nn.GELU("tanh"), nn.Dropout(dropout), narrow)
         self.modulation = nn.Linear(width, 6 * width)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -41,10 +41,9 @@ class DiTBlock(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (
-            self.modulation(F.silu(told)).unsqueeze(1).chunk(6, dim=2)
-        )
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        modulation = self.modulation(F.silu(embedding)).unsqueeze(1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=2)
         x = x + gate1 * self.attend(modulated(x, shift1, scale1))
         return x + gate2 * self.mlp(modulated(x, shift2, scale2))
 
@@ -53,16 +52,24 @@ class DiT(nn.Module):
     """x_t (N, channels, H, W) and times (N,) to (N, out_channels or channels, H, W).
 
     With classes it also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown"; None
-    stands for all unknown. Heads have 64 channels, or as few more as divide the width.
+    stands for all unknown. A head has 64 channels, or as few more as divide the width.
     """
 
     def __init__(
-        self, channels: int = 1, width: int = 128, depth: int = 8, patch_size: int = 2,
-        dropout: float = 0.0, classes: int = 0, out_channels: int | None = None,
-    ):  # fmt: skip
+        self,
+        channels: int = 1,
+        width: int = 128,
+        depth: int = 8,
+        patch_size: int = 2,
+        dropout: float = 0.0,
+        classes: int = 0,
+        out_channels: int | None = None,
+    ):
         super().__init__()
         check(width % 4 == 0, f"width is {width}: take a multiple of 4")
-        self.width, self.patch_size, self.classes = width, patch_size, classes
+        self.width = width
+        self.patch_size = patch_size
+        self.classes = classes
         heads = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
         self.patch = nn.Linear(channels * patch_size**2, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -91,11 +98,11 @@ class DiT(nn.Module):
         shape = h.shape[2:]
         h = self.patch(h.flatten(2).mT)
         h = h + position_embedding(*shape, self.width, h)
-        told = self.time(time_embedding(t, self.width).to(self.patch.weight))
+        embedding = self.time(time_embedding(t, self.width).to(self.patch.weight))
         if self.classes:
-            told = told + self.label(labels_or_unknown(labels, x, self.classes))
+            embedding = embedding + self.label(labels_or_unknown(labels, x, self.classes))
         for block in self.blocks:
-            h = block(h, told)
-        shift, scale = self.modulation(F.silu(told)).unsqueeze(1).chunk(2, dim=2)
+            h = block(h, embedding)
+        shift, scale = self.modulation(F.silu(embedding)).unsqueeze(1).chunk(2, dim=2)
         h = self.last(modulated(h, shift, scale))
         return F.pixel_shuffle(h.mT.unflatten(2, shape), self.patch_size)
