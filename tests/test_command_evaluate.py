@@ -87,7 +87,7 @@ def test_figures_are_printed_even_where_the_disk_is_full_and_the_same_command_go
         once.setattr(Path, "write_text", full)
         assert run(command, *flags, "--out", tmp_path / "a.json") == 1
     told = capsys.readouterr()
-    assert figure in told.out and "a.json" in told.err and "room" in told.err
+    assert figure in told.out and "a.json" in told.err and "disk" in told.err
     (kept,) = tmp_path.iterdir()
     assert kept.suffix == ".kept" and [*kept.iterdir()]
     assert run(command, *flags, "--out", tmp_path / "a.json") == 0 and not kept.exists()
@@ -104,7 +104,7 @@ def test_a_picture_that_does_not_fit_the_disk_leaves_the_old_one(tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="picture.png .*room"):
+    with pytest.raises(OSError, match="picture.png .*disk"):
         write_picture(path, np.ones((4, 4), np.uint8))
     assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
 

@@ -102,7 +102,7 @@ def test_the_wheel_has_every_module_and_what_sample_and_evaluate_need():
     assert {*told["packages"]} == rooms | {"mnist_ddpm.shipped"}
     folder, data = told["package-dir"]["mnist_ddpm.shipped"], told["package-data"]
     assert (ROOT / folder).samefile(checkpoints.shipped_path(""))
-    default = Sample().checkpoint
+    default = SampleFlags().checkpoint
     names = default.name, checkpoints.sampling_defaults(default)["guide"]
     patterns = {"README.md", "extractors/mnist.*", *(f"{name}/*" for name in names)}
     assert {*data["mnist_ddpm.shipped"]} == patterns
