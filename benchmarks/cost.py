@@ -70,7 +70,7 @@ def matrix_rate(measuring: ThroughputMeter, precision: str, seconds: float = 3.0
     size = 8192 if measuring.device.type == "cuda" else 2048
     options = {"device": measuring.device, "dtype": getattr(torch, precision)}
     a, b = torch.randn(2, size, size, **options)
-    times = measuring.per_second(lambda n: (a @ b)[0, 0].item(), 1, 1, seconds)
+    times = measuring.items_per_second(lambda n: (a @ b)[0, 0].item(), 1, 1, seconds)
     return 2 * size**3 * times
 
 

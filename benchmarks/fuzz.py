@@ -222,8 +222,8 @@ def made_tiny() -> None:
     for values in presets.PRESETS.values():
         values |= {"base_channels": 4, "channel_mults": (1,), "blocks_per_level": 1}
         values |= {"batch_size": 16, "attention_resolutions": ()}
-    planning.ENOUGH = dict.fromkeys(planning.ENOUGH, 100)
-    throughput.LEAST = throughput.MOST = 0.1  # seconds
+    planning.IMAGES_NEEDED = dict.fromkeys(planning.IMAGES_NEEDED, 100)
+    throughput.MIN_SECONDS = throughput.MAX_SECONDS = 0.1  # seconds
 
 
 def made_base(scratch: Path) -> Path:

@@ -268,7 +268,7 @@ def tiny_plans(monkeypatch):
     tiny, now = {**NETWORK, "batch_size": 32}, stopped_clock(monkeypatch)
     for name in planning.DIGITS:
         monkeypatch.setitem(PRESETS, name, tiny)
-    for name in ("FEWEST", "FEWEST_OF_GUIDE", "EVERY"):
+    for name in ("MIN_STEPS", "MIN_GUIDE_STEPS", "GUIDE_RATIO"):
         monkeypatch.setattr(planning, name, 1)
 
     def step(*given):
@@ -282,7 +282,9 @@ def tiny_plans(monkeypatch):
     monkeypatch.setattr(planning, "make_plan", make)
     monkeypatch.setattr(loop, "training_step", step)
     monkeypatch.setattr(throughput.ThroughputMeter, "pace", lambda *_: 64.0)
-    monkeypatch.setattr(throughput.ThroughputMeter, "evaluation", lambda self, recipe: 1e-6)
+    monkeypatch.setattr(
+        throughput.ThroughputMeter, "seconds_per_evaluation", lambda self, recipe: 1e-6
+    )
     monkeypatch.setattr(previews, "IMAGES", 1)
     monkeypatch.setattr(sets, "load_images", lambda *_, **__: blobs(64))
 
@@ -321,7 +323,9 @@ def test_a_folder_of_few_images_trains_and_plans_without_a_flag(
 ):
     """In smaller batches, which is said; a batch size that is typed must fit."""
     monkeypatch.setattr(throughput.ThroughputMeter, "pace", lambda *_: 64.0)
-    monkeypatch.setattr(throughput.ThroughputMeter, "evaluation", lambda self, recipe: 1e-6)
+    monkeypatch.setattr(
+        throughput.ThroughputMeter, "seconds_per_evaluation", lambda self, recipe: 1e-6
+    )
     few = save_pictures(tmp_path / "few", 10)
     black = lambda recipe, *_, **__: torch.zeros(10, *recipe.shape, dtype=torch.uint8)  # noqa: E731
     monkeypatch.setattr(sets, "load_images", black)
@@ -372,6 +376,6 @@ def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypa
 def test_the_command_of_a_plan_makes_the_same_recipe(fits, tmp_path, name):
     recipe = preset(name, seed=7, epochs=1.5, batch_size=32, compile=False, warmup_steps=5)
     made = planning.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
-    command = shlex.split(made.without(recipe).split("python -m mnist_ddpm ")[1])
+    command = shlex.split(made.equivalent_command(recipe).split("python -m mnist_ddpm ")[1])
     assert run(*command, "--out", tmp_path) == 0
     assert fits.recipes == [recipe]

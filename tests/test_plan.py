@@ -62,7 +62,7 @@ class Machine:
     def compiled_pace(self, recipe):
         return self.gain * self.pace(recipe)
 
-    def evaluation(self, recipe):
+    def seconds_per_evaluation(self, recipe):
         self.now += self.takes
         return 1e-3
 
@@ -84,7 +84,9 @@ def make_plan(machine, minutes, n=9000, decoding=0.0, began=None, size=None, **a
         return torch.zeros(1, recipe.channels, 8, 8, dtype=torch.uint8).expand(n, -1, -1, -1)
 
     asked = Recipe(**{"dataset": "celeba", **asked})
-    return planning.make_plan(asked, load, 60 * minutes, machine, machine.clock, began, size)[0]
+    return planning.make_plan(
+        asked, load, 60 * minutes, machine, machine.clock, began=began, size=size
+    )[0]
 
 
 def test_the_time_is_filled_to_a_few_percent(machine):
@@ -205,7 +207,7 @@ def test_a_plan_tells_a_command_and_when_it_will_be_done(machine):
     ends = datetime(2024, 5, 6, 22) + timedelta(seconds=made.seconds)
     assert f"{ends:%H:%M}" in first
     done = replace(made.recipe, epochs=1.2345)
-    words = shlex.split(made.without(done, ["--out", "a b"]))
+    words = shlex.split(made.equivalent_command(done, ["--out", "a b"]))
     assert words[words.index("--epochs") + 1] == "1.2345", "those that were done"
     assert words[words.index("--dataset") + 1] == "my faces & others"
     assert words[-2:] == ["--out", "a b"]
@@ -321,7 +323,7 @@ def test_paces_are_those_of_whole_batches(slow, fixed, seconds):
     expected = 16 / (fixed + 16 * slow.costs.each)
     assert slow.pace(TINY, seconds) == pytest.approx(expected)
     assert slow.pace(replace(TINY, classes=3), seconds) == pytest.approx(expected), "with labels"
-    assert slow.evaluation(TINY) == pytest.approx(slow.costs.each + fixed / 36)
+    assert slow.seconds_per_evaluation(TINY) == pytest.approx(slow.costs.each + fixed / 36)
 
 
 @pytest.mark.parametrize("each", [1e-3, 0.05, 1.0])
@@ -331,7 +333,7 @@ def test_measuring_takes_what_it_says_also_on_a_slow_machine(slow, each):
     slow.allow(20.0)
     for _ in range(7):
         slow.pace(recipe)
-    slow.evaluation(recipe)
+    slow.seconds_per_evaluation(recipe)
     assert slow.clock() - began < 20 + 8 * 6 * each, "a step with one image, two, with four one"
 
 

@@ -93,7 +93,9 @@ def test_the_command_to_go_on_after_a_stop_names_the_log():
 
 
 def test_a_new_run_has_another_name_and_a_resumed_one_the_same(tmp_path):
-    first = tracking.log_name(tmp_path, anew=True)
+    first = tracking.log_name(tmp_path, is_new_run=True)
     assert (
-        tracking.log_name(tmp_path, anew=False) == first != tracking.log_name(tmp_path, anew=True)
+        tracking.log_name(tmp_path, is_new_run=False)
+        == first
+        != tracking.log_name(tmp_path, is_new_run=True)
     )

@@ -25,7 +25,7 @@ def run_plan(flags: PlanFlags) -> None:
         tracking.check_tracker(flags.log)
     device = devices.pick_device(flags.device)
     folders = check_folders(flags)
-    recipe = Recipe(**{name: getattr(flags, name) for name in planning.KEPT})
+    recipe = Recipe(**{name: getattr(flags, name) for name in planning.UNPLANNED})
     sets.look_up_data_set(flags.dataset)
     check_outside(flags.out, flags.dataset)
     sets.check_labelled(recipe, flags.data)
@@ -36,12 +36,12 @@ def run_plan(flags: PlanFlags) -> None:
     for folder, plan in runs:
         print("\n".join(plan.lines(folder)), flush=True)
         if flags.dry_run:
-            print(plan.without(plan.recipe, place_flags(flags, folder)), flush=True)
+            print(plan.equivalent_command(plan.recipe, place_flags(flags, folder)), flush=True)
     if flags.dry_run:
         return
     recipes = [carry_out(flags, plan, folder, images, labels, device) for folder, plan in runs]
     for (folder, plan), recipe in zip(runs, recipes):
-        print(plan.without(recipe, place_flags(flags, folder)))
+        print(plan.equivalent_command(recipe, place_flags(flags, folder)))
     for folder, _ in runs:
         print_checkpoint(folder)
 

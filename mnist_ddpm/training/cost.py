@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -20,61 +20,63 @@ from mnist_ddpm.training.run import count_parameters, recompute_blocks
 
 
 class Cost(NamedTuple):
-    """Of a network and its training."""
+    """The cost of a network and its training."""
 
     parameters: int
-    flops: int  # of one evaluation of one image: two for each multiplication with an addition
-    memory: int  # bytes of a training step: weights, average, Adam's two moments, and the rest
+    flops: int  # to evaluate one image: two for each multiplication with an addition
+    memory: int  # bytes of a training step: weights, EMA, Adam's two moments, activations
 
 
 def least_weights(recipe: Recipe) -> int:
-    """Parameters that the U-Net has at least: those of two convolutions in each residual block.
+    """A lower bound of the U-Net's parameters: two convolutions in each residual block.
 
-    A transformer's block, with attention, two layers and adaLN, has as many.
+    It is also one for a transformer, whose block has attention, two layers and adaLN.
     """
     blocks = 2 * recipe.blocks_per_level + 1
     return sum(blocks * 18 * (recipe.base_channels * mult) ** 2 for mult in recipe.channel_mults)
 
 
 def least_maps(recipe: Recipe) -> int:
-    """Numbers that drawing an image takes at least: what the way up has from the way down.
+    """A lower bound of the numbers kept while drawing an image: those of the skip connections.
 
     Training keeps at least twice as many, unless it recomputes blocks.
     """
-    levels, width = zip(recipe.channel_mults, recipe.positions), recipe.base_channels
-    return sum(recipe.blocks_per_level * width * mult * math.prod(each) for mult, each in levels)
+    width = recipe.base_channels
+    levels = zip(recipe.channel_mults, recipe.positions)
+    return sum(recipe.blocks_per_level * width * mult * math.prod(size) for mult, size in levels)
 
 
 def check_network(recipe: Recipe) -> None:
-    """Raises ValueError for a network that memory cannot hold, before it is made."""
+    """Raises ValueError for a network that exceeds the memory, before it is made."""
     widest = recipe.base_channels * max(recipe.channel_mults)
     names = f"base_channels, channel_mults ({widest:,} channels at most) or blocks_per_level"
     devices.check_memory(4 * least_weights(recipe), "the network", f"lower {names}")
 
 
 def check_training(recipe: Recipe) -> None:
-    """Raises ValueError for a training step that memory cannot hold, on the processor."""
-    weights, part = 16 * least_weights(recipe), math.ceil(recipe.batch_size / recipe.accumulation)
-    names = "lower image_size, base_channels or batch_size, or raise accumulation or patch_size"
-    needed = weights + (1 if recipe.gradient_checkpointing else 2) * 4 * part * least_maps(recipe)
-    devices.check_memory(needed, "a training step", names)
+    """Raises ValueError for a training step that exceeds the memory, on the processor."""
+    advice = "lower image_size, base_channels or batch_size, or raise accumulation or patch_size"
+    images = math.ceil(recipe.batch_size / recipe.accumulation)
+    maps = (1 if recipe.gradient_checkpointing else 2) * images * least_maps(recipe)
+    devices.check_memory(16 * least_weights(recipe) + 4 * maps, "a training step", advice)
 
 
 def check_drawing(recipe: Recipe, n: int, batch_size: int) -> None:
-    """Raises ValueError for n images, or a batch of them, that memory cannot hold."""
+    """Raises ValueError for n images, or a batch of them, that exceed the memory."""
     pixels = math.prod(recipe.shape)
     devices.check_memory(n * pixels, f"n is {n:,}: so many images", "take fewer")
     needed = min(n, batch_size) * 4 * (least_maps(recipe) + pixels)
-    problem = f"batch_size is {batch_size:,}: so many images at once"
-    devices.check_memory(needed, problem, "take fewer")
+    batch = f"batch_size is {batch_size:,}: so many images at once"
+    devices.check_memory(needed, batch, "take fewer")
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside it: `live` now, `peak` at the worst moment."""
+    """Counts the bytes of the tensors created inside it: `live` now, and their `peak`."""
 
     def __init__(self):
         super().__init__()
-        self.live = self.peak = 0
+        self.live = 0
+        self.peak = 0
         self.seen = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -89,30 +91,30 @@ class LiveTensors(TorchDispatchMode):
         return result
 
     def forget(self, size: int) -> None:
+        """Subtracts the bytes of a tensor that is gone."""
         self.live -= size
 
 
 @cache
 def network_cost(recipe: Recipe, make_network: Callable[[Recipe], nn.Module]) -> Cost:
-    """What a recipe's network costs, without allocating a byte of it or doing an operation.
+    """The cost of a recipe's network, computed without allocating or evaluating it.
 
-    The memory is counted in float32: half precision takes less, a device's libraries some more.
+    The memory is that in float32: half precision takes less, a device's libraries some more.
     """
-    s = recipe
     with FakeTensorMode():
-        network = make_network(s).train()
-        x = torch.zeros(math.ceil(s.batch_size / s.accumulation), *s.shape)
+        network = make_network(recipe).train()
+        x = torch.zeros(math.ceil(recipe.batch_size / recipe.accumulation), *recipe.shape)
         t = torch.ones(len(x), dtype=torch.long)
-        told = {"labels": torch.zeros_like(t)} if s.classes else {}
-        # Of attention the counter knows the plain form.
-        plain, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
-        with torch.no_grad(), plain, counter:
-            network(x[:1], t[:1], **{name: labels[:1] for name, labels in told.items()})
-        if s.gradient_checkpointing:
+        labels = {"labels": torch.zeros_like(t)} if recipe.classes else {}
+        counter = FlopCounterMode(display=False)
+        # The counter knows only the plain form of attention.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            network(x[:1], t[:1], **{name: value[:1] for name, value in labels.items()})
+        if recipe.gradient_checkpointing:
             recompute_blocks(network)
         with LiveTensors() as memory:
             memory.seen.update(weight.untyped_storage() for weight in network.parameters())
-            output = partial(network, **told)(x, t)
+            output = network(x, t, **labels)
             target = x.repeat(1, output.shape[1] // x.shape[1], 1, 1)
             (output - target).square().mean().backward()
     parameters = count_parameters(network)

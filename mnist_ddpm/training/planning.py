@@ -1,4 +1,4 @@
-"""What to train, and how, in the time there is, as this machine was measured."""
+"""What to train, and how, in a given time, from measurements of this machine."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,250 +17,276 @@ from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe, fitted
 from mnist_ddpm.training.throughput import ThroughputMeter
 
-DIGITS = "mnist", "mnist-small"  # presets, the largest network first
+# Presets, the largest network first
+DIGITS = "mnist", "mnist-small"
 FACES = "faces-64", "faces-64-small", "faces-32"
-SIZED = FACES[:2]  # where a size is asked for, since the last is smaller by its own alone
-# Images that a network sees at least: with fewer, a smaller one is better
-ENOUGH = {DIGITS: 300_000, FACES: 150_000, SIZED: 150_000}
-STEPS = 750  # that a short training has at least, by smaller batches
-WARMUP = 500  # steps at most
-KEPT = "dataset", "channels", "classes", "attributes", "seed"  # that a plan leaves as they are
-FEWEST = 20  # steps worth a training
-COMPILING = 1200  # seconds of which a minute or two may go into compiling the network
+SIZED = FACES[:2]  # for a given image size: faces-32 costs less only by its smaller images
+# Training images that a network must see at least: with fewer, a smaller one is better
+IMAGES_NEEDED = {DIGITS: 300_000, FACES: 150_000, SIZED: 150_000}
+SHORT_TRAINING = 750  # steps: with fewer, the batch is halved
+MAX_WARMUP = 500  # steps
+UNPLANNED = "dataset", "channels", "classes", "attributes", "seed"  # settings that stay as given
+MIN_STEPS = 20  # of a training
+COMPILING = 1200  # seconds: from this much time on, a minute or two may go into compiling
 YEAR = 366 * 24 * 3600  # seconds
-MARGIN = 0.99  # of the time is planned for: the rest is for the end of the program
-# The preset of a worse network to keep away from, and one step of it for how many of the other's
-GUIDE, EVERY = "mnist-small", 10
-FEWEST_OF_GUIDE = 200  # steps: with fewer it has not been tried
+MARGIN = 0.99  # part of the time that is planned; the program needs the other percent to end
+GUIDE = "mnist-small"  # preset
+GUIDE_RATIO = 10  # steps of the network for each step of its guide
+MIN_GUIDE_STEPS = 200  # shorter guides have not been tried
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe, and what is expected of it. Its steps and rate follow the clock."""
+    """A recipe and what to expect of it. In training, length and learning rate follow the clock."""
 
     preset: str
-    recipe: Recipe  # its epochs are those expected
+    recipe: Recipe  # with the expected epochs
     pace: float  # images trained a second
-    seconds: float  # that training will take, previews included
-    deadline: float  # when it is to be done, by time.monotonic()
-    sampling: float  # seconds an image, by the advice
-    draw: dict  # advice, how to draw; {} where there is none, as for a guide
-    preview: float  # seconds that one takes
+    seconds: float  # of training, previews included
+    deadline: float  # of training, by time.monotonic()
+    sampling: float  # seconds an image, with the sampling defaults
+    draw: dict  # sampling defaults; {} if there are none, as for a guide
+    preview: float  # seconds a preview takes
     minutes: float  # that were asked for
     measured: float  # seconds that measuring took
 
     @property
     def ending(self) -> float:
-        """Steps in whose time a preview is drawn: a step also goes back, which is twice as much."""
+        """Steps in whose time a preview is drawn. A step goes forward and backward: 3 forwards."""
         evaluations = previews.IMAGES * min(previews.STEPS, self.recipe.T)
         return evaluations / 3 / self.recipe.batch_size
 
     def finish(self, clock=time.monotonic, now=datetime.now) -> datetime:
-        """When it ends."""
+        """When training ends."""
         return now() + timedelta(seconds=self.deadline - clock())
 
     def flags(self) -> list[str]:
-        """Those of train that make the same recipe."""
-        base, flags = preset(self.preset), ["--preset", self.preset]
+        """The flags of train that make the same recipe."""
+        base = preset(self.preset)
+        flags = ["--preset", self.preset]
         for name, value in asdict(self.recipe).items():
-            if value != getattr(base, name) or name == "precision":  # which depends on the device
-                value = size_in_words(value) if name == "image_size" else value
-                values = value if isinstance(value, tuple) else [value]
-                values = [] if value is True else values
-                flags += [f"--{name.replace('_', '-')}", *map(str, values)]
+            if value == getattr(base, name) and name != "precision":  # its default is the device's
+                continue
+            flags.append(f"--{name.replace('_', '-')}")
+            value = size_in_words(value) if name == "image_size" else value
+            if value is not True:
+                flags += map(str, value if isinstance(value, tuple) else [value])
         return flags
 
     def lines(self, out: Path, **clocks) -> list[str]:
-        """In words, for training in a folder. clocks: as of finish."""
+        """A description of the training in a folder. clocks: arguments of finish."""
         r = self.recipe
-        what = f"preset {self.preset}, about {r.epochs:.3g} epochs in batches of {r.batch_size}"
-        how = f"{r.precision}, compiled" if r.compile else r.precision
+        settings = f"preset {self.preset}, about {r.epochs:.3g} epochs in batches of {r.batch_size}"
+        precision = f"{r.precision}, compiled" if r.compile else r.precision
         speed = f"{self.pace:.0f} images/s measured in {self.measured:.0f} s"
-        ends = f"{self.seconds / 60:.1f} minutes, until {self.finish(**clocks):%H:%M:%S}"
-        command = shell.own_command(["sample", "--checkpoint", str(out)])
-        drawing = f"then 64 images take about {64 * self.sampling:.1f} s: {command}"
-        return [f"{out}: {what}, {how}: {speed}, {ends}", *([drawing] if self.draw else [])]
+        end = f"{self.seconds / 60:.1f} minutes, until {self.finish(**clocks):%H:%M:%S}"
+        lines = [f"{out}: {settings}, {precision}: {speed}, {end}"]
+        if self.draw:
+            command = shell.own_command(["sample", "--checkpoint", str(out)])
+            lines.append(f"then 64 images take about {64 * self.sampling:.1f} s: {command}")
+        return lines
 
-    def without(self, recipe: Recipe, places: Sequence[str] = ()) -> str:
-        """A line: the command that trains as many steps without planning, as a recipe has them.
-
-        places: more flags for train.
-        """
+    def equivalent_command(self, recipe: Recipe, places: Sequence[str] = ()) -> str:
+        """A line with the command that trains a recipe without planning. places: more flags."""
         command = ["train", *replace(self, recipe=recipe).flags(), *places]
         about = "about the same without planning (as many steps, the rate by their number)"
         return f"{about}: {shell.own_command(command)}"
 
 
 def measuring_seconds(seconds: float) -> float:
-    """What of so much time goes into measuring, at most."""
+    """Seconds that measuring may take of a total."""
     return min(20.0, max(2.0, seconds / 15))
 
 
 def make_plan(
-    asked: Recipe, load: Callable[[Recipe], Tensor], seconds: float, measuring: ThroughputMeter,
-    clock: Callable[[], float] = time.monotonic, began: float | None = None,
+    request: Recipe,
+    load: Callable[[Recipe], Tensor],
+    seconds: float,
+    meter: ThroughputMeter,
+    clock: Callable[[], float] = time.monotonic,
+    began: float | None = None,
     size: Size | None = None,
-) -> tuple[Plan, Tensor]:  # fmt: skip
-    """The best use of so many seconds from when it began, and the images to train on.
+) -> tuple[Plan, Tensor]:
+    """The best use of some seconds, counted from when it began, and the images to train on.
 
-    asked: its data, labels and seed are kept. load: the images for a recipe; what it takes counts
-    for digits alone, since pictures are decoded the first time. size: of the images, else that of
-    the preset. Raises ValueError for a size that does not fit, and where the time is too short for
-    a few steps, or longer than a year.
+    request: its data, labels and seed are used. load: returns the images for a recipe; its time
+    counts for digits alone, since pictures are decoded the first time. size: of the images; None:
+    the preset's. Raises ValueError for a size that does not fit, for too few seconds for 20 steps,
+    and for more than a year.
     """
-    problem = f"minutes is {seconds / 60:g}"
-    check(0 < seconds <= YEAR, f"{problem}: it must be above 0, and at most a year")
-    since = clock()
-    began, digits = since if began is None else began, asked.dataset == "mnist"
-    kept = {name: getattr(asked, name) for name in KEPT}
-    kept |= {"objective": "p2"} if digits else {}
-    kept |= {} if size is None else {"image_size": size}
-    names = DIGITS if digits else FACES if size is None else SIZED
-    measuring.warm_up(preset(names[-1], **kept))
-    measuring.allow(measuring_seconds(seconds))
-    name, recipe, pace = choose_preset(names, kept, seconds, measuring)
-    each = measuring.evaluation(recipe)
-    loading = clock()
+    in_range = 0 < seconds <= YEAR
+    check(in_range, f"minutes is {seconds / 60:g}: it must be above 0, and at most a year")
+    start = clock()
+    began = start if began is None else began
+    settings = {name: getattr(request, name) for name in UNPLANNED}
+    is_digits = request.dataset == "mnist"
+    if is_digits:
+        settings["objective"] = "p2"
+    if size is not None:
+        settings["image_size"] = size
+    names = DIGITS if is_digits else FACES if size is None else SIZED
+    meter.warm_up(preset(names[-1], **settings))
+    meter.allow(measuring_seconds(seconds))
+    name, recipe, pace = choose_preset(names, settings, seconds, meter)
+    evaluation = meter.seconds_per_evaluation(recipe)
+    measured_at = clock()
     images = load(recipe)
-    deadline = began + MARGIN * seconds + (0.0 if digits else clock() - loading)
+    loading = 0.0 if is_digits else clock() - measured_at
     if len(images) < recipe.batch_size:
         recipe = fitted(recipe, len(images))
     draw = sampling_defaults.best(recipe)
-    made = Plan(
-        name, recipe, pace, 0.0, deadline, draw.get("steps", 0) * each, draw,
-        preview_seconds(recipe, each), seconds / 60, loading - since,
-    )  # fmt: skip
-    return with_expected_epochs(made, len(images), clock), images
+    plan = Plan(
+        preset=name,
+        recipe=recipe,
+        pace=pace,
+        seconds=0.0,
+        deadline=began + MARGIN * seconds + loading,
+        sampling=draw.get("steps", 0) * evaluation,
+        draw=draw,
+        preview=preview_seconds(recipe, evaluation),
+        minutes=seconds / 60,
+        measured=measured_at - start,
+    )
+    return with_expected_epochs(plan, len(images), clock), images
 
 
-def with_expected_epochs(made: Plan, n: int, clock: Callable[[], float]) -> Plan:
+def with_expected_epochs(plan: Plan, n: int, clock: Callable[[], float]) -> Plan:
     """The plan with the epochs, on n images, that are expected from now on.
 
-    Raises ValueError where they have too few steps.
+    Raises ValueError if they have fewer than 20 steps.
     """
-    left, steps = made.deadline - clock(), n // made.recipe.batch_size
-    by_pace = made.ending * made.recipe.batch_size / made.pace + 0.5  # what was seen for longer
-    epochs = epochs_within(left, made.recipe, steps, made.pace, min(made.preview, by_pace))
-    few = f"{made.minutes:.3g} minutes are enough for {max(0, round(epochs * steps))} steps here"
-    check(round(epochs * steps) >= FEWEST, f"{few}: give it more")
-    return replace(made, recipe=with_epochs(made.recipe, epochs, steps), seconds=left)
+    seconds = plan.deadline - clock()
+    steps = n // plan.recipe.batch_size
+    # The pace was measured for longer than an evaluation.
+    preview_by_pace = plan.ending * plan.recipe.batch_size / plan.pace + 0.5
+    preview = min(plan.preview, preview_by_pace)
+    epochs = epochs_within(seconds, plan.recipe, steps, plan.pace, preview)
+    total = max(0, round(epochs * steps))
+    refusal = f"{plan.minutes:.3g} minutes are enough for {total} steps here: give it more"
+    check(total >= MIN_STEPS, refusal)
+    return replace(plan, recipe=with_epochs(plan.recipe, epochs, steps), seconds=seconds)
 
 
 def epochs_within(seconds: float, recipe: Recipe, steps: int, pace: float, preview: float) -> float:
-    """Epochs of so many steps, with the previews that loop.fit draws, of so many seconds each."""
-    epoch = steps * recipe.batch_size / pace
-    rarely = preview / max(1, loop.PREVIEW_EVERY // steps)  # seconds an epoch
-    # fit draws no more than take 3 s and a twentieth of the time, and one at the end
-    return max(seconds / (epoch + rarely), (seconds - 3 - preview) / (1.05 * epoch))
+    """Epochs, each of some steps, that fit a time with the previews that loop.fit draws."""
+    epoch = steps * recipe.batch_size / pace  # seconds
+    previews_per_epoch = 1 / max(1, loop.PREVIEW_EVERY // steps)
+    # fit limits previews to 3 s and a twentieth of the time, and draws one more at the end.
+    limited = (seconds - 3 - preview) / (1.05 * epoch)
+    return max(seconds / (epoch + previews_per_epoch * preview), limited)
 
 
-def preview_seconds(recipe: Recipe, each: float) -> float:
-    """What a preview and its file take, of so many seconds an evaluation of one image."""
-    return previews.IMAGES * min(previews.STEPS, recipe.T) * each + 0.5
+def preview_seconds(recipe: Recipe, evaluation: float) -> float:
+    """Seconds for a preview and its file, from the seconds to evaluate the network on an image."""
+    return previews.IMAGES * min(previews.STEPS, recipe.T) * evaluation + 0.5
 
 
 def with_epochs(recipe: Recipe, epochs: float, steps: int) -> Recipe:
-    """The recipe for so many epochs of so many steps, its average as suits their number."""
+    """The recipe with some epochs, each of some steps, and warm-up and EMA to suit them."""
     epochs = float(f"{epochs:.4g}")
     total = max(1, round(epochs * steps))
     decay = round(min(recipe.ema_decay, max(0.9, 1 - 20 / total)), 5)
-    warmup = min(WARMUP, recipe.warmup_steps)
+    warmup = min(MAX_WARMUP, recipe.warmup_steps)
     return replace(recipe, epochs=epochs, warmup_steps=warmup, ema_decay=decay)
 
 
 def check_guide_dataset(dataset: str) -> None:
-    """Raises ValueError for other images than digits."""
-    problem = f"a guide is planned for mnist alone, and not for {dataset}"
-    check(dataset == "mnist", f"{problem}: its share of the time was not tried there")
+    """Raises ValueError for other data than digits: a guide was not tried there."""
+    check(dataset == "mnist", f"a guide is planned for mnist alone, and not for {dataset}")
 
 
-def with_guide(
-    made: Plan, n: int, folder: str, measuring: ThroughputMeter
-) -> tuple[list[Plan], str]:
-    """The plan, and that of a guide in folder, in the time of the first alone, on n images.
+def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple[list[Plan], str]:
+    """Plans for the network and a guide, on n images, in the time of the network alone.
 
-    folder: as the network's checkpoint names it. Where too few steps are left for a guide, the plan
-    alone, and a line that reports it. Raises ValueError as check_guided.
+    folder: the guide's, as the network's checkpoint names it. If there is time for too few steps of
+    a guide: the plan alone, and a line that reports it. Raises ValueError as check_guide_dataset.
     """
-    check_guide_dataset(made.recipe.dataset)
-    plans = split_with_guide(made, n, folder, measuring)
-    few = f"{made.minutes:.3g} minutes are too few for a guide, of {FEWEST_OF_GUIDE} steps"
-    return plans or [made], "" if plans else f"{few}: the network is trained without one"
-
-
-def split_with_guide(made: Plan, n: int, folder: str, measuring: ThroughputMeter) -> list[Plan]:
-    """The two plans; none where too few steps are left for the guide."""
-    r = made.recipe
-    names = *KEPT, "image_size", "objective", "precision", "batch_size"
-    weak = preset(GUIDE, **{name: getattr(r, name) for name in names})
-    pace, each = measuring.pace(weak), measuring.evaluation(weak)
-    preview, steps = preview_seconds(weak, each), n // r.batch_size
-    # The network's own part of the time
-    share = (1 - preview / made.seconds) / (1 + made.pace / pace / EVERY)
-    if share * r.epochs * steps / EVERY < FEWEST_OF_GUIDE:
-        return []
-    rest = (1 - share) * made.seconds
-    guided = replace(
-        made, recipe=with_epochs(r, share * r.epochs, steps), seconds=share * made.seconds,
-        deadline=made.deadline - rest,
-        draw=made.draw | {"guide": folder} | sampling_defaults.GUIDED,
-        sampling=made.sampling + made.draw.get("steps", 0) // 2 * each,  # guided in half of them
-    )  # fmt: skip
-    guide = with_epochs(weak, share * r.epochs / EVERY, steps)
-    own = replace(
-        made, preset=GUIDE, recipe=guide, pace=pace, seconds=rest, draw={}, preview=preview
+    r = plan.recipe
+    check_guide_dataset(r.dataset)
+    names = *UNPLANNED, "image_size", "objective", "precision", "batch_size"
+    guide = preset(GUIDE, **{name: getattr(r, name) for name in names})
+    pace = meter.pace(guide)
+    evaluation = meter.seconds_per_evaluation(guide)
+    preview = preview_seconds(guide, evaluation)
+    steps = n // r.batch_size
+    # The network's part of the time
+    share = (1 - preview / plan.seconds) / (1 + plan.pace / pace / GUIDE_RATIO)
+    epochs = share * r.epochs
+    if epochs * steps / GUIDE_RATIO < MIN_GUIDE_STEPS:
+        few = f"{plan.minutes:.3g} minutes are too few for a guide, of {MIN_GUIDE_STEPS} steps"
+        return [plan], f"{few}: the network is trained without one"
+    guide_seconds = (1 - share) * plan.seconds
+    network_plan = replace(
+        plan,
+        recipe=with_epochs(r, epochs, steps),
+        seconds=share * plan.seconds,
+        deadline=plan.deadline - guide_seconds,
+        draw=plan.draw | {"guide": folder} | sampling_defaults.GUIDED,
+        # guided in half of the steps
+        sampling=plan.sampling + plan.draw.get("steps", 0) // 2 * evaluation,
     )
-    return [guided, own]
+    guide_plan = replace(
+        plan,
+        preset=GUIDE,
+        recipe=with_epochs(guide, epochs / GUIDE_RATIO, steps),
+        pace=pace,
+        seconds=guide_seconds,
+        draw={},
+        preview=preview,
+    )
+    return [network_plan, guide_plan], ""
 
 
 def choose_preset(
-    names: tuple[str, ...], kept: dict, seconds: float, measuring: ThroughputMeter
+    names: tuple[str, ...], settings: dict, seconds: float, meter: ThroughputMeter
 ) -> tuple[str, Recipe, float]:
-    """The largest preset that gets to see enough in the time, else the smallest, and its pace.
+    """The best of the presets for a time: its name, its recipe, and its pace.
 
-    With precision and batch. The network is compiled too, if there is time and that pays.
+    The recipe gets the fastest precision, a batch that leaves enough steps, and compilation if
+    there is time for it and it pays.
     """
-    name, recipe, pace = largest_preset(names, kept, seconds, measuring)
-    while recipe.batch_size > 32 and pace * seconds / recipe.batch_size < STEPS:
+    name, recipe, pace = largest_preset(names, settings, seconds, meter)
+    while recipe.batch_size > 32 and pace * seconds / recipe.batch_size < SHORT_TRAINING:
         recipe = replace(recipe, batch_size=recipe.batch_size // 2)
-    if measuring.device.type != "mps" and seconds >= COMPILING:
+    if meter.device.type != "mps" and seconds >= COMPILING:
         compiled = replace(recipe, compile=True)
-        faster = measuring.compiled_pace(compiled)
-        # beside it, since paces vary
-        if faster > 1.05 * pace and faster > 1.05 * measuring.pace(recipe):
-            return name, compiled, faster
+        compiled_pace = meter.compiled_pace(compiled)
+        # measured once more beside it, since paces vary
+        if compiled_pace > 1.05 * pace and compiled_pace > 1.05 * meter.pace(recipe):
+            return name, compiled, compiled_pace
     return name, recipe, pace
 
 
 def largest_preset(
-    names: tuple[str, ...], kept: dict, seconds: float, measuring: ThroughputMeter
+    names: tuple[str, ...], settings: dict, seconds: float, meter: ThroughputMeter
 ) -> tuple[str, Recipe, float]:
-    """The largest preset that gets to see enough, in its fastest precision, and its pace."""
-    smallest, enough = preset(names[-1], **kept), ENOUGH[names]
-    # Images that the smallest would see, in float32; twice as many in a lower precision
-    known = measuring.pace(smallest)
-    most = known * seconds
+    """The largest preset that sees enough images, else the smallest, with its fastest precision."""
+    smallest = preset(names[-1], **settings)
+    needed = IMAGES_NEEDED[names]
+    slowest_pace = meter.pace(smallest)  # in float32; twice as fast in a lower precision
+    images = slowest_pace * seconds
     for name in names[:-1]:
-        if most < enough / 2:
+        if images < needed / 2:
             break  # not even the smallest sees enough
-        recipe = preset(name, **kept)
-        heavier = measuring.flops(recipe) / measuring.flops(smallest)
-        if measuring.device.type == "cpu" and heavier > 2 and most / heavier < enough / 2:
-            continue  # measuring it would cost more than it tells
+        recipe = preset(name, **settings)
+        factor = meter.flops(recipe) / meter.flops(smallest)
+        if meter.device.type == "cpu" and factor > 2 and images / factor < needed / 2:
+            continue  # not worth a measurement
         try:
-            recipe, pace = in_fastest_precision(recipe, measuring)
+            recipe, pace = in_fastest_precision(recipe, meter)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             continue
-        if pace * seconds > enough:
+        if pace * seconds > needed:
             return name, recipe, pace
-    recipe, pace = in_fastest_precision(smallest, measuring)
-    return names[-1], recipe, max(pace, known)  # what is measured twice may have met other work
+    recipe, pace = in_fastest_precision(smallest, meter)
+    return names[-1], recipe, max(pace, slowest_pace)  # other work may have slowed one down
 
 
-def in_fastest_precision(recipe: Recipe, measuring: ThroughputMeter) -> tuple[Recipe, float]:
+def in_fastest_precision(recipe: Recipe, meter: ThroughputMeter) -> tuple[Recipe, float]:
     """The recipe in its fastest precision, and its pace."""
-    recipes = [replace(recipe, precision=precision) for precision in measuring.precisions()]
-    paces = [measuring.pace(each) for each in recipes]
-    return recipes[paces.index(max(paces))], max(paces)
+    recipes = [replace(recipe, precision=precision) for precision in meter.precisions()]
+    paces = [meter.pace(recipe) for recipe in recipes]
+    fastest = max(range(len(paces)), key=paces.__getitem__)
+    return recipes[fastest], paces[fastest]

@@ -1,4 +1,4 @@
-"""How fast this machine trains and draws, measured for a few seconds."""
+"""How fast this machine trains and samples, measured for a few seconds."""
 
 import math
 import time
@@ -17,39 +17,42 @@ from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, training_step
 
-DRAWN = 36  # images, as in a preview
-LEAST, MOST = 0.3, 2.0  # seconds of one measurement, about
+PREVIEW_IMAGES = 36
+MIN_SECONDS = 0.3  # of one measurement, about
+MAX_SECONDS = 2.0
 
 
 @dataclass
 class ThroughputMeter:
-    """A device, how a recipe is trained on it, and a clock in seconds."""
+    """Measures training and sampling of recipes on a device."""
 
     device: torch.device
     start_run: Callable[[Recipe], Run]
     make_schedule: Callable[[Recipe], Schedule]
     make_objective: Callable[[Recipe], Objective]
     make_network: Callable[[Recipe], nn.Module]
-    clock: Callable[[], float] = time.perf_counter
-    until: float = math.inf  # by that clock
+    clock: Callable[[], float] = time.perf_counter  # in seconds
+    until: float = math.inf  # by that clock: when measuring should end
 
     def allow(self, seconds: float) -> None:
-        """Lets all measurements from now on take about so long, on a slow machine too."""
+        """Limits all measurements from now on to some seconds together, on slow machines too."""
         self.until = self.clock() + seconds
 
     def warm_up(self, recipe: Recipe) -> None:
-        """A few steps, with what PyTorch loads when it first needs it; training would wait too."""
+        """Trains a few steps, so that PyTorch loads what training would load first."""
         self.pace(recipe, 0.0)
 
-    def share(self) -> float:
-        """Seconds of the next measurement: a third of what is left."""
-        return min(MOST, max(LEAST, (self.until - self.clock()) / 3))
+    def next_seconds(self) -> float:
+        """Seconds for the next measurement: a third of those that remain."""
+        return min(MAX_SECONDS, max(MIN_SECONDS, (self.until - self.clock()) / 3))
 
     def pace(self, recipe: Recipe, seconds: float | None = None) -> float:
         """Images trained a second."""
-        seconds = self.share() if seconds is None else seconds
-        run, size = self.start_run(recipe), recipe.batch_size
-        schedule, objective = self.make_schedule(recipe), self.make_objective(recipe)
+        seconds = self.next_seconds() if seconds is None else seconds
+        run = self.start_run(recipe)
+        schedule = self.make_schedule(recipe)
+        objective = self.make_objective(recipe)
+        size = recipe.batch_size
         x0 = torch.zeros(size, *recipe.shape, device=self.device)
         labels = torch.zeros(size, dtype=torch.long) if recipe.classes else None
         for group in run.optimizer.param_groups:
@@ -57,76 +60,81 @@ class ThroughputMeter:
 
         def step(n: int) -> None:
             generator = ddpm.random_generator(recipe.seed, 1, run.step)
-            told = None if labels is None else labels[:n]
-            training_step(run, x0[:n], schedule, objective, generator, told)  # waits for its loss
+            batch_labels = None if labels is None else labels[:n]
+            training_step(run, x0[:n], schedule, objective, generator, batch_labels)
 
-        least = size if recipe.compile else 1  # another size would be compiled anew
-        return self.per_second(step, least, size, seconds)
+        smallest = size if recipe.compile else 1  # each size would be compiled
+        return self.items_per_second(step, smallest, size, seconds)
 
     def compiled_pace(self, recipe: Recipe) -> float:
-        """The same, of the compiled network; 0 where compiling fails, which it prints.
+        """Images a second that the compiled network trains; 0, and a message, if that fails.
 
-        Compiling takes a minute or two, beside what allow says.
+        Compiling takes a minute or two, on top of what `allow` limits.
         """
-        began = self.clock()
+        start = self.clock()
         try:
             devices.try_compiler(self.device, recipe.precision)
-            return self.pace(recipe, MOST)
+            return self.pace(recipe, MAX_SECONDS)
         except Exception as error:  # of many kinds: none is a reason not to train
             print(f"not compiled, since that failed: {first_line(error)}")
             return 0.0
         finally:
-            self.until += self.clock() - began
+            self.until += self.clock() - start
 
-    def evaluation(self, recipe: Recipe) -> float:
-        """Seconds an image of one evaluation of the network, in a batch of 36."""
-        seconds, network = self.share(), self.make_network(recipe).to(self.device).eval()
-        x = torch.zeros(DRAWN, *recipe.shape, device=self.device)
-        t = torch.ones(DRAWN, dtype=torch.long, device=self.device)
+    def seconds_per_evaluation(self, recipe: Recipe) -> float:
+        """Seconds to evaluate the network on one image, in a batch of 36."""
+        seconds = self.next_seconds()
+        network = self.make_network(recipe).to(self.device).eval()
+        x = torch.zeros(PREVIEW_IMAGES, *recipe.shape, device=self.device)
+        t = torch.ones(PREVIEW_IMAGES, dtype=torch.long, device=self.device)
 
         def evaluate(n: int) -> None:
             network(x[:n], t[:n]).sum().item()
 
         with torch.no_grad():
-            return 1 / self.per_second(evaluate, 1, DRAWN, seconds / 2)
+            return 1 / self.items_per_second(evaluate, 1, PREVIEW_IMAGES, seconds / 2)
 
     def flops(self, recipe: Recipe) -> int:
-        """Operations of one evaluation of one image."""
+        """Floating-point operations to evaluate the network on one image."""
         return cost.network_cost(recipe, self.make_network).flops
 
     def precisions(self) -> list[str]:
-        """The ones worth measuring."""
+        """The precisions that are worth measuring."""
         return devices.candidate_precisions(self.device)
 
-    def per_second(
-        self, work: Callable[[int], object], least: int, most: int, seconds: float
+    def items_per_second(
+        self, work: Callable[[int], object], smallest: int, largest: int, seconds: float
     ) -> float:
-        """Of how many things in batches of `most` work is done a second, measured for so many.
+        """How many items a second work(size) does in batches of the largest size.
 
-        It begins with batches of the least size, and goes on to larger ones while there is time.
-        Where that ends before, what more of them take is added, as the two sizes let expect.
+        It times batches of growing size, from the smallest, while there is time. If that ends
+        before the largest, the time of a larger batch is extrapolated from two sizes.
         """
         recount_cores()  # threads that wait for another program would be many times slower
-        work(least)  # to warm up
-        began, size = self.clock(), least
-        first = took = self.duration(work, least)
-        each = took / least
-        while size < most:
-            larger = min(4 * size, most)
-            needed = 2 * (took + (larger - size) * each)  # once more, to time it
-            if size > least and self.clock() - began + needed > seconds:
+        work(smallest)  # to warm up
+        start = self.clock()
+        size = smallest
+        duration = first_duration = self.duration(work, smallest)
+        per_item = duration / smallest
+        while size < largest:
+            larger = min(4 * size, largest)
+            needed = 2 * (duration + (larger - size) * per_item)  # to warm up, and to time it
+            if size > smallest and self.clock() - start + needed > seconds:
                 break
-            size, took = larger, self.duration(work, larger)
-            each = max(0.0, took - first) / (size - least)
-        times, since = 0, self.clock()
-        while self.clock() - began < seconds:
+            size = larger
+            duration = self.duration(work, size)
+            per_item = max(0.0, duration - first_duration) / (size - smallest)
+        repeats = 0
+        repeats_start = self.clock()
+        while self.clock() - start < seconds:
             work(size)
-            times += 1
-        took = (self.clock() - since) / times if times else took
-        return most / (took + (most - size) * each)
+            repeats += 1
+        if repeats:
+            duration = (self.clock() - repeats_start) / repeats
+        return largest / (duration + (largest - size) * per_item)
 
     def duration(self, work: Callable[[int], object], size: int) -> float:
-        """Seconds that it takes once."""
-        began = self.clock()
+        """Seconds that work(size) takes."""
+        start = self.clock()
         work(size)
-        return self.clock() - began
+        return self.clock() - start

@@ -1,4 +1,4 @@
-"""What a training logs to a tracker of experiments, through Hugging Face Accelerate."""
+"""Logging a training to an experiment tracker, through Hugging Face Accelerate."""
 
 import secrets
 import sys
@@ -16,56 +16,57 @@ from mnist_ddpm.machine.files import first_line, replacing
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
-PROJECT, NAME, LOG = "mnist-ddpm", "log.txt", "log"
-# By what --log says, the packages of which one must be there
+PROJECT = "mnist-ddpm"
+NAME_FILE = "log.txt"
+TENSORBOARD_FOLDER = "log"
+# For each value of --log, the packages of which one must be installed
 PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",),
-}  # fmt: skip
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+}
 
 
 def check_tracker(name: str) -> None:
     """Raises ValueError for a tracker that is unknown, or whose package is missing."""
     check(name in PACKAGES, f'log "{name}" is unknown: take one of {", ".join(PACKAGES)}')
     package = PACKAGES[name][0]
-    problem = f"log {name} needs the package {package}, which is not installed"
-    check(any(map(find_spec, PACKAGES[name])), f"{problem}: pip install {package}")
+    refusal = f"log {name} needs the package {package}, not installed: pip install {package}"
+    check(any(map(find_spec, PACKAGES[name])), refusal)
     import_extra("accelerate", "accelerate")
 
 
-def log_name(folder: Path, anew: bool) -> str:
-    """The name of the log of the run in a folder, kept there, so that a resumed run goes on in it.
-
-    anew: one that was not used before.
-    """
-    path = folder / NAME
-    if anew or not path.is_file():
+def log_name(folder: Path, is_new_run: bool) -> str:
+    """The name of the log of a folder's run, kept in a file there. A new run gets a new name."""
+    path = folder / NAME_FILE
+    if is_new_run or not path.is_file():
         with replacing(path) as temporary:
-            named = f"{folder.resolve().name}-{secrets.token_hex(4)}"
-            temporary.write_text(named, encoding="utf-8")
+            name = f"{folder.resolve().name}-{secrets.token_hex(4)}"
+            temporary.write_text(name, encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
 
 
 def start_tracker(name: str, folder: Path, recipe: Recipe, step: int):
-    """Accelerate's tracker of a run that goes on after step.
+    """Accelerate's tracker of a run that continues after step.
 
-    TensorBoard's files lie in folder/log. Points of later steps, of a run that was killed, are
-    dropped. Raises OSError where it does not start.
+    TensorBoard's files are in folder/log. Points of later steps, from before a kill, are dropped.
+    Raises OSError if the tracker does not start.
     """
-    from accelerate import PartialState  # two seconds
+    from accelerate import PartialState  # takes two seconds
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     if name == "tensorboard":
-        given = {"run_name": LOG, "logging_dir": folder, "purge_step": step + 1}
-        given["filename_suffix"] = f".{step}"  # files of one second would have one name
+        options = {"run_name": TENSORBOARD_FOLDER, "logging_dir": folder, "purge_step": step + 1}
+        options["filename_suffix"] = f".{step}"  # files of one second would have one name
     else:
-        given = {"run_name": PROJECT, "name": log_name(folder, step == 0), "resume": "allow"}
+        options = {"run_name": PROJECT, "name": log_name(folder, step == 0), "resume": "allow"}
         if name == "wandb":
-            given |= {"id": given["name"], "dir": folder}
+            options |= {"id": options["name"], "dir": folder}
     try:
-        PartialState()  # without which its trackers do nothing
-        tracker = LOGGER_TYPE_TO_CLASS[name](**given)
+        PartialState()  # without it Accelerate's trackers do nothing
+        tracker = LOGGER_TYPE_TO_CLASS[name](**options)
         tracker.start()
-        if name == "tensorboard":  # its form of settings takes no lists, and is a run of its own
+        if name == "tensorboard":  # its hyperparameters cannot be lists, and are a separate run
             tracker.log({"recipe": f"`{recipe}`"}, step)
         else:
             tracker.store_init_configuration(asdict(recipe))
@@ -75,44 +76,48 @@ def start_tracker(name: str, folder: Path, recipe: Recipe, step: int):
 
 
 class TrackerLog:
-    """Tells a tracker of a run, and of pictures of it. As loop.Log."""
+    """Logs a run and its previews to a tracker. It is a loop.Log."""
 
     every = 10  # steps
 
     def __init__(self, tracker):
         self.tracker = tracker
-        self.step = self.seconds = None  # when it was told last
+        self.step = None  # of the last point
+        self.seconds = None  # of training, at the last point
 
     def __call__(self, run: Run, picture: np.ndarray | None = None) -> None:
-        """Loss, rate and images/s every few steps; a failure ends the log, not the training."""
+        """Logs a picture, or every few steps a point; a failure ends the log, not the training."""
         try:
-            if self.tracker is not None:
-                self.tell(run, picture)
+            if self.tracker is not None and picture is not None:
+                log_picture(self.tracker, picture, run.step)
+            elif self.tracker is not None:
+                self.log_step(run)
         except Exception as error:  # of the package, its server or the disk
             self.tracker = None
             print(f"the log ends at step {run.step} ({first_line(error)})", file=sys.stderr)
 
-    def tell(self, run: Run, picture: np.ndarray | None) -> None:
-        if picture is not None:
-            log_picture(self.tracker, picture, run.step)
-        elif self.step is None or run.step % self.every == 0:
-            new = run.step - (self.step or run.step - 1)
-            values = {
-                "loss": float(np.mean(run.losses[-new:])),
-                "learning_rate": run.optimizer.param_groups[0]["lr"],
-            }
-            if self.step is not None:
-                passed = max(run.seconds - self.seconds, 1e-9)
-                values["images_per_second"] = new * run.settings.batch_size / passed
-            self.tracker.log(values, step=run.step)
-            self.step, self.seconds = run.step, run.seconds
+    def log_step(self, run: Run) -> None:
+        """Logs the mean loss since the last point, the learning rate, and images/s."""
+        if self.step is not None and run.step % self.every:
+            return
+        steps = run.step - (self.step or run.step - 1)
+        values = {
+            "loss": float(np.mean(run.losses[-steps:])),
+            "learning_rate": run.optimizer.param_groups[0]["lr"],
+        }
+        if self.step is not None:
+            seconds = max(run.seconds - self.seconds, 1e-9)
+            values["images_per_second"] = steps * run.settings.batch_size / seconds
+        self.tracker.log(values, step=run.step)
+        self.step = run.step
+        self.seconds = run.seconds
 
 
 def log_picture(tracker, picture: np.ndarray, step: int) -> None:
-    """Tells a tracker of a picture, uint8 (height, width, 3)."""
+    """Logs a picture, uint8 (height, width, 3)."""
     if tracker.name == "tensorboard":
         tracker.log_images({"previews": picture[None]}, step, dataformats="NHWC")
-    elif tracker.name == "trackio":  # Accelerate has no images for it
+    elif tracker.name == "trackio":  # Accelerate logs no images to it
         import trackio
 
         tracker.tracker.log({"previews": trackio.Image(picture)}, step=step)
@@ -122,7 +127,7 @@ def log_picture(tracker, picture: np.ndarray, step: int) -> None:
 
 @contextmanager
 def tracker_log(name: str, folder: Path, recipe: Recipe, step: int = 0) -> Iterator[Callable]:
-    """The log of a run that goes on in folder after step, closed in the end. Raises as start."""
+    """The log of a run that continues after step; it is closed in the end. Raises OSError."""
     tracker = start_tracker(name, folder, recipe, step)
     try:
         yield TrackerLog(tracker)
