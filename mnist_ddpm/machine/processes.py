@@ -94,9 +94,8 @@ def connect_processes(launched: int, cpu: bool) -> Processes:
 
     (accelerate,) = import_extra("accelerate", "accelerate")  # takes two seconds
     cpu = cpu or not torch.cuda.is_available()
-    patience = accelerate.InitProcessGroupKwargs(
-        timeout=timedelta(hours=2)
-    )  # one may decode a data set
+    two_hours = timedelta(hours=2)  # the others wait while one decodes a data set
+    patience = accelerate.InitProcessGroupKwargs(timeout=two_hours)
     # The precision is the recipe's.
     accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
     world = Processes(accelerator)
