@@ -108,7 +108,7 @@ SEEN = (
 
 def kinds(command: str) -> dict[str, object]:
     """The flags of a command, and the type of each."""
-    found, cls = {}, COMMANDS[command]
+    found, cls = {}, COMMANDS[command][0]
     for owner in (cls, Recipe) if command == "train" else (cls,):
         hints = typing.get_type_hints(owner)
         found |= {each.name: hints[each.name] for each in fields(owner)}

@@ -9,6 +9,8 @@ import torch
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.flags import DrawingFlags, LikelihoodFlags
 from mnist_ddpm.data import sets
+from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
 from mnist_ddpm.training.recipe import Recipe
@@ -34,15 +36,12 @@ def locate_dataset(recipe: Recipe, folder: str | None) -> Recipe:
     Raises ValueError where there is none, or the folder is another data set.
     """
     if folder not in (None, recipe.dataset) and {folder, recipe.dataset} & {*sets.DATASETS}:
-        raise ValueError(
-            "--dataset is for a folder that has moved: "
-            f"it cannot turn {recipe.dataset} into {folder}"
-        )
+        message = f"it cannot turn {recipe.dataset} into {folder}"
+        raise ValueError(f"--dataset is for a folder that has moved: {message}")
     recipe = replace(recipe, dataset=folder or recipe.dataset)
-    if recipe.dataset not in sets.DATASETS and not Path(recipe.dataset).is_dir():
-        raise ValueError(
-            f"there is no folder {recipe.dataset}: has it moved? --dataset names where it is now"
-        )
+    is_there = recipe.dataset in sets.DATASETS or Path(recipe.dataset).is_dir()
+    message = f"there is no folder {recipe.dataset}"
+    check(is_there, f"{message}: has it moved? --dataset names where it is now")
     return recipe
 
 
@@ -51,9 +50,13 @@ def pick_variance(name: str, recipe: Recipe) -> str:
     learned = catalogue.learns_variance(recipe)
     if name == "auto":
         return "learned" if learned else "posterior"
-    if name == "learned" and not learned:
-        raise ValueError(
-            "this checkpoint has learned no variance: choose another --variance, "
-            "or train with --objective hybrid"
-        )
+    message = "choose another --variance, or train with --objective hybrid"
+    check(learned or name != "learned", f"this checkpoint has learned no variance: {message}")
     return name
+
+
+def check_bound(recipe: Recipe, request: str) -> None:
+    """Raises ValueError where no bound can be measured, which the flag or command requests."""
+    needs = f"{request} needs a network"
+    check(not always_told(recipe), f"{needs} that can do without its labels (label_dropout is 0)")
+    check(not recipe.conditional, f"{needs} without a condition, and here is {recipe.condition}")

@@ -21,16 +21,17 @@ from mnist_ddpm.machine.shell import expand_home, program
 from mnist_ddpm.machine.text import CONTROL, printable
 from mnist_ddpm.training.options import PRESETS, check_size, settled
 
-COMMANDS = {
-    "train": training_flags.TrainFlags,
-    "plan": training_flags.PlanFlags,
-    "sample": flags.SampleFlags,
-    "likelihood": flags.LikelihoodFlags,
-    "evaluate": flags.EvaluateFlags,
-    "compare": flags.CompareFlags,
-    "extractor": flags.ExtractorFlags,
-    "push": flags.PushFlags,
-    "export": flags.ExportFlags,
+# Of each command the class of its flags, and where the function is that takes them
+COMMANDS: dict[str, tuple[type, str]] = {
+    "train": (training_flags.TrainFlags, "train:run_train"),
+    "plan": (training_flags.PlanFlags, "plan:run_plan"),
+    "sample": (flags.SampleFlags, "sample:run_sample"),
+    "likelihood": (flags.LikelihoodFlags, "measure_likelihood:run_likelihood"),
+    "evaluate": (flags.EvaluateFlags, "evaluate:run_evaluate"),
+    "compare": (flags.CompareFlags, "compare:run_compare"),
+    "extractor": (flags.ExtractorFlags, "extractor:run_extractor"),
+    "push": (flags.PushFlags, "push:run_push"),
+    "export": (flags.ExportFlags, "export:run_export"),
 }
 HELP = {"-h", "--help"}
 
@@ -58,7 +59,7 @@ def run_command_line(arguments: list[str] | None = None, began: float | None = N
         return 1
     from mnist_ddpm.commands.dispatch import dispatch
 
-    return dispatch(command)
+    return dispatch(command, COMMANDS[arguments[0]][1])
 
 
 def typed_flags(arguments: Iterable[str]) -> tuple[str, ...]:
@@ -91,10 +92,10 @@ def parse_arguments(arguments: list[str]):
     if name not in COMMANDS:  # help, or no command
         kinds = [
             Annotated[kind, tyro.conf.subcommand(name, description=describe(kind, typed_program))]
-            for name, kind in COMMANDS.items()
+            for name, (kind, _) in COMMANDS.items()
         ]
         tyro.cli(reduce(or_, kinds), args=arguments[:1], prog=typed_program)
-    kind = COMMANDS[name]
+    kind = COMMANDS[name][0]
     typed = typed_flags(words)
     about = describe(kind, typed_program)
     parse = partial(tyro.cli, kind, prog=f"{typed_program} {name}", description=about)

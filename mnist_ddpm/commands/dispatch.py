@@ -8,37 +8,19 @@ from importlib import import_module
 
 import matplotlib
 
-from mnist_ddpm.commands.flags import (
-    CompareFlags,
-    EvaluateFlags,
-    ExportFlags,
-    ExtractorFlags,
-    LikelihoodFlags,
-    PushFlags,
-    SampleFlags,
-)
+from mnist_ddpm.commands.flags import EvaluateFlags, SampleFlags
 from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags, place_flags
 from mnist_ddpm.machine import files, interrupts, processes, shell
 from mnist_ddpm.machine.text import printable
 from mnist_ddpm.machine.threads import adapt_threads
 
-FUNCTIONS = {
-    TrainFlags: "train:run_train",
-    PlanFlags: "plan:run_plan",
-    SampleFlags: "sample:run_sample",
-    LikelihoodFlags: "measure_likelihood:run_likelihood",
-    EvaluateFlags: "evaluate:run_evaluate",
-    CompareFlags: "compare:run_compare",
-    ExtractorFlags: "extractor:run_extractor",
-    PushFlags: "push:run_push",
-    ExportFlags: "export:run_export",
-}
 SHARED_WORK = TrainFlags, SampleFlags, EvaluateFlags  # that several processes can do
 
 
-def dispatch(flags) -> int:
-    """Runs a command. Returns its exit status, as command_line.run_command_line."""
-    function = find_function(type(flags))
+def dispatch(flags, path: str) -> int:
+    """Runs a command by the function at path, "module:name" of this folder. Returns its status."""
+    module, name = path.split(":")
+    function = getattr(import_module(f"mnist_ddpm.commands.{module}"), name)
     # Of several processes SIGTERM ends at once those that wait for one that has failed.
     names = interrupts.SIGNALS[:1] if has_several_processes() else interrupts.SIGNALS
     try:
@@ -51,12 +33,6 @@ def dispatch(flags) -> int:
     if status != 1:
         processes.disconnect()
     return status
-
-
-def find_function(kind: type) -> Callable:
-    """The function that does the work of flags of this class."""
-    module, name = FUNCTIONS[kind].split(":")
-    return getattr(import_module(f"mnist_ddpm.commands.{module}"), name)
 
 
 def report_errors(function: Callable, flags) -> int:

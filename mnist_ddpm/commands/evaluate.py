@@ -6,23 +6,12 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import sampler_setup
-from mnist_ddpm.commands.checkpoint_inputs import (
-    EXPONENTS,
-    locate_dataset,
-    open_checkpoint,
-    pick_variance,
-)
+from mnist_ddpm.commands import checkpoint_inputs, outputs, sampler_setup
 from mnist_ddpm.commands.flags import DrawingFlags, EvaluateFlags
 from mnist_ddpm.commands.image_inputs import holds_samples, read_images
-from mnist_ddpm.commands.outputs import (
-    check_outside,
-    open_partial_results,
-    print_written,
-    write_picture,
-)
 from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told, typical_labels
+from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import cards, distances, extractors, generation, losses
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.formats.checkpoints import Checkpoint, find
@@ -31,6 +20,7 @@ from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.likelihood import bits_per_dim
+from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
 
 # Flags of drawing that have no effect on images that are there already
@@ -44,11 +34,11 @@ def run_evaluate(flags: EvaluateFlags) -> None:
     """Draws or reads images, judges them, writes a card. What cannot be done is reported before."""
     check_sampling_flags(flags)
     world, device = sampler_setup.connect(flags)
-    checkpoint, flags = open_checkpoint(flags, device)
-    recipe = locate_dataset(checkpoint.recipe, flags.dataset)
+    checkpoint, flags = checkpoint_inputs.open_checkpoint(flags, device)
+    recipe = checkpoint_inputs.locate_dataset(checkpoint.recipe, flags.dataset)
     checkpoint = checkpoint._replace(recipe=recipe)
     flags = sampler_setup.with_sampling_defaults(flags, recipe, is_followed=not flags.images)
-    sampler_setup.check_drawing_memory(flags, recipe, device)
+    cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
     check_request(flags, recipe)
     digest = extractors.digest((find(flags.checkpoint) / "model.safetensors").read_bytes())
     about = {"checkpoint": str(flags.checkpoint), "checkpoint_sha256": digest}
@@ -64,7 +54,7 @@ def run_evaluate(flags: EvaluateFlags) -> None:
     real = RealImages(judge, training, held_out, is_mirrored, flags.data / "cache")
     real.tell_missing()
     counted = CountedNetwork(checkpoint.network)
-    partial = open_partial_results(flags, flags.out, counted, device, *real.signed)
+    partial = outputs.open_partial_results(flags, flags.out, counted, device, *real.signed)
     with partial.stoppable():
         if images is None:
             images, drawing = draw_images(
@@ -72,10 +62,8 @@ def run_evaluate(flags: EvaluateFlags) -> None:
             )
             about |= drawing
         elif n < len(images):
-            print(
-                f"judging {n:,} of {len(images):,} images, drawn at random: "
-                f"--n {len(images)} takes all"
-            )
+            count = f"{n:,} of {len(images):,} images, drawn at random"
+            print(f"judging {count}: --n {len(images)} takes all")
         about |= {"reference_sha256": real.signed[0], "command": flags.command}
         options = {"real": real.features(), "n": flags.n, "seed": flags.seed, "device": device}
         card = cards.build_card(images, training, held_out, judge, recipe, **options, **about)
@@ -90,7 +78,7 @@ def run_evaluate(flags: EvaluateFlags) -> None:
         finally:  # a disk may be too full for the card
             print("\n".join(cards.card_lines(card)))
         partial.discard()
-    print_written(flags.out, picture)
+    outputs.print_written(flags.out, picture)
 
 
 def check_sampling_flags(flags: EvaluateFlags) -> None:
@@ -107,21 +95,13 @@ def check_sampling_flags(flags: EvaluateFlags) -> None:
 def check_request(flags: EvaluateFlags, recipe: Recipe) -> None:
     """Raises ValueError or OSError for what cannot be done, before images are read."""
     files.check_writable(flags.out)
-    check_outside(flags.out, recipe.dataset)
+    outputs.check_outside(flags.out, recipe.dataset)
     if flags.images and not holds_samples(flags.images):
-        check_outside(flags.out, flags.images)
-    if flags.bits and not 2 <= flags.bits <= sampler_setup.MOST:
-        raise ValueError(
-            f"--bits is {flags.bits}: a standard error needs at least 2 images, "
-            f"and at most {sampler_setup.MOST:,} can be named"
-        )
-    if flags.bits and always_told(recipe):
-        raise ValueError("--bits needs a network that can do without its labels: leave it out")
-    if flags.bits and recipe.conditional:
-        raise ValueError(
-            "--bits needs a network without a condition, and here is "
-            f"{recipe.condition}: leave it out"
-        )
+        outputs.check_outside(flags.out, flags.images)
+    if flags.bits:
+        most = sampler_setup.MOST
+        check(2 <= flags.bits <= most, f"--bits is {flags.bits}: take from 2 to {most:,} images")
+        checkpoint_inputs.check_bound(recipe, "--bits")
     if not flags.images:
         sampler_setup.check_labels(flags, recipe)
         times = sampler_setup.choose_sampler(flags, recipe).times
@@ -134,8 +114,8 @@ def load_real_images(flags: EvaluateFlags, recipe: Recipe) -> tuple[Tensor, Tens
     held_out = sets.held_out(recipe, flags.data)
     if held_out is not None and len(held_out) < cards.LEAST:
         held_out = None  # too few to tell anything
-    if flags.bits and held_out is None:
-        raise ValueError("--bits needs held-out images, of which there are none: leave it out")
+    is_enough = held_out is not None or not flags.bits
+    check(is_enough, "--bits needs held-out images, of which there are none: leave it out")
     return training, held_out
 
 
@@ -235,14 +215,14 @@ def measure_network(
         denoise = catalogue.make_denoiser(network, schedule, recipe)
         figures["L_simple"] = losses.loss_by_tenth(denoise, schedule, held_out[:1000], **options)
     if flags.bits:
-        variance = pick_variance(flags.variance, recipe)
+        variance = checkpoint_inputs.pick_variance(flags.variance, recipe)
         times_per_image = min(50, schedule.T)
         denoise = catalogue.bound_denoiser(network, schedule, recipe, variance == "learned")
         bound = bits_per_dim(
             denoise,
             schedule,
             held_out[: flags.bits],
-            exponent=EXPONENTS[variance],
+            exponent=checkpoint_inputs.EXPONENTS[variance],
             times_per_image=times_per_image,
             margin=sets.known_margin(recipe),
             progress=progress_bar,
@@ -258,5 +238,5 @@ def write_results(out: Path, card: dict, images: Tensor, training: Tensor) -> Pa
     cards.write_card(out, card)
     picture = out.with_name(f"{out.stem}-closest.png")
     pairs = cards.closest_pairs(card, images, training)
-    write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
+    outputs.write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
     return picture

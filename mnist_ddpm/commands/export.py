@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mnist_ddpm.commands.flags import ExportFlags
 from mnist_ddpm.commands.outputs import print_written
+from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints, diffusers, onnx
 from mnist_ddpm.machine import files
 
@@ -15,8 +16,8 @@ def run_export(flags: ExportFlags) -> None:
 
 def export_diffusers(flags: ExportFlags) -> None:
     """Writes a folder for DDPMPipeline."""
-    if flags.precision != "float32":
-        raise ValueError(f"--precision {flags.precision} is for --format onnx: leave it out")
+    precision = flags.precision
+    check(precision == "float32", f"--precision {precision} is for --format onnx: leave it out")
     network, _, recipe = checkpoints.load(flags.checkpoint)
     try:
         diffusers.settings_to_diffusers(recipe)
@@ -32,8 +33,7 @@ def export_diffusers(flags: ExportFlags) -> None:
 def export_onnx(flags: ExportFlags) -> None:
     """Writes a file for ONNX Runtime."""
     out = flags.out
-    if out.suffix != ".onnx":
-        raise ValueError(f"--out is {out}: name a file that ends in .onnx")
+    check(out.suffix == ".onnx", f"--out is {out}: name a file that ends in .onnx")
     if out.exists():
         raise FileExistsError(f"{out} is there already: name another file")
     onnx.packages()

@@ -67,8 +67,7 @@ class DrawingFlags:
     batch_size: int = 256
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
     compile: bool = False  # torch.compile: a minute or two, worth it for many images and steps
-    # cpu, cuda, cuda:1, mps; auto picks the best available
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     # processes expected, each on its device, from torchrun or accelerate launch
     processes: Annotated[int, unless_typed("any number")] = 0
     # names of the flags that were filled in from the checkpoint's advice

@@ -27,14 +27,11 @@ def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, T
     stencil = pictures.open_image(mask, "L")
     if stencil.size != image.size:
         sizes = ["{} x {}".format(*picture.size) for picture in (stencil, image)]
-        raise ValueError(
-            f"the mask is {sizes[0]} pixels and the image {sizes[1]}: they must be of the same size"
-        )
+        message = f"the mask is {sizes[0]} pixels and the image {sizes[1]}"
+        raise ValueError(f"{message}: they must be of the same size")
     known = fit_to_network(stencil, recipe, 255, Image.Resampling.NEAREST) > 127
-    if known.all():
-        raise ValueError(
-            f"{mask} hides nothing: paint black what is to be inpainted (transparent is white)"
-        )
+    message = "paint black what is to be inpainted (transparent is white)"
+    ddpm.check(not known.all(), f"{mask} hides nothing: {message}")
     return x0, known.float()
 
 
@@ -90,11 +87,10 @@ def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
     except MemoryError:  # no fault of the file
         raise
     except Exception as error:  # NumPy's are of many kinds
-        raise ValueError(
-            f"{path} is neither a folder nor a samples.npz of the sample command ({error})"
-        ) from error
-    if images.dtype != torch.uint8 or images.shape[1:] != recipe.shape:
-        raise ValueError(
-            f"{path} holds {images.dtype} {tuple(images.shape)}, not uint8 (n, {recipe.shape})"
-        )
+        message = f"{path} is neither a folder nor a samples.npz of the sample command"
+        raise ValueError(f"{message} ({error})") from error
+    shape = images.shape
+    is_right = images.dtype == torch.uint8 and shape[1:] == recipe.shape
+    message = f"{path} holds {images.dtype} {tuple(shape)}, not uint8 (n, {recipe.shape})"
+    ddpm.check(is_right, message)
     return images

@@ -5,17 +5,11 @@ import math
 from torch import Tensor
 
 from mnist_ddpm import catalogue
-from mnist_ddpm.commands.checkpoint_inputs import (
-    EXPONENTS,
-    locate_dataset,
-    open_checkpoint,
-    pick_variance,
-)
+from mnist_ddpm.commands import checkpoint_inputs
 from mnist_ddpm.commands.flags import LikelihoodFlags
 from mnist_ddpm.commands.outputs import open_partial_results, print_written
 from mnist_ddpm.data import sets
-from mnist_ddpm.data.labels import always_told
-from mnist_ddpm.ddpm import Denoiser, Network, Schedule
+from mnist_ddpm.ddpm import Denoiser, Network, Schedule, check
 from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.machine import devices, files
 from mnist_ddpm.machine.partial_results import CountedNetwork
@@ -29,10 +23,10 @@ from mnist_ddpm.training.recipe import Recipe
 def run_likelihood(flags: LikelihoodFlags) -> None:
     """Measures the bound, prints and writes it. What cannot be measured is reported before."""
     device = devices.pick_device(flags.device)
-    checkpoint, flags = open_checkpoint(flags, device)
-    recipe = locate_dataset(checkpoint.recipe, flags.dataset)
+    checkpoint, flags = checkpoint_inputs.open_checkpoint(flags, device)
+    recipe = checkpoint_inputs.locate_dataset(checkpoint.recipe, flags.dataset)
     counted = CountedNetwork(checkpoint.network)
-    variance = pick_variance(flags.variance, recipe)
+    variance = checkpoint_inputs.pick_variance(flags.variance, recipe)
     denoise, schedule = make_chain(
         flags, counted, checkpoint.schedule, recipe, variance == "learned"
     )
@@ -47,7 +41,7 @@ def run_likelihood(flags: LikelihoodFlags) -> None:
             denoise,
             schedule,
             images,
-            exponent=EXPONENTS[variance],
+            exponent=checkpoint_inputs.EXPONENTS[variance],
             times_per_image=flags.times_per_image,
             margin=margin,
             batch_size=flags.batch_size,
@@ -89,16 +83,7 @@ def make_chain(
         schedule = schedules.respaced_schedule(schedule, times)
     elif flags.spacing != LikelihoodFlags.spacing:
         raise ValueError("--spacing is that of --steps: name them too, or leave it out")
-    if recipe.conditional:
-        raise ValueError(
-            f"{flags.checkpoint} needs a condition ({recipe.condition}): "
-            "likelihood is for networks without"
-        )
-    if always_told(recipe):
-        raise ValueError(
-            f"{flags.checkpoint} was always given its label (label_dropout 0): "
-            "likelihood needs a network that was not"
-        )
+    checkpoint_inputs.check_bound(recipe, "likelihood")
     return catalogue.bound_denoiser(network, schedule, recipe, is_learned), schedule
 
 
@@ -106,11 +91,8 @@ def images_to_measure(flags: LikelihoodFlags, recipe: Recipe) -> Tensor:
     """The images to measure. Raises ValueError for fewer than two."""
     images = sets.load_images(recipe, flags.data, flags.split)
     images = images[: min(len(images), max(0, flags.n))]
-    if len(images) < 2:
-        raise ValueError(
-            f"a standard error needs at least 2 images, and there are {len(images)}: "
-            "see --n and --split"
-        )
+    message = f"a standard error needs at least 2 images, and there are {len(images)}"
+    check(len(images) >= 2, f"{message}: see --n and --split")
     return images
 
 

@@ -11,6 +11,7 @@ import torch
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.data import sets
+from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, files, partial_results
@@ -28,11 +29,9 @@ def check_outside(out: Path, folder: str | Path) -> None:
     if folder in sets.DATASETS or not Path(folder).is_dir():
         return
     # Path.resolve fails where links lead in a circle
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
-        raise ValueError(
-            f"{out} is in the folder of images {folder}, and pictures there would count: "
-            "name another"
-        )
+    is_inside = Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder))
+    message = f"{out} is in the folder of images {folder}, and pictures there would count"
+    check(not is_inside, f"{message}: name another")
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

@@ -17,10 +17,12 @@ from mnist_ddpm.commands.image_inputs import read_conditions, read_image
 from mnist_ddpm.commands.outputs import open_partial_results, print_written, write_picture
 from mnist_ddpm.commands.sampler_setup import SamplerChoice
 from mnist_ddpm.data.labels import label_names
+from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.machine import files
 from mnist_ddpm.machine.partial_results import CountedNetwork
 from mnist_ddpm.methods import inpainting
+from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
 
 GRID_IMAGES = 400  # at most
@@ -36,7 +38,7 @@ def run_sample(flags: SampleFlags) -> None:
     digests = [] if pictures is None else [extractors.digest(pictures)]
     counted = CountedNetwork(checkpoint.network)
     partial = open_partial_results(flags, flags.out / "samples.npz", counted, device, *digests)
-    sampler_setup.check_drawing_memory(flags, recipe, device)
+    cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
     sampler_setup.check_labels(flags, recipe)
     choice = choose_with_image(flags, recipe, device)
     sampler_setup.check_interval(flags, choice.times, recipe)
@@ -56,8 +58,8 @@ def run_sample(flags: SampleFlags) -> None:
         paths = write_samples(out, images, film, columns, conditions)
     partial.discard()
     evaluations = partial.evaluations / len(world.share(flags.n))
-    cost = f"{evaluations:.0f} network evaluations in {partial.seconds:.1f} s on {device}"
-    print(f"{out}: {flags.n} images x {cost}")
+    duration = f"{partial.seconds:.1f} s on {device}"
+    print(f"{out}: {flags.n} images x {evaluations:.0f} network evaluations in {duration}")
     if recipe.attributes:
         names = enumerate(label_names(recipe))
         print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
@@ -70,23 +72,19 @@ def condition_pictures(flags: SampleFlags, recipe: Recipe) -> Tensor | None:
     Raises ValueError where it is missing, or of no use.
     """
     path = flags.condition_image
-    if path is None and recipe.conditional:
-        raise ValueError(
-            f"{flags.checkpoint} draws from a condition ({recipe.condition}): "
-            "give a picture, or a folder, with --condition-image"
-        )
-    if path is not None and not recipe.conditional:
-        raise ValueError(
-            f"{flags.checkpoint} was trained without a condition: "
-            "leave out --condition-image, or train --condition small"
-        )
-    return None if path is None else read_conditions(path, recipe, flags.n)
+    if path is None:
+        message = f"{flags.checkpoint} draws from a condition ({recipe.condition})"
+        check(not recipe.conditional, f"{message}: give pictures with --condition-image")
+        return None
+    message = "leave out --condition-image, or train --condition small"
+    check(recipe.conditional, f"{flags.checkpoint} was trained without a condition: {message}")
+    return read_conditions(path, recipe, flags.n)
 
 
 def check_image_flags(flags: SampleFlags) -> None:
     """Raises ValueError for flags of an image or mask that is not given."""
-    if flags.mask and not flags.init_image:
-        raise ValueError("--mask needs the image that it belongs to: give --init-image too")
+    if flags.mask:
+        check(flags.init_image, "--mask needs the image that it belongs to: give --init-image too")
     if flags.strength != SampleFlags.strength and (flags.mask or not flags.init_image):
         raise ValueError("--strength is for an --init-image without a --mask: leave it out")
     for name in ("resamples", "jump"):
@@ -104,8 +102,8 @@ def choose_with_image(flags: SampleFlags, recipe: Recipe, device: torch.device) 
     image = image.to(device)
     if mask is None:
         return start_from(image, choice, flags, recipe)
-    if choice.name != "ddpm":
-        raise ValueError(f"--mask is for ancestral sampling: leave out --sampler {flags.sampler}")
+    message = f"--mask is for ancestral sampling: leave out --sampler {flags.sampler}"
+    check(choice.name == "ddpm", message)
     options = {"known": image, "mask": mask.to(device)}
     options |= {"resamples": flags.resamples, "jump": flags.jump}
     return choice._replace(sampler=inpainting.repaint_sampler, options=choice.options | options)
@@ -115,9 +113,9 @@ def start_from(
     image: Tensor, choice: SamplerChoice, flags: SampleFlags, recipe: Recipe
 ) -> SamplerChoice:
     """The choice that starts from an image, noised as far as --strength says."""
-    if not 0 < flags.strength <= 1:
-        raise ValueError(f"strength is {flags.strength}: it must be above 0, and at most 1")
-    last = max(1, round(flags.strength * recipe.T))
+    strength = flags.strength
+    check(0 < strength <= 1, f"strength is {strength}: it must be above 0, and at most 1")
+    last = max(1, round(strength * recipe.T))
     path = ddpm.Schedule(choice.path.a[: last + 1], choice.path.b[: last + 1])
     times = catalogue.sampling_times(path, min(flags.steps, last), flags.spacing)
     return choice._replace(sampler=inpainting.sdedit(image, choice.sampler), times=times)

@@ -14,7 +14,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.checkpoint_inputs import pick_variance
 from mnist_ddpm.commands.flags import DrawingFlags
 from mnist_ddpm.data.labels import always_told
-from mnist_ddpm.ddpm import Schedule
+from mnist_ddpm.ddpm import Schedule, check
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import GUIDANCE_OPTIONS, Checkpoint
@@ -26,15 +26,10 @@ from mnist_ddpm.machine.text import parse_json
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.methods.guidance import SCALE
 from mnist_ddpm.methods.learned_variance import takes_exponent
-from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.sampling_defaults import as_typed
 
-CLIPS: dict[str, Callable | None] = {
-    "static": ddpm.clipped,
-    "dynamic": solvers.thresholded,
-    "none": None,
-}
+CLIPS = {"static": ddpm.clipped, "dynamic": solvers.thresholded, "none": None}
 MOST = 10**9  # images
 STEPS = 50  # where neither a flag nor the checkpoint says how many
 # The variances that a sampler has by default, by name
@@ -67,12 +62,10 @@ def connect(flags: DrawingFlags) -> tuple[World, torch.device]:
     """
     for name in ("n", "batch_size"):
         value = getattr(flags, name)
-        if not 1 <= value <= MOST:
-            raise ValueError(f"{name} is {value}: it must be from 1 to {MOST:,}")
-    ddpm.check(0 <= flags.seed < 2**32, f"seed is {flags.seed}: it must be from 0 to 2^32 - 1")
+        check(1 <= value <= MOST, f"{name} is {value}: it must be from 1 to {MOST:,}")
+    check(0 <= flags.seed < 2**32, f"seed is {flags.seed}: it must be from 0 to 2^32 - 1")
     scale = guidance_scale(flags)
-    if not abs(scale) <= 1e6:
-        raise ValueError(f"guidance is {scale}: it must be a number up to a million")
+    check(abs(scale) <= 1e6, f"guidance is {scale}: it must be a number up to a million")
     world = processes.connect(flags.processes, flags.device == "cpu")
     device = devices.pick_device(flags.device, world)
     devices.check_precision(flags.precision, device)
@@ -107,12 +100,6 @@ def guidance_scale(flags: DrawingFlags) -> float:
     return SCALE if flags.guide else 1.0
 
 
-def check_drawing_memory(flags: DrawingFlags, recipe: Recipe, device: torch.device) -> None:
-    """Raises ValueError for more images, or more at once, than memory can hold."""
-    batch_size = flags.batch_size if device.type == "cpu" else 1  # a GPU's has its own errors
-    cost.check_drawing(recipe, flags.n, batch_size)
-
-
 def check_labels(flags: DrawingFlags, recipe: Recipe) -> None:
     """Raises ValueError for a label or a guidance that the network does not know."""
     is_guided_by_labels = flags.guidance not in (None, 1) and not flags.guide
@@ -122,9 +109,8 @@ def check_labels(flags: DrawingFlags, recipe: Recipe) -> None:
             "them (train --classes 10), and --guidance needs one too, or a --guide"
         )
     for label in flags.label:
-        if not 0 <= label < recipe.classes:
-            known = f"{flags.checkpoint}'s 0 to {recipe.classes - 1}"
-            raise ValueError(f"label {label} is not one of {known}")
+        labels = f"{flags.checkpoint}'s 0 to {recipe.classes - 1}"
+        check(0 <= label < recipe.classes, f"label {label} is not one of {labels}")
     if always_told(recipe) and guidance_scale(flags) != 1 and not flags.guide:
         raise ValueError(
             f"{flags.checkpoint} was always given its label (label_dropout 0): "
@@ -143,11 +129,10 @@ def check_interval(flags: DrawingFlags, times: list[int], recipe: Recipe) -> Non
         raise ValueError(f"--guidance-interval is of no use where nothing guides: {advice}")
     low, high = flags.guidance_interval
     typed = f"--guidance-interval {low} {high}"
-    if not 0 <= low < high <= recipe.T:
-        raise ValueError(f"{typed} must be two rising times from 0 to T = {recipe.T}")
-    is_advised = "guidance_interval" in flags.advised
-    if not is_advised and not any(low < t <= high for t in times):
-        raise ValueError(f"none of the {len(times)} times sampled is in {typed}")
+    is_rising = 0 <= low < high <= recipe.T
+    check(is_rising, f"{typed} must be two rising times from 0 to T = {recipe.T}")
+    acts = "guidance_interval" in flags.advised or any(low < t <= high for t in times)
+    check(acts, f"none of the {len(times)} times sampled is in {typed}")
 
 
 def labels_in_turn(flags: DrawingFlags, recipe: Recipe) -> Tensor:
@@ -156,11 +141,9 @@ def labels_in_turn(flags: DrawingFlags, recipe: Recipe) -> Tensor:
     return labels[torch.arange(flags.n) % len(labels)]
 
 
-def choose_sampler(
-    flags: DrawingFlags, recipe: Recipe, default_name: str = "ddim"
-) -> SamplerChoice:
+def choose_sampler(flags: DrawingFlags, recipe: Recipe, default: str = "ddim") -> SamplerChoice:
     """The sampler, its options and times. Raises ValueError where flags do not fit."""
-    name = flags.sampler or default_name
+    name = flags.sampler or default
     sampler = catalogue.SAMPLERS[name]
     defaults = own_options(sampler)
     if name in catalogue.TELLING and flags.path is not None:
@@ -171,30 +154,19 @@ def choose_sampler(
     options = read_options(flags.option, name, defaults)
     described = dict(options)
     if "eta" in defaults:
-        eta = flags.eta
-        if eta is None:
-            eta = 0.0 if defaults["eta"] is inspect.Parameter.empty else defaults["eta"]
-        described["eta"] = options["eta"] = eta
+        own_eta = 0.0 if defaults["eta"] is inspect.Parameter.empty else defaults["eta"]
+        options["eta"] = own_eta if flags.eta is None else flags.eta
+        described["eta"] = options["eta"]
     if "variance" in defaults:
-        variance = choose_variance(flags.variance, recipe, defaults["variance"])
+        variance = OWN_VARIANCES.get(defaults["variance"], "the sampler's own")
+        if flags.variance != "auto" or variance == "posterior":
+            variance = pick_variance(flags.variance, recipe)
         described["variance"] = variance
         options["variance"] = catalogue.VARIANCES.get(variance, defaults["variance"])
-    path = sampling_path(flags, recipe)
+    own_path = catalogue.make_schedule(recipe)
+    path = own_path if flags.path is None else catalogue.make_path(recipe, flags.path)
     times = catalogue.sampling_times(path, flags.steps, flags.spacing)
     return SamplerChoice(name, sampler, options, times, path, described)
-
-
-def sampling_path(flags: DrawingFlags, recipe: Recipe) -> Schedule:
-    """The schedule to sample along. Raises ValueError for one that the network cannot."""
-    if flags.path is None:
-        return catalogue.make_schedule(recipe)
-    return catalogue.make_path(recipe, flags.path)
-
-
-def choose_variance(name: str, recipe: Recipe, default: Callable) -> str:
-    """The name of a step's variance. With "auto" a sampler's own default holds."""
-    own = OWN_VARIANCES.get(default, "the sampler's own")
-    return own if name == "auto" and own != "posterior" else pick_variance(name, recipe)
 
 
 def denoiser_source(
@@ -247,16 +219,11 @@ def load_guide(flags: DrawingFlags, checkpoint: Checkpoint, device: torch.device
     guide = checkpoints.load(flags.guide, device)
     for name in ("image_size", "channels", "condition", "classes", "attributes", "T"):
         ours, theirs = (getattr(each.recipe, name) for each in (checkpoint, guide))
-        if ours != theirs:
-            raise ValueError(
-                f"{flags.guide} cannot guide {flags.checkpoint}: "
-                f"its {name} is {theirs}, and should be {ours}"
-            )
-    if not torch.equal(guide.schedule.a, checkpoint.schedule.a):
-        raise ValueError(
-            f"{flags.guide} cannot guide {flags.checkpoint}: "
-            "train it with the same --schedule, --beta-1 and --beta-T"
-        )
+        message = f"its {name} is {theirs}, and should be {ours}"
+        check(ours == theirs, f"{flags.guide} cannot guide {flags.checkpoint}: {message}")
+    message = "train it with the same --schedule, --beta-1 and --beta-T"
+    is_same = torch.equal(guide.schedule.a, checkpoint.schedule.a)
+    check(is_same, f"{flags.guide} cannot guide {flags.checkpoint}: {message}")
     if flags.compile:
         guide.network.compile()
     return guide
@@ -274,9 +241,8 @@ def read_options(pairs: tuple[str, ...], sampler: str, defaults: dict[str, Any])
     options = {}
     for pair in pairs:
         name, _, value = pair.partition("=")
-        if name not in known:
-            names = ", ".join(sorted(known)) or "none"
-            raise ValueError(f'{sampler} takes no --option "{name}": it takes {names}')
+        names = ", ".join(sorted(known)) or "none"
+        check(name in known, f'{sampler} takes no --option "{name}": it takes {names}')
         try:
             options[name] = parse_json(value)
         except ValueError:

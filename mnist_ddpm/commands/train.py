@@ -11,6 +11,7 @@ from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
 from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags
 from mnist_ddpm.data import sets
+from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.machine import devices, files, folder_lock, processes
@@ -72,8 +73,8 @@ def typed_settings(flags: TrainFlags) -> dict:
 
 def resumed_recipe(flags: TrainFlags) -> Recipe:
     """The saved run's recipe, with what was typed. Raises ValueError for what cannot change."""
-    if "preset" in flags.typed:
-        raise ValueError("a resumed run has settings of its own: leave out --preset")
+    message = "a resumed run has settings of its own: leave out --preset"
+    check("preset" not in flags.typed, message)
     saved = saving.load_state(flags.out)[1]
     recipe = presets.resolve(typed_settings(flags), asdict(saved))
     saving.check_changes(saved, recipe, flags.out)
@@ -91,14 +92,12 @@ def new_recipe(flags: TrainFlags) -> Recipe:
         dataset = typed.get("dataset", base.get("dataset", Recipe.dataset))
         base = base | initial_weights(flags.recipe.init_from, dataset in sets.LABELS)[0]
     recipe = presets.resolve(typed, base)
-    if "label_dropout" in typed and not (recipe.classes or recipe.attributes):
-        raise ValueError(
-            "--label-dropout hides labels, and there are none: leave it out, or see --classes"
-        )
-    if typed.keys() & {"beta_1", "beta_T"} and not catalogue.heeds_betas(recipe):
-        raise ValueError(
-            f"schedule {recipe.schedule} has betas of its own: leave out --beta-1 and --beta-T"
-        )
+    if "label_dropout" in typed:
+        message = "--label-dropout hides labels, and there are none: leave it out, or see --classes"
+        check(recipe.classes or recipe.attributes, message)
+    if typed.keys() & {"beta_1", "beta_T"}:
+        message = f"schedule {recipe.schedule} has betas of its own"
+        check(catalogue.heeds_betas(recipe), f"{message}: leave out --beta-1 and --beta-T")
     return recipe
 
 
