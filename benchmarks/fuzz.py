@@ -25,6 +25,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 os.environ |= {
@@ -42,9 +43,10 @@ from hostile.damage import damage
 
 from mnist_ddpm.commands import evaluate, measure_likelihood, outputs, sample
 from mnist_ddpm.commands.command_line import run_command_line as run
+from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.streams import tolerate_broken_streams
-from mnist_ddpm.training import planning, presets, throughput
+from mnist_ddpm.training import presets, throughput
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS, MEMORY = 10.0, 2**31  # of the processor; bytes
@@ -222,7 +224,9 @@ def made_tiny() -> None:
     for values in presets.PRESETS.values():
         values |= {"base_channels": 4, "channel_mults": (1,), "blocks_per_level": 1}
         values |= {"batch_size": 16, "attention_resolutions": ()}
-    planning.IMAGES_NEEDED = dict.fromkeys(planning.IMAGES_NEEDED, 100)
+    for name, dataset in DATASETS.items():
+        planning = replace(dataset.planning, images_needed=100)
+        DATASETS[name] = replace(dataset, planning=planning)
     throughput.MIN_SECONDS = throughput.MAX_SECONDS = 0.1  # seconds
 
 

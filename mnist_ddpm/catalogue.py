@@ -28,7 +28,7 @@ from mnist_ddpm.methods import (
 from mnist_ddpm.methods.conditioning import Condition
 from mnist_ddpm.methods.distillation import Teacher, distilled
 from mnist_ddpm.methods.fourier import FourierUNet
-from mnist_ddpm.methods.guidance import LabelledUNet
+from mnist_ddpm.methods.guidance import LabelledUNet, check_takes_labels
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, unweighted, weighted
@@ -79,14 +79,11 @@ TIMES: dict[str, Callable[[Schedule], TimeSampler | None]] = {
     "log-normal": partial(NormalTimes, mean=-1.2, std=1.2),
     "noisy": partial(NormalTimes, mean=1.0, std=1.6),  # where large images lose their brightness
 }
-
-
 # all groups of parameters get the same learning rate
 OPTIMIZERS: dict[str, Callable[[nn.Module, Recipe], torch.optim.Optimizer]] = {
     "adam": lambda network, recipe: torch.optim.Adam(network.parameters(), recipe.learning_rate),
     "muon": lambda network, recipe: Muon(network, recipe.learning_rate),
 }
-
 # their keyword options are found by their signatures
 SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
     "ddpm": learned_variance.ancestral_sampler,
@@ -112,7 +109,6 @@ VARIANCES: dict[str, Callable[..., Tensor]] = {
     "beta": ddpm.step_variance,
     "learned": learned_variance.learned_step_variance,
 }
-
 # x_0 to what the network is given of it
 CONDITIONS: dict[str, Condition] = {"grey": conditioning.grey, "small": conditioning.small}
 
@@ -132,7 +128,6 @@ def unet(recipe: Recipe) -> nn.Module:
         "out_channels": recipe.channels * (2 if learns_variance(recipe) else 1),
     }  # fmt: skip
     if recipe.network == "fourier":
-        check(not recipe.classes, "network fourier takes no labels: take unet")
         network = FourierUNet(**options)
     elif tells_steps(recipe):
         network = shortcuts.ShortcutUNet(**options, classes=recipe.classes)
@@ -216,10 +211,15 @@ def heeds_betas(recipe: Recipe) -> bool:
 
 
 def make_network(recipe: Recipe) -> nn.Module:
-    """A fresh network, whose weights depend on recipe.seed and the sizes alone."""
+    """A fresh network, whose weights depend on recipe.seed and the sizes alone.
+
+    Raises ValueError for an unknown name, and for labels that it does not take.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)  # the processor's alone
-        return look_up("network", recipe.network, NETWORKS)(recipe)
+        network = look_up("network", recipe.network, NETWORKS)(recipe)
+    check_takes_labels(network, recipe.classes)
+    return network
 
 
 def conversion_of(recipe: Recipe) -> Conversion:

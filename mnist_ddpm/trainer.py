@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import (
     BESIDE,
     MATCHING,
@@ -22,7 +23,7 @@ from mnist_ddpm.catalogue import (
     make_schedule,
     make_times,
 )
-from mnist_ddpm.data import sets
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.processes import World
@@ -124,6 +125,7 @@ def train(
         place = f"{world.size} processes" if world.size > 1 else device
         shape = tuple(images.shape[1:])
         print(f"{len(images):,} images of {shape}, {count}, on {place}", flush=True)
+    is_mirrored = dataset_named(recipe.dataset).is_mirrored
     preview = partial(
         previews.preview, make_denoiser=partial(make_denoiser, recipe=recipe),
         processes=world.size, c=conditions(recipe, images, range(previews.IMAGES)),
@@ -140,7 +142,7 @@ def train(
     return loop.fit(
         begun, images, make_schedule(recipe), objective, folder,
         save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels, deadline=deadline,
-        augment=sets.AUGMENTATIONS.get(recipe.dataset), ending=ending, world=world, log=log,
+        augment=ddpm.mirrored if is_mirrored else None, ending=ending, world=world, log=log,
         preview=preview,
     )  # fmt: skip
 

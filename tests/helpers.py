@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from mnist_ddpm import ddpm
+from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.machine.processes import World
 
 PAPER = ddpm.beta_schedule(ddpm.linear_beta())
@@ -44,6 +46,11 @@ def equal(a: object, b: object) -> bool:
 def no_noise():
     """A noise source for samplers that need none."""
     raise AssertionError("noise must not be drawn here")
+
+
+def change_dataset(monkeypatch, name: str, **changes) -> None:
+    """Changes what is known of a data set, for one test."""
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], **changes))
 
 
 def in_processes(size: int, work: Callable[[World], object]) -> list:

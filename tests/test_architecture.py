@@ -7,7 +7,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "mnist_ddpm"
 FLOORS = [
-    {"ddpm"}, {"machine"}, {"methods", "training"}, {"data"}, {"catalogue"}, {"trainer"},
+    {"ddpm"}, {"machine", "datasets"}, {"methods", "training"}, {"data"}, {"catalogue"},
+    {"trainer"},
     {"formats"},
     {"evaluation"},
     {"commands", "experiments"}, {"__main__", "__init__"},

@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import restless
+from helpers import change_dataset, restless
 from PIL import Image
 from torch import nn
 from trained import TINY, same, squares
@@ -28,7 +28,9 @@ from mnist_ddpm.catalogue import (
     sampling_times,
 )
 from mnist_ddpm.data import sets
+from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.data.sets import held_out, load_images, load_labels
+from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.flow import flow
 from mnist_ddpm.methods.guidance import LabelledUNet, with_labels
@@ -329,6 +331,8 @@ def test_a_network_needs_one_class_and_one_name(monkeypatch):
     run = start_run(recipe)
     list(training_loop(run, squares(), make_schedule(recipe), make_objective(recipe)))
     assert run.step == 6 and isinstance(run.ema, Mine)
+    with pytest.raises(ValueError, match="Mine takes no labels"):
+        start_run(replace(recipe, classes=2))
 
 
 # Data sets
@@ -349,12 +353,12 @@ def test_a_folder_is_a_data_set_unless_it_has_the_name_of_one(pictures, tmp_path
     assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8
     monkeypatch.chdir(pictures.parent)
     pictures.rename("mnist")
-    monkeypatch.setitem(sets.DATASETS, "mnist", lambda recipe, root, split: squares(5))
+    change_dataset(monkeypatch, "mnist", images=lambda recipe, root, split: squares(5))
     assert len(load_images(DIGITS)) == 5
 
 
 def test_images_of_other_channels_are_refused(monkeypatch):
-    monkeypatch.setitem(sets.DATASETS, "mnist", lambda recipe, root, split: squares())
+    change_dataset(monkeypatch, "mnist", images=lambda recipe, root, split: squares())
     with pytest.raises(ValueError, match="mnist has 1 channel"):
         load_images(replace(DIGITS, channels=3))
 
@@ -365,10 +369,10 @@ def test_what_is_held_out_depends_on_the_data_set(pictures, monkeypatch, capsys)
             raise ValueError("only a part of it is there")
         return torch.full((2, 3, 16, 16), len(split), dtype=torch.uint8)
 
-    for name in sets.DATASETS:
-        monkeypatch.setitem(sets.DATASETS, name, load)
+    for name in DATASETS:
+        change_dataset(monkeypatch, name, images=load)
     recipe = replace(DIGITS, channels=3)
-    of = {name: held_out(replace(recipe, dataset=name)) for name in sets.DATASETS}
+    of = {name: held_out(replace(recipe, dataset=name)) for name in DATASETS}
     assert of["mnist"].unique() == len("test") and of["celeba"].unique() == len("valid")
     assert of["ffhq"] is None and "only a part of it is there" in capsys.readouterr().out
     assert held_out(replace(TINY, dataset=str(pictures))) is None
@@ -376,7 +380,7 @@ def test_what_is_held_out_depends_on_the_data_set(pictures, monkeypatch, capsys)
 
 
 def test_only_digits_have_a_margin():
-    margins = {name: sets.known_margin(Recipe(dataset=name)) for name in ("mnist", "celeba")}
+    margins = {name: margin(Recipe(dataset=name)) for name in ("mnist", "celeba")}
     assert margins == {"mnist": (2, 2), "celeba": (0, 0)}
 
 
@@ -388,7 +392,7 @@ def test_labels_are_those_of_a_data_set_that_has_them(pictures, monkeypatch):
         with pytest.raises(ValueError, match="10"):
             ask(replace(DIGITS, classes=3))
     sets.check_labelled(replace(recipe, classes=0))
-    monkeypatch.setitem(sets.LABELS, "mnist", lambda recipe, root, split: split)
+    change_dataset(monkeypatch, "mnist", labels=lambda recipe, root, split: split)
     assert load_labels(replace(DIGITS, classes=10)) == "train"
 
 
@@ -449,7 +453,7 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
         return ddpm.l_simple(network, schedule, x0, t, eps)
 
     monkeypatch.setitem(OBJECTIVES, "watched", lambda conversion: watched)
-    for dataset in ("squares", *sets.DATASETS):
+    for dataset in ("squares", *DATASETS):
         recipe = replace(DIGITS, dataset=dataset, T=4, epochs=0.2, batch_size=16)
         train(replace(recipe, objective="watched"), images, tmp_path / dataset)
     assert torch.equal(seen["mnist"], seen["squares"])

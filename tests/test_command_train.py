@@ -24,6 +24,7 @@ from trained import stopped_clock
 from mnist_ddpm import trainer
 from mnist_ddpm.commands.command_line import typed_flags
 from mnist_ddpm.data import sets
+from mnist_ddpm.datasets import CELEBA, MNIST
 from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, folder_lock
@@ -266,7 +267,7 @@ def test_what_does_not_fit_is_told_before_images_are_read(
 def tiny_plans(monkeypatch):
     """Presets of tiny networks, and a machine that was measured: each step takes half a second."""
     tiny, now = {**NETWORK, "batch_size": 32}, stopped_clock(monkeypatch)
-    for name in planning.DIGITS:
+    for name in MNIST.planning.presets:
         monkeypatch.setitem(PRESETS, name, tiny)
     for name in ("MIN_STEPS", "MIN_GUIDE_STEPS", "GUIDE_RATIO"):
         monkeypatch.setattr(planning, name, 1)
@@ -345,14 +346,14 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
     tiny = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 1 --device cpu".split()
     mine, other = tmp_path / "mine", tmp_path / "other"
     assert run("train", *tiny, "--out", mine) == 0
-    assert checkpoints.sampling_defaults(mine) == sampling_defaults.DIGITS
+    assert checkpoints.sampling_defaults(mine) == MNIST.draw["linear", 1000]
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps(config | {"draw": {"steps": 7}}))
     assert run("train", "--resume", "--epochs", 2, "--out", mine, "--device", "cpu") == 0
     assert checkpoints.sampling_defaults(mine) == {"steps": 7}, "your own is kept"
     assert run("train", *tiny, "--schedule", "cosine", "--out", other) == 0
     assert "draw" not in json.loads((other / "config.json").read_text())
-    assert sampling_defaults.best(preset("faces-64-small")) == sampling_defaults.FACES
+    assert sampling_defaults.best(preset("faces-64-small")) == CELEBA.draw["cosine", 1000]
     assert sampling_defaults.best(preset("faces-64-small", dataset="ffhq")) == {}
     assert (
         sampling_defaults.best(preset("mnist", objective="consistency"))["sampler"] == "consistency"

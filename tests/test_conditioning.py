@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from commanded import DIGITS, ROOT, blobs, error_of, run, save_network, skip_films
-from helpers import PAPER, equal, fresh_judge, restless
+from helpers import PAPER, change_dataset, equal, fresh_judge, restless
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.data import sets
 from mnist_ddpm.ddpm import to_float, to_uint8
 from mnist_ddpm.evaluation import extractors, generation, losses
 from mnist_ddpm.evaluation.publishing import push_to_hub
@@ -341,7 +340,7 @@ def test_neither_the_notebook_nor_diffusers_takes_it_for_theirs(tmp_path):
 
 def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monkeypatch):
     real = {"train": blobs(60), "test": blobs(12, 60)}
-    monkeypatch.setitem(sets.DATASETS, "mnist", lambda recipe, root, split: real[split])
+    change_dataset(monkeypatch, "mnist", images=lambda recipe, root, split: real[split])
     monkeypatch.setattr(extractors, "pick_judge", lambda *arguments: fresh_judge())
     asked, denoisers = [], generation.denoisers
 
@@ -359,7 +358,7 @@ def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monke
     (pictures,) = asked
     assert len(pictures) == 15 and torch.equal(pictures[:3], pictures[12:])
     assert equal(sorted(map(str, pictures[:12].tolist())), sorted(map(str, real["test"].tolist())))
-    monkeypatch.delitem(sets.HELD_OUT, "mnist")
+    change_dataset(monkeypatch, "mnist", held_out="")
     assert run(*common) == 0
     assert json.loads(path.read_text())["sampler"]["condition"] == "small of train images"
     assert all(any(torch.equal(each, one) for one in real["train"]) for each in asked[1])

@@ -22,10 +22,11 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data import cache, pictures
 from mnist_ddpm.data.celeba import load_celeba
 from mnist_ddpm.data.folders import load_folder, load_own_folder
-from mnist_ddpm.data.labels import always_told, check_labelled, typical_labels
-from mnist_ddpm.data.mnist import load_mnist, margin, mnist_labels
-from mnist_ddpm.data.pictures import open_image
+from mnist_ddpm.data.labels import always_told, typical_labels
+from mnist_ddpm.data.mnist import load_mnist, mnist_labels
+from mnist_ddpm.data.pictures import margin, open_image
 from mnist_ddpm.data.search import search
+from mnist_ddpm.data.sets import check_labelled
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOUR, DIGITS = Asked(), Asked("mnist", 32, 1)
@@ -280,17 +281,14 @@ def test_digits_without_their_margin_are_padded_like_those_of_training(tmp_path)
 
 
 def test_labels_are_looked_at_before_images_unless_celeba_is_still_to_be_downloaded(tmp_path):
-    def load_labels(recipe, root, split):
-        raise ValueError(split)
-
     labelled = replace(COLOUR, attributes=("Smiling",), classes=2)
-    check_labelled(COLOUR, tmp_path, load_labels)
-    check_labelled(labelled, tmp_path, load_labels)
+    check_labelled(COLOUR, tmp_path)
+    check_labelled(labelled, tmp_path)
     save_celeba(tmp_path / "celeba")
-    check_labelled(COLOUR, tmp_path, load_labels)
-    for asked in (labelled, replace(DIGITS, classes=10)):
-        with pytest.raises(ValueError, match="train"):
-            check_labelled(asked, tmp_path, load_labels)
+    check_labelled(COLOUR, tmp_path)
+    for asked, missing in ((labelled, "list_attr_celeba"), (replace(DIGITS, classes=9), "10")):
+        with pytest.raises(ValueError, match=missing):
+            check_labelled(asked, tmp_path)
 
 
 def test_labels_to_judge_are_as_frequent_as_in_training_and_vary_as_real_ones_do():

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import fresh_judge, in_processes, restless
+from helpers import change_dataset, fresh_judge, in_processes, restless
 from PIL import Image
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import audit as audits
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.cards import (
@@ -101,8 +100,7 @@ def test_too_few_images_make_no_card(digits):
 
 def test_a_card_looks_for_mirrored_copies_where_training_mirrors(digits, quick, monkeypatch):
     for mirrors in (False, True):
-        augment = ddpm.mirrored if mirrors else None
-        monkeypatch.setitem(sets.AUGMENTATIONS, "mnist", augment)
+        change_dataset(monkeypatch, "mnist", is_mirrored=mirrors)
         real = digits[:400], digits[400:600], fresh_judge(), Recipe()
         card = build_card(digits[:30].flip(-1), *real)
         for space in cards.SPACES:
@@ -119,7 +117,7 @@ def test_a_card_compares_as_many_held_out_images_as_it_needs(digits, quick, monk
         return real_audit(generated, training, held_out, *rest)
 
     monkeypatch.setattr(audits, "audit", watched)
-    judged(digits[:30], digits[:400], digits[400:600], fresh_judge(), digits=True)
+    judged(digits[:30], digits[:400], digits[400:600], fresh_judge(), counted="digits")
     assert seen == [20], "of 200"
 
 

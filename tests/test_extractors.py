@@ -167,9 +167,9 @@ def test_shifts_move_an_image_and_repeat_its_edge():
 
 
 def test_an_extractor_learns_and_comes_back_from_its_file(digits, monkeypatch, tmp_path):
-    _, labels = extractor_training.targets("mnist", ROOT / "data", "train")
+    _, labels = extractor_training.labelled_images("mnist", ROOT / "data", "train")
     given = digits[:256], labels[:256]
-    monkeypatch.setattr(extractor_training, "targets", lambda dataset, root, split: given)
+    monkeypatch.setattr(extractor_training, "labelled_images", lambda dataset, root, split: given)
     network, accuracy = train_extractor("mnist", epochs=4, batch_size=16)
     assert accuracy > 0.6 and not network.training
     extractors.save_extractor(tmp_path / "a.safetensors", network, {"accuracy": accuracy})
@@ -187,7 +187,7 @@ def test_attributes_are_learnt_too(monkeypatch, tmp_path):
     wanted = torch.zeros(128, 40)
     wanted[::2] = 1
     given = images, wanted
-    monkeypatch.setattr(extractor_training, "targets", lambda dataset, root, split: given)
+    monkeypatch.setattr(extractor_training, "labelled_images", lambda dataset, root, split: given)
     network, accuracy = train_extractor("celeba", epochs=2, batch_size=16)
     assert accuracy > 0.9 and network.channels == 3
     extractors.save_extractor(tmp_path / "a.safetensors", network, {})
@@ -198,12 +198,12 @@ def test_attributes_are_learnt_too(monkeypatch, tmp_path):
 def test_an_extractor_is_not_trained_in_vain(digits, monkeypatch):
     """What would fail after the training fails before it."""
 
-    def targets(dataset, root, split):
+    def labelled_images(dataset, root, split):
         if split == "test" and len(given) > 100:
             raise ValueError("no test images")
         return given, torch.zeros(len(given), dtype=torch.long)
 
-    monkeypatch.setattr(extractor_training, "targets", targets)
+    monkeypatch.setattr(extractor_training, "labelled_images", labelled_images)
     monkeypatch.setattr(extractor_training, "Extractor", lambda *_: pytest.fail("it trains"))
     for n, told in ((200, "no test images"), (100, "100")):
         given = digits[:n]
@@ -225,6 +225,6 @@ def test_shipped_extractors_are_small_and_say_what_they_are(dataset, least):
 def test_the_shipped_digit_classifier_is_as_good_as_it_says():
     """Of the first 1,000 test digits."""
     network, record = extractors.load_extractor(ROOT / extractors.FOLDER / "mnist.safetensors")
-    images, labels = extractor_training.targets("mnist", ROOT / "data", "test")
+    images, labels = extractor_training.labelled_images("mnist", ROOT / "data", "test")
     found = extractor_training.accuracy(network, images[:1000], labels[:1000])
     assert found == pytest.approx(record["accuracy"], abs=4e-3)

@@ -12,7 +12,8 @@ import torch
 from trained import PATH, TINY, start_simple
 
 from mnist_ddpm import ddpm, trainer
-from mnist_ddpm.training import loop, planning, sampling_defaults, throughput
+from mnist_ddpm.datasets import MNIST
+from mnist_ddpm.training import loop, planning, throughput
 from mnist_ddpm.training.options import size_in_words
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
@@ -234,7 +235,7 @@ def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
     assert all(getattr(guide.recipe, name) == getattr(network.recipe, name) for name in shared)
     assert guide.recipe.base_channels == 16
     assert guide.recipe.ema_decay < network.recipe.ema_decay
-    assert network.draw == alone.draw | {"guide": "guide"} | sampling_defaults.GUIDED
+    assert network.draw == alone.draw | {"guide": "guide"} | MNIST.planning.guided_draw
     assert guide.draw == {}
 
 

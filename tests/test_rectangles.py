@@ -18,6 +18,7 @@ from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.commands import image_inputs
 from mnist_ddpm.data import celeba, ffhq, mnist
 from mnist_ddpm.data.folders import load_folder
+from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.extractors import save_extractor
 from mnist_ddpm.formats import checkpoints
@@ -141,7 +142,7 @@ def test_digits_get_a_margin_of_their_own_above_and_beside(tmp_path):
     asked = Asked("mnist", (28, 36), 1)
     plain = mnist.load_mnist(replace(asked, image_size=28), ROOT / "data", "test")
     wide = mnist.load_mnist(asked, ROOT / "data", "test")
-    assert mnist.margin(asked) == (0, 4) and wide.shape == (10_000, 1, 28, 36)
+    assert margin(asked) == (0, 4) and wide.shape == (10_000, 1, 28, 36)
     assert torch.equal(wide[..., 4:-4], plain) and not wide[..., :4].any()
     save(tmp_path / "0.png", Image.fromarray(plain[0, 0].numpy()))
     assert torch.equal(load_folder(asked, tmp_path, tmp_path / "cache")[0], wide[0])
@@ -191,9 +192,9 @@ def test_the_bound_within_a_margin_is_that_of_the_inner_pixels():
     inner = (..., slice(1, -1), slice(3, -3))
     alone = bits(images[inner], eps[inner], (0, 0))
     torch.testing.assert_close(bits(images, eps, (1, 3)), alone, rtol=1e-5, atol=0)
-    for margin in ((4, 0), (0, 5)):
+    for border in ((4, 0), (0, 5)):
         with pytest.raises(ValueError, match="margin"):
-            likelihood.bits_per_dim(denoise, PAPER, images, margin=margin)
+            likelihood.bits_per_dim(denoise, PAPER, images, margin=border)
 
 
 # Training

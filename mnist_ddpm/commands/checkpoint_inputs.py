@@ -8,8 +8,8 @@ import torch
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.flags import DrawingFlags, LikelihoodFlags
-from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
@@ -35,11 +35,11 @@ def locate_dataset(recipe: Recipe, folder: str | None) -> Recipe:
 
     Raises ValueError where there is none, or the folder is another data set.
     """
-    if folder not in (None, recipe.dataset) and {folder, recipe.dataset} & {*sets.DATASETS}:
+    if folder not in (None, recipe.dataset) and {folder, recipe.dataset} & {*DATASETS}:
         message = f"it cannot turn {recipe.dataset} into {folder}"
         raise ValueError(f"--dataset is for a folder that has moved: {message}")
     recipe = replace(recipe, dataset=folder or recipe.dataset)
-    is_there = recipe.dataset in sets.DATASETS or Path(recipe.dataset).is_dir()
+    is_there = recipe.dataset in DATASETS or Path(recipe.dataset).is_dir()
     message = f"there is no folder {recipe.dataset}"
     check(is_there, f"{message}: has it moved? --dataset names where it is now")
     return recipe

@@ -11,6 +11,8 @@ from mnist_ddpm.commands.flags import DrawingFlags, EvaluateFlags
 from mnist_ddpm.commands.image_inputs import holds_samples, read_images
 from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told, typical_labels
+from mnist_ddpm.data.pictures import margin
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import cards, distances, extractors, generation, losses
 from mnist_ddpm.evaluation.features import RealImages
@@ -50,7 +52,7 @@ def run_evaluate(flags: EvaluateFlags) -> None:
     n = flags.n if images is None else min(flags.n, len(images))
     cards.check_enough(n, len(training))
     judge.features(training[: world.size])  # reports now where it is not for such images
-    is_mirrored = cards.sees_mirrored(recipe)
+    is_mirrored = dataset_named(recipe.dataset).is_mirrored
     real = RealImages(judge, training, held_out, is_mirrored, flags.data / "cache")
     real.tell_missing()
     counted = CountedNetwork(checkpoint.network)
@@ -159,7 +161,7 @@ def draw_images(
     pictures = None
     split = "train"
     if recipe.conditional:
-        split = "train" if held_out is None else sets.HELD_OUT[recipe.dataset]
+        split = "train" if held_out is None else dataset_named(recipe.dataset).held_out
         pictures = choose_images(training if held_out is None else held_out, flags.n, flags.seed)
     labels = labels_as_in_training(flags, recipe, split) if recipe.classes else None
     choice = sampler_setup.choose_sampler(flags, recipe)
@@ -224,7 +226,7 @@ def measure_network(
             held_out[: flags.bits],
             exponent=checkpoint_inputs.EXPONENTS[variance],
             times_per_image=times_per_image,
-            margin=sets.known_margin(recipe),
+            margin=margin(recipe),
             progress=progress_bar,
             part=partial.compute,
             **options,

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mnist_ddpm.datasets import datasets_with_classifier
+
 # Names in the catalogue, which a test compares
 Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "consistency", "shortcut"]
 Spacing = Literal["trailing", "leading", "linspace", "quadratic", "edm", "signal"]
@@ -178,7 +180,9 @@ class ExtractorFlags:
     Example: python -m mnist_ddpm extractor --dataset mnist --out out/mnist.safetensors
     """
 
-    dataset: Literal["mnist", "celeba"] = "mnist"  # digits, or the 40 attributes of faces
+    dataset: Literal[tuple(datasets_with_classifier())] = (
+        "mnist"  # whose classes or attributes it learns
+    )
     out: Path = Path("checkpoints/mine/extractor.safetensors")  # file for the network
     epochs: int = 12  # passes over the training images
     seed: int = 0  # of weights, data order and shifts

@@ -9,6 +9,7 @@ from mnist_ddpm.commands import checkpoint_inputs
 from mnist_ddpm.commands.flags import LikelihoodFlags
 from mnist_ddpm.commands.outputs import open_partial_results, print_written
 from mnist_ddpm.data import sets
+from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule, check
 from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.machine import devices, files
@@ -32,7 +33,7 @@ def run_likelihood(flags: LikelihoodFlags) -> None:
     )
     images = images_to_measure(flags, recipe)
     check_drawing(recipe, len(images), flags.batch_size if device.type == "cpu" else 1)
-    margin = sets.known_margin(recipe)
+    border = margin(recipe)
     files.check_writable(flags.out)
     digest = extractors.digest(images)
     partial = open_partial_results(flags, flags.out, counted, device, digest)
@@ -43,14 +44,14 @@ def run_likelihood(flags: LikelihoodFlags) -> None:
             images,
             exponent=checkpoint_inputs.EXPONENTS[variance],
             times_per_image=flags.times_per_image,
-            margin=margin,
+            margin=border,
             batch_size=flags.batch_size,
             seed=flags.seed,
             device=device,
             progress=progress_bar,
             part=partial.compute,
         )
-        height, width = (side - 2 * black for side, black in zip(recipe.shape[1:], margin))
+        height, width = (side - 2 * black for side, black in zip(recipe.shape[1:], border))
         evaluations = partial.evaluations / len(images)
         card = describe_bound(bound) | {"n": len(images), "dataset": recipe.dataset}
         card |= {"split": flags.split, "pixels": [recipe.channels, height, width]}

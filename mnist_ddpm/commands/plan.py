@@ -26,7 +26,7 @@ def run_plan(flags: PlanFlags) -> None:
     device = devices.pick_device(flags.device)
     folders = check_folders(flags)
     recipe = Recipe(**{name: getattr(flags, name) for name in planning.UNPLANNED})
-    sets.look_up_data_set(flags.dataset)
+    sets.check_dataset(flags.dataset)
     check_outside(flags.out, flags.dataset)
     sets.check_labelled(recipe, flags.data)
     plans, images = make_plans(flags, recipe, device)

@@ -11,6 +11,7 @@ from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
 from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags
 from mnist_ddpm.data import sets
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import initial_weights
@@ -90,7 +91,8 @@ def new_recipe(flags: TrainFlags) -> Recipe:
     base = PRESETS[flags.preset]
     if flags.recipe.init_from:
         dataset = typed.get("dataset", base.get("dataset", Recipe.dataset))
-        base = base | initial_weights(flags.recipe.init_from, dataset in sets.LABELS)[0]
+        has_labels = bool(dataset_named(dataset).labels)
+        base = base | initial_weights(flags.recipe.init_from, has_labels)[0]
     recipe = presets.resolve(typed, base)
     if "label_dropout" in typed:
         message = "--label-dropout hides labels, and there are none: leave it out, or see --classes"

@@ -9,6 +9,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from mnist_ddpm.commands.flags import unless_typed
+from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.training.options import PRESETS, Options, Size, read_size, size_in_words
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -20,6 +21,7 @@ SIZE = PrimitiveConstructorSpec(
     is_instance=lambda value: isinstance(value, int | tuple | None),
     str_from_instance=lambda size: [size_in_words(size)],
 )
+DATASET = tyro.conf.arg(help=f"{', '.join(DATASETS)}, or a folder of images")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class RecipeFlags(Options):
     # First the notebook's settings, which a test compares, since its module imports PyTorch; then
     # options whose default means something
 
-    dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
+    dataset: Annotated[str, DATASET] = "mnist"
     # side of square images, in pixels; or height x width, such as 64x96
     image_size: Annotated[Size, SIZE] = 32
     base_channels: int = 32  # width of the first level of the U-Net
@@ -44,11 +46,11 @@ class RecipeFlags(Options):
     ema_decay: float = 0.999  # of the moving average of the weights
     seed: int = 0  # of weights, order, times and noise
     # 1 grey, 3 colour
-    channels: Annotated[int | None, unless_typed("1 for mnist, 3 for all else")] = None
+    channels: Annotated[int | None, unless_typed("the data set's; of a folder 3")] = None
     # sides of the levels with attention, of a rectangle the shorter
     attention_resolutions: Annotated[tuple[int, ...] | None, unless_typed("the smallest")] = None
     classes: Annotated[int, unless_typed("no labels")] = 0  # different labels the network is told
-    # of celeba, as labels: attribute i counts 2^i
+    # of the images, as labels: attribute i counts 2^i
     attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
     optimizer: Annotated[str | None, unless_typed("adam, the paper's")] = None  # adam, muon
     # at its peak
@@ -109,14 +111,14 @@ class PlanFlags:
 
     # for all, from start to end; decoding a data set, the first time, is not counted
     minutes: float = 10.0
-    dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
+    dataset: Annotated[str, DATASET] = "mnist"
     # side of square images, in pixels; or height x width, such as 64x96
     image_size: Annotated[Size | None, SIZE, unless_typed("the preset's")] = None
     # 1 grey, 3 colour
-    channels: Annotated[int | None, unless_typed("1 for mnist, 3 for all else")] = None
+    channels: Annotated[int | None, unless_typed("the data set's; of a folder 3")] = None
     # 10 trains with MNIST's labels
     classes: Annotated[int, unless_typed("no labels")] = 0
-    # of celeba, as labels, such as Smiling Male
+    # of the images, as labels, such as Smiling Male
     attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
     seed: int = 0  # of weights, data order, times and noise
     # of digits: also train a guide for sample, in the folder guide of --out, if there is time

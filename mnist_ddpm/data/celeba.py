@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import cache_path, load_files, skipped_names
-from mnist_ddpm.data.download import fetched
+from mnist_ddpm.data.download import NotDownloaded, fetched
 from mnist_ddpm.data.pictures import Shape, fitted
 from mnist_ddpm.data.search import Files, search, walk
 
@@ -69,7 +69,8 @@ def celeba_files(root: str | Path, split: str) -> Files:
     """
     ddpm.check(split in SPLITS, f'CelebA has no split "{split}": take one of {", ".join(SPLITS)}')
     found = find_celeba(root)
-    ddpm.check(bool(found), f"no CelebA below {root}: {HELP.format(Path(root, 'celeba'))}")
+    if not found:
+        raise NotDownloaded(f"no CelebA below {root}: {HELP.format(Path(root, 'celeba'))}")
     fullest = min(found, key=lambda it: (it[0].stem != "img_align_celeba", -len(it[1].names)))
     top, names = fullest[1]
     partition = read_list(root, "list_eval_partition")
@@ -144,6 +145,11 @@ def celeba_attributes(
         lacking = f"no line for {len(missing)} images, such as {missing[0]}"
         raise ValueError(f"list_attr_celeba has {lacking}: replace it")
     return listed[0], torch.tensor([listed[1][each] for each in numbers]) > 0
+
+
+def celeba_targets(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
+    """The 40 attributes of load_celeba's images: bool (N, 40). Raises as celeba_attributes does."""
+    return celeba_attributes(recipe, root, split)[1]
 
 
 def celeba_labels(recipe, root: str | Path = "data", split: str = "train") -> Tensor:

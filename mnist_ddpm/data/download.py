@@ -8,6 +8,10 @@ T = TypeVar("T")
 OF_THE_DISK = errno.EACCES, errno.ENOSPC, errno.EROFS
 
 
+class NotDownloaded(ValueError):
+    """Files are missing that will be downloaded when the images are loaded."""
+
+
 def fetched(name: str, load: Callable[[], T], advice: str) -> T:
     """What load() gives, from files that are there, or downloads.
 

@@ -11,6 +11,7 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import load_files
 from mnist_ddpm.data.pictures import fitted, padded
 from mnist_ddpm.data.search import Files, walk
+from mnist_ddpm.datasets import dataset_named
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -32,7 +33,7 @@ def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") ->
     images cannot be saved.
     """
     names = [path.relative_to(folder).as_posix() for path in image_files(folder)]
-    kind = "digits-" if recipe.dataset == "mnist" else ""  # these may be padded
+    kind = f"{recipe.dataset}-" if dataset_named(recipe.dataset).padded_side else ""
     label = re.sub(r"\W+", "-", Path(folder).resolve().name)[:50] or "images"
     fit = partial(_fit, recipe=recipe)
     return load_files(Files(Path(folder), names), recipe.shape, Path(cache), kind + label, fit)

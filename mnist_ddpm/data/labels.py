@@ -1,21 +1,7 @@
 """What labels mean, for any data set."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 from torch import Tensor
-
-from mnist_ddpm.data.celeba import find_celeba
-
-
-def check_labelled(recipe, root: str | Path, load_labels: Callable[..., Tensor]) -> None:
-    """Raises as load_labels(recipe, root, split) does, before images are decoded.
-
-    Not where CelebA is still to be downloaded.
-    """
-    if recipe.classes and (recipe.dataset != "celeba" or find_celeba(root)):
-        load_labels(recipe, root, "train")
 
 
 def typical_labels(labels: Tensor, n: int, seed: int = 0) -> Tensor:

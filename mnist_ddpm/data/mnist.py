@@ -14,21 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_ddpm.data.download import fetched
+from mnist_ddpm.data.pictures import margin
+from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.training.options import size_in_words
 
-SIDE = 28  # of a digit, in pixels
 ARCHIVES = {"train": "train", "test": "t10k"}  # a split's name, and that in its archives' names
 ADVICE = "restore {}, one of the four official archives"
-
-
-def margin(recipe) -> tuple[int, int]:
-    """Pixels of the black margin above and left of MNIST's 28 x 28; 0 for other data sets.
-
-    Below and right are as many.
-    """
-    _, height, width = recipe.shape
-    return ((height - SIDE) // 2, (width - SIDE) // 2) if recipe.dataset == "mnist" else (0, 0)
 
 
 def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
@@ -37,9 +29,10 @@ def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tenso
     Raises ValueError for another split or a size that padding cannot reach, FileNotFoundError
     for archives that are missing or damaged.
     """
-    fits = all(side >= SIDE and side % 2 == 0 for side in recipe.shape[1:])
-    problem = f"image_size is {size_in_words(recipe.image_size)}"
-    check(fits, f"{problem}: mnist is padded, so take an even number from {SIDE}")
+    side = MNIST.padded_side
+    fits = all(each >= side and each % 2 == 0 for each in recipe.shape[1:])
+    size = size_in_words(recipe.image_size)
+    check(fits, f"image_size is {size}: mnist is padded, so take an even number from {side}")
     vertical, horizontal = margin(recipe)
     digits = read(root, split, "images-idx3")
     return F.pad(digits.unsqueeze(1), [horizontal, horizontal, vertical, vertical])
@@ -67,10 +60,11 @@ def read_archive(path: Path) -> Tensor:
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error):
-        from torchvision.datasets import MNIST, utils  # takes two seconds
+        from torchvision import datasets  # takes two seconds
 
-        md5 = dict(MNIST.resources)[path.name]
-        utils.download_url(MNIST.mirrors[0] + path.name, path.parent, md5=md5)
+        md5 = dict(datasets.MNIST.resources)[path.name]
+        mirror = datasets.MNIST.mirrors[0]
+        datasets.utils.download_url(mirror + path.name, path.parent, md5=md5)
         data = gzip.decompress(path.read_bytes())
     sides = data[3]  # IDX: a magic number that ends in how many there are, then they, then bytes
     shape = np.frombuffer(data, ">i4", sides, offset=4).tolist()

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data.mnist import SIDE, margin
 from mnist_ddpm.data.search import regular
+from mnist_ddpm.datasets import dataset_named
 
 MOST = 2**26  # pixels of a picture
 LARGE = Lock()
@@ -98,9 +98,17 @@ def open_image(path: str | Path, mode: str) -> Image.Image:
         raise ValueError(f"{unreadable(path, error)}: repair it or name another") from error
 
 
+def margin(recipe) -> tuple[int, int]:
+    """Pixels that are black above and below, left and right: (0, 0) unless originals are padded."""
+    side = dataset_named(recipe.dataset).padded_side
+    _, height, width = recipe.shape
+    return ((height - side) // 2, (width - side) // 2) if side else (0, 0)
+
+
 def padded(image: Image.Image, recipe, fill: int = 0) -> Image.Image:
-    """28 x 28 pixels with the margin of a model of MNIST; any other picture as it is."""
-    if image.size != (SIDE, SIDE):
+    """A picture as small as a padded data set's originals, with its margin; others unchanged."""
+    side = dataset_named(recipe.dataset).padded_side
+    if image.size != (side, side):
         return image
     vertical, horizontal = margin(recipe)
     return ImageOps.expand(image, (horizontal, vertical), fill)

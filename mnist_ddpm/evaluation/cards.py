@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data import sets
+from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import audit
 from mnist_ddpm.evaluation.distances import (
@@ -59,7 +59,7 @@ def build_card(
     """The card of uint8 images (N, C, H, W), or of n of them that the seed chooses.
 
     training, held_out: real images of the same shape. recipe: the training's, for its data set.
-    real: their features, if they are known already, of mirrored ones where sees_mirrored.
+    real: their features, if they are known already, of mirrored ones if training saw them.
     device: where images were drawn. about: what else is known of them, which goes before what is
     known here. Of several processes each calls it.
     """
@@ -81,18 +81,19 @@ def build_card(
         "processes": judge.world.size,
         "versions": devices.versions(),
     }
-    digits = recipe.dataset == "mnist" == getattr(judge.network, "dataset", None)
-    options = {"seed": seed, "mirrored": sees_mirrored(recipe), "digits": digits, "real": real}
+    dataset = dataset_named(recipe.dataset)
+    knows_classes = recipe.dataset == getattr(judge.network, "dataset", None)
+    options = {
+        "seed": seed,
+        "mirrored": dataset.is_mirrored,
+        "counted": dataset.classifier.counted if knows_classes else "",
+        "real": real,
+    }
     found = judged(images[chosen], training, held_out, judge, **options)
     for space in SPACES:  # numbered as in all the images
         nearest = found[f"nearest_training_image_in_{space}"]
         nearest["closest"] = [[chosen[i].item(), j] for i, j in nearest["closest"]]
     return facts | found
-
-
-def sees_mirrored(recipe: ddpm.Settings) -> bool:
-    """Whether training sees each image from both sides."""
-    return sets.AUGMENTATIONS.get(recipe.dataset) is ddpm.mirrored
 
 
 def judged(
@@ -103,13 +104,14 @@ def judged(
     *,
     seed: int = 0,
     mirrored: bool = False,
-    digits: bool = False,
+    counted: str = "",
     real: RealFeatures | None = None,
 ) -> dict:
     """A card's figures, of uint8 images (N, C, H, W): of them, of real ones, and the nearest.
 
-    mirrored: training saw each image from both sides. digits: the judge is a classifier of what
-    is drawn, and counts it. real: features of real images, if they are known already.
+    mirrored: training saw each image from both sides. counted: what a card calls images whose
+    classes the judge, a classifier, counts; "": it does not. real: features of real images, if
+    they are known already.
     """
     real = real or RealImages(judge, training, held_out, mirrored).features()
     drawn = judge.features(images, f"{len(images):,} samples")
@@ -122,11 +124,11 @@ def judged(
         "frechet_bias": frechet_bias(real.training, drawn, seed),
         "floor": floors(real.training, real.held_out, len(images), seed),
     }
-    if digits:
-        card["digits"] = class_balance(judge.logits(drawn))
+    if counted:
+        card[counted] = class_balance(judge.logits(drawn))
         if held_out is not None:
             unseen = real.held_out[: len(images)]
-            card["digits"]["held_out"] = class_balance(judge.logits(unseen))
+            card[counted]["held_out"] = class_balance(judge.logits(unseen))
     in_pixels = audit.audit(images, training, held_out, mirrored, judge.device)
     for space, found in zip(SPACES, (in_pixels, audit_features(drawn, real))):
         card[f"nearest_training_image_in_{space}"] = found.figures()
@@ -238,22 +240,24 @@ def card_lines(card: dict) -> list[str]:
             f"{card['frechet_bias']:.2g} too large, and so does that of as many real images above; "
             "that falls as 1/n, so take n = 10,000 where you can"
         )
-    digits = card.get("digits", {})
-    for title, found in (("digits", digits), ("held-out digits", digits.get("held_out"))):
-        lines += [f"{title} {digits_line(found)}"] if found else []
+    classifiers = filter(None, (dataset.classifier for dataset in DATASETS.values()))
+    for counted in {each.counted for each in classifiers} & card.keys():
+        lines.append(f"{counted} {class_line(card[counted])}")
+        if "held_out" in card[counted]:
+            lines.append(f"held-out {counted} {class_line(card[counted]['held_out'])}")
     for space in SPACES:
         found = card[f"nearest_training_image_in_{space}"]
         lines.append(f"in {space}: {audit.in_words(found)}")
     return lines + measured_lines(card)
 
 
-def digits_line(found: dict) -> str:
+def class_line(found: dict) -> str:
     """class_balance as a sentence."""
     shares = " ".join(f"{100 * each.value:.1f}" for each in found["shares"])
     error = max(100 * each.half for each in found["shares"])
     average, often = found["mean_confidence"].value, found["share_above_0.9"]
     sure = f"above 90 % for {100 * often.value:.1f} ± {100 * often.half:.1f} %"
-    shares = f"0 to 9 in %: {shares} (each ± {error:.1f} at most)"
+    shares = f"0 to {len(found['shares']) - 1} in %: {shares} (each ± {error:.1f} at most)"
     return f"{shares}; the classifier is {average:.1%} sure on average, {sure}"
 
 

@@ -1,4 +1,4 @@
-"""Training of extractors: classifiers of MNIST's digits, and of CelebA's attributes."""
+"""Training of extractors: classifiers of a data set's classes or attributes."""
 
 from pathlib import Path
 
@@ -7,14 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_ddpm.data import sets
-from mnist_ddpm.data.celeba import celeba_attributes
+from mnist_ddpm.datasets import DATASETS, datasets_with_classifier
 from mnist_ddpm.ddpm import check, mirrored
 from mnist_ddpm.evaluation.extractors import Extractor, in_batches
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.machine.threads import adapt_threads
 from mnist_ddpm.training.recipe import Recipe
 
-HELD_OUT = {"mnist": "the 10,000 test digits", "celeba": "40 attributes of the validation images"}
 RATE = 2e-3  # the learning rate at its peak
 
 
@@ -29,22 +28,20 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return moved.permute(0, 3, 1, 2)
 
 
-def targets(dataset: str, root: str | Path, split: str) -> tuple[Tensor, Tensor]:
-    """Images and what to say of them.
+def labelled_images(dataset: str, root: str | Path, split: str) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, C, H, W), and their classes int64 (N,) or attributes float32 (N, outputs).
 
-    That is MNIST's digits int64 (N,), or CelebA's attributes float32 (N, 40).
+    Raises ValueError where there are not as many of both.
     """
-    if dataset == "mnist":
-        recipe = Recipe(classes=10)
-        images = sets.load_images(recipe, root, split)
-        return images, sets.load_labels(recipe, root, split)
-    recipe = Recipe(dataset="celeba", image_size=64)
+    classifier = DATASETS[dataset].classifier
+    size, outputs = classifier.image_size, classifier.outputs
+    recipe = Recipe(dataset=dataset, image_size=size, classes=outputs)
     images = sets.load_images(recipe, root, split)
-    _, wanted = celeba_attributes(recipe, root, split)
+    targets = sets.reader(classifier.targets)(recipe, root, split)
     # where some could not be read, and there is no cache to say which
-    found = f"{len(images)} images of CelebA, and {len(wanted)} with attributes"
-    check(len(images) == len(wanted), f"{found}: repair those skipped")
-    return images, wanted.float()
+    counts = f"{len(images)} images of {dataset}, and {len(targets)} with labels"
+    check(len(images) == len(targets), f"{counts}: repair those skipped")
+    return images, targets.float() if targets.ndim == 2 else targets
 
 
 def accuracy(
@@ -65,21 +62,22 @@ def train_extractor(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[Extractor, float]:
-    """An extractor for "mnist" or "celeba", and its accuracy on the test split (CelebA: "valid").
+    """An extractor for a data set with a classifier, and its accuracy on the held-out split.
 
-    Raises ValueError for another data set or less than one epoch, and as loading images does.
+    Raises ValueError for another data set, or less than one epoch, and as loading images does.
     """
     check(epochs >= 1, f"epochs is {epochs}: it must be at least 1")
-    check(dataset in HELD_OUT, f'there is no extractor for "{dataset}": take mnist or celeba')
-    digits = dataset == "mnist"
-    images, wanted = targets(dataset, root, "train")
-    held_out = targets(dataset, root, "test" if digits else "valid")
+    known = datasets_with_classifier()
+    advice = f"take one of {', '.join(known)}"
+    check(dataset in known, f'there is no extractor for "{dataset}": {advice}')
+    images, wanted = labelled_images(dataset, root, "train")
+    held_out = labelled_images(dataset, root, DATASETS[dataset].held_out)
     few = f"training takes batches of {batch_size}, and there are only {len(images)} images"
     check(len(images) >= batch_size, few)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        outputs, widths = (10, (32, 64, 64)) if digits else (40, (48, 96, 128, 128))
-        extractor = Extractor(dataset, outputs, widths).to(device)
+        classifier = DATASETS[dataset].classifier
+        extractor = Extractor(dataset, classifier.outputs, classifier.widths).to(device)
         teach(extractor, images, wanted, epochs, batch_size, seed)
     extractor.eval().requires_grad_(False)
     return extractor, accuracy(extractor, *held_out, device=device)
@@ -88,9 +86,9 @@ def train_extractor(
 def teach(
     extractor: Extractor, images: Tensor, wanted: Tensor, epochs: int, batch_size: int, seed: int
 ) -> None:
-    """Trains it on uint8 images (N, C, H, W), shifted and (faces) mirrored."""
-    digits, generator = extractor.dataset == "mnist", torch.Generator().manual_seed(seed)
-    loss_of = F.cross_entropy if digits else F.binary_cross_entropy_with_logits
+    """Trains it on uint8 images (N, C, H, W), shifted, and mirrored as in training of networks."""
+    dataset, generator = DATASETS[extractor.dataset], torch.Generator().manual_seed(seed)
+    loss_of = F.cross_entropy if wanted.ndim == 1 else F.binary_cross_entropy_with_logits
     device = extractor.head.weight.device
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=RATE, weight_decay=0.05)
     whole = len(images) // batch_size * batch_size
@@ -102,8 +100,8 @@ def teach(
             extractor.train()
             order = torch.randperm(len(images), generator=generator)[:whole]
             for batch in order.split(batch_size):
-                x = shifted(images[batch], 2 if digits else 4, generator)
-                x = x if digits else mirrored(x, generator)
+                x = shifted(images[batch], dataset.classifier.shift, generator)
+                x = mirrored(x, generator) if dataset.is_mirrored else x
                 loss = loss_of(extractor.classify(x.to(device)), wanted[batch].to(device))
                 optimizer.zero_grad()
                 loss.backward()

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check, to_float
 from mnist_ddpm.evaluation.sharing import shared
 from mnist_ddpm.formats.checkpoints import shipped_path
@@ -23,14 +24,13 @@ from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.training.checkpoint_files import load_weights, tell_unverified
 
 FOLDER = Path("checkpoints/extractors")
-FOR = {"mnist": "mnist", "celeba": "celeba", "ffhq": "celeba"}  # the one that suits a data set
 
 
 class Extractor(nn.Module):
     """uint8 images (N, channels, H, W) of any size to features float32 (N, widths[-1]).
 
-    Larger images are cropped to the centre (MNIST, whose margin is black) or resized (all else, to
-    squares in any case, as Inception does).
+    Larger images are cropped to the centre where the data set has a black margin, or else resized,
+    to squares in any case, as Inception does.
     Then come as many 3 x 3 convolutions in pairs as there are widths, each pair at half the side
     of the one before, and the mean over positions. `classify` gives logits.
     """
@@ -40,7 +40,10 @@ class Extractor(nn.Module):
     def __init__(self, dataset: str, outputs: int, widths: tuple[int, ...]):
         super().__init__()
         self.dataset, self.outputs, self.widths = dataset, outputs, widths
-        self.channels, self.side = (1, 28) if dataset == "mnist" else (3, 64)
+        known = dataset_named(dataset)
+        check(known.classifier is not None, f'no extractor is trained on "{dataset}"')
+        self.channels, self.side = known.channels, known.classifier.side
+        self.is_padded = known.padded_side > 0
         layers, c = [], self.channels
         for i, width in enumerate(widths):
             first = 2 if self.side > 32 and i == 0 else 1  # strides
@@ -61,7 +64,7 @@ class Extractor(nn.Module):
             "--extractor inception takes grey and colour",
         )
         x = to_float(images)
-        if self.dataset == "mnist":
+        if self.is_padded:
             vertical, horizontal = ((side - self.side) // 2 for side in x.shape[2:])
             margin = [-horizontal, -horizontal, -vertical, -vertical]
             x = F.pad(x, margin, value=-1)  # black, where the image is the smaller one
@@ -171,16 +174,18 @@ def pick_judge(
         signed = digest(*network.state_dict().values())
         full_name = f"inception-v3-compat, 2048 features, SHA-256 {signed}"
         return Judge(network.to(device).eval(), full_name, device, world)
+    suits = own_extractor(dataset)
     check(
-        name != "auto" or dataset in FOR,
-        f"no extractor knows the data set {dataset}: take --extractor "
-        f"{FOLDER / 'celeba.safetensors'}, for colour, or --extractor inception, for any",
+        name != "auto" or suits is not None,
+        f"no extractor knows the data set {dataset}: take --extractor inception, "
+        f"or one of those shipped ({shipped_extractors()})",
     )
-    path = find_extractor(FOLDER / f"{FOR[dataset]}.safetensors" if name == "auto" else name)
+    path = find_extractor(suits if name == "auto" else name)
     network, _ = load_extractor(path)
-    crops = network.dataset == "mnist" != dataset and side > network.side
+    crops = network.is_padded and network.dataset != dataset and side > network.side
+    sees = f"sees only the middle {network.side} x {network.side} pixels"
     advice = f"take --extractor inception for {dataset}"
-    check(not crops, f"{path} is for digits, and sees only the middle 28 x 28 pixels: {advice}")
+    check(not crops, f"{path} is for {network.dataset}, and {sees}: {advice}")
     signed = digest(path.read_bytes())
     return Judge(network.to(device), f"{path.name}, SHA-256 {signed}", device, world)
 
@@ -206,6 +211,17 @@ def save_extractor(path: str | Path, extractor: Extractor, record: dict) -> None
         temporary.write_bytes(content)
 
 
+def own_extractor(dataset: str) -> Path | None:
+    """The file of the shipped extractor that suits a data set; None where there is none."""
+    name = dataset_named(dataset).extractor
+    return FOLDER / f"{name}.safetensors" if name else None
+
+
+def shipped_extractors() -> str:
+    """The files of those shipped, in one line."""
+    return " or ".join(sorted({str(own_extractor(name)) for name in DATASETS} - {"None"}))
+
+
 def find_extractor(path: str | Path) -> Path:
     """An extractor's file; shipped ones, in checkpoints/extractors, are found from any folder.
 
@@ -217,10 +233,9 @@ def find_extractor(path: str | Path) -> Path:
     own = shipped_path(FOLDER.name) / path.name
     if path.parent == FOLDER and own.is_file():
         return own
-    known = " or ".join(str(FOLDER / f"{name}.safetensors") for name in sorted({*FOR.values()}))
     problem = f"there is no extractor {path}, which would be {path.absolute()}"
     advice = (
-        f"take {known} of a clone of the repository (an installed package holds only mnist's), "
+        f"take {shipped_extractors()} of a clone of the repository (an installed package holds only mnist's), "
         "or train one (python -m mnist_ddpm extractor)"
     )
     raise FileNotFoundError(f"{problem}: {advice}")

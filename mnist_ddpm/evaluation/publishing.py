@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.data.labels import label_names
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import audit, cards, generation
 from mnist_ddpm.evaluation.distances import Estimate
@@ -27,30 +28,6 @@ from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
 SHOWN = 36  # images
 WAY = {"name": "dpmpp", "steps": 20}  # to draw them, where no card and no advice says one
-CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
-FFHQ = "https://github.com/NVlabs/ffhq-dataset"
-TERMS = {  # of a data set, and so of what learned from it: its name, metadata, and a sentence
-    "mnist": (
-        "MNIST",
-        {"license": "mit", "datasets": ["ylecun/mnist"]},
-        "The weights are under the MIT licence. They were trained on MNIST, by Yann LeCun and "
-        "Corinna Cortes, which is under CC BY-SA 3.0.",
-    ),
-    "celeba": (
-        "CelebA",
-        {"license": "other", "license_name": "non-commercial-research", "license_link": CELEBA},
-        f"The weights were trained on [CelebA]({CELEBA}) (Z. Liu, P. Luo, X. Wang, X. Tang, ICCV "
-        "2015), which is for non-commercial research only, and so are they. The faces are of "
-        "nobody.",
-    ),
-    "ffhq": (
-        "FFHQ",
-        {"license": "cc-by-nc-sa-4.0"},
-        f"The weights were trained on [FFHQ]({FFHQ}), which is under CC BY-NC-SA 4.0, and so are "
-        "they. The faces are of nobody.",
-    ),
-}
-UNKNOWN = "a folder of images", {}, "The weights were trained on images whose terms hold for them."
 LOADING = """With the package `mnist-ddpm` installed:
 
 ```python
@@ -150,18 +127,18 @@ def model_card(name: str, checkpoint: Checkpoint, record: dict, card: dict) -> s
     from huggingface_hub import ModelCardData  # slow to import
 
     recipe = checkpoint.recipe
-    title, metadata, terms = TERMS.get(recipe.dataset, UNKNOWN)
+    dataset = dataset_named(recipe.dataset)
     head = ModelCardData(
         library_name="mnist-ddpm", pipeline_tag="unconditional-image-generation",
-        tags=["diffusion", "ddpm", "pytorch", "image-generation"], **metadata,
+        tags=["diffusion", "ddpm", "pytorch", "image-generation"], **dataset.license,
     )  # fmt: skip
     parts = [
         f"---\n{head.to_yaml()}\n---\n\n# {name.split('/')[1]}",
-        description(title, recipe, count_parameters(checkpoint.network), record),
+        description(dataset.title, recipe, count_parameters(checkpoint.network), record),
         f"![{SHOWN} images](samples.png)\n\n{SHOWN} images, none selected.",
         f"## Load it\n\n{LOADING.format(name=name)}",
         *(["## How good it is", *figures(card)] if card else []),
-        f"## Terms\n\n{terms}",
+        f"## Terms\n\n{dataset.terms}",
     ]
     return "\n\n".join(parts) + "\n"
 

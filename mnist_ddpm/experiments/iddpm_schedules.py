@@ -5,7 +5,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data import sets
+from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.experiments.claims import Claim, claim
 from mnist_ddpm.experiments.plots import Experiment, lines, points
 from mnist_ddpm.experiments.rows import Row, by_seed, matching
@@ -63,7 +63,7 @@ def bound(lab: Lab, trained: Trained, seed: int) -> Row:
     found = bits_per_dim(
         trained.denoiser(trained.learns_variance), trained.schedule, lab.unseen[: lab.scale.bits],
         exponent=None if trained.learns_variance else 0.0,
-        times_per_image=min(50, trained.schedule.T), margin=sets.known_margin(trained.recipe),
+        times_per_image=min(50, trained.schedule.T), margin=margin(trained.recipe),
         seed=seed, device=lab.device, progress=progress_bar,
     )  # fmt: skip
     return {"bits_per_dim": found.mean}

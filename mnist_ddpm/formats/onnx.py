@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm import catalogue
-from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import always_told, label_names
+from mnist_ddpm.data.pictures import margin
+from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
 from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
@@ -56,8 +57,8 @@ def metadata(schedule: Schedule, recipe: Recipe, precision: str, draw: dict) -> 
     names = label_names(recipe) if recipe.attributes else [str(label) for label in range(classes)]
     return {
         "format": FORMAT, "shape": recipe.shape, "data_range": (-1, 1),
-        "dataset": recipe.dataset if recipe.dataset in sets.DATASETS else None,
-        "margin": sets.known_margin(recipe), "precision": precision, "T": recipe.T,
+        "dataset": recipe.dataset if recipe.dataset in DATASETS else None,
+        "margin": margin(recipe), "precision": precision, "T": recipe.T,
         "schedule": recipe.schedule, "prediction": recipe.prediction,
         **sampling_tables(schedule, catalogue.conversion_of(recipe)),
         "learned_variance": catalogue.learns_variance(recipe), "classes": classes,

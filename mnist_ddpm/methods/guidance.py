@@ -1,5 +1,6 @@
 """A network that takes labels, and guidance: by labels, or by a guide (autoguidance)."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -45,6 +46,17 @@ class LabelledUNet(UNet):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         return super().forward(x, (t, labels_or_unknown(labels, x, self.classes)))
+
+
+def check_takes_labels(network: nn.Module, classes: int) -> None:
+    """Raises ValueError where there are classes, and the network takes x_t and t alone."""
+    if not classes:
+        return
+    try:
+        inspect.signature(network.forward).bind("x_t", "t", "labels")
+    except TypeError as error:
+        advice = "set classes to 0, or give its forward labels as a third parameter"
+        raise ValueError(f"{type(network).__name__} takes no labels: {advice}") from error
 
 
 def labels_at(labels: Tensor | None, part: Tensor) -> Tensor | None:

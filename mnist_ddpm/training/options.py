@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mnist_ddpm.datasets import DATASETS, dataset_named
+
 Size = int | tuple[int, int]  # of images, in pixels: the side of squares, or height and width
 LARGEST = 2**13  # side
 
@@ -14,7 +16,7 @@ class Options:
     """What a recipe has beyond the notebook's settings."""
 
     image_size: Size = 32  # side of square images, in pixels; or height and width
-    channels: int | None = None  # 1 grey, 3 colour; None: 1 for mnist, 3 for all else
+    channels: int | None = None  # 1 grey, 3 colour; None: the data set's; of a folder 3
     # unet, dit; shortcut: a U-Net that is told how far a step goes; fourier: one that sees the last
     # digits of a pixel
     network: str = "unet"
@@ -33,7 +35,7 @@ class Options:
     # weight of a critic's loss, which learns to tell x_0's predictions from images; 0: no critic
     critic: float = 0.0
     classes: int = 0  # number of different labels that the network is told; 0: no labels
-    attributes: tuple[str, ...] = ()  # of celeba, as labels: attribute i counts 2^i
+    attributes: tuple[str, ...] = ()  # of the images, as labels: attribute i counts 2^i
     label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without
     optimizer: str | None = None  # adam, muon; None: adam, the paper's
     learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
@@ -49,43 +51,12 @@ class Options:
     init_from: str = ""  # weights to start from: checkpoint or diffusers model; empty: random
 
 
-LAPTOP = {
-    "base_channels": 64, "channel_mults": (1, 2, 2), "schedule": "cosine", "prediction": "x0",
-    "objective": "min-snr", "batch_size": 64, "optimizer": "muon", "learning_rate": 2e-3,
-    "epochs": 80,
-}  # fmt: skip
-# The paper's network on 32 x 32 positions and its training (Appendix B; the warm-up is its code's).
-# The rate's fall to 0 is ours.
-DDPM = {
-    "base_channels": 128, "channel_mults": (1, 2, 2, 2), "blocks_per_level": 2,
-    "attention_resolutions": (16,), "learning_rate": 2e-4, "warmup_steps": 5000,
-    "ema_decay": 0.9999,
-}  # fmt: skip
-
 # What each changes in Recipe
 PRESETS: dict[str, dict] = {
-    "mnist": {"optimizer": "muon"},
-    "mnist-small": {"optimizer": "muon", "base_channels": 16, "objective": "p2"},  # for minutes
-    "mnist-fast": {  # as many parameters as mnist, with a third of its operations
-        "optimizer": "muon", "patch_size": 4, "base_channels": 48, "channel_mults": (1, 2, 2),
-        "prediction": "x0", "objective": "p2",
-    },
-    "faces-32": {"dataset": "celeba", "image_size": 32, "patch_size": 2, **LAPTOP},
-    "faces-64-small": {"dataset": "celeba", "image_size": 64, "patch_size": 4, **LAPTOP},
-    "faces-64": {
-        "dataset": "celeba", "image_size": 64, "patch_size": 2, "dropout": 0.1,
-        "schedule": "cosine", "batch_size": 64, "accumulation": 2, "epochs": 50, **DDPM,
-    },
-    "ddpm-cifar10": {
-        "dataset": "celeba", "image_size": 32, "patch_size": 1, "dropout": 0.1, "epochs": 600,
-        **DDPM,
-    },
-    "ddpm-celebahq": {
-        "dataset": "ffhq", "image_size": 256, "patch_size": 1, "batch_size": 64, "accumulation": 8,
-        "gradient_checkpointing": True, "epochs": 500, **DDPM,
-        "channel_mults": (1, 1, 2, 2, 4, 4), "learning_rate": 2e-5,
-    },
-}  # fmt: skip
+    preset: {"dataset": name, **changes}
+    for name, dataset in DATASETS.items()
+    for preset, changes in dataset.presets.items()
+}
 
 
 def settled(given: Mapping, base: Mapping) -> dict:
@@ -136,7 +107,7 @@ def simplest(size: object) -> object:
 def check_size(size: Size, patch_size: int, channel_mults: tuple[int, ...], dataset: str) -> None:
     """Raises ValueError for a height or width that the levels cannot halve, or out of range."""
     unit = patch_size * 2 ** (len(channel_mults) - 1)
-    least = -(-(28 if dataset == "mnist" else 1) // unit) * unit
+    least = -(-max(1, dataset_named(dataset).padded_side) // unit) * unit
     named, each = f"image_size is {size_in_words(size)}", isinstance(size, tuple) * " for each side"
     for side in height_width(size):
         if not 1 <= side <= LARGEST:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import shell
 from mnist_ddpm.machine.files import is_out_of_memory
@@ -17,12 +18,6 @@ from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe, fitted
 from mnist_ddpm.training.throughput import ThroughputMeter
 
-# Presets, the largest network first
-DIGITS = "mnist", "mnist-small"
-FACES = "faces-64", "faces-64-small", "faces-32"
-SIZED = FACES[:2]  # for a given image size: faces-32 costs less only by its smaller images
-# Training images that a network must see at least: with fewer, a smaller one is better
-IMAGES_NEEDED = {DIGITS: 300_000, FACES: 150_000, SIZED: 150_000}
 SHORT_TRAINING = 750  # steps: with fewer, the batch is halved
 MAX_WARMUP = 500  # steps
 UNPLANNED = "dataset", "channels", "classes", "attributes", "seed"  # settings that stay as given
@@ -30,7 +25,6 @@ MIN_STEPS = 20  # of a training
 COMPILING = 1200  # seconds: from this much time on, a minute or two may go into compiling
 YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.99  # part of the time that is planned; the program needs the other percent to end
-GUIDE = "mnist-small"  # preset
 GUIDE_RATIO = 10  # steps of the network for each step of its guide
 MIN_GUIDE_STEPS = 200  # shorter guides have not been tried
 
@@ -110,7 +104,7 @@ def make_plan(
     """The best use of some seconds, counted from when it began, and the images to train on.
 
     request: its data, labels and seed are used. load: returns the images for a recipe; its time
-    counts for digits alone, since pictures are decoded the first time. size: of the images; None:
+    counts unless the data set is decoded the first time. size: of the images; None:
     the preset's. Raises ValueError for a size that does not fit, for too few seconds for 20 steps,
     and for more than a year.
     """
@@ -119,19 +113,18 @@ def make_plan(
     start = clock()
     began = start if began is None else began
     settings = {name: getattr(request, name) for name in UNPLANNED}
-    is_digits = request.dataset == "mnist"
-    if is_digits:
-        settings["objective"] = "p2"
+    planning = dataset_named(request.dataset).planning
+    settings |= planning.changes
     if size is not None:
         settings["image_size"] = size
-    names = DIGITS if is_digits else FACES if size is None else SIZED
+    names = planning.presets if size is None else planning.sized_presets
     meter.warm_up(preset(names[-1], **settings))
     meter.allow(measuring_seconds(seconds))
-    name, recipe, pace = choose_preset(names, settings, seconds, meter)
+    name, recipe, pace = choose_preset(names, settings, seconds, meter, planning.images_needed)
     evaluation = meter.seconds_per_evaluation(recipe)
     measured_at = clock()
     images = load(recipe)
-    loading = 0.0 if is_digits else clock() - measured_at
+    loading = clock() - measured_at if planning.is_decoded else 0.0
     if len(images) < recipe.batch_size:
         recipe = fitted(recipe, len(images))
     draw = sampling_defaults.best(recipe)
@@ -191,8 +184,9 @@ def with_epochs(recipe: Recipe, epochs: float, steps: int) -> Recipe:
 
 
 def check_guide_dataset(dataset: str) -> None:
-    """Raises ValueError for other data than digits: a guide was not tried there."""
-    check(dataset == "mnist", f"a guide is planned for mnist alone, and not for {dataset}")
+    """Raises ValueError for a data set with which a guide was not tried."""
+    known = [name for name, each in DATASETS.items() if each.planning.guide_preset]
+    check(dataset in known, f"a guide is planned for {', '.join(known)}, and not for {dataset}")
 
 
 def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple[list[Plan], str]:
@@ -204,7 +198,8 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     r = plan.recipe
     check_guide_dataset(r.dataset)
     names = *UNPLANNED, "image_size", "objective", "precision", "batch_size"
-    guide = preset(GUIDE, **{name: getattr(r, name) for name in names})
+    planning = dataset_named(r.dataset).planning
+    guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names})
     pace = meter.pace(guide)
     evaluation = meter.seconds_per_evaluation(guide)
     preview = preview_seconds(guide, evaluation)
@@ -221,13 +216,13 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
         recipe=with_epochs(r, epochs, steps),
         seconds=share * plan.seconds,
         deadline=plan.deadline - guide_seconds,
-        draw=plan.draw | {"guide": folder} | sampling_defaults.GUIDED,
+        draw=plan.draw | {"guide": folder} | planning.guided_draw,
         # guided in half of the steps
         sampling=plan.sampling + plan.draw.get("steps", 0) // 2 * evaluation,
     )
     guide_plan = replace(
         plan,
-        preset=GUIDE,
+        preset=planning.guide_preset,
         recipe=with_epochs(guide, epochs / GUIDE_RATIO, steps),
         pace=pace,
         seconds=guide_seconds,
@@ -238,14 +233,14 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
 
 
 def choose_preset(
-    names: tuple[str, ...], settings: dict, seconds: float, meter: ThroughputMeter
+    names: tuple[str, ...], settings: dict, seconds: float, meter: ThroughputMeter, needed: int
 ) -> tuple[str, Recipe, float]:
     """The best of the presets for a time: its name, its recipe, and its pace.
 
     The recipe gets the fastest precision, a batch that leaves enough steps, and compilation if
-    there is time for it and it pays.
+    there is time for it and it pays. needed: images that a network must see.
     """
-    name, recipe, pace = largest_preset(names, settings, seconds, meter)
+    name, recipe, pace = largest_preset(names, settings, seconds, meter, needed)
     while recipe.batch_size > 32 and pace * seconds / recipe.batch_size < SHORT_TRAINING:
         recipe = replace(recipe, batch_size=recipe.batch_size // 2)
     if meter.device.type != "mps" and seconds >= COMPILING:
@@ -258,11 +253,10 @@ def choose_preset(
 
 
 def largest_preset(
-    names: tuple[str, ...], settings: dict, seconds: float, meter: ThroughputMeter
+    names: tuple[str, ...], settings: dict, seconds: float, meter: ThroughputMeter, needed: int
 ) -> tuple[str, Recipe, float]:
     """The largest preset that sees enough images, else the smallest, with its fastest precision."""
     smallest = preset(names[-1], **settings)
-    needed = IMAGES_NEEDED[names]
     slowest_pace = meter.pace(smallest)  # in float32; twice as fast in a lower precision
     images = slowest_pace * seconds
     for name in names[:-1]:

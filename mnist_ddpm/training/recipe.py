@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, fields, replace
 
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import Settings, check
 from mnist_ddpm.machine.text import CONTROL
 from mnist_ddpm.training.options import Options, Size, check_size, height_width, simplest
@@ -69,7 +70,7 @@ class Recipe(Options, Settings):
         paths = "dataset", "teacher", "teacher_unlabelled", "init_from"
         filled = {name: os.fspath(getattr(self, name)) for name in paths}
         if self.channels is None:
-            filled["channels"] = 1 if self.dataset == "mnist" else 3
+            filled["channels"] = dataset_named(self.dataset).channels
         if self.optimizer is None:
             filled["optimizer"] = "adam"
         if self.learning_rate is None:

@@ -7,16 +7,11 @@ docs/samplers.md and docs/plan.md.
 from collections.abc import Iterable
 from pathlib import Path
 
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.training.checkpoint_files import told_advice
 from mnist_ddpm.training.recipe import Recipe
 
-DIGITS = {"sampler": "dpmpp", "steps": 20, "eta": 1.0}
-FACES = {"sampler": "dpmpp", "steps": 20, "eta": 0.0}
 FEW = {"steps": 4}  # of a network that was trained for few
-# By data set and schedule, with T = 1000
-BEST = {("mnist", "linear", 1000): DIGITS, ("celeba", "cosine", 1000): FACES}
-# Of digits, away from a network that was trained a tenth as long
-GUIDED = {"guidance": 1.5, "guidance_interval": [0, 500]}
 
 
 def best(recipe: Recipe) -> dict:
@@ -27,7 +22,7 @@ def best(recipe: Recipe) -> dict:
         return {"sampler": "consistency", **FEW}
     if recipe.objective == "matching":
         return {"sampler": "consistency", **FEW, "spacing": "signal"}
-    return dict(BEST.get((recipe.dataset, recipe.schedule, recipe.T), {}))
+    return dict(dataset_named(recipe.dataset).draw.get((recipe.schedule, recipe.T), {}))
 
 
 def advice_for(recipe: Recipe, folder: str | Path, resume: bool) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mnist_ddpm import ddpm
+from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine.files import first_line, flush_to_disk, load_tensors, replacing
 from mnist_ddpm.machine.folder_lock import FolderIdentity
@@ -23,7 +23,6 @@ from mnist_ddpm.training.run import Run
 
 # Writes a checkpoint for those who sample: folder, averaged network, recipe, record
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
-NAMED = "mnist", *ddpm.LAST_TRAINING_IMAGE  # data sets; a folder of images has a path, and may move
 FIXED = (  # settings that a run cannot change
     "network", "attributes", "teacher", "teacher_unlabelled", "init_from",
     "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
@@ -96,7 +95,7 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
 
 def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
     """Raises ValueError where the run saved in folder cannot go on with this recipe."""
-    named = {saved.dataset, recipe.dataset} & {*NAMED}
+    named = {saved.dataset, recipe.dataset} & {*DATASETS}  # a folder may move
     for name in ("dataset", *FIXED) if named else FIXED:
         old, new = getattr(saved, name), getattr(recipe, name)
         problem = f"{name} was {old!r} in the run in {folder} and cannot become {new!r}"
