@@ -75,8 +75,8 @@ def test_inception_resizes_as_in_papers_and_takes_few_images_at_once(monkeypatch
             sizes.append(tuple(images.shape))
             return images.float().mean(dim=(2, 3)) + self.use_antialias
 
-    monkeypatch.setitem(sys.modules, "torch_fidelity", sys)  # as if it were installed
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Network)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", sys)  # as if it were installed
     judge = pick_judge("inception", "mnist")
     features = judge.features(torch.zeros(60, 1, 32, 32, dtype=torch.uint8))
     assert sizes == [(50, 3, 32, 32), (10, 3, 32, 32)] and not features.any()

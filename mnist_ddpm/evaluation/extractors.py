@@ -235,7 +235,8 @@ def find_extractor(path: str | Path) -> Path:
         return own
     problem = f"there is no extractor {path}, which would be {path.absolute()}"
     advice = (
-        f"take {shipped_extractors()} of a clone of the repository (an installed package holds only mnist's), "
+        f"take {shipped_extractors()} of a clone of the repository "
+        "(an installed package holds only mnist's), "
         "or train one (python -m mnist_ddpm extractor)"
     )
     raise FileNotFoundError(f"{problem}: {advice}")
