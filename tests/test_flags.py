@@ -13,8 +13,7 @@ from conftest import ROOT
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import command_line, flags, sampler_setup, training_flags
-from mnist_ddpm.experiments import experiment_flags as experiment_flags
-from mnist_ddpm.experiments import registry as experiment_work
+from mnist_ddpm.experiments import experiment_flags, registry
 from mnist_ddpm.machine import shell
 from mnist_ddpm.training import tracking
 from mnist_ddpm.training.options import Options
@@ -83,7 +82,7 @@ def test_the_names_are_those_of_the_catalogue():
         (training_flags.Log, ["none", *tracking.PACKAGES]),
     ):  # fmt: skip
         assert {*get_args(names)} == {*known}
-    assert [*experiment_flags.NAMES] == [*experiment_work.EXPERIMENTS]
+    assert [*experiment_flags.NAMES] == [*registry.EXPERIMENTS]
 
 
 def lines_of(kind) -> dict[str, str]:

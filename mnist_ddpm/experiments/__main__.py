@@ -19,15 +19,15 @@ PROGRAM = "python -m mnist_ddpm.experiments"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 for an error told in one line, 130 after Ctrl-C."""
-    given = [expand_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
-    asked = tyro.cli(Arguments, args=given, prog=PROGRAM)
+    """Returns the exit status: 0, 1 after an error, which is one line, or 130 after Ctrl-C."""
+    words = [expand_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    flags = tyro.cli(Arguments, args=words, prog=PROGRAM)
     try:
-        if asked.name not in NAMES:
-            raise ValueError(f'experiment "{asked.name}" is unknown: take {ONE_OF}')
+        if flags.name not in NAMES:
+            raise ValueError(f'experiment "{flags.name}" is unknown: take {ONE_OF}')
         from mnist_ddpm.experiments import registry  # and PyTorch, once the flags are right
 
-        registry.run(asked, f"{PROGRAM} {shlex.join(given)}")
+        registry.run_experiment(flags, f"{PROGRAM} {shlex.join(words)}")
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1

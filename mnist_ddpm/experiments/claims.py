@@ -1,4 +1,4 @@
-"""What a few trainings bear out: intervals over seeds, and verdicts on a paper's claims."""
+"""What a few trainings show: intervals over seeds, and verdicts on a paper's claims."""
 
 import math
 from typing import NamedTuple
@@ -6,33 +6,33 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_ddpm.evaluation.distances import Estimate
-from mnist_ddpm.experiments.rows import Row, by_seed
+from mnist_ddpm.experiments.rows import Row, values_by_seed
 
-# 97.5 % quantiles of Student's t, by seeds
-STUDENT = {
-    2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262,
-}  # fmt: skip
+# 97.5 % quantiles of Student's t for 2, 3, … 10 seeds
+STUDENT = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of the 95 % interval (Student's t). nan without any values, or with one."""
-    if not values:
-        return math.nan, math.nan
-    mean, n = float(np.mean(values)), len(values)
-    if n == 1:
-        return mean, math.nan
-    quantile = STUDENT.get(n, 1.96 + 2.6 / (n - 1))  # within 0.01 for more
-    return mean, float(quantile * np.std(values, ddof=1) / math.sqrt(n))
+def mean_and_half_interval(values: list[float]) -> tuple[float, float]:
+    """The mean, and half of the 95 % interval (Student's t); nan if there are too few values."""
+    n = len(values)
+    if n < 2:
+        return (float(values[0]) if values else math.nan), math.nan
+    quantile = STUDENT[n - 2] if n <= 10 else 1.96 + 2.6 / (n - 1)  # within 0.01 for more
+    return float(np.mean(values)), float(quantile * np.std(values, ddof=1) / math.sqrt(n))
 
 
-def spread(columns: list[list[float]], log: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Means of columns (K,), and how far their intervals reach below and above (2, K).
+def means_and_bars(columns: list[list[float]], log: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Means (K,) of K columns, and how far their intervals reach below and above (2, K).
 
-    log: of logarithms, so that the means are geometric.
+    log: intervals of the logarithms, so that the means are geometric.
     """
-    to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
-    middle, half = np.array([interval(list(to(values))) for values in columns]).T
-    return back(middle), np.abs(back([middle - half, middle + half]) - back(middle))
+    values = [np.log(column) if log else column for column in columns]
+    means, halves = np.array([mean_and_half_interval(list(each)) for each in values]).T
+    ends = np.array([means - halves, means + halves])
+    if log:
+        means = np.exp(means)
+        ends = np.exp(ends)
+    return means, np.abs(ends - means)
 
 
 class Claim(NamedTuple):
@@ -42,6 +42,11 @@ class Claim(NamedTuple):
     less: dict[int, float]
     more: dict[int, float]
 
+    @classmethod
+    def of(cls, rows: list[Row], column: str, text: str, less: Row, more: Row) -> "Claim":
+        """The claim that a column is less in the rows with the first key than with the second."""
+        return cls(text, values_by_seed(rows, column, less), values_by_seed(rows, column, more))
+
     @property
     def differences(self) -> list[float]:
         """For each seed that both have: below 0 where the claim holds."""
@@ -49,8 +54,8 @@ class Claim(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the differences bear it out."""
-        mean, half = interval(self.differences)
+        """Whether the differences confirm it."""
+        mean, half = mean_and_half_interval(self.differences)
         if mean + half < 0:
             return "holds here"
         if mean - half > 0:
@@ -60,19 +65,15 @@ class Claim(NamedTuple):
         return f"{seen}, within the noise of {n} seed{'s' * (n != 1)}"
 
 
-def claim(rows: list[Row], name: str, text: str, less: Row, more: Row) -> Claim:
-    """The claim that a column is less in the first kind of rows than in the second."""
-    return Claim(text, by_seed(rows, name, less), by_seed(rows, name, more))
-
-
 def claims_table(claims: list[Claim]) -> list[str]:
     """Lines of a Markdown table: each claim, its verdict, both means, and their difference."""
     titles = "claim", "verdict", "should be less", "should be more", "difference"
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for each in claims:
-        less, more = (np.mean(list(values.values())) for values in (each.less, each.more))
-        mean, half = interval(each.differences)
-        known = math.isfinite(half)  # not of one seed
-        difference = Estimate(mean, mean - half, mean + half) if known else f"{mean:.3g}"
-        lines.append(f"| {each.text} | {each.verdict} | {less:.3g} | {more:.3g} | {difference} |")
+    for claim in claims:
+        less, more = (np.mean(list(values.values())) for values in (claim.less, claim.more))
+        mean, half = mean_and_half_interval(claim.differences)
+        has_interval = math.isfinite(half)  # with one seed there is none
+        difference = Estimate(mean, mean - half, mean + half) if has_interval else f"{mean:.3g}"
+        cells = claim.text, claim.verdict, f"{less:.3g}", f"{more:.3g}", str(difference)
+        lines.append(f"| {' | '.join(cells)} |")
     return lines

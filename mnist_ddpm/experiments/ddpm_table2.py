@@ -3,10 +3,10 @@
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.plots import Experiment, floor_line, points
+from mnist_ddpm.experiments.claims import Claim
+from mnist_ddpm.experiments.plots import Experiment, plot_points, plot_real_distance
 from mnist_ddpm.experiments.rows import Row
-from mnist_ddpm.experiments.runner import BRIEFLY, Lab, ancestral
+from mnist_ddpm.experiments.runner import SHORT_TRAINING, ExperimentRun, ancestral
 
 NETWORKS = {
     "eps, L_simple": {},
@@ -18,41 +18,45 @@ NETWORKS = {
     "eps, L_hybrid": {"prediction": "eps", "objective": "hybrid"},
 }
 LEARNED = "eps, L_hybrid, learned variance"  # the last network again
-ABOUT = """\
-Distances of what eight networks draw by ancestral sampling in 50 of 1000 steps. The dotted line
-is that of real digits. Points are geometric means, the table has plain ones."""
 
 
-def run(lab: Lab) -> None:
-    for seed in range(lab.scale.seeds):
+class PredictionsAndLosses(Experiment):
+    """Networks that differ in what they predict and minimise."""
+
+    about = """\
+        Distances of what eight networks draw by ancestral sampling in 50 of 1000 steps. The dotted
+        line is that of real digits. Points are geometric means, the table has plain ones."""
+    size = 7.5, 3.8
+    training = SHORT_TRAINING
+
+    def measure(self, run: ExperimentRun, seed: int) -> None:
         for arm, changes in NETWORKS.items():
-            trained = lab.network(arm, seed, **changes)
+            trained = run.network(arm, seed, **changes)
             times = ddpm.timesteps(trained.schedule.T, 50)
             key = {"arm": arm, "seed": seed}
-            lab.quality(key, trained, times, ancestral("posterior"))
+            run.measure_images(key, trained, times, ancestral("posterior"))
             if trained.learns_variance:
                 key = {"arm": LEARNED, "seed": seed}
-                lab.quality(key, trained, times, ancestral("learned"), with_exponent=True)
-    lab.real()
+                sampler = ancestral("learned")
+                run.measure_images(key, trained, times, sampler, with_exponent=True)
 
+    def plot(self, rows: list[Row], figure: Figure) -> None:
+        ax = figure.subplots()
+        arms = {arm: {"arm": arm} for arm in (*NETWORKS, LEARNED)}
+        plot_points(ax, rows, "frechet", arms, log=True)
+        plot_real_distance(ax, rows, vertical=True)
+        ax.legend(fontsize=8, loc="lower right")
+        ax.set(title="Which prediction and which loss draw best?", xlabel="Fréchet distance")
 
-def plot(rows: list[Row], figure: Figure) -> None:
-    ax = figure.subplots()
-    points(ax, rows, "frechet", [*NETWORKS, LEARNED], log=True)
-    floor_line(ax, rows, across=False)
-    ax.legend(fontsize=8, loc="lower right")
-    ax.set(title="Which prediction and which loss draw best?", xlabel="Fréchet distance")
-
-
-def claims(rows: list[Row]) -> list[Claim]:
-    others = {
-        "L_simple beats L": "eps, L",
-        "eps with L_simple beats mu with L": "mu, L",
-        "eps beats x0": "x0, plain error",
-        "a fixed variance beats the one that L_hybrid learns": LEARNED,
-    }
-    simple = {"arm": "eps, L_simple"}
-    return [claim(rows, "frechet", text, simple, {"arm": arm}) for text, arm in others.items()]
-
-
-EXPERIMENT = Experiment(run, plot, claims, ABOUT, (7.5, 3.8), BRIEFLY)
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        others = {
+            "L_simple beats L": "eps, L",
+            "eps with L_simple beats mu with L": "mu, L",
+            "eps beats x0": "x0, plain error",
+            "a fixed variance beats the one that L_hybrid learns": LEARNED,
+        }
+        simple = {"arm": "eps, L_simple"}
+        return [
+            Claim.of(rows, "frechet", text, less=simple, more={"arm": arm})
+            for text, arm in others.items()
+        ]

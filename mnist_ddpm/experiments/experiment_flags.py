@@ -6,10 +6,10 @@ from typing import Annotated
 
 import tyro
 
-# In experiments.work, which a test compares
+# The keys of experiments.registry.EXPERIMENTS, which a test compares
 NAMES = "ddpm-table2", "iddpm-schedules", "ddim-table1", "ema", "guidance", "plain", "steps"
 ONE_OF = f"one of {', '.join(NAMES)}"
-OWN = tyro.conf.arg(help_behavior_hint="(default: the experiment's own)")
+DEFAULT_VARIES = tyro.conf.arg(help_behavior_hint="(default: the experiment's own)")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Scale:
 
     seeds: int = 3  # trainings of each network, for the intervals
     # of each training
-    epochs: Annotated[float | None, OWN] = None
+    epochs: Annotated[float | None, DEFAULT_VARIES] = None
     width: int = 16  # of the network's first level
     n: int = 500  # images drawn for a distance
     bits: int = 250  # test images for the bound

@@ -1,86 +1,99 @@
 """An experiment's picture and caption, from its rows alone."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from mnist_ddpm.experiments.claims import Claim, claims_table, spread
-from mnist_ddpm.experiments.rows import Row, column, matching
-from mnist_ddpm.experiments.runner import Lab
+from mnist_ddpm.experiments.claims import Claim, claims_table, means_and_bars
+from mnist_ddpm.experiments.rows import Row, column_values, select_rows
+from mnist_ddpm.experiments.runner import ExperimentRun
 from mnist_ddpm.machine.files import replacing
 
 
-class Experiment(NamedTuple):
-    """A paper's experiment: how it is done, drawn and judged."""
+class Experiment(ABC):
+    """A paper's experiment: how it is measured, plotted and judged."""
 
-    run: Callable[[Lab], None]  # measures its rows
-    plot: Callable[[list[Row], Figure], None]
-    claims: Callable[[list[Row]], list[Claim]]
-    about: str  # of the caption: what the picture shows
+    about: str  # what the picture shows, for the caption
     size: tuple[float, float]  # of the picture, in inches
-    training: dict  # settings of its networks; none where it trains none
-    seeds: str = "Trainings of each network"  # of the caption: what differs from seed to seed
+    training: dict  # settings of its networks; {} if it trains none
+    seeds_are = "Trainings of each network"  # what differs from seed to seed, for the caption
+
+    @abstractmethod
+    def measure(self, run: ExperimentRun, seed: int) -> None:
+        """Measures the rows of a seed, but for those that the run has already."""
+
+    @abstractmethod
+    def plot(self, rows: list[Row], figure: Figure) -> None:
+        """Draws the rows into an empty figure."""
+
+    @abstractmethod
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        """The paper's claims, with the figures that the rows have for them."""
 
 
-def points(ax: Axes, rows: list[Row], name: str, arms: list[str], log: bool = False, **key) -> None:
-    """A point for each arm, with its interval over seeds."""
-    middle, ends = spread([column(rows, name, arm=arm, **key) for arm in arms], log)
-    ax.errorbar(middle, range(len(arms)), xerr=ends, fmt="o", ms=4, capsize=2, lw=1)
+def plot_points(
+    ax: Axes, rows: list[Row], column: str, arms: dict[str, Row], log: bool = False
+) -> None:
+    """Plots a point for each arm, whose rows its key selects, with its interval over seeds."""
+    values = [column_values(rows, column, key) for key in arms.values()]
+    means, bars = means_and_bars(values, log)
+    ax.errorbar(means, range(len(arms)), xerr=bars, fmt="o", ms=4, capsize=2, lw=1)
     ax.set_yticks(range(len(arms)), arms)
     ax.invert_yaxis()
     ax.set_xscale("log" if log else "linear")
     ax.grid(alpha=0.3, which="both")
 
 
-def lines(
-    ax: Axes, rows: list[Row], name: str, x: str, arms: dict[str, Row], log: bool = False
+def plot_lines(
+    ax: Axes, rows: list[Row], column: str, x: str, arms: dict[str, Row], log: bool = False
 ) -> None:
-    """A line for each arm over x, with its interval over seeds; log: of the logarithms.
+    """Plots a line over column x for each arm, whose rows its key selects, with intervals.
 
-    What lies at the same x is drawn side by side, so that no interval hides another.
+    Points at the same x are drawn side by side, so that no interval hides another. log: the means
+    and intervals are those of the logarithms.
     """
     for i, (label, key) in enumerate(arms.items()):
-        at = sorted({row[x] for row in matching(rows, key)})
-        middle, ends = spread([column(rows, name, **key, **{x: value}) for value in at], log)
-        drawn = ax.errorbar(at, middle, ends, label=label, marker="o", ms=3, capsize=2, lw=1)
+        positions = sorted({row[x] for row in select_rows(rows, key)})
+        values = [column_values(rows, column, {**key, x: position}) for position in positions]
+        means, bars = means_and_bars(values, log)
+        line = ax.errorbar(positions, means, bars, label=label, marker="o", ms=3, capsize=2, lw=1)
         inches = (i - (len(arms) - 1) / 2) / 28
-        beside = ScaledTranslation(inches, 0, ax.figure.dpi_scale_trans)
-        for artist in drawn.get_children():
-            artist.set_transform(ax.transData + beside)
+        shift = ScaledTranslation(inches, 0, ax.figure.dpi_scale_trans)
+        for artist in line.get_children():
+            artist.set_transform(ax.transData + shift)
     if log:
         ax.set_yscale("log")
     ax.set_xlabel(x)
     ax.grid(alpha=0.3, which="both")
 
 
-def floor_line(ax: Axes, rows: list[Row], across: bool = True) -> None:
-    """A dotted line at the distance of real digits; across: from left to right."""
-    line = ax.axhline if across else ax.axvline
-    for row in matching(rows, {"arm": "real"}):
+def plot_real_distance(ax: Axes, rows: list[Row], vertical: bool = False) -> None:
+    """Plots a dotted line at the distance of real digits."""
+    line = ax.axvline if vertical else ax.axhline
+    for row in select_rows(rows, {"arm": "real"}):
         line(row["frechet"], color="0.4", ls=":", lw=1, label=f"{row['n']} real digits")
 
 
 def caption(experiment: Experiment, rows: list[Row]) -> str:
-    """What the picture shows, under which conditions, and what becomes of the paper's claims."""
+    """What the picture shows, under which conditions, and the verdicts on the paper's claims."""
     seeds = {row["seed"] for row in rows if row.get("seed", "") != ""}
-    (real,) = matching(rows, {"arm": "real"})
+    (real,) = select_rows(rows, {"arm": "real"})
     conditions = (
-        f"{experiment.seeds}: {len(seeds)}. "
+        f"{experiment.seeds_are}: {len(seeds)}. "
         "Bars are 95 % intervals over them (Student's t). "
         f"A Fréchet distance compares {real['n']} images with all training images. "
         f"That of as many unseen real digits is {real['frechet']:.3f}."
     )
     about = " ".join(experiment.about.split())
-    parts = [about, conditions, "\n".join(claims_table(experiment.claims(rows)))]
-    return "\n\n".join(parts) + "\n"
+    table = "\n".join(claims_table(experiment.claims(rows)))
+    return "\n\n".join([about, conditions, table]) + "\n"
 
 
-def draw_plot(experiment: Experiment, rows: list[Row], folder: Path, note: str = "") -> None:
+def write_plot(experiment: Experiment, rows: list[Row], folder: Path, note: str = "") -> None:
     """Writes plot.png and caption.md to a folder; a note stands above both."""
     figure = Figure(figsize=experiment.size, layout="constrained")
     # on logarithmic scales 20, not 2 × 10¹
@@ -90,5 +103,5 @@ def draw_plot(experiment: Experiment, rows: list[Row], folder: Path, note: str =
             figure.suptitle(note, fontsize=9, color="tab:red")
         figure.savefig(folder / "plot.png", dpi=100, pil_kwargs={"optimize": True})
     text = caption(experiment, rows)
-    with replacing(folder / "caption.md") as partial:
-        partial.write_text(f"{note}.\n\n{text}" if note else text, encoding="utf-8")
+    with replacing(folder / "caption.md") as temporary:
+        temporary.write_text(f"{note}.\n\n{text}" if note else text, encoding="utf-8")

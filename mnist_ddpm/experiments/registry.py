@@ -6,36 +6,34 @@ import matplotlib
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.distances import NEIGHBOURS
-from mnist_ddpm.experiments import (
-    ddim_table1,
-    ddpm_table2,
-    ema,
-    guidance_scale,
-    iddpm_schedules,
-    plain,
-    runner,
-    steps,
-)
+from mnist_ddpm.experiments import runner
+from mnist_ddpm.experiments.ddim_table1 import StepsAndEta
+from mnist_ddpm.experiments.ddpm_table2 import PredictionsAndLosses
+from mnist_ddpm.experiments.ema import WeightAveraging
 from mnist_ddpm.experiments.experiment_flags import Arguments, Scale
-from mnist_ddpm.experiments.plots import Experiment, draw_plot
+from mnist_ddpm.experiments.guidance_scale import GuidanceScale
+from mnist_ddpm.experiments.iddpm_schedules import SchedulesAndVariances
+from mnist_ddpm.experiments.plain import EqualTime
+from mnist_ddpm.experiments.plots import Experiment, write_plot
+from mnist_ddpm.experiments.steps import EvaluationsPerImage
 from mnist_ddpm.machine import devices, files
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "ddpm-table2": ddpm_table2.EXPERIMENT,
-    "iddpm-schedules": iddpm_schedules.EXPERIMENT,
-    "ddim-table1": ddim_table1.EXPERIMENT,
-    "ema": ema.EXPERIMENT,
-    "guidance": guidance_scale.EXPERIMENT,
-    "plain": plain.EXPERIMENT,
-    "steps": steps.EXPERIMENT,
+    "ddpm-table2": PredictionsAndLosses(),
+    "iddpm-schedules": SchedulesAndVariances(),
+    "ddim-table1": StepsAndEta(),
+    "ema": WeightAveraging(),
+    "guidance": GuidanceScale(),
+    "plain": EqualTime(),
+    "steps": EvaluationsPerImage(),
 }
 
 
-def asked_scale(asked: Arguments) -> Scale:
-    """How much to do. Raises ValueError for numbers that are of no use."""
-    scale = Scale(**{f.name: getattr(asked, f.name) for f in fields(Scale)})
-    if asked.quick:
-        check(scale == Scale(), "--quick has numbers of its own: leave out the others")
+def requested_scale(arguments: Arguments) -> Scale:
+    """How much to do. Raises ValueError for numbers that are too small or too large."""
+    scale = Scale(**{field.name: getattr(arguments, field.name) for field in fields(Scale)})
+    if arguments.quick:
+        check(scale == Scale(), "--quick sets all numbers: leave out the others")
         return runner.QUICK
     least = NEIGHBOURS + 1
     enough = scale.seeds >= 1 and scale.n >= least and scale.bits >= 2 and 1 <= scale.long <= 1000
@@ -44,15 +42,18 @@ def asked_scale(asked: Arguments) -> Scale:
     return scale
 
 
-def run(asked: Arguments, command: str) -> None:
-    """Measures what is not measured yet, and draws. Raises ValueError or OSError."""
+def run_experiment(arguments: Arguments, command: str) -> None:
+    """Measures what is not measured yet, and plots it. Raises ValueError or OSError."""
     matplotlib.use("Agg")
-    experiment, scale = EXPERIMENTS[asked.name], asked_scale(asked)
-    out = asked.out / (f"{asked.name}-quick" if asked.quick else asked.name)
+    experiment = EXPERIMENTS[arguments.name]
+    scale = requested_scale(arguments)
+    out = arguments.out / (f"{arguments.name}-quick" if arguments.quick else arguments.name)
     files.writable_folder(out)
-    device = devices.pick_device(asked.device)
-    place = runner.Lab(out, scale, asked.data, device, experiment.training, command)
-    experiment.run(place)
-    note = "--quick: too little was trained and drawn to tell anything" if asked.quick else ""
-    draw_plot(experiment, place.rows, out, note)
-    print(f"{out}: {len(place.rows)} rows in results.csv, plot.png, caption.md")
+    device = devices.pick_device(arguments.device)
+    run = runner.ExperimentRun(out, scale, arguments.data, device, experiment.training, command)
+    for seed in range(scale.seeds):
+        experiment.measure(run, seed)
+    run.measure_real_images()
+    note = "--quick: too little was trained and drawn to tell anything" if arguments.quick else ""
+    write_plot(experiment, run.rows, out, note)
+    print(f"{out}: {len(run.rows)} rows in results.csv, plot.png, caption.md")

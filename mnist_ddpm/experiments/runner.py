@@ -16,7 +16,7 @@ from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.experiments.experiment_flags import Scale
-from mnist_ddpm.experiments.rows import Row, matching, read_rows, write_rows
+from mnist_ddpm.experiments.rows import Row, read_rows, select_rows, write_rows
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.progress import progress_bar
@@ -27,16 +27,21 @@ from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
 QUICK = Scale(seeds=2, epochs=0.2, n=100, bits=20, long=50)
-LONGER = {  # settings of the networks whose samplers are compared
-    "epochs": 6.0, "batch_size": 128, "optimizer": "muon", "learning_rate": 5e-3,
-    "warmup_steps": 500, "precision": "float32",
-}  # fmt: skip
-BRIEFLY = {**LONGER, "epochs": 3.0}  # where networks are compared
+LONG_TRAINING = {  # for networks whose samplers are compared
+    "epochs": 6.0,
+    "batch_size": 128,
+    "optimizer": "muon",
+    "learning_rate": 5e-3,
+    "warmup_steps": 500,
+    "precision": "float32",
+}
+NO_TRAINING = {}
+SHORT_TRAINING = {**LONG_TRAINING, "epochs": 3.0}  # where networks are compared
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network that is trained, or read, when it is first asked for."""
+class TrainedNetwork:
+    """A network that is trained, or read, when it is first needed."""
 
     recipe: Recipe
     network: Callable[[], nn.Module]
@@ -55,43 +60,42 @@ class Trained:
 
 
 def ancestral(variance: str) -> Callable:
-    """DDPM's sampler with a variance of its steps: posterior, beta; learned, with_exponent."""
+    """DDPM's sampler with this variance; "learned" needs images drawn with with_exponent."""
     return partial(ancestral_sampler, variance=catalogue.VARIANCES[variance])
 
 
-class Lab:
-    """An experiment's folder, its scale, and what it measures with."""
+@dataclass
+class ExperimentRun:
+    """An experiment at work: its folder, rows and networks, and what it measures with."""
 
-    def __init__(
-        self, out: Path, scale: Scale, data: Path, device: torch.device, training: dict,
-        command: str = "",
-    ):  # fmt: skip
-        """training: settings of all networks, {} where none is trained.
+    out: Path
+    scale: Scale
+    data: Path
+    device: torch.device
+    training: dict  # settings of all networks, {} if none is trained
+    command: str = ""
 
-        Raises ValueError as check_record.
-        """
-        if scale.epochs is None:
-            scale = replace(scale, epochs=training.get("epochs"))
-        self.out, self.scale, self.data, self.device = out, scale, data, device
-        self.command = command
-        chosen = {"base_channels": scale.width, "epochs": scale.epochs} if training else {}
-        self.common = {**training, **chosen}
+    def __post_init__(self):
+        """Raises ValueError as check_record."""
+        if self.scale.epochs is None:
+            self.scale = replace(self.scale, epochs=self.training.get("epochs"))
+        sizes = {"base_channels": self.scale.width, "epochs": self.scale.epochs}
+        self.common_settings = self.training | sizes if self.training else {}
         # experiments share their networks
-        self.runs = out.parent / ("runs-quick" if scale == QUICK else "runs")
-        self.path, self.rows = out / "results.csv", read_rows(out / "results.csv")
-        record = out / "record.json"  # what it says when the work begins
-        there = record.is_file()
-        self.before = json.loads(record.read_text(encoding="utf-8")) if there else {}
+        self.networks_folder = self.out.parent / ("runs-quick" if self.scale == QUICK else "runs")
+        self.rows = read_rows(self.out / "results.csv")
+        path = self.out / "record.json"  # as it was before this run
+        self.previous_record = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         # by name, what each network changes in the common settings
-        self.networks = dict(self.before.get("networks", {}))
+        self.networks = dict(self.previous_record.get("networks", {}))
         self.check_record()
 
     @cached_property
-    def training(self) -> Tensor:
+    def training_images(self) -> Tensor:
         return sets.load_images(Recipe(), self.data, "train")
 
     @cached_property
-    def unseen(self) -> Tensor:
+    def test_images(self) -> Tensor:
         return sets.load_images(Recipe(), self.data, "test")
 
     @cached_property
@@ -99,48 +103,48 @@ class Lab:
         return extractors.pick_judge("auto", "mnist", self.device)
 
     @cached_property
-    def known(self) -> Tensor:
-        """Features of all training images."""
-        real = RealImages(self.judge, self.training, folder=self.data / "cache")
+    def training_features(self) -> Tensor:
+        real = RealImages(self.judge, self.training_images, folder=self.data / "cache")
         return real.features().training
 
     def recipe(self, seed: int, **changes) -> Recipe:
-        return Recipe(**{**self.common, "seed": seed, **changes})
+        return Recipe(**{**self.common_settings, "seed": seed, **changes})
 
-    def folder(self, name: str, seed: int) -> Path:
-        """Where a network is kept."""
-        return self.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    def network_folder(self, name: str, seed: int) -> Path:
+        """Where a network is saved."""
+        return self.networks_folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
-    def network(self, name: str, seed: int, **changes) -> Trained:
+    def network(self, name: str, seed: int, **changes) -> TrainedNetwork:
         """The network of this name and seed, trained to its end from where it was stopped."""
-        recipe, folder = self.recipe(seed, **changes), self.folder(name, seed)
+        recipe = self.recipe(seed, **changes)
+        folder = self.network_folder(name, seed)
         self.networks[name] = changes
 
         @cache
         def trained() -> nn.Module:
-            run, total = self.open_run(folder, recipe), ddpm.total_steps(recipe, len(self.training))
+            run = self.open_run(folder, recipe)
+            total = ddpm.total_steps(recipe, len(self.training_images))
             if run.step < total or not saving.saved_whole(folder, run):
                 print(f"{name}, seed {seed}", flush=True)
-                self.finish(run, folder)
+                self.train_to_end(run, folder)
             return checkpoints.load(folder, self.device).network
 
-        return Trained(recipe, trained)
+        return TrainedNetwork(recipe, trained)
 
-    def shipped(self, name: str) -> Trained | None:
-        """The shipped checkpoint of that name; None where there is none.
+    def shipped_network(self, name: str) -> TrainedNetwork | None:
+        """The shipped checkpoint of that name, or None if there is none.
 
-        Raises ValueError where rows are of other weights.
+        Raises ValueError if the rows are of other weights.
         """
         try:
             folder = checkpoints.find(f"{checkpoints.FOLDER}/{name}")
         except FileNotFoundError:
             return None
         weights = {"sha256": saving.told_digest(folder)}
-        problem = f"{self.out} holds results of other weights of {name}"
-        alike = self.networks.setdefault(name, weights) == weights
-        ddpm.check(alike, f"{problem}: choose another --out")
-        found = checkpoints.load(folder, self.device)
-        return Trained(found.recipe, lambda: found.network)
+        differs = f"{self.out} holds results of other weights of {name}: choose another --out"
+        ddpm.check(self.networks.setdefault(name, weights) == weights, differs)
+        checkpoint = checkpoints.load(folder, self.device)
+        return TrainedNetwork(checkpoint.recipe, lambda: checkpoint.network)
 
     def open_run(self, folder: Path, recipe: Recipe) -> Run:
         """The run in folder, or a new one. Raises ValueError if it has other settings."""
@@ -148,116 +152,136 @@ class Lab:
         if not (folder / saving.STATE).is_file():
             return start(recipe)
         run = saving.resume_run(folder, start)
-        problem = f"{folder} was trained with other settings"
-        ddpm.check(run.settings == recipe, f"{problem}: remove it, or choose another --out")
+        differs = f"{folder} was trained with other settings: remove it, or choose another --out"
+        ddpm.check(run.settings == recipe, differs)
         return run
 
-    def objective(self, run: Run) -> ddpm.Objective:
-        """What a run minimises, by its teacher if its recipe names one."""
-        recipe = run.settings
+    def objective(self, recipe: Recipe, run: Run) -> ddpm.Objective:
+        """What a run minimises, with its teacher if its recipe names one."""
         teacher = teachers.teacher(recipe, self.device) if recipe.teacher else None
         return catalogue.make_objective(recipe, run.done, teacher)
 
-    def finish(self, run: Run, folder: Path) -> None:
+    def train_to_end(self, run: Run, folder: Path) -> None:
         """Trains a run to its end and saves it."""
-        recipe, labels = run.settings, None
+        images = self.training_images
+        recipe = run.settings
+        labels = None
         if recipe.classes:
-            labels = sets.load_labels(recipe, self.data, "train")[: len(self.training)]
-        schedule, objective = catalogue.make_schedule(recipe), self.objective(run)
-        options = {"save_checkpoint": trainer.save_checkpoint, "labels": labels}
-        loop.fit(run, self.training, schedule, objective, folder, **options)
+            labels = sets.load_labels(recipe, self.data, "train")[: len(images)]
+        schedule = catalogue.make_schedule(recipe)
+        objective = self.objective(recipe, run)
+        save = trainer.save_checkpoint
+        loop.fit(run, images, schedule, objective, folder, save_checkpoint=save, labels=labels)
 
-    def trained_until(self, name: str, seed: int, end: int, **changes) -> Run:
+    def train_until(self, name: str, seed: int, end: int, **changes) -> Run:
         """The run of this name and seed after so many steps, saved.
 
-        Raises ValueError where it is past them.
+        Raises ValueError if it is past them.
         """
-        recipe, folder = self.recipe(seed, **changes), self.folder(name, seed)
+        recipe = self.recipe(seed, **changes)
+        folder = self.network_folder(name, seed)
         self.networks[name] = changes
         run = self.open_run(folder, recipe)
-        problem = f"{folder} is past step {end}, which was not measured"
-        ddpm.check(run.step <= end, f"{problem}: remove it to start anew")
-        left = end - run.step
-        schedule, objective = catalogue.make_schedule(recipe), self.objective(run)
-        steps = islice(loop.training_loop(run, self.training, schedule, objective), left)
-        for _ in progress_bar(steps, total=left, unit="step"):
+        remaining = end - run.step
+        past = f"{folder} is past step {end}, which was not measured: remove it to train it again"
+        ddpm.check(remaining >= 0, past)
+        schedule = catalogue.make_schedule(recipe)
+        objective = self.objective(recipe, run)
+        steps = loop.training_loop(run, self.training_images, schedule, objective)
+        for _ in progress_bar(islice(steps, remaining), total=remaining, unit="step"):
             adapt_threads()
         saving.save_run(folder, run, trainer.save_checkpoint)
         return run
 
-    def measured(self, key: Row, measure: Callable[[], Row]) -> Row:
+    def measure_once(self, key: Row, measure: Callable[[], Row]) -> Row:
         """The row that begins with key: from the file if it is there, else measured now."""
-        if found := matching(self.rows, key):
-            return found[0]
+        measured = select_rows(self.rows, key)
+        if measured:
+            return measured[0]
         self.rows.append({**key, **measure()})
         cards.write_card(self.out / "record.json", self.record())
-        write_rows(self.path, self.rows)
+        write_rows(self.out / "results.csv", self.rows)
         return self.rows[-1]
 
     def draw(
-        self, trained: Trained, times: list[int], seed: int, sampler: Callable = ddpm.ddpm_sampler,
-        labels: Tensor | None = None, guidance: float = 1.0, with_exponent: bool = False,
-    ) -> Tensor:  # fmt: skip
-        """Images of a network, as many as the scale says. with_exponent: see drawing.denoisers."""
-        recipe, schedule = trained.recipe, trained.schedule
+        self, trained: TrainedNetwork, times: list[int], seed: int, sampler: Callable, **options
+    ) -> Tensor:
+        """Images of a network, as many as the scale says. options: see generation.denoisers."""
+        recipe = trained.recipe
+        schedule = trained.schedule
         network = generation.autocast(trained.network(), recipe.precision, self.device)
-        source = generation.denoisers(
-            network, schedule, recipe, labels=labels, scale=guidance,
-            with_exponent=with_exponent,
-        )  # fmt: skip
-        options = {"times": times, "sampler": sampler, "seed": seed, "device": self.device}
-        return generation.generate(source, schedule, self.scale.n, recipe.shape, **options)[0]
+        source = generation.denoisers(network, schedule, recipe, **options)
+        noise = {"seed": seed, "device": self.device}
+        images, _ = generation.generate(
+            source, schedule, self.scale.n, recipe.shape, times=times, sampler=sampler, **noise
+        )
+        return images
 
-    def quality(
-        self, key: Row, trained: Trained, times: list[int],
-        sampler: Callable = ddpm.ddpm_sampler, with_exponent: bool = False,
-    ) -> Row:  # fmt: skip
-        """The row of what a sampler draws with the seed in key."""
+    def measure_images(
+        self,
+        key: Row,
+        trained: TrainedNetwork,
+        times: list[int],
+        sampler: Callable = ddpm.ddpm_sampler,
+        figures: Callable[[Tensor], Row] = lambda features: {},
+        **options,
+    ) -> Row:
+        """The row of the Fréchet distance of what a sampler draws with the seed in key.
+
+        figures: further columns, computed from the images' features. options: as for draw.
+        """
 
         def measure() -> Row:
-            seed = key["seed"]
-            images = self.draw(trained, times, seed, sampler, with_exponent=with_exponent)
-            return self.distance(self.judge.features(images))
+            images = self.draw(trained, times, key["seed"], sampler, **options)
+            features = self.judge.features(images)
+            return self.distance(features) | figures(features)
 
-        return self.measured(key, measure)
+        return self.measure_once(key, measure)
 
     def distance(self, features: Tensor) -> Row:
-        """What a row says of images with these features."""
-        return {"n": len(features), "frechet": frechet_distance(self.known, features)}
+        """The number of images with these features, and their Fréchet distance to real digits."""
+        return {"n": len(features), "frechet": frechet_distance(self.training_features, features)}
 
-    def real(self) -> None:
-        """The row of what real images score: as many unseen ones, chosen at random."""
-        chosen = shuffled(self.unseen, 0, self.scale.n)
-        self.measured({"arm": "real"}, lambda: self.distance(self.judge.features(chosen)))
+    def measure_real_images(self) -> None:
+        """Measures the row of real images: as many unseen ones, chosen at random."""
+        chosen = shuffled(self.test_images, 0, self.scale.n)
+        self.measure_once({"arm": "real"}, lambda: self.distance(self.judge.features(chosen)))
 
     def check_record(self) -> None:
-        """Raises ValueError where the folder holds other results: of another scale, for example.
+        """Raises ValueError if the folder holds results of other settings.
 
-        Other seeds are no problem.
+        Another number of seeds is allowed.
         """
-        if not self.before:
+        if not self.previous_record:
             return
         record = self.record()
         for name in ("scale", "training", "extractor"):
-            had, now = self.before.get(name, record[name]), record[name]
-            alike = had == now
+            now = record[name]
+            before = self.previous_record.get(name, now)
             if name == "scale":
-                alike = had | {"seeds": 0} == now | {"seeds": 0}
-            problem = f"{self.out} holds results of another {name}, {had}, not {now}"
-            ddpm.check(alike, f"{problem}: choose another --out")
+                before = before | {"seeds": now["seeds"]}
+            differs = f"{self.out} holds results of another {name}, {before}, not {now}"
+            ddpm.check(before == now, f"{differs}: choose another --out")
 
     def record(self) -> dict:
-        """How the results come about, those of earlier runs on another machine among them."""
+        """How the results come about, including those of earlier runs on another machine."""
         here = {
-            "device": str(self.device), "hardware": devices.hardware(self.device),
-            "threads": torch.get_num_threads(), "versions": devices.versions(),
-        }  # fmt: skip
-        there = {name: self.before[name] for name in here if name in self.before}
-        earlier = [each for each in self.before.get("earlier", []) if each not in (here, there)]
-        earlier += [there] if there and there != here else []
-        return {
-            "command": self.command, "scale": asdict(self.scale),
-            "seeds": list(range(self.scale.seeds)), "training": self.common,
-            "networks": self.networks, "extractor": self.judge.name,
-            "reference": "60,000 training images", **here,
-        } | ({"earlier": earlier} if earlier else {})  # fmt: skip
+            "device": str(self.device),
+            "hardware": devices.hardware(self.device),
+            "threads": torch.get_num_threads(),
+            "versions": devices.versions(),
+        }
+        previous = {name: x for name, x in self.previous_record.items() if name in here}
+        machines = [*self.previous_record.get("earlier", []), previous]
+        earlier = [machine for machine in machines if machine not in ({}, here)]
+        record = {
+            "command": self.command,
+            "scale": asdict(self.scale),
+            "seeds": list(range(self.scale.seeds)),
+            "training": self.common_settings,
+            "networks": self.networks,
+            "extractor": self.judge.name,
+            "reference": "60,000 training images",
+            **here,
+        }
+        return record | {"earlier": earlier} if earlier else record

@@ -1,4 +1,4 @@
-"""What an evaluation buys: samplers and shipped checkpoints, from one evaluation to fifty."""
+"""Shipped checkpoints and samplers at equal cost, from one network evaluation to fifty."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,16 +8,17 @@ import torch
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.claims import Claim, claim
-from mnist_ddpm.experiments.plots import Experiment, floor_line, lines
-from mnist_ddpm.experiments.rows import Row, matching
-from mnist_ddpm.experiments.runner import Lab
+from mnist_ddpm.experiments.claims import Claim
+from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
+from mnist_ddpm.experiments.rows import Row, select_rows
+from mnist_ddpm.experiments.runner import NO_TRAINING, ExperimentRun
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.schedules import even_signal
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
 
 BUDGETS = 1, 2, 4, 8, 20, 50  # evaluations an image
-FEW = "mnist-few"  # the checkpoint that was trained for few steps
+FEW_STEPS = "mnist-few"  # the checkpoint that was trained for few steps
+FEW_STEPS_ARM = "mnist-few, anew"  # with the consistency sampler, which adds new noise
 SAMPLERS = {
     "DDPM": ddpm.ddpm_sampler,
     "DDIM": ddpm.ddim_sampler,
@@ -28,94 +29,93 @@ SAMPLERS = {
 BEST = "DPM-Solver++, η = 1"
 # drawn with that one, in few steps
 OTHERS = "mnist-taught", "mnist-conditional", "mnist-pixels", "mnist-guide"
-ABOUT = """\
-Shipped checkpoints, without guide or labels, in float32. Left: mnist with five samplers, and
-mnist-few, which was trained for few steps, with its own. Right: each with DPM-Solver++ at η = 1,
-mnist-few again with its own. The dotted line is the distance of real digits. Points are geometric
-means, the table has plain ones."""
 
 
-def run(lab: Lab) -> None:
-    arms = {f"mnist, {name}": ("mnist", sampler, BUDGETS) for name, sampler in SAMPLERS.items()}
-    arms |= {f"{name}, {BEST}": (name, SAMPLERS[BEST], BUDGETS) for name in OTHERS}
-    arms[f"{FEW}, anew"] = FEW, consistency_sampler, BUDGETS[:4]
-    for arm, (name, sampler, budgets) in arms.items():
-        trained = lab.shipped(name)
-        if trained is None:
-            print(f"{name} is left out: there is no such checkpoint", flush=True)
-            continue
-        trained = replace(trained, recipe=replace(trained.recipe, precision="float32"))
-        for budget in budgets:
-            times = times_within(budget, sampler, trained.schedule)
-            if name == FEW:  # as its config.json advises
-                times = even_signal(trained.schedule, budget)
-            S = evaluations(sampler, trained.schedule, times)
-            for seed in range(lab.scale.seeds):
-                lab.quality({"arm": arm, "seed": seed, "S": S}, trained, times, sampler)
-    lab.real()
-
-
-def evaluations(sampler: Callable, schedule: ddpm.Schedule, times: list[int]) -> int:
-    """How often a sampler asks its network along these times."""
-    asked, x = [], torch.zeros(1, 1, 1, 1)
+def count_evaluations(sampler: Callable, schedule: ddpm.Schedule, times: list[int]) -> int:
+    """How often a sampler evaluates its network along these times."""
+    x = torch.zeros(1, 1, 1, 1)
+    calls = []
 
     def denoise(xt: torch.Tensor, t: ddpm.Time) -> tuple[torch.Tensor, torch.Tensor]:
-        asked.append(t)
+        calls.append(t)
         return xt, xt
 
     for _ in sampler(denoise, schedule, times, x, lambda: x):
         pass
-    return len(asked)
+    return len(calls)
 
 
 def times_within(budget: int, sampler: Callable, schedule: ddpm.Schedule) -> list[int]:
-    """The most times along which a sampler asks no more often than the budget says."""
+    """The most times along which a sampler needs no more evaluations than the budget."""
     times = ddpm.timesteps(schedule.T, min(schedule.T, budget))
-    while evaluations(sampler, schedule, times) > budget:
+    while count_evaluations(sampler, schedule, times) > budget:
         times = ddpm.timesteps(schedule.T, len(times) - 1)
     return times
 
 
-def arms_of(rows: list[Row], arms: dict[str, str]) -> dict[str, Row]:
-    """By their labels, those arms that there are."""
-    there = {row["arm"] for row in rows}
-    return {label: {"arm": arm} for label, arm in arms.items() if arm in there}
+class EvaluationsPerImage(Experiment):
+    """Shipped checkpoints and samplers, each with the same numbers of network evaluations."""
 
+    about = """\
+        Shipped checkpoints, without guide or labels, in float32. Left: mnist with five samplers,
+        and mnist-few, which was trained for few steps, with its own. Right: each with DPM-Solver++
+        at η = 1, mnist-few again with its own. The dotted line is the distance of real digits.
+        Points are geometric means, the table has plain ones."""
+    size = 10.0, 4.2
+    training = NO_TRAINING
+    seeds_are = "Draws with each sampler, of other noise each time"
 
-def plot(rows: list[Row], figure: Figure) -> None:
-    first, second = figure.subplots(1, 2, sharey=True)
-    few = {f"{FEW}, anew": f"{FEW}, anew"}
-    samplers = {name: f"mnist, {name}" for name in SAMPLERS} | few
-    networks = {name: f"{name}, {BEST}" for name in ("mnist", *OTHERS)} | few
-    first.set(title="What does an evaluation buy?", ylabel="Fréchet distance")
-    second.set(title="And with which network?")
-    for ax, arms in ((first, samplers), (second, networks)):
-        lines(ax, rows, "frechet", "S", arms_of(rows, arms), log=True)
-        floor_line(ax, rows)
-        ax.set(xscale="log", xlabel="network evaluations")
-        ax.set_xticks(BUDGETS, BUDGETS)
-        ax.legend(fontsize=7)
+    def measure(self, run: ExperimentRun, seed: int) -> None:
+        arms = {f"mnist, {name}": ("mnist", sampler) for name, sampler in SAMPLERS.items()}
+        arms |= {f"{name}, {BEST}": (name, SAMPLERS[BEST]) for name in OTHERS}
+        arms[FEW_STEPS_ARM] = FEW_STEPS, consistency_sampler
+        for arm, (name, sampler) in arms.items():
+            trained = run.shipped_network(name)
+            if trained is None:
+                if seed == 0:
+                    print(f"{name} is left out: there is no such checkpoint", flush=True)
+                continue
+            trained = replace(trained, recipe=replace(trained.recipe, precision="float32"))
+            for budget in BUDGETS[:4] if name == FEW_STEPS else BUDGETS:
+                times = times_within(budget, sampler, trained.schedule)
+                if name == FEW_STEPS:  # as its config.json recommends
+                    times = even_signal(trained.schedule, budget)
+                S = count_evaluations(sampler, trained.schedule, times)
+                run.measure_images({"arm": arm, "seed": seed, "S": S}, trained, times, sampler)
 
+    def plot(self, rows: list[Row], figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        left.set(title="What does an evaluation buy?", ylabel="Fréchet distance")
+        right.set(title="And with which network?")
+        samplers = {name: f"mnist, {name}" for name in SAMPLERS}
+        networks = {name: f"{name}, {BEST}" for name in ("mnist", *OTHERS)}
+        measured = {row["arm"] for row in rows}
+        for ax, arms in ((left, samplers), (right, networks)):
+            arms |= {FEW_STEPS_ARM: FEW_STEPS_ARM}
+            keys = {label: {"arm": arm} for label, arm in arms.items() if arm in measured}
+            plot_lines(ax, rows, "frechet", "S", keys, log=True)
+            plot_real_distance(ax, rows)
+            ax.set(xscale="log", xlabel="network evaluations")
+            ax.set_xticks(BUDGETS, BUDGETS)
+            ax.legend(fontsize=7)
 
-def claims(rows: list[Row]) -> list[Claim]:
-    nearer = partial(claim, rows, "frechet")
-    few, many = ({"arm": f"mnist, {BEST}", "S": S} for S in (20, 50))
-    euler, ddpms = ({"arm": f"mnist, {name}", "S": 8} for name in ("DDIM", "DDPM"))
-    eight = {"arm": f"mnist, {BEST}", "S": 8}
-    found = [
-        nearer("in 8 evaluations, second order with η = 1 beats DDIM", eight, euler),
-        nearer("in 8 evaluations, DDIM beats ancestral sampling", euler, ddpms),
-        nearer("with η = 1, 50 evaluations beat 20", many, few),
-    ]
-    one, two = ({"arm": f"{FEW}, anew", "S": S} for S in (1, 2))
-    if matching(rows, one):
-        found += [
-            nearer("two evaluations of mnist-few beat one", two, one),
-            nearer("two evaluations of mnist-few beat eight of mnist", two, eight),
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        nearer = partial(Claim.of, rows, "frechet")
+        best_8, best_20, best_50 = ({"arm": f"mnist, {BEST}", "S": S} for S in (8, 20, 50))
+        ddim_8 = {"arm": "mnist, DDIM", "S": 8}
+        claims = [
+            nearer("in 8 evaluations, second order with η = 1 beats DDIM", best_8, ddim_8),
+            nearer(
+                "in 8 evaluations, DDIM beats ancestral sampling",
+                ddim_8,
+                {"arm": "mnist, DDPM", "S": 8},
+            ),
+            nearer("with η = 1, 50 evaluations beat 20", best_50, best_20),
         ]
-    return found
-
-
-EXPERIMENT = Experiment(
-    run, plot, claims, ABOUT, (10.0, 4.2), {}, "Draws with each sampler, of other noise each time"
-)
+        few_1, few_2 = ({"arm": FEW_STEPS_ARM, "S": S} for S in (1, 2))
+        if select_rows(rows, few_1):
+            claims += [
+                nearer("two evaluations of mnist-few beat one", few_2, few_1),
+                nearer("two evaluations of mnist-few beat eight of mnist", few_2, best_8),
+            ]
+        return claims
