@@ -18,12 +18,12 @@ from mnist_ddpm.commands import sample
 from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine import folder_lock, interrupts
-from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
+from mnist_ddpm.machine.interrupts import SIGNALS, Stopped, deferred_interrupt
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.saving import resume_run, saved_step
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPECTED = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
 @pytest.fixture(autouse=True)
@@ -32,39 +32,40 @@ def clock(monkeypatch):
 
 
 def test_a_first_interrupt_waits_and_one_a_second_later_does_not(clock):
-    """One that comes twice, as where a launcher passes it on, is one."""
+    """One that arrives twice, since a launcher passes it on, counts once."""
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as pressed:
-        assert not pressed
-        for later in (0, 0.01, 1.1):
-            clock[0] += later
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as received:
+        assert not received
+        for seconds in (0, 0.01, 1.1):
+            clock[0] += seconds
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before and len(pressed) == 3
+    assert signal.getsignal(signal.SIGINT) is before and len(received) == 3
 
 
-def test_terminating_signals_that_come_twice_wait_too_and_the_first_is_told(clock, capsys):
-    with deferred_interrupt() as pressed:
+@pytest.mark.parametrize("name", [name for name in SIGNALS[1:] if hasattr(signal, name)])
+def test_other_signals_wait_also_the_second_time_and_one_is_reported(clock, capsys, name):
+    with deferred_interrupt() as received:
         for _ in range(2):
             clock[0] += 10
-            signal.raise_signal(signal.SIGTERM)
-    assert len(pressed) == 2 and len(capsys.readouterr().out.split("\n")) == 3
+            signal.raise_signal(getattr(signal, name))
+    assert len(received) == 2 and len(capsys.readouterr().out.split("\n")) == 3
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
-def test_an_interrupt_that_cannot_be_told_is_one_all_the_same(monkeypatch, error):
+def test_an_interrupt_counts_also_if_it_cannot_be_printed(monkeypatch, error):
     """Ctrl-C ends what the output is piped to as well, and training must be saved still."""
 
     def broken(*arguments, **options):
         raise error
 
     monkeypatch.setattr("builtins.print", broken)
-    with deferred_interrupt() as pressed:
+    with deferred_interrupt() as received:
         signal.raise_signal(signal.SIGINT)
-    assert len(pressed) == 1
+    assert len(received) == 1
 
 
-def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch):
-    """Of a program that Python is a part of; None is what it is then, and what cannot be set."""
+def test_a_handler_of_a_program_that_embeds_python_is_left_alone(monkeypatch):
+    """Python knows it as None, which cannot be set."""
 
     def install(signum, handler):
         assert callable(handler)
@@ -72,21 +73,6 @@ def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch):
     monkeypatch.setattr(interrupts.signal, "signal", install)
     with deferred_interrupt():
         pass
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signal")
-@pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
-def test_a_closed_terminal_is_an_interrupt_unless_it_is_ignored(before):
-    """As nohup has it."""
-    restored = signal.signal(signal.SIGHUP, getattr(signal, before))
-    try:
-        with deferred_interrupt() as pressed:
-            assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL, "which would end all tests"
-            signal.raise_signal(signal.SIGHUP)
-        assert len(pressed) == (before == "SIG_DFL")
-        assert signal.getsignal(signal.SIGHUP) == getattr(signal, before)
-    finally:
-        signal.signal(signal.SIGHUP, restored)
 
 
 def test_an_interrupt_before_fit_is_one_within_it(tmp_path):
@@ -99,49 +85,106 @@ def test_an_interrupt_before_fit_is_one_within_it(tmp_path):
         assert not later
 
 
-@pytest.mark.parametrize("name", interrupts.SIGNALS)
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_command_ends_with_the_status_of_the_signal_that_stops_it(monkeypatch, capsys, name):
-    """128 + its number, as shells have it; and one that is ignored, as nohup has it, still is."""
-    signum, seen = getattr(signal, name), []
+    """128 + its number, as in shells; an ignored signal stays ignored, as nohup wants it."""
+    signum = getattr(signal, name)
+    ignored = []
 
     def draw(flags):
         signal.raise_signal(signum)
-        seen.append("ignored")
+        ignored.append(signum)
 
     monkeypatch.setattr(sample, "run_sample", draw)
     before = signal.getsignal(signum)
-    assert run_command_line(["sample"]) == 128 + signum == EXPECTED[name] and not seen
+    assert run_command_line(["sample"]) == 128 + signum == STATUS[name] and not ignored
     assert capsys.readouterr().err == "\ninterrupted\n" and signal.getsignal(signum) is before
     signal.signal(signum, signal.SIG_IGN)
     try:
-        assert run_command_line(["sample"]) == 0 and seen
+        assert run_command_line(["sample"]) == 0 and ignored
     finally:
         signal.signal(signum, before)
 
 
-def test_a_signal_at_the_very_last_is_one_all_the_same(tmp_path, monkeypatch):
-    """All is saved, and nobody asks any more."""
-    monkeypatch.setattr(
-        folder_lock, "remove_quietly", lambda path: signal.raise_signal(signal.SIGTERM)
-    )
+@pytest.mark.parametrize("moment", ["last preview", "after the last save"])
+def test_a_signal_at_the_end_is_not_lost(tmp_path, monkeypatch, moment):
+    def stop(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return np.zeros((1, 1), np.uint8)
+
+    options = {"preview": stop} if moment == "last preview" else {}
+    if not options:
+        monkeypatch.setattr(folder_lock, "remove_quietly", stop)
     with pytest.raises(Stopped, match=r"step 12 .*its last$") as stopped:
-        fit(start(TINY), tmp_path)
+        fit(start(TINY), tmp_path, **options)
     assert stopped.value.signum == signal.SIGTERM and saved_step(tmp_path) == 12
 
 
-def alone(program: str, *arguments, **options) -> subprocess.CompletedProcess:
-    """What becomes of a small program, in the project's folder."""
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+def test_an_interrupted_fit_saves_and_resumes_bit_for_bit(tmp_path):
+    run = start(TINY)
+
+    def stopping(*arguments):
+        if run.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return l_simple(*arguments)
+
+    with pytest.raises(KeyboardInterrupt, match=r"step 5 .*resume"):
+        fit(run, tmp_path / "run", stopping)
+    resumed = fit(resume_run(tmp_path / "run", start), tmp_path / "run")
+    whole = fit(start(TINY), tmp_path / "whole")
+    assert resumed.losses == whole.losses and same(resumed.ema, whole.ema)
+
+
+def test_a_signal_that_comes_while_python_frees_an_object_is_not_lost():
+    class Freed:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stopped, interrupts.signal_handler(interrupts.raise_stopped):
+        Freed()
+        threading.Event().wait(10)
+    assert stopped.value.signum == signal.SIGTERM
+
+
+def test_a_progress_bar_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    """Ctrl-C ends what it is piped to as well."""
+
+    class Pipe:
+        writes = 0
+
+        def write(self, text):
+            self.writes += 1
+            if self.writes > 2:
+                raise BrokenPipeError(32, "gone")
+
+    pipe, released = Pipe(), []
+    monkeypatch.setattr(loop, "progress_bar", partial(tqdm, file=pipe, mininterval=0))
+    run = fit(start(TINY), tmp_path)
+    assert saved_step(tmp_path) == run.step == 12 and pipe.writes > 2
+
+    def other():
+        locks = tqdm.get_lock().locks
+        released.append(all(lock.acquire(timeout=1) and not lock.release() for lock in locks))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert released == [True], "no other thread waits for a lock that the bar held"
+
+
+def python(*arguments, **options) -> subprocess.CompletedProcess:
+    """The result of Python with these arguments, in the project's folder."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.run(command, cwd=ROOT, env=env, text=True, timeout=60, **options)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, **{"cwd": ROOT, "env": env, "text": True, "timeout": 60} | options
+    )
 
 
 def test_ctrl_c_while_pytorch_is_imported_leaves_no_traceback(tmp_path):
     (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
-    result = subprocess.run(
-        [sys.executable, "-m", "mnist_ddpm", "sample"], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = python("-m", "mnist_ddpm", "sample", env=env, capture_output=True)
     assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
 
 
@@ -164,8 +207,8 @@ with open(sys.argv[2], "w") as result:
 
 @pytest.mark.parametrize("closed", ["1", "2", "12", "012"])
 def test_work_goes_on_without_standard_streams(tmp_path, closed):
-    """And what is written to them does not end up in a file that took their number."""
-    result = alone(WRITING, closed, tmp_path / "result", 9, capture_output=True)
+    """And what is written to them does not end up in a file that has their number."""
+    result = python("-c", WRITING, closed, tmp_path / "result", 9, capture_output=True)
     assert result.returncode == 0 and "Error" not in result.stderr
     assert (tmp_path / "result").read_text() == "done"
 
@@ -173,10 +216,10 @@ def test_work_goes_on_without_standard_streams(tmp_path, closed):
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 @pytest.mark.parametrize("end", ["pipe", "disk"])
 @pytest.mark.parametrize("lines", [1, 10_000])
-def test_work_goes_on_where_a_stream_ends(tmp_path, name, end, lines):
-    """A pipe whose reader leaves, as head does, and a disk that is full; nor is exiting noisy.
+def test_work_goes_on_if_a_stream_ends(tmp_path, name, end, lines):
+    """A pipe whose reader leaves, as head does, and a full disk; exiting prints no error.
 
-    One line is written as Python exits.
+    One line is written only when Python exits.
     """
     if end == "disk" and not Path("/dev/full").exists():
         pytest.skip("only Linux has such a disk")
@@ -184,71 +227,6 @@ def test_work_goes_on_where_a_stream_ends(tmp_path, name, end, lines):
     os.close(reader)
     with os.fdopen(writer, "w") if end == "pipe" else open("/dev/full", "w") as broken:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, name: broken}
-        result = alone(WRITING, "", tmp_path / "result", lines, **streams)
+        result = python("-c", WRITING, "", tmp_path / "result", lines, **streams)
     assert result.returncode == 0 and (tmp_path / "result").read_text() == "done"
     assert "Error" not in (result.stdout or "") + (result.stderr or "")
-
-
-def test_an_interrupted_fit_saves_and_resumes_bit_for_bit(tmp_path):
-    run = start(TINY)
-
-    def stopping(*given):
-        if run.step == 4:
-            signal.raise_signal(signal.SIGINT)
-        return l_simple(*given)
-
-    with pytest.raises(KeyboardInterrupt, match=r"step 5 .*resume"):
-        fit(run, tmp_path / "run", stopping)
-    resumed = fit(resume_run(tmp_path / "run", start), tmp_path / "run")
-    whole = fit(start(TINY), tmp_path / "whole")
-    assert resumed.losses == whole.losses and same(resumed.ema, whole.ema)
-
-
-def test_an_interrupt_while_the_last_preview_is_drawn_is_not_lost(tmp_path):
-    def pressed(run, schedule):
-        signal.raise_signal(signal.SIGINT)
-        return np.zeros((1, 1), np.uint8)
-
-    with pytest.raises(KeyboardInterrupt, match=r"step 12 .*its last$"):
-        fit(start(TINY), tmp_path, preview=pressed)
-    assert saved_step(tmp_path) == 12
-
-
-def test_a_progress_bar_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
-    """Ctrl-C ends what it is piped to as well."""
-
-    class Piped:
-        written = 0
-
-        def write(self, text):
-            self.written += 1
-            if self.written > 2:
-                raise BrokenPipeError(32, "gone")
-
-    pipe, free = Piped(), []
-    monkeypatch.setattr(loop, "progress_bar", partial(tqdm, file=pipe, mininterval=0))
-    run = fit(start(TINY), tmp_path)
-    assert saved_step(tmp_path) == run.step == 12 and pipe.written > 2
-
-    def other():
-        locks = tqdm.get_lock().locks
-        free.append(all(lock.acquire(timeout=1) and not lock.release() for lock in locks))
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    thread.join()
-    assert free == [True], "no other thread waits for what was at work"
-
-
-def test_a_signal_that_comes_while_python_frees_an_object_is_not_lost():
-    class Freed:
-        def __del__(self):
-            signal.raise_signal(signal.SIGTERM)
-
-    with (
-        pytest.raises(interrupts.Stopped) as told,
-        interrupts.signal_handler(interrupts.raise_stopped),
-    ):
-        Freed()
-        threading.Event().wait(10)
-    assert told.value.signum == signal.SIGTERM

@@ -27,63 +27,68 @@ def events(folder):
             content.read(4)
 
 
-def test_a_resumed_run_goes_on_in_the_log_that_tensorboard_reads(tmp_path, monkeypatch):
+def test_a_resumed_run_continues_the_log_that_tensorboard_reads(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.TrackerLog, "every", 2)
     monkeypatch.setattr(event_file_writer.time, "time", lambda: 1.8e9)  # both within a second
     pictures, out = save_pictures(tmp_path / "pictures"), tmp_path / "out"
-    places = ["--data", tmp_path / "data", "--out", out, "--log", "tensorboard"]
-    assert run("train", "--dataset", pictures, *SMALL, "--epochs", 1, *places) == 0
-    assert run("train", "--resume", "--epochs", 2, *places) == 0
-    logged, started = {}, []
+    options = ["--data", tmp_path / "data", "--out", out, "--log", "tensorboard"]
+    assert run("train", "--dataset", pictures, *SMALL, "--epochs", 1, *options) == 0
+    assert run("train", "--resume", "--epochs", 2, *options) == 0
+    starts = [event.step for event in events(out) if event.HasField("session_log")]
+    assert starts == [1, 4], "what a killed run has logged of later steps is dropped"
+    logged = {}
     for event in events(out):
-        if event.HasField("session_log"):
-            started.append(event.step)
         for value in event.summary.value:
-            logged.setdefault(value.tag, []).append((event.step, value))
-    assert started == [1, 4], "what a killed run has logged of later steps is dropped"
-    numbers = {tag: {step: v.simple_value for step, v in each} for tag, each in logged.items()}
+            logged.setdefault(value.tag, {})[event.step] = value
+    numbers = {
+        tag: {step: value.simple_value for step, value in values.items()}
+        for tag, values in logged.items()
+    }
     state, recipe = saving.load_state(out)
     losses = state["losses"]
-    told = {1: losses[0], 2: losses[1], 4: losses[3], 6: np.mean(losses[4:6])}
-    assert numbers["loss"] == pytest.approx(told, rel=1e-5)
+    means = {1: losses[0], 2: losses[1], 4: losses[3], 6: np.mean(losses[4:6])}
+    assert numbers["loss"] == pytest.approx(means, rel=1e-5)
     rates = {step: learning_rate_at(step, 6, recipe) for step in (4, 6)}
     assert {step: numbers["learning_rate"][step] for step in rates} == pytest.approx(rates)
-    assert [*numbers["images_per_second"]] == [2, 6] and min(
-        numbers["images_per_second"].values()
-    ) > 0
-    assert [step for step, _ in logged["previews"]] == [3, 6]
-    shown = imageio.imread(logged["previews"][-1][1].image.encoded_image_string)
-    assert np.array_equal(shown, imageio.imread(max((out / "previews").iterdir())))
+    speeds = numbers["images_per_second"]
+    assert [*speeds] == [2, 6] and min(speeds.values()) > 0
+    assert [*logged["previews"]] == [3, 6]
+    preview = imageio.imread(logged["previews"][6].image.encoded_image_string)
+    assert np.array_equal(preview, imageio.imread(max((out / "previews").iterdir())))
 
 
 def test_a_log_that_fails_ends_and_training_does_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tracking.TrackerLog, "every", 2)
+    logged = []
 
     class Full:
-        name, told = "wandb", []
+        name = "wandb"
 
         def log(self, values, step):
-            self.told.append(step)
+            logged.append(step)
             if step == 4:
                 raise OSError("No space left on device")
 
-    done = fit(start_simple(TINY), tmp_path, log=tracking.TrackerLog(Full()))
-    assert done.step == 12 and Full.told == [1, 2, 4]
+    run = fit(start_simple(TINY), tmp_path, log=tracking.TrackerLog(Full()))
+    assert run.step == 12 and logged == [1, 2, 4]
     assert "No space left" in capsys.readouterr().err
 
 
-def test_a_tracker_whose_package_is_missing_is_told_before_images_are_read(
-    tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    "tracker, missing, advice",
+    [
+        *((name, names, f"pip install {names[0]}") for name, names in tracking.PACKAGES.items()),
+        ("tensorboard", ("accelerate",), '".[accelerate]"'),
+    ],
+)
+def test_a_missing_package_is_reported_before_images_are_read(
+    tmp_path, monkeypatch, capsys, tracker, missing, advice
 ):
-    for name, packages in tracking.PACKAGES.items():
-        for package in packages:
-            monkeypatch.setitem(sys.modules, package, None)
-        line = error_of(capsys, "train", "--dataset", "none", "--out", tmp_path, "--log", name)
-        assert f"pip install {packages[0]}" in line
     monkeypatch.setitem(sys.modules, "tensorboard", sys)
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    line = error_of(capsys, "train", "--dataset", "none", "--out", tmp_path, "--log", "tensorboard")
-    assert '".[accelerate]"' in line
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package, None)
+    command = ["train", "--dataset", "none", "--out", tmp_path, "--log", tracker]
+    assert advice in error_of(capsys, *command)
 
 
 def test_the_command_to_go_on_after_a_stop_names_the_log():
@@ -93,9 +98,5 @@ def test_the_command_to_go_on_after_a_stop_names_the_log():
 
 
 def test_a_new_run_has_another_name_and_a_resumed_one_the_same(tmp_path):
-    first = tracking.log_name(tmp_path, is_new_run=True)
-    assert (
-        tracking.log_name(tmp_path, is_new_run=False)
-        == first
-        != tracking.log_name(tmp_path, is_new_run=True)
-    )
+    first, resumed, second = (tracking.log_name(tmp_path, is_new) for is_new in (True, False, True))
+    assert resumed == first != second
