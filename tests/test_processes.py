@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import accelerate
@@ -27,69 +28,70 @@ from mnist_ddpm.training.run import join
 
 ROOT = Path(__file__).resolve().parent.parent
 # Times that are chosen by all losses so far; labels; batches in parts
-RECIPE = replace(
-    TINY, batch_size=12, classes=3, objective="vlb", optimizer="muon", accumulation=2
-)  # fmt: skip
+RECIPE = replace(TINY, batch_size=12, classes=3, objective="vlb", optimizer="muon", accumulation=2)
 IMAGES, LABELS = squares(60), torch.arange(60) % 3
 
 
 def train(folder: Path, world: World, objective=None):
     """Ten steps, at once or from where they were stopped."""
-    started = (folder / "training_state.pt").is_file()
-    run = saving.resume_run(folder, start) if started else start(RECIPE)
+    has_state = (folder / "training_state.pt").is_file()
+    run = saving.resume_run(folder, start) if has_state else start(RECIPE)
     options = {"images": IMAGES, "labels": LABELS, "world": world}
     return fit(run, folder, objective or l_vlb(), **options)
+
+
+def calling(action):
+    """The objective, which first calls action(k) at its k-th call."""
+    calls = count(1)
+
+    def objective(*arguments):
+        action(next(calls))
+        return l_vlb()(*arguments)
+
+    return objective
 
 
 def half(folder: Path, world: World) -> None:
     """Five steps, and a checkpoint of them. Of two parts, gradients are shared with the second."""
     run, shared = start(RECIPE), []
     join(run, world)
-
-    def watched(*arguments):
-        shared.append(run.called.require_backward_grad_sync)
-        return l_vlb()(*arguments)
-
-    taken = steps(run, watched, IMAGES, labels=LABELS, world=world)
-    assert len([*islice(taken, 5)]) == 5
+    objective = calling(lambda k: shared.append(run.called.require_backward_grad_sync))
+    losses = steps(run, objective, IMAGES, labels=LABELS, world=world)
+    assert len([*islice(losses, 5)]) == 5
     assert shared == [False, True] * 5
     if world.rank == 0:
         saving.save_run(folder, run, save_checkpoint)
 
 
 def stopped(folder: Path, world: World) -> None:
-    """Only the last process is told to stop, in the second of two parts of the fifth step."""
-    folder, seen = folder / "stopped", []
+    """Only the last process gets a signal, in the second of two parts of the fifth step."""
+    folder = folder / "stopped"
 
-    def pressed(*arguments):
-        seen.append(1)
-        if len(seen) == 9 and world.rank == world.size - 1:
+    def stop(k):
+        if k == 9 and world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return l_vlb()(*arguments)
 
     try:
-        train(folder, world, pressed)
+        train(folder, world, calling(stop))
     except KeyboardInterrupt as interrupt:
-        there = (folder / "config.json").exists()
-        (folder / f"{world.rank}.txt").write_text(f"{there} {interrupt}")
+        is_saved = (folder / "config.json").exists()
+        (folder / f"{world.rank}.txt").write_text(f"{is_saved} {interrupt}")
 
 
 def killed(folder: Path, world: World) -> None:
     """The second process dies in the fourth step, and the launcher has time to break in."""
-    seen, save = [], saving.save_run
+    save = saving.save_run
 
-    def deadly(*arguments):
-        seen.append(1)
-        if len(seen) == 7 and world.rank == 1:
+    def die(k):
+        if k == 7 and world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return l_vlb()(*arguments)
 
-    def slowly(*arguments):
+    def save_slowly(*arguments):
         time.sleep(1)
         save(*arguments)
 
-    saving.save_run = slowly
-    train(folder / "killed", world, deadly)
+    saving.save_run = save_slowly
+    train(folder / "killed", world, calling(die))
 
 
 def in_notebook(folder, device, world):
@@ -105,16 +107,13 @@ def from_notebook(folder: Path, world: World) -> None:
     assert saving.resume_run(folder, start).step == 10
 
 
-TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"
-ACCELERATE = (
-    "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0",
-    "--num_processes", "2",
-)  # fmt: skip
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 3"
+ACCELERATE = "-m accelerate.commands.launch --multi_gpu --main_process_port 0 --num_processes 2"
 
 
-def launch(folder: Path, *jobs: str, launcher=()) -> subprocess.CompletedProcess:
+def launch(folder: Path, *jobs: str, launcher: str = "") -> subprocess.CompletedProcess:
     """The result of a launcher, or of one process alone, that does the jobs one after another."""
-    command = [sys.executable, *launcher, __file__, str(folder), *jobs]
+    command = [sys.executable, *launcher.split(), __file__, str(folder), *jobs]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(folder)}
     options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600}
     return subprocess.run(command, env=os.environ | own, **options)
@@ -145,14 +144,13 @@ def test_two_processes_and_then_three_train_like_one(alone, launched):
     several = state(launched[0])
     assert len(alone["losses"]) == len(several["losses"]) == 10
     torch.testing.assert_close(several["losses"], alone["losses"], rtol=0, atol=1e-5)
-    for name, value in alone["ema"].items():
-        torch.testing.assert_close(several["ema"][name], value, rtol=0, atol=1e-5)
+    torch.testing.assert_close(several["ema"], alone["ema"], rtol=0, atol=1e-5)
 
 
-def test_a_stop_told_to_one_process_stops_all_after_the_same_step_when_all_is_saved(launched):
+def test_a_signal_to_one_process_stops_all_after_the_same_step_when_all_is_saved(launched):
     folder = launched[0] / "stopped"
-    told = {(folder / f"{rank}.txt").read_text() for rank in (0, 1)}
-    assert len(told) == 1 and "True" in (said := told.pop()) and "step 5 " in said
+    message, other = ((folder / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert message == other and "True" in message and "step 5 " in message
     assert saving.saved_step(folder) == 5
 
 
@@ -170,7 +168,7 @@ def test_a_notebook_trains_on_two(alone, tmp_path):
     torch.testing.assert_close(losses, alone["losses"], rtol=0, atol=1e-5)
 
 
-def test_a_notebook_that_has_used_a_gpu_is_told_to_restart(monkeypatch):
+def test_a_notebook_that_has_used_a_gpu_must_restart(monkeypatch):
     with pytest.raises(ValueError):
         processes.train_in_notebook(1, in_notebook)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -179,30 +177,29 @@ def test_a_notebook_that_has_used_a_gpu_is_told_to_restart(monkeypatch):
 
 
 @pytest.mark.parametrize("connected", [False, True])
-def test_a_notebook_goes_on_with_one_where_several_cannot_be_launched(
-    connected, monkeypatch, capsys
-):
-    def launcher(function, given, num_processes):
+def test_a_notebook_trains_on_one_if_several_cannot_be_launched(connected, monkeypatch, capsys):
+    """If they were connected, it is the training that fails, and would again."""
+
+    def launcher(function, options, num_processes):
         if connected:
-            given[-1].touch()
+            options[-1].touch()
         raise RuntimeError("no way\nmore")
 
+    def train(name, device, world):
+        trained.append((name, world.size))
+
     monkeypatch.setattr(accelerate, "notebook_launcher", launcher)
-    told = []
-    train = lambda name, device, world: told.append((name, world.size))  # noqa: E731
-    if connected:  # it is the training that fails, and would again
-        with pytest.raises(RuntimeError):
-            processes.train_in_notebook(2, train, "mine")
-        assert not told
-    else:
+    trained = []
+    with pytest.raises(RuntimeError) if connected else nullcontext():
         processes.train_in_notebook(2, train, "mine")
-        assert told == [("mine", 1)] and "no way" in capsys.readouterr().out
+    assert trained == ([] if connected else [("mine", 1)])
+    assert ("no way" in capsys.readouterr().out) is not connected
 
 
-def test_as_many_processes_must_be_there_as_were_asked_for(monkeypatch):
-    for started in ("1", "3"):
-        monkeypatch.setenv("WORLD_SIZE", started)
-        with pytest.raises(ValueError, match=f"2 processes .* {started} started"):
+def test_as_many_processes_must_be_launched_as_were_asked_for(monkeypatch):
+    for launched in ("1", "3"):
+        monkeypatch.setenv("WORLD_SIZE", launched)
+        with pytest.raises(ValueError, match=f"2 processes .* {launched} started"):
             processes.connect(2)
 
 
@@ -216,39 +213,39 @@ def test_a_missing_accelerate_is_named_with_its_extra(monkeypatch):
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_accelerate_must_connect_all_and_leave_the_precision_to_the_recipe(gpu, monkeypatch):
-    asked = []
+    options = {}
 
-    class Lone:  # as Accelerate says where it knows no way to connect
+    class Lone:  # Accelerate, if it knows no way to connect
         process_index, num_processes, device = 0, 1, torch.device("cpu")
 
-        def __init__(self, **options):
-            asked.append(options)
+        def __init__(self, **given):
+            options.update(given)
 
     monkeypatch.setattr(accelerate, "Accelerator", Lone)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes, .* connected 1"):
         processes.connect()
-    assert asked[0]["cpu"] is not gpu and asked[0]["mixed_precision"] == "no"
-    patience = asked[0]["kwargs_handlers"][0].timeout.total_seconds()
+    assert options["cpu"] is not gpu and options["mixed_precision"] == "no"
+    patience = options["kwargs_handlers"][0].timeout.total_seconds()
     assert patience > 3600, "one may decode a data set for all"
 
 
-def test_one_process_of_accelerate_launch_is_told_that_it_is_alone(monkeypatch, capsys):
-    for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
-        monkeypatch.delenv(name, raising=False)
-    for launcher in ({}, {"ACCELERATE_MIXED_PRECISION": "no"}):
-        for name, value in launcher.items():
-            monkeypatch.setenv(name, value)
-        assert processes.connect().size == 1
-        assert bool(capsys.readouterr().out) == bool(launcher)
+@pytest.mark.parametrize("launcher", [False, True])
+def test_one_process_of_accelerate_launch_hears_that_it_is_alone(monkeypatch, capsys, launcher):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    if not launcher:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert processes.connect().size == 1
+    assert bool(capsys.readouterr().out) == launcher
 
 
-@pytest.mark.parametrize(("rank", "size", "shown"), [("0", "2", 1), ("1", "2", 0), ("3", "1", 1)])
-def test_of_several_processes_the_first_shows_its_progress(monkeypatch, rank, size, shown):
+@pytest.mark.parametrize("rank, size, is_shown", [("0", "2", 1), ("1", "2", 0), ("3", "1", 1)])
+def test_of_several_processes_the_first_shows_its_progress(monkeypatch, rank, size, is_shown):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", size)
-    assert progress.progress_bar([]).disable is not bool(shown)
+    assert progress.progress_bar([]).disable is not bool(is_shown)
 
 
 @pytest.mark.parametrize("n", [3, 7, 9])
@@ -258,23 +255,23 @@ def test_shares_are_disjoint_and_nearly_equal(n):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def member(size: int, rank: int = 0, **methods) -> World:
+    """One of several processes, without the others: it gathers its own share again and again."""
+    methods = {"gather": lambda self, x: x.repeat(size)} | methods
+    return type("Member", (World,), {"rank": rank, "size": size, **methods})()
+
+
 def test_a_batch_that_cannot_be_shared_is_refused():
-    world = type("Fake", (World,), {"size": 5})()
     with pytest.raises(ValueError, match="12 .* 5 processes"):
-        join(start_simple(replace(TINY, batch_size=12)), world)
+        join(start_simple(replace(TINY, batch_size=12)), member(5))
 
 
 def test_a_run_of_several_processes_is_not_fitted_as_if_it_were_alone(tmp_path):
-    class Two(World):
-        size = 2
-
-        def prepare(self, network):
-            return torch.nn.Sequential(network)
-
+    world = member(2, prepare=lambda self, network: torch.nn.Sequential(network))
     run = start_simple(TINY)
-    join(run, Two())
+    join(run, world)
     called = run.called
-    join(run, Two())
+    join(run, world)
     assert run.called is called, "wrapped once"
     with pytest.raises(ValueError, match="joined"):
         fit(run, tmp_path)
@@ -291,34 +288,31 @@ def test_each_process_reads_its_own_images_only_and_sees_of_each_batch_its_share
             self.read += len(which)
             return squares()[which]
 
-    images, seen = Watched(), []
+    images, batches = Watched(), []
 
     def objective(network, schedule, x0, t, eps):
-        seen.append((x0, t, eps))
+        batches.append((x0, t, eps))
         return l_simple(network, schedule, x0, t, eps)
 
-    second = type("Second", (World,), {"rank": 1, "size": 2, "gather": lambda _, x: x.repeat(2)})()
-    next(steps(start_simple(TINY), objective, images, world=second))
+    next(steps(start_simple(TINY), objective, images, world=member(2, rank=1)))
     assert images.read == 8
     next(steps(start_simple(TINY), objective))
-    assert all(torch.equal(own, whole[8:]) for own, whole in zip(*seen))
+    assert all(torch.equal(share, batch[8:]) for share, batch in zip(*batches))
 
 
 @pytest.mark.parametrize(
-    ("rank", "fails_at", "told"),
-    [(0, 0, "nothing"), (0, 2, "step 2 is saved"), (1, 2, "the first")],
+    "rank, fails_at, message", [(0, 0, "nothing"), (0, 2, "step 2 is saved"), (1, 2, "the first")]
 )
-def test_a_failure_claims_no_checkpoint_that_is_not_there(tmp_path, rank, fails_at, told):
+def test_a_failure_claims_no_checkpoint_that_is_not_there(tmp_path, rank, fails_at, message):
     def failing(*arguments):
         if len(run.losses) == fails_at:
             raise RuntimeError("out of memory")
         return l_simple(*arguments)
 
-    members = {"rank": rank, "size": 2, "gather": lambda self, x: x.repeat(2)}
     run = start_simple(TINY)
-    with pytest.raises(ConnectionError, match=f"out of memory.*{told}"):
-        fit(run, tmp_path, failing, world=type("Fake", (World,), members)())
-    assert (tmp_path / "config.json").exists() == ("is saved" in told)
+    with pytest.raises(ConnectionError, match=f"out of memory.*{message}"):
+        fit(run, tmp_path, failing, world=member(2, rank))
+    assert (tmp_path / "config.json").exists() == ("is saved" in message)
 
 
 def test_a_run_that_another_has_overwritten_meanwhile_is_not_saved_when_a_process_fails(
@@ -335,9 +329,8 @@ def test_a_run_that_another_has_overwritten_meanwhile_is_not_saved_when_a_proces
             raise RuntimeError("gone")
         return l_simple(*arguments)
 
-    members = {"size": 2, "gather": lambda self, x: x.repeat(2)}
     with pytest.raises(ConnectionError, match="step 12 is saved"):
-        fit(run, tmp_path, failing, world=type("Fake", (World,), members)())
+        fit(run, tmp_path, failing, world=member(2))
     assert resume().step == 12
 
 
@@ -346,6 +339,6 @@ if __name__ == "__main__":
     for job in sys.argv[2:]:
         globals()[job](Path(sys.argv[1]), world)
     processes.disconnect()
-    tasks = Path("/proc/self/task").glob("*/comm")  # none where not Linux
+    tasks = Path("/proc/self/task").glob("*/comm")  # on Linux alone
     threads = [path.read_text().strip() for path in tasks]
     assert not [name for name in threads if "gloo" in name], threads

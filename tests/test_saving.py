@@ -7,7 +7,7 @@ import pickle
 import re
 import stat
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
@@ -25,7 +25,6 @@ from mnist_ddpm.machine.files import check_writable, replacing, writable_folder
 from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training import saving
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import load_state, save_run
 
 NOTEBOOK = ddpm.Settings(
@@ -35,6 +34,7 @@ NOTEBOOK = ddpm.Settings(
 
 
 SAFETENSORS = "mnist_ddpm.training.checkpoint_files.save"
+STATE, WEIGHTS, CONFIG = "training_state.pt", "model.safetensors", "config.json"
 
 
 def resume_run(folder, recipe=None, start=start_simple):
@@ -50,8 +50,17 @@ def saved(tmp_path):
     return tmp_path / "run"
 
 
-def full(*given):
+def edit_state(folder, edit):
+    """Replaces a folder's training state by edit(state)."""
+    torch.save(edit(torch.load(folder / STATE, weights_only=True)), folder / STATE)
+
+
+def full(*arguments):
     raise OSError("No space left on device")
+
+
+def killed(*arguments):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -99,20 +108,18 @@ def test_the_notebooks_runs_go_on_here_and_ours_there_bit_for_bit(tmp_path):
     assert same(back.network, whole.network) and same(back.ema, whole.ema)
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_says_that_its_random_numbers_do_not(saved, capsys):
+def test_a_run_of_an_earlier_version_goes_on_and_reports_other_random_numbers(saved, capsys):
     """Its state had flat settings, no method, and the state of a generator on its device."""
-    path = saved / "training_state.pt"
-    state = torch.load(path, weights_only=True)
-    del state["method"]
-    generator = torch.Generator().manual_seed(0)
-    torch.save(state | {"generator": generator.get_state(), "device": "cpu"}, path)
+    generator = torch.Generator().manual_seed(0).get_state()
+    edit_state(saved, lambda state: state | {"generator": generator, "device": "cpu"})
+    edit_state(saved, lambda state: {name: state[name] for name in state if name != "method"})
     run = resume_run(saved)
     assert len(capsys.readouterr().out.splitlines()) == 1
     list(steps(run))
     assert run.step == 12
     save_run(saved, run, save_checkpoint)
     resume_run(saved)
-    assert capsys.readouterr().out == "", "told once"
+    assert capsys.readouterr().out == "", "printed once"
 
 
 def test_the_scale_of_float16_is_resumed(tmp_path):
@@ -126,36 +133,46 @@ def test_the_scale_of_float16_is_resumed(tmp_path):
     assert resume_run(tmp_path, run.settings).scaler.get_scale() == 65536
 
 
-def test_a_run_remembers_its_seconds_and_its_record_tells_of_it(tmp_path):
+def test_a_run_remembers_its_seconds_and_records_them(tmp_path):
     run = start_simple(TINY)
     run.seconds, run.losses, run.step = 123.4, [1.0] * 100 + [2.0], 101
     save_run(tmp_path, run, save_checkpoint)
     assert resume_run(tmp_path).seconds == 123.4
-    record = json.loads((tmp_path / "config.json").read_text())["training"]
+    record = json.loads((tmp_path / CONFIG).read_text())["training"]
     assert record["seconds"] == 123.4 and record["images"] == 101 * 16
     assert record["loss_every_100_steps"] == [1.0, 2.0]
 
 
-def test_a_run_from_another_device_takes_the_kind_of_step_that_suits_this_one(saved):
-    path = saved / "training_state.pt"
-    state = torch.load(path, weights_only=True)
-    state["optimizer"]["param_groups"][0]["fused"] = True
-    torch.save(state, path)
+def test_a_run_from_another_device_gets_the_kind_of_step_that_suits_this_one(saved):
+    def fuse(state):
+        state["optimizer"]["param_groups"][0]["fused"] = True
+        return state
+
+    edit_state(saved, fuse)
     assert resume_run(saved).optimizer.param_groups[0]["fused"] is None
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello" * 50]
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"hello" * 50),
+        lambda path: torch.save({"step": 3}, path),
+        lambda path: torch.save({"settings": re.compile("x")}, path),
+    ],
+    ids=["half", "empty", "text", "no settings", "a class"],
 )
-def test_damaged_training_states_are_refused(saved, damage):
-    path = saved / "training_state.pt"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=re.escape(str(path))):
+def test_a_damaged_training_state_is_refused(saved, damage):
+    """In words of ours: PyTorch would advise to run the code in the file."""
+    damage(saved / STATE)
+    with pytest.raises(ValueError, match=f"{re.escape(str(saved / STATE))}.*init_from") as refusal:
         resume_run(saved)
+    assert "weights_only" not in str(refusal.value)
 
 
 def test_a_flipped_byte_of_a_training_state_is_refused_or_changes_nothing(saved):
-    path = saved / "training_state.pt"
+    path = saved / STATE
     good, expected, refused = path.read_bytes(), load_state(saved)[0], 0
     places = range(0, len(good), len(good) // 60)
     for place in places:
@@ -172,27 +189,14 @@ def test_a_flipped_byte_of_a_training_state_is_refused_or_changes_nothing(saved)
         load_state(saved)
 
 
-@pytest.mark.parametrize("state", [{"step": 3}, {"settings": re.compile("x")}], ids=str)
-def test_what_is_no_training_state_is_told_in_words_of_ours(saved, state):
-    """PyTorch would advise to run whatever code is in the file."""
-    path = saved / "training_state.pt"
-    torch.save(state, path)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*init_from") as caught:
-        resume_run(saved)
-    assert "weights_only" not in str(caught.value)
-
-
 def test_a_missing_state_settings_of_another_version_and_other_weights_are_named(saved):
-    path = saved / "training_state.pt"
-    state = torch.load(path, weights_only=True)
-    torch.save(state | {"settings": state["settings"] | {"guidance": 3.0}}, path)
+    with pytest.raises(ValueError, match=STATE):
+        resume_run(saved, start=start)  # of another network
+    edit_state(saved, lambda state: state | {"settings": state["settings"] | {"guidance": 3.0}})
     with pytest.raises(ValueError, match="guidance"):
         resume_run(saved)
-    torch.save(state, path)
-    with pytest.raises(ValueError, match=re.escape(str(path))):
-        resume_run(saved, start=start)  # of another network
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+    (saved / STATE).unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(saved / STATE))):
         resume_run(saved)
 
 
@@ -205,76 +209,54 @@ def test_code_in_a_training_state_is_not_run(saved, tmp_path):
         lambda path: torch.save({"settings": Evil()}, path),
         lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)),
     ):
-        write(saved / "training_state.pt")
+        write(saved / STATE)
         with pytest.raises(ValueError):
             resume_run(saved)
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_run_whose_settings_were_given_as_lists_goes_on(tmp_path):
-    recipe = replace(TINY, channel_mults=[1, 2], attention_resolutions=[4])
-    save_run(tmp_path, start_simple(recipe), save_checkpoint)
-    there = resume_run(tmp_path, recipe).settings
-    assert there == recipe == replace(TINY, attention_resolutions=(4,))
+CHANGES = {
+    "base_channels": 16, "T": 60, "beta_T": 0.03, "batch_size": 8, "seed": 1, "dataset": "celeba",
+    "attributes": ("Male",), "optimizer": "muon", "init_from": "x", "prediction": "v",
+    "objective": "p2", "dropout": 0.1, "schedule": "cosine", "critic": 0.5,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"base_channels": 16}, {"T": 60}, {"beta_T": 0.03}, {"batch_size": 8}, {"seed": 1},
-        {"dataset": "celeba"}, {"attributes": ("Male",)}, {"optimizer": "muon"}, {"init_from": "x"},
-        {"prediction": "v"}, {"objective": "p2"}, {"dropout": 0.1}, {"schedule": "cosine"},
-        {"critic": 0.5},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_resuming_with_what_may_not_change_is_refused(saved, change):
-    (name,) = change
+@pytest.mark.parametrize("name", CHANGES)
+def test_resuming_with_another_value_of_a_fixed_setting_is_refused(saved, name):
     with pytest.raises(ValueError, match=f"{name} was {getattr(TINY, name)!r}"):
-        resume_run(saved, replace(TINY, **change))
+        resume_run(saved, replace(TINY, **{name: CHANGES[name]}))
 
 
-def test_resuming_with_other_epochs_goes_on(saved, capsys):
-    run = resume_run(saved, replace(TINY, epochs=3))
-    assert "2 and are 3" in capsys.readouterr().out
-    list(steps(run))
-    assert run.step == 18
+def test_a_folder_of_images_may_move_between_parts_of_a_run(saved):
+    assert resume_run(saved, replace(TINY, dataset="new")).settings.dataset == "new"
+    with pytest.raises(ValueError, match="dataset"):
+        resume_run(saved, replace(TINY, dataset="ffhq"))
 
 
-def test_a_folder_of_images_may_move_between_parts_of_a_run(tmp_path):
-    save_run(tmp_path / "run", start_simple(TINY), save_checkpoint)
-    moved = replace(TINY, dataset="new")
-    assert resume_run(tmp_path / "run", moved).settings.dataset == "new"
-    for name in ("celeba", "ffhq"):
-        with pytest.raises(ValueError, match="dataset"):
-            resume_run(tmp_path / "run", replace(moved, dataset=name))
-
-
-def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
+def test_a_file_is_replaced_by_a_finished_one_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
         temporary.write_text("ne")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
-    with replacing(path) as temporary:
-        temporary.write_text("new")
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
         assert path.read_text() == "old"
-    assert path.read_text() == "new"
+    assert path.read_text() == "first" and [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize(
-    ("library", "error"),
+    "library, error",
     [
         ("torch.save", RuntimeError("PytorchStreamWriter failed")),
-        ("mnist_ddpm.training.checkpoint_files.save", SafetensorError("No space left")),
-        (
-            "mnist_ddpm.training.checkpoint_files.save",
-            OSError(errno.ENOSPC, "No space left on device"),
-        ),
+        (SAFETENSORS, SafetensorError("No space left")),
+        (SAFETENSORS, OSError(errno.ENOSPC, "No space left on device")),
     ],
 )
-def test_a_full_disk_is_said_and_leaves_the_old_files(saved, monkeypatch, library, error):
+def test_a_full_disk_is_reported_and_leaves_the_old_files(saved, monkeypatch, library, error):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
     def fails(*arguments, **options):
@@ -284,84 +266,74 @@ def test_a_full_disk_is_said_and_leaves_the_old_files(saved, monkeypatch, librar
     monkeypatch.setattr(library, fails)
     with pytest.raises(OSError, match=re.escape(str(error))):
         save_run(saved, run, save_checkpoint)
-    names = before if library == "torch.save" else ("model.safetensors", "config.json")
+    names = before if library == "torch.save" else (WEIGHTS, CONFIG)
     assert all((saved / name).read_bytes() == before[name] for name in names)
     assert {path.name for path in saved.iterdir()} == {*before}, "no part of a file is left"
 
 
 def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path, monkeypatch):
-    """Elsewhere the error is told at once. Waiting is made up."""
-    path, waited, real = tmp_path / "file", [], os.replace
+    """Elsewhere the error is raised at once. Waiting is made up."""
+    path, waits, real = tmp_path / "file", [], os.replace
 
     def refused(*names):
-        if len(waited) < 2:
+        if len(waits) < 2:
             raise PermissionError(13, "in use")
         real(*names)
 
     fake = SimpleNamespace(**vars(os) | {"name": "posix", "replace": refused})
     monkeypatch.setattr(files, "os", fake)
-    monkeypatch.setattr(files.time, "sleep", waited.append)
-    with pytest.raises(PermissionError), replacing(path) as new:
-        new.write_text("x")
-    assert not waited and not [*tmp_path.iterdir()]
+    monkeypatch.setattr(files.time, "sleep", waits.append)
+    with pytest.raises(PermissionError), replacing(path) as temporary:
+        temporary.write_text("x")
+    assert not waits and not [*tmp_path.iterdir()]
     fake.name = "nt"
-    with replacing(path) as new:
-        new.write_text("x")
-    assert path.read_text() == "x" and waited == [0.1, 1]
+    with replacing(path) as temporary:
+        temporary.write_text("x")
+    assert path.read_text() == "x" and waits == [0.1, 1]
 
 
-def test_a_run_that_is_saved_twice_gives_the_same_bytes(tmp_path):
-    run, names = start_simple(TINY), ("training_state.pt", "model.safetensors", "config.json")
-    save_run(tmp_path, run, save_checkpoint)
-    first = [(tmp_path / name).read_bytes() for name in names]
-    save_run(tmp_path, run, save_checkpoint)
-    assert [(tmp_path / name).read_bytes() for name in names] == first
-
-
-def test_two_saves_at_once_do_not_share_a_file(tmp_path):
-    path = tmp_path / "file"
-    with replacing(path) as first, replacing(path) as second:
-        first.write_text("first")
-        second.write_text("second")
-    assert path.read_text() == "first" and [*tmp_path.iterdir()] == [path]
+def test_a_run_that_is_saved_twice_gives_the_same_bytes(saved):
+    run = resume_run(saved)
+    contents = []
+    for _ in range(2):
+        save_run(saved, run, save_checkpoint)
+        contents.append([(saved / name).read_bytes() for name in (STATE, WEIGHTS, CONFIG)])
+    assert contents[0] == contents[1]
 
 
 def test_what_killed_saves_have_left_is_removed_after_a_while(tmp_path):
     path = tmp_path / "a[b].pt"  # a name that means much to glob
-    left = [tmp_path / f"a[b].pt{end}" for end in (".partial", ".1f2e.partial", ".77aa.partial")]
-    for file in (*left, others := tmp_path / "a.pt.1f2e.partial"):
+    old = [tmp_path / f"a[b].pt{end}" for end in (".partial", ".1f2e.partial")]
+    young, others = tmp_path / "a[b].pt.77aa.partial", tmp_path / "a.pt.1f2e.partial"
+    for file in (*old, young, others):
         file.write_text("half")
         os.utime(file, (1, 1))
-    left[2].touch()  # another run is writing it
+    young.touch()  # another run is writing it
     with replacing(path) as temporary:
         temporary.write_text("whole")
-    assert {*tmp_path.iterdir()} == {path, left[2], others}
+    assert {*tmp_path.iterdir()} == {path, young, others}
 
 
-def test_files_are_on_the_disk_before_they_replace_others_and_their_names_after(
-    tmp_path, monkeypatch
-):
-    done, sync, replace = [], os.fsync, os.replace
+def test_files_are_on_the_disk_before_they_replace_others_and_their_names_after(saved, monkeypatch):
+    calls, sync, replace = [], os.fsync, os.replace
 
     def fsync(handle):
-        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
         sync(handle)
 
     def replaced(*names):
-        done.append("name")
+        calls.append("name")
         replace(*names)
 
-    run = start_simple(TINY)
+    run = resume_run(saved)
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replaced)
-    save_run(tmp_path, run, save_checkpoint)
-    assert done == ["file", "name"] * 3 + ["folder"] * (os.name != "nt")
+    save_run(saved, run, save_checkpoint)
+    assert calls == ["file", "name"] * 3 + ["folder"] * (os.name != "nt")
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.EIO])
-def test_a_disk_that_knows_no_sync_will_do_and_one_that_fails_will_not(
-    tmp_path, monkeypatch, error
-):
+def test_a_disk_without_sync_will_do_and_one_that_fails_will_not(tmp_path, monkeypatch, error):
     def fsync(handle):
         raise OSError(error, "of the disk")
 
@@ -373,9 +345,8 @@ def test_a_disk_that_knows_no_sync_will_do_and_one_that_fails_will_not(
     assert (tmp_path / "file").read_text() == ("old" if error == errno.EIO else "new")
 
 
-@pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
-def test_a_device_that_fails_is_no_full_disk(tmp_path, name):
-    error = getattr(torch, name)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_device_that_fails_is_no_full_disk(tmp_path, error):
     with pytest.raises(error), replacing(tmp_path / "file"):
         raise error("CUDA error")
 
@@ -391,60 +362,43 @@ def test_folders_and_files_that_cannot_be_written_are_refused(tmp_path):
     assert (tmp_path / "other").is_dir()
 
 
-def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(tmp_path):
-    save_run(tmp_path, start_simple(TINY), save_checkpoint)
+def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(saved):
     with pytest.raises(OSError, match="No space"):
-        save_run(tmp_path, resume_run(tmp_path, replace(TINY, epochs=40)), full)
-    assert load_state(tmp_path)[1].epochs == 40
+        save_run(saved, resume_run(saved, replace(TINY, epochs=40)), full)
+    assert load_state(saved)[1].epochs == 40
 
 
-def test_a_first_checkpoint_that_fits_the_disk_in_part_can_be_resumed(tmp_path):
-    run = start_simple(TINY)
-    with pytest.raises(OSError, match="can be resumed"):
-        fit(run, tmp_path, save_checkpoint=full)
-    assert fit(run, tmp_path).step == 12, "by the same process"
-    assert resume_run(tmp_path).step == 12
-
-
+@pytest.mark.parametrize(
+    "save_checkpoint, error", [(full, OSError), (killed, KeyboardInterrupt)], ids=["full", "killed"]
+)
 @pytest.mark.parametrize("same_process", [True, False])
-def test_a_later_checkpoint_that_fits_the_disk_in_part_can_be_resumed(tmp_path, same_process):
-    fit(start_simple(replace(TINY, epochs=1)), tmp_path)
-    run = resume_run(tmp_path, TINY)
-    with pytest.raises(OSError, match="No space left on device"):
-        fit(run, tmp_path, save_checkpoint=full)
-    assert saving.saved_step(tmp_path) == 6, "and the state is of step 12"
-    fit(run if same_process else resume_run(tmp_path), tmp_path)
-    assert saving.saved_step(tmp_path) == 12
-
-
-def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_path):
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(start_simple(TINY), tmp_path, save_checkpoint=killed)  # saved once: at its end
+@pytest.mark.parametrize("saved_before", [False, True])
+def test_a_run_whose_save_was_cut_short_can_be_resumed(
+    tmp_path, save_checkpoint, error, same_process, saved_before
+):
+    """The state is saved, and the checkpoint is not."""
+    run = start_simple(TINY)
+    if saved_before:
+        fit(start_simple(replace(TINY, epochs=1)), tmp_path)
+        run = resume_run(tmp_path, TINY)
+    with pytest.raises(error) as caught:
+        fit(run, tmp_path, save_checkpoint=save_checkpoint)
+    assert error is KeyboardInterrupt or saved_before or "can be resumed" in str(caught.value)
+    assert saving.saved_step(tmp_path) == (6 if saved_before else None)
     with pytest.raises(FileExistsError, match="resume"):
         fit(start_simple(TINY), tmp_path)
-    assert fit(resume_run(tmp_path), tmp_path).step == 12 == saving.saved_step(tmp_path)
+    resumed = fit(run if same_process else resume_run(tmp_path), tmp_path)
+    assert resumed.step == 12 == saving.saved_step(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_damaged_checkpoint_is_healed_by_its_run_at_once(tmp_path, name, capsys):
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_damaged_checkpoint_is_replaced_by_its_run_at_once(tmp_path, name, capsys):
     fit(start_simple(replace(TINY, epochs=1)), tmp_path)
     good = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
-    (tmp_path / name).write_bytes(flipped(good[name], 0))  # where config.json is JSON no more
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
+    (tmp_path / name).write_bytes(flipped(good[name], 0))  # so that config.json is no JSON
     with pytest.raises(KeyboardInterrupt):
         fit(resume_run(tmp_path, TINY), tmp_path, killed)
     assert str(tmp_path) in capsys.readouterr().out
-    assert (tmp_path / "model.safetensors").read_bytes() == good["model.safetensors"]
+    assert (tmp_path / WEIGHTS).read_bytes() == good[WEIGHTS]
     run = resume_run(tmp_path)
     assert saving.saved_whole(tmp_path, run) and run.step == 6
-
-
-def test_settings_of_a_state_are_those_of_a_recipe(saved):
-    state, recipe = load_state(saved)
-    assert recipe == TINY == Recipe(**state["settings"]) and state["settings"] == asdict(TINY)

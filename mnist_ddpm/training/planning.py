@@ -193,10 +193,9 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     """Plans for the network and a guide, on n images, in the time of the network alone.
 
     folder: the guide's, as the network's checkpoint names it. If there is time for too few steps of
-    a guide: the plan alone, and a line that reports it. Raises ValueError as check_guide_dataset.
+    a guide: the plan alone, and a line that reports it.
     """
     r = plan.recipe
-    check_guide_dataset(r.dataset)
     names = *UNPLANNED, "image_size", "objective", "precision", "batch_size"
     planning = dataset_named(r.dataset).planning
     guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names})
