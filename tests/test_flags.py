@@ -112,11 +112,3 @@ def test_every_command_has_its_function(kind, path):
     module, name = path.split(":")
     function = getattr(import_module(f"mnist_ddpm.commands.{module}"), name)
     assert [*inspect.get_annotations(function).values()] == [kind, None]
-
-
-def test_no_default_is_shown_as_none(capsys):
-    for name in command_line.COMMANDS:
-        with pytest.raises(SystemExit):
-            command_line.run_command_line([name, "--help"])
-        told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert "(default: None)" not in told and "(default: )" not in told, name

@@ -224,5 +224,5 @@ class ExportFlags:
 
     checkpoint: Path  # folder that training wrote, or a name on the hub
     out: Path  # folder for the result, or for onnx a file that ends in .onnx
-    format: Literal["diffusers", "onnx"] = "diffusers"
+    format: Literal["diffusers", "onnx"] = "diffusers"  # the library that is to read it
     precision: Literal["float32", "float16"] = "float32"  # of onnx's weights and computation
