@@ -180,9 +180,8 @@ class ExtractorFlags:
     Example: python -m mnist_ddpm extractor --dataset mnist --out out/mnist.safetensors
     """
 
-    dataset: Literal[tuple(datasets_with_classifier())] = (
-        "mnist"  # whose classes or attributes it learns
-    )
+    # whose classes or attributes it learns
+    dataset: Literal[tuple(datasets_with_classifier())] = "mnist"
     out: Path = Path("checkpoints/mine/extractor.safetensors")  # file for the network
     epochs: int = 12  # passes over the training images
     seed: int = 0  # of weights, data order and shifts
