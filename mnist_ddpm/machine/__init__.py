@@ -1,1 +1,1 @@
-"""The machine that work runs on: files, locks, signals, threads, processes, text."""
+"""What runs depend on: devices, files, locks, signals, streams, threads, processes, the shell."""

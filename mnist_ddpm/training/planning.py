@@ -50,10 +50,6 @@ class Plan:
         evaluations = previews.IMAGES * min(previews.STEPS, self.recipe.T)
         return evaluations / 3 / self.recipe.batch_size
 
-    def finish(self, clock=time.monotonic, now=datetime.now) -> datetime:
-        """When training ends."""
-        return now() + timedelta(seconds=self.deadline - clock())
-
     def flags(self) -> list[str]:
         """The flags of train that make the same recipe."""
         base = preset(self.preset)
@@ -67,14 +63,15 @@ class Plan:
                 flags += map(str, value if isinstance(value, tuple) else [value])
         return flags
 
-    def lines(self, out: Path, **clocks) -> list[str]:
-        """A description of the training in a folder. clocks: arguments of finish."""
+    def lines(self, out: Path) -> list[str]:
+        """A description of the training in a folder."""
         r = self.recipe
         settings = f"preset {self.preset}, about {r.epochs:.3g} epochs in batches of {r.batch_size}"
         precision = f"{r.precision}, compiled" if r.compile else r.precision
         speed = f"{self.pace:.0f} images/s measured in {self.measured:.0f} s"
-        end = f"{self.seconds / 60:.1f} minutes, until {self.finish(**clocks):%H:%M:%S}"
-        lines = [f"{out}: {settings}, {precision}: {speed}, {end}"]
+        end = datetime.now() + timedelta(seconds=self.deadline - time.monotonic())
+        duration = f"{self.seconds / 60:.1f} minutes, until {end:%H:%M:%S}"
+        lines = [f"{out}: {settings}, {precision}: {speed}, {duration}"]
         if self.draw:
             command = shell.own_command(["sample", "--checkpoint", str(out)])
             lines.append(f"then 64 images take about {64 * self.sampling:.1f} s: {command}")
@@ -207,8 +204,8 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     share = (1 - preview / plan.seconds) / (1 + plan.pace / pace / GUIDE_RATIO)
     epochs = share * r.epochs
     if epochs * steps / GUIDE_RATIO < MIN_GUIDE_STEPS:
-        few = f"{plan.minutes:.3g} minutes are too few for a guide, of {MIN_GUIDE_STEPS} steps"
-        return [plan], f"{few}: the network is trained without one"
+        refusal = f"{plan.minutes:.3g} minutes are too few for a guide, of {MIN_GUIDE_STEPS} steps"
+        return [plan], f"{refusal}: the network is trained without one"
     guide_seconds = (1 - share) * plan.seconds
     network_plan = replace(
         plan,

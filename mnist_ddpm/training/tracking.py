@@ -2,7 +2,7 @@
 
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -44,35 +44,6 @@ def log_name(folder: Path, is_new_run: bool) -> str:
             name = f"{folder.resolve().name}-{secrets.token_hex(4)}"
             temporary.write_text(name, encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
-
-
-def start_tracker(name: str, folder: Path, recipe: Recipe, step: int):
-    """Accelerate's tracker of a run that continues after step.
-
-    TensorBoard's files are in folder/log. Points of later steps, from before a kill, are dropped.
-    Raises OSError if the tracker does not start.
-    """
-    from accelerate import PartialState  # takes two seconds
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    if name == "tensorboard":
-        options = {"run_name": TENSORBOARD_FOLDER, "logging_dir": folder, "purge_step": step + 1}
-        options["filename_suffix"] = f".{step}"  # files of one second would have one name
-    else:
-        options = {"run_name": PROJECT, "name": log_name(folder, step == 0), "resume": "allow"}
-        if name == "wandb":
-            options |= {"id": options["name"], "dir": folder}
-    try:
-        PartialState()  # without it Accelerate's trackers do nothing
-        tracker = LOGGER_TYPE_TO_CLASS[name](**options)
-        tracker.start()
-        if name == "tensorboard":  # its hyperparameters cannot be lists, and are a separate run
-            tracker.log({"recipe": f"`{recipe}`"}, step)
-        else:
-            tracker.store_init_configuration(asdict(recipe))
-    except Exception as error:  # of the package, its server or the disk
-        raise OSError(f"{name} does not start ({first_line(error)}): leave out the log") from error
-    return tracker
 
 
 class TrackerLog:
@@ -126,9 +97,32 @@ def log_picture(tracker, picture: np.ndarray, step: int) -> None:
 
 
 @contextmanager
-def tracker_log(name: str, folder: Path, recipe: Recipe, step: int = 0) -> Iterator[Callable]:
-    """The log of a run that continues after step; it is closed in the end. Raises OSError."""
-    tracker = start_tracker(name, folder, recipe, step)
+def tracker_log(name: str, folder: Path, recipe: Recipe, step: int = 0) -> Iterator[TrackerLog]:
+    """The log of a run that continues after step; it is closed in the end.
+
+    TensorBoard's files are in folder/log. Points of later steps, from before a kill, are dropped.
+    Raises OSError if the tracker does not start.
+    """
+    from accelerate import PartialState  # takes two seconds
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    if name == "tensorboard":
+        options = {"run_name": TENSORBOARD_FOLDER, "logging_dir": folder, "purge_step": step + 1}
+        options["filename_suffix"] = f".{step}"  # files of one second would have one name
+    else:
+        options = {"run_name": PROJECT, "name": log_name(folder, step == 0), "resume": "allow"}
+        if name == "wandb":
+            options |= {"id": options["name"], "dir": folder}
+    try:
+        PartialState()  # without it Accelerate's trackers do nothing
+        tracker = LOGGER_TYPE_TO_CLASS[name](**options)
+        tracker.start()
+        if name == "tensorboard":  # its hyperparameters cannot be lists, and are a separate run
+            tracker.log({"recipe": f"`{recipe}`"}, step)
+        else:
+            tracker.store_init_configuration(asdict(recipe))
+    except Exception as error:  # of the package, its server or the disk
+        raise OSError(f"{name} does not start ({first_line(error)}): leave out the log") from error
     try:
         yield TrackerLog(tracker)
     finally:
