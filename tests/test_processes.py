@@ -200,13 +200,13 @@ def test_as_many_processes_must_be_launched_as_were_asked_for(monkeypatch):
     for launched in ("1", "3"):
         monkeypatch.setenv("WORLD_SIZE", launched)
         with pytest.raises(ValueError, match=f"2 processes .* {launched} started"):
-            processes.connect(2)
+            processes.connect_world(2)
 
 
 def test_a_missing_accelerate_is_named_with_its_extra(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    for connect in (processes.connect, partial(processes.train_in_notebook, 2, in_notebook)):
+    for connect in (processes.connect_world, partial(processes.train_in_notebook, 2, in_notebook)):
         with pytest.raises(ValueError, match=r"\[accelerate\]"):
             connect()
 
@@ -225,7 +225,7 @@ def test_accelerate_must_connect_all_and_leave_the_precision_to_the_recipe(gpu, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes, .* connected 1"):
-        processes.connect()
+        processes.connect_world()
     assert options["cpu"] is not gpu and options["mixed_precision"] == "no"
     patience = options["kwargs_handlers"][0].timeout.total_seconds()
     assert patience > 3600, "one may decode a data set for all"
@@ -237,7 +237,7 @@ def test_one_process_of_accelerate_launch_hears_that_it_is_alone(monkeypatch, ca
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     if not launcher:
         monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
-    assert processes.connect().size == 1
+    assert processes.connect_world().size == 1
     assert bool(capsys.readouterr().out) == launcher
 
 
@@ -335,7 +335,7 @@ def test_a_run_that_another_has_overwritten_meanwhile_is_not_saved_when_a_proces
 
 
 if __name__ == "__main__":
-    world = processes.connect(cpu=True)
+    world = processes.connect_world(cpu=True)
     for job in sys.argv[2:]:
         globals()[job](Path(sys.argv[1]), world)
     processes.disconnect()

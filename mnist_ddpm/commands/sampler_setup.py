@@ -66,7 +66,7 @@ def connect(flags: DrawingFlags) -> tuple[World, torch.device]:
     check(0 <= flags.seed < 2**32, f"seed is {flags.seed}: it must be from 0 to 2^32 - 1")
     scale = guidance_scale(flags)
     check(abs(scale) <= 1e6, f"guidance is {scale}: it must be a number up to a million")
-    world = processes.connect(flags.processes, flags.device == "cpu")
+    world = processes.connect_world(flags.processes, flags.device == "cpu")
     device = devices.pick_device(flags.device, world)
     devices.check_precision(flags.precision, device)
     return world, device

@@ -34,7 +34,7 @@ def run_train(flags: TrainFlags) -> None:
     else:
         saving.must_be_free(flags.out)
         check_outside(flags.out, recipe.dataset)
-    world = processes.connect(flags.processes, flags.device == "cpu")
+    world = processes.connect_world(flags.processes, flags.device == "cpu")
     device = devices.pick_device(flags.device, world)
     processes.check_batch_size(recipe.batch_size, world)
     with processes.main_process_first(world):

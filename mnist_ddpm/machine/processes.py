@@ -64,7 +64,7 @@ class Processes(World):
         return self.accelerator.prepare_model(network)
 
 
-def connect(expected: int = 0, cpu: bool = False) -> World:
+def connect_world(expected: int = 0, cpu: bool = False) -> World:
     """This process's world, of the expected number of processes; 0: of as many as were launched.
 
     Raises ValueError if another number was launched.
@@ -151,7 +151,7 @@ def train_in_notebook(processes: int, train: Callable, *arguments) -> None:
 
 def notebook_process(processes: int, train: Callable, arguments: tuple, marker: Path) -> None:
     """The work of each forked process. It creates the marker once all are connected."""
-    world = connect(processes, cpu=not torch.cuda.is_available())
+    world = connect_world(processes, cpu=not torch.cuda.is_available())
     marker.touch()
     # OpenMP's other threads do not survive the fork: work shared with them would never end.
     torch.set_num_threads(1)
