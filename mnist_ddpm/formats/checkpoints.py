@@ -1,10 +1,11 @@
 """The project's own checkpoints: a folder with model.safetensors and config.json.
 
-Their files are those of `mnist_ddpm.training.checkpoint_files`, which training writes too. The
-shipped ones lie in a clone's checkpoints/, and in the package where it was installed.
+`mnist_ddpm.training.checkpoint_files` reads and writes the files. The shipped ones lie in a clone's
+checkpoints/, and some of them in the installed package.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,13 +23,10 @@ from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
 __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
 
-SHIPPED = (
-    "mnist", "mnist-taught", "mnist-few", "mnist-conditional", "mnist-guide", "mnist-pixels",
-    "mnist-bits", "celeba", "celeba-few", "celeba-guide",
-)  # fmt: skip
-FOLDER = "checkpoints"  # of a clone, before a shipped name
+SHIPPED = "mnist", "mnist-taught", "mnist-few", "mnist-conditional", "mnist-guide"
+SHIPPED += "mnist-pixels", "mnist-bits", "celeba", "celeba-few", "celeba-guide"
+FOLDER = "checkpoints"  # of a clone, with the shipped ones
 GUIDANCE_OPTIONS = "guide", "guidance", "guidance_interval"
-FOLDER_NAME = re.compile(r"\w[\w.-]*")  # the name of a folder
 
 
 class Checkpoint(NamedTuple):
@@ -40,19 +38,20 @@ class Checkpoint(NamedTuple):
 
 
 def shipped_path(name: str) -> Path:
-    """Where a file or folder of the shipped checkpoints lies, be there one or not."""
+    """The path of a file or folder of the shipped checkpoints, whether it exists or not."""
     package = Path(catalogue.__file__).parent
-    installed, clone = package / "shipped", package.parent / FOLDER
-    return (installed if installed.is_dir() else clone) / name
+    installed = package / "shipped"
+    return (installed if installed.is_dir() else package.parent / FOLDER) / name
 
 
 def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path:
-    """The folder that is meant: by a path, a shipped name, or "owner/name[@revision]" on the hub.
+    """The folder of a checkpoint: a path, else a shipped name, else "owner/name[@revision]".
 
-    A path goes before a name. files: what is downloaded, of those that there are. Raises
-    FileNotFoundError where there is none, OSError where the hub does not give it.
+    That is a repository on the hub, from which those of `files` that exist are downloaded. Raises
+    FileNotFoundError where there is no such checkpoint, OSError where the download fails.
     """
-    path, name = Path(source), Path(source).as_posix()
+    path = Path(source)
+    name = path.as_posix()
     if path.is_dir() and ((path / CONFIG).is_file() or name not in SHIPPED):
         return path
     own = name.removeprefix(f"{FOLDER}/")
@@ -64,64 +63,69 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
                 "repository (an installed package holds only mnist and mnist-guide)"
             )
         return folder
-    problem = f"{source} is not a checkpoint: there is no folder {path.absolute()}"
-    # a folder that holds others is no owner on the hub
-    if (
-        path.parent.is_dir()
-        or name.startswith(f"{FOLDER}/")
-        or not hub.repository_and_revision(name)
-    ):
-        raise FileNotFoundError(f"{problem}, and those shipped are {', '.join(SHIPPED)}")
+    no_folder = f"{source} is not a checkpoint: there is no folder {path.absolute()}"
+    # An existing folder is no owner on the hub
+    is_local = path.parent.is_dir() or name.startswith(f"{FOLDER}/")
+    if is_local or not hub.repository_and_revision(name):
+        raise FileNotFoundError(f"{no_folder}, and the shipped ones are {', '.join(SHIPPED)}")
     try:
         return hub.download(name, None, files)
     except OSError as error:
-        raise type(error)(f"{problem}, it is none of those shipped, and {error}") from error
+        raise type(error)(
+            f"{no_folder}, no shipped checkpoint has this name, and {error}"
+        ) from error
+
+
+def is_number(value: object, *types: type) -> bool:
+    """Whether a value is a number of one of these types, and not absurdly large."""
+    return type(value) in types and abs(value) <= 10**6
+
+
+# What config.json may have under "draw", with what is a value of it
+SAMPLING_OPTIONS: dict[str, Callable[[object], bool]] = {
+    "sampler": lambda x: x in [*catalogue.SAMPLERS],
+    "spacing": lambda x: x in [*catalogue.SPACINGS],
+    "steps": lambda x: is_number(x, int),
+    "eta": lambda x: is_number(x, int, float),
+    "guidance": lambda x: is_number(x, int, float),
+    "guidance_interval": lambda x: type(x) is list and [is_number(t, int) for t in x] == [True] * 2,
+    # a name without a folder, since nothing outside the checkpoint's is read
+    "guide": lambda x: type(x) is str and bool(re.fullmatch(r"\w[\w.-]*", x)),
+}
 
 
 def sampling_defaults(source: str | Path) -> dict:
-    """How to draw best with a checkpoint, as its config.json says under "draw"; {} if it does not.
+    """How best to sample from a checkpoint, by "draw" in its config.json; {} where that is missing.
 
-    Of sampler, steps, spacing, eta, guide (a shipped name, or a folder in the checkpoint's, whose
-    path is returned), guidance and guidance_interval. Without what it has on a guide where that
-    folder is not there. Raises as `find` and ValueError for what is none of these.
+    Some of sampler, steps, spacing, eta, guide (a shipped name, or the path of a folder in the
+    checkpoint's), guidance and guidance_interval; without the last three where that folder is
+    missing. Raises as `find`, and ValueError for other options or values.
     """
     path = find(source) / CONFIG
-    found = read_json(path).get("draw", {})
-
-    def number(x, *kinds: type) -> bool:
-        return type(x) in kinds and abs(x) <= 10**6
-
-    fits = {
-        "sampler": lambda x: x in [*catalogue.SAMPLERS], "steps": lambda x: number(x, int),
-        "eta": lambda x: number(x, int, float), "spacing": lambda x: x in [*catalogue.SPACINGS],
-        "guide": lambda x: type(x) is str and FOLDER_NAME.fullmatch(x),
-        "guidance": lambda x: number(x, int, float),
-        "guidance_interval": lambda x: (
-            type(x) is list and len(x) == 2 and all(number(each, int) for each in x)
-        ),
-    }  # fmt: skip
-    known = type(found) is dict and found.keys() <= fits.keys()
-    good = known and all(fits[name](value) for name, value in found.items())
-    check(good, f'{path} has advice of another version under "draw": name a --sampler')
-    if found.get("guide", SHIPPED[0]) in SHIPPED:
-        return found
-    guide = path.with_name(found["guide"])
+    options = read_json(path).get("draw", {})
+    is_known = type(options) is dict and options.keys() <= SAMPLING_OPTIONS.keys()
+    is_valid = is_known and all(SAMPLING_OPTIONS[name](x) for name, x in options.items())
+    check(is_valid, f'{path} has options of another version under "draw": name a --sampler')
+    if options.get("guide", SHIPPED[0]) in SHIPPED:
+        return options
+    guide = path.with_name(options["guide"])
     if (guide / CONFIG).is_file():
-        return found | {"guide": str(guide)}
-    return {name: value for name, value in found.items() if name not in GUIDANCE_OPTIONS}
+        return options | {"guide": str(guide)}
+    return {name: value for name, value in options.items() if name not in GUIDANCE_OPTIONS}
 
 
 def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """A checkpoint of this project's, or of the notebook's, as `find` knows it.
+    """A checkpoint of this package or of the notebook, by what `find` takes.
 
-    Raises FileNotFoundError where there is none, OSError where the hub does not give it, ValueError
-    for files that are damaged or do not fit each other, or a schedule without a name.
+    Raises as `find`, and ValueError for files that are damaged or do not fit each other, or a
+    schedule without a name.
     """
     folder = find(source)
     recipe, _ = load_config(folder)
-    weights, network = read_weights(folder), catalogue.make_network(recipe)
-    known = recipe.objective in catalogue.OBJECTIVES
-    unknown = "" if known else f' (of objective "{recipe.objective}", unknown here)'
+    weights = read_weights(folder)
+    network = catalogue.make_network(recipe)
+    is_known = recipe.objective in catalogue.OBJECTIVES
+    unknown = "" if is_known else f' (of objective "{recipe.objective}", unknown here)'
     load_weights(network.state_dict(), weights, f"{Path(folder, WEIGHTS)}{unknown}")
     network = network.to(device).eval().requires_grad_(False)
     return Checkpoint(network, catalogue.make_schedule(recipe), recipe)
