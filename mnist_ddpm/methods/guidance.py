@@ -117,7 +117,7 @@ def switched(
     second: Teacher,
     labels: Tensor | None = None,
 ) -> Denoiser:
-    """The first teacher's denoiser where uses_first(times (N,)) says so, else the second's.
+    """The first teacher's denoiser where uses_first(times (N,)) is True, else the second's.
 
     Each gets the labels (N,) of its images.
     """
