@@ -14,7 +14,7 @@ PAGES = sorted({path for pattern in PATTERNS for path in ROOT.glob(pattern)})
 
 
 def commands_in(path, before):
-    """The arguments of each command, which a pattern comes before, without those with placeholders."""
+    """The arguments of each command that follows a pattern, but for those with placeholders."""
     text = path.read_text(encoding="utf-8")
     lines = re.findall(rf"{before}([^`\n|]+)", text)
     commands = [shlex.split(line.split("  #")[0]) for line in lines if "…" not in line]

@@ -51,16 +51,16 @@ class StepsAndEta(Experiment):
             run.measure_once(key, partial(reconstruction_error, run, trained, times))
 
     def plot(self, rows: list[Row], figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
-        plot_lines(left, rows, "frechet", "S", {arm: {"arm": arm} for arm in SAMPLERS}, log=True)
-        plot_real_distance(left, rows)
-        left.set(title="How many steps does each sampler need?", xlabel="network evaluations")
-        left.set(xscale="log", ylabel="Fréchet distance")
-        left.legend(fontsize=8, loc="upper right", ncols=2)
+        left_ax, right_ax = figure.subplots(1, 2, width_ratios=[1.5, 1])
+        plot_lines(left_ax, rows, "frechet", "S", {arm: {"arm": arm} for arm in SAMPLERS}, log=True)
+        plot_real_distance(left_ax, rows)
+        left_ax.set(title="How many steps does each sampler need?", xlabel="network evaluations")
+        left_ax.set(xscale="log", ylabel="Fréchet distance")
+        left_ax.legend(fontsize=8, loc="upper right", ncols=2)
         arms = {"": {"arm": "reconstruction"}}
-        plot_lines(right, rows, "reconstruction", "S", arms, log=True)
-        right.set(title="How exact are encoding and decoding?", xlabel="steps")
-        right.set(xscale="log", ylabel="mean squared error")
+        plot_lines(right_ax, rows, "reconstruction", "S", arms, log=True)
+        right_ax.set(title="How exact are encoding and decoding?", xlabel="steps")
+        right_ax.set(xscale="log", ylabel="mean squared error")
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         nearer = partial(Claim.of, rows, "frechet")

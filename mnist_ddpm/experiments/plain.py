@@ -81,14 +81,14 @@ class EqualTime(Experiment):
             run.measure_images({"arm": arm, "seed": seed}, trained, times, sampler, figures)
 
     def plot(self, rows: list[Row], figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
+        left_ax, right_ax = figure.subplots(1, 2, sharey=True)
         arms = {arm: {"arm": arm} for arm in NETWORKS}
-        plot_points(left, rows, "frechet", arms, log=True)
-        plot_real_distance(left, rows, vertical=True)
-        left.legend(fontsize=8)
-        left.set(title="Which network draws best after equal time?", xlabel="Fréchet distance")
-        plot_points(right, rows, "unsure", arms, log=True)
-        right.set(title="How many of its digits are doubtful?", xlabel="share of digits")
+        plot_points(left_ax, rows, "frechet", arms, log=True)
+        plot_real_distance(left_ax, rows, vertical=True)
+        left_ax.legend(fontsize=8)
+        left_ax.set(title="Which network draws best after equal time?", xlabel="Fréchet distance")
+        plot_points(right_ax, rows, "unsure", arms, log=True)
+        right_ax.set(title="How many of its digits are doubtful?", xlabel="share of digits")
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         pairs = {text: (arm, "eps, L_simple") for text, arm in CLAIMS.items()} | {

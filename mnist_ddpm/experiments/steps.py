@@ -84,13 +84,13 @@ class EvaluationsPerImage(Experiment):
                 run.measure_images({"arm": arm, "seed": seed, "S": S}, trained, times, sampler)
 
     def plot(self, rows: list[Row], figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
-        left.set(title="What does an evaluation buy?", ylabel="Fréchet distance")
-        right.set(title="And with which network?")
+        left_ax, right_ax = figure.subplots(1, 2, sharey=True)
+        left_ax.set(title="What does an evaluation buy?", ylabel="Fréchet distance")
+        right_ax.set(title="And with which network?")
         samplers = {name: f"mnist, {name}" for name in SAMPLERS}
         networks = {name: f"{name}, {BEST}" for name in ("mnist", *OTHERS)}
         measured = {row["arm"] for row in rows}
-        for ax, arms in ((left, samplers), (right, networks)):
+        for ax, arms in ((left_ax, samplers), (right_ax, networks)):
             arms |= {FEW_STEPS_ARM: FEW_STEPS_ARM}
             keys = {label: {"arm": arm} for label, arm in arms.items() if arm in measured}
             plot_lines(ax, rows, "frechet", "S", keys, log=True)
