@@ -90,7 +90,7 @@ def of_data(folder: Path) -> dict[str, Kind]:
     (pictures / "05.png").write_text("no image")
     with contextlib.redirect_stdout(io.StringIO()):
         folders.load_folder(RECIPE, pictures, folder / "cache")
-    (cached,) = (folder / "cache").iterdir()
+    (cached,) = (folder / "cache").glob("*.npy")
     raw.mkdir(parents=True)
     for path in ARCHIVES.glob("t10k*.gz"):
         shutil.copy(path, raw)
@@ -116,6 +116,7 @@ def of_data(folder: Path) -> dict[str, Kind]:
 
     return {
         "the cache of decoded images": Kind(cached, lambda: load_cache(cached)),
+        "its record": Kind(cache.record_path(cached), lambda: load_cache(cached)),
         "MNIST's images": Kind(images.with_suffix(".gz"), load_images),
         "MNIST's labels": Kind(labels.with_suffix(".gz"), load_labels),
         "MNIST's images, unpacked": Kind(images, load_images),

@@ -22,7 +22,7 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data import cache, pictures
 from mnist_ddpm.data.celeba import load_celeba
 from mnist_ddpm.data.folders import load_folder, load_own_folder
-from mnist_ddpm.data.labels import always_told, typical_labels
+from mnist_ddpm.data.labels import needs_labels, typical_labels
 from mnist_ddpm.data.mnist import load_mnist, mnist_labels
 from mnist_ddpm.data.pictures import margin, open_image
 from mnist_ddpm.data.search import search
@@ -306,7 +306,7 @@ def test_labels_to_judge_are_as_frequent_as_in_training_and_vary_as_real_ones_do
 )
 def test_a_network_that_never_missed_a_label_is_always_told(classes, label_dropout, told):
     asked = type("Recipe", (), {"classes": classes, "label_dropout": label_dropout})
-    assert always_told(asked) is told
+    assert needs_labels(asked) is told
 
 
 # Pictures that are a trap
@@ -323,7 +323,7 @@ def test_a_pipe_among_pictures_is_told_and_not_waited_for(tmp_path):
 
 
 def test_pictures_too_large_for_memory_are_refused_or_decoded_smaller(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MOST", 150 * 100)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 150 * 100)
     for name in ("large.png", "large.jpg"):
         ramp(250, 200).save(tmp_path / name, quality=95)
     with pytest.raises(ValueError, match="large.png.*megapixels"):
@@ -340,7 +340,7 @@ def test_pictures_too_large_for_memory_are_refused_or_decoded_smaller(tmp_path, 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_file_that_would_fill_memory_is_not_read(tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(cache, "LARGEST", 5000)
+    monkeypatch.setattr(cache, "MAX_FILE_SIZE", 5000)
     name, data = "celeba/000001.jpg", bytes(5001)
     if packed:
         with zipfile.ZipFile(tmp_path / "celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:

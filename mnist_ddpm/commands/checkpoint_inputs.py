@@ -8,7 +8,7 @@ import torch
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.flags import DrawingFlags, LikelihoodFlags
-from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
@@ -58,5 +58,5 @@ def pick_variance(name: str, recipe: Recipe) -> str:
 def check_bound(recipe: Recipe, request: str) -> None:
     """Raises ValueError where no bound can be measured, which the flag or command requests."""
     needs = f"{request} needs a network"
-    check(not always_told(recipe), f"{needs} that can do without its labels (label_dropout is 0)")
+    check(not needs_labels(recipe), f"{needs} that can do without its labels (label_dropout is 0)")
     check(not recipe.conditional, f"{needs} without a condition, and here is {recipe.condition}")

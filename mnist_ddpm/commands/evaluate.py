@@ -10,7 +10,7 @@ from mnist_ddpm.commands import checkpoint_inputs, outputs, sampler_setup
 from mnist_ddpm.commands.flags import DrawingFlags, EvaluateFlags
 from mnist_ddpm.commands.image_inputs import holds_samples, read_images
 from mnist_ddpm.data import sets
-from mnist_ddpm.data.labels import always_told, typical_labels
+from mnist_ddpm.data.labels import needs_labels, typical_labels
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
@@ -213,7 +213,7 @@ def measure_network(
         return {}  # its loss and bound would be of images given their own condition
     figures = {}
     options = {"batch_size": flags.batch_size, "seed": flags.seed, "device": device}
-    if not always_told(recipe):
+    if not needs_labels(recipe):
         denoise = catalogue.make_denoiser(network, schedule, recipe)
         figures["L_simple"] = losses.loss_by_tenth(denoise, schedule, held_out[:1000], **options)
     if flags.bits:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import folders, pictures
-from mnist_ddpm.data.search import regular
+from mnist_ddpm.data.search import regular_file
 from mnist_ddpm.machine import devices
 from mnist_ddpm.training.recipe import Recipe
 
@@ -60,7 +60,8 @@ def fit_to_network(
 ) -> Tensor:
     """A picture in the network's size: uint8 (1, C, H, W). fill: the colour of MNIST's margin."""
     _, height, width = recipe.shape
-    image = pictures.fitted(pictures.padded(image, recipe, fill), recipe.shape, resample)
+    image = pictures.with_margin(image, recipe, fill)
+    image = pictures.crop_and_resize(image, recipe.shape, resample)
     return torch.from_numpy(np.array(image)).view(1, height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -80,7 +81,7 @@ def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
     if path.is_dir():
         return folders.load_folder(recipe, path, data / "cache")
     try:
-        with regular(path).open("rb") as file, np.load(file) as arrays:
+        with regular_file(path).open("rb") as file, np.load(file) as arrays:
             size = arrays.zip.getinfo("images.npy").file_size  # which a small file may unpack to
             devices.check_memory(size, f"{path}", "split it")
             images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.checkpoint_inputs import pick_variance
 from mnist_ddpm.commands.flags import DrawingFlags
-from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.ddpm import Schedule, check
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.formats import checkpoints
@@ -111,7 +111,7 @@ def check_labels(flags: DrawingFlags, recipe: Recipe) -> None:
     for label in flags.label:
         labels = f"{flags.checkpoint}'s 0 to {recipe.classes - 1}"
         check(0 <= label < recipe.classes, f"label {label} is not one of {labels}")
-    if always_told(recipe) and guidance_scale(flags) != 1 and not flags.guide:
+    if needs_labels(recipe) and guidance_scale(flags) != 1 and not flags.guide:
         raise ValueError(
             f"{flags.checkpoint} was always given its label (label_dropout 0): "
             "use --guidance 1, or a --guide"
@@ -124,7 +124,7 @@ def check_interval(flags: DrawingFlags, times: list[int], recipe: Recipe) -> Non
         return
     if guidance_scale(flags) == 1:
         advice = "name a --guide, or a checkpoint with labels"
-        if flags.guide or (recipe.classes and not always_told(recipe)):
+        if flags.guide or (recipe.classes and not needs_labels(recipe)):
             advice = "set --guidance to other than 1"
         raise ValueError(f"--guidance-interval is of no use where nothing guides: {advice}")
     low, high = flags.guidance_interval

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import cache_path, load_files, skipped_names
-from mnist_ddpm.data.download import NotDownloaded, fetched
-from mnist_ddpm.data.pictures import Shape, fitted
-from mnist_ddpm.data.search import Files, search, walk
+from mnist_ddpm.data.download import NotDownloaded, load_with_advice
+from mnist_ddpm.data.pictures import Shape, crop_and_resize
+from mnist_ddpm.data.search import Files, search, walk_folders
 
 NAMES = r"\d{6}\.(jpe?g|png|webp)"
-WIDTH, HEIGHT = 178, 218  # of an original
-CROP = 140  # side of the square that is kept of it
+WIDTH = 178  # of an original
+HEIGHT = 218
+CROP = 140  # side of the centred square that is used of it
 SPLITS = "train", "valid", "test"
 LAST = 162_770, 182_637, 202_599  # number of the last image in each
 HELD_OUT = 500  # images to validate on, of more than ten times as many without official ones
@@ -31,26 +32,28 @@ def find_celeba(root: str | Path) -> list[tuple[Path, Files]]:
     return search(root, "celeba", NAMES)
 
 
-def number(name: str) -> str:
-    """img_align_celeba/000001.jpg to 000001."""
+def image_number(name: str) -> str:
+    """The number in a file's name, 000001 of img_align_celeba/000001.jpg."""
     return name.rpartition("/")[2].partition(".")[0]
 
 
-def read_list(root: str | Path, name: str) -> tuple[list[str], dict[str, list[int]]] | None:
-    """Column names, and each image's numbers by its own, from name.txt or .csv anywhere below root.
+def read_table(root: str | Path, name: str) -> tuple[list[str], dict[str, list[int]]] | None:
+    """Column names, and the values of each image by its number, from name.txt or .csv below root.
 
     None where there is no such file. Raises ValueError for a damaged one.
     """
     wanted = f"{name}.txt", f"{name}.csv"
-    paths = (place / file for place, files in walk(root) for file in files if file in wanted)
-    path, columns, rows = next(paths, None), [], {}
+    files = ((folder / file) for folder, files in walk_folders(root) for file in files)
+    path = next((file for file in files if file.name in wanted), None)
     if path is None:
         return None
+    columns = []
+    rows = {}
     try:
         for line in path.read_text(encoding="utf-8-sig").splitlines():
             words = line.replace(",", " ").split()
             if words and re.fullmatch(r"\d+\.\w+", words[0]):
-                rows[number(words[0])] = [int(word) for word in words[1:]]
+                rows[image_number(words[0])] = [int(word) for word in words[1:]]
             elif len(words) > 1:
                 columns = [word for word in words if word != "image_id"]
     except ValueError as error:
@@ -68,65 +71,64 @@ def celeba_files(root: str | Path, split: str) -> Files:
     ValueError for an unknown split, and where there are no images.
     """
     ddpm.check(split in SPLITS, f'CelebA has no split "{split}": take one of {", ".join(SPLITS)}')
-    found = find_celeba(root)
-    if not found:
+    places = find_celeba(root)
+    if not places:
         raise NotDownloaded(f"no CelebA below {root}: {HELP.format(Path(root, 'celeba'))}")
-    fullest = min(found, key=lambda it: (it[0].stem != "img_align_celeba", -len(it[1].names)))
-    top, names = fullest[1]
-    partition = read_list(root, "list_eval_partition")
+    _, files = min(places, key=lambda it: (it[0].stem != "img_align_celeba", -len(it[1].names)))
+    partition = read_table(root, "list_eval_partition")
 
-    def part(name: str) -> int:
+    def split_of(name: str) -> int:
         if partition:
-            return partition[1].get(number(name), [-1])[0]
-        return bisect_left(LAST, int(number(name)))
+            return partition[1].get(image_number(name), [-1])[0]
+        return bisect_left(LAST, int(image_number(name)))
 
-    training = [name for name in names if part(name) == 0]
-    chosen = [name for name in names if part(name) == SPLITS.index(split)]
-    if len(training) == len(names) > 10 * HELD_OUT:
+    splits = {name: split_of(name) for name in files.names}
+    training = [name for name in files.names if splits[name] == 0]
+    chosen = [name for name in files.names if splits[name] == SPLITS.index(split)]
+    if len(training) == len(splits) > 10 * HELD_OUT:
         chosen = {"train": training[:-HELD_OUT], "valid": training[-HELD_OUT:]}.get(split, [])
-    advice = HELP.format(top.parent)
-    ddpm.check(bool(chosen), f"{top} has no image of CelebA's {split} split: {advice}")
-    return Files(top, chosen)
+    advice = HELP.format(files.root.parent)
+    ddpm.check(bool(chosen), f"{files.root} has no image of CelebA's {split} split: {advice}")
+    return Files(files.root, chosen)
 
 
-def face(image: Image.Image, shape: Shape, crop: int) -> Image.Image:
+def crop_face(image: Image.Image, shape: Shape) -> Image.Image:
     """The centre of a face, in the shape's proportions and of its size.
 
-    It is taken from `crop` of an original's 178 columns, and as large a share of its 218 rows. A
+    It is taken from CROP of an original's 178 columns, and as large a share of its 218 rows. A
     picture that has not the originals' shape counts as cropped already.
     """
     width, height = image.size
     if abs(width / height * HEIGHT / WIDTH - 1) < 0.02:
-        kept = crop * min(width / WIDTH, height / HEIGHT)
-        width, height = min(width, kept), min(height, kept * HEIGHT / WIDTH)
-    return fitted(image, shape, within=(width, height))
+        crop = CROP * min(width / WIDTH, height / HEIGHT)
+        width = min(width, crop)
+        height = min(height, crop * HEIGHT / WIDTH)
+    return crop_and_resize(image, shape, within=(width, height))
 
 
-def from_torchvision(root: str | Path) -> None:
+def download_celeba(root: str | Path) -> None:
     """Downloads all of CelebA below root."""
     from torchvision import datasets  # takes two seconds
 
     datasets.CelebA(root, split="all", download=True)
 
 
-def load_celeba(
-    recipe, root: str | Path = "data", split: str = "train", crop: int = CROP, download: bool = True
-) -> Tensor:
+def load_celeba(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
     """The "train", "valid" or "test" split: uint8 (N, *recipe.shape).
 
-    crop: side of the centred square that is kept of 178 x 218 pixels; of a rectangle the width, at
-    most. download: torchvision tries where there is nothing. Raises as celeba_files and load_files
-    do, ValueError for a crop that does not fit, FileNotFoundError where the download fails.
+    torchvision tries to download what is not there. Raises as celeba_files and load_files do, and
+    FileNotFoundError where the download fails.
     """
-    ddpm.check(1 <= crop <= WIDTH, f"crop is {crop}: take 1 to {WIDTH}, the width of an image")
-    if download and not find_celeba(root):
-        fetched("CelebA", lambda: from_torchvision(root), HELP.format(Path(root, "celeba")))
-    files, fit = celeba_files(root, split), partial(face, shape=recipe.shape, crop=crop)
-    return load_files(files, recipe.shape, Path(root, "cache"), f"celeba-{split}", fit, crop)
+    if not find_celeba(root):
+        advice = HELP.format(Path(root, "celeba"))
+        load_with_advice("CelebA", partial(download_celeba, root), advice)
+    files = celeba_files(root, split)
+    fit = partial(crop_face, shape=recipe.shape)
+    return load_files(files, recipe.shape, Path(root, "cache"), f"celeba-{split}", fit)
 
 
 def celeba_attributes(
-    recipe, root: str | Path = "data", split: str = "train", crop: int = CROP
+    recipe, root: str | Path = "data", split: str = "train"
 ) -> tuple[list[str], Tensor]:
     """The 40 attributes' names, and which each image of load_celeba has: bool (N, 40).
 
@@ -134,17 +136,19 @@ def celeba_attributes(
     process) knows the images that cannot be read, which are left out here too. Raises ValueError
     where list_attr_celeba is missing or lacks an image.
     """
-    files, listed = celeba_files(root, split), read_list(root, "list_attr_celeba")
+    files = celeba_files(root, split)
+    table = read_table(root, "list_attr_celeba")
     advice = HELP.format(Path(root, "celeba"))
-    ddpm.check(listed is not None, f"no list_attr_celeba.txt or .csv below {root}: {advice}")
-    path = cache_path(files, recipe.shape, Path(root, "cache"), f"celeba-{split}", crop)
-    skipped = set(skipped_names(path))
-    numbers = [number(name) for name in files.names if name not in skipped]
-    missing = [each for each in numbers if each not in listed[1]]
+    ddpm.check(table is not None, f"no list_attr_celeba.txt or .csv below {root}: {advice}")
+    names, rows = table
+    cache = cache_path(files, recipe.shape, Path(root, "cache"), f"celeba-{split}")
+    skipped = {*skipped_names(cache)}
+    numbers = [image_number(name) for name in files.names if name not in skipped]
+    missing = [number for number in numbers if number not in rows]
     if missing:
         lacking = f"no line for {len(missing)} images, such as {missing[0]}"
         raise ValueError(f"list_attr_celeba has {lacking}: replace it")
-    return listed[0], torch.tensor([listed[1][each] for each in numbers]) > 0
+    return names, torch.tensor([rows[number] for number in numbers]) > 0
 
 
 def celeba_targets(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
@@ -158,12 +162,13 @@ def celeba_labels(recipe, root: str | Path = "data", split: str = "train") -> Te
     Raises ValueError for attributes that CelebA has not, or another number of classes, and as
     celeba_attributes does.
     """
-    asked = recipe.attributes
-    ddpm.check(bool(asked), "attributes is empty: for labels of celeba name some, such as Smiling")
-    fits = recipe.classes == 2 ** len(asked)
-    ddpm.check(fits, f"classes is {recipe.classes}: {len(asked)} attributes make {2 ** len(asked)}")
+    chosen = recipe.attributes
+    ddpm.check(bool(chosen), "attributes is empty: for labels of celeba name some, such as Smiling")
+    classes = 2 ** len(chosen)
+    fits = recipe.classes == classes
+    ddpm.check(fits, f"classes is {recipe.classes}: {len(chosen)} attributes make {classes}")
     names, present = celeba_attributes(recipe, root, split)
-    fits = set(asked) <= set(names) and len(set(asked)) == len(asked)
-    ddpm.check(fits, f"attributes is {asked}: take different ones of {', '.join(names)}")
-    columns = present[:, [names.index(name) for name in asked]]
-    return (columns * 2 ** torch.arange(len(asked))).sum(dim=1)
+    fits = {*chosen} <= {*names} and len({*chosen}) == len(chosen)
+    ddpm.check(fits, f"attributes is {chosen}: take different ones of {', '.join(names)}")
+    columns = present[:, [names.index(name) for name in chosen]]
+    return (columns * 2 ** torch.arange(len(chosen))).sum(dim=1)

@@ -5,15 +5,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-OF_THE_DISK = errno.EACCES, errno.ENOSPC, errno.EROFS
+DISK_ERRORS = errno.EACCES, errno.ENOSPC, errno.EROFS
 
 
 class NotDownloaded(ValueError):
     """Files are missing that will be downloaded when the images are loaded."""
 
 
-def fetched(name: str, load: Callable[[], T], advice: str) -> T:
-    """What load() gives, from files that are there, or downloads.
+def load_with_advice(name: str, load: Callable[[], T], advice: str) -> T:
+    """What load() returns, from files that are there, or downloads.
 
     Raises FileNotFoundError, in one line, where it fails; the disk's own error where that is why.
     """
@@ -22,7 +22,7 @@ def fetched(name: str, load: Callable[[], T], advice: str) -> T:
     except Exception as error:  # no network, no gdown, a quota, a damaged archive …
         reason = error.__cause__ if isinstance(error, FileNotFoundError) else None
         reason = reason or error
-        if getattr(reason, "errno", None) in OF_THE_DISK:  # the archives are sound
+        if getattr(reason, "errno", None) in DISK_ERRORS:  # the archives are sound
             raise reason from None
-        said = " ".join(str(reason).split())
-        raise FileNotFoundError(f"{name} could not be loaded ({said}): {advice}") from error
+        message = " ".join(str(reason).split())
+        raise FileNotFoundError(f"{name} could not be loaded ({message}): {advice}") from error

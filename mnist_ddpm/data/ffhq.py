@@ -8,12 +8,13 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import load_files
-from mnist_ddpm.data.pictures import fitted
+from mnist_ddpm.data.pictures import crop_and_resize
 from mnist_ddpm.data.search import Files, search
 
 NAMES = r"(img)?(\d{5}|\d{8})\.(png|jpe?g|webp)"
 MENTION = r"^(?!.*in-the-wild).*(ffhq|thumbnails128x128|images1024x1024)"
-TRAIN, TEST = 60_000, 10_000
+IMAGES = 70_000
+TRAINING = 60_000
 HELP = (
     "download thumbnails128x128 (for sizes up to 128) or images1024x1024 from FFHQ's page, "
     "https://github.com/NVlabs/ffhq-dataset (CC BY-NC-SA 4.0), into the folder {}; "
@@ -30,18 +31,18 @@ def load_ffhq(recipe, root: str | Path = "data", split: str = "train") -> Tensor
     ddpm.check(split in ("train", "test"), f'FFHQ has no split "{split}": take train or test')
 
     def preference(pair: tuple[Path, Files]) -> tuple[bool, int, int]:
-        named = re.search(r"\d{2,4}$", pair[0].stem)
-        side = int(named[0]) if named else 1024
-        small = side < max(recipe.shape[1:])
-        return small, -side if small else side, -len(pair[1].names)
+        size_in_name = re.search(r"\d{2,4}$", pair[0].stem)
+        side = int(size_in_name[0]) if size_in_name else 1024
+        is_small = side < max(recipe.shape[1:])
+        return is_small, -side if is_small else side, -len(pair[1].names)
 
-    found = search(root, MENTION, NAMES)
-    ddpm.check(bool(found), f"no FFHQ below {root}: {HELP.format(Path(root, 'ffhq'))}")
-    place, (top, names) = min(found, key=preference)
-    if len(names) == TRAIN + TEST:
-        names = names[:TRAIN] if split == "train" else names[TRAIN:]
+    variants = search(root, MENTION, NAMES)
+    ddpm.check(bool(variants), f"no FFHQ below {root}: {HELP.format(Path(root, 'ffhq'))}")
+    place, (top, names) = min(variants, key=preference)
+    if len(names) == IMAGES:
+        names = names[:TRAINING] if split == "train" else names[TRAINING:]
     else:
-        count = f"{len(names):,} images, not FFHQ's {TRAIN + TEST:,}"
+        count = f"{len(names):,} images, not FFHQ's {IMAGES:,}"
         ddpm.check(split == "train", f"{place} has {count}: none are held out to test")
-    fit = partial(fitted, shape=recipe.shape)
+    fit = partial(crop_and_resize, shape=recipe.shape)
     return load_files(Files(top, names), recipe.shape, Path(root, "cache"), f"ffhq-{split}", fit)

@@ -1,7 +1,6 @@
 """Folders of one's own images."""
 
 import re
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -9,8 +8,8 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import load_files
-from mnist_ddpm.data.pictures import fitted, padded
-from mnist_ddpm.data.search import Files, walk
+from mnist_ddpm.data.pictures import crop_and_resize, with_margin
+from mnist_ddpm.data.search import Files, walk_folders
 from mnist_ddpm.datasets import dataset_named
 
 
@@ -19,8 +18,12 @@ def image_files(folder: str | Path) -> list[Path]:
 
     Raises ValueError where there is none, OSError where a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise error  # without this a part of the images would be taken for all
+
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    files = [place / name for place, names in walk(folder, _raise) for name in names]
+    files = [place / name for place, names in walk_folders(folder, refuse) for name in names]
     paths = sorted(path for path in files if path.suffix.lower() in known)
     ddpm.check(bool(paths), f"{folder} holds no images (files such as .png or .jpg)")
     return paths
@@ -32,20 +35,15 @@ def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") ->
     Raises as image_files, ValueError where more than a few cannot be read, OSError where the
     images cannot be saved.
     """
+
+    def fit(image: Image.Image) -> Image.Image:
+        return crop_and_resize(with_margin(image, recipe), recipe.shape)
+
     names = [path.relative_to(folder).as_posix() for path in image_files(folder)]
-    kind = f"{recipe.dataset}-" if dataset_named(recipe.dataset).padded_side else ""
     label = re.sub(r"\W+", "-", Path(folder).resolve().name)[:50] or "images"
-    fit = partial(_fit, recipe=recipe)
-    return load_files(Files(Path(folder), names), recipe.shape, Path(cache), kind + label, fit)
-
-
-def _fit(image: Image.Image, recipe) -> Image.Image:
-    return fitted(padded(image, recipe), recipe.shape)
-
-
-def _raise(error: OSError) -> None:
-    """Without this a part of the images would be taken for all."""
-    raise error
+    if dataset_named(recipe.dataset).padded_side:
+        label = f"{recipe.dataset}-{label}"
+    return load_files(Files(Path(folder), names), recipe.shape, Path(cache), label, fit)
 
 
 def load_own_folder(recipe, root: str | Path = "data", split: str = "train") -> Tensor:

@@ -9,7 +9,7 @@ def typical_labels(labels: Tensor, n: int, seed: int = 0) -> Tensor:
     return labels[torch.randint(len(labels), (n,), generator=torch.Generator().manual_seed(seed))]
 
 
-def always_told(recipe) -> bool:
+def needs_labels(recipe) -> bool:
     """Whether a network with labels never trained without, and so knows nothing without them."""
     return recipe.classes > 0 and recipe.label_dropout == 0
 

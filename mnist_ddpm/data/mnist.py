@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm.data.download import fetched
+from mnist_ddpm.data.download import load_with_advice
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.ddpm import check
@@ -34,7 +34,7 @@ def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tenso
     size = size_in_words(recipe.image_size)
     check(fits, f"image_size is {size}: mnist is padded, so take an even number from {side}")
     vertical, horizontal = margin(recipe)
-    digits = read(root, split, "images-idx3")
+    digits = read_split(root, split, "images-idx3")
     return F.pad(digits.unsqueeze(1), [horizontal, horizontal, vertical, vertical])
 
 
@@ -45,18 +45,18 @@ def mnist_labels(recipe, root: str | Path = "data", split: str = "train") -> Ten
     """
     fits = recipe.classes == 10 and not recipe.attributes
     check(fits, f"classes is {recipe.classes}: for mnist take 10, and name no attributes")
-    return read(root, split, "labels-idx1").long()
+    return read_split(root, split, "labels-idx1").long()
 
 
-def read(root: str | Path, split: str, kind: str) -> Tensor:
-    """A split's archive, with clear errors."""
+def read_split(root: str | Path, split: str, kind: str) -> Tensor:
+    """The "images-idx3" or "labels-idx1" of a split. Raises as load_mnist does."""
     check(split in ARCHIVES, f'MNIST has no split "{split}": take train or test')
     path = Path(root, "MNIST", "raw", f"{ARCHIVES[split]}-{kind}-ubyte.gz")
-    return fetched("MNIST", partial(read_archive, path), ADVICE.format(path))
+    return load_with_advice("MNIST", partial(read_archive, path), ADVICE.format(path))
 
 
 def read_archive(path: Path) -> Tensor:
-    """What is in one of MNIST's archives, fetched if missing or damaged: uint8 (N, …)."""
+    """What one of MNIST's archives holds, downloaded if missing or damaged: uint8 (N, …)."""
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error):

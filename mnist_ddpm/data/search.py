@@ -4,13 +4,14 @@ import os
 import re
 import stat
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from mnist_ddpm.machine.text import printable
 
-LOST = "lost+found"  # a file system's own folder, which only root may read
+ROOT_ONLY = "lost+found"  # a file system's own folder, which only root may read
 
 
 class Files(NamedTuple):
@@ -20,7 +21,7 @@ class Files(NamedTuple):
     names: list[str]  # relative to root, with "/" between folders
 
 
-def regular(path: Path) -> Path:
+def regular_file(path: Path) -> Path:
     """A file's path. Raises ValueError for a pipe, which would keep us waiting, or a device.
 
     Raises OSError where there is none.
@@ -30,7 +31,7 @@ def regular(path: Path) -> Path:
     return path
 
 
-def walk(
+def walk_folders(
     root: str | Path, onerror: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[Path, list[str]]]:
     """Each folder from root down with its files, sorted; no hidden ones, none twice through links.
@@ -44,20 +45,19 @@ def walk(
             below.clear()
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith(".") and name != LOST)
+        below[:] = sorted(name for name in below if not name.startswith(".") and name != ROOT_ONLY)
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
 def zip_folders(path: Path) -> list[tuple[Path, list[str]]]:
     """Each folder in an archive with its files. Of a damaged archive none, and a printed line."""
-    folders = {}
+    folders = defaultdict(list)
     try:
-        with zipfile.ZipFile(regular(path)) as archive:
+        with zipfile.ZipFile(regular_file(path)) as archive:
             for name in archive.namelist():
-                folders.setdefault(path / os.path.dirname(name), []).append(os.path.basename(name))
+                folders[path / os.path.dirname(name)].append(os.path.basename(name))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        told = printable(f"{path} is damaged or no zip archive, and was skipped ({error})")
-        print(told)
+        print(printable(f"{path} is damaged or no zip archive, and was skipped ({error})"))
     return list(folders.items())
 
 
@@ -67,26 +67,29 @@ def search(root: str | Path, mention: str, pattern: str) -> list[tuple[Path, Fil
     They are root itself, and those below it whose paths fit `mention`, which names the data set.
     Folders 00000, 01000, … count as one: the folder that they lie in.
     """
-    top, found = Path(root).absolute(), {}
+    top = Path(root).absolute()
+    files_by_place = {}
     fits = re.compile(pattern, re.IGNORECASE).fullmatch
 
     def mentioned(path: Path) -> bool:
         return re.search(mention, path.relative_to(top.parent).as_posix().lower()) is not None
 
-    for folder, names in walk(top):
-        zips = [folder / name for name in names if name.lower().endswith(".zip")]
-        zips = [path for path in zips if mentioned(path)]
-        for place, inside in [
-            (folder, names),
-            *(pair for path in zips for pair in zip_folders(path)),
-        ]:
+    for folder, names in walk_folders(top):
+        archives = [folder / name for name in names if name.lower().endswith(".zip")]
+        archives = [path for path in archives if mentioned(path)]
+        packed = [pair for path in archives for pair in zip_folders(path)]
+        for inner_folder, inside in [(folder, names), *packed]:
             files = [name for name in inside if fits(name)]
-            numbered = place != top and re.fullmatch(r"\d{5}", place.name)
-            whole = place.parent if numbered else place
-            if files and (whole == top or mentioned(whole)):
-                base = next((path for path in zips if path in (whole, *whole.parents)), whole)
-                inner = "" if place == base else place.relative_to(base).as_posix() + "/"
-                found.setdefault(whole, Files(base, [])).names.extend(inner + f for f in files)
+            is_numbered = inner_folder != top and re.fullmatch(r"\d{5}", inner_folder.name)
+            place = inner_folder.parent if is_numbered else inner_folder
+            if files and (place == top or mentioned(place)):
+                around = (path for path in archives if path in (place, *place.parents))
+                base = next(around, place)
+                inner = inner_folder.relative_to(base).as_posix()
+                prefix = "" if inner == "." else f"{inner}/"
+                known = files_by_place.setdefault(place, Files(base, []))
+                known.names.extend(prefix + name for name in files)
     return [
-        (place, Files(files.root, sorted(files.names))) for place, files in sorted(found.items())
+        (place, Files(files.root, sorted(files.names)))
+        for place, files in sorted(files_by_place.items())
     ]

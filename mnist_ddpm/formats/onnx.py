@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm import catalogue
-from mnist_ddpm.data.labels import always_told, label_names
+from mnist_ddpm.data.labels import label_names, needs_labels
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
@@ -66,7 +66,7 @@ def metadata(schedule: Schedule, recipe: Recipe, precision: str, draw: dict) -> 
         **sampling_tables(schedule, catalogue.conversion_of(recipe)),
         "learned_variance": catalogue.learns_variance(recipe),
         "classes": classes,
-        "unknown_label": classes if classes and not always_told(recipe) else None,
+        "unknown_label": classes if classes and not needs_labels(recipe) else None,
         "labels": names,
         "condition": recipe.condition if recipe.conditional else None,
         "tells_steps": catalogue.tells_steps(recipe),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue
-from mnist_ddpm.data.labels import always_told
+from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.ddpm import Denoiser, Schedule, check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import guidance
@@ -63,7 +63,7 @@ def one_of(recipe: Recipe, source: str | Path, asked: float, device: torch.devic
         found, wanted = (each.classes, each.attributes), (recipe.classes, recipe.attributes)
         problem = f"teacher is {source}: its classes are {found[0]} {' '.join(found[1])}"
         check(found == wanted, f"{problem.strip()}: train with the same")
-    able = guide is not None or (recipe.classes > 0 and not always_told(strong.recipe))
+    able = guide is not None or (recipe.classes > 0 and not needs_labels(strong.recipe))
     problem = f"teacher_guidance is {asked}, and nothing guides {source}"
     check(able or not asked, f"{problem}: leave it at 0")
     scale = asked or advice.get("guidance", guidance.SCALE if guide else 1.0)
