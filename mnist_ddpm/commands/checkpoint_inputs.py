@@ -9,10 +9,13 @@ import torch
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.flags import DrawingFlags, LikelihoodFlags
 from mnist_ddpm.data.labels import needs_labels
+from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.partial_results import PartialResults
+from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 
 # The exponent of each variance of a step, for the bound: as methods.likelihood.bits_per_dim
@@ -60,3 +63,16 @@ def check_bound(recipe: Recipe, request: str) -> None:
     needs = f"{request} needs a network"
     check(not needs_labels(recipe), f"{needs} that can do without its labels (label_dropout is 0)")
     check(not recipe.conditional, f"{needs} without a condition, and here is {recipe.condition}")
+
+
+def bound_options(
+    flags: DrawingFlags | LikelihoodFlags,
+    recipe: Recipe,
+    variance: str,
+    device: torch.device,
+    partial: PartialResults,
+) -> dict:
+    """What the flags say to likelihood.bits_per_dim, whose parts are kept as partial results."""
+    options = {"exponent": EXPONENTS[variance], "margin": margin(recipe), "device": device}
+    options |= {"batch_size": flags.batch_size, "seed": flags.seed}
+    return options | {"progress": progress_bar, "part": partial.compute}

@@ -123,8 +123,7 @@ def suggest_command(name: str, typed_program: str) -> str:
 
 def complete_recipe(command: training_flags.TrainFlags) -> training_flags.RecipeFlags:
     """The flags that were typed, and all others as the preset has them."""
-    values = vars(command.recipe)
-    typed = {name: values[name] for name in values if name in command.typed}
+    typed = training_flags.typed_settings(command)
     return training_flags.RecipeFlags(**settled(typed, PRESETS[command.preset]))
 
 

@@ -11,7 +11,6 @@ from mnist_ddpm.commands.flags import DrawingFlags, EvaluateFlags
 from mnist_ddpm.commands.image_inputs import holds_samples, read_images
 from mnist_ddpm.data import sets
 from mnist_ddpm.data.labels import needs_labels, typical_labels
-from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import cards, distances, extractors, generation, losses
@@ -20,7 +19,6 @@ from mnist_ddpm.formats.checkpoints import Checkpoint, find
 from mnist_ddpm.machine import files, processes
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.machine.processes import World
-from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
@@ -35,7 +33,7 @@ SAMPLING_FLAGS = (
 def run_evaluate(flags: EvaluateFlags) -> None:
     """Draws or reads images, judges them, writes a card. What cannot be done is reported before."""
     check_sampling_flags(flags)
-    world, device = sampler_setup.connect(flags)
+    world, device = sampler_setup.pick_processes_and_device(flags)
     checkpoint, flags = checkpoint_inputs.open_checkpoint(flags, device)
     recipe = checkpoint_inputs.locate_dataset(checkpoint.recipe, flags.dataset)
     checkpoint = checkpoint._replace(recipe=recipe)
@@ -105,7 +103,7 @@ def check_request(flags: EvaluateFlags, recipe: Recipe) -> None:
         check(2 <= flags.bits <= most, f"--bits is {flags.bits}: take from 2 to {most:,} images")
         checkpoint_inputs.check_bound(recipe, "--bits")
     if not flags.images:
-        sampler_setup.check_labels(flags, recipe)
+        sampler_setup.check_labels_and_guidance(flags, recipe)
         times = sampler_setup.choose_sampler(flags, recipe).times
         sampler_setup.check_interval(flags, times, recipe)
 
@@ -212,25 +210,17 @@ def measure_network(
     if recipe.conditional:
         return {}  # its loss and bound would be of images given their own condition
     figures = {}
-    options = {"batch_size": flags.batch_size, "seed": flags.seed, "device": device}
     if not needs_labels(recipe):
+        options = {"batch_size": flags.batch_size, "seed": flags.seed, "device": device}
         denoise = catalogue.make_denoiser(network, schedule, recipe)
         figures["L_simple"] = losses.loss_by_tenth(denoise, schedule, held_out[:1000], **options)
     if flags.bits:
         variance = checkpoint_inputs.pick_variance(flags.variance, recipe)
         times_per_image = min(50, schedule.T)
         denoise = catalogue.bound_denoiser(network, schedule, recipe, variance == "learned")
-        bound = bits_per_dim(
-            denoise,
-            schedule,
-            held_out[: flags.bits],
-            exponent=checkpoint_inputs.EXPONENTS[variance],
-            times_per_image=times_per_image,
-            margin=margin(recipe),
-            progress=progress_bar,
-            part=partial.compute,
-            **options,
-        )
+        options = checkpoint_inputs.bound_options(flags, recipe, variance, device, partial)
+        options["times_per_image"] = times_per_image
+        bound = bits_per_dim(denoise, schedule, held_out[: flags.bits], **options)
         figures["bits_per_dim"] = cards.bound_figures(bound, variance, times_per_image)
     return figures
 

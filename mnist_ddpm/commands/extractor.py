@@ -16,7 +16,9 @@ from mnist_ddpm.training.run import count_parameters
 
 def run_extractor(flags: ExtractorFlags) -> None:
     """Trains and saves an extractor. Raises FileExistsError where it would overwrite a file."""
-    seed, epochs, out = flags.seed, flags.epochs, flags.out
+    seed = flags.seed
+    epochs = flags.epochs
+    out = flags.out
     check(0 <= seed < 2**32, f"seed is {seed}: it must be from 0 to 2^32 - 1")
     check(1 <= epochs <= 10**6, f"epochs is {epochs}: it must be from 1 to 1,000,000")
     device = devices.pick_device(flags.device)

@@ -14,7 +14,6 @@ from mnist_ddpm.ddpm import Denoiser, Network, Schedule, check
 from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.machine import devices, files
 from mnist_ddpm.machine.partial_results import CountedNetwork
-from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods import likelihood, schedules
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.training.cost import check_drawing
@@ -33,25 +32,14 @@ def run_likelihood(flags: LikelihoodFlags) -> None:
     )
     images = images_to_measure(flags, recipe)
     check_drawing(recipe, len(images), flags.batch_size if device.type == "cpu" else 1)
-    border = margin(recipe)
     files.check_writable(flags.out)
     digest = extractors.digest(images)
     partial = open_partial_results(flags, flags.out, counted, device, digest)
     with partial.stoppable():
-        bound = likelihood.bits_per_dim(
-            denoise,
-            schedule,
-            images,
-            exponent=checkpoint_inputs.EXPONENTS[variance],
-            times_per_image=flags.times_per_image,
-            margin=border,
-            batch_size=flags.batch_size,
-            seed=flags.seed,
-            device=device,
-            progress=progress_bar,
-            part=partial.compute,
-        )
-        height, width = (side - 2 * black for side, black in zip(recipe.shape[1:], border))
+        options = checkpoint_inputs.bound_options(flags, recipe, variance, device, partial)
+        options["times_per_image"] = flags.times_per_image
+        bound = likelihood.bits_per_dim(denoise, schedule, images, **options)
+        height, width = (side - 2 * black for side, black in zip(recipe.shape[1:], margin(recipe)))
         evaluations = partial.evaluations / len(images)
         card = describe_bound(bound) | {"n": len(images), "dataset": recipe.dataset}
         card |= {"split": flags.split, "pixels": [recipe.channels, height, width]}

@@ -30,7 +30,7 @@ GRID_IMAGES = 400  # at most
 
 def run_sample(flags: SampleFlags) -> None:
     """Draws images and writes them. What cannot be drawn is reported before."""
-    world, device = sampler_setup.connect(flags)
+    world, device = sampler_setup.pick_processes_and_device(flags)
     checkpoint, flags = open_checkpoint(flags, device)
     recipe = checkpoint.recipe
     flags = sampler_setup.with_sampling_defaults(flags, recipe, is_followed=not flags.mask)
@@ -39,7 +39,7 @@ def run_sample(flags: SampleFlags) -> None:
     counted = CountedNetwork(checkpoint.network)
     partial = open_partial_results(flags, flags.out / "samples.npz", counted, device, *digests)
     cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
-    sampler_setup.check_labels(flags, recipe)
+    sampler_setup.check_labels_and_guidance(flags, recipe)
     choice = choose_with_image(flags, recipe, device)
     sampler_setup.check_interval(flags, choice.times, recipe)
     labels = sampler_setup.labels_in_turn(flags, recipe) if recipe.classes else None

@@ -55,11 +55,8 @@ class SamplerChoice(NamedTuple):
         return partial(self.sampler, **self.options)
 
 
-def connect(flags: DrawingFlags) -> tuple[World, torch.device]:
-    """The processes that share the work, and this one's device.
-
-    Raises ValueError for flags that are out of range.
-    """
+def pick_processes_and_device(flags: DrawingFlags) -> tuple[World, torch.device]:
+    """The processes that share the work, and this one's device. Checks the flags' ranges."""
     for name in ("n", "batch_size"):
         value = getattr(flags, name)
         check(1 <= value <= MOST, f"{name} is {value}: it must be from 1 to {MOST:,}")
@@ -100,7 +97,7 @@ def guidance_scale(flags: DrawingFlags) -> float:
     return SCALE if flags.guide else 1.0
 
 
-def check_labels(flags: DrawingFlags, recipe: Recipe) -> None:
+def check_labels_and_guidance(flags: DrawingFlags, recipe: Recipe) -> None:
     """Raises ValueError for a label or a guidance that the network does not know."""
     is_guided_by_labels = flags.guidance not in (None, 1) and not flags.guide
     if not recipe.classes and (flags.label or is_guided_by_labels):
@@ -179,10 +176,7 @@ def denoiser_source(
     pictures: Tensor | None,
     device: torch.device,
 ) -> generation.Source:
-    """What draws a batch of images, guided and clipped, given labels and the pictures' condition.
-
-    Raises ValueError for a guide that does not fit.
-    """
+    """What draws a batch of images, guided and clipped, given labels and pictures as conditions."""
     recipe = checkpoint.recipe
     guide = None
     if flags.guide:

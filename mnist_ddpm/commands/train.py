@@ -1,7 +1,7 @@
 """`python -m mnist_ddpm train`."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
-from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags
+from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags, typed_settings
 from mnist_ddpm.data import sets
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
@@ -64,12 +64,6 @@ def run_train(flags: TrainFlags) -> None:
         steps = f"{run.step} steps in {run.seconds / 60:.1f} min"
         print(f"{flags.out}: {steps}, {speed:.0f} images/s")
         print_checkpoint(flags.out)
-
-
-def typed_settings(flags: TrainFlags) -> dict:
-    """The settings of a recipe that were typed."""
-    names = [field.name for field in fields(Recipe) if field.name in flags.typed]
-    return {name: getattr(flags.recipe, name) for name in names}
 
 
 def resumed_recipe(flags: TrainFlags) -> Recipe:
@@ -143,8 +137,8 @@ def as_second(recipe: Recipe) -> dict[str, torch.Tensor]:
     network = catalogue.make_network(replace(recipe, network="shortcut"))
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     for source in filter(None, (recipe.teacher, recipe.teacher_unlabelled, recipe.init_from)):
-        labels, classes = recipe.classes > 0, recipe.classes
-        decided, weights = initial_weights(source, labels, classes=classes, shortcut=True)
+        options = {"labels": recipe.classes > 0, "classes": recipe.classes, "shortcut": True}
+        decided, weights = initial_weights(source, **options)
         alike = all(decided[name] == getattr(recipe, name) for name in meaning)
         if alike and shapes == {name: value.shape for name, value in weights.items()}:
             break

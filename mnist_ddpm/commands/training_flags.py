@@ -133,6 +133,11 @@ class PlanFlags:
     began: tyro.conf.Suppress[float] = field(default_factory=time.monotonic)
 
 
+def typed_settings(flags: TrainFlags) -> dict:
+    """The settings of a recipe that were typed."""
+    return {name: value for name, value in vars(flags.recipe).items() if name in flags.typed}
+
+
 def place_flags(flags: TrainFlags | PlanFlags, out: Path) -> list[str]:
     """The flags of `train` for a run in the folder out, with the same data, device and log."""
     values = {"out": out, "data": flags.data, "device": flags.device, "log": flags.log}
