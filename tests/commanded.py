@@ -1,7 +1,6 @@
 """The command line as tests use it: tiny networks, pictures, and what a command answers."""
 
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -70,24 +69,3 @@ def skip_films(monkeypatch) -> None:
     """Strips and GIFs take most of the time of `sample`: for tests that do not look at them."""
     monkeypatch.setattr(ddpm, "show_strip", lambda film, **options: plt.figure())
     monkeypatch.setattr(ddpm, "save_gif", lambda *arguments, **options: None)
-
-
-class Fits:
-    """Stands in for training: keeps what it was called with."""
-
-    def __init__(self, monkeypatch):
-        self.runs, self.images, self.labels, self.deadlines = [], [], [], []
-        monkeypatch.setattr(trainer.loop, "fit", self.fit)
-
-    def fit(self, run, images, schedule, objective, folder, *, labels, deadline=inf, **options):
-        self.runs.append(run)
-        self.images.append(images)
-        self.labels.append(labels)
-        self.deadlines.append(deadline)
-        run.step, run.seconds = 1, 1.0
-        return run
-
-    @property
-    def recipes(self) -> list[Recipe]:
-        """What was to be trained, each time."""
-        return [run.settings for run in self.runs]

@@ -1,32 +1,25 @@
-"""Image files that tell which image they are, and the recipe that asks for them."""
+"""Image files whose pixels say which image they are, and a recipe for them."""
 
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mnist_ddpm.training.options import Size, height_width
+from mnist_ddpm.training.options import Size
+from mnist_ddpm.training.recipe import Recipe
 
 NAMES = [f"{k:06d}.jpg" for k in range(1, 8)]
 ORIGINAL, HALF = (178, 218), (89, 109)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """All that a loader may ask of a recipe."""
-
-    dataset: str = "celeba"
-    image_size: Size = 16
-    channels: int = 3
-    classes: int = 0
-    attributes: tuple[str, ...] = ()
-
-    @property
-    def shape(self):
-        return self.channels, *height_width(self.image_size)
+def image_recipe(
+    dataset: str = "celeba", image_size: Size = 16, channels: int = 3, **settings
+) -> Recipe:
+    """A recipe whose network takes images of any size."""
+    sizes = {"image_size": image_size, "channels": channels, "patch_size": 1}
+    return Recipe(dataset=dataset, channel_mults=(1,), **sizes, **settings)
 
 
 def plain(k, size=ORIGINAL):

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import flipped
-from pictures import Asked, listing, numbers, plain, save, save_celeba, save_some, zipped
+from pictures import image_recipe, listing, numbers, plain, save, save_celeba, save_some, zipped
 from PIL import Image
 
 from mnist_ddpm.data import cache
 from mnist_ddpm.data.celeba import load_celeba
 from mnist_ddpm.data.folders import load_folder
 
-COLOUR = Asked()
+COLOUR = image_recipe()
 SIX = [0, 1, 2, 3, 4, 5]
 
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from commanded import (
     NETWORK,
     ROOT,
     SMALL,
-    Fits,
     blobs,
     error_of,
     run,
@@ -63,11 +63,21 @@ def black_images(recipe, n):
 
 
 @pytest.fixture
-def fits(monkeypatch):
-    """Nothing is trained, on black images with labels of 0."""
+def trainings(monkeypatch):
+    """What was to be trained, each time, on black images with labels of 0: nothing is trained."""
+    calls = []
+
+    def fit(run, images, *arguments, labels, deadline, **options):
+        calls.append(SimpleNamespace(recipe=run.settings, network=run.network))
+        calls[-1].labels = labels
+        calls[-1].deadline = deadline
+        run.step = 1
+        return run
+
+    monkeypatch.setattr(loop, "fit", fit)
     monkeypatch.setattr(sets, "load_images", lambda recipe, *_: black_images(recipe, 64))
     monkeypatch.setattr(sets, "load_labels", lambda *_: torch.zeros(64, dtype=torch.long))
-    return Fits(monkeypatch)
+    return calls
 
 
 @pytest.fixture
@@ -101,10 +111,10 @@ FACES_64 = "faces-64 --base-channels 8 --image-size 32 --batch-size 4 --accumula
         (f"{FACES_64} --optimizer muon --learning-rate 2e-4", {"learning_rate": 2e-4}),
     ],
 )
-def test_a_typed_flag_wins_and_the_preset_decides_all_others(fits, tmp_path, flags, expected):
+def test_a_typed_flag_wins_and_the_preset_decides_all_others(trainings, tmp_path, flags, expected):
     """Also where a flag equals the default; the preset's learning rate is its optimizer's."""
     assert run("train", "--out", tmp_path, "--preset", *flags.split()) == 0
-    (recipe,) = fits.recipes
+    recipe = trainings[0].recipe
     assert {name: getattr(recipe, name) for name in expected} == expected
 
 
@@ -117,14 +127,16 @@ def test_a_typed_flag_wins_and_the_preset_decides_all_others(fits, tmp_path, fla
     ],
 )
 def test_precision_is_the_device_s_unless_typed(
-    fits, monkeypatch, tmp_path, default, flags, precision
+    trainings, monkeypatch, tmp_path, default, flags, precision
 ):
     monkeypatch.setattr(devices, "default_precision", lambda device: default)
     assert run("train", "--base-channels", 8, "--out", tmp_path, *flags.split()) == 0
-    assert fits.recipes[0].precision == precision
+    assert trainings[0].recipe.precision == precision
 
 
-def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(fits, monkeypatch, tmp_path):
+def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(
+    trainings, monkeypatch, tmp_path
+):
     """As in Colab, which may give an A100 one day and a T4 the next."""
     begun = trainer.start_run(Recipe(**NETWORK, precision="bfloat16"))
     saving.save_run(tmp_path, begun, trainer.save_checkpoint)
@@ -132,14 +144,14 @@ def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(fits, monkeyp
     assert run(*resume) == 0
     monkeypatch.setattr(devices, "emulates", lambda precision, _: precision == "bfloat16")
     assert run(*resume) == run(*resume, "--precision", "float16") == 0
-    assert [each.precision for each in fits.recipes] == ["bfloat16", "float32", "float16"]
+    assert [each.recipe.precision for each in trainings] == ["bfloat16", "float32", "float16"]
     assert run(*resume, "--precision", "bfloat16") == 1
 
 
-def test_training_with_labels_is_given_them(fits, monkeypatch, tmp_path):
+def test_training_with_labels_is_given_them(trainings, monkeypatch, tmp_path):
     monkeypatch.setattr(sets, "load_labels", lambda *_: torch.arange(64) % 10)
     assert run("train", "--classes", 10, "--base-channels", 8, "--out", tmp_path) == 0
-    assert fits.labels[0][:12].tolist() == [*range(10), 0, 1]
+    assert trainings[0].labels[:12].tolist() == [*range(10), 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -153,20 +165,20 @@ def test_training_with_labels_is_given_them(fits, monkeypatch, tmp_path):
     ],
 )
 def test_a_network_keeps_its_labels_where_the_data_have_some(
-    digits, pictures, fits, tmp_path, flags, classes
+    digits, pictures, trainings, tmp_path, flags, classes
 ):
     flags = flags.format(pictures=pictures, data=tmp_path).split()
     start = ["train", "--init-from", digits, "--out", tmp_path / "out", "--batch-size", 4]
     assert run(*start, *flags) == 0
-    assert [recipe.classes for recipe in fits.recipes] == [classes]
-    assert hasattr(fits.runs[0].network, "label") == (classes > 0)
+    assert [each.recipe.classes for each in trainings] == [classes]
+    assert hasattr(trainings[0].network, "label") == (classes > 0)
 
 
-def test_classes_0_removes_the_attributes_of_the_network_to_start_from(fits, tmp_path):
+def test_classes_0_removes_the_attributes_of_the_network_to_start_from(trainings, tmp_path):
     faces = save_network(tmp_path / "faces", FACES)
     start = ["train", "--init-from", faces, "--dataset", "celeba", "--classes", 0]
     assert run(*start, "--batch-size", 4, "--out", tmp_path / "out") == 0
-    assert (fits.recipes[0].classes, fits.recipes[0].attributes) == (0, ())
+    assert (trainings[0].recipe.classes, trainings[0].recipe.attributes) == (0, ())
 
 
 def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures, tmp_path, capsys):
@@ -315,26 +327,26 @@ def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatc
     assert f"{folders[1]} holds a checkpoint" in line, "its guide would be overwritten"
 
 
-def test_a_plan_keeps_what_it_was_asked_for(fits, tiny_plans, tmp_path):
+def test_a_plan_keeps_what_it_was_asked_for(trainings, tiny_plans, tmp_path):
     asked = ["--seed", 7, "--classes", 10, "--channels", 1, "--minutes", 0.1]
     assert run("plan", *asked, "--out", tmp_path / "run", "--device", "cpu") == 0
-    (recipe,) = fits.recipes
+    recipe = trainings[0].recipe
     assert (recipe.seed, recipe.classes, recipe.channels) == (7, 10, 1)
-    assert len(fits.labels[0]) == 64 and fits.deadlines[0] < float("inf")
+    assert len(trainings[0].labels) == 64 and trainings[0].deadline < float("inf")
 
 
 def test_few_images_make_smaller_batches_unless_their_size_is_typed(
-    fits, measured, monkeypatch, tmp_path, capsys
+    trainings, measured, monkeypatch, tmp_path, capsys
 ):
     few = save_pictures(tmp_path / "few", 10)
     monkeypatch.setattr(sets, "load_images", lambda recipe, *_, **__: black_images(recipe, 10))
     base = ["--dataset", few, "--out", tmp_path / "run", "--data", tmp_path, "--device", "cpu"]
     for command in (["train"], ["train", "--preset", "faces-64-small"], ["plan", "--minutes", 1]):
         assert run(*command, *base) == 0
-        assert fits.recipes[-1].batch_size == 10 and "10 images" in capsys.readouterr().out
+        assert trainings[-1].recipe.batch_size == 10 and "10 images" in capsys.readouterr().out
     for batch_size in (5, 11):
         assert run("train", *base, "--batch-size", batch_size) == 0
-        assert fits.recipes[-1].batch_size == batch_size
+        assert trainings[-1].recipe.batch_size == batch_size
         assert "images are fewer" not in capsys.readouterr().out
 
 
@@ -369,9 +381,9 @@ def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["mnist", "faces-64"])
-def test_the_command_of_a_plan_makes_the_same_recipe(fits, tmp_path, name):
+def test_the_command_of_a_plan_makes_the_same_recipe(trainings, tmp_path, name):
     recipe = preset(name, seed=7, epochs=1.5, batch_size=32, compile=False, warmup_steps=5)
     made = planning.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
     command = shlex.split(made.equivalent_command(recipe).split("python -m mnist_ddpm ")[1])
     assert run(*command, "--out", tmp_path) == 0
-    assert fits.recipes == [recipe]
+    assert trainings[0].recipe == recipe

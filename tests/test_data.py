@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import flipped
-from pictures import Asked, numbers, plain, ramp, save, save_celeba, save_some
+from pictures import image_recipe, numbers, plain, ramp, save, save_celeba, save_some
 from PIL import Image, ImageOps
 from torchvision import datasets
 
@@ -29,7 +29,7 @@ from mnist_ddpm.data.search import search
 from mnist_ddpm.data.sets import check_labelled
 
 ROOT = Path(__file__).resolve().parent.parent
-COLOUR, DIGITS = Asked(), Asked("mnist", 32, 1)
+COLOUR, DIGITS = image_recipe(), image_recipe("mnist", 32, 1)
 LOADERS = load_mnist, mnist_labels
 
 

@@ -9,7 +9,7 @@ from pictures import (
     HALF,
     NAMES,
     ORIGINAL,
-    Asked,
+    image_recipe,
     listing,
     numbers,
     plain,
@@ -26,7 +26,7 @@ from mnist_ddpm.data.celeba import celeba_attributes, celeba_labels, crop_face, 
 from mnist_ddpm.data.ffhq import load_ffhq
 from mnist_ddpm.data.labels import label_names
 
-COLOUR = Asked()
+COLOUR = image_recipe()
 
 
 # CelebA

@@ -11,7 +11,7 @@ import pytest
 import torch
 from commanded import ROOT, error_of, run
 from helpers import PAPER, equal, fresh_judge, restless
-from pictures import ORIGINAL, Asked, listing, ramp, save
+from pictures import ORIGINAL, image_recipe, listing, ramp, save
 from PIL import Image, ImageOps
 
 from mnist_ddpm import catalogue, ddpm, trainer
@@ -117,7 +117,7 @@ def as_in_the_notebook(image: Image.Image, size: tuple[int, int], bleed: float) 
 @pytest.mark.parametrize("given", [(48, 32), (60, 32), (48, 72)], ids=size_in_words)
 def test_pictures_are_cropped_to_the_shape_around_their_centre(tmp_path, given, size):
     save(tmp_path / "a.png", ramp(*given))
-    (image,) = load_folder(Asked("x", size), tmp_path, tmp_path / "cache")
+    (image,) = load_folder(image_recipe("x", size), tmp_path, tmp_path / "cache")
     expected = as_in_the_notebook(ramp(*given), size, 0)
     assert (image.int() - expected.int()).abs().max() <= 1
 
@@ -125,7 +125,7 @@ def test_pictures_are_cropped_to_the_shape_around_their_centre(tmp_path, given, 
 @pytest.mark.parametrize("size", [(70, 140), (140, 70), (109, 89)], ids=size_in_words)
 def test_faces_are_taken_from_the_columns_of_their_square_and_as_many_rows(tmp_path, size):
     save(tmp_path / "celeba" / "000001.jpg", ramp(*ORIGINAL))
-    image = celeba.load_celeba(Asked(image_size=size), tmp_path)[0]
+    image = celeba.load_celeba(image_recipe(image_size=size), tmp_path)[0]
     expected = as_in_the_notebook(ramp(*ORIGINAL), size, 19 / 178)
     assert (image.int() - expected.int()).abs().max() <= 1
 
@@ -134,12 +134,15 @@ def test_ffhq_takes_the_variant_that_the_longer_side_need_not_enlarge(tmp_path, 
     for folder in ("thumbnails128x128", "images1024x1024"):
         save(tmp_path / "ffhq" / folder / "00000.png", ramp(8, 8))
     monkeypatch.setattr(ffhq, "load_files", lambda files, *_: files.root.name)
-    found = {size: ffhq.load_ffhq(Asked("ffhq", size), tmp_path) for size in ((64, 128), (64, 136))}
+    found = {
+        size: ffhq.load_ffhq(image_recipe("ffhq", size), tmp_path)
+        for size in ((64, 128), (64, 136))
+    }
     assert [*found.values()] == ["thumbnails128x128", "images1024x1024"]
 
 
 def test_digits_get_a_margin_of_their_own_above_and_beside(tmp_path):
-    asked = Asked("mnist", (28, 36), 1)
+    asked = image_recipe("mnist", (28, 36), 1)
     plain = mnist.load_mnist(replace(asked, image_size=28), ROOT / "data", "test")
     wide = mnist.load_mnist(asked, ROOT / "data", "test")
     assert margin(asked) == (0, 4) and wide.shape == (10_000, 1, 28, 36)
@@ -151,9 +154,9 @@ def test_digits_get_a_margin_of_their_own_above_and_beside(tmp_path):
 def test_each_shape_has_a_cache_of_its_own(tmp_path):
     save(tmp_path / "pictures" / "a.png", ramp(40, 40))
     for size in ((8, 24), (24, 8), 8):
-        first = load_folder(Asked("x", size), tmp_path / "pictures", tmp_path / "cache")
-        again = load_folder(Asked("x", size), tmp_path / "pictures", tmp_path / "cache")
-        assert first.shape[2:] == Asked("x", size).shape[1:] and torch.equal(first, again)
+        first = load_folder(image_recipe("x", size), tmp_path / "pictures", tmp_path / "cache")
+        again = load_folder(image_recipe("x", size), tmp_path / "pictures", tmp_path / "cache")
+        assert first.shape[2:] == image_recipe("x", size).shape[1:] and torch.equal(first, again)
     names = listing(tmp_path / "cache", ".npy")
     assert len(names) == 3 and "-8x24x3-" in "".join(names) and "-24x8x3-" in "".join(names)
 
