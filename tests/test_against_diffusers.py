@@ -17,20 +17,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from helpers import PAPER
 
-from mnist_ddpm.ddpm import (
-    clipped,
-    ddim_sampler,
-    ddpm_sampler,
-    eps_denoiser,
-    noise_source,
-    posterior_variance,
-    predict_x0,
-    q_sample,
-    step_variance,
-    timesteps,
-    transitions,
-)
+from mnist_ddpm import ddpm
+from mnist_ddpm.methods import schedules
 from mnist_ddpm.methods.learned_variance import (
     ancestral_sampler,
     keeping_exponent,
@@ -39,16 +29,6 @@ from mnist_ddpm.methods.learned_variance import (
 )
 from mnist_ddpm.methods.likelihood import step_log_variance
 from mnist_ddpm.methods.predictions import EPS, MU, X0, V, denoiser
-from mnist_ddpm.methods.schedules import (
-    cosine,
-    leading,
-    linear,
-    linspace,
-    quadratic,
-    quadratic_times,
-    sigmoid,
-    zero_terminal_snr,
-)
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, thresholded
 
 SHAPE = 2, 3, 8, 8
@@ -57,7 +37,12 @@ CONVERSIONS = {"eps": EPS, "x0": X0, "v": V}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 BOTH = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
 
-OURS = {"linear": linear, "cosine": cosine, "quadratic": quadratic, "sigmoid": sigmoid}
+OURS = {
+    "linear": schedules.linear,
+    "cosine": schedules.cosine,
+    "quadratic": schedules.quadratic,
+    "sigmoid": schedules.sigmoid,
+}
 THEIRS = {
     "linear": "linear",
     "cosine": "squaredcos_cap_v2",
@@ -65,12 +50,11 @@ THEIRS = {
     "sigmoid": "sigmoid",
 }
 SPACINGS = {
-    "trailing": timesteps,
-    "leading": leading,
-    "linspace": linspace,
-    "quadratic": quadratic_times,
+    "trailing": ddpm.timesteps,
+    "leading": schedules.leading,
+    "linspace": schedules.linspace,
+    "quadratic": schedules.quadratic_times,
 }
-PAPER = linear()
 
 
 def alpha_bar(schedule):
@@ -91,7 +75,7 @@ def network(channels, prediction="eps"):
 
 def walk(sampler, denoise, schedule, times, dtype, **options):
     """Our run: x_t at each time and 0 (S + 1, *SHAPE), each x0_hat (S, *SHAPE), the noise drawn."""
-    source, drawn = noise_source(0, range(SHAPE[0]), SHAPE[1:]), []
+    source, drawn = ddpm.noise_source(0, range(SHAPE[0]), SHAPE[1:]), []
 
     def draw_noise():
         drawn.append(source().to(dtype))
@@ -134,7 +118,7 @@ def steps_of(scheduler, out, xs, times, **options):
 def test_schedule_is_that_of_diffusers(name, T, beta_1, beta_T):
     ours, t = OURS[name](T, beta_1, beta_T), torch.arange(1, T + 1)
     theirs = DDPMScheduler(T, beta_1, beta_T, THEIRS[name])
-    beta = step_variance(ours, t, t - 1)
+    beta = ddpm.step_variance(ours, t, t - 1)
     torch.testing.assert_close(theirs.betas.double(), beta, rtol=1e-6, atol=0)
     # cosine's last alpha is 1 - 0.999, which float32 knows to 6e-8 / 0.001
     got, expected = theirs.alphas_cumprod.double(), alpha_bar(ours)[1:]
@@ -148,9 +132,9 @@ def test_schedule_is_that_of_diffusers(name, T, beta_1, beta_T):
 def test_zero_terminal_snr_is_that_of_diffusers(name, T):
     """Their function in float64 on the betas before it; then their table, which is in float32."""
     plain, t = OURS[name](T), torch.arange(1, T + 1)
-    ours = zero_terminal_snr(plain)
-    theirs = rescale_zero_terminal_snr(step_variance(plain, t, t - 1))
-    torch.testing.assert_close(step_variance(ours, t, t - 1), theirs, rtol=1e-10, atol=1e-15)
+    ours = schedules.zero_terminal_snr(plain)
+    theirs = rescale_zero_terminal_snr(ddpm.step_variance(plain, t, t - 1))
+    torch.testing.assert_close(ddpm.step_variance(ours, t, t - 1), theirs, rtol=1e-10, atol=1e-15)
     scheduler = DDPMScheduler(T, beta_schedule=THEIRS[name], rescale_betas_zero_snr=True)
     theirs = scheduler.alphas_cumprod.double()
     assert ours.a[-1] == theirs[-1] == 0
@@ -168,16 +152,9 @@ def images_at_all_times(dtype):
 
 
 @BOTH
-def test_q_sample_is_their_add_noise(dtype):
-    x0, eps, t = images_at_all_times(dtype)
-    theirs = on_our_table(DDPMScheduler(), PAPER).add_noise(x0, eps, t - 1)
-    assert error(q_sample(PAPER, x0, t, eps), theirs).max() < TOLERANCE[dtype]
-
-
-@BOTH
 def test_v_is_their_velocity(dtype):
     x0, eps, t = images_at_all_times(dtype)
-    xt = q_sample(PAPER, x0, t, eps)
+    xt = ddpm.q_sample(PAPER, x0, t, eps)
     theirs = on_our_table(DDPMScheduler(), PAPER).get_velocity(x0, eps, t - 1)
     assert error(V.from_x0(PAPER, xt, t, x0), theirs).max() < TOLERANCE[dtype]
     for got, value in zip(denoiser(lambda xt, t: theirs, PAPER, V)(xt, t), (x0, eps)):
@@ -200,7 +177,7 @@ def test_predicted_x0_and_posterior_mean_are_theirs(monkeypatch, prediction, t, 
     for step in (theirs, ddim.step(value, t - 1, xt)):
         assert error(x0, step.pred_original_sample).max() < TOLERANCE[dtype]
     if prediction == "eps":
-        assert torch.equal(x0, predict_x0(PAPER, xt, t, value))
+        assert torch.equal(x0, ddpm.predict_x0(PAPER, xt, t, value))
     assert error(MU.from_x0(PAPER, xt, t, x0), theirs.prev_sample).max() < TOLERANCE[dtype]
 
 
@@ -244,7 +221,7 @@ def theirs_of(spacing, steps):
 @pytest.mark.parametrize("steps", [steps for steps in range(1, 1001) if 1000 % steps == 0])
 def test_leading_times_are_those_of_diffusers_where_the_number_of_steps_divides_T(steps):
     """Elsewhere diffusers rounds T / S down before it multiplies, and misses the largest times."""
-    assert leading(1000, steps) == theirs_of("leading", steps)
+    assert schedules.leading(1000, steps) == theirs_of("leading", steps)
 
 
 @pytest.mark.parametrize(("spacing", "first"), [("trailing", 1), ("linspace", 2)])
@@ -268,21 +245,33 @@ def test_times_are_those_of_diffusers_but_for_ties(spacing, first):
 # Ancestral sampling
 
 VARIANCES = {
-    "fixed_small": posterior_variance,
-    "fixed_large": step_variance,
+    "fixed_small": ddpm.posterior_variance,
+    "fixed_large": ddpm.step_variance,
     "learned_range": learned_step_variance,
 }
-SHORT_LISTS = [(n, spacing) for n in (1, 7, 10, 50) for spacing in ("trailing", "quadratic")]
+SCHEDULES = PAPER, schedules.cosine(), schedules.zero_terminal_snr(schedules.sigmoid())
+ANCESTRAL = [
+    *product([PAPER], (1, 7, 10, 50), ("trailing", "quadratic"), VARIANCES, (True, False), ["eps"]),
+    *product(SCHEDULES, [10], ["trailing"], ["learned_range"], [True], ("x0", "v")),
+    (PAPER, 1000, "trailing", "fixed_large", False, "eps"),
+]
 
 
-def check_ancestral_steps(monkeypatch, schedule, times, dtype, variance, clip, prediction="eps"):
+@BOTH
+@pytest.mark.parametrize(
+    ("schedule", "steps", "spacing", "variance", "clip", "prediction"), ANCESTRAL
+)
+def test_ancestral_steps_are_those_of_diffusers(
+    monkeypatch, schedule, steps, spacing, variance, clip, prediction, dtype
+):
+    times = SPACINGS[spacing](1000, steps)
     two = variance == "learned_range"
     net, make = network(6 if two else 3, prediction), learned_denoiser if two else denoiser
     denoise = make(net, schedule, CONVERSIONS[prediction])
-    clipper = keeping_exponent(clipped) if two else clipped
+    clipper = keeping_exponent(ddpm.clipped) if two else ddpm.clipped
     given = clipper(denoise, schedule) if clip else denoise
     options = {"variance": VARIANCES[variance]}
-    sampler = ancestral_sampler if two else ddpm_sampler
+    sampler = ancestral_sampler if two else ddpm.ddpm_sampler
     xs, x0_hats, drawn = walk(sampler, given, schedule, times, dtype, **options)
     assert len(drawn) == len(times)  # x_T, and for every step but the last
     options = {"variance_type": variance, "clip_sample": clip}
@@ -290,7 +279,7 @@ def check_ancestral_steps(monkeypatch, schedule, times, dtype, variance, clip, p
     on_our_table(scheduler, schedule)
     if len(times) < schedule.T:  # untold, it takes every time
         scheduler.set_timesteps(timesteps=[t - 1 for t in times])
-    # none in the last step: see the test below
+    # none in the last step, where diffusers adds noise if the list does not end at its 0
     feed = iter([*drawn[1:], torch.zeros(SHAPE, dtype=dtype)])
     draw = lambda *_, **__: next(feed)  # noqa: E731
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", draw)
@@ -301,62 +290,7 @@ def check_ancestral_steps(monkeypatch, schedule, times, dtype, variance, clip, p
     assert error(xs[1:], expected).max() < TOLERANCE[dtype]
 
 
-@BOTH
-@pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize(("steps", "spacing"), SHORT_LISTS)
-def test_ancestral_steps_are_those_of_diffusers(monkeypatch, steps, spacing, clip, variance, dtype):
-    times = SPACINGS[spacing](1000, steps)
-    check_ancestral_steps(monkeypatch, PAPER, times, dtype, variance, clip)
-
-
-@pytest.mark.parametrize(
-    ("steps", "clip", "variance"), [(999, True, "fixed_large"), (1000, False, "learned_range")]
-)
-def test_long_ancestral_runs_are_those_of_diffusers(monkeypatch, steps, clip, variance):
-    times = timesteps(1000, steps)
-    check_ancestral_steps(monkeypatch, PAPER, times, torch.float32, variance, clip)
-
-
-@BOTH
-@pytest.mark.parametrize("prediction", ["x0", "v"])
-@pytest.mark.parametrize(
-    "schedule", [linear(), cosine(), zero_terminal_snr(sigmoid())], ids=["linear", "cosine", "zero"]
-)
-def test_ancestral_steps_of_other_predictions_are_those_of_diffusers(
-    monkeypatch, schedule, prediction, dtype
-):
-    options = "learned_range", True, prediction
-    check_ancestral_steps(monkeypatch, schedule, timesteps(1000, 10), dtype, *options)
-
-
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_diffusers_adds_noise_to_the_result_of_a_list_that_does_not_end_at_its_0(
-    monkeypatch, variance
-):
-    """Why its last step is given zeros above. DDPM's Algorithm 2 adds none in the step to x_0.
-
-    With fixed_small it is 1e-10 of the noise, from a bound of the variance; with fixed_large it is
-    seen.
-    """
-    zeros, ones = torch.zeros(SHAPE, dtype=torch.float64), torch.ones(SHAPE, dtype=torch.float64)
-    scheduler = on_our_table(DDPMScheduler(variance_type=variance), PAPER)
-    scheduler.set_timesteps(timesteps=[99])
-    draw = lambda *_, **__: ones  # noqa: E731
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", draw)
-    added = {"fixed_small": 1e-10, "fixed_large": PAPER.b[100].item()}[variance]
-    got = scheduler.step(zeros, 99, zeros).prev_sample
-    torch.testing.assert_close(got, added * ones, rtol=1e-9, atol=0)
-
-
 # DDIM
-
-# diffusers takes t - T // S for the previous time (and x_0 where that is below its 0): right for
-# these lists only
-FOLLOWED = {
-    *((spacing, steps) for spacing in ("leading", "trailing") for steps in (1, 10, 50, 1000)),
-    *(("leading", 999), ("linspace", 1), ("linspace", 1000), ("quadratic", 1), ("quadratic", 1000)),
-}
 
 
 def paper_ddim(out, xs, times, eta, clip, noise):
@@ -372,47 +306,26 @@ def paper_ddim(out, xs, times, eta, clip, noise):
     return a_s**0.5 * predicted_x0 + (1 - a_s - sigma**2) ** 0.5 * eps + sigma * noise
 
 
-def check_ddim_steps(steps, spacing, dtype, eta, clip):
-    net, times = network(3), SPACINGS[spacing](1000, steps)
-    denoise = eps_denoiser(net, PAPER)
-    given = clipped(denoise, PAPER) if clip else denoise
-    xs, x0_hats, drawn = walk(ddim_sampler, given, PAPER, times, dtype, eta=eta)
-    assert len(drawn) == (steps if eta else 1)  # x_T, and for every step but the last
-    out, zeros = outputs(net, xs, times), torch.zeros(SHAPE, dtype=dtype)
-    noise = [*drawn[1:], zeros] if eta else [zeros] * steps
-    expected = paper_ddim(out, xs, times, eta, clip, torch.stack(noise))
-    assert error(xs[1:], expected).max() < TOLERANCE[dtype]
-
-    scheduler = on_our_table(DDIMScheduler(clip_sample=clip), PAPER)
-    scheduler.set_timesteps(steps)
-    options = {"eta": eta, "variance_noise": noise, "use_clipped_model_output": clip}
-    theirs = list(steps_of(scheduler, out, xs, times, **options))
-    expected = torch.stack([step.pred_original_sample for step in theirs])
-    assert error(x0_hats, expected).max() < TOLERANCE[dtype]
-    expected = torch.stack([step.prev_sample for step in theirs])
-    same = error(xs[1:], expected) < TOLERANCE[dtype]
-    right = [s == max(t - 1000 // steps, 0) for t, s in transitions(times, 1000)]
-    assert all(right) == ((spacing, steps) in FOLLOWED)
-    assert same.tolist() == right
+DDIM = [
+    *product((1, 7, 10, 50), SPACINGS, ((0, True), (0, False), (0.3, True), (1, False))),
+    (1000, "trailing", (0.3, True)),
+]
 
 
 @BOTH
-@pytest.mark.parametrize(("eta", "clip"), [(0, True), (0, False), (0.3, True), (1, False)])
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("steps", [1, 7, 10, 50])
-def test_ddim_steps_are_those_of_the_paper_and_of_diffusers_where_it_follows_the_list(
-    steps, spacing, eta, clip, dtype
-):
-    """Each is the paper's. It is diffusers' too exactly where its previous time is the list's."""
-    check_ddim_steps(steps, spacing, dtype, eta, clip)
-
-
-@pytest.mark.parametrize(
-    ("steps", "spacing", "eta", "clip"),
-    [(999, "leading", 0.3, True), (999, "quadratic", 0, True), (1000, "trailing", 1, False)],
-)
-def test_long_ddim_runs_are_those_of_the_paper_and_of_diffusers(steps, spacing, eta, clip):
-    check_ddim_steps(steps, spacing, torch.float32, eta, clip)
+@pytest.mark.parametrize(("steps", "spacing", "eta_and_clip"), DDIM)
+def test_ddim_steps_are_those_of_the_paper(steps, spacing, eta_and_clip, dtype):
+    """Those of diffusers would go to t - T // S, whatever the next time of the list."""
+    eta, clip = eta_and_clip
+    net, times = network(3), SPACINGS[spacing](1000, steps)
+    denoise = ddpm.eps_denoiser(net, PAPER)
+    denoise = ddpm.clipped(denoise, PAPER) if clip else denoise
+    xs, _, drawn = walk(ddpm.ddim_sampler, denoise, PAPER, times, dtype, eta=eta)
+    assert len(drawn) == (steps if eta else 1)  # x_T, and for every step but the last
+    zeros = torch.zeros(SHAPE, dtype=dtype)
+    noise = torch.stack([*drawn[1:], zeros] if eta else [zeros] * steps)
+    expected = paper_ddim(outputs(net, xs, times), xs, times, eta, clip, noise)
+    assert error(xs[1:], expected).max() < TOLERANCE[dtype]
 
 
 # DPM-Solver++(2M)
@@ -432,8 +345,8 @@ def test_dpm_solver_steps_are_those_of_diffusers(steps, spacing, bound, eta, alg
     After a step less than half as long ours is of first order, and theirs is told to be.
     """
     net, times = network(3), SPACINGS[spacing](1000, steps)
-    free = eps_denoiser(net, PAPER)
-    limited = {"clipped": clipped, "thresholded": thresholded}
+    free = ddpm.eps_denoiser(net, PAPER)
+    limited = {"clipped": ddpm.clipped, "thresholded": thresholded}
     denoise = limited[bound](free, PAPER) if bound in limited else free
     xs, x0_hats, drawn = walk(dpmpp_2m_sampler, denoise, PAPER, times, torch.float32, eta=eta)
     assert len(drawn) == (steps if eta else 1)  # x_T, and for every step but the last
@@ -472,10 +385,14 @@ def test_v_network_under_zero_terminal_snr_draws_the_images_of_diffusers(steps, 
     Not with eta = 1, where the factor of eps in the first step is 0, but in diffusers' float32 can
     be the root of 6e-8.
     """
-    net, schedule, times = network(3, "v"), zero_terminal_snr(OURS[name]()), timesteps(1000, steps)
+    net, schedule, times = (
+        network(3, "v"),
+        schedules.zero_terminal_snr(OURS[name]()),
+        ddpm.timesteps(1000, steps),
+    )
     denoise = denoiser(net, schedule, V)
-    given = clipped(denoise, schedule) if clip else denoise
-    xs, _, drawn = walk(ddim_sampler, given, schedule, times, torch.float32, eta=eta)
+    given = ddpm.clipped(denoise, schedule) if clip else denoise
+    xs, _, drawn = walk(ddpm.ddim_sampler, given, schedule, times, torch.float32, eta=eta)
     options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     options |= {"timestep_spacing": "trailing", "clip_sample": clip}
     scheduler = DDIMScheduler(beta_schedule=THEIRS[name], **options)
@@ -494,10 +411,12 @@ def test_ddim_with_eta_1_starts_from_zero_terminal_snr_with_fresh_noise():
 
     The factor of eps is the root of 0, and of nothing below it by rounding.
     """
-    schedule, start = zero_terminal_snr(PAPER), torch.ones(SHAPE)
+    schedule, start = schedules.zero_terminal_snr(PAPER), torch.ones(SHAPE)
     denoise = denoiser(network(3, "v"), schedule, V)
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     for s in [*range(1, 10), *range(10, 990, 20), *range(990, 1000)]:
-        states = ddim_sampler(denoise, schedule, [1000, s], start, lambda: noise, eta=1)
+        states = ddpm.ddim_sampler(denoise, schedule, [1000, s], start, lambda: noise, eta=1)
         (_, _, x0_hat), (_, got, _) = next(states), next(states)
-        torch.testing.assert_close(got, q_sample(schedule, x0_hat, s, noise), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            got, ddpm.q_sample(schedule, x0_hat, s, noise), rtol=1e-5, atol=1e-5
+        )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commanded import DIGITS, ROOT, blobs, error_of, run, save_network, skip_films
-from helpers import PAPER, change_dataset, equal, fresh_judge, restless
+from helpers import change_dataset, equal, fresh_judge, restless
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm, trainer
@@ -173,51 +173,6 @@ def test_a_network_without_a_condition_begins_one_as_it_was(tmp_path):
 
 
 # drawing
-
-
-def points() -> torch.Tensor:
-    """Four plain colours, of which two are equally bright: uint8 (4, 3, 4, 4)."""
-    plain = torch.tensor([[0.587, 0, 0], [0, 0.299, 0], [-0.9, 0.9, 0.9], [-0.8, -0.8, 0.2]])
-    return to_uint8(plain.view(4, 3, 1, 1).expand(4, 3, 4, 4))
-
-
-def perfect(wide, t):
-    """The exact noise, given x_t and the luminance."""
-    known = to_float(points())
-    answers = []
-    for xt, c, time in zip(wide[:, :3], wide[:, 3:], t):
-        fits = known[(grey(known) - c).abs().amax(dim=(1, 2, 3)) < 0.02]
-        answers.append(ddpm.ideal_denoiser(PAPER, fits)(xt[None], time[None])[1])
-    return torch.cat(answers)
-
-
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_a_perfect_network_draws_what_the_condition_leaves_open(prediction):
-    recipe = Recipe(
-        dataset="points", channels=3, image_size=4, channel_mults=(1,), condition="grey"
-    )
-    recipe = replace(recipe, prediction=prediction)
-
-    def network(wide, t):
-        eps = perfect(wide, t)
-        conversion, xt = catalogue.conversion_of(recipe), wide[:, :3]
-        x0 = ddpm.predict_x0(PAPER, xt, t, eps)
-        return eps if prediction == "eps" else conversion.from_x0(PAPER, xt, t, x0)
-
-    def drawn(batch_size):
-        source = generation.denoisers(network, PAPER, recipe, pictures=points()[[0, 2, 3]])
-        options = {"times": ddpm.timesteps(1000, 20), "seed": 1, "progress": False}
-        return generation.generate(source, PAPER, 24, (3, 4, 4), batch_size=batch_size, **options)[
-            0
-        ]
-
-    images = drawn(24).int()
-    assert (images - drawn(5).int()).abs().max() <= 1, "the size of a batch is of no matter"
-    found = (images[:, None] - points().int()).abs().amax(dim=(2, 3, 4))
-    assert found.min(dim=1).values.max() <= 1
-    which = found.argmin(dim=1)
-    assert {*which[::3].tolist()} == {0, 1}, "of equally bright ones both"
-    assert (which[1::3] == 2).all() and (which[2::3] == 3).all()
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import FlowMatchEulerDiscreteScheduler
-from helpers import no_noise
+from helpers import PAPER, STRAIGHT, no_noise
 
-from mnist_ddpm.ddpm import (
-    Schedule,
-    ddim_sampler,
-    ddpm_sampler,
-    generate,
-    ideal_denoiser,
-    noise_source,
-    predict_eps,
-    q_sample,
-    random_generator,
-    timesteps,
-    to_float,
-)
+from mnist_ddpm import ddpm
 from mnist_ddpm.methods.edm import EDM
 from mnist_ddpm.methods.flow import VELOCITY, flow, reflow
 from mnist_ddpm.methods.paths import denoiser_along, match_snr
@@ -32,7 +20,6 @@ from mnist_ddpm.methods.schedules import cosine, linear, zero_terminal_snr
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
 from mnist_ddpm.methods.times import NormalTimes
 
-STRAIGHT, PAPER = flow(), linear()
 SHARE, MEAN, STD = (
     torch.tensor(numbers, dtype=torch.float64) for numbers in ([0.3, 0.7], [-0.8, 0.5], [0.1, 0.3])
 )
@@ -63,7 +50,7 @@ def mixture(schedule):
 
     def denoise(xt, t):
         x0_hat = mixture_x0(*tables(schedule, t), xt)
-        return x0_hat, predict_eps(schedule, xt, t, x0_hat)
+        return x0_hat, ddpm.predict_eps(schedule, xt, t, x0_hat)
 
     return denoise
 
@@ -73,7 +60,7 @@ def mixture_network(schedule, conversion):
 
     def network(xt, t):
         a_t, b_t = tables(schedule, t)
-        here = Schedule(*(table.flatten() for table in (a_t, b_t)))
+        here = ddpm.Schedule(*(table.flatten() for table in (a_t, b_t)))
         place = torch.arange(len(here.a)).expand(len(xt))
         if conversion.scale is not None:
             xt = xt / conversion.scale(here, place).view(-1, 1, 1, 1)
@@ -100,37 +87,39 @@ def quantiles(n):
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "error"),
-    [(ddim_sampler, 1000, 3e-3), (heun_sampler, 100, 3e-3), (dpmpp_2m_sampler, 100, 3e-3)],
+    [(ddpm.ddim_sampler, 1000, 3e-3), (heun_sampler, 100, 3e-3), (dpmpp_2m_sampler, 100, 3e-3)],
 )
 def test_the_ode_takes_each_quantile_of_noise_to_that_of_the_data(sampler, steps, error):
     parts, x = quantiles(100)
-    x = last(sampler(mixture(STRAIGHT), STRAIGHT, timesteps(1000, steps), x, no_noise))
+    x = last(sampler(mixture(STRAIGHT), STRAIGHT, ddpm.timesteps(1000, steps), x, no_noise))
     assert (below(x) - parts).abs().max() < error
 
 
 @pytest.mark.parametrize(
     "sampler",
     [
-        ddpm_sampler, partial(ddim_sampler, eta=0.5), partial(ddim_sampler, eta=1.0),
+        ddpm.ddpm_sampler, partial(ddpm.ddim_sampler, eta=0.5), partial(ddpm.ddim_sampler, eta=1.0),
         partial(dpmpp_2m_sampler, eta=1.0),
     ],
     ids=["ddpm", "ddim-0.5", "ddim-1", "dpmpp-1"],
 )  # fmt: skip
 def test_noisy_samplers_land_on_the_mixture(sampler):
-    n, generator = 4000, random_generator(0)
+    n, generator = 4000, ddpm.random_generator(0)
     draw_noise = partial(torch.randn, n, 1, 1, 1, generator=generator, dtype=torch.float64)
-    x = last(sampler(mixture(STRAIGHT), STRAIGHT, timesteps(1000, 200), draw_noise(), draw_noise))
+    x = last(
+        sampler(mixture(STRAIGHT), STRAIGHT, ddpm.timesteps(1000, 200), draw_noise(), draw_noise)
+    )
     parts = below(x).sort().values
     distance = (parts - (torch.arange(n) + 0.5) / n).abs().max()  # Kolmogorov and Smirnov's
     assert distance < 1.95 / math.sqrt(n)
 
 
 def test_velocity_is_the_path_s_slope():
-    generator = random_generator(0)
+    generator = ddpm.random_generator(0)
     x0, eps = torch.randn(2, 3, 1, 2, 2, generator=generator, dtype=torch.float64)
     t = torch.tensor([1, 500, 999])
-    slope = (q_sample(STRAIGHT, x0, t + 1, eps) - q_sample(STRAIGHT, x0, t, eps)) * 1000
-    xt = q_sample(STRAIGHT, x0, t, eps)
+    slope = (ddpm.q_sample(STRAIGHT, x0, t + 1, eps) - ddpm.q_sample(STRAIGHT, x0, t, eps)) * 1000
+    xt = ddpm.q_sample(flow(), x0, t, eps)
     torch.testing.assert_close(VELOCITY.from_x0(STRAIGHT, xt, t, x0), slope)
     torch.testing.assert_close(VELOCITY.to_x0(STRAIGHT, xt, t, slope), x0)
 
@@ -140,13 +129,13 @@ def test_ddim_is_the_euler_step_of_another_implementation():
         return torch.tanh(x) * (t.view(-1, 1, 1, 1) / 1000) - 0.3
 
     theirs = FlowMatchEulerDiscreteScheduler()
-    theirs.set_timesteps(sigmas=[t / 1000 for t in timesteps(1000, 7)])
-    draw_noise = noise_source(0, range(3), (1, 4, 4))
+    theirs.set_timesteps(sigmas=[t / 1000 for t in ddpm.timesteps(1000, 7)])
+    draw_noise = ddpm.noise_source(0, range(3), (1, 4, 4))
     x = xT = draw_noise()
     for t in theirs.timesteps:
         x = theirs.step(network(x, t.expand(3)), t, x).prev_sample
     denoise = denoiser(network, STRAIGHT, VELOCITY)
-    ours = last(ddim_sampler(denoise, STRAIGHT, timesteps(1000, 7), xT, no_noise))
+    ours = last(ddpm.ddim_sampler(denoise, STRAIGHT, ddpm.timesteps(1000, 7), xT, no_noise))
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
 
 
@@ -186,7 +175,7 @@ def test_a_network_that_is_right_is_right_along_another_path(kind, schedule, pat
     torch.testing.assert_close(one, tuple(each[1:2] for each in wanted), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("sampler", [ddim_sampler, heun_sampler, dpmpp_2m_sampler])
+@pytest.mark.parametrize("sampler", [ddpm.ddim_sampler, heun_sampler, dpmpp_2m_sampler])
 def test_along_either_path_the_same_noise_becomes_the_same_image(sampler):
     ddpms, (_, x) = zero_terminal_snr(cosine()), quantiles(50)
     make = partial(denoiser, conversion=V)
@@ -195,7 +184,7 @@ def test_along_either_path_the_same_noise_becomes_the_same_image(sampler):
         images = []
         for path in (ddpms, STRAIGHT):
             denoise = denoiser_along(path, network, ddpms, make)
-            images.append(last(sampler(denoise, path, timesteps(1000, steps), x, no_noise)))
+            images.append(last(sampler(denoise, path, ddpm.timesteps(1000, steps), x, no_noise)))
         differences.append((images[0] - images[1]).abs().max().item())
     assert differences[1] < 0.05 and differences[1] < 0.5 * differences[0], differences
 
@@ -231,15 +220,17 @@ def test_beyond_the_schedule_s_last_snr_its_last_time_speaks():
 
 def test_each_image_is_trained_with_the_noise_that_it_came_from():
     points = torch.tensor([-0.8, 0.1, 0.6]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
-    options = {"sampler": ddim_sampler, "steps": 9, "seed": 3}
-    images, _ = generate(ideal_denoiser(STRAIGHT, points), STRAIGHT, 9, (1, 2, 2), **options)
+    options = {"sampler": ddpm.ddim_sampler, "steps": 9, "seed": 3}
+    images, _ = ddpm.generate(
+        ddpm.ideal_denoiser(STRAIGHT, points), STRAIGHT, 9, (1, 2, 2), **options
+    )
     images = images + torch.arange(9, dtype=torch.uint8).view(9, 1, 1, 1)  # so that none is twice
     objective = reflow(lambda network, schedule, x0, t, eps: eps.flatten(1), images, seed=3)
     batch = [7, 2, 5]
-    told = objective(None, STRAIGHT, to_float(images[batch]), None, torch.zeros(3, 1, 2, 2))
-    assert torch.equal(told, noise_source(3, range(9), (1, 2, 2))()[batch].flatten(1))
+    told = objective(None, STRAIGHT, ddpm.to_float(images[batch]), None, torch.zeros(3, 1, 2, 2))
+    assert torch.equal(told, ddpm.noise_source(3, range(9), (1, 2, 2))()[batch].flatten(1))
     with pytest.raises(ValueError, match="unknown"):
-        objective(None, STRAIGHT, to_float(images[:1] + 20), None, torch.zeros(1, 1, 2, 2))
+        objective(None, STRAIGHT, ddpm.to_float(images[:1] + 20), None, torch.zeros(1, 1, 2, 2))
 
 
 # Times
@@ -263,7 +254,7 @@ def test_times_have_the_density_of_the_paper():
 @pytest.mark.parametrize("schedule", [flow(20), linear(20), flow(1)], ids=["flow", "ddpm", "one"])
 def test_times_are_drawn_as_often_as_their_probability_says(schedule):
     times, n = NormalTimes(schedule, -0.4, 1.0), 40_000
-    t, weights = times.draw(n, random_generator(0))
+    t, weights = times.draw(n, ddpm.random_generator(0))
     counts, wanted = t.bincount(minlength=schedule.T + 1), n * times.probability()
     assert counts[0] == 0 and len(counts) == schedule.T + 1 and weights.eq(1).all()
     likely = wanted > 5

@@ -4,15 +4,13 @@ from itertools import combinations
 
 import pytest
 import torch
-from helpers import restless
+from helpers import PAPER, restless
 
-from mnist_ddpm.ddpm import UNet, ddpm_sampler, eps_denoiser, generate, ideal_denoiser, predict_eps
+from mnist_ddpm.ddpm import UNet, ddpm_sampler, eps_denoiser, generate, ideal_denoiser
 from mnist_ddpm.methods.guidance import LabelledUNet, guided, with_labels, within_interval
 from mnist_ddpm.methods.learned_variance import learned_denoiser
 from mnist_ddpm.methods.predictions import EPS, V, denoiser
-from mnist_ddpm.methods.schedules import linear
 
-PAPER = linear()
 # the first two are of class 0, the others of class 1
 POINTS = torch.tensor([-0.9, -0.3, 0.4, 0.8]).view(4, 1, 1, 1)
 
@@ -126,22 +124,6 @@ def test_an_interval_asks_each_image_of_a_batch_about_its_own_time():
     signs = torch.tensor([1, -1, 1, -1]).view(4, 1, 1, 1)
     assert torch.equal(found[0], signs * x)
     assert torch.equal(found[1], signs * t.view(4, 1, 1, 1))
-
-
-def test_autoguidance_undoes_an_error_that_the_guide_makes_twice():
-    """The exact denoiser of POINTS, whose x_0 both see too bright, the guide twice as much."""
-    exact = ideal_denoiser(PAPER, POINTS)
-
-    def brighter(by):
-        def denoise(xt, t):
-            x0_hat = exact(xt, t)[0] + by
-            return x0_hat, predict_eps(PAPER, xt, t, x0_hat)
-
-        return denoise
-
-    x = torch.linspace(-1, 1, 5).view(5, 1, 1, 1)
-    got = guided(brighter(0.2), brighter(0.1), 2.0)(x, 400)
-    torch.testing.assert_close(got, exact(x, 400))
 
 
 def network_of_points(xt, t, labels=None):

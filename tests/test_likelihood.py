@@ -5,16 +5,10 @@ from functools import partial
 
 import pytest
 import torch
-from test_solvers import STRAIGHT, gaussian
+from helpers import PAPER, STRAIGHT
+from test_solvers import gaussian
 
-from mnist_ddpm.ddpm import (
-    clipped,
-    ideal_denoiser,
-    posterior_variance,
-    q_sample,
-    step_variance,
-    to_float,
-)
+from mnist_ddpm import ddpm
 from mnist_ddpm.methods.learned_variance import keeping_exponent, learned_denoiser
 from mnist_ddpm.methods.likelihood import (
     Bound,
@@ -29,14 +23,13 @@ from mnist_ddpm.methods.likelihood import (
 from mnist_ddpm.methods.predictions import EPS
 from mnist_ddpm.methods.schedules import cosine, linear, log_snr
 
-PAPER = linear()
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 BIN = 2 / 255
 
 
 def silent(schedule):
     """A denoiser that never sees any noise."""
-    return clipped(
+    return ddpm.clipped(
         lambda xt, t: (xt / schedule.at(t)[0].view(-1, 1, 1, 1).to(xt), 0 * xt), schedule
     )
 
@@ -113,7 +106,7 @@ def test_gradients_are_those_of_finite_differences():
 @pytest.mark.parametrize("schedule", [PAPER, STRAIGHT], ids=["paper", "straight"])
 def test_step_variance_lies_between_the_posteriors_and_beta(schedule):
     t = torch.tensor([2, 500, 1000])
-    low, high = (f(schedule, t, t - 1) for f in (posterior_variance, step_variance))
+    low, high = (f(schedule, t, t - 1) for f in (ddpm.posterior_variance, ddpm.step_variance))
     for e, expected in ((0.0, low), (1.0, high), (0.25, low**0.75 * high**0.25)):
         exponent = torch.full((3, 1, 1, 1), e, dtype=torch.float64)
         got = step_log_variance(schedule, t, exponent).exp().flatten()
@@ -150,7 +143,7 @@ def test_terms_have_their_expected_values_for_gaussian_data(schedule, exponent):
     for z, e in ((root, 0), (-root, 0), (0, root), (0, -root)):
         options = {"dtype": torch.float64}
         x0, eps = (torch.full((999, 1, 1, 1), v, **options) for v in (mean + std * z, float(e)))
-        xt = q_sample(schedule, x0, t, eps)
+        xt = ddpm.q_sample(schedule, x0, t, eps)
         x0_hat, _ = gaussian(schedule, mean, std)(xt, t)
         for given in (exponent, torch.full_like(xt, exponent)):
             got += bound_term(schedule, x0, xt, t, x0_hat, given).flatten() / 8
@@ -158,15 +151,15 @@ def test_terms_have_their_expected_values_for_gaussian_data(schedule, exponent):
 
 
 def test_the_last_term_is_the_decoder_with_the_second_posteriors_variance():
-    x0 = to_float(torch.tensor([[[[0, 100, 255]]]], dtype=torch.uint8)).double()
+    x0 = ddpm.to_float(torch.tensor([[[[0, 100, 255]]]], dtype=torch.uint8)).double()
     xt, t = x0 + 0.01, torch.tensor([1])
     # the mean of the step from t = 1 is x0_hat
     x0_hat = x0 + torch.tensor([0.001, -0.003, 0.0]).double()
-    log_variance = posterior_variance(PAPER, 2, 1).log()
+    log_variance = ddpm.posterior_variance(PAPER, 2, 1).log()
     expected = -discretised_log_likelihood(x0, x0_hat, log_variance) / math.log(2)
     for exponent in (0.0, 1.0, torch.zeros_like(xt)):
         torch.testing.assert_close(bound_term(PAPER, x0, xt, t, x0_hat, exponent), expected)
-    log_variance = step_variance(PAPER, 1, 0).log()
+    log_variance = ddpm.step_variance(PAPER, 1, 0).log()
     expected = -discretised_log_likelihood(x0, x0_hat, log_variance) / math.log(2)
     learned = bound_term(PAPER, x0, xt, t, x0_hat, torch.ones_like(xt))
     torch.testing.assert_close(learned, expected)
@@ -205,7 +198,7 @@ def test_bound_of_three_points_falls_to_their_entropy_as_steps_are_added():
     images, totals = points.repeat(80, 1, 1, 1), []
     for T in (10, 30, 100, 300, 1000, 4000):
         schedule = cosine(T)
-        denoise = ideal_denoiser(schedule, to_float(points))
+        denoise = ddpm.ideal_denoiser(schedule, ddpm.to_float(points))
         bound = bits_per_dim(denoise, schedule, images, times_per_image=min(T, 100))
         totals.append(2 * bound.mean)
         assert totals[-1] > math.log2(3)
@@ -304,7 +297,7 @@ def test_margin_leaves_out_the_edge():
     schedule = linear(30)
     images = random_images(3, size=6)
     images[..., 1:-1, 1:-1] = 128
-    x0 = to_float(images)
+    x0 = ddpm.to_float(images)
     guess = torch.zeros_like(x0)
     guess[..., 1:-1, 1:-1] = x0[..., 1:-1, 1:-1]
     denoise = lambda xt, t: (guess, xt)  # noqa: E731
@@ -320,7 +313,7 @@ def test_learned_variance_at_its_ends_is_the_posteriors_and_beta():
 
     def bound(v, exponent):
         network = lambda xt, t: torch.cat([0.5 * xt, v + 0 * xt], dim=1)  # noqa: E731
-        denoise = keeping_exponent(clipped)(learned_denoiser(network, schedule, EPS), schedule)
+        denoise = keeping_exponent(ddpm.clipped)(learned_denoiser(network, schedule, EPS), schedule)
         return bits_per_dim(denoise, schedule, images, exponent=exponent)
 
     for exponent, v in ((0.0, -1.0), (1.0, 1.0)):

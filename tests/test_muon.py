@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_ddpm.ddpm import Settings, beta_schedule, linear_beta, start_run, training_loop
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.muon import Muon, orthogonalised
 
@@ -95,24 +94,6 @@ def test_a_state_that_was_saved_goes_on_as_before():
         with_gradients(network, 1)
         optimizer.step()
     assert all(map(torch.equal, ours.parameters(), again.parameters()))
-
-
-def test_it_learns_faster_than_adam():
-    settings = Settings(
-        dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=4,
-        batch_size=16, learning_rate=0.01, warmup_steps=2,
-    )  # fmt: skip
-    images = torch.zeros(96, 1, 16, 16, dtype=torch.uint8)
-    for k, image in enumerate(images[:, 0]):
-        image[k % 8 : k % 8 + 4, k // 8 : k // 8 + 4] = 255
-    schedule, fall = beta_schedule(linear_beta(50)), {}
-    for make in (torch.optim.Adam, Muon):
-        run = start_run(settings)
-        if make is Muon:
-            run.optimizer = Muon(run.network, settings.learning_rate)
-        losses = list(training_loop(run, images, schedule))
-        fall[make] = sum(losses[-6:]) / sum(losses[:6])
-    assert fall[Muon] < fall[torch.optim.Adam] < 0.8, fall
 
 
 def test_every_parameter_of_the_network_has_one_optimizer():
