@@ -21,7 +21,7 @@ class Hub:
         self.commits: dict[str, dict[str, bytes]] = {}
         self.large: dict[str, bytes] = {}  # by SHA-256
         self.private: set[str] = set()
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.address = ""
 
     def create(self, repository: str, private: bool) -> bool:
@@ -36,12 +36,11 @@ class Hub:
         self.commits[name] = files
         return name
 
-    def files(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        commit = self.branches[repository].get(revision, revision)
-        return (commit, self.commits[commit]) if commit in self.commits else None
+    def files(self, repository: str, branch: str) -> dict[str, bytes]:
+        return self.commits[self.branches[repository][branch]]
 
 
-def large(name: str) -> bool:
+def is_large(name: str) -> bool:
     return name.endswith((".safetensors", ".png"))
 
 
@@ -62,6 +61,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
+    def is_allowed(self) -> bool:
+        return self.headers["authorization"] == f"Bearer {TOKEN}"
+
     def missing(self, what: str) -> None:
         self.answer(404, {"error": f"{what} not found"}, X_Error_Code=f"{what}NotFound")
 
@@ -70,35 +72,32 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append(f"{self.command} {path}")
-        told = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+        self.hub.requests.append(f"{self.command} {path}")
+        model = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        found = told or file
-        repository = found[1] if found else ""
-        allowed = self.headers["authorization"] == f"Bearer {TOKEN}"
-        if repository not in self.hub.branches or (repository in self.hub.private and not allowed):
+        repository = (model or file or [None, ""])[1]
+        is_allowed = self.is_allowed() or repository not in self.hub.private
+        if repository not in self.hub.branches or not is_allowed:
             return self.missing("Repo")
-        revision = (told[3] or "main") if told else file[2]
-        there = self.hub.files(repository, revision)
-        if there is None:
+        revision = (model[3] or "main") if model else file[2]
+        commit = self.hub.branches[repository].get(revision, revision)
+        if commit not in self.hub.commits:
             return self.missing("Revision")
-        commit, files = there
-        if file:
-            return self.give(commit, files.get(file[3]))
-        if told[2] == "tree":
-            return self.answer(200, [entry(*each) for each in files.items()])
-        told = {"id": repository, "sha": commit, "private": repository in self.hub.private}
-        told |= {"downloads": 0, "likes": 0, "tags": []}
-        self.answer(200, told | {"siblings": [{"rfilename": name} for name in files]})
-
-    def give(self, commit: str, content: bytes | None) -> None:
-        if content is None:
+        files = self.hub.commits[commit]
+        if file and file[3] not in files:
             return self.missing("Entry")
-        headers = {"ETag": f'"{git_digest(content)}"', "X_Repo_Commit": commit}
-        self.answer(200, content, **headers)
+        if file:
+            content = files[file[3]]
+            return self.answer(200, content, ETag=f'"{digest(content)}"', X_Repo_Commit=commit)
+        if model[2] == "tree":
+            return self.answer(200, [entry(*each) for each in files.items()])
+        facts = {"id": repository, "sha": commit, "private": repository in self.hub.private}
+        facts |= {"downloads": 0, "likes": 0, "tags": []}
+        self.answer(200, facts | {"siblings": [{"rfilename": name} for name in files]})
 
     def do_PUT(self):
-        content, oid = self.body(), self.path.rsplit("/", 1)[1]
+        content = self.body()
+        oid = self.path.rsplit("/", 1)[1]
         if hashlib.sha256(content).hexdigest() != oid:
             return self.answer(400, {"error": "its SHA-256 differs"})
         self.hub.large[oid] = content
@@ -108,41 +107,44 @@ class Handler(BaseHTTPRequestHandler):
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         content = b""
-        while size := int(self.rfile.readline(), 16):
+        size = None
+        while size != 0:
+            size = int(self.rfile.readline(), 16)
             content += self.rfile.read(size)
             self.rfile.readline()
-        self.rfile.readline()
         return content
 
     def do_POST(self):
-        content, path = self.body(), unquote(urlsplit(self.path).path)
-        self.hub.asked.append(f"POST {path}")
+        content = self.body()
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"POST {path}")
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
-        if self.headers["authorization"] != f"Bearer {TOKEN}":
+        if not self.is_allowed():
             error = {"error": "Invalid username or password."}
             return self.answer(401, error, X_Error_Message=error["error"])
         if path == "/api/repos/create":
-            given = json.loads(content)
-            name = f"{given['organization']}/{given['name']}"
-            private = given.get("private") or given.get("visibility") == "private"
-            made = self.hub.create(name, bool(private))
-            return self.answer(200 if made else 409, {"url": f"{self.hub.address}/{name}"})
-        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            wanted = map(self.wanted, json.loads(content)["objects"])
-            return self.answer(200, {"objects": [*wanted]})
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit)/(.+)", path)
-        if not found or found[1] not in self.hub.branches:
+            settings = json.loads(content)
+            name = f"{settings['organization']}/{settings['name']}"
+            private = settings.get("private") or settings.get("visibility") == "private"
+            is_new = self.hub.create(name, bool(private))
+            return self.answer(200 if is_new else 409, {"url": f"{self.hub.address}/{name}"})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = map(self.upload, json.loads(content)["objects"])
+            return self.answer(200, {"objects": [*objects]})
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit)/(.+)", path)
+        repository, action, revision = match.groups() if match else ("", "", "")
+        if repository not in self.hub.branches:
             return self.missing("Repo")
-        branches, revision = self.hub.branches[found[1]], found[3]
-        if found[2] == "branch":
+        branches = self.hub.branches[repository]
+        if action == "branch":
             status = 409 if revision in branches else 200
             branches.setdefault(revision, branches["main"])
             return self.answer(status, {})
         if revision not in branches:
             return self.missing("Revision")
-        if found[2] == "preupload":
-            return self.answer(200, {"files": [*map(mode, json.loads(content)["files"])]})
+        if action == "preupload":
+            return self.answer(200, {"files": [*map(upload_mode, json.loads(content)["files"])]})
         files = dict(self.hub.commits[branches[revision]])
         for line in map(json.loads, content.splitlines()):
             value = line["value"]
@@ -150,33 +152,34 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
-        branches[revision] = commit = self.hub.commit(files)
-        address = f"{self.hub.address}/{found[1]}/commit/{commit}"
+        commit = self.hub.commit(files)
+        branches[revision] = commit
+        address = f"{self.hub.address}/{repository}/commit/{commit}"
         self.answer(200, {"commitUrl": address, "commitOid": commit})
 
-    def wanted(self, each: dict) -> dict:
-        """What is to be uploaded of a large file: all, unless it is there."""
-        known = each["oid"] in self.hub.large
-        action = {"upload": {"href": f"{self.hub.address}/large/{each['oid']}"}}
-        return each if known else each | {"actions": action}
+    def upload(self, file: dict) -> dict:
+        """Where a large file is to be uploaded, unless it is there."""
+        if file["oid"] in self.hub.large:
+            return file
+        return file | {"actions": {"upload": {"href": f"{self.hub.address}/large/{file['oid']}"}}}
 
 
-def mode(file: dict) -> dict:
-    """How a file is to be uploaded."""
-    way = "lfs" if large(file["path"]) else "regular"
-    return {"path": file["path"], "uploadMode": way, "shouldIgnore": False}
+def upload_mode(file: dict) -> dict:
+    """How a file is to be uploaded, as the hub says."""
+    mode = "lfs" if is_large(file["path"]) else "regular"
+    return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
 
 
-def git_digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def entry(name: str, content: bytes) -> dict:
-    told = {"type": "file", "path": name, "size": len(content), "oid": git_digest(content)}
-    if large(name):
-        digest = hashlib.sha256(content).hexdigest()
-        told["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 134}
-    return told
+    facts = {"type": "file", "path": name, "size": len(content), "oid": digest(content)}
+    if is_large(name):
+        oid = hashlib.sha256(content).hexdigest()
+        facts["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+    return facts
 
 
 @contextmanager

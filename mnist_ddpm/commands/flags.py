@@ -28,12 +28,12 @@ def unless_typed(meaning: str):
 
 @dataclass
 class DrawingFlags:
-    """How to draw images with a checkpoint. Unless told, the checkpoint's own advice holds."""
+    """How to draw images with a checkpoint, whose advice holds for flags that are not typed."""
 
     # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
     checkpoint: Path = Path("checkpoints/mnist")
     n: int = 64  # number of images
-    # ddpm: ancestral; who names one tells all: then nothing of the checkpoint's advice holds
+    # ddpm: ancestral; if you name one, all of the checkpoint's advice is ignored
     sampler: Annotated[Sampler | None, unless_typed("the checkpoint's advice, else ddim")] = None
     # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
     steps: Annotated[int | None, unless_typed("the checkpoint's advice, else 50")] = None
@@ -54,7 +54,7 @@ class DrawingFlags:
     label: Annotated[
         tuple[int, ...], unless_typed("all; for evaluate, drawn at random from training's")
     ] = ()
-    # 0 ignores labels, 1 follows them and heeds no guide, more exaggerates them
+    # 0 ignores labels, 1 follows them without a guide, more exaggerates them
     guidance: Annotated[
         float | None, unless_typed("the checkpoint's advice, else 1, or 2 with --guide")
     ] = None
@@ -62,7 +62,7 @@ class DrawingFlags:
     guidance_interval: Annotated[
         tuple[int, int] | None, unless_typed("the checkpoint's advice, else all times")
     ] = None
-    # a worse checkpoint to steer away from: not at --guidance 1, the more the higher it is
+    # a worse checkpoint to steer away from (autoguidance), where --guidance is above 1
     guide: Annotated[Path | None, unless_typed("the checkpoint's advice, else none")] = None
     seed: int = 0  # image k depends on seed and k alone
     # images made at once; lower it if memory runs out; films show some of the first batch
@@ -89,10 +89,10 @@ class SampleFlags(DrawingFlags):
     out: Path = Path("out")  # folder for the results
     # for networks that need one (train --condition): a picture, or a folder of them, in turn
     condition_image: Annotated[Path | None, unless_typed("none")] = None
-    # start from this image, partly noised (or with --mask: fill it in)
+    # start from this image, partly noised (or with --mask: inpaint it)
     init_image: Annotated[Path | None, unless_typed("pure noise")] = None
     strength: float = 0.5  # how far --init-image is noised: 0 not, 1 beyond recognition
-    # of --init-image's size: white stays, black is filled in (RePaint)
+    # of --init-image's size: white stays, black is inpainted (RePaint)
     mask: Annotated[Path | None, unless_typed("nothing is kept")] = None
     resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
     # steps that RePaint walks at once
@@ -173,9 +173,9 @@ class CompareFlags:
 
 @dataclass
 class ExtractorFlags:
-    """Train the network whose features `evaluate` compares, and print how often it is right.
+    """Train the network whose features `evaluate` compares, and print its accuracy.
 
-    That is told of images that it has not seen.
+    The accuracy is that on images which it has not seen.
 
     Example: python -m mnist_ddpm extractor --dataset mnist --out out/mnist.safetensors
     """

@@ -49,7 +49,7 @@ class RecipeFlags(Options):
     channels: Annotated[int | None, unless_typed("the data set's; of a folder 3")] = None
     # sides of the levels with attention, of a rectangle the shorter
     attention_resolutions: Annotated[tuple[int, ...] | None, unless_typed("the smallest")] = None
-    classes: Annotated[int, unless_typed("no labels")] = 0  # different labels the network is told
+    classes: Annotated[int, unless_typed("no labels")] = 0  # number of different labels
     # of the images, as labels: attribute i counts 2^i
     attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
     optimizer: Annotated[str | None, unless_typed("adam, the paper's")] = None  # adam, muon
@@ -91,7 +91,7 @@ class TrainFlags:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     # processes expected, each on its device, from torchrun or accelerate launch
     processes: Annotated[int, unless_typed("any number")] = 0
-    # tell a tracker of experiments loss, rate, images/s and previews; its package must be installed
+    # log loss, learning rate, images/s and previews with this tracker, which must be installed
     log: Log = "none"
     # names of the flags that were typed
     typed: tyro.conf.Suppress[tuple[str, ...]] = ()
@@ -127,7 +127,7 @@ class PlanFlags:
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     data: Path = Path("data")  # folder that holds the data sets known by name
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
-    # tell a tracker of experiments loss, rate, images/s and previews; its package must be installed
+    # log loss, learning rate, images/s and previews with this tracker, which must be installed
     log: Log = "none"
     # when the command began, by time.monotonic(), before PyTorch is imported
     began: tyro.conf.Suppress[float] = field(default_factory=time.monotonic)
