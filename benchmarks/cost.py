@@ -1,37 +1,28 @@
 """What would a training on GPUs take? `python benchmarks/cost.py`, or `--help`.
 
-It is computed from operations; nothing is run. Those of a step are three times those of an
-evaluation: the way there, and twice as much on the way back (and once more for
---gradient-checkpointing). The GPUs' rates are their makers' (bfloat16, float16 for V100 and T4;
-dense). The share of the rate that a training gets is assumed, as is the price.
+It is computed from operations; nothing is run. A training step has three times the operations of an
+evaluation: forward, and twice as much backward (and once more for --gradient-checkpointing). The
+GPUs' rates are their makers' (bfloat16, float16 for V100 and T4; dense). The share of the rate that
+a training gets is assumed, as is the price.
 
 With --measure and names of presets, it measures that share on this machine, of its own rate with
 large matrices.
 """
 
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import tyro
+from harness import precisions, run
 
-sys.path.insert(1, str(Path(__file__).parents[1]))
-
-from processor import precisions
-
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import trainer
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
-from mnist_ddpm.training.cost import network_cost
 from mnist_ddpm.training.presets import preset
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.throughput import ThroughputMeter
 
 RATES = {"T4": 65e12, "V100": 125e12, "A100": 312e12, "H100": 989e12}  # operations a second
-MACHINES = (
-    ("T4", 1), ("V100", 1), ("A100", 1), ("A100", 8), ("H100", 1), ("H100", 8), ("H100", 32),
-)  # fmt: skip
+COUNTS = {"T4": (1,), "V100": (1,), "A100": (1, 8), "H100": (1, 8, 32)}  # of GPUs
 
 
 @dataclass
@@ -46,57 +37,53 @@ class Arguments:
     compile: bool = False  # what is measured
 
 
-def flops(recipe: Recipe) -> int:
-    """Operations of one evaluation of one image."""
-    return network_cost(recipe, catalogue.make_network).flops
-
-
-def computed(asked: Arguments) -> None:
+def print_computed(asked: Arguments) -> None:
     """Prints days, hours and price on some GPUs."""
     check(asked.share > 0, f"--share is {asked.share:g}: it must be above 0")
-    each = (3 + asked.gradient_checkpointing) * flops(preset(asked.preset))
-    operations = each * asked.images
+    flops = trainer.measure(torch.device("cpu")).flops(preset(asked.preset))
+    operations = (3 + asked.gradient_checkpointing) * flops * asked.images
     rate = f"at {asked.share:.0%} of the GPUs' rate"
     print(f"{asked.preset}, {asked.images:g} images: {operations:.3g} operations, {rate}")
     print(f"\n| GPUs | days | GPU hours | at {asked.price:g} an hour |\n|---|---|---|---|")
-    for name, count in MACHINES:
+    for name, counts in COUNTS.items():
         hours = operations / (asked.share * RATES[name]) / 3600
-        days, price = hours / 24 / count, hours * asked.price
-        print(f"| {count} × {name} | {days:.2g} | {hours:,.0f} | {price:,.0f} |")
+        for count in counts:
+            days, price = hours / 24 / count, hours * asked.price
+            print(f"| {count} × {name} | {days:.2g} | {hours:,.0f} | {price:,.0f} |")
 
 
-def matrix_rate(measuring: ThroughputMeter, precision: str, seconds: float = 3.0) -> float:
+def matrix_rate(
+    measuring: ThroughputMeter, precision: str, seconds: float = 3.0, size: int | None = None
+) -> float:
     """Operations a second of the product of two large matrices."""
-    size = 8192 if measuring.device.type == "cuda" else 2048
+    size = size or (8192 if measuring.device.type == "cuda" else 2048)
     options = {"device": measuring.device, "dtype": getattr(torch, precision)}
     a, b = torch.randn(2, size, size, **options)
-    times = measuring.items_per_second(lambda n: (a @ b)[0, 0].item(), 1, 1, seconds)
-    return 2 * size**3 * times
+    return 2 * size**3 * measuring.items_per_second(lambda n: (a @ b)[0, 0].item(), 1, 1, seconds)
 
 
-def measured(asked: Arguments) -> None:
-    """Prints the pace of presets, and which share of the machine's rate that is."""
+def print_measured(asked: Arguments) -> None:
+    """Prints the speed of presets, and which share of the machine's rate that is."""
     device = devices.pick_device("auto")
     measuring = trainer.measure(device)
-    widest = precisions()[-1] if device.type == "cpu" else "bfloat16"
-    rate = matrix_rate(measuring, widest)
+    precision = precisions()[-1] if device.type == "cpu" else "bfloat16"
+    rate = matrix_rate(measuring, precision)
     threads = f"{device}, {torch.get_num_threads()} threads"
-    print(f"{threads}: {rate / 1e12:.3g} TFLOP/s with large {widest} matrices")
+    print(f"{threads}: {rate / 1e12:.3g} TFLOP/s with large {precision} matrices")
     titles = "preset", "images trained a second", "TFLOP/s", "share of the matrix rate"
     print(f"\n| {' | '.join(titles)} |\n|---|---|---|---|")
     for name in asked.measure:
         compiled = asked.compile and devices.compiles(device, asked.precision)
         recipe = replace(preset(name), precision=asked.precision, compile=compiled)
         pace = measuring.pace(recipe, 10.0)
-        done = 3 * flops(recipe) * pace
-        print(f"| {name} | {pace:.3g} | {done / 1e12:.3g} | {done / rate:.0%} |", flush=True)
+        used = 3 * measuring.flops(recipe) * pace
+        print(f"| {name} | {pace:.3g} | {used / 1e12:.3g} | {used / rate:.0%} |", flush=True)
+
+
+def main() -> None:
+    asked = tyro.cli(Arguments, description=__doc__)
+    (print_measured if asked.measure else print_computed)(asked)
 
 
 if __name__ == "__main__":
-    asked = tyro.cli(Arguments, description=__doc__)
-    try:
-        measured(asked) if asked.measure else computed(asked)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped")
+    run(main)

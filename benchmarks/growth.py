@@ -4,33 +4,24 @@ Each measurement has a process of its own, so that its peak memory is its own. R
 machine. The networks compute in bfloat16, or in float32 where the processor only emulates that.
 """
 
-import json
-import shlex
-import sys
 import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from harness import RESULTS, make_parser, peak_memory, precisions, run, write_result
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-sys.path.insert(1, str(Path(__file__).parents[1]))
-
-from processor import peak_memory, precisions
-
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.evaluation import generation
-from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 
-RESULTS = Path(__file__).parent / "results"
 TRAINING = {"image_size": 32, "batch": 128, "data_set": 2000}
 SAMPLING = {"n": 64, "steps": 20}
 GROWTH = {  # what grows: its values, and whether training or sampling is measured
@@ -42,50 +33,50 @@ GROWTH = {  # what grows: its values, and whether training or sampling is measur
 }
 
 
-def training(precision: str, image_size: int, batch: int, data_set: int) -> float:
-    """Seconds of a training step."""
+def time_training(precision: str, image_size: int, batch: int, data_set: int) -> float:
+    """Seconds of a training step, the mean of five."""
     options = {"dataset": "random", "channels": 1, "epochs": 100, "precision": precision}
     recipe = Recipe(image_size=image_size, batch_size=batch, **options)
     images = torch.randint(0, 256, (data_set, *recipe.shape), dtype=torch.uint8)
     schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
-    loop = training_loop(trainer.start_run(recipe), images, schedule, objective)
-    next(loop)
-    began, steps = time.perf_counter(), 5
-    for _ in range(steps):
-        next(loop)
-    return (time.perf_counter() - began) / steps
+    steps = training_loop(trainer.start_run(recipe), images, schedule, objective)
+    next(steps)
+    began = time.perf_counter()
+    for _ in range(5):
+        next(steps)
+    return (time.perf_counter() - began) / 5
 
 
-def sampling(precision: str, n: int, steps: int) -> float:
+def time_sampling(precision: str, n: int, steps: int) -> float:
     """Seconds of drawing n images in batches of 64, and a GIF of 36 of them."""
     recipe = Recipe()
     schedule, network = catalogue.make_schedule(recipe), catalogue.make_network(recipe).eval()
     began = time.perf_counter()
     network = generation.autocast(network, precision, "cpu")
-    source = generation.denoisers(network, schedule, recipe)
+    denoisers = generation.denoisers(network, schedule, recipe)
     options = {"times": ddpm.timesteps(schedule.T, steps), "batch_size": 64, "film_images": 36}
-    _, film = generation.generate(source, schedule, n, recipe.shape, progress=False, **options)
+    _, film = generation.generate(denoisers, schedule, n, recipe.shape, progress=False, **options)
     with tempfile.TemporaryDirectory() as folder:
         ddpm.save_gif(Path(folder, "film.gif"), film, columns=6)
     return time.perf_counter() - began
 
 
-def measured(precision: str, arguments: dict) -> dict:
-    """In a new process: the seconds, and the peak memory in MB."""
+def measure(precision: str, arguments: dict) -> dict:
+    """The seconds, and this process's peak memory in MB."""
+    work = time_training if "batch" in arguments else time_sampling
+    return {**arguments, "seconds": work(precision, **arguments), "MB": peak_memory()}
+
+
+def measure_in_process(precision: str, arguments: dict) -> dict:
+    """As measure(), in a new process."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (precision, arguments))
-
-
-def measure(precision: str, arguments: dict) -> dict:
-    work = training if "batch" in arguments else sampling
-    seconds = work(precision, **arguments)
-    return {**arguments, "seconds": seconds, "MB": peak_memory()}
 
 
 def plot(growth: dict, path: Path) -> None:
     """Seconds above, memory below, a column for each that grows."""
     figure = Figure(figsize=(13, 5), layout="constrained")
-    axes = figure.subplots(2, len(growth), sharex="col")
+    axes = figure.subplots(2, len(growth), sharex="col", squeeze=False)
     for column, (name, rows) in zip(axes.T, growth.items()):
         plot_column(*column, name, rows)
     axes[0, 0].set_ylabel("seconds")
@@ -98,7 +89,7 @@ def plot_column(above: Axes, below: Axes, name: str, rows: list[dict]) -> None:
 
     A dotted line shows growth in proportion, of a side in proportion to its square, the pixels.
     """
-    what = "a training step" if "batch" in rows[0] else "drawing, with a GIF"
+    title = "a training step" if "batch" in rows[0] else "drawing, with a GIF"
     x, seconds, memory = (np.array([row[key] for row in rows]) for key in (name, "seconds", "MB"))
     growing = (x / x[0]) ** (2 if name == "image_size" else 1)
     above.plot(x, seconds[0] * growing, ":", color="grey", lw=1)
@@ -110,40 +101,31 @@ def plot_column(above: Axes, below: Axes, name: str, rows: list[dict]) -> None:
         ax.grid(alpha=0.3)
     if name == "batch":
         for size, y in zip(x, seconds):
-            beside = {"xytext": (4, -9), "textcoords": "offset points", "fontsize": 7}
-            above.annotate(f"{size / y:.0f}", (size, y), **beside)
-        what += ", images/s beside"
+            offset = {"xytext": (4, -9), "textcoords": "offset points", "fontsize": 7}
+            above.annotate(f"{size / y:.0f}", (size, y), **offset)
+        title += ", images/s beside"
     most = max(seconds.max(), 10 * seconds.min())
     above.set(yscale="log", ylim=(0.5 * seconds.min(), 2 * most))
     above.minorticks_off()
     above.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     above.yaxis.set_major_formatter("{x:g}")
-    above.set_title(what, fontsize=9)
+    above.set_title(title, fontsize=9)
     below.set_ylim(bottom=0, top=1.2 * max(memory))
     below.set_xlabel(name.replace("_", " "))
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        sys.exit(__doc__)
-    matplotlib.use("Agg")
+    parser = make_parser(__doc__, RESULTS / "growth.json")
+    parser.add_argument("--only", nargs="+", choices=GROWTH, default=[*GROWTH])
+    flags = parser.parse_args()
     growth, precision = {}, precisions()[-1]
-    for name, (values, base) in GROWTH.items():
+    for name in flags.only:
+        values, base = GROWTH[name]
         bar = progress_bar(values, desc=name)
-        growth[name] = [measured(precision, {**base, name: value}) for value in bar]
-    record = {
-        "command": shlex.join(["python", *sys.argv]), "growth": growth, "precision": precision,
-        "threads": torch.get_num_threads(), "device": "cpu",
-        "processor": devices.hardware("cpu"), "torch": torch.__version__,
-    }  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(record, indent=1) + "\n"
-    (RESULTS / "growth.json").write_text(text, encoding="utf-8")
-    plot(growth, RESULTS / "growth.png")
+        growth[name] = [measure_in_process(precision, {**base, name: value}) for value in bar]
+    write_result(flags.out, {"growth": growth, "precision": precision})
+    plot(growth, flags.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped")
+    run(main)

@@ -7,9 +7,8 @@ stopped goes on; in the end the .png of the same name shows them.
 """
 
 import json
-import shlex
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,12 +16,9 @@ from pathlib import Path
 import matplotlib
 import torch
 import tyro
+from harness import RESULTS, ROOT, command_line, precisions, run
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-
-sys.path.insert(1, str(Path(__file__).parents[1]))
-
-from processor import precisions
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import sets
@@ -71,18 +67,16 @@ SAMPLERS = {
 class Arguments:
     minutes: float = 6.0  # of training, for each
     n: int = 1000  # images drawn
-    only: tuple[str, ...] = ()  # recipes; all unless told
+    only: tuple[str, ...] = ()  # recipes; all by default
     precision: str | None = None  # of the networks; None: bfloat16, unless it is emulated
     seed: int = 0
-    data: Path = Path("data")  # folder that holds MNIST
-    out: Path | None = None  # JSON file; benchmarks/results/recipes-MINUTES.json unless told
+    data: Path = ROOT / "data"  # folder that holds MNIST
+    out: Path | None = None  # JSON file; by default benchmarks/results/recipes-MINUTES.json
     over_time: tuple[Path, ...] = ()  # draw what these files hold against their minutes, to --out
 
 
-def trained(
-    recipe: Recipe, images: torch.Tensor, minutes: float, fall: float = 1.0
-) -> tuple[Run, int]:
-    """A run of as many steps as this machine's pace lets expect, and their number.
+def train(recipe: Recipe, images: torch.Tensor, minutes: float, fall: float) -> tuple[Run, int]:
+    """A run of as many steps as this machine's speed lets expect, and their number.
 
     It has fewer where the time is up before. fall: the learning rate would be at 0 after so many
     times these steps.
@@ -92,49 +86,46 @@ def trained(
     total = ddpm.total_steps(recipe, len(images))
     warmup = min(500, total // 10)
     recipe = replace(recipe, warmup_steps=warmup, epochs=fall * recipe.epochs)
-    run, deadline = trainer.start_run(recipe), time.monotonic() + 60 * minutes
+    state, deadline = trainer.start_run(recipe), time.monotonic() + 60 * minutes
     schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
-    steps = islice(training_loop(run, images, schedule, objective), total)
+    steps = islice(training_loop(state, images, schedule, objective), total)
     for _ in progress_bar(steps, total=total, unit="step"):
         if time.monotonic() > deadline:
             break
-    return run, total
+    return state, total
 
 
-@dataclass
-class Judging:
-    """What recipes are judged by."""
+def judge_run(
+    state: Run, n: int, distance: Callable[[torch.Tensor], Estimate], unseen: torch.Tensor
+) -> dict:
+    """Distances of n images that a run's averaged weights draw, and their loss on unseen ones."""
+    recipe, schedule = state.settings, catalogue.make_schedule(state.settings)
+    network = generation.autocast(state.ema, recipe.precision, "cpu")
+    denoisers, row = generation.denoisers(network, schedule, recipe), {}
+    for title, (sampler, steps) in SAMPLERS.items():
+        options = {"times": ddpm.timesteps(schedule.T, steps), "sampler": sampler}
+        options["seed"] = recipe.seed
+        drawn, _ = generation.generate(denoisers, schedule, n, recipe.shape, **options)
+        row[title] = distance(drawn)._asdict()
+    denoise = catalogue.make_denoiser(state.ema, schedule, recipe)
+    loss = loss_by_tenth(denoise, schedule, unseen[:1000], seed=recipe.seed)
+    return row | {"L_simple": loss["mean"]}
 
-    judge: extractors.Judge
-    known: torch.Tensor  # features of the training images
-    unseen: torch.Tensor
-    n: int  # images drawn
 
-    def figures(self, run: Run) -> dict:
-        """Distances of what a run's averaged weights draw, and their loss."""
-        recipe, schedule, row = run.settings, catalogue.make_schedule(run.settings), {}
-        network = generation.autocast(run.ema, recipe.precision, "cpu")
-        source = generation.denoisers(network, schedule, recipe)
-        for title, (sampler, steps) in SAMPLERS.items():
-            options = {"times": ddpm.timesteps(schedule.T, steps), "sampler": sampler}
-            options |= {"seed": recipe.seed}
-            drawn, _ = generation.generate(source, schedule, self.n, recipe.shape, **options)
-            found = frechet_estimate(self.known, self.judge.features(drawn), recipe.seed)
-            row[title] = found._asdict()
-        denoise = catalogue.make_denoiser(run.ema, schedule, recipe)
-        loss = loss_by_tenth(denoise, schedule, self.unseen[:1000], seed=recipe.seed)
-        return row | {"L_simple": loss["mean"]}
+def values_of(rows: list[dict], sampler: str) -> tuple[list[float], list[float]]:
+    """The distances in some rows, and half the widths of their intervals."""
+    estimates = [Estimate(**row[sampler]) for row in rows]
+    return [each.value for each in estimates], [each.half for each in estimates]
 
 
 def plot(rows: dict, minutes: float, path: Path) -> None:
     """Two bars for each recipe."""
     figure = Figure(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
     ax, height = figure.subplots(), 0.38
-    for k, title in enumerate(SAMPLERS):
+    for k, sampler in enumerate(SAMPLERS):
         places = [i + (k - 0.5) * height for i in range(len(rows))]
-        found = [Estimate(**row[title]) for row in rows.values()]
-        values, spread = [each.value for each in found], [each.half for each in found]
-        ax.barh(places, values, height, xerr=spread, label=title, error_kw={"lw": 0.8})
+        values, spread = values_of([*rows.values()], sampler)
+        ax.barh(places, values, height, xerr=spread, label=sampler, error_kw={"lw": 0.8})
     ax.set_yticks(range(len(rows)), rows)
     ax.invert_yaxis()
     title = f"Which settings give the best digits after {minutes:g} minutes?"
@@ -145,20 +136,19 @@ def plot(rows: dict, minutes: float, path: Path) -> None:
 
 def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
     """A line for each recipe that is in all the files, which differ in their minutes."""
-    made = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    for file, record in zip(files, made):
-        problem = f"{file} is no result of this script"
-        ddpm.check("recipes" in record, f"{problem}: name those of --minutes")
-    made.sort(key=lambda record: record["minutes"])
-    minutes = [record["minutes"] for record in made]
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for file, record in zip(files, records):
+        ddpm.check("recipes" in record, f"{file} is no result of this script: name another")
+    records.sort(key=lambda record: record["minutes"])
+    minutes = [record["minutes"] for record in records]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
-    for ax, title in zip(figure.subplots(1, 2, sharey=True), SAMPLERS):
+    for ax, sampler in zip(figure.subplots(1, 2, sharey=True), SAMPLERS):
         for name in RECIPES:
-            if all(name in record["recipes"] for record in made):
-                found = [Estimate(**record["recipes"][name][title]) for record in made]
-                values, spread = [each.value for each in found], [each.half for each in found]
+            rows = [record["recipes"][name] for record in records if name in record["recipes"]]
+            if len(rows) == len(records):
+                values, spread = values_of(rows, sampler)
                 ax.errorbar(minutes, values, spread, label=name, marker="o", ms=3, capsize=2)
-        ax.set(xscale="log", yscale="log", xlabel="minutes of training", title=title)
+        ax.set(xscale="log", yscale="log", xlabel="minutes of training", title=sampler)
         ax.set_xticks(minutes, [f"{each:g}" for each in minutes])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(alpha=0.3, which="both")
@@ -168,66 +158,55 @@ def plot_over_time(files: tuple[Path, ...], path: Path) -> None:
         figure.savefig(path, dpi=100)
 
 
-def started(out: Path, about: dict) -> dict[str, dict]:
-    """The rows that a file holds already. Raises ValueError where it was made otherwise."""
+def saved_rows(out: Path, about: dict) -> dict[str, dict]:
+    """The rows that a file holds already. Raises ValueError if its settings are not these."""
     check_writable(out)
-    problem = f"{out} is for the figures, as JSON, and their plot goes beside it"
-    ddpm.check(out.suffix != ".png", f"{problem}: name it .json")
+    ddpm.check(out.suffix != ".png", f"{out} is for JSON, with a plot beside it: name it .json")
     if not out.is_file():
         return {}
-    found = json.loads(out.read_text(encoding="utf-8"))
-    alike = {name: found.get(name) for name in about} == about
-    ddpm.check(alike, f"{out} was made otherwise: name another --out")
-    return found["recipes"]
+    record = json.loads(out.read_text(encoding="utf-8"))
+    differing = [name for name, value in about.items() if record.get(name) != value]
+    ddpm.check(not differing, f"{out} has another {' and '.join(differing)}: name another --out")
+    return record["recipes"]
 
 
 def measure(asked: Arguments) -> None:
     """Trains and judges each recipe that is not in the file yet, draws and prints all."""
-    precision = asked.precision or precisions()[-1]
     names = asked.only or RECIPES
-    recipes = {name: catalogue.look_up("recipe", name, RECIPES) for name in names}
+    changes = {name: catalogue.look_up("recipe", name, RECIPES) for name in names}
     images, unseen = (sets.load_images(Recipe(), asked.data, split) for split in ("train", "test"))
-    judge = extractors.pick_judge("auto", "mnist")
-    about = {
-        "minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": precision,
-        "extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads(),
-        "processor": devices.hardware("cpu"), "torch": torch.__version__,
-    }  # fmt: skip
-    out = asked.out or Path(f"benchmarks/results/recipes-{asked.minutes:g}.json")
-    rows = started(out, about)
-    judging = Judging(judge, judge.features(images), unseen, asked.n)
-    command = {"command": shlex.join(["python", *sys.argv])}
-    for name, changes in recipes.items():
-        if name in rows:
-            continue
+    judge, precision = extractors.pick_judge("auto", "mnist"), asked.precision or precisions()[-1]
+    about = {"minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": precision}
+    about |= {"extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads()}
+    about |= {"processor": devices.hardware("cpu"), "torch": torch.__version__}
+    out = asked.out or RESULTS / f"recipes-{asked.minutes:g}.json"
+    rows, known = saved_rows(out, about), judge.features(images)
+
+    def distance(drawn: torch.Tensor) -> Estimate:
+        return frechet_estimate(known, judge.features(drawn), asked.seed)
+
+    for name in [name for name in changes if name not in rows]:
         print(name, flush=True)
-        recipe = Recipe(precision=precision, seed=asked.seed, **changes)
-        run, total = trained(recipe, images, asked.minutes, changes.get("epochs", 1.0))
-        rows[name] = {
-            "images": run.step * recipe.batch_size, "seconds": round(run.seconds, 1),
-            "steps": run.step, "planned": total,
-        } | judging.figures(run)  # fmt: skip
-        cards.write_card(out, command | about | {"recipes": rows})
+        recipe = Recipe(precision=precision, seed=asked.seed, **changes[name])
+        state, total = train(recipe, images, asked.minutes, changes[name].get("epochs", 1.0))
+        row = {"images": state.step * recipe.batch_size, "seconds": round(state.seconds, 1)}
+        row |= {"steps": state.step, "planned": total}
+        rows[name] = row | judge_run(state, asked.n, distance, unseen)
+        cards.write_card(out, {"command": command_line()} | about | {"recipes": rows})
     rows = {name: rows[name] for name in RECIPES if name in rows}
     plot(rows, asked.minutes, out.with_suffix(".png"))
     for name, row in rows.items():
-        first, second = (Estimate(**row[title]) for title in SAMPLERS)
-        loss = f"L_simple {row['L_simple']:.4f}"
-        print(f"{name}: {row['images']:,} images, {first}, {second}, {loss}")
+        distances = ", ".join(str(Estimate(**row[title])) for title in SAMPLERS)
+        print(f"{name}: {row['images']:,} images, {distances}, L_simple {row['L_simple']:.4f}")
 
 
-def main(asked: Arguments) -> None:
+def main() -> None:
+    asked = tyro.cli(Arguments, description=__doc__)
     if asked.over_time:
-        out = asked.out or Path("benchmarks/results/over-time.png")
-        plot_over_time(asked.over_time, out)
+        plot_over_time(asked.over_time, asked.out or RESULTS / "over-time.png")
     else:
         measure(asked)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped: the same command goes on, with the recipe that was at work")
+    run(main, "stopped: the same command continues, with the recipe that it was training")

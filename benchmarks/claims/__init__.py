@@ -1,1 +1,1 @@
-"""What the project claims for GPUs, part by part: `benchmarks/gpu.py` tries them."""
+"""What the project claims for GPUs, part by part: `benchmarks/gpu.py` tests them."""

@@ -1,7 +1,5 @@
 """What a contestant is. Imports the package of none."""
 
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from processor import peak_memory
+from harness import command_line, peak_memory
 from torch import Tensor, nn
 
 FEW = 10  # evaluations, at most, with which a contestant draws by a sampler made for few
@@ -77,10 +75,8 @@ class Contestant:
         """What a result says of where it comes from."""
         from mnist_ddpm.machine.devices import hardware
 
-        command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
-        how = " ".join(cls.__doc__.split())
-        about = {"command": command, "processor": hardware("cpu")}
-        return about | {"how": how, "network": cls.NETWORK}
+        about = {"command": command_line(), "processor": hardware("cpu")}
+        return about | {"how": " ".join(cls.__doc__.split()), "network": cls.NETWORK}
 
     def networks(self) -> list[nn.Module]:
         """All that sampling evaluates."""

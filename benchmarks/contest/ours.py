@@ -16,12 +16,13 @@ class Ours(Contestant):
     DPM-Solver++ with η = 1."""
 
     package = "mnist_ddpm"
-    names = "catalogue", "trainer", "evaluation.drawing", "methods.solvers", "training.presets"
+    names = "catalogue", "trainer", "evaluation.generation", "methods.solvers", "training.presets"
     NETWORK: ClassVar[dict] = {"preset": "mnist-fast"}
 
     def __init__(self, task: Task):
         super().__init__(task)
-        self.catalogue, self.trainer, self.drawing, self.solvers, self.presets = self.imported()
+        modules = self.imported()
+        self.catalogue, self.trainer, self.generation, self.solvers, self.presets = modules
         changes = dict(self.NETWORK)
         self.recipe = self.presets.preset(changes.pop("preset"), **changes)
         self.schedule = self.catalogue.make_schedule(self.recipe)
@@ -52,16 +53,15 @@ class Ours(Contestant):
 
     def drawn(self, n: int, steps: int, seed: int, **guidance) -> Tensor:
         network = self.in_task(self.network)
-        source = self.drawing.denoisers(network, self.schedule, self.recipe, **guidance)
-        return self.drawing.generate(
-            source, self.schedule, n, (1, 32, 32), seed=seed, progress=False,
-            times=self.catalogue.sampling_times(self.schedule, steps, "trailing"),
-            sampler=partial(self.solvers.dpmpp_2m_sampler, eta=1.0),
-        )[0]  # fmt: skip
+        source = self.generation.denoisers(network, self.schedule, self.recipe, **guidance)
+        times = self.catalogue.sampling_times(self.schedule, steps, "trailing")
+        sampler = partial(self.solvers.dpmpp_2m_sampler, eta=1.0)
+        options = {"times": times, "sampler": sampler, "seed": seed, "progress": False}
+        return self.generation.generate(source, self.schedule, n, (1, 32, 32), **options)[0]
 
     def in_task(self, network: nn.Module):
         """The network in the task's precision."""
-        return self.drawing.autocast(network, self.task.precision, "cpu")
+        return self.generation.autocast(network, self.task.precision, "cpu")
 
 
 class OursIn2x2(Ours):

@@ -19,9 +19,7 @@ class Lucidrains(Contestant):
     η = 0, and than 128."""
 
     package, names = "denoising_diffusion_pytorch", ("GaussianDiffusion", "Unet")
-    NETWORK: ClassVar[dict] = {
-        "dim": 32, "dim_mults": (1, 1, 2, 4), "channels": 1, "flash_attn": True,
-    }  # fmt: skip
+    NETWORK: ClassVar[dict] = dict(dim=32, dim_mults=(1, 1, 2, 4), channels=1, flash_attn=True)
     BATCH = 32
 
     def __init__(self, task: Task):
@@ -65,11 +63,15 @@ class Diffusers(Contestant):
         "By its DPMSolverMultistepScheduler, sde-dpmsolver++, thresholding: as this project draws."
     )
     NETWORK: ClassVar[dict] = {
-        "sample_size": 32, "in_channels": 1, "out_channels": 1, "layers_per_block": 1,
-        "norm_num_groups": 8, "block_out_channels": (32, 32, 64, 128),
+        "sample_size": 32,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "block_out_channels": (32, 32, 64, 128),
         "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    }  # fmt: skip
+    }
 
     def __init__(self, task: Task):
         super().__init__(task)
@@ -108,9 +110,8 @@ class Diffusers(Contestant):
         """The scheduler for few evaluations, which a cold start does not import."""
         from diffusers import DPMSolverMultistepScheduler
 
-        options = {
-            "algorithm_type": "sde-dpmsolver++", "thresholding": True, "sample_max_value": 1.0,
-        }  # fmt: skip
+        options = {"thresholding": True, "sample_max_value": 1.0}
+        options["algorithm_type"] = "sde-dpmsolver++"
         return DPMSolverMultistepScheduler.from_config(self.noise.config, **options)
 
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
@@ -130,9 +131,14 @@ class SmallDiffusion(Contestant):
     FEWER = "By its accelerated sampler, gam 2 and mu 0."
     names = "Unet", "Scaled", "ScheduleLogLinear", "training_loop", "samples", "img_normalize"
     NETWORK: ClassVar[dict] = {
-        "in_dim": 32, "in_ch": 1, "out_ch": 1, "ch": 32, "ch_mult": (1, 1, 2, 4),
-        "num_res_blocks": 1, "attn_resolutions": (16,),
-    }  # fmt: skip
+        "in_dim": 32,
+        "in_ch": 1,
+        "out_ch": 1,
+        "ch": 32,
+        "ch_mult": (1, 1, 2, 4),
+        "num_res_blocks": 1,
+        "attn_resolutions": (16,),
+    }
 
     def __init__(self, task: Task):
         super().__init__(task)

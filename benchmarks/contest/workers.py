@@ -42,15 +42,17 @@ def begin(task: Task, threads: int) -> None:
 
 
 def answer(question: str, *values: object) -> object:
+    """In that process: what the contestant's method of that name returns."""
     return getattr(contestant, question)(*values)
 
 
 def ask(worker: ProcessPoolExecutor, question: str, *values: object):
-    """Has the contestant in a process do something, and waits for what it returns."""
+    """Calls a method of the contestant in a process, and waits for what it returns."""
     return worker.submit(answer, question, *values).result()
 
 
 def hire(task: Task, threads: int) -> ProcessPoolExecutor:
+    """A process with a contestant in it."""
     return ProcessPoolExecutor(1, SPAWN, begin, (task, threads))
 
 

@@ -1,1 +1,0 @@
-"""Faults that harm nothing: signals, kills, full disks, closed streams and odd surroundings."""

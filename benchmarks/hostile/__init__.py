@@ -1,1 +1,0 @@
-"""Commands and files that nobody should be harmed by."""

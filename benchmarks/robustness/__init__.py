@@ -1,0 +1,1 @@
+"""Damaged files, random commands, signals, kills, full disks: what comes of them."""
