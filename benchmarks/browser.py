@@ -3,8 +3,7 @@
 Needs playwright and Chromium. `make playground` builds the page, which takes the times itself.
 `first_digit_s` is from navigation to the first finished digit on the screen, the median of 5 new
 pages. `evaluations_per_s` comes from the median evaluation of an image of 100 steps, of which the
-median of 5. `memory_mb` is what the kernels hold, the weights and one evaluation of 16 images, and
-`process_mb` all that the page's process has in memory then (Linux).
+median of 5. `memory_mb` is what the kernels hold: the weights and one evaluation of 16 images.
 """
 
 import argparse
@@ -38,16 +37,6 @@ def time_evaluations(page: Page, address: str, seed: int) -> tuple[float, float]
     return float(pace[1]), float(pace[2])
 
 
-def process_mb(browser: Browser) -> float | None:
-    """What the largest process of a page has in memory; None where there is no /proc."""
-    info = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")
-    processes = [each for each in info["processInfo"] if each["type"] == "renderer"]
-    files = [Path("/proc", str(each["id"]), "status") for each in processes]
-    texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
-    sizes = [int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) for text in texts]
-    return round(max(sizes) / 1000) if sizes else None
-
-
 def measure(browser: Browser, path: Path) -> dict:
     """All figures of a page."""
     address, seconds = path.as_uri(), []
@@ -61,8 +50,7 @@ def measure(browser: Browser, path: Path) -> dict:
     milliseconds, memory = map(median, zip(*costs))
     figures = {"page_mb": path.stat().st_size / 1e6, "first_digit_s": median(seconds)}
     figures |= {"each_first_digit_s": seconds, "evaluations_per_s": round(1000 / milliseconds)}
-    figures |= {"memory_mb": memory, "process_mb": process_mb(browser)}
-    return figures | {"browser": browser.version}
+    return figures | {"memory_mb": memory, "browser": browser.version}
 
 
 def main() -> None:

@@ -59,16 +59,11 @@ class Diffusers(Contestant):
 
     package = "diffusers"
     names = "UNet2DModel", "DDPMScheduler", "DDPMPipeline"
-    FEWER = (
-        "By its DPMSolverMultistepScheduler, sde-dpmsolver++, thresholding: as this project draws."
-    )
-    NETWORK: ClassVar[dict] = {
-        "sample_size": 32,
-        "in_channels": 1,
-        "out_channels": 1,
-        "layers_per_block": 1,
+    FEWER = "By its DPMSolverMultistepScheduler, sde-dpmsolver++, as this project draws."
+    SIZES: ClassVar[dict] = {"sample_size": 32, "block_out_channels": (32, 32, 64, 128)}
+    NETWORK: ClassVar[dict] = SIZES | {
+        **dict.fromkeys(("in_channels", "out_channels", "layers_per_block"), 1),
         "norm_num_groups": 8,
-        "block_out_channels": (32, 32, 64, 128),
         "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     }
@@ -87,14 +82,12 @@ class Diffusers(Contestant):
 
         task, network = self.task, deepcopy(self.network).train()
         parameters = list(network.parameters())
-        optimizer = torch.optim.AdamW(
-            parameters, lr=task.rate or 1e-3, betas=(0.95, 0.999), weight_decay=1e-6
-        )
+        options = {"lr": task.rate or 1e-3, "betas": (0.95, 0.999), "weight_decay": 1e-6}
+        optimizer = torch.optim.AdamW(parameters, **options)
         counts = {"num_warmup_steps": task.warmup, "num_training_steps": task.steps}
         plan = get_scheduler("cosine", optimizer, **counts)
-        self.average = EMAModel(
-            parameters, decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75
-        )
+        options = {"decay": 0.9999, "use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75}
+        self.average = EMAModel(parameters, **options)
         for batch in islice(task.batches(images), task.steps):
             x0 = batch.float() / 127.5 - 1
             eps, t = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),))
@@ -130,15 +123,9 @@ class SmallDiffusion(Contestant):
     package = "smalldiffusion"
     FEWER = "By its accelerated sampler, gam 2 and mu 0."
     names = "Unet", "Scaled", "ScheduleLogLinear", "training_loop", "samples", "img_normalize"
-    NETWORK: ClassVar[dict] = {
-        "in_dim": 32,
-        "in_ch": 1,
-        "out_ch": 1,
-        "ch": 32,
-        "ch_mult": (1, 1, 2, 4),
-        "num_res_blocks": 1,
-        "attn_resolutions": (16,),
-    }
+    SIZES: ClassVar[dict] = {"in_dim": 32, "ch": 32, "ch_mult": (1, 1, 2, 4)}
+    BLOCKS: ClassVar[dict] = {"num_res_blocks": 1, "attn_resolutions": (16,)}
+    NETWORK: ClassVar[dict] = SIZES | BLOCKS | {"in_ch": 1, "out_ch": 1}
 
     def __init__(self, task: Task):
         super().__init__(task)

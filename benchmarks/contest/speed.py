@@ -8,7 +8,7 @@ import numpy as np
 from harness import ROOT
 
 from contest.contestant import Task
-from contest.workers import CONTESTANTS, PEERS, ask, hire, start_cold
+from contest.workers import CONTESTANTS, PEERS, ask, hire, seconds_to_first_image
 
 SPEEDS = TRAINING, SAMPLING = "training, images/s", "sampling, network evaluations/s"
 COSTS = TRAINING_MEMORY, SAMPLING_MEMORY, FIRST = "training, MB", "sampling, MB", "first image, s"
@@ -40,15 +40,14 @@ class Entry:
     worker: object
     parameters: int = 0
     evaluations: float = 0.0  # of the network, for an image
-    starts: list[dict] = field(default_factory=list)
     values: dict[str, list] = field(default_factory=lambda: defaultdict(list))
 
     def card(self) -> dict:
         """What a result says of it."""
         card = CONTESTANTS[self.task.name].described() | {"parameters": self.parameters}
-        card |= {"starts": self.starts, "evaluations per image": self.evaluations}
         medians = {name: median(values) for name, values in self.values.items()}
-        return card | {"medians": medians, "values": self.values}
+        card |= {"evaluations per image": self.evaluations, "medians": medians}
+        return card | {"values": self.values}
 
     def take_turn(self, flags, turn: int, images: np.ndarray) -> None:
         """Draws, then trains. The first turn warms up: of it, the memory of drawing counts."""
@@ -99,9 +98,8 @@ def measure(flags, card: dict, precisions: tuple[str, ...]) -> None:
             entry.values[TRAINING_MEMORY].append(ask(entry.worker, "memory"))
             entry.worker.shutdown()
         for entry in order * flags.starts:
-            start = start_cold(entry.task, flags.threads, flags.evaluations[0])
-            entry.starts.append(start)
-            entry.values[FIRST].append(sum(start.values()))
+            seconds = seconds_to_first_image(entry.task, flags.threads, flags.evaluations[0])
+            entry.values[FIRST].append(seconds)
             bar.update()
     rows, figures = {row: entry.card() for row, entry in entries.items()}, (*SPEEDS, *COSTS)
     ratios = ratios_to_best(rows, [row for row in rows if entries[row].task.name in PEERS])

@@ -1,9 +1,7 @@
 """Contestants at work, each in a process of its own."""
 
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -25,17 +23,10 @@ PEERS = [name for name, each in CONTESTANTS.items() if each.package != Ours.pack
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def leave_with_parent() -> None:
-    """Ends this process when the one that started it is gone, even killed."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def begin(task: Task, threads: int) -> None:
     """In a new process, which leaves Ctrl-C to the one that started it."""
     global contestant
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     torch.manual_seed(task.seed)
     contestant = CONTESTANTS[task.name](task)
@@ -56,17 +47,9 @@ def hire(task: Task, threads: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, SPAWN, begin, (task, threads))
 
 
-def start_cold(task: Task, threads: int, evaluations: int) -> dict[str, float]:
-    """Seconds to a first image in a fresh process: of importing, building, drawing."""
-    with ProcessPoolExecutor(1, SPAWN) as worker:
-        return worker.submit(first_image, task, threads, evaluations, time.time()).result()
-
-
-def first_image(task: Task, threads: int, evaluations: int, began: float) -> dict[str, float]:
-    """In that process; PyTorch's import counts."""
-    CONTESTANTS[task.name].imported()
-    imported = time.time()
-    begin(task, threads)
-    built = time.time()
-    contestant.sample(1, evaluations, task.seed)
-    return {"import": imported - began, "build": built - imported, "draw": time.time() - built}
+def seconds_to_first_image(task: Task, threads: int, evaluations: int) -> float:
+    """In a fresh process: importing, PyTorch too, building and drawing."""
+    began = time.time()
+    with hire(task, threads) as worker:
+        ask(worker, "sample", 1, evaluations, task.seed)
+        return time.time() - began

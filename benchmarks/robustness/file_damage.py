@@ -123,5 +123,5 @@ def replace(path: Path, rng: random.Random) -> None:
 def damage(path: Path, rng: random.Random) -> None:
     """One file, in one of these ways."""
     own = {".json": damage_json, ".safetensors": damage_tensors, ".pt": damage_state}
-    ways = [damage_bytes, replace] + [own[path.suffix]] * 5 * (path.suffix in own)
+    ways = [damage_bytes, replace, *[own.get(path.suffix, damage_bytes)] * 5]
     rng.choice(ways)(path, rng)

@@ -52,7 +52,7 @@ def false_messages(err: str, folder: Path) -> list[str]:
     saved = re.search(r"stopped after step (\d+) and saved", err)
     if saved and saved_step(folder / "out") != int(saved[1]):
         return [f"it says step {saved[1]}, and there is {saved_step(folder / 'out')}"]
-    parts = re.search(r"kept in (\S+),", err)
+    parts = re.search(r"kept in (\S+)[,;]", err)
     return [f"there is no {parts[1]}"] if parts and not (folder / parts[1]).is_dir() else []
 
 
