@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mnist_ddpm import trainer
 from mnist_ddpm.commands.outputs import check_outside
-from mnist_ddpm.commands.train import open_log, print_checkpoint, print_smaller_batch
+from mnist_ddpm.commands.train import print_checkpoint, print_smaller_batch
 from mnist_ddpm.commands.training_flags import PlanFlags, place_flags
 from mnist_ddpm.data import sets
 from mnist_ddpm.machine import devices, files
@@ -21,8 +21,7 @@ GUIDE = "guide"  # folder in that of the network
 
 def run_plan(flags: PlanFlags) -> None:
     """Plans, and unless it is a dry run trains. What cannot be done is reported before."""
-    if flags.log != "none":
-        tracking.check_tracker(flags.log)
+    tracking.check_tracker(flags.log)
     device = devices.pick_device(flags.device)
     folders = check_folders(flags)
     recipe = Recipe(**{name: getattr(flags, name) for name in planning.UNPLANNED})
@@ -93,7 +92,7 @@ def carry_out(
     """Trains one network, and prints how long that took. Returns its recipe, as it was trained."""
     began = time.monotonic()
     options = {"deadline": plan.deadline, "ending": plan.ending, "draw": plan.draw}
-    with open_log(flags, folder, plan.recipe) as log:
+    with tracking.tracker_log(flags.log, folder, plan.recipe) as log:
         run = trainer.train(plan.recipe, images, folder, labels, device=device, log=log, **options)
     minutes = (time.monotonic() - began) / 60
     expected = plan.seconds / 60

@@ -49,11 +49,6 @@ class SamplerChoice(NamedTuple):
     path: Schedule  # the one to sample along
     described: dict[str, Any]  # the options in words, for a card
 
-    @property
-    def bound_sampler(self) -> Callable:
-        """The sampler with its options."""
-        return partial(self.sampler, **self.options)
-
 
 def pick_processes_and_device(flags: DrawingFlags) -> tuple[World, torch.device]:
     """The processes that share the work, and this one's device. Checks the flags' ranges."""
@@ -203,7 +198,7 @@ def generate_images(
     flags: DrawingFlags, choice: SamplerChoice, source: generation.Source, shape: tuple, **options
 ) -> tuple[Tensor, ddpm.Film]:
     """The images that the flags ask for, and a film. options: of generation.generate."""
-    options |= {"sampler": choice.bound_sampler, "times": choice.times}
+    options |= {"sampler": partial(choice.sampler, **choice.options), "times": choice.times}
     options |= {"seed": flags.seed, "batch_size": flags.batch_size}
     return generation.generate(source, choice.path, flags.n, shape, **options)
 

@@ -1,6 +1,5 @@
 """`python -m mnist_ddpm train`."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,26 +8,23 @@ import torch
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
-from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags, typed_settings
+from mnist_ddpm.commands.training_flags import TrainFlags, typed_settings
 from mnist_ddpm.data import sets
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.machine import devices, files, folder_lock, processes
-from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.training import cost, presets, saving, tracking
 from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.recipe import Recipe, fitted
-from mnist_ddpm.training.run import ALONE
 
 
 def run_train(flags: TrainFlags) -> None:
     """Trains to the end of the epochs. What cannot be done is reported before images are read."""
     recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags)
-    if flags.log != "none":
-        tracking.check_tracker(flags.log)
+    tracking.check_tracker(flags.log)
     if flags.resume:
         locate_dataset(recipe, None)
     else:
@@ -56,7 +52,8 @@ def run_train(flags: TrainFlags) -> None:
         recipe = fitted(recipe, len(images), world.size)
         print_smaller_batch(batch_size, recipe.batch_size, len(images))
     step = saving.saved_step(flags.out) or 0 if flags.resume else 0
-    with open_log(flags, flags.out, recipe, step, world) as log:
+    tracker = flags.log if world.rank == 0 else "none"
+    with tracking.tracker_log(tracker, flags.out, recipe, step) as log:
         options = {"device": device, "world": world, "log": log, "teacher": teacher}
         run = trainer.train(recipe, images, flags.out, labels, flags.resume, weights, **options)
     if world.rank == 0:
@@ -159,18 +156,6 @@ def print_checkpoint(folder: Path) -> None:
     """Prints the last lines of a training: the files of its checkpoint."""
     paths = [folder / name for name in (saving.WEIGHTS, saving.CONFIG, saving.STATE)]
     print_written(*(path for path in paths if path.is_file()))
-
-
-def open_log(
-    flags: TrainFlags | PlanFlags, out: Path, recipe: Recipe, step: int = 0, world: World = ALONE
-) -> AbstractContextManager:
-    """What --log asks for, of a run that continues after step; None inside where that is nothing.
-
-    Only the first process has one.
-    """
-    if flags.log == "none" or world.rank > 0:
-        return nullcontext()
-    return tracking.tracker_log(flags.log, out, recipe, step)
 
 
 def print_smaller_batch(wanted: int, batch_size: int, n: int) -> None:

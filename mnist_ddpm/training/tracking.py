@@ -29,6 +29,8 @@ PACKAGES = {
 
 def check_tracker(name: str) -> None:
     """Raises ValueError for a tracker that is unknown, or whose package is missing."""
+    if name == "none":
+        return
     check(name in PACKAGES, f'log "{name}" is unknown: take one of {", ".join(PACKAGES)}')
     package = PACKAGES[name][0]
     refusal = f"log {name} needs the package {package}, not installed: pip install {package}"
@@ -97,12 +99,17 @@ def log_picture(tracker, picture: np.ndarray, step: int) -> None:
 
 
 @contextmanager
-def tracker_log(name: str, folder: Path, recipe: Recipe, step: int = 0) -> Iterator[TrackerLog]:
-    """The log of a run that continues after step; it is closed in the end.
+def tracker_log(
+    name: str, folder: Path, recipe: Recipe, step: int = 0
+) -> Iterator[TrackerLog | None]:
+    """The log of a run that continues after step; it is closed in the end. "none" gives None.
 
     TensorBoard's files are in folder/log. Points of later steps, from before a kill, are dropped.
     Raises OSError if the tracker does not start.
     """
+    if name == "none":
+        yield None
+        return
     from accelerate import PartialState  # takes two seconds
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
