@@ -12,8 +12,8 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import audit as audits
 from mnist_ddpm.evaluation import generation
-from mnist_ddpm.evaluation.audit import Audit, audit, audit_points, in_words, some_of
-from mnist_ddpm.evaluation.cards import judged
+from mnist_ddpm.evaluation.audit import Audit, audit, audit_points, audited_indices, describe_audit
+from mnist_ddpm.evaluation.cards import measure_images
 from mnist_ddpm.training.recipe import Recipe
 
 DATA = ROOT / "data"
@@ -31,7 +31,7 @@ def in_features(generated, training, held_out=None):
     def points(images):
         return images[:, :, ::2, ::2].flatten(1).double()
 
-    own = some_of(training) if held_out is None else None
+    own = audited_indices(training) if held_out is None else None
     real = points(training[own] if held_out is None else held_out)
     seen = [points(training)]
     return audit_points([points(generated)], lambda: seen, len(training), real, own)
@@ -104,10 +104,10 @@ def test_folders_in_order_are_no_sign_of_copying(digits, monkeypatch):
     in_order = digits[:3000][(labels != 0).int().argsort(stable=True)]
     found = audit(fresh, in_order)
     assert not found.copies and found.closer.value < 0.03
-    own, features = some_of(in_order), fresh_judge().features(in_order)
+    own, features = audited_indices(in_order), fresh_judge().features(in_order)
     apart = torch.cdist(features[own], features).scatter(1, own[:, None], math.inf)
     usual = apart.min(dim=1).values.float().median().item()
-    card = judged(fresh, in_order, None, fresh_judge())
+    card = measure_images(fresh, in_order, None, fresh_judge())
     real = card["nearest_training_image_in_features"]["real"]
     assert real == pytest.approx(usual, rel=1e-4)
 
@@ -145,7 +145,7 @@ def test_one_exact_copy_is_too_many_unless_real_images_are_there_twice_as_often(
     real = torch.where(torch.arange(1000) < twice, 0, torch.arange(101.0, 1101))
     found = Audit(generated, real, torch.zeros(1000))
     assert found.exact == 0.001 and found.copies is copies
-    assert ("it copies" in in_words(found.figures())) is copies
+    assert ("it copies" in describe_audit(found.figures())) is copies
 
 
 def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, audited):
@@ -167,7 +167,7 @@ def test_the_nearest_of_images_and_their_mirror_images_are_those_of_brute_force(
     found = audit(digits[:n].flip(-1), digits[:n], mirrored=True)
     assert found.index.tolist() == list(range(n))
     seen = torch.cat([digits[:n], digits[:n].flip(-1)]).flatten(1).double() / 255
-    own = some_of(digits[:n])
+    own = audited_indices(digits[:n])
     brute = torch.cdist(seen[own], seen)
     for offset in (0, n):
         brute[torch.arange(1000), own + offset] = 1e9

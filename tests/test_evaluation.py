@@ -21,7 +21,7 @@ from mnist_ddpm.evaluation.cards import (
     build_card,
     card_lines,
     comparison,
-    judged,
+    measure_images,
     read_card,
     write_card,
 )
@@ -117,14 +117,14 @@ def test_a_card_compares_as_many_held_out_images_as_it_needs(digits, quick, monk
         return real_audit(generated, training, held_out, *rest)
 
     monkeypatch.setattr(audits, "audit", watched)
-    judged(digits[:30], digits[:400], digits[400:600], fresh_judge(), counted="digits")
+    measure_images(digits[:30], digits[:400], digits[400:600], fresh_judge(), counted="digits")
     assert seen == [20], "of 200"
 
 
 def test_without_held_out_images_training_images_are_compared_with_each_other(digits, quick):
-    card = judged(digits[400:450], digits[:400], None, fresh_judge())
+    card = measure_images(digits[400:450], digits[:400], None, fresh_judge())
     assert card["nearest_training_image_in_pixels"]["copies"] is False and len(card["floor"]) == 1
-    copied = judged(digits[:50], digits[:400], None, fresh_judge())
+    copied = measure_images(digits[:50], digits[:400], None, fresh_judge())
     assert copied["nearest_training_image_in_pixels"]["copies"]
 
 

@@ -71,7 +71,7 @@ def test_the_film_is_of_the_first_images_from_noise_to_the_result(tmp_path):
     def films(world):
         kept = PartialResults(tmp_path, CountedNetwork(None))
         options = {"times": ddpm.timesteps(1000, 100), "batch_size": 3, "film_images": 2}
-        return generate(ideal, PAPER, 9, (1, 1, 1), **options, kept=kept, world=world)
+        return generate(ideal, PAPER, 9, (1, 1, 1), **options, partial_results=kept, world=world)
 
     (images, film), (again, none) = in_processes(2, films)
     times = [t for t, *_ in film]
@@ -98,7 +98,7 @@ def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
         with kept.stoppable():
             images, film = generate(
                 of(counted), PAPER, 7, SHAPE, times=TIMES, sampler=sampler, seed=3, batch_size=2,
-                kept=kept, film_images=2,
+                partial_results=kept, film_images=2,
             )  # fmt: skip
         return images.int(), film, cost(kept, 7)
 
@@ -117,7 +117,10 @@ def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
 def test_a_part_is_saved_when_it_is_time(network, tmp_path, monkeypatch):
     monkeypatch.setattr(partial_results, "SAVE_INTERVAL", -1.0)
     drawn(
-        network, n=3, batch_size=2, kept=PartialResults(tmp_path / "kept", CountedNetwork(network))
+        network,
+        n=3,
+        batch_size=2,
+        partial_results=PartialResults(tmp_path / "kept", CountedNetwork(network)),
     )
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {
         "images-0-2.npz", "images-2-3.npz",
@@ -279,5 +282,5 @@ def test_there_is_one_name_for_each_part(tmp_path, network):
             return super().compute(name, work)
 
     kept = Noting(tmp_path, CountedNetwork(network))
-    in_processes(2, lambda world: drawn(network, world=world, batch_size=2, kept=kept))
+    in_processes(2, lambda world: drawn(network, world=world, batch_size=2, partial_results=kept))
     assert sorted(names) == ["images-0-2", "images-2-3", "images-3-5", "images-5-7"]

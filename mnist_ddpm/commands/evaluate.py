@@ -52,9 +52,9 @@ def run_evaluate(flags: EvaluateFlags) -> None:
     judge.features(training[: world.size])  # reports now where it is not for such images
     is_mirrored = dataset_named(recipe.dataset).is_mirrored
     real = RealImages(judge, training, held_out, is_mirrored, flags.data / "cache")
-    real.tell_missing()
+    real.announce_missing()
     counted = CountedNetwork(checkpoint.network)
-    partial = outputs.open_partial_results(flags, flags.out, counted, device, *real.signed)
+    partial = outputs.open_partial_results(flags, flags.out, counted, device, *real.digests)
     with partial.stoppable():
         if images is None:
             images, drawing = draw_images(
@@ -64,7 +64,7 @@ def run_evaluate(flags: EvaluateFlags) -> None:
         elif n < len(images):
             count = f"{n:,} of {len(images):,} images, drawn at random"
             print(f"judging {count}: --n {len(images)} takes all")
-        about |= {"reference_sha256": real.signed[0], "command": flags.command}
+        about |= {"reference_sha256": real.digests[0], "command": flags.command}
         options = {"real": real.features(), "n": flags.n, "seed": flags.seed, "device": device}
         card = cards.build_card(images, training, held_out, judge, recipe, **options, **about)
         if world.rank > 0:
@@ -167,7 +167,7 @@ def draw_images(
         flags, choice, checkpoint, partial.counted, labels=labels, pictures=pictures, device=device
     )
     images, _ = sampler_setup.generate_images(
-        flags, choice, source, recipe.shape, device=device, kept=partial, world=world
+        flags, choice, source, recipe.shape, device=device, partial_results=partial, world=world
     )
     about = {"sampler": describe_sampling(flags, choice, recipe)}
     about |= generation.cost(partial, flags.n, world)

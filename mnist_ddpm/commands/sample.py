@@ -50,7 +50,8 @@ def run_sample(flags: SampleFlags) -> None:
     out = files.writable_folder(flags.out)
     columns = 6 if max(recipe.shape[1:]) <= 32 else 4  # of the films, and rows: noise is large
     with partial.stoppable():
-        options = {"film_images": columns**2, "device": device, "kept": partial, "world": world}
+        options = {"film_images": columns**2, "partial_results": partial}
+        options |= {"device": device, "world": world}
         images, film = sampler_setup.generate_images(flags, choice, source, recipe.shape, **options)
         if world.rank > 0:
             return

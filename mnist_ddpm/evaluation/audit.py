@@ -34,12 +34,12 @@ class Audit(NamedTuple):
 
     @property
     def near(self) -> Tensor:
-        """The 1 % quantile of these."""
+        """The 1 % quantile of the real distances of those not there twice."""
         return self.once.quantile(0.01) if len(self.once) else torch.zeros(())
 
     @property
     def closer(self) -> Estimate:
-        """The share of generated images that are nearer."""
+        """The share of generated images that are nearer than this quantile."""
         return share(self.generated < self.near)
 
     @property
@@ -71,15 +71,17 @@ class Audit(NamedTuple):
         }
 
 
-def in_words(found: dict) -> str:
+def describe_audit(figures: dict) -> str:
     """Audit.figures as a sentence."""
-    exact, copies = round(found["exact"] * found["n"]), found["copies"]
-    told = f", {exact} are training images" if exact else ""
-    told += ", as many as of real ones" if exact and not copies else ""
+    count = round(figures["exact"] * figures["n"])
+    exact = f", {count} are training images" if count else ""
+    if count and not figures["copies"]:
+        exact += ", as many as of real ones"
     return (
-        f"nearest training image at a distance of {found['median']:.3g} in the median, "
-        f"of real images at {found['real']:.3g}; {found['closer'].value:.1%} are nearer than "
-        f"the nearest 1 % of those{told}: {'it copies' if copies else 'no sign of copying'}"
+        f"nearest training image at a distance of {figures['median']:.3g} in the median, "
+        f"of real images at {figures['real']:.3g}; {figures['closer'].value:.1%} are nearer than "
+        f"the nearest 1 % of those{exact}: "
+        f"{'it copies' if figures['copies'] else 'no sign of copying'}"
     )
 
 
@@ -91,29 +93,31 @@ def nearest_point(
     own (N,): query i is point own[i], and own[i] + n its mirror image if there is one. These
     do not count.
     """
-    first, own = 0, None if own is None else own.to(queries.device)
+    first = 0
+    own = None if own is None else own.to(queries.device)
     distance = queries.new_full((len(queries),), math.inf)
     index = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
     for part in points:
         if not first:  # all are seen from the first point: far away, rounding hides what is near
-            centre, queries = part[0], queries - part[0]
+            centre = part[0]
+            queries = queries - centre
         part = part - centre
-        apart = torch.cdist(queries, part)
+        distances = torch.cdist(queries, part)
         for column in () if own is None else (own - first, own + n - first):
             here = ((column >= 0) & (column < len(part))).nonzero().flatten()
-            apart[here, column[here]] = math.inf
-        found = apart.min(dim=1)
-        exact = (queries - part[found.indices]).norm(dim=1)  # cdist rounds as its device does
-        exact = exact.where(found.values.isfinite(), math.inf)
+            distances[here, column[here]] = math.inf
+        nearest = distances.min(dim=1)
+        exact = (queries - part[nearest.indices]).norm(dim=1)  # cdist rounds as its device does
+        exact = exact.where(nearest.values.isfinite(), math.inf)
         nearer = exact < distance
         distance = exact.where(nearer, distance)
-        index = (found.indices + first).where(nearer, index)
+        index = (nearest.indices + first).where(nearer, index)
         first += len(part)
     return distance, index
 
 
-def some_of(training: Tensor) -> Tensor:
-    """Which training images are compared with the others: at random, since folders are in order."""
+def audited_indices(training: Tensor) -> Tensor:
+    """Training images that are compared with the others: at random, since folders are in order."""
     return shuffled(torch.arange(len(training)), 0, AUDITED)
 
 
@@ -126,8 +130,8 @@ def audit_points(
 ) -> Audit:
     """The audit of points that come in parts (…, D), in any space.
 
-    seen: gives those of the n training images, then of their mirror images. own: which training
-    images the real ones are, if they are.
+    seen: gives those of the n training images, then of their mirror images. own: the indices of the
+    real ones among the training images, if they are of these.
     """
     near, index = zip(*(nearest_point(part, seen()) for part in generated))
     usual, _ = nearest_point(real, seen(), own, n)
@@ -154,12 +158,11 @@ def audit(
     parts = training.split(max(1, min(1000, 2**24 // size)))
     queries = generated.split(max(1, 2**26 // size))
 
-    own = some_of(training) if held_out is None else None
+    own = audited_indices(training) if held_out is None else None
     real = points(held_out[:AUDITED] if own is None else training[own])
     total = (len(queries) + 1) * (1 + mirrored) * len(parts)  # also of the real ones
-    with progress_bar(
-        total=total, desc="looking for copies", unit="part", leave=False, delay=3
-    ) as bar:
+    title = "looking for copies"
+    with progress_bar(total=total, desc=title, unit="part", leave=False, delay=3) as bar:
 
         def seen() -> Iterator[Tensor]:
             for flipped in (False, True)[: 1 + mirrored]:

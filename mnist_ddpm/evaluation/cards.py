@@ -1,6 +1,6 @@
-"""A card: all figures of a set of images, how they came about, and what real images would score.
+"""A card: all figures of a set of images, how they were made, and what real images would score.
 
-It is a dict that is written as JSON, printed in lines, and compared with another.
+It is a dict, written as JSON, printed in lines, and compared with another.
 """
 
 import json
@@ -30,17 +30,17 @@ from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import printable, read_json
 from mnist_ddpm.training.options import size_in_words
 
-LEAST = NEIGHBOURS + 1  # images of a card
+LEAST = NEIGHBOURS + 1  # images of a card, at least
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias
 SPACES = "pixels", "features"  # in which the nearest training images are looked for
-ABOUT = "checkpoint", "checkpoint_sha256", "images", "sampler", "seed"  # may differ in a comparison
+MAY_DIFFER = "checkpoint", "checkpoint_sha256", "images", "sampler", "seed"  # in a comparison
 
 
 def check_enough(n: int, training: int) -> None:
     """Raises ValueError where n images, or the training images, are too few for a card."""
-    enough = f"{LEAST} images and {2 * LEAST} of the training set"
-    problem = f"a card needs {enough} at least, and there are {n} and {training}"
-    check(n >= LEAST and training >= 2 * LEAST, problem)
+    needed = f"{LEAST} images and {2 * LEAST} of the training set"
+    counts = f"there are {n} and {training}"
+    check(n >= LEAST and training >= 2 * LEAST, f"a card needs {needed} at least, and {counts}")
 
 
 def build_card(
@@ -60,8 +60,8 @@ def build_card(
 
     training, held_out: real images of the same shape. recipe: the training's, for its data set.
     real: their features, if they are known already, of mirrored ones if training saw them.
-    device: where images were drawn. about: what else is known of them, which goes before what is
-    known here. Of several processes each calls it.
+    device: where images were drawn. about: further facts, which replace those of the same name.
+    Each of several processes calls it.
     """
     check_enough(len(images) if n is None else min(n, len(images)), len(training))
     chosen = torch.arange(len(images))
@@ -89,14 +89,14 @@ def build_card(
         "counted": dataset.classifier.counted if knows_classes else "",
         "real": real,
     }
-    found = judged(images[chosen], training, held_out, judge, **options)
+    figures = measure_images(images[chosen], training, held_out, judge, **options)
     for space in SPACES:  # numbered as in all the images
-        nearest = found[f"nearest_training_image_in_{space}"]
+        nearest = figures[f"nearest_training_image_in_{space}"]
         nearest["closest"] = [[chosen[i].item(), j] for i, j in nearest["closest"]]
-    return facts | found
+    return facts | figures
 
 
-def judged(
+def measure_images(
     images: Tensor,
     training: Tensor,
     held_out: Tensor | None,
@@ -130,20 +130,20 @@ def judged(
             unseen = real.held_out[: len(images)]
             card[counted]["held_out"] = class_balance(judge.logits(unseen))
     in_pixels = audit.audit(images, training, held_out, mirrored, judge.device)
-    for space, found in zip(SPACES, (in_pixels, audit_features(drawn, real))):
-        card[f"nearest_training_image_in_{space}"] = found.figures()
+    for space, result in zip(SPACES, (in_pixels, audit_features(drawn, real))):
+        card[f"nearest_training_image_in_{space}"] = result.figures()
     return card
 
 
 def audit_features(drawn: Tensor, real: RealFeatures) -> audit.Audit:
     """The audit of features (N, D) of images that were drawn."""
-    known, n = real.training, len(real.training)
-    seen = [*known.split(1000)]
+    training = real.training
+    seen = [*training.split(1000)]
     if real.mirrored is not None:
         seen += real.mirrored.split(1000)
-    own = audit.some_of(known) if real.held_out is None else None
-    usual = real.held_out[: audit.AUDITED] if own is None else known[own]
-    return audit.audit_points([drawn], lambda: seen, n, usual, own)
+    own = audit.audited_indices(training) if real.held_out is None else None
+    others = real.held_out[: audit.AUDITED] if own is None else training[own]
+    return audit.audit_points([drawn], lambda: seen, len(training), others, own)
 
 
 def bound_figures(bound, variance: str, times_per_image: int) -> dict:
@@ -158,7 +158,7 @@ def bound_figures(bound, variance: str, times_per_image: int) -> dict:
 
 
 def closest_pairs(card: dict, images: Tensor, training: Tensor) -> Tensor:
-    """Those nearest by features, K images and then K of the training: uint8 (2 K, C, H, W)."""
+    """The pairs nearest by features, K images and K of the training: uint8 (2 K, C, H, W)."""
     mine, theirs = zip(*card["nearest_training_image_in_features"]["closest"])
     return torch.cat([images[list(mine)], training[list(theirs)]])
 
@@ -166,70 +166,71 @@ def closest_pairs(card: dict, images: Tensor, training: Tensor) -> Tensor:
 def comparison(a: dict, b: dict) -> list[str]:
     """In what two cards differ, and a line for each figure that both have.
 
-    It has both values, and says whether 0 is outside the interval of their difference.
-    Raises ValueError, with the reason, where they cannot be compared.
+    It has both values, and whether 0 is outside the interval of their difference. Raises
+    ValueError, with the reason, where they cannot be compared.
     """
-    same = "reference_sha256"  # the same images, wherever they lie
-    for name in ("n", "extractor", same if a.get(same) and b.get(same) else "reference"):
-        differ = f"{name} is {a[name]} in one and {b[name]} in the other"
-        check(a[name] == b[name], f"these cards cannot be compared: {differ}")
+    digest_name = "reference_sha256"  # of the same images, in any folder
+    have_digests = a.get(digest_name) and b.get(digest_name)
+    for name in ("n", "extractor", digest_name if have_digests else "reference"):
+        values = f"{name} is {a[name]} in one and {b[name]} in the other"
+        check(a[name] == b[name], f"these cards cannot be compared: {values}")
     lines = []
-    for name in [name for name in ABOUT if a.get(name) != b.get(name)]:
+    for name in [name for name in MAY_DIFFER if a.get(name) != b.get(name)]:
         pair = [card.get(name) for card in (a, b)]
         if all(isinstance(value, dict) for value in pair):
             first, second = pair
             keys = [key for key in first | second if first.get(key) != second.get(key)]
-            pair = [{key: value.get(key, "not told") for key in keys} for value in pair]
-        lines.append(f"{name}: {' against '.join(map(in_words, pair))}")
+            pair = [{key: value.get(key, "unknown") for key in keys} for value in pair]
+        lines.append(f"{name}: {' against '.join(map(describe_value, pair))}")
     for name in [name for name in a["metrics"] if name in b["metrics"]]:
         first, second = (Estimate(**card["metrics"][name]) for card in (a, b))
-        more, less = (first, second) if first.value > second.value else (second, first)
-        spread = math.hypot(more.value - more.low, less.high - less.value)
-        apart = more.value - less.value > spread
-        verdict = "different" if apart else "no difference to be seen"
+        larger, smaller = sorted([first, second], reverse=True)
+        interval = math.hypot(larger.value - larger.low, smaller.high - smaller.value)
+        is_clear = larger.value - smaller.value > interval
+        verdict = "different" if is_clear else "no difference to be seen"
         lines.append(f"{name}: {first} against {second}, {verdict}")
     return [*map(printable, lines)]
 
 
-def in_words(value: object) -> str:
-    """What a field of a card says."""
+def describe_value(value: object) -> str:
+    """The value of a card's field, as text."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {part}" for key, part in value.items())
-    return "not told" if value is None else str(value)
+    return "unknown" if value is None else str(value)
 
 
 def write_card(path: str | Path, card: dict) -> None:
-    """As JSON, each estimate as its value and the ends of its interval."""
+    """Writes a card as JSON, each estimate as its value and the ends of its interval."""
 
-    def plain(value: object) -> object:
+    def to_plain(value: object) -> object:
         value = value._asdict() if isinstance(value, Estimate) else value
         if isinstance(value, dict):
-            return {name: plain(inner) for name, inner in value.items()}
-        return [plain(inner) for inner in value] if isinstance(value, list) else value
+            return {name: to_plain(inner) for name, inner in value.items()}
+        return [*map(to_plain, value)] if isinstance(value, list) else value
 
-    text = json.dumps(plain(card), indent=2) + "\n"
+    text = json.dumps(to_plain(card), indent=2) + "\n"
     with replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_card(path: str | Path) -> dict:
-    """What comparison needs of a card. Raises ValueError for a file that is none, or missing."""
+    """The fields of a card that comparison needs. Raises ValueError for a file that is no card."""
     check(Path(path).exists(), f"there is no card {path}: evaluate writes one")
     try:
         card = read_json(Path(path))
         for name, figure in card["metrics"].items():  # raises for a damaged one
-            finite = all(map(math.isfinite, Estimate(**figure)))
-            check(finite, f"its {name} is not finite")
-        found = {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
-        return found | {name: card.get(name) for name in ("reference_sha256", *ABOUT)}
+            is_finite = all(map(math.isfinite, Estimate(**figure)))
+            check(is_finite, f"its {name} is not finite")
+        fields = {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
+        return fields | {name: card.get(name) for name in ("reference_sha256", *MAY_DIFFER)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is no card of the evaluate command ({error!r})") from error
 
 
 def card_lines(card: dict) -> list[str]:
-    """A card for people."""
-    lines = [f"n = {card['n']}, seed {card['seed']}, {card['extractor']}, "]
-    lines[0] += f"against {card['reference']}"
+    """The lines in which a card is printed."""
+    about = f"n = {card['n']}, seed {card['seed']}, {card['extractor']}"
+    lines = [f"{about}, against {card['reference']}"]
     rows = {"these images": {"n": card["n"], **card["metrics"]}, **card["floor"]}
     for title, row in rows.items():
         figures = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in card["metrics"])
@@ -246,39 +247,41 @@ def card_lines(card: dict) -> list[str]:
         if "held_out" in card[counted]:
             lines.append(f"held-out {counted} {class_line(card[counted]['held_out'])}")
     for space in SPACES:
-        found = card[f"nearest_training_image_in_{space}"]
-        lines.append(f"in {space}: {audit.in_words(found)}")
+        nearest = card[f"nearest_training_image_in_{space}"]
+        lines.append(f"in {space}: {audit.describe_audit(nearest)}")
     return lines + measured_lines(card)
 
 
-def class_line(found: dict) -> str:
-    """class_balance as a sentence."""
-    shares = " ".join(f"{100 * each.value:.1f}" for each in found["shares"])
-    error = max(100 * each.half for each in found["shares"])
-    average, often = found["mean_confidence"].value, found["share_above_0.9"]
-    sure = f"above 90 % for {100 * often.value:.1f} ± {100 * often.half:.1f} %"
-    shares = f"0 to {len(found['shares']) - 1} in %: {shares} (each ± {error:.1f} at most)"
+def class_line(balance: dict) -> str:
+    """The figures of class_balance as a sentence."""
+    shares = " ".join(f"{100 * share.value:.1f}" for share in balance["shares"])
+    error = max(100 * share.half for share in balance["shares"])
+    average = balance["mean_confidence"].value
+    sure_share = balance["share_above_0.9"]
+    sure = f"above 90 % for {100 * sure_share.value:.1f} ± {100 * sure_share.half:.1f} %"
+    shares = f"0 to {len(balance['shares']) - 1} in %: {shares} (each ± {error:.1f} at most)"
     return f"{shares}; the classifier is {average:.1%} sure on average, {sure}"
 
 
 def measured_lines(card: dict) -> list[str]:
-    """What was measured of the network itself, as far as a card has it."""
+    """Lines about the network itself, as far as a card has such figures."""
     lines = []
     if "condition_error" in card:
-        error, asked = card["condition_error"], card["sampler"]["condition"]
-        lines.append(f"their condition is off by {error:.2f} of 255 from what was given ({asked})")
+        error = f"{card['condition_error']:.2f} of 255"
+        condition = card["sampler"]["condition"]
+        lines.append(f"their condition is off by {error} from what was given ({condition})")
     if "L_simple" in card:
-        found = card["L_simple"]
-        tenths = ("-" if part is None else f"{part:.3g}" for part in found["by_tenth_of_T"])
-        measured = f"L_simple {found['mean']:.4f} of the first {found['n']} held-out images"
-        lines.append(f"{measured}; by tenths of T: {' '.join(tenths)}")
+        loss = card["L_simple"]
+        tenths = ("-" if part is None else f"{part:.3g}" for part in loss["by_tenth_of_T"])
+        mean = f"L_simple {loss['mean']:.4f} of the first {loss['n']} held-out images"
+        lines.append(f"{mean}; by tenths of T: {' '.join(tenths)}")
     if "bits_per_dim" in card:
         bound = card["bits_per_dim"]
         figure = f"{bound['value']:.4f} ± {bound['standard_error']:.4f} bits/dim"
-        how = f"{bound['variance']} variance, {bound['times_per_image']} times an image"
-        lines.append(f"{figure} of the first {bound['n']} held-out images ({how})")
+        settings = f"{bound['variance']} variance, {bound['times_per_image']} times an image"
+        lines.append(f"{figure} of the first {bound['n']} held-out images ({settings})")
     if "seconds_per_image" in card:
-        each, seconds = card["evaluations_per_image"], card["seconds_per_image"]
-        took = f"{each:.0f} network evaluations and {seconds:.3g} s an image"
-        lines.append(f"{took} on {card['device']}")
+        evaluations = f"{card['evaluations_per_image']:.0f} network evaluations"
+        seconds = f"{card['seconds_per_image']:.3g} s an image"
+        lines.append(f"{evaluations} and {seconds} on {card['device']}")
     return lines

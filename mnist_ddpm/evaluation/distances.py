@@ -42,36 +42,41 @@ class Estimate(NamedTuple):
         return f"{self.value:.{digits}f} ± {self.half:.{digits}f}"
 
 
-def limits(found: float, bias: float, linear: float, quadratic: float) -> tuple[float, float]:
-    """95 % limits of what a squared distance is on average, less its bias, where one was found.
+def limits(measured: float, bias: float, linear: float, quadratic: float) -> tuple[float, float]:
+    """95 % limits of what a squared distance is on average, less its bias, where one is measured.
 
-    linear, quadratic: the variances of its first- and second-order terms in what was drawn, the
-    first as it seems at what was found. Near 0 the second is all there is, and the first seems to
+    linear, quadratic: the variances of its first- and second-order terms in the sample, the first
+    as it seems at the measured distance. Near 0 the second is all there is, and the first seems to
     be as large again as twice that. So each distance d has a separate variance, quadratic +
-    linear d / found, and a gamma distribution of mean bias + d, whose cube root is about normal
+    linear d / measured, and a gamma distribution of mean bias + d, whose cube root is about normal
     (Wilson and Hilferty). The limits are those d that leave 2.5 % on either side.
     """
     if not (bias > 0 and quadratic > 0):  # all that was drawn is alike
         half = 1.96 * math.sqrt(linear)
-        return found - bias - half, found - bias + half
+        return measured - bias - half, measured - bias + half
 
-    def unusual(d: float) -> float:
-        """How many standard deviations what was found is above its expectation."""
+    def deviation(d: float) -> float:
+        """How many standard deviations the measured distance is above its expectation."""
         mean = bias + d
-        v = (quadratic + linear * d / found) / (3 * mean) ** 2
-        return ((found / mean) ** (1 / 3) - 1 + v) / math.sqrt(v)
+        v = (quadratic + linear * d / measured) / (3 * mean) ** 2
+        return ((measured / mean) ** (1 / 3) - 1 + v) / math.sqrt(v)
 
     def limit(z: float) -> float:
         v = quadratic / (3 * bias) ** 2
-        below = found - bias * max(1 - v + z * math.sqrt(v), 0) ** 3
+        below = measured - bias * max(1 - v + z * math.sqrt(v), 0) ** 3
         if below <= 0:  # as if all were shifted, since no distance is less than 0
             return below
-        low, high = 0.0, found
-        while unusual(high) > z:
-            low, high = high, 2 * high
+        low = 0.0
+        high = measured
+        while deviation(high) > z:
+            low = high
+            high = 2 * high
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if unusual(middle) > z else (low, middle)
+            if deviation(middle) > z:
+                low = middle
+            else:
+                high = middle
         return high
 
     return limit(1.96), limit(-1.96)
@@ -82,15 +87,16 @@ def shuffled(rows: Tensor, seed: int, n: int | None = None) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]]
 
 
-def in_order(features: Tensor) -> Tensor:
-    """The same features (N, D), in an order that depends on nothing else."""
+def sorted_rows(features: Tensor) -> Tensor:
+    """The same features (N, D), sorted by their sums: their first order has no effect then."""
     return features[features.sum(dim=1).argsort()]
 
 
 def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
     """frechet_distance to each of several sets; what depends on the real features is done once."""
     real = real.double()
-    mean, covariance = real.mean(dim=0), real.T.cov()
+    mean = real.mean(dim=0)
+    covariance = real.T.cov()
     root = symmetric_root(covariance)
     for generated in sets:
         check(min(len(real), len(generated)) > 1, "a covariance needs at least 2 images")
@@ -129,17 +135,18 @@ def frechet_slopes(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     covariance C, where T = A S^-½ A with A² = C_r and S = A C A is the optimal transport. Then the
     slope's own change, by the second derivative, up to a constant.
     """
-    real, generated = real.double(), generated.double()
+    real = real.double()
+    generated = generated.double()
     mean = generated.mean(dim=0)
     A = symmetric_root(real.T.cov())
     scales, axes = roots(A @ generated.T.cov() @ A)
     inverse = torch.where(scales > 1e-6 * scales.max(), 1 / scales, 0)
-    apart = generated - mean
-    squares = (apart @ A @ axes).square()
-    moved = squares @ inverse
-    bend = inverse * inverse[:, None] / (scales + scales[:, None])
-    bends = moved + ((squares @ bend.nan_to_num()) * squares).sum(dim=1)
-    slopes = 2 * apart @ (mean - real.mean(dim=0)) + apart.square().sum(dim=1) - moved
+    centred = generated - mean
+    squares = (centred @ A @ axes).square()
+    transported = squares @ inverse
+    curvature = inverse * inverse[:, None] / (scales + scales[:, None])
+    bends = transported + ((squares @ curvature.nan_to_num()) * squares).sum(dim=1)
+    slopes = 2 * centred @ (mean - real.mean(dim=0)) + centred.square().sum(dim=1) - transported
     return slopes - slopes.mean(), bends
 
 
@@ -149,15 +156,16 @@ def frechet_estimate(real: Tensor, generated: Tensor, seed: int = 0) -> Estimate
     Their bias is included (frechet_bias). Resampling the generated features gives that bias, and
     the spread of all that is not linear in them.
     """
-    generator, n = torch.Generator().manual_seed(seed), len(generated)
+    generator = torch.Generator().manual_seed(seed)
+    n = len(generated)
     draws = [torch.randint(n, (n,), generator=generator) for _ in range(RESAMPLES)]
     value, *others = frechet_distances(real, chain([generated], (generated[d] for d in draws)))
     slopes, bends = frechet_slopes(real, generated)
     linear = torch.stack([slopes[d].mean() for d in draws])
-    rest = torch.tensor(others, dtype=torch.float64) - value - linear
-    bias = rest.mean().item()
-    of_others = slopes - bends / n  # each feature's slope where it is not among them
-    low, high = limits(value, bias, (of_others.var() / n).item(), rest.var().item())
+    nonlinear = torch.tensor(others, dtype=torch.float64) - value - linear
+    bias = nonlinear.mean().item()
+    slopes_without = slopes - bends / n  # each feature's slope where it is not among them
+    low, high = limits(value, bias, (slopes_without.var() / n).item(), nonlinear.var().item())
     return Estimate(value, bias + low, bias + high)
 
 
@@ -167,7 +175,8 @@ def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
     With n/2 it is too large by as much again: here, the mean over ten halvings. What the number
     of real features adds is not included. Raises ValueError for fewer than 4.
     """
-    size, ordered = len(generated) // 2, in_order(generated)
+    size = len(generated) // 2
+    ordered = sorted_rows(generated)
     halves = (half for k in range(10) for half in shuffled(ordered, 10 * seed + k).split(size)[:2])
     value, *others = frechet_distances(real, chain([generated], halves))
     return sum(others) / len(others) - value
@@ -175,7 +184,8 @@ def frechet_bias(real: Tensor, generated: Tensor, seed: int = 0) -> float:
 
 def kernel_means(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over y (M, D) of k = (x·y / D + 1)³, and of k², for each x (N, D): (N,) both."""
-    means, squares = [], []
+    means = []
+    squares = []
     for part in x.split(250):  # so few that they stay in the processor's cache
         k = torch.addmm(x.new_ones(1), part, y.T, alpha=1 / y.shape[1]).pow_(3)
         means.append(k.mean(dim=1))
@@ -194,29 +204,30 @@ def kernel_mean(x: Tensor) -> Tensor:
         return kernel_means(x, x)[0].mean()
     second = x.T @ x / n
     third = (((x * column[:, None]).T @ x / n).square().sum() for column in x.T)
-    means = x.mean(dim=0).square().sum() / D, second.square().sum() / D**2, sum(third) / D**3
-    return 1 + 3 * means[0] + 3 * means[1] + means[2]
+    mean = x.mean(dim=0).square().sum() / D
+    return 1 + 3 * mean + 3 * second.square().sum() / D**2 + sum(third) / D**3
 
 
 def kernel_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[Estimate]:
     """kernel_distance to each of several sets; real features are compared with each other once."""
 
-    def own(x: Tensor, mean: Tensor) -> Tensor:
+    def bias_of(x: Tensor, mean: Tensor) -> Tensor:
         """How much the pairs of each with itself add to the mean over all."""
         return ((x.square().mean(dim=1) + 1) ** 3 - mean).mean() / (len(x) - 1)
 
     check(len(real) >= 4, "a kernel distance needs at least 4 images")
     real = shuffled(real, 0, KNOWN).double()  # the same ones, whatever is compared
     among_real = kernel_mean(real)
-    too_large = own(real, among_real)
+    real_bias = bias_of(real, among_real).item()
     for generated in sets:
-        n, generated = len(generated), generated.double()
+        n = len(generated)
+        generated = generated.double()
         check(n >= 4, "a kernel distance needs at least 4 images")
         rows, squares = kernel_means(generated, generated)
         to_real, _ = kernel_means(generated, real)
         mean = rows.mean()
-        bias = own(generated, mean)
-        found = mean - 2 * to_real.mean() + among_real
+        bias = bias_of(generated, mean)
+        distance = mean - 2 * to_real.mean() + among_real
         # k less what either of a pair adds to it, squared, and without the pairs of the same
         itself = (generated.square().mean(dim=1) + 1) ** 3
         centred = n * (squares.sum() - 2 * rows.square().sum() + n * mean**2)
@@ -224,9 +235,9 @@ def kernel_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[Estimate]
         quadratic = 2 * centred / (n * (n - 1)) / n**2
         to_others = (n * rows - itself) / (n - 1)
         linear = 4 * (to_others - to_real).var() / n
-        low, high = limits(found.item(), bias.item(), linear.item(), quadratic.item())
-        shift = too_large.item()
-        yield Estimate((found - bias).item() - shift, low - shift, high - shift)
+        low, high = limits(distance.item(), bias.item(), linear.item(), quadratic.item())
+        value = (distance - bias).item()
+        yield Estimate(value - real_bias, low - real_bias, high - real_bias)
 
 
 def kernel_distance(real: Tensor, generated: Tensor) -> Estimate:
@@ -240,9 +251,10 @@ def kernel_distance(real: Tensor, generated: Tensor) -> Estimate:
 
 def share(hits: Tensor) -> Estimate:
     """Share of True in bool (N,), with Wilson's binomial interval."""
-    p, spare = hits.double().mean().item(), 1.96**2 / len(hits)
-    centre = (p + spare / 2) / (1 + spare)
-    half = math.sqrt(p * (1 - p) * spare + spare**2 / 4) / (1 + spare)
+    p = hits.double().mean().item()
+    r = 1.96**2 / len(hits)
+    centre = (p + r / 2) / (1 + r)
+    half = math.sqrt(p * (1 - p) * r + r**2 / 4) / (1 + r)
     return Estimate(p, centre - half, centre + half)
 
 
@@ -254,8 +266,8 @@ def within(queries: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
 
 def neighbour_radii(points: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """Distance of each point (N, D) to the k-th nearest of the others: (N,)."""
-    apart = (torch.cdist(part, points) for part in points.split(1000))
-    return torch.cat([part.kthvalue(k + 1, dim=1).values for part in apart])
+    distances = (torch.cdist(part, points) for part in points.split(1000))
+    return torch.cat([part.kthvalue(k + 1, dim=1).values for part in distances])
 
 
 def precision_recall(real: Tensor, generated: Tensor) -> tuple[Estimate, Estimate]:
@@ -266,7 +278,8 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[Estimate, Estimat
     """
     n = min(len(real), len(generated))
     check(n > NEIGHBOURS, f"precision and recall need more than {NEIGHBOURS} images, not {n}")
-    real, generated = real[:n].double(), generated[:n].double()
+    real = real[:n].double()
+    generated = generated[:n].double()
     precision = within(generated, real, neighbour_radii(real))
     return share(precision), share(within(real, generated, neighbour_radii(generated)))
 
@@ -276,7 +289,7 @@ def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estim
 
     Both sets are shuffled, since precision and recall use a part of the larger one.
     """
-    generated = shuffled(in_order(generated), seed)
+    generated = shuffled(sorted_rows(generated), seed)
     precision, recall = precision_recall(shuffled(real, seed), generated)
     return {
         "frechet_distance": frechet_estimate(real, generated, seed),
@@ -298,10 +311,10 @@ def floors(training: Tensor, held_out: Tensor | None, n: int, seed: int = 0) -> 
         return {"n": len(some), **distances(known, some, seed)}
 
     first, second = shuffled(training, seed).chunk(2)
-    found = {"training half against half": row(second, first)}
+    rows = {"training half against half": row(second, first)}
     if held_out is not None:
-        found["held out against training"] = row(training, held_out)
-    return found
+        rows["held out against training"] = row(training, held_out)
+    return rows
 
 
 def class_balance(logits: Tensor) -> dict:

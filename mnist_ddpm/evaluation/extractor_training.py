@@ -22,10 +22,11 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     padded = F.pad(images.float(), [most] * 4, mode="replicate").to(images.dtype)
     dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator)
-    rows, columns = dy + torch.arange(height), dx + torch.arange(width)
+    rows = dy + torch.arange(height)
+    columns = dx + torch.arange(width)
     pixels = padded.permute(0, 2, 3, 1)
-    moved = pixels[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None]]
-    return moved.permute(0, 3, 1, 2)
+    pixels = pixels[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None]]
+    return pixels.permute(0, 3, 1, 2)
 
 
 def labelled_images(dataset: str, root: str | Path, split: str) -> tuple[Tensor, Tensor]:
@@ -34,8 +35,8 @@ def labelled_images(dataset: str, root: str | Path, split: str) -> tuple[Tensor,
     Raises ValueError where there are not as many of both.
     """
     classifier = DATASETS[dataset].classifier
-    size, outputs = classifier.image_size, classifier.outputs
-    recipe = Recipe(dataset=dataset, image_size=size, classes=outputs)
+    size = classifier.image_size
+    recipe = Recipe(dataset=dataset, image_size=size, classes=classifier.outputs)
     images = sets.load_images(recipe, root, split)
     targets = sets.reader(classifier.targets)(recipe, root, split)
     # where some could not be read, and there is no cache to say which
@@ -49,8 +50,8 @@ def accuracy(
 ) -> float:
     """Share of right digits, or of right attributes over all images and attributes."""
     logits = in_batches(extractor.eval().classify, images, device)
-    said, true = (logits > 0, wanted > 0) if wanted.ndim == 2 else (logits.argmax(dim=1), wanted)
-    return (said == true).double().mean().item()
+    is_right = (logits > 0) == (wanted > 0) if wanted.ndim == 2 else logits.argmax(dim=1) == wanted
+    return is_right.double().mean().item()
 
 
 def train_extractor(
@@ -72,8 +73,8 @@ def train_extractor(
     check(dataset in known, f'there is no extractor for "{dataset}": {advice}')
     images, wanted = labelled_images(dataset, root, "train")
     held_out = labelled_images(dataset, root, DATASETS[dataset].held_out)
-    few = f"training takes batches of {batch_size}, and there are only {len(images)} images"
-    check(len(images) >= batch_size, few)
+    enough = len(images) >= batch_size
+    check(enough, f"training takes batches of {batch_size}, and there are {len(images)} images")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = DATASETS[dataset].classifier
@@ -87,18 +88,20 @@ def teach(
     extractor: Extractor, images: Tensor, wanted: Tensor, epochs: int, batch_size: int, seed: int
 ) -> None:
     """Trains it on uint8 images (N, C, H, W), shifted, and mirrored as in training of networks."""
-    dataset, generator = DATASETS[extractor.dataset], torch.Generator().manual_seed(seed)
+    dataset = DATASETS[extractor.dataset]
+    generator = torch.Generator().manual_seed(seed)
     loss_of = F.cross_entropy if wanted.ndim == 1 else F.binary_cross_entropy_with_logits
     device = extractor.head.weight.device
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=RATE, weight_decay=0.05)
-    whole = len(images) // batch_size * batch_size
-    steps = epochs * whole // batch_size
-    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    steps_per_epoch = len(images) // batch_size
+    steps = epochs * steps_per_epoch
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     title = f"training an extractor for {extractor.dataset}"
     with progress_bar(total=steps, desc=title, unit="step") as bar:
         for _ in range(epochs):
             extractor.train()
-            order = torch.randperm(len(images), generator=generator)[:whole]
+            order = torch.randperm(len(images), generator=generator)
+            order = order[: steps_per_epoch * batch_size]
             for batch in order.split(batch_size):
                 x = shifted(images[batch], dataset.classifier.shift, generator)
                 x = mirrored(x, generator) if dataset.is_mirrored else x
@@ -106,7 +109,7 @@ def teach(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                plan.step()
+                rates.step()
                 adapt_threads()
                 bar.update()
                 if bar.n % 50 == 0:

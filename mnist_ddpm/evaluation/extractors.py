@@ -1,4 +1,4 @@
-"""Networks whose features generated images are judged by, and the judge that asks them."""
+"""Networks whose features images are compared by, and the judge that computes them."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check, to_float
-from mnist_ddpm.evaluation.sharing import shared
+from mnist_ddpm.evaluation.sharing import map_shares
 from mnist_ddpm.formats.checkpoints import shipped_path
 from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
@@ -44,16 +44,18 @@ class Extractor(nn.Module):
         check(known.classifier is not None, f'no extractor is trained on "{dataset}"')
         self.channels, self.side = known.channels, known.classifier.side
         self.is_padded = known.padded_side > 0
-        layers, c = [], self.channels
+        layers = []
+        c_in = self.channels
         for i, width in enumerate(widths):
-            first = 2 if self.side > 32 and i == 0 else 1  # strides
-            second = 2 if i + 1 < len(widths) else 1
-            for c_in, stride in ((c, first), (width, second)):
+            first_stride = 2 if self.side > 32 and i == 0 else 1
+            second_stride = 2 if i + 1 < len(widths) else 1
+            for stride in (first_stride, second_stride):
                 layers.append(nn.Conv2d(c_in, width, 3, stride, padding=1, bias=False))
                 layers += [nn.BatchNorm2d(width), nn.ReLU()]
-            c = width
-        self.body, self.dropout = nn.Sequential(*layers), nn.Dropout(0.2)
-        self.head = nn.Linear(c, outputs)
+                c_in = width
+        self.body = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(c_in, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         fits = images.dtype == torch.uint8 and images.shape[1] == self.channels
@@ -115,16 +117,16 @@ def in_batches(
     bar = progress_bar(parts, desc=title, unit="batch", leave=False, delay=3)
     standard = torch.contiguous_format  # another order of values in memory rounds differently
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as GPUs' shorter numbers do
-        found = [function(part.clone(memory_format=standard).to(device)) for part in bar]
-        return torch.cat([values.cpu().double() for values in found])
+        outputs = [function(part.clone(memory_format=standard).to(device)) for part in bar]
+        return torch.cat([values.cpu().double() for values in outputs])
 
 
 def digest(*parts: bytes | Tensor) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of their bytes."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for part in parts:
-        found.update(part if isinstance(part, bytes) else part.contiguous().numpy())
-    return found.hexdigest()[:16]
+        sha256.update(part if isinstance(part, bytes) else part.contiguous().numpy())
+    return sha256.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -136,18 +138,18 @@ class Judge:
     device: torch.device | str = "cpu"
     world: World = field(default_factory=World)  # of several processes, each takes its part
 
-    def features(self, images: Tensor, whose: str = "images", mirrored: bool = False) -> Tensor:
+    def features(self, images: Tensor, title: str = "images", mirrored: bool = False) -> Tensor:
         """float64 (N, D) of uint8 images (N, C, H, W), or of their mirror images.
 
-        whose: what the progress bar calls them.
+        title: what the progress bar calls them.
         """
 
         def function(part: Tensor) -> Tensor:
             return self.network(part.flip(-1) if mirrored else part)
 
-        options = {"batch_size": self.network.BATCH, "title": f"features of {whose}"}
+        options = {"batch_size": self.network.BATCH, "title": f"features of {title}"}
         extract = partial(in_batches, function, device=self.device, **options)
-        return shared(self.world, extract, images)
+        return map_shares(self.world, extract, images)
 
     def logits(self, features: Tensor) -> Tensor:
         """A classifier's float64 (N, outputs) of features (N, D)."""
@@ -171,8 +173,8 @@ def pick_judge(
     world = world or World()
     if name == "inception":
         network = Inception()
-        signed = digest(*network.state_dict().values())
-        full_name = f"inception-v3-compat, 2048 features, SHA-256 {signed}"
+        sha256 = digest(*network.state_dict().values())
+        full_name = f"inception-v3-compat, 2048 features, SHA-256 {sha256}"
         return Judge(network.to(device).eval(), full_name, device, world)
     suits = own_extractor(dataset)
     check(
@@ -186,8 +188,8 @@ def pick_judge(
     sees = f"sees only the middle {network.side} x {network.side} pixels"
     advice = f"take --extractor inception for {dataset}"
     check(not crops, f"{path} is for {network.dataset}, and {sees}: {advice}")
-    signed = digest(path.read_bytes())
-    return Judge(network.to(device), f"{path.name}, SHA-256 {signed}", device, world)
+    name = f"{path.name}, SHA-256 {digest(path.read_bytes())}"
+    return Judge(network.to(device), name, device, world)
 
 
 def save_extractor(path: str | Path, extractor: Extractor, record: dict) -> None:
@@ -233,13 +235,11 @@ def find_extractor(path: str | Path) -> Path:
     own = shipped_path(FOLDER.name) / path.name
     if path.parent == FOLDER and own.is_file():
         return own
-    problem = f"there is no extractor {path}, which would be {path.absolute()}"
-    advice = (
+    raise FileNotFoundError(
+        f"there is no extractor {path}, which would be {path.absolute()}: "
         f"take {shipped_extractors()} of a clone of the repository "
-        "(an installed package holds only mnist's), "
-        "or train one (python -m mnist_ddpm extractor)"
+        "(an installed package holds only mnist's), or train one (python -m mnist_ddpm extractor)"
     )
-    raise FileNotFoundError(f"{problem}: {advice}")
 
 
 def digest_path(path: Path) -> Path:
@@ -247,18 +247,18 @@ def digest_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def check_whole(path: Path) -> None:
-    """Raises ValueError unless its SHA-256 is that beside it; without one, it prints a line."""
+def check_digest(path: Path) -> None:
+    """Raises ValueError unless a file's SHA-256 is that beside it; without one, prints a line."""
     if not digest_path(path).is_file():
         tell_unverified(path)
         return
     try:
-        told = digest_path(path).read_text(encoding="ascii").split()[:1]
+        expected = digest_path(path).read_text(encoding="ascii").split()[:1]
     except UnicodeDecodeError:
-        told = []
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    problem = f"{path} is damaged (its SHA-256 is not that in {digest_path(path).name})"
-    check(told == [found], f"{problem}: copy both once more")
+        expected = []
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    damage = f"{path} is damaged (its SHA-256 is not that in {digest_path(path).name})"
+    check(expected == [sha256], f"{damage}: copy both once more")
 
 
 def load_extractor(path: str | Path) -> tuple[Extractor, dict]:
@@ -267,7 +267,7 @@ def load_extractor(path: str | Path) -> tuple[Extractor, dict]:
     Raises FileNotFoundError where there is none, ValueError for a damaged one.
     """
     path = find_extractor(path)
-    check_whole(path)
+    check_digest(path)
     try:
         with path.open("rb"), safe_open(path, "pt") as file:  # open() says why it cannot
             header = json.loads(file.metadata()["extractor"])
@@ -278,6 +278,5 @@ def load_extractor(path: str | Path) -> tuple[Extractor, dict]:
             weights = {name: file.get_tensor(name) for name in file.keys()}
             load_weights(extractor.state_dict(), weights, path)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        told = first_line(error)
-        raise ValueError(f"{path} is damaged or no extractor ({told})") from error
+        raise ValueError(f"{path} is damaged or no extractor ({first_line(error)})") from error
     return extractor.eval().requires_grad_(False), header["record"]

@@ -29,62 +29,66 @@ class RealFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images, uint8 (N, C, H, W), whose features a judge knows, or computes and keeps."""
+    """Real images, uint8 (N, C, H, W), whose features a judge reads from files, or computes."""
 
     judge: Judge
     training: Tensor
     held_out: Tensor | None = None
     mirrored: bool = False  # whether training saw each image from both sides
-    folder: Path | None = None  # for the features' files; None: none are kept
+    folder: Path | None = None  # for the features' files; None: there are no files
 
     @cached_property
-    def signed(self) -> list[str]:
+    def digests(self) -> list[str]:
         """Digests of the images: of training, and of those held out."""
-        return [digest(part) for part in (self.training, self.held_out) if part is not None]
+        parts = self.training, self.held_out
+        return [digest(part) for part in parts if part is not None]
 
     @property
     def kinds(self) -> dict[str, tuple[Tensor, str]]:
-        """By the names of RealFeatures, what there is: images, and whose features they give."""
+        """By the names of RealFeatures: the images, and what a progress bar calls them."""
         n = f"{len(self.training):,}"
-        found = {"training": (self.training, f"{n} training images")}
+        kinds = {"training": (self.training, f"{n} training images")}
         if self.mirrored:
-            found["mirrored"] = self.training, f"{n} mirrored training images"
+            kinds["mirrored"] = self.training, f"{n} mirrored training images"
         if self.held_out is not None:
-            found["held_out"] = self.held_out, f"{len(self.held_out):,} held-out images"
-        return found
+            kinds["held_out"] = self.held_out, f"{len(self.held_out):,} held-out images"
+        return kinds
 
     def path(self, kind: str) -> Path:
-        """Where features belong. A digest of all that they depend on, to the last bit, names it."""
-        judge, signed = self.judge, self.signed[kind == "held_out"]
+        """The file of features, named for all that they depend on, to the last bit."""
+        judge = self.judge
         device = torch.device(judge.device)
-        here = {"device": device.type, "hardware": devices.hardware(device)}
-        here |= {"processes": judge.world.size, **devices.versions()}
+        machine = {"device": device.type, "hardware": devices.hardware(device)}
+        machine |= {"processes": judge.world.size, **devices.versions()}
         shape = list(self.kinds[kind][0].shape)
-        facts = json.dumps([COMPUTING, judge.name, here, signed, shape, kind])
+        images = self.digests[kind == "held_out"]
+        facts = json.dumps([COMPUTING, judge.name, machine, images, shape, kind])
         return self.folder / f"features-{kind}-{digest(facts.encode())}.npz"
 
-    def tell_missing(self) -> None:
-        """Says beforehand what takes long."""
-        kinds = self.kinds.items()
-        missing = [whose for kind, (_, whose) in kinds if not self.path(kind).is_file()]
-        if missing and is_first_process():
-            what = f"the features of {' and '.join(missing)} are computed"
-            print(f"the first card takes longer: {what}, and kept in {self.folder}", flush=True)
+    def announce_missing(self) -> None:
+        """Prints beforehand which features have to be computed, since that takes long."""
+        titles = [title for kind, (_, title) in self.kinds.items() if not self.path(kind).is_file()]
+        if titles and is_first_process():
+            features = f"the features of {' and '.join(titles)}"
+            print(
+                f"the first card takes longer: {features} are computed, and kept in {self.folder}",
+                flush=True,
+            )
 
     def features(self) -> RealFeatures:
-        """From files, as far as they are there. Of several processes each calls it."""
-        found = dict.fromkeys(RealFeatures._fields)
-        for kind, (images, whose) in self.kinds.items():
-            found[kind] = self.folder and read(self.path(kind), len(images))
-            missing = found[kind] is None
-            if self.judge.world.any(missing):  # then each has its part to compute
-                found[kind] = self.judge.features(images, whose, kind == "mirrored")
-                if self.folder and missing:
-                    write(self.path(kind), found[kind])
-        return RealFeatures(**found)
+        """The features, from files as far as they are there. Each of several processes calls it."""
+        features = dict.fromkeys(RealFeatures._fields)
+        for kind, (images, title) in self.kinds.items():
+            features[kind] = self.folder and read_features(self.path(kind), len(images))
+            is_missing = features[kind] is None
+            if self.judge.world.any(is_missing):  # then each has its part to compute
+                features[kind] = self.judge.features(images, title, kind == "mirrored")
+                if self.folder and is_missing:
+                    write_features(self.path(kind), features[kind])
+        return RealFeatures(**features)
 
 
-def read(path: Path, n: int) -> Tensor | None:
+def read_features(path: Path, n: int) -> Tensor | None:
     """The features (n, D) in a file; None where there is none, or a damaged one."""
     if not path.is_file():
         return None
@@ -96,18 +100,18 @@ def read(path: Path, n: int) -> Tensor | None:
         return torch.from_numpy(features).double()
     except Exception as error:  # NumPy's are of many kinds
         if is_first_process():
-            told = f"{path} is damaged or of other images ({first_line(error)})"
-            print(f"{told}: the features are computed anew", flush=True)
+            reason = f"{path} is damaged or of other images ({first_line(error)})"
+            print(f"{reason}: the features are computed again", flush=True)
         return None
 
 
-def write(path: Path, features: Tensor) -> None:
-    """Keeps features in a file. Prints a line where it cannot: they are computed again, then."""
+def write_features(path: Path, features: Tensor) -> None:
+    """Writes features to a file; prints a line where that fails: they are computed again, then."""
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             # extractors give float32: nothing is lost
             np.savez(file, features=features.float().numpy(), name=path.name)
     except OSError as error:
         if is_first_process():
-            told = f"the features cannot be kept ({first_line(error)})"
-            print(f"{told}: the next card computes them again", flush=True)
+            reason = f"the features cannot be kept ({first_line(error)})"
+            print(f"{reason}: the next card computes them again", flush=True)

@@ -1,4 +1,4 @@
-"""Drawing images: in batches that are kept when work is stopped, by one process or several."""
+"""Drawing images: in batches that are saved when work is stopped, by one process or several."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from mnist_ddpm.methods.learned_variance import keeping_exponent
 from mnist_ddpm.training.recipe import Recipe
 
 Source = Callable[[range], Denoiser]  # for the images of a batch, which are numbered from 0
-Part = dict[str, Tensor]  # of the work, as it is kept
+Part = dict[str, Tensor]  # of the work, as it is saved
 
 
 def autocast(network: Network, precision: str, device: torch.device | str) -> Network:
@@ -31,13 +31,14 @@ def autocast(network: Network, precision: str, device: torch.device | str) -> Ne
     """
     if precision == "float32":
         return network
-    kind, dtype = torch.device(device).type, getattr(torch, precision)
+    kind = torch.device(device).type
+    dtype = getattr(torch, precision)
 
-    def lowered(xt: Tensor, t: Tensor, *labels: Tensor, **told: Tensor) -> Tensor:
+    def in_lower_precision(xt: Tensor, t: Tensor, *labels: Tensor, **times: Tensor) -> Tensor:
         with torch.autocast(kind, dtype):
-            return network(xt, t, *labels, **told).float()
+            return network(xt, t, *labels, **times).float()
 
-    return lowered
+    return in_lower_precision
 
 
 def denoisers(
@@ -55,38 +56,37 @@ def denoisers(
     heading: list[int] | None = None,
     with_exponent: bool = False,
 ) -> Source:
-    """What draws each batch: a network under guidance, its x0_hat clipped.
+    """A function from a batch to its denoiser: a network under guidance, its x0_hat clipped.
 
-    labels (n,): image k is told labels[k]. scale: of guidance, away from a guide (a smaller network
+    labels (n,): image k has labels[k]. scale: of guidance, away from a guide (a smaller network
     and its recipe) or else from the network without labels; without either it has no effect.
-    interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k is
-    given the condition of pictures[k % M], where the recipe has one. path: the one to sample along,
-    where it is not the network's own schedule. heading: the sampler's times, for a network that is
-    told where each step goes. with_exponent: for a sampler that asks for the variance which a
-    network has learned.
+    interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k has
+    the condition of pictures[k % M], where the recipe has one. path: the schedule to sample along,
+    if it is not the network's. heading: the sampler's times, for a network whose input includes
+    where each step goes. with_exponent: for a sampler that uses the learned variance.
     """
     if heading is not None:
         network = shortcuts.heading(network, heading, schedule.T)
 
     def denoiser_of(batch: range) -> Denoiser:
-        own = None if labels is None else labels[batch.start : batch.stop]
+        batch_labels = None if labels is None else labels[batch.start : batch.stop]
         c = catalogue.conditions(recipe, pictures, batch)
 
-        def made(network: Network, recipe: Recipe, own: Tensor | None) -> Denoiser:
-            asked = guidance.with_labels(network, own)
-            return catalogue.make_denoiser(asked, schedule, recipe, c, path, with_exponent)
+        def make(network: Network, recipe: Recipe, labels: Tensor | None) -> Denoiser:
+            labelled = guidance.with_labels(network, labels)
+            return catalogue.make_denoiser(labelled, schedule, recipe, c, path, with_exponent)
 
-        denoise = strong = made(network, recipe, own)
+        denoise = strong = make(network, recipe, batch_labels)
         if guide is not None:
-            denoise = guidance.guided(made(*guide, own), strong, scale)
-        elif own is not None:
-            denoise = guidance.guided(made(network, recipe, None), strong, scale)
+            denoise = guidance.guided(make(*guide, batch_labels), strong, scale)
+        elif labels is not None:
+            denoise = guidance.guided(make(network, recipe, None), strong, scale)
         if interval is not None:
             denoise = guidance.within_interval(interval, denoise, strong)
         if clip is None:
             return denoise
-        kept = with_exponent and catalogue.learns_variance(recipe)
-        return (keeping_exponent(clip) if kept else clip)(denoise, path or schedule)
+        has_exponent = with_exponent and catalogue.learns_variance(recipe)
+        return (keeping_exponent(clip) if has_exponent else clip)(denoise, path or schedule)
 
     return denoiser_of
 
@@ -103,39 +103,40 @@ def generate(
     batch_size: int = 256,
     film_images: int = 0,
     device: torch.device | str = "cpu",
-    kept: PartialResults | None = None,
+    partial_results: PartialResults | None = None,
     world: World | None = None,
     progress: bool = True,
 ) -> tuple[Tensor, Film]:
     """n images, uint8 (n, C, H, W), and a film of the first few of the first batch.
 
-    Image k depends on seed and k alone, not on batches or processes. Each process draws
-    its share, all get all images, and the first one has the film. Raises ValueError for what
-    cannot be drawn so, FloatingPointError for images that are NaN, and OSError where a part
-    cannot be kept.
+    Image k depends on seed and k alone, not on batches or processes. Each process draws its share,
+    all get all images, and the first one has the film. partial_results: where finished batches are
+    saved. Raises ValueError for arguments out of range, FloatingPointError for images that are NaN,
+    and OSError where a batch cannot be saved.
     """
     world = world or World()
     check(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
     check(0 <= seed < 2**32, f"seed is {seed}: it must be from 0 to 2^32 - 1")  # else streams meet
-    few = f"{n} images cannot be shared by {world.size} process(es)"
-    check(n >= world.size, f"{few}: ask for more, or launch fewer")
-    mine = world.share(n)
-    starts = range(0, len(mine), batch_size)
-    total = len(starts) * len(times)
-    images, film = [], []
-    keep = kept.compute if kept else lambda name, work: work()
-    title, quiet = f"drawing {n} images", not progress
+    enough = n >= world.size
+    check(enough, f"{n} images for {world.size} process(es): ask for more, or launch fewer")
+    share = world.share(n)
+    starts = range(0, len(share), batch_size)
+    images = []
+    film = []
+    compute = partial_results.compute if partial_results else lambda name, work: work()
+    options = {"desc": f"drawing {n} images", "unit": "step", "leave": False}
 
-    def drawn(batch: range) -> Part:
+    def draw(batch: range) -> Part:
         draw_noise = noise_source(seed, batch, shape, torch.device(device))
         states = sampler(denoiser_of(batch), schedule, times, draw_noise(), draw_noise)
         return develop(states, schedule.T, 0 if batch.start else film_images, bar)
 
-    with progress_bar(total=total, desc=title, unit="step", leave=False, disable=quiet) as bar:
-        for batch in (mine[start : start + batch_size] for start in starts):
+    total = len(starts) * len(times)
+    with progress_bar(total=total, disable=not progress, **options) as bar:
+        for batch in (share[start : start + batch_size] for start in starts):
             before = bar.n
-            part = keep(f"images-{batch.start}-{batch.stop}", partial(drawn, batch))
-            if bar.n == before:  # it was there
+            part = compute(f"images-{batch.start}-{batch.stop}", partial(draw, batch))
+            if bar.n == before:  # it was saved already
                 bar.total -= len(times)
             images.append(part["images"])
             if "t" in part:
@@ -146,19 +147,19 @@ def generate(
 def noise_source(
     seed: int, batch: range, shape: tuple[int, int, int], device: torch.device
 ) -> Callable[[], Tensor]:
-    """As ddpm.noise_source. A GPU does not wait: threads draw what its next step will ask for."""
+    """ddpm.noise_source, without waiting on a GPU: threads draw the noise of the next step."""
     if not prefetch.is_asynchronous(device):
         return ddpm.noise_source(seed, batch, shape, device)
     size = math.ceil(len(batch) / torch.get_num_threads())
     parts = (batch[first : first + size] for first in range(0, len(batch), size))
     sources = [ddpm.noise_source(seed, part, shape) for part in parts]
 
-    def draws() -> Iterator[Tensor]:
+    def draw_ahead() -> Iterator[Tensor]:
         with ThreadPoolExecutor(len(sources)) as pool:
             while True:
                 yield torch.cat([*pool.map(lambda source: source(), sources)])
 
-    return partial(next, prefetch.to_device(draws(), device))
+    return partial(next, prefetch.to_device(draw_ahead(), device))
 
 
 @torch.no_grad()
@@ -171,7 +172,7 @@ def develop(states: States, T: int, film_images: int, bar: tqdm) -> Part:
         if film_images and (t == 0 or moment not in film):
             film[moment] = t, *(ddpm.to_uint8(x[:film_images]).cpu() for x in (xt, x0_hat))
         bar.update(t > 0)
-    check(t == 0, f"the sampler ended at t = {t}: at last it must yield x_0, with t = 0")
+    check(t == 0, f"the sampler ended at t = {t}: its last state must be x_0, with t = 0")
     if xt.isnan().any():
         causes = "precision float16, a huge guidance, and damaged checkpoints"
         raise FloatingPointError(f"the images are NaN: avoid {causes}")
@@ -182,10 +183,10 @@ def develop(states: States, T: int, film_images: int, bar: tqdm) -> Part:
     return part
 
 
-def cost(kept: PartialResults, n: int, world: World | None = None) -> dict[str, float]:
-    """For a card: what n images took, in evaluations of the network and in seconds."""
+def cost(results: PartialResults, n: int, world: World | None = None) -> dict[str, float]:
+    """For a card: network evaluations and seconds for each of n images."""
     world = world or World()
-    seconds = torch.tensor([kept.seconds], dtype=torch.float32, device=world.device)
+    seconds = torch.tensor([results.seconds], dtype=torch.float32, device=world.device)
     slowest = world.gather(seconds).max().item()
-    evaluations = kept.evaluations / len(world.share(n))
+    evaluations = results.evaluations / len(world.share(n))
     return {"evaluations_per_image": evaluations, "seconds_per_image": round(slowest / n, 5)}

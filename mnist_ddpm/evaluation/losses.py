@@ -1,4 +1,4 @@
-"""A denoiser's error on images that training has not seen, by time; and that of a condition."""
+"""A denoiser's error on images that training has not seen, by time; and a condition's error."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,8 @@ def loss_by_t(
     def eps_hat(xt: Tensor, t: Tensor) -> Tensor:
         return denoise(xt, t)[1]
 
-    generator, losses = torch.Generator().manual_seed(seed), []
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
     t = 1 + torch.arange(len(images)) * schedule.T // len(images)
     for part, times in zip(images.split(batch_size), t.split(batch_size)):
         eps = torch.randn(part.shape, generator=generator).to(device)
@@ -51,10 +52,10 @@ def condition_error(
 ) -> float:
     """Mean distance of the images' condition from the pictures', in 1/255 of the range of pixels.
 
-    Both are uint8 (N, C, H, W): images that were drawn, and those whose condition they were given.
+    Both are uint8 (N, C, H, W): images that were drawn, and those whose condition the network saw.
     """
     total = 0.0
     for pair in zip(images.split(batch_size), pictures.split(batch_size)):
-        drawn, asked = (condition(to_float(part)).double() for part in pair)
-        total += (drawn - asked).abs().mean().item() * 127.5 * len(drawn)
+        drawn, wanted = (condition(to_float(part)).double() for part in pair)
+        total += (drawn - wanted).abs().mean().item() * 127.5 * len(drawn)
     return round(total / len(images), 4)

@@ -27,7 +27,8 @@ from mnist_ddpm.training.run import count_parameters
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
 SHOWN = 36  # images
-WAY = {"name": "dpmpp", "steps": 20}  # to draw them, where no card and no advice says one
+SAMPLING = {"name": "dpmpp", "steps": 20}  # of checkpoints without a card and defaults
+CLIPS = {"dynamic": solvers.thresholded, "none": None}
 LOADING = """With the package `mnist-ddpm` installed:
 
 ```python
@@ -61,62 +62,74 @@ def push_to_hub(
     """
     parts = hub.repository_and_revision(name)
     check(parts is not None, f"{name} is no name on the hub: it must be owner/name[@branch]")
-    repository, revision = parts[0], revision or parts[1]
-    folder, checkpoint = checkpoints.find(source), checkpoints.load(source, device)
-    kind, problem = checkpoint.recipe.condition, f"{source} needs a condition"
-    check(kind == "none", f"{problem} ({kind}): push is for networks that draw without")
+    repository = parts[0]
+    revision = revision or parts[1]
+    folder = checkpoints.find(source)
+    checkpoint = checkpoints.load(source, device)
+    condition = checkpoint.recipe.condition
+    advice = "push is for networks that draw without"
+    check(condition == "none", f"{source} needs a condition ({condition}): {advice}")
     files = {file: Path(folder, file).read_bytes() for file in (CONFIG, WEIGHTS)}
-    found = read_whole_card(card, digest(files[WEIGHTS])) if card else {}
-    named = f"{repository}@{revision}" if revision else repository
+    figures = read_card_of(digest(files[WEIGHTS]), card) if card else {}
+    full_name = f"{repository}@{revision}" if revision else repository
     _, record = checkpoints.load_config(folder)
     # before images are drawn, since what is no card is refused here
-    page = model_card(named, checkpoint, record, found)
-    advised = checkpoints.sampling_defaults(folder)
-    advised = WAY | advised | {"name": advised.get("sampler", WAY["name"])}
-    images = draw(checkpoint, found.get("sampler", advised), found.get("seed", 0), device)
+    page = model_card(full_name, checkpoint, record, figures)
+    defaults = SAMPLING | checkpoints.sampling_defaults(folder)
+    defaults["name"] = defaults.get("sampler", defaults["name"])
+    images = draw(checkpoint, figures.get("sampler", defaults), figures.get("seed", 0), device)
     grid = ddpm.tile(images, math.isqrt(SHOWN), scale=2)
     files["samples.png"] = imageio.imwrite("<bytes>", grid, extension=".png")
     files["README.md"] = page.encode()
-    if found:
-        files["card.json"] = json.dumps(found, indent=2).encode()
+    if figures:
+        files["card.json"] = json.dumps(figures, indent=2).encode()
     return hub.upload(repository, files, private, revision)
 
 
-def read_whole_card(path: str | Path, weights: str) -> dict:
-    """A card of weights with this digest. Raises ValueError for what is none, or of others."""
-    told = cards.read_card(path)["checkpoint_sha256"]
-    check(told == weights, f"{path} is a card of other weights, {told}: these are {weights}")
+def read_card_of(weights: str, path: str | Path) -> dict:
+    """The card of the weights with a digest. Raises ValueError for no card, or one of others."""
+    others = cards.read_card(path)["checkpoint_sha256"]
+    check(others == weights, f"{path} is a card of other weights, {others}: these are {weights}")
     return read_json(Path(path))
 
 
-def draw(checkpoint: Checkpoint, how: dict, seed: int, device: torch.device | str) -> Tensor:
-    """Images, drawn as a card says of those that it judges: uint8 (SHOWN, C, H, W)."""
+def draw(checkpoint: Checkpoint, settings: dict, seed: int, device: torch.device | str) -> Tensor:
+    """Images, drawn with the sampler's settings of a card: uint8 (SHOWN, C, H, W)."""
     network, schedule, recipe = checkpoint
-    sampler = catalogue.look_up("sampler", how["name"], catalogue.SAMPLERS)
-    options = {name: how[name] for name in inspect.signature(sampler).parameters if name in how}
+    sampler = catalogue.look_up("sampler", settings["name"], catalogue.SAMPLERS)
+    names = inspect.signature(sampler).parameters
+    options = {name: settings[name] for name in names if name in settings}
     if "variance" in options:
         options["variance"] = catalogue.VARIANCES[options["variance"]]
-    labels, guide = how.get("labels"), None
+    labels = settings.get("labels")
     if recipe.classes:
-        turn = torch.tensor(labels if isinstance(labels, list) else range(recipe.classes))
-        labels = turn[torch.arange(SHOWN) % len(turn)]
-    if "guide" in how:
-        weak = checkpoints.load(how["guide"], device)
-        guide = weak.network, weak.recipe
-    path = catalogue.make_path(recipe, how["path"]) if "path" in how else None
-    clips = {"dynamic": solvers.thresholded, "none": None}
-    steps, spacing = min(how["steps"], recipe.T), how.get("spacing", "trailing")
+        cycle = torch.tensor(labels if isinstance(labels, list) else range(recipe.classes))
+        labels = cycle[torch.arange(SHOWN) % len(cycle)]
+    guide = None
+    if "guide" in settings:
+        loaded = checkpoints.load(settings["guide"], device)
+        guide = loaded.network, loaded.recipe
+    path = catalogue.make_path(recipe, settings["path"]) if "path" in settings else None
+    steps = min(settings["steps"], recipe.T)
+    spacing = settings.get("spacing", "trailing")
     times = catalogue.sampling_times(path or schedule, steps, spacing)
     source = generation.denoisers(
-        network, schedule, recipe, labels=labels, scale=how.get("guidance", 1.0), guide=guide,
-        interval=how.get("guidance_interval"), clip=clips.get(how.get("clip"), ddpm.clipped),
-        path=path, heading=catalogue.heading(how["name"], times, recipe),
+        network,
+        schedule,
+        recipe,
+        labels=labels,
+        scale=settings.get("guidance", 1.0),
+        guide=guide,
+        interval=settings.get("guidance_interval"),
+        clip=CLIPS.get(settings.get("clip"), ddpm.clipped),
+        path=path,
+        heading=catalogue.heading(settings["name"], times, recipe),
         with_exponent=takes_exponent(options.get("variance")),
-    )  # fmt: skip
-    return generation.generate(
-        source, path or schedule, SHOWN, recipe.shape, times=times,
-        sampler=partial(sampler, **options), seed=seed, device=device,
-    )[0]  # fmt: skip
+    )
+    bound = partial(sampler, **options)
+    run = {"times": times, "sampler": bound, "seed": seed, "device": device}
+    images, _ = generation.generate(source, path or schedule, SHOWN, recipe.shape, **run)
+    return images
 
 
 def model_card(name: str, checkpoint: Checkpoint, record: dict, card: dict) -> str:
@@ -129,15 +142,17 @@ def model_card(name: str, checkpoint: Checkpoint, record: dict, card: dict) -> s
     recipe = checkpoint.recipe
     dataset = dataset_named(recipe.dataset)
     head = ModelCardData(
-        library_name="mnist-ddpm", pipeline_tag="unconditional-image-generation",
-        tags=["diffusion", "ddpm", "pytorch", "image-generation"], **dataset.license,
-    )  # fmt: skip
+        library_name="mnist-ddpm",
+        pipeline_tag="unconditional-image-generation",
+        tags=["diffusion", "ddpm", "pytorch", "image-generation"],
+        **dataset.license,
+    )
     parts = [
         f"---\n{head.to_yaml()}\n---\n\n# {name.split('/')[1]}",
         description(dataset.title, recipe, count_parameters(checkpoint.network), record),
         f"![{SHOWN} images](samples.png)\n\n{SHOWN} images, none selected.",
         f"## Load it\n\n{LOADING.format(name=name)}",
-        *(["## How good it is", *figures(card)] if card else []),
+        *(["## How good it is", *card_sections(card)] if card else []),
         f"## Terms\n\n{dataset.terms}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -155,8 +170,8 @@ def description(title: str, recipe: Recipe, parameters: int, record: dict) -> st
     return f"{network}; {method}.{labels}{trained}"
 
 
-def figures(card: dict) -> list[str]:
-    """A card's figures beside those of real images, and how they came about.
+def card_sections(card: dict) -> list[str]:
+    """A table of a card's figures beside those of real images, how they were made, and more lines.
 
     Raises ValueError for what is no card.
     """
@@ -166,21 +181,23 @@ def figures(card: dict) -> list[str]:
         titles = (name.replace("_", " ").replace("frechet", "Fréchet") for name in names)
         table = [["", "n", *titles], ["---"] * (len(names) + 2)]
         for title, row in rows.items():
-            told = (str(Estimate(**row[name])) for name in names)
-            table.append([title, f"{row['n']:,}", *told])
-        how = f"Seed {card['seed']}; features of {card['extractor']}; against {card['reference']}."
-        how += f" Sampler: {cards.in_words(card.get('sampler'))}."
-        how += f" Command: `{card['command']}`." if card.get("command") else ""
-        copies = []
+            estimates = (str(Estimate(**row[name])) for name in names)
+            table.append([title, f"{row['n']:,}", *estimates])
+        about = f"Seed {card['seed']}; features of {card['extractor']}; "
+        about += f"against {card['reference']}. "
+        about += f"Sampler: {cards.describe_value(card.get('sampler'))}."
+        if card.get("command"):
+            about += f" Command: `{card['command']}`."
+        lines = []
         for space in cards.SPACES:
-            found = card[f"nearest_training_image_in_{space}"]
-            found = found | {"closer": Estimate(**found["closer"])}
-            copies.append(f"- in {space}: {audit.in_words(found)}")
-        more = [f"- {line}" for line in cards.measured_lines(card)]
+            nearest = card[f"nearest_training_image_in_{space}"]
+            nearest = nearest | {"closer": Estimate(**nearest["closer"])}
+            lines.append(f"in {space}: {audit.describe_audit(nearest)}")
+        lines += cards.measured_lines(card)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"this card lacks figures ({error!r}): make it anew") from error
-    meaning = "± is a 95 % interval over the images. The rows below the first are what real images "
-    meaning += "score."
+        raise ValueError(f"this card lacks figures ({error!r}): evaluate again") from error
+    about += " ± is a 95 % interval over the images. The rows below the first are what real images "
+    about += "score."
     rows = ["| " + " | ".join(map(printable, row)) + " |" for row in table]
-    more = map(printable, copies + more)
-    return ["\n".join(rows), printable(f"{how} {meaning}"), "\n".join(more)]
+    more = [printable(f"- {line}") for line in lines]
+    return ["\n".join(rows), printable(about), "\n".join(more)]

@@ -16,7 +16,7 @@ def collect(world: World, own: Tensor, n: int) -> Tensor:
     return torch.cat([row[: len(world.share(n, rank))] for rank, row in enumerate(rows)])
 
 
-def shared(world: World, function: Callable[[Tensor], Tensor], things: Tensor) -> Tensor:
-    """function(things), each process doing its share of the rows."""
+def map_shares(world: World, function: Callable[[Tensor], Tensor], things: Tensor) -> Tensor:
+    """function(things), of which each process computes its share of the rows."""
     mine = world.share(len(things))
     return collect(world, function(things[mine.start : mine.stop]), len(things))

@@ -32,9 +32,11 @@ def moment_cell(moment: tuple, columns: int, scale: int) -> tuple[int, str]:
     t, *states = moment
     picture = np.concatenate([tile(x[:columns], columns) for x in states])
     height, width, _ = picture.shape
-    height, width = scale * height, scale * width
-    image, grey = Image.fromarray(picture), states[0].shape[1] == 1
-    image = image.convert("L").quantize(16) if grey else image.quantize(64)
+    height *= scale
+    width *= scale
+    image = Image.fromarray(picture)
+    is_grey = states[0].shape[1] == 1
+    image = image.convert("L").quantize(16) if is_grey else image.quantize(64)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
