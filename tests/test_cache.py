@@ -88,59 +88,60 @@ def test_cache_larger_than_memory_is_mapped_for_reading_only(load, monkeypatch):
     assert numbers(load()) == SIX and used == ["c", "r"]
 
 
-@pytest.mark.parametrize("change", ["changed", "touched", "added", "removed", "renamed"])
-def test_cache_is_made_anew_when_files_change(load, folder, tmp_path, change):
+def touch_and_change(folder):
+    """Changes an image, but not its size, a thousandth of a millisecond later."""
+    stat = (folder / "2.png").stat()
+    save(folder / "2.png", plain(9, (20, 20)))
+    os.utime(folder / "2.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (touch_and_change, [0, 1, 9, 3, 4, 5]),
+        (lambda folder: save(folder / "2.png", plain(9, (20, 21))), [0, 1, 9, 3, 4, 5]),
+        (lambda folder: save(folder / "3a.png", plain(9, (20, 20))), [0, 1, 2, 3, 9, 4, 5]),
+        (lambda folder: (folder / "2.png").unlink(), [0, 1, 3, 4, 5]),
+        (lambda folder: (folder / "2.png").rename(folder / "9.png"), [0, 1, 3, 4, 5, 2]),
+    ],
+    ids=["touched", "changed", "added", "removed", "renamed"],
+)
+def test_cache_is_made_again_when_files_change(load, folder, tmp_path, change, expected):
     for path in folder.iterdir():
         os.utime(path, (1, 1))
     load()
-    old = listing(tmp_path / "cache")
-    if change == "changed":
-        save(folder / "2.png", plain(9, (20, 21)))
-    elif change == "touched":
-        stat = (folder / "2.png").stat()
-        save(folder / "2.png", plain(9, (20, 20)))
-        os.utime(folder / "2.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
-    elif change == "added":
-        save(folder / "3a.png", plain(9, (20, 20)))
-    elif change == "removed":
-        (folder / "2.png").unlink()
-    else:
-        (folder / "2.png").rename(folder / "9.png")
-    lists = {
-        "added": [0, 1, 2, 3, 9, 4, 5],
-        "removed": [0, 1, 3, 4, 5],
-        "renamed": [0, 1, 3, 4, 5, 2],
-    }
-    assert numbers(load()) == lists.get(change, [0, 1, 9, 3, 4, 5])
-    new = listing(tmp_path / "cache")
-    assert len(new) == 2 and not {*new} & {*old}, "the old one is removed"
+    old = {*listing(tmp_path / "cache")}
+    change(folder)
+    assert numbers(load()) == expected
+    new = {*listing(tmp_path / "cache")}
+    assert len(old) == len(new) == 2 and not new & old, "the old one is removed"
 
 
-def test_cache_is_made_anew_when_decoding_changes(load, tmp_path, monkeypatch):
+def test_cache_is_made_again_when_decoding_changes(load, tmp_path, monkeypatch):
     load()
-    before = listing(tmp_path / "cache")
+    before = {*listing(tmp_path / "cache")}
     monkeypatch.setattr(cache, "DECODING", 99)
     load()
-    assert not {*listing(tmp_path / "cache")} & {*before}
+    assert not {*listing(tmp_path / "cache")} & before
 
 
 def test_sizes_channels_and_folders_have_caches_of_their_own(tmp_path, blind):
     for k, name in enumerate(("one", "two")):
         save(tmp_path / name / "in" / "a.png", plain(k, (20, 20)))
         os.utime(tmp_path / name / "in" / "a.png", (1, 1))
-    variants = [COLOUR, replace(COLOUR, image_size=8), replace(COLOUR, channels=1)]
+    sizes = [replace(COLOUR, image_size=size) for size in (16, (8, 24), (24, 8))]
+    variants = [*sizes, replace(COLOUR, channels=1)]
 
     def load():
         folders = tmp_path / "one" / "in", tmp_path / "two" / "in"
         return [load_folder(s, folder, tmp_path / "cache") for folder in folders for s in variants]
 
     first = load()
-    shapes = 2 * [(1, 3, 16, 16), (1, 3, 8, 8), (1, 1, 16, 16)]
-    assert [tuple(images.shape) for images in first] == shapes
-    assert numbers(first[0]) == [0] and numbers(first[3]) == [1]
+    assert [images.shape[1:] for images in first] == 2 * [asked.shape for asked in variants]
+    assert numbers(first[0]) == [0] and numbers(first[4]) == [1]
     blind()
     assert all(torch.equal(a, b) for a, b in zip(first, load()))
-    assert len(listing(tmp_path / "cache", ".npy")) == 6
+    assert len(listing(tmp_path / "cache", ".npy")) == 8
 
 
 # Starts that end early, and two at once
@@ -202,30 +203,20 @@ def test_a_cache_that_another_start_made_and_uses_is_used_too(load, monkeypatch)
         load(replace(COLOUR, channels=1))
 
 
-@pytest.mark.parametrize("damage", ["empty", "header", "short", "text"])
-def test_damaged_cache_is_made_anew(load, tmp_path, damage):
-    load()
-    (path,) = (tmp_path / "cache").glob("*.npy")
-    good = path.read_bytes()
-    bad = {"empty": b"", "header": good[:50], "short": good[:1000], "text": b"x" * 9000}
-    path.write_bytes(bad[damage])
-    assert numbers(load()) == SIX
-    assert path.read_bytes() == good
-
-
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99, 1.0])
-def test_a_flipped_byte_in_a_cache_is_noticed(load, folder, tmp_path, part, suffix, capsys):
-    """In its header, its images, the names that were skipped, or the checksum."""
+def test_a_damaged_cache_is_noticed_and_made_again(load, folder, tmp_path, suffix, capsys):
+    """In its header, its images, the names that were skipped, or the checksum; or cut short."""
     save_some(folder, 10)
     (folder / "4.png").write_text("no image")
     load()
     (path,) = (tmp_path / "cache").glob(f"*{suffix}")
     good = path.read_bytes()
-    path.write_bytes(flipped(good, round(part * (len(good) - 1))))
-    capsys.readouterr()
-    assert numbers(load()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-    assert path.read_bytes() == good and path.stem in capsys.readouterr().out
+    places = [round(part * (len(good) - 1)) for part in (0, 0.01, 0.5, 0.99, 1)]
+    for bad in (*(flipped(good, place) for place in places), b"", good[:30], good[:-1]):
+        path.write_bytes(bad)
+        capsys.readouterr()
+        assert numbers(load()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+        assert path.read_bytes() == good and path.stem in capsys.readouterr().out
 
 
 def test_a_cache_without_its_record_is_made_again(load, tmp_path):
@@ -250,13 +241,6 @@ def test_cache_that_cannot_be_written_stays_in_memory_if_small(tmp_path, monkeyp
     monkeypatch.setattr(cache, "MEMORY", 5000)
     with pytest.raises(OSError, match="cache"):
         load_celeba(COLOUR, tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
-def test_read_only_folder(load, tmp_path, capsys):
-    (tmp_path / "cache").mkdir(mode=0o555)
-    assert numbers(load()) == SIX
-    assert str(tmp_path / "cache") in capsys.readouterr().out
 
 
 def test_disk_too_full_is_told_before_the_work(load, monkeypatch):

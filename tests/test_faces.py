@@ -304,16 +304,15 @@ def test_ffhq_is_read_from_stylegans_zip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "size, taken", [(16, 0), (128, 0), (129, 1), (256, 1), (512, 2), (2048, 2)]
+    ("size", "k"),
+    [(128, 0), ((64, 128), 0), (129, 1), ((64, 136), 1), (256, 1), (512, 2), (2048, 2)],
 )
-def test_of_several_ffhqs_the_smallest_that_need_not_be_enlarged(
-    tmp_path, size, taken, monkeypatch
-):
+def test_of_several_ffhqs_the_smallest_that_need_not_be_enlarged(tmp_path, size, k, monkeypatch):
     places = "ffhq/thumbnails128x128", "ffhq256", "ffhq/images1024x1024"
     for where in places:
         save(tmp_path / where / "00000.png", plain(1, (8, 8)))
     monkeypatch.setattr(ffhq, "load_files", lambda files, *_: files.root)
-    assert load_ffhq(replace(COLOUR, image_size=size), tmp_path) == tmp_path / places[taken]
+    assert load_ffhq(replace(COLOUR, image_size=size), tmp_path) == tmp_path / places[k]
 
 
 def test_ffhq_has_a_test_split_only_when_complete(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from helpers import in_processes, restless
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.generation import autocast, cost, denoisers, generate
-from mnist_ddpm.machine import partial_results
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.training.recipe import Recipe
@@ -112,19 +111,6 @@ def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
     assert sizes == [2, 2, 1] and torch.equal(images, whole), "all but the first batch"
     assert torch.equal(film[-1][1].int(), whole[:2]), "its film was kept too"
     assert found["evaluations_per_image"] == 5 and found["seconds_per_image"] > 0
-
-
-def test_a_part_is_saved_when_it_is_time(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(partial_results, "SAVE_INTERVAL", -1.0)
-    drawn(
-        network,
-        n=3,
-        batch_size=2,
-        partial_results=PartialResults(tmp_path / "kept", CountedNetwork(network)),
-    )
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
-        "images-0-2.npz", "images-2-3.npz",
-    }  # fmt: skip
 
 
 def test_several_processes_cost_what_the_slowest_takes(tmp_path):

@@ -9,14 +9,14 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from commanded import ROOT, error_of, run
+from commanded import ROOT, run
 from helpers import PAPER, equal, fresh_judge, restless
-from pictures import ORIGINAL, image_recipe, listing, ramp, save
+from pictures import ORIGINAL, image_recipe, ramp, save
 from PIL import Image, ImageOps
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.commands import image_inputs
-from mnist_ddpm.data import celeba, ffhq, mnist
+from mnist_ddpm.data import celeba, mnist
 from mnist_ddpm.data.folders import load_folder
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.evaluation import publishing
@@ -130,17 +130,6 @@ def test_faces_are_taken_from_the_columns_of_their_square_and_as_many_rows(tmp_p
     assert (image.int() - expected.int()).abs().max() <= 1
 
 
-def test_ffhq_takes_the_variant_that_the_longer_side_need_not_enlarge(tmp_path, monkeypatch):
-    for folder in ("thumbnails128x128", "images1024x1024"):
-        save(tmp_path / "ffhq" / folder / "00000.png", ramp(8, 8))
-    monkeypatch.setattr(ffhq, "load_files", lambda files, *_: files.root.name)
-    found = {
-        size: ffhq.load_ffhq(image_recipe("ffhq", size), tmp_path)
-        for size in ((64, 128), (64, 136))
-    }
-    assert [*found.values()] == ["thumbnails128x128", "images1024x1024"]
-
-
 def test_digits_get_a_margin_of_their_own_above_and_beside(tmp_path):
     asked = image_recipe("mnist", (28, 36), 1)
     plain = mnist.load_mnist(replace(asked, image_size=28), ROOT / "data", "test")
@@ -149,16 +138,6 @@ def test_digits_get_a_margin_of_their_own_above_and_beside(tmp_path):
     assert torch.equal(wide[..., 4:-4], plain) and not wide[..., :4].any()
     save(tmp_path / "0.png", Image.fromarray(plain[0, 0].numpy()))
     assert torch.equal(load_folder(asked, tmp_path, tmp_path / "cache")[0], wide[0])
-
-
-def test_each_shape_has_a_cache_of_its_own(tmp_path):
-    save(tmp_path / "pictures" / "a.png", ramp(40, 40))
-    for size in ((8, 24), (24, 8), 8):
-        first = load_folder(image_recipe("x", size), tmp_path / "pictures", tmp_path / "cache")
-        again = load_folder(image_recipe("x", size), tmp_path / "pictures", tmp_path / "cache")
-        assert first.shape[2:] == image_recipe("x", size).shape[1:] and torch.equal(first, again)
-    names = listing(tmp_path / "cache", ".npy")
-    assert len(names) == 3 and "-8x24x3-" in "".join(names) and "-24x8x3-" in "".join(names)
 
 
 # Judges and the bound
@@ -338,18 +317,6 @@ def test_a_picture_is_filled_in_around_what_is_kept(home, tmp_path):
     assert images.shape == (2, 16, 24, 3)
     assert (images[:, :, 9:] == np.asarray(image)[:, 9:]).all()
     assert (images[:, :, :9] != np.asarray(image)[:, :9]).any()
-
-
-def test_a_square_by_two_numbers_is_the_square_bit_for_bit(home, tmp_path):
-    flags = "--dataset", home / "pictures", *SMALL, "--epochs", 1, "--data", home, "--device", "cpu"
-    for size in ("16", "16x16"):
-        assert run("train", *flags, "--image-size", size, "--out", tmp_path / size) == 0
-    one, two = (tmp_path / size for size in ("16", "16x16"))
-    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
-    configs = [json.loads((each / "config.json").read_text()) for each in (one, two)]
-    for config in configs:
-        config["training"].pop("seconds")
-    assert configs[0] == configs[1] and configs[0]["settings"]["image_size"] == 16
 
 
 def test_a_run_keeps_its_shape(home, capsys):

@@ -44,6 +44,6 @@ def moment_cell(moment: tuple, columns: int, scale: int) -> tuple[int, str]:
     size = f'width="{width}" height="{height}"'
     style = "image-rendering: pixelated; max-width: none"
     caption = "above: x<sub>t</sub>; below: the x<sub>0</sub> that the network expects"
-    cell = f't = {t} &nbsp; {caption}<br><img alt="{alt}" {size} style="{style}" src="{source}">'
+    cell = f't = {t} &nbsp; {caption}<br/><img alt="{alt}" {size} style="{style}" src="{source}"/>'
     snap = "padding: 0; text-align: left; white-space: nowrap; scroll-snap-align: start"
     return width, f'<td style="{snap}">{cell}</td>'
