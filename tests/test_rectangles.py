@@ -9,7 +9,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from commanded import ROOT, run
+from commanded import ROOT, error_of, run
 from helpers import PAPER, equal, fresh_judge, restless
 from pictures import ORIGINAL, image_recipe, ramp, save
 from PIL import Image, ImageOps
