@@ -4,7 +4,7 @@ __version__ = "0.15.0"
 
 
 def __getattr__(name: str):
-    """What `import mnist_ddpm` offers without PyTorch, until it is asked for."""
+    """Names that import PyTorch when they are first used."""
     if name == "load_checkpoint":
         from mnist_ddpm.formats.checkpoints import load
 

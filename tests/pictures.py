@@ -23,7 +23,7 @@ def image_recipe(
 
 
 def plain(k, size=ORIGINAL):
-    """An image of one colour that tells its number."""
+    """An image of one colour that stands for its number."""
     return Image.new("RGB", size, (10 * k, 5 * k, 250 - 10 * k))
 
 
@@ -57,7 +57,7 @@ def zipped(path, files):
 
 
 def numbers(images):
-    """What plain told."""
+    """The numbers of plain images."""
     assert images.dtype == torch.uint8 and images.shape[1:] == (3, 16, 16)
     assert torch.equal(images, images[:, :, :1, :1].expand_as(images))
     return (images[:, 0, 0, 0] // 10).tolist()

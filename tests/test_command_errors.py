@@ -92,9 +92,9 @@ def test_labels_and_guidance_must_be_of_use(places, tmp_path, capsys):
     interval = ["--steps", 6, "--guidance-interval", 5, 15]
     for guide in ([], ["--guide", digits, "--guidance", 1]):
         assert "--guidance to other than 1" in error_of(capsys, *base, *interval, *guide)
-    told = save_network(tmp_path / "told", DIGITS, label_dropout=0.0)
-    line = error_of(capsys, "sample", "--checkpoint", told, "--guidance", 2, "--out", tmp_path)
-    assert "label_dropout 0" in line
+    always_labelled = save_network(tmp_path / "labelled", DIGITS, label_dropout=0.0)
+    base = ["sample", "--checkpoint", always_labelled, "--guidance", 2, "--out", tmp_path]
+    assert "label_dropout 0" in error_of(capsys, *base)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_flags_far_beyond_sense_end_in_one_line(
     monkeypatch.chdir(tmp_path)
     os.symlink("loop", "loop")
     Path("folder").mkdir()
-    command, *given = flags.split()
+    command, *arguments = flags.split()
     if command not in ("train", "extractor"):
         steps = [] if command == "likelihood" else ["--steps", 2]
-        given = ["--checkpoint", places / "plain", *steps, *given]
-    line = error_of(capsys, command, *given)
+        arguments = ["--checkpoint", places / "plain", *steps, *arguments]
+    line = error_of(capsys, command, *arguments)
     assert named in line and line.isprintable()
 
 
@@ -189,7 +189,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_json_that_is_none_of_ours_is_damaged(tmp_path, capsys, name):
-    card, folder = tmp_path / "card.json", tmp_path / "run"
+    card = tmp_path / "card.json"
+    folder = tmp_path / "run"
     folder.mkdir()
     for path in (card, folder / "config.json"):
         path.write_text(BOMBS[name])
@@ -206,14 +207,15 @@ def test_text_from_a_card_cannot_steer_the_terminal(tmp_path, capsys):
     for name, checkpoint in (("a.json", "a\x1b]0;title\x07"), ("b.json", "b\rerror: c\n\u202ed")):
         (tmp_path / name).write_text(json.dumps(plain | {"checkpoint": checkpoint}))
     assert run("compare", tmp_path / "a.json", tmp_path / "b.json") == 0
-    said = capsys.readouterr().out
-    assert all(line.isprintable() for line in said.split("\n")) and "title" in said
-    assert not any(line.startswith("error") for line in said.splitlines())
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.split("\n")) and "title" in printed
+    assert not any(line.startswith("error") for line in printed.splitlines())
 
 
 def test_a_state_that_lacks_something_is_damaged(tmp_path):
-    out, recipe = tmp_path / "run", Recipe(dataset="faces", **NETWORK)
-    saving.save_run(out, trainer.start_run(recipe), trainer.save_checkpoint)
+    out = tmp_path / "run"
+    run_of_faces = trainer.start_run(Recipe(dataset="faces", **NETWORK))
+    saving.save_run(out, run_of_faces, trainer.save_checkpoint)
     path = out / "training_state.pt"
     state = torch.load(path)
     broken = {name: {k: v for k, v in state.items() if k != name} for name in state}
@@ -231,8 +233,9 @@ def test_a_state_that_lacks_something_is_damaged(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("damage", ["empty", "text", "header", "pickle", "other", "folder", "pipe"])
-def test_a_kept_part_that_is_damaged_is_made_anew(tmp_path, damage):
-    kept, path = PartialResults(tmp_path, CountedNetwork(None)), tmp_path / "part.npz"
+def test_a_damaged_partial_result_is_computed_again(tmp_path, damage):
+    partial = PartialResults(tmp_path, CountedNetwork(None))
+    path = tmp_path / "part.npz"
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': ((((".ljust(128)
     if damage == "folder":
         path.mkdir()
@@ -244,4 +247,4 @@ def test_a_kept_part_that_is_damaged_is_made_anew(tmp_path, damage):
         np.savez(path, images=np.zeros(3))
     else:
         path.write_bytes({"empty": b"", "text": b"text", "header": header}[damage])
-    assert kept.compute("part", lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]
+    assert partial.compute("part", lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from commanded import ROOT, SMALL, error_of, run, save_pictures
+from helpers import equal
 from safetensors.torch import load_file
 
 from mnist_ddpm.commands import compare, plan, sample, train
@@ -33,32 +34,33 @@ def pictures(tmp_path_factory):
 
 def interrupt_at(step: int, monkeypatch) -> None:
     """Ctrl-C in that step."""
-    take = loop.training_step
+    training_step = loop.training_step
 
-    def interrupted(run, *rest):
+    def interrupted(run, *arguments):
         if run.step + 1 == step:
             signal.raise_signal(signal.SIGINT)
-        return take(run, *rest)
+        return training_step(run, *arguments)
 
     monkeypatch.setattr(loop, "training_step", interrupted)
 
 
-def test_a_whole_journey(pictures, tmp_path, monkeypatch, capsys):
+def test_from_training_to_a_comparison(pictures, tmp_path, monkeypatch, capsys):
     """Train, stop, resume as if nothing had been, draw, judge, measure, compare."""
-    out, data = tmp_path / "run", ["--data", tmp_path / "data"]
+    out = tmp_path / "run"
+    data = ["--data", tmp_path / "data"]
     train = ["train", "--dataset", pictures, *data, *SMALL, "--epochs", 3, "--warmup-steps", 2]
     with monkeypatch.context() as stopped:
         interrupt_at(5, stopped)
         assert run(*train, "--out", out) == 130
-    told = capsys.readouterr().err
-    assert f"stopped after step 5 and saved in {out}" in told
-    again = re.escape(f"-m mnist_ddpm train --resume --out {out} --data {tmp_path / 'data'}")
-    assert re.search(rf"that is: \S*python\S* {again}", told)
+    errors = capsys.readouterr().err
+    assert f"stopped after step 5 and saved in {out}" in errors
+    command = re.escape(f"-m mnist_ddpm train --resume --out {out} --data {tmp_path / 'data'}")
+    assert re.search(rf"that is: \S*python\S* {command}", errors)
     assert run("train", "--resume", "--out", out, *data) == 0
     assert f"{out}: 9 steps" in capsys.readouterr().out
-    assert run(*train, "--out", tmp_path / "whole") == 0
-    resumed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert run(*train, "--out", tmp_path / "unstopped") == 0
+    folders = out, tmp_path / "unstopped"
+    assert equal(*(load_file(folder / "model.safetensors") for folder in folders))
     assert "holds a checkpoint already" in error_of(capsys, *train, "--out", out)
 
     base = ["--checkpoint", out, "--n", 8]
@@ -187,7 +189,7 @@ def test_what_one_process_does_is_not_done_by_several(monkeypatch, capsys, comma
     assert "one process" in error_of(capsys, *command)
 
 
-def test_as_many_processes_must_be_there_as_were_asked_for(tmp_path, capsys):
+def test_the_number_of_processes_must_be_that_of_the_flag(tmp_path, capsys):
     line = error_of(capsys, "train", "--processes", 2, "--out", tmp_path / "new")
     assert "2 processes were asked for, and 1 started" in line
     assert not (tmp_path / "new").exists()

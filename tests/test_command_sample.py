@@ -53,7 +53,8 @@ def stop(monkeypatch):
 
     It gives the list of the batches' sizes.
     """
-    ddim, sizes = catalogue.SAMPLERS["ddim"], []
+    ddim = catalogue.SAMPLERS["ddim"]
+    sizes = []
 
     def set_stop(last: int | None = None) -> list[int]:
         def stopped(denoise, schedule, times, xT, draw_noise, eta=0.0):
@@ -111,16 +112,16 @@ def test_each_flag_of_sample_changes_the_images(digits, tmp_path, quick):
     for k, one in enumerate(images):
         for other in images[:k]:
             assert not np.array_equal(one, other), flags[k]
-    again = drawn(tmp_path / "again", *base, "--batch-size", 1)
-    assert np.abs(again - images[0]).max() <= 1, "whatever the batches"
+    one_by_one = drawn(tmp_path / "one", *base, "--batch-size", 1)
+    assert np.abs(one_by_one - images[0]).max() <= 1, "whatever the batches"
 
 
-def test_what_a_card_says_of_the_path_is_drawn_again(digits, tmp_path, quick, monkeypatch):
+def test_a_published_page_draws_along_the_path_of_its_card(digits, tmp_path, quick, monkeypatch):
     monkeypatch.setattr(publishing, "SHOWN", 3)
     how, base = {"name": "ddim", "steps": 3, "path": "flow"}, ["--n", 3, "--steps", 3]
-    again = publishing.draw(checkpoints.load(digits), how, 0, "cpu")
+    images = publishing.draw(checkpoints.load(digits), how, 0, "cpu")
     wanted = drawn(tmp_path, "--checkpoint", digits, *base, "--path", "flow")
-    assert np.array_equal(again[:, 0].numpy(), wanted)
+    assert np.array_equal(images[:, 0].numpy(), wanted)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +145,15 @@ def test_what_sampling_costs_is_printed(
 
 
 def test_a_guide_counts_and_keeps_images_away_from_its_own(digits, tmp_path, quick, capsys):
-    """A guide with the same weights changes nothing, another does; at scale 1 it is not asked."""
+    """A guide with the same weights changes nothing, another does; at scale 1 it is not used."""
     other = save_network(tmp_path / "other", DIGITS, std=0.2)
     base = ["--checkpoint", digits, "--n", 2, "--steps", 5]
     alone = drawn(tmp_path / "a", *base)
-    for guide, more, same, cost in ((digits, (), True, 10), (other, ("--guidance", 1), True, 5),
-                                    (other, (), False, 10)):  # fmt: skip
+    for guide, more, same, cost in [
+        (digits, (), True, 10),
+        (other, ("--guidance", 1), True, 5),
+        (other, (), False, 10),
+    ]:
         capsys.readouterr()
         images = drawn(tmp_path / "b", *base, "--guide", guide, *more)
         assert (np.abs(images - alone).max() <= 1) == same
@@ -167,7 +171,7 @@ def test_a_guide_is_for_the_same_images_and_noise(digits, colours, tmp_path, qui
     assert "image_size is 16, and should be 32" in line
 
 
-def test_labels_are_taken_in_turn(digits, tmp_path, quick):
+def test_labels_are_drawn_in_turn(digits, tmp_path, quick):
     base = ["--checkpoint", digits, "--steps", 4, "--sampler", "dpmpp"]
     in_turn = drawn(tmp_path / "a", *base, "--n", 4, "--label", 7, 2)
     for k, label in enumerate((7, 2, 7, 2)):
@@ -178,17 +182,18 @@ def test_labels_are_taken_in_turn(digits, tmp_path, quick):
 
 
 @pytest.mark.parametrize("guide", [False, True])
-def test_networks_are_compiled_where_asked(digits, tmp_path, quick, monkeypatch, guide):
-    asked, more = [], ["--guide", digits] if guide else []
+def test_networks_are_compiled_with_the_flag(digits, tmp_path, quick, monkeypatch, guide):
+    compiled = []
+    more = ["--guide", digits] if guide else []
     monkeypatch.setattr(devices, "try_compiler", lambda *_: None)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     base = ["sample", "--checkpoint", digits, "--n", 2, "--steps", 2, "--out", tmp_path, *more]
-    assert run(*base) == 0 and not asked
+    assert run(*base) == 0 and not compiled
     assert run(*base, "--compile") == 0
-    assert [isinstance(network, ddpm.UNet) for network in asked] == [True] * (1 + guide)
+    assert [isinstance(network, ddpm.UNet) for network in compiled] == [True] * (1 + guide)
 
 
-def test_a_samplers_own_defaults_hold_unless_told(monkeypatch):
+def test_a_samplers_own_defaults_hold_without_flags(monkeypatch):
     def noisy(denoise, schedule, times, xT, draw_noise, eta=1.0):
         return dpmpp_2m_sampler(denoise, schedule, times, xT, draw_noise, eta)
 
@@ -219,7 +224,7 @@ def test_a_sampler_of_ones_own_has_its_options_within_reach(colours, tmp_path, m
         seen.append((churn, kind))
         yield 0, xT, xT
 
-    monkeypatch.setitem(catalogue.SAMPLERS, "ddim", mine)  # which is taken where none is named
+    monkeypatch.setitem(catalogue.SAMPLERS, "ddim", mine)  # the default
     skip_films(monkeypatch)
     base = ["sample", "--checkpoint", colours, "--n", 1, "--steps", 4, "--out", tmp_path]
     assert run(*base) == 0 and run(*base, "--option", "churn=0.5", "kind=b") == 0
@@ -237,10 +242,10 @@ def test_what_every_sampler_takes_is_no_option_of_one(sampler):
 # --- starting from an image
 
 
-def test_masked_pixels_are_filled_in_and_the_others_kept(digits, tmp_path, digit, quick):
+def test_masked_pixels_are_inpainted_and_the_others_stay(digits, tmp_path, digit, quick):
     base = ["--checkpoint", digits, "--n", 2, "--resamples", 1, "--steps", 5]
-    given = ["--init-image", tmp_path / "digit.png", "--mask", tmp_path / "mask.png"]
-    images = drawn(tmp_path / "out", *base, *given)
+    start = ["--init-image", tmp_path / "digit.png", "--mask", tmp_path / "mask.png"]
+    images = drawn(tmp_path / "out", *base, *start)
     inner = images[:, 2:-2, 2:-2]
     assert (inner[:, :, :14] == digit[:, :14]).all()
     assert (inner[:, :, 14:] != digit[:, 14:]).mean() > 0.5
@@ -264,49 +269,51 @@ def test_an_image_of_another_size_is_cropped_together_with_its_mask(colours, tmp
     Image.fromarray(np.full((40, 80), 200, np.uint8)).save(tmp_path / "wide.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     base = ["--checkpoint", colours, "--n", 1, "--steps", 3, "--resamples", 1]
-    given = ["--init-image", tmp_path / "wide.png", "--mask", tmp_path / "mask.png"]
-    (image,) = drawn(tmp_path / "out", *base, *given)
+    start = ["--init-image", tmp_path / "wide.png", "--mask", tmp_path / "mask.png"]
+    (image,) = drawn(tmp_path / "out", *base, *start)
     assert (image[:, :8] == 200).all() and (image[:12, 8:] != 200).all()
 
 
 # --- stopping
 
 
-def test_a_drawing_that_was_stopped_goes_on(
+def test_a_drawing_that_was_stopped_is_resumed(
     digits, tmp_path, digit, stop, quick, monkeypatch, capsys
 ):
     base = ["--checkpoint", digits, "--n", 7, "--steps", 5, "--eta", 1, "--batch-size", 2]
     base += ["--init-image", tmp_path / "digit.png"]
-    whole, films, out = drawn(tmp_path / "whole", *base), [], tmp_path / "out"
+    unstopped = drawn(tmp_path / "unstopped", *base)
+    films = []
+    out = tmp_path / "out"
     monkeypatch.setattr(ddpm, "save_gif", lambda path, film, **options: films.append(film))
     stop(3)
     assert run("sample", "--out", out, *base) == 130
-    [kept] = out.iterdir()
-    assert {path.name for path in kept.iterdir()} == {"images-0-2.npz", "images-2-4.npz"}
-    assert str(kept) in capsys.readouterr().err
+    [partial] = out.iterdir()
+    assert {path.name for path in partial.iterdir()} == {"images-0-2.npz", "images-2-4.npz"}
+    assert str(partial) in capsys.readouterr().err
     sizes = stop()
     weights = save_network(tmp_path / "weights", DIGITS, std=0.2)
     for other in (["--seed", 1], ["--strength", 0.7], ["--checkpoint", weights]):
         new = drawn(tmp_path / "other", *base, *other)
         assert np.array_equal(drawn(out, *base, *other), new), "of another drawing"
-        assert kept.is_dir() and sum(sizes) == 14
+        assert partial.is_dir() and sum(sizes) == 14
         sizes.clear()
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(devices, "versions", lambda: {"torch": "another"})
         drawn(out, *base)
-    assert kept.is_dir() and sum(sizes) == 7
+    assert partial.is_dir() and sum(sizes) == 7
     sizes.clear()
     films.clear()
-    damaged = kept / "images-2-4.npz"
+    damaged = partial / "images-2-4.npz"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    assert np.array_equal(drawn(out, *base), whole)
-    assert sizes == [2, 2, 1] and not kept.exists(), "all but the first"
+    assert np.array_equal(drawn(out, *base), unstopped)
+    assert sizes == [2, 2, 1] and not partial.exists(), "all but the first"
     assert "7 images x 5 network evaluations" in capsys.readouterr().out
     assert [t for t, *_ in films[0]] == [10, 8, 6, 4, 2, 0]
-    assert films[0][-1][1].tolist() == whole[:2, None].tolist()
+    assert films[0][-1][1].tolist() == unstopped[:2, None].tolist()
 
 
-def test_ctrl_c_says_something_where_nothing_is_kept(digits, tmp_path, stop, capsys):
+def test_ctrl_c_is_reported_where_nothing_was_drawn(digits, tmp_path, stop, capsys):
     stop(1)
     assert run("sample", "--checkpoint", digits, "--n", 2, "--steps", 5, "--out", tmp_path) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")

@@ -1,4 +1,4 @@
-"""`train` and `plan`: which flag wins, and what is told before images are read."""
+"""`train` and `plan`: which flag wins, and what is reported before images are read."""
 
 import json
 import shlex
@@ -148,7 +148,7 @@ def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(
     assert run(*resume, "--precision", "bfloat16") == 1
 
 
-def test_training_with_labels_is_given_them(trainings, monkeypatch, tmp_path):
+def test_labels_are_passed_to_the_training(trainings, monkeypatch, tmp_path):
     monkeypatch.setattr(sets, "load_labels", lambda *_: torch.arange(64) % 10)
     assert run("train", "--classes", 10, "--base-channels", 8, "--out", tmp_path) == 0
     assert trainings[0].labels[:12].tolist() == [*range(10), 0, 1]
@@ -183,14 +183,15 @@ def test_classes_0_removes_the_attributes_of_the_network_to_start_from(trainings
 
 def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures, tmp_path, capsys):
     """The network and its path are the checkpoint's; with hardly a rate the weights stay."""
-    given, out = load_file(checkpoint / "model.safetensors"), tmp_path / "tuned"
+    initial = load_file(checkpoint / "model.safetensors")
+    out = tmp_path / "tuned"
     other = ["--dataset", pictures / ".." / pictures.name, "--data", tmp_path / "data"]
     start = ["train", "--init-from", checkpoint, "--out", out, *other, "--learning-rate", 1e-9]
     assert run(*start, "--epochs", 1, "--batch-size", 16) == 0
     tuned = checkpoints.load_config(out)[0]
     assert (tuned.base_channels, tuned.T, tuned.init_from) == (8, 20, str(checkpoint))
     weights = load_file(out / "model.safetensors")
-    assert all((weights[name] - given[name]).abs().max() < 1e-6 for name in given)
+    assert all((weights[name] - initial[name]).abs().max() < 1e-6 for name in initial)
     assert run("train", "--resume", "--out", out, "--epochs", 2, "--data", tmp_path / "data") == 0
     assert "nowhere" in error_of(capsys, "train", "--init-from", "nowhere", "--out", tmp_path)
 
@@ -198,9 +199,9 @@ def test_training_goes_on_from_other_weights_on_other_data(checkpoint, pictures,
 def test_resume_takes_settings_from_the_run_and_flags_override_them(
     checkpoint, tmp_path, capsys, monkeypatch
 ):
-    out, cache = tmp_path / "run", ["--data", tmp_path / "data"]
+    out = tmp_path / "run"
     shutil.copytree(checkpoint, out)
-    resume = ["train", "--resume", "--out", out, *cache]
+    resume = ["train", "--resume", "--out", out, "--data", tmp_path / "data"]
     assert run(*resume, "--epochs", 2) == 0
     assert "6 steps" in capsys.readouterr().out
     assert "base_channels was 8" in error_of(capsys, *resume, "--base-channels", 16)
@@ -249,7 +250,7 @@ def test_bad_requests_to_train_end_in_one_line(
     assert named in error_of(capsys, *base, *flags.split())
 
 
-def test_what_does_not_fit_is_told_before_images_are_read(
+def test_what_does_not_fit_is_reported_before_images_are_read(
     checkpoint, digits, pictures, no_images, tmp_path, capsys
 ):
     out = ["--out", tmp_path / "out"]
@@ -311,12 +312,13 @@ def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatc
     assert run("plan", "--dry-run", *out) == 0 and not (tmp_path / "run").exists()
     assert f"--out {tmp_path / 'run'} --device cpu" in capsys.readouterr().out
     assert run("plan", "--guide", *out, "--log", "tensorboard") == 0
-    said, folders = capsys.readouterr().out, [tmp_path / "run", tmp_path / "run" / "guide"]
+    printed = capsys.readouterr().out
+    folders = tmp_path / "run", tmp_path / "run" / "guide"
     for folder in folders:
         recipe, record = checkpoints.load_config(folder)
-        assert recipe.T == 20 and f"{folder}: {record['steps']} steps in" in said
+        assert recipe.T == 20 and f"{folder}: {record['steps']} steps in" in printed
         assert total_steps(recipe, 64) == record["steps"] and any((folder / "log").iterdir())
-        assert f"--epochs {recipe.epochs} " in said and f"--out {folder} --device cpu" in said
+        assert f"--epochs {recipe.epochs} " in printed and f"--out {folder} --device cpu" in printed
     assert sum(checkpoints.load_config(folder)[1]["steps"] for folder in folders) in (11, 12, 13)
     assert f"{folders[0]} holds a checkpoint" in error_of(capsys, "plan", *out)
     shutil.rmtree(folders[0] / "previews")
@@ -327,9 +329,9 @@ def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatc
     assert f"{folders[1]} holds a checkpoint" in line, "its guide would be overwritten"
 
 
-def test_a_plan_keeps_what_it_was_asked_for(trainings, tiny_plans, tmp_path):
-    asked = ["--seed", 7, "--classes", 10, "--channels", 1, "--minutes", 0.1]
-    assert run("plan", *asked, "--out", tmp_path / "run", "--device", "cpu") == 0
+def test_a_plan_keeps_the_settings_of_its_flags(trainings, tiny_plans, tmp_path):
+    flags = ["--seed", 7, "--classes", 10, "--channels", 1, "--minutes", 0.1]
+    assert run("plan", *flags, "--out", tmp_path / "run", "--device", "cpu") == 0
     recipe = trainings[0].recipe
     assert (recipe.seed, recipe.classes, recipe.channels) == (7, 10, 1)
     assert len(trainings[0].labels) == 64 and trainings[0].deadline < float("inf")
@@ -355,7 +357,8 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sets, "load_images", lambda *_, **__: blobs(64))
     monkeypatch.setattr(previews, "IMAGES", 1)
     tiny = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 1 --device cpu".split()
-    mine, other = tmp_path / "mine", tmp_path / "other"
+    mine = tmp_path / "mine"
+    other = tmp_path / "other"
     assert run("train", *tiny, "--out", mine) == 0
     assert checkpoints.sampling_defaults(mine) == MNIST.draw["linear", 1000]
     config = json.loads((mine / "config.json").read_text())
@@ -370,7 +373,7 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
     assert consistency["sampler"] == "consistency"
 
 
-def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_planned_is_reported_before_measuring(tmp_path, monkeypatch, capsys):
     meter = throughput.ThroughputMeter
     monkeypatch.setattr(meter, "pace", lambda *_: pytest.fail("it is measured"))
     base = ["plan", "--out", tmp_path / "run", "--device", "cpu", "--data", ROOT / "data"]
@@ -383,7 +386,7 @@ def test_what_cannot_be_planned_is_told_before_it_is_measured(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["mnist", "faces-64"])
 def test_the_command_of_a_plan_makes_the_same_recipe(trainings, tmp_path, name):
     recipe = preset(name, seed=7, epochs=1.5, batch_size=32, compile=False, warmup_steps=5)
-    made = planning.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
-    command = shlex.split(made.equivalent_command(recipe).split("python -m mnist_ddpm ")[1])
+    plan = planning.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
+    command = shlex.split(plan.equivalent_command(recipe).split("python -m mnist_ddpm ")[1])
     assert run(*command, "--out", tmp_path) == 0
     assert trainings[0].recipe == recipe

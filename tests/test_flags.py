@@ -50,14 +50,14 @@ def answer(argv: list[str], status: int, room: str = "") -> str:
     ],
 )  # fmt: skip
 def test_help_and_errors_of_flags_need_no_pytorch(typed, status):
-    told = answer(["mnist-ddpm", *typed.split()], status)
-    assert "python" not in told and ("mnist-ddpm" in told or status == 1), "the program typed"
+    printed = answer(["mnist-ddpm", *typed.split()], status)
+    assert "python" not in printed and ("mnist-ddpm" in printed or status == 1), "the program typed"
 
 
 @pytest.mark.parametrize(("typed", "status"), [("--help", 0), ("ema --bist 9", 2), ("eam", 1)])
 def test_help_and_errors_of_an_experiment_need_no_pytorch(typed, status):
-    told = answer(["experiments", *typed.split()], status, ".experiments")
-    assert "ddim-table1" in told or "python -m mnist_ddpm.experiments" in told
+    printed = answer(["experiments", *typed.split()], status, ".experiments")
+    assert "ddim-table1" in printed or "python -m mnist_ddpm.experiments" in printed
 
 
 def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
@@ -65,14 +65,14 @@ def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", [typed])
         with pytest.raises(SystemExit):
             command_line.run_command_line(["sample", "--setps", "3"])
-        told = capsys.readouterr().err
-        assert "--steps" in told and f"run {named} sample --help" in told
+        printed = capsys.readouterr().err
+        assert "--steps" in printed and f"run {named} sample --help" in printed
         assert shell.program() == named.split()
         for wrong, meant in (("sampel", f"{named} sample?"), ("fly", "train, plan")):
             with pytest.raises(SystemExit) as stopped:
                 command_line.run_command_line([wrong, "--n", "3"])
-            told = capsys.readouterr().err
-            assert stopped.value.code == 2 and wrong in told and meant in told
+            printed = capsys.readouterr().err
+            assert stopped.value.code == 2 and wrong in printed and meant in printed
 
 
 def test_the_names_are_those_of_the_catalogue():
@@ -89,8 +89,8 @@ def lines_of(kind) -> dict[str, str]:
     """By name, the line of each field's definition, with its comment."""
     lines = inspect.getsource(kind).splitlines()
     nodes = ast.parse("\n".join(lines)).body[0].body
-    found = [each for each in nodes if isinstance(each, ast.AnnAssign)]
-    return {each.target.id: lines[each.lineno - 1].strip() for each in found}
+    assignments = [each for each in nodes if isinstance(each, ast.AnnAssign)]
+    return {each.target.id: lines[each.lineno - 1].strip() for each in assignments}
 
 
 def test_the_flags_of_training_are_a_recipe_s():
@@ -101,7 +101,8 @@ def test_the_flags_of_training_are_a_recipe_s():
     default = {each.name: each.default for each in fields(Recipe)}
     for each in fields(training_flags.RecipeFlags):
         assert each.default == default[each.name], each.name
-    own, options = lines_of(training_flags.RecipeFlags), {each.name for each in fields(Options)}
+    own = lines_of(training_flags.RecipeFlags)
+    options = {each.name for each in fields(Options)}
     notebook = lines_of(ddpm.Settings)
     for name in own.keys() - options - {"dataset"}:  # whose help has more names
         assert own[name] == notebook[name]

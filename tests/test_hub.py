@@ -1,4 +1,4 @@
-"""The Hugging Face hub, by a stand-in: what is pushed comes back, and what is not there is told."""
+"""The Hugging Face hub, by a stand-in: pushed checkpoints come back, missing ones are reported."""
 
 import itertools
 import json
@@ -108,11 +108,11 @@ def test_a_page_has_images_figures_and_terms(hub, small, tmp_path):
     _, head, page = files["README.md"].decode().split("---\n", 2)
     head = yaml.safe_load(head)
     assert (head["license"], head["library_name"]) == ("mit", "mnist-ddpm")
-    told = (
+    parts = (
         "1.50 ± 0.25", "0.50 ± 0.25", "| 64 |", "Seed 3", "some judge", "samples.png",
         'load_checkpoint("own/digits")', "CC BY-SA 3.0",
     )  # fmt: skip
-    assert [each for each in told if each not in page] == []
+    assert [each for each in parts if each not in page] == []
 
 
 @pytest.mark.parametrize("dataset", ["celeba", "/some/folder"], ids=["celeba", "folder"])
@@ -156,7 +156,7 @@ def test_without_the_right_token_a_push_ends_in_one_line(hub, small, monkeypatch
     assert hub.branches == {}
 
 
-def test_what_is_not_on_the_hub_is_said(hub, small):
+def test_what_is_not_on_the_hub_is_reported(hub, small):
     push_to_hub(small, "own/digits")
     for name in ("own/other", "own/digits@nowhere"):
         with pytest.raises(FileNotFoundError, match=name) as caught:
@@ -180,6 +180,6 @@ def test_models_of_diffusers_come_by_their_revision_too(hub, small, tmp_path):
     save_diffusers(tmp_path / "theirs", network, recipe)
     huggingface_hub.HfApi().create_repo("own/theirs")
     huggingface_hub.HfApi().upload_folder(repo_id="own/theirs", folder_path=tmp_path / "theirs")
-    found = load_diffusers("own/theirs@main")[0]
-    assert equal(found.state_dict(), network.state_dict())
+    loaded = load_diffusers("own/theirs@main")[0]
+    assert equal(loaded.state_dict(), network.state_dict())
     assert equal(initial_weights("own/theirs")[1], network.state_dict())

@@ -46,11 +46,11 @@ def test_a_folder_goes_before_a_shipped_name(elsewhere):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "checkpoints/mine", "some/thing/deep", "here/mine"])
-def test_what_is_nowhere_is_told_with_its_place_and_the_names_that_there_are(elsewhere, name):
+def test_a_missing_checkpoint_is_reported_with_its_place_and_the_shipped_names(elsewhere, name):
     (elsewhere / "here").mkdir()  # so that here/mine is no name on the hub
     with pytest.raises(FileNotFoundError) as caught:
         find(name)
-    assert all(told in str(caught.value) for told in (str(elsewhere / name), *SHIPPED))
+    assert all(part in str(caught.value) for part in (str(elsewhere / name), *SHIPPED))
 
 
 def test_commands_take_names_from_any_folder(elsewhere, monkeypatch, capsys):
@@ -58,7 +58,7 @@ def test_commands_take_names_from_any_folder(elsewhere, monkeypatch, capsys):
     drawing = ["--n", 1, "--steps", 1, "--out", "out"]
     assert run("sample", "--checkpoint", "mnist", "--guide", "mnist-guide", *drawing) == 0
     assert "celeba" in error_of(capsys, "sample", "--checkpoint", "faces", *drawing)
-    named = "--checkpoint", "mnist-guide"  # and read, before what is wrong is told
+    named = "--checkpoint", "mnist-guide"  # and read, before the error
     assert "no extractor nowhere" in error_of(capsys, "evaluate", *named, "--extractor", "nowhere")
     assert "learned" in error_of(capsys, "likelihood", *named, "--variance", "learned")
     decided, weights = initial_weights("mnist-guide")
@@ -84,23 +84,25 @@ def test_an_installed_package_has_the_checkpoints_inside(elsewhere, monkeypatch)
 
 
 @pytest.mark.parametrize("flag", ["checkpoint", "guide"])
-def test_what_is_kept_is_of_the_weights_that_a_name_means(elsewhere, monkeypatch, flag):
-    own, places = elsewhere / "shipped", []
+def test_partial_results_belong_to_the_weights_of_a_name(elsewhere, monkeypatch, flag):
+    own = elsewhere / "shipped"
+    folders = []
     monkeypatch.setattr(checkpoints, "shipped_path", lambda name: own)
     for std in (0.1, 0.2):
         save_network(own, DIGITS, std=std)
         flags = SampleFlags(**{flag: Path("mnist")})
         partial = open_partial_results(flags, elsewhere / "out", None, torch.device("cpu"))
-        places.append(partial.folder)
-    assert len({*places}) == 2
+        folders.append(partial.folder)
+    assert len({*folders}) == 2
 
 
 def test_the_wheel_has_every_module_and_what_sample_and_evaluate_need():
     packages = {path.parent for path in (ROOT / "mnist_ddpm").rglob("__init__.py")}
-    rooms = {".".join(path.relative_to(ROOT).parts) for path in packages}
-    told = PROJECT["tool"]["setuptools"]
-    assert {*told["packages"]} == rooms | {"mnist_ddpm.shipped"}
-    folder, data = told["package-dir"]["mnist_ddpm.shipped"], told["package-data"]
+    modules = {".".join(path.relative_to(ROOT).parts) for path in packages}
+    setuptools = PROJECT["tool"]["setuptools"]
+    assert {*setuptools["packages"]} == modules | {"mnist_ddpm.shipped"}
+    folder = setuptools["package-dir"]["mnist_ddpm.shipped"]
+    data = setuptools["package-data"]
     assert (ROOT / folder).samefile(checkpoints.shipped_path(""))
     default = SampleFlags().checkpoint
     names = default.name, checkpoints.sampling_defaults(default)["guide"]

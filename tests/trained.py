@@ -66,7 +66,7 @@ def start_simple(recipe: Recipe) -> Run:
 
 
 def fit(run: Run, folder, objective=ddpm.l_simple, images=None, **options) -> Run:
-    """Trains on squares unless told otherwise."""
+    """Trains on squares, or on other images."""
     options = {"save_checkpoint": trainer.save_checkpoint} | options
     images = squares() if images is None else images
     return loop.fit(run, images, PATH, objective, folder, **options)
