@@ -28,7 +28,7 @@ from mnist_ddpm.methods.learned_variance import (
     learned_step_variance,
 )
 from mnist_ddpm.methods.likelihood import step_log_variance
-from mnist_ddpm.methods.predictions import EPS, MU, X0, V, denoiser
+from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, thresholded
 
 SHAPE = 2, 3, 8, 8
@@ -145,42 +145,6 @@ def test_zero_terminal_snr_is_that_of_diffusers(name, T):
 # Conversions
 
 
-def images_at_all_times(dtype):
-    generator = torch.Generator().manual_seed(0)
-    x0, eps = torch.randn(2, 1000, 1, 4, 4, dtype=dtype, generator=generator)
-    return x0, eps, torch.arange(1, 1001)
-
-
-@BOTH
-def test_v_is_their_velocity(dtype):
-    x0, eps, t = images_at_all_times(dtype)
-    xt = ddpm.q_sample(PAPER, x0, t, eps)
-    theirs = on_our_table(DDPMScheduler(), PAPER).get_velocity(x0, eps, t - 1)
-    assert error(V.from_x0(PAPER, xt, t, x0), theirs).max() < TOLERANCE[dtype]
-    for got, value in zip(denoiser(lambda xt, t: theirs, PAPER, V)(xt, t), (x0, eps)):
-        assert error(got, value).max() < TOLERANCE[dtype]
-
-
-@BOTH
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("t", [1, 2, 10, 500, 999, 1000])
-def test_predicted_x0_and_posterior_mean_are_theirs(monkeypatch, prediction, t, dtype):
-    generator = torch.Generator().manual_seed(t)
-    xt, value = torch.randn(2, 4, 1, 4, 4, dtype=dtype, generator=generator)
-    zeros = lambda *_, **__: torch.zeros_like(xt)  # noqa: E731
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", zeros)
-    options = {"prediction_type": PREDICTIONS[prediction], "clip_sample": False}
-    theirs = on_our_table(DDPMScheduler(**options), PAPER).step(value, t - 1, xt)
-    ddim = on_our_table(DDIMScheduler(**options), PAPER)
-    ddim.set_timesteps(1000)
-    x0 = CONVERSIONS[prediction].to_x0(PAPER, xt, t, value)
-    for step in (theirs, ddim.step(value, t - 1, xt)):
-        assert error(x0, step.pred_original_sample).max() < TOLERANCE[dtype]
-    if prediction == "eps":
-        assert torch.equal(x0, ddpm.predict_x0(PAPER, xt, t, value))
-    assert error(MU.from_x0(PAPER, xt, t, x0), theirs.prev_sample).max() < TOLERANCE[dtype]
-
-
 @BOTH
 def test_dynamic_threshold_is_theirs(dtype):
     """Its quantile is each image's, not the batch's; images within [-1, 1] stay as they are."""
@@ -189,8 +153,9 @@ def test_dynamic_threshold_is_theirs(dtype):
     x0_hat *= torch.tensor([0.01, 0.2, 1, 3, 50]).view(-1, 1, 1, 1)
     options = {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1e9}
     theirs = DDIMScheduler(thresholding=True, **options)._threshold_sample(x0_hat)
-    ours, _ = thresholded(lambda xt, t: (x0_hat, None), PAPER, 0.995)(x0_hat, 5)
+    ours, eps_hat = thresholded(lambda xt, t: (x0_hat, None), PAPER, 0.995)(x0_hat, 5)
     torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=0)
+    torch.testing.assert_close(eps_hat, ddpm.predict_eps(PAPER, x0_hat, 5, ours))
 
 
 def test_learned_log_variance_is_theirs():

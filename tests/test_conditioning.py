@@ -57,13 +57,8 @@ def test_grey_is_the_luminance():
     red, green, blue = x0.unbind(dim=1)
     torch.testing.assert_close(grey(x0)[:, 0], 0.299 * red + 0.587 * green + 0.114 * blue)
     pictures = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in to_uint8(x0)]
-    ours, theirs = (
-        to_uint8(grey(x0))[:, 0].int(),
-        [np.array(each.convert("L")) for each in pictures],
-    )
-    assert (ours - torch.tensor(np.stack(theirs)).int()).abs().max() <= 1, "Pillow cuts off"
-    ends = torch.stack([torch.full((3, 2, 2), -1.0), torch.ones(3, 2, 2)])
-    torch.testing.assert_close(grey(ends), ends[:, :1])
+    pillows = torch.tensor(np.stack([np.array(each.convert("L")) for each in pictures])).int()
+    assert (to_uint8(grey(x0))[:, 0].int() - pillows).abs().max() <= 1, "Pillow cuts off"
     with pytest.raises(ValueError, match="channels"):
         grey(x0[:, :1])
 
@@ -73,19 +68,14 @@ def test_small_is_the_mean_of_each_square_in_full_size():
     means = x0.numpy().reshape(2, 3, 2, 4, 3, 4).mean(axis=(3, 5))
     torch.testing.assert_close(downsampled(x0), torch.from_numpy(means))
     torch.testing.assert_close(small(x0).numpy(), means.repeat(4, axis=2).repeat(4, axis=3))
-    torch.testing.assert_close(small(small(x0)), small(x0))
-    torch.testing.assert_close(downsampled(small(x0)), downsampled(x0))
-    plain = torch.full((1, 1, 4, 8), 0.3)
-    torch.testing.assert_close(small(plain), plain)
     with pytest.raises(ValueError, match="6"):
         small(x0[:, :, :6])
 
 
 def test_each_image_has_a_condition_of_its_own():
+    network = with_condition(lambda x, t: x, torch.zeros(3, 1, 4, 4))
     with pytest.raises(ValueError, match="3 .* 2 "):
-        with_condition(lambda x, t: x, torch.zeros(3, 1, 4, 4))(
-            torch.zeros(2, 1, 4, 4), torch.ones(2)
-        )
+        network(torch.zeros(2, 1, 4, 4), torch.ones(2))
 
 
 # training

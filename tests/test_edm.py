@@ -7,8 +7,8 @@ import torch
 from diffusers import EDMEulerScheduler
 from helpers import PAPER, PATHS, STRAIGHT
 
-from mnist_ddpm.ddpm import per_image, q_sample, random_generator, transitions
-from mnist_ddpm.methods.edm import EDM, edm_weight, input_scale, karras_times, output_scales
+from mnist_ddpm.ddpm import q_sample, random_generator, transitions
+from mnist_ddpm.methods.edm import EDM, edm_weight, karras_times
 from mnist_ddpm.methods.flow import flow
 from mnist_ddpm.methods.predictions import denoiser, weighted
 from mnist_ddpm.methods.schedules import linear
@@ -39,17 +39,6 @@ def test_preconditioning_is_that_of_the_papers_table(path):
         output = torch.tanh(seen[0][k])
         torch.testing.assert_close(x0_hat[k], theirs.precondition_outputs(x, output, sigma))
     torch.testing.assert_close(q_sample(path, x0_hat, TIMES, eps_hat), xt)
-
-
-@PATHS
-def test_what_the_network_sees_and_is_to_say_has_variance_1(path):
-    """For data of deviation 1/2: both are linear in x_0 and eps."""
-    t = torch.arange(1, 1001)
-    a_t, b_t = (per_image(table, torch.zeros(1).double()) for table in path.at(t))
-    c_in, (skip, out) = per_image(input_scale(path, t), a_t), output_scales(path, a_t, t)
-    for of_x0, of_eps in ((c_in * a_t, c_in * b_t), ((1 - skip * a_t) / out, -skip * b_t / out)):
-        variance = (0.5 * of_x0) ** 2 + of_eps**2
-        torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-6, atol=0)
 
 
 @PATHS

@@ -174,24 +174,6 @@ def test_prior_term_is_the_divergence_of_x_T_from_pure_noise():
     torch.testing.assert_close(prior_term(schedule, x0), expected, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("exponent", [0.0, 1.0])
-def test_bound_of_gaussian_pixels_stays_above_their_entropy_and_comes_close(exponent):
-    """2048 pixels at the quantiles of N(0, 0.3²), rounded to 8 bits."""
-    std = 0.3
-    quantiles = torch.special.ndtri((torch.arange(2048, dtype=torch.float64) + 0.5) / 2048) * std
-    levels = ((quantiles + 1) * 127.5).round().clamp(0, 255)
-    images = levels.to(torch.uint8).view(2, 1, 32, 32)
-    log_variance = torch.full_like(LEVELS, 2 * math.log(std))
-    p = discretised_log_likelihood(LEVELS, torch.zeros_like(LEVELS), log_variance)
-    entropy = -(p.exp() * p).sum().item() / math.log(2)
-    differential = 0.5 * math.log2(2 * math.pi * math.e * std**2)
-    assert entropy == pytest.approx(differential - math.log2(BIN), abs=0.01)
-    options = {"exponent": exponent, "times_per_image": 250}
-    bits = bits_per_dim(gaussian(PAPER, 0.0, std), PAPER, images, **options).mean
-    # beta suits wide data better
-    assert entropy < bits < entropy + {0.0: 0.8, 1.0: 0.15}[exponent]
-
-
 def test_bound_of_three_points_falls_to_their_entropy_as_steps_are_added():
     """The decoder's share shrinks with its variance; what is left is log2(3), within 4 errors."""
     points = torch.tensor([[0, 0], [255, 60], [100, 200]], dtype=torch.uint8).view(3, 1, 1, 2)

@@ -159,17 +159,6 @@ def test_encoder_expects_the_image_that_it_came_from(schedule):
         assert torch.equal(x0_hat, image)
 
 
-def test_dynamic_threshold_by_hand():
-    x0_hat = torch.tensor([[-4.0, 1.0, 2.0, 0.0, 0.5], [-0.5, 0.25, 0.0, 0.1, 0.2]])
-    x0_hat, xt = x0_hat.view(2, 1, 1, 5), torch.ones(2, 1, 1, 5)
-    expected = torch.tensor([[-1.0, 0.5, 1.0, 0.0, 0.25], [-0.5, 0.25, 0.0, 0.1, 0.2]])
-    denoise = lambda xt, t: (x0_hat, None)  # noqa: E731
-    got, eps_hat = thresholded(denoise, PAPER, 0.75)(xt, 300)
-    torch.testing.assert_close(got, expected.view(2, 1, 1, 5))
-    torch.testing.assert_close(eps_hat, ddpm.predict_eps(PAPER, xt, 300, got))
-    torch.testing.assert_close(thresholded(denoise, PAPER, 1.0)(xt, 300)[0][0], x0_hat[0] / 4)
-
-
 def test_noise_and_quantiles_out_of_range_are_refused():
     for eta in (-0.1, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"eta is {eta}"):
