@@ -34,11 +34,11 @@ from mnist_ddpm.training.saving import CONFIG
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE / "kernels.c", HERE / "noise.c"
 CHECKPOINT = "mnist-few"  # in the page, unless told
-MOST = 4_000_000  # bytes of the page
+MAX_BYTES = 4_000_000  # bytes of the page
 KINDS = "float32", "float16", "int8"  # of stored weights
 # With int8, layers with less than this share of the weights stay in half precision: mostly those of
 # the first level, next to the image, where errors cost most
-SMALL = 1 / 80
+SMALL_SHARE = 1 / 80
 WORKER = "weights", "memory", "network", "noise", "samplers", "worker"  # scripts, in this order
 PAGE = "samplers", "address", "gif", "draw", "page"
 COMPILE = (
@@ -70,30 +70,30 @@ def compile_kernels() -> bytes:
         return out.read_bytes()
 
 
-def quantised(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers -127 … 127 like the weight, and what each output (row) is to be scaled by."""
+def quantise(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A weight as whole numbers -127 … 127, and the factor of each output (row)."""
     rows = weight.reshape(len(weight), -1)
     scale = np.abs(rows).max(axis=1) / 127
     scale[scale == 0] = 1
     return np.rint(rows / scale[:, None]).astype(np.int8).reshape(weight.shape), scale
 
 
-def stored(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+def stored_weights(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
     """The weights as the page holds them; 8-bit ones have a `name.scale` beside them."""
     if kind == "float32":
         return weights
-    few = SMALL * sum(weight.size for weight in weights.values())
+    small = SMALL_SHARE * sum(weight.size for weight in weights.values())
     tensors = {}
     for name, weight in weights.items():
-        if kind == "float16" or weight.ndim < 2 or weight.size < few:
+        if kind == "float16" or weight.ndim < 2 or weight.size < small:
             tensors[name] = weight.astype(np.float16)
         else:
-            tensors[name], tensors[f"{name}.scale"] = quantised(weight)
+            tensors[name], tensors[f"{name}.scale"] = quantise(weight)
     return tensors
 
 
-def as_read(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The float32 weights that the page makes of stored ones."""
+def read_weights(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The float32 weights that the page computes from stored ones."""
     weights = {}
     for name, value in tensors.items():
         if f"{name}.scale" in tensors:
@@ -104,21 +104,24 @@ def as_read(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return weights
 
 
-def tables(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
-    """The schedule and the way from x_t to x0_hat, float64 (T+1,) each.
+def schedule_tables(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
+    """The schedule, and what computes x0_hat from x_t: float64 (T+1,) each.
 
-    The network sees input[t] x_t; its value, whatever it is, says that x0_hat is
-    from_x[t] x_t + from_value[t] value.
+    The network sees input[t] x_t. For its output, x0_hat is from_x[t] x_t + from_value[t] output.
     """
-    schedule, conversion = checkpoint.schedule, catalogue.conversion_of(checkpoint.recipe)
-    scale, (from_x, from_value) = conversion.scale, x0_factors(schedule, conversion)
-    unscaled = torch.ones_like(schedule.a)
-    found = {
-        "signal": schedule.a, "noise": schedule.b,
-        "input": scale(schedule, torch.arange(schedule.T + 1)) if scale else unscaled,
-        "from_x": from_x, "from_value": from_value,
-    }  # fmt: skip
-    return {f"schedule.{name}": table.numpy() for name, table in found.items()}
+    schedule = checkpoint.schedule
+    conversion = catalogue.conversion_of(checkpoint.recipe)
+    input_scale = torch.ones_like(schedule.a)
+    if conversion.scale:
+        input_scale = conversion.scale(schedule, torch.arange(schedule.T + 1))
+    from_x, from_value = x0_factors(schedule, conversion)
+    return {
+        "schedule.signal": schedule.a.numpy(),
+        "schedule.noise": schedule.b.numpy(),
+        "schedule.input": input_scale.numpy(),
+        "schedule.from_x": from_x.numpy(),
+        "schedule.from_value": from_value.numpy(),
+    }
 
 
 def weights_of(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
@@ -128,19 +131,22 @@ def weights_of(checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
 
 def weights_file(checkpoint: checkpoints.Checkpoint, name: str, kind: str, draw: dict) -> bytes:
     """All that the page knows of a checkpoint, as one safetensors file."""
-    recipe, weights = checkpoint.recipe, weights_of(checkpoint)
+    recipe = checkpoint.recipe
+    weights = weights_of(checkpoint)
     metadata = {
-        "name": name, "weights": kind, "parameters": sum(each.size for each in weights.values()),
-        "shape": recipe.shape, "patch_size": recipe.patch_size, "norm_groups": recipe.norm_groups,
+        "parameters": sum(weight.size for weight in weights.values()),
+        "shape": recipe.shape,
+        "patch_size": recipe.patch_size,
+        "norm_groups": recipe.norm_groups,
         "draw": draw,
-    }  # fmt: skip
-    text = {key: value if type(value) is str else json.dumps(value)
-            for key, value in metadata.items()}  # fmt: skip
-    return save(stored(weights, kind) | tables(checkpoint), text)
+    }
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    texts = {"name": name, "weights": kind, **texts}
+    return save(stored_weights(weights, kind) | schedule_tables(checkpoint), texts)
 
 
-def packed(content: bytes) -> str:
-    """Bytes as text, compressed."""
+def compressed_text(content: bytes) -> str:
+    """Bytes, compressed, as base64."""
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
@@ -155,71 +161,69 @@ def page(wasm: bytes, weights: bytes) -> str:
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "worker": "\n".join(map(script, WORKER)),
         "kernels": hashlib.sha256(b"".join(path.read_bytes() for path in KERNELS)).hexdigest(),
-        "wasm": packed(wasm),
-        "weights": packed(weights),
+        "wasm": compressed_text(wasm),
+        "weights": compressed_text(weights),
         "page": "\n".join(map(script, PAGE)),
     }
     template = (HERE / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
-def contents(source: str, kind: str) -> bytes:
-    """The weights file of a checkpoint. Raises ValueError for one that no page can draw with."""
+def page_weights(source: str, kind: str) -> bytes:
+    """A checkpoint's weights file. Raises ValueError for one that the page cannot draw with."""
     checkpoint = checkpoints.load(source)
-    network, condition = checkpoint.recipe.network, checkpoint.recipe.condition
-    known = "unet", "shortcut"
-    check(network in known, f"network is {network} in {source}: the page knows U-Nets alone")
-    check(condition == "none", f"condition is {condition} in {source}: the page shows it none")
+    network = checkpoint.recipe.network
+    condition = checkpoint.recipe.condition
+    check(network in ("unet", "shortcut"), f"network is {network} in {source}: take a U-Net")
+    check(condition == "none", f"condition is {condition} in {source}: the page gives it none")
     return weights_file(checkpoint, Path(source).name, kind, checkpoints.sampling_defaults(source))
 
 
-def build(source: str, kind: str, out: Path) -> int:
+def build_page(source: str, kind: str, out: Path) -> int:
     """Writes the page of a checkpoint and returns its size in bytes.
 
     Raises ValueError for one that is too large, and as checkpoints.load and compile_kernels.
     """
-    text = page(compile_kernels(), contents(source, kind)).encode()
-    check(len(text) <= MOST, f"the page would have {len(text):,} bytes, above {MOST:,}: "
-          "take --weights int8, or a smaller checkpoint")  # fmt: skip
+    text = page(compile_kernels(), page_weights(source, kind)).encode()
+    too_large = f"the page would have {len(text):,} bytes, above {MAX_BYTES:,}"
+    check(len(text) <= MAX_BYTES, f"{too_large}: take --weights int8, or a smaller checkpoint")
     out.write_bytes(text)
     return len(text)
 
 
-def as_checkpoint(source: str, kind: str, folder: Path) -> None:
-    """Writes a checkpoint's weights as the page reads them, to be measured like any other.
+def save_as_checkpoint(source: str, kind: str, folder: Path) -> None:
+    """Saves a checkpoint's weights as the page reads them, to be measured like any other.
 
-    Raises ValueError for a folder that holds one already, OSError, and as checkpoints.load.
+    Raises ValueError for a folder that holds a checkpoint already, and as checkpoints.load.
     """
-    there = (folder / CONFIG).exists()
-    check(not there, f"{folder} holds a checkpoint already: name another folder, or remove it")
-    found = checkpoints.find(source)
-    checkpoint = checkpoints.load(found)
-    _, record = checkpoints.load_config(found)
-    read = as_read(stored(weights_of(checkpoint), kind))
-    tensors = {name: torch.from_numpy(value) for name, value in read.items()}
-    checkpoint.network.load_state_dict(tensors)
+    is_free = not (folder / CONFIG).exists()
+    check(is_free, f"{folder} holds a checkpoint already: name another folder, or remove it")
+    path = checkpoints.find(source)
+    checkpoint = checkpoints.load(path)
+    _, record = checkpoints.load_config(path)
+    weights = read_weights(stored_weights(weights_of(checkpoint), kind))
+    state = {name: torch.from_numpy(weight) for name, weight in weights.items()}
+    checkpoint.network.load_state_dict(state)
     record = record | {"weights": f"{kind} of {Path(source).name}"}
-    advice = told_advice(found)
-    checkpoints.save(folder, checkpoint.network, checkpoint.recipe, record, advice)
+    defaults = told_advice(path)
+    checkpoints.save(folder, checkpoint.network, checkpoint.recipe, record, defaults)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reads the flags, builds, and says what it wrote."""
+    """Reads the flags, builds, and prints what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="a name or folder")
     parser.add_argument("--weights", choices=KINDS, default="int8", help="how they are stored")
     parser.add_argument("--out", type=Path, default=HERE / "digits.html")
-    parser.add_argument(
-        "--as-checkpoint", type=Path, metavar="FOLDER",
-        help="write no page, but the weights as it reads them, for evaluate --checkpoint FOLDER",
-    )  # fmt: skip
+    text = "write no page, but the weights as it reads them, for evaluate --checkpoint FOLDER"
+    parser.add_argument("--as-checkpoint", type=Path, metavar="FOLDER", help=text)
     flags = parser.parse_args(arguments)
     try:
         if flags.as_checkpoint:
-            as_checkpoint(flags.checkpoint, flags.weights, flags.as_checkpoint)
+            save_as_checkpoint(flags.checkpoint, flags.weights, flags.as_checkpoint)
             print(f"{flags.as_checkpoint}: {flags.checkpoint} in {flags.weights}")
             return 0
-        size = build(flags.checkpoint, flags.weights, flags.out)
+        size = build_page(flags.checkpoint, flags.weights, flags.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -82,7 +82,7 @@ function byKeys(pad, context) {
 function line(context, from, to) {
   context.beginPath();
   context.moveTo(...from);
-  context.lineTo(...to);
+  context.lineTo(to[0] + 0.01, to[1]); // a line of no length would leave no dot
   context.stroke();
 }
 

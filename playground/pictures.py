@@ -20,8 +20,8 @@ DONE = "#few [data-count='4']", "#grid", "#between", "#drawn"
 SCRIBBLE = (0.35, 0.2), (0.65, 0.25), (0.6, 0.5), (0.65, 0.75), (0.35, 0.8)  # like a 3
 
 
-def picture(browser: Browser, address: str, size: str, scheme: str, whole: bool) -> bytes:
-    """The page as PNG, once all is drawn, with a scribble in it."""
+def picture(browser: Browser, address: str, size: str, scheme: str, full_page: bool) -> bytes:
+    """The page as PNG, after everything is drawn, with a scribble in it."""
     width, height = SIZES[size]
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -40,9 +40,9 @@ def picture(browser: Browser, address: str, size: str, scheme: str, whole: bool)
     for selector in DONE:
         page.wait_for_selector(f"{selector}[data-t='0']")
     page.evaluate("scrollTo(0, 0)")
-    taken = page.screenshot(full_page=whole)
+    png = page.screenshot(full_page=full_page)
     context.close()
-    return taken
+    return png
 
 
 def main() -> None:
@@ -54,17 +54,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "out", help="a folder")
     flags = parser.parse_args()
     flags.out.mkdir(parents=True, exist_ok=True)
-    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    names = "chromium", "chromium-browser", "google-chrome"
+    path = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=next(found, None), args=["--no-sandbox"]
-        )
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         address = flags.page.resolve().as_uri() + flags.address
         for size in SIZES:
             for scheme in SCHEMES:
-                taken = picture(browser, address, size, scheme, flags.whole)
+                png = picture(browser, address, size, scheme, flags.whole)
                 path = flags.out / f"digits-{size}-{scheme}.png"
-                colours = Image.open(io.BytesIO(taken)).convert("RGB").quantize(COLOURS, dither=0)
+                colours = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=0)
                 colours.save(path, optimize=True)
                 print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
         browser.close()

@@ -51,7 +51,7 @@ def test_the_page_of_the_repository_is_what_its_sources_and_checkpoint_make():
     assert parts.sub("", text) == parts.sub("", building.page(b"", b""))
     packed = re.search(r'id="weights">([^<]*)<', text)[1]
     inside = gzip.decompress(base64.b64decode(packed))
-    wanted = building.contents(building.CHECKPOINT, "int8")
+    wanted = building.page_weights(building.CHECKPOINT, "int8")
     page_data = [
         json.loads(each[8 : 8 + int.from_bytes(each[:8], "little")]) for each in (inside, wanted)
     ]
@@ -145,7 +145,7 @@ def weights_of(checkpoint, kind: str = "float32", draw: dict | None = None) -> b
 
 def as_stored(checkpoint, kind: str) -> checkpoints.Checkpoint:
     """The checkpoint with the weights that the page reads."""
-    read = building.as_read(load(weights_of(checkpoint, kind)))
+    read = building.read_weights(load(weights_of(checkpoint, kind)))
     names = checkpoint.network.state_dict()
     checkpoint.network.load_state_dict({name: torch.from_numpy(read[name]) for name in names})
     return checkpoint
@@ -300,10 +300,10 @@ def test_a_drawing_becomes_the_same_image_in_python(in_node):
 def test_weights_are_stored_as_closely_as_their_kind_allows(kind, share):
     network = fresh(LABELLED).network
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
-    stored = building.stored(weights, kind)
+    stored = building.stored_weights(weights, kind)
     sizes = [sum(each.nbytes for each in tensors.values()) for tensors in (weights, stored)]
     assert sizes[1] < share * sizes[0]
-    for name, read in building.as_read(stored).items():
+    for name, read in building.read_weights(stored).items():
         scale = stored.get(f"{name}.scale")
         step = np.abs(weights[name]) / 2048 + 1e-7 if scale is None else scale.max() / 1.99
         assert (np.abs(read - weights[name]) <= step).all(), name
