@@ -38,8 +38,7 @@ def time_training(precision: str, image_size: int, batch: int, data_set: int) ->
     options = {"dataset": "random", "channels": 1, "epochs": 100, "precision": precision}
     recipe = Recipe(image_size=image_size, batch_size=batch, **options)
     images = torch.randint(0, 256, (data_set, *recipe.shape), dtype=torch.uint8)
-    schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
-    steps = training_loop(trainer.start_run(recipe), images, schedule, objective)
+    steps = training_loop(trainer.start_run(recipe), images, catalogue.make_schedule(recipe))
     next(steps)
     began = time.perf_counter()
     for _ in range(5):

@@ -87,8 +87,7 @@ def train(recipe: Recipe, images: torch.Tensor, minutes: float, fall: float) -> 
     warmup = min(500, total // 10)
     recipe = replace(recipe, warmup_steps=warmup, epochs=fall * recipe.epochs)
     state, deadline = trainer.start_run(recipe), time.monotonic() + 60 * minutes
-    schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
-    steps = islice(training_loop(state, images, schedule, objective), total)
+    steps = islice(training_loop(state, images, catalogue.make_schedule(recipe)), total)
     for _ in progress_bar(steps, total=total, unit="step"):
         if time.monotonic() > deadline:
             break

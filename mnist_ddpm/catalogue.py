@@ -6,16 +6,17 @@ What the names of a recipe mean together is decided here too, and nowhere else.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, networks
 from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
+from mnist_ddpm.method import Method, PlainMethod, as_method
 from mnist_ddpm.methods import (
     conditioning,
     consistency,
-    distribution_matching,
     edm,
     flow,
     learned_variance,
@@ -25,15 +26,16 @@ from mnist_ddpm.methods import (
     shortcuts,
     solvers,
 )
-from mnist_ddpm.methods.conditioning import Condition
-from mnist_ddpm.methods.distillation import Teacher, distilled
-from mnist_ddpm.methods.fourier import FourierUNet
-from mnist_ddpm.methods.guidance import LabelledUNet, check_takes_labels
+from mnist_ddpm.methods.adversarial import Adversarial
+from mnist_ddpm.methods.conditioning import Condition, Conditioned
+from mnist_ddpm.methods.distillation import Distilled
+from mnist_ddpm.methods.distribution_matching import DistributionMatching
+from mnist_ddpm.methods.guidance import Teacher, check_takes_labels
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.methods.muon import Muon
-from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, unweighted, weighted
+from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, weighted
+from mnist_ddpm.methods.shortcuts import Shortcuts
 from mnist_ddpm.methods.times import NormalTimes
-from mnist_ddpm.methods.transformer import DiT
 from mnist_ddpm.training.cost import check_network
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import TimeSampler
@@ -53,25 +55,6 @@ PREDICTIONS: dict[str, Conversion] = {
     "eps": EPS, "x0": X0, "v": V, "mu": MU, "velocity": flow.VELOCITY, "edm": edm.EDM,
 }  # fmt: skip
 
-# what is predicted to an objective; one of your own: "mine": predictions.for_any_prediction(l_mine)
-OBJECTIVES: dict[str, Callable[[Conversion], Objective]] = {
-    "simple": unweighted,
-    "hybrid": learned_variance.l_hybrid,
-    "vlb": learned_variance.l_vlb,
-    "bound": partial(weighted, weight=predictions.bound_weight),
-    "truncated-snr": partial(weighted, weight=predictions.truncated_snr),
-    "min-snr": partial(weighted, weight=predictions.min_snr),
-    "p2": partial(weighted, weight=predictions.p2),
-    "edm": partial(weighted, weight=edm.edm_weight),
-    "consistency": consistency.consistency,
-    "matching": distribution_matching.matching,
-}
-CHANGING = {"consistency"}  # objectives that are also told how much of training is done
-MATCHING = {"matching"}  # objectives with a teacher and a second network
-BESIDE = "critic", "fake"  # parts of a network that only training needs
-LEARNED_VARIANCE = {"hybrid", "vlb"}  # objectives of a network that also says its steps' variance
-# by objective, what draws t, unless each of 1 … T alike; called with T
-TIME_SAMPLERS: dict[str, Callable[[int], TimeSampler]] = {"vlb": learned_variance.ImportanceTimes}
 # a schedule to what draws t, for objectives that have nothing of their own; None: each alike
 TIMES: dict[str, Callable[[Schedule], TimeSampler | None]] = {
     "uniform": lambda schedule: None,
@@ -79,7 +62,7 @@ TIMES: dict[str, Callable[[Schedule], TimeSampler | None]] = {
     "log-normal": partial(NormalTimes, mean=-1.2, std=1.2),
     "noisy": partial(NormalTimes, mean=1.0, std=1.6),  # where large images lose their brightness
 }
-# all groups of parameters get the same learning rate
+# of a network; all groups of parameters get the same learning rate
 OPTIMIZERS: dict[str, Callable[[nn.Module, Recipe], torch.optim.Optimizer]] = {
     "adam": lambda network, recipe: torch.optim.Adam(network.parameters(), recipe.learning_rate),
     "muon": lambda network, recipe: Muon(network, recipe.learning_rate),
@@ -93,7 +76,6 @@ SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
     "consistency": consistency.consistency_sampler,
     "shortcut": shortcuts.shortcut_sampler,
 }
-TELLING = {"shortcut"}  # samplers that tell the network where each step goes
 # a schedule and a number of steps to falling times
 SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
     "trailing": schedules.by_length(ddpm.timesteps),
@@ -111,55 +93,72 @@ VARIANCES: dict[str, Callable[..., Tensor]] = {
 }
 # x_0 to what the network is given of it
 CONDITIONS: dict[str, Condition] = {"grey": conditioning.grey, "small": conditioning.small}
+# called with the recipe and the channels of a network's input and output
+NETWORKS: dict[str, Callable[[Recipe, int, int], nn.Module]] = {
+    "unet": networks.unet,
+    "dit": networks.dit,
+    "shortcut": networks.shortcut_unet,
+    "fourier": networks.fourier_unet,
+}
 
 
-def unet(recipe: Recipe) -> nn.Module:
-    """The U-Net of a recipe, which takes labels where there are classes.
+class ObjectiveEntry(NamedTuple):
+    """An objective of the command line: what makes its method, and what it needs."""
 
-    Its input is x_t, and the condition's channels after those of x_t. Raises ValueError for one
-    that memory cannot hold.
+    make: Callable[[Recipe, Teacher | None], Method]
+    learns_variance: bool = False  # whether the network also returns the variance of its steps
+    # what draws t, called with T; None: what the recipe says
+    make_times: Callable[[int], TimeSampler] | None = None
+
+
+def stateless(
+    make: Callable[[Conversion], Objective | Method],
+    learns_variance: bool = False,
+    make_times: Callable[[int], TimeSampler] | None = None,
+) -> ObjectiveEntry:
+    """The entry of an objective that has no network of its own, called with a conversion.
+
+    One of your own: "mine": stateless(predictions.for_any_prediction(l_mine)).
     """
-    check_network(recipe)
-    options = {
-        "channels": recipe.channels + condition_channels(recipe),
-        "base_channels": recipe.base_channels, "channel_mults": recipe.channel_mults,
-        "patch_size": recipe.patch_size, "blocks": recipe.blocks_per_level,
-        "attention": recipe.attention, "dropout": recipe.dropout,
-        "out_channels": recipe.channels * (2 if learns_variance(recipe) else 1),
-    }  # fmt: skip
-    if recipe.network == "fourier":
-        network = FourierUNet(**options)
-    elif tells_steps(recipe):
-        network = shortcuts.ShortcutUNet(**options, classes=recipe.classes)
-    elif recipe.classes:
-        network = LabelledUNet(**options, classes=recipe.classes)
-    else:
-        network = ddpm.UNet(**options)
-    for layer in network.modules():
-        if recipe.norm_groups and isinstance(layer, nn.GroupNorm):
-            layer.num_groups = recipe.norm_groups
-    return network
+
+    def make_method(recipe: Recipe, teacher: Teacher | None) -> Method:
+        conversion, condition = conversion_of(recipe), condition_of(recipe)
+        method = as_method(make(conversion))
+        if takes_next_time(recipe):
+            fits = not condition and isinstance(method, PlainMethod) and not learns_variance
+            refused = f"it takes no condition, and no objective {recipe.objective}"
+            check(fits, f"network {recipe.network} learns where steps end: {refused}")
+            return Shortcuts(method, conversion, teacher)
+        method = method if teacher is None else Distilled(method, teacher)
+        return Conditioned(method, condition) if condition else method
+
+    return ObjectiveEntry(make_method, learns_variance, make_times)
 
 
-def dit(recipe: Recipe) -> nn.Module:
-    """The transformer of a recipe: as wide as the U-Net's widest level, with as many blocks.
-
-    They are those of its ways down and up. Raises ValueError for one that memory cannot hold.
-    """
-    check_network(recipe)
-    return DiT(
-        recipe.channels + condition_channels(recipe),
-        recipe.base_channels * max(recipe.channel_mults),
-        (2 * recipe.blocks_per_level + 1) * len(recipe.channel_mults), recipe.patch_size,
-        recipe.dropout, recipe.classes, recipe.channels * (2 if learns_variance(recipe) else 1),
-    )  # fmt: skip
+def match_distributions(recipe: Recipe, teacher: Teacher | None) -> Method:
+    """The method of distribution matching. Raises ValueError where the recipe does not fit."""
+    name = f"objective {recipe.objective}"
+    named = bool(recipe.teacher and recipe.init_from)
+    check(named, f"{name} needs a teacher and a trained network: name teacher and init_from")
+    plain = not recipe.conditional and recipe.network == "unet"
+    check(plain, f"{name} takes no condition, and no network but unet")
+    check(recipe.optimizer == "adam", f"{name} takes no optimizer {recipe.optimizer}: take adam")
+    fake = make_network(replace(recipe, network="shortcut"))
+    return DistributionMatching(conversion_of(recipe), fake, teacher, recipe.learning_rate)
 
 
-# a class of your own is called with the recipe
-NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
-    "unet": unet, "dit": dit, "shortcut": unet, "fourier": unet,
-}  # fmt: skip
-STEPPING = {"shortcut"}  # networks that are told where a step goes
+OBJECTIVES: dict[str, ObjectiveEntry] = {
+    "simple": stateless(predictions.unweighted),
+    "hybrid": stateless(learned_variance.l_hybrid, learns_variance=True),
+    "vlb": stateless(learned_variance.l_vlb, True, learned_variance.ImportanceTimes),
+    "bound": stateless(partial(weighted, weight=predictions.bound_weight)),
+    "truncated-snr": stateless(partial(weighted, weight=predictions.truncated_snr)),
+    "min-snr": stateless(partial(weighted, weight=predictions.min_snr)),
+    "p2": stateless(partial(weighted, weight=predictions.p2)),
+    "edm": stateless(partial(weighted, weight=edm.edm_weight)),
+    "consistency": stateless(consistency.Consistency),
+    "matching": ObjectiveEntry(match_distributions),
+}
 
 
 def look_up(what: str, name: str, table: dict):
@@ -213,11 +212,16 @@ def heeds_betas(recipe: Recipe) -> bool:
 def make_network(recipe: Recipe) -> nn.Module:
     """A fresh network, whose weights depend on recipe.seed and the sizes alone.
 
-    Raises ValueError for an unknown name, and for labels that it does not take.
+    Its input is x_t and after it the condition's channels; its output has as many again where it
+    learns the variance. Raises ValueError for an unknown name, for one that memory cannot hold, and
+    for labels that it does not take.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)  # the processor's alone
-        network = look_up("network", recipe.network, NETWORKS)(recipe)
+    make = look_up("network", recipe.network, NETWORKS)
+    check_network(recipe)
+    in_channels = recipe.channels + condition_channels(recipe)
+    out_channels = recipe.channels * (2 if learns_variance(recipe) else 1)
+    with networks.seeded(recipe.seed):
+        network = make(recipe, in_channels, out_channels)
     check_takes_labels(network, recipe.classes)
     return network
 
@@ -228,53 +232,34 @@ def conversion_of(recipe: Recipe) -> Conversion:
 
 
 def learns_variance(recipe: Recipe) -> bool:
-    """Whether the network also says the variance of its steps."""
-    return recipe.objective in LEARNED_VARIANCE
+    """Whether the network also returns the variance of its steps; not for an unknown objective."""
+    entry = OBJECTIVES.get(recipe.objective)
+    return entry is not None and entry.learns_variance
 
 
-def tells_steps(recipe: Recipe) -> bool:
-    """Whether the network is told where a step goes."""
-    return recipe.network in STEPPING
+def takes_next_time(recipe: Recipe) -> bool:
+    """Whether the network is also given the time to which a step goes."""
+    return NETWORKS.get(recipe.network) is networks.shortcut_unet
 
 
-def make_objective(
-    recipe: Recipe, done: Callable[[], float] = lambda: 1.0, teacher: Teacher | None = None,
-    fake: nn.Module | None = None,
-) -> Objective:  # fmt: skip
-    """The recipe's objective. Raises ValueError for an unknown name, and for what does not fit.
+def make_method(recipe: Recipe, teacher: Teacher | None = None) -> Method:
+    """The recipe's method. Raises ValueError for an unknown name, and for what does not fit.
 
-    done: returns the part of training that is done, from 0 to 1, such as Run.done. teacher: what to
-    learn from, such as that of formats.teachers. fake: the second network, for objectives that
-    have one.
+    teacher: what to learn from, such as that of formats.teachers. Parts depend on recipe.seed.
     """
-    name, condition = recipe.objective, condition_of(recipe)
-    make, conversion = look_up("objective", name, OBJECTIVES), conversion_of(recipe)
-    if name in MATCHING:
-        problem = f"objective {name} learns from a teacher alone, and begins with a trained network"
-        check(bool(recipe.teacher and recipe.init_from), f"{problem}: name teacher and init_from")
-        alone = not condition and recipe.network == "unet"
-        check(alone, f"{problem}: it takes no condition, and no network but unet")
-        problem = f"optimizer {recipe.optimizer} would give both networks of {name} one rate"
-        check(recipe.optimizer == "adam", f"{problem}: take adam")
-        return make(conversion, fake, teacher)
-    problem = f"prediction is {recipe.prediction}, which at t = 0 need not be the image itself"
-    bounded = name not in CHANGING or recipe.prediction not in ("x0", "mu")
-    check(bounded, f"{problem}: for objective {name} take another, such as v")
-    objective = make(conversion, **({"done": done} if name in CHANGING else {}))
-    if tells_steps(recipe):
-        problem = f"network {recipe.network} learns where steps end"
-        fits = not condition and name not in CHANGING | LEARNED_VARIANCE
-        check(fits, f"{problem}: it takes no condition, and no objective {name}")
-        return shortcuts.shortcut(objective, conversion, teacher)
-    objective = objective if teacher is None else distilled(objective, teacher)
-    return conditioning.conditioned(objective, condition) if condition else objective
+    entry = look_up("objective", recipe.objective, OBJECTIVES)
+    with networks.seeded(recipe.seed):
+        method = entry.make(recipe, teacher)
+    if not recipe.critic:
+        return method
+    learned = f"objective {recipe.objective} also learns the variance"
+    check(not entry.learns_variance, f"{learned}: leave critic at 0")
+    critic = networks.make_critic(recipe)
+    return Adversarial(method, conversion_of(recipe), critic, recipe.critic)
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser of a network. Raises ValueError for an unknown name."""
-    if recipe.objective in MATCHING:
-        critic = getattr(network, "critic", None)
-        return distribution_matching.optimizer(network, network.fake, recipe.learning_rate, critic)
     return look_up("optimizer", recipe.optimizer, OPTIMIZERS)(network, recipe)
 
 
@@ -283,7 +268,8 @@ def make_times(recipe: Recipe) -> TimeSampler | None:
 
     Raises ValueError for an unknown name, and for one beside an objective that draws its own.
     """
-    own, make = TIME_SAMPLERS.get(recipe.objective), look_up("times", recipe.times, TIMES)
+    entry, make = OBJECTIVES.get(recipe.objective), look_up("times", recipe.times, TIMES)
+    own = entry and entry.make_times
     problem = f'objective "{recipe.objective}" draws times of its own'
     check(own is None or recipe.times == "uniform", f"{problem}: leave times at uniform")
     return make(make_schedule(recipe)) if own is None else own(recipe.T)
@@ -338,11 +324,16 @@ def heading(sampler: str, times: list[int], recipe: Recipe) -> list[int] | None:
 
     Raises ValueError where the network cannot be told.
     """
-    if sampler not in TELLING:
+    if not gives_next_time(sampler):
         return None
-    problem = f"sampler {sampler} tells the network where each step goes, and this one is not told"
-    check(tells_steps(recipe), f"{problem}: take another, or train --network shortcut")
+    problem = f"sampler {sampler} gives the network the time to which a step goes"
+    check(takes_next_time(recipe), f"{problem}: take another, or train --network shortcut")
     return times
+
+
+def gives_next_time(sampler: str) -> bool:
+    """Whether a sampler of that name is for networks that take the time to which a step goes."""
+    return SAMPLERS.get(sampler) is shortcuts.shortcut_sampler
 
 
 def sampling_times(schedule: Schedule, steps: int, spacing: str = "trailing") -> list[int]:

@@ -1,7 +1,6 @@
 """The trainer of a recipe: it starts, resumes, trains, saves and measures what the names mean."""
 
 import math
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,14 +10,11 @@ from torch import Tensor, nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import (
-    BESIDE,
-    MATCHING,
     conditions,
-    conversion_of,
     learns_variance,
     make_denoiser,
+    make_method,
     make_network,
-    make_objective,
     make_optimizer,
     make_schedule,
     make_times,
@@ -27,44 +23,38 @@ from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.processes import World
-from mnist_ddpm.methods import adversarial
-from mnist_ddpm.methods.distillation import Teacher
+from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.training import checkpoint_files, loop, previews, run, saving, throughput
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.sampling_defaults import advice_for
 
 Device = torch.device | str
+Weights = dict[str, Tensor]  # by name
 
 
 def start_run(
-    recipe: Recipe, device: Device = "cpu", weights: dict[str, Tensor] | None = None
+    recipe: Recipe,
+    device: Device = "cpu",
+    weights: Weights | None = None,
+    part_weights: dict[str, Weights] | None = None,
+    teacher: Teacher | None = None,
 ) -> Run:
     """A run at step 0, from random weights or those given.
 
-    Raises ValueError for an unknown name, or weights of another network.
+    part_weights: for parts of its method, by name. teacher: that of formats.teachers. Raises
+    ValueError for an unknown name, weights of another network, or a recipe that does not fit.
     """
     network = make_network(recipe).to(device)
-    if recipe.objective in MATCHING:
-        network.fake = make_network(replace(recipe, network="shortcut")).to(device)
+    method = make_method(recipe, teacher)
+    method.parts.to(device)
+    source = recipe.init_from or "what is given"
     if weights is not None:
-        source = recipe.init_from or "what is given"
         checkpoint_files.load_weights(network.state_dict(), weights, source)
-    if recipe.critic:
-        network.critic = make_critic(recipe).to(device)
-    return run.start_run(recipe, network, make_optimizer(network, recipe), make_times(recipe))
-
-
-def make_critic(recipe: Recipe) -> nn.Module:
-    """A fresh critic of the recipe's images, whose weights depend on the seed and sizes alone.
-
-    Raises ValueError beside an objective that also learns the variance.
-    """
-    problem = f'objective "{recipe.objective}" also learns the variance'
-    check(not learns_variance(recipe), f"{problem}: leave critic at 0")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
-        return adversarial.Critic(*recipe.shape, recipe.classes)
+    for name, part in (part_weights or {}).items():
+        checkpoint_files.load_weights(method.parts[name].state_dict(), part, source)
+    make = partial(make_optimizer, recipe=recipe)
+    return run.start_run(recipe, network, make, method, make_times(recipe))
 
 
 def method_of(recipe: Recipe) -> dict:
@@ -89,18 +79,15 @@ def save_checkpoint(
 
     draw: advice, if any. Raises OSError where it cannot be written.
     """
-    beside = [name for name in BESIDE if hasattr(network, name)]
-    network = deepcopy(network) if beside else network
-    for name in beside:
-        delattr(network, name)
     checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe), draw)
 
 
 def train(
     recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
-    resume: bool = False, weights: dict[str, Tensor] | None = None, deadline: float = math.inf,
+    resume: bool = False, weights: Weights | None = None, deadline: float = math.inf,
     device: Device = "cpu", world: World = run.ALONE, log: loop.Log | None = None,
     ending: float | None = None, draw: dict | None = None, teacher: Teacher | None = None,
+    part_weights: dict[str, Weights] | None = None,
 ) -> Run:  # fmt: skip
     """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 
@@ -118,8 +105,11 @@ def train(
     check(known, f"{problem}: pass that of formats.teachers, or leave it empty")
     devices.check_precision(recipe.precision, device)
     recipe = replace(recipe, compile=recipe.compile and devices.compiles(device, recipe.precision))
-    begin = partial(start_run, device=device)
-    begun = saving.resume_run(folder, begin, recipe) if resume else begin(recipe, weights=weights)
+    begin = partial(start_run, device=device, teacher=teacher)
+    if resume:
+        begun = saving.resume_run(folder, begin, recipe)
+    else:
+        begun = begin(recipe, weights=weights, part_weights=part_weights)
     if world.rank == 0:
         count = f"{run.count_parameters(begun.network):,} parameters"
         place = f"{world.size} processes" if world.size > 1 else device
@@ -130,17 +120,9 @@ def train(
         previews.preview, make_denoiser=partial(make_denoiser, recipe=recipe),
         processes=world.size, c=conditions(recipe, images, range(previews.IMAGES)),
     )  # fmt: skip
-    draw = advice_for(recipe, folder, resume) if draw is None else draw
-    second = getattr(begun.network, "fake", None)
-    objective = make_objective(recipe, begun.done, teacher, second)
-    if second is not None:
-        check(world.size == 1, f"objective {recipe.objective} is for one process: launch no more")
-    if recipe.critic:
-        check(world.size == 1, "critic is for one process: leave it at 0 for several")
-        rival = begun.network.critic
-        objective = adversarial.judged(objective, conversion_of(recipe), rival, recipe.critic)
+    draw = advice_for(begun, folder, resume) if draw is None else draw
     return loop.fit(
-        begun, images, make_schedule(recipe), objective, folder,
+        begun, images, make_schedule(recipe), folder,
         save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels, deadline=deadline,
         augment=ddpm.mirrored if is_mirrored else None, ending=ending, world=world, log=log,
         preview=preview,
@@ -150,4 +132,4 @@ def train(
 def measure(device: torch.device) -> throughput.ThroughputMeter:
     """How fast this machine trains and draws, for a plan."""
     start = partial(start_run, device=device)
-    return throughput.ThroughputMeter(device, start, make_schedule, make_objective, make_network)
+    return throughput.ThroughputMeter(device, start, make_schedule, make_network)

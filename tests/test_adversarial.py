@@ -10,11 +10,14 @@ from torch import nn
 from trained import TINY, squares
 
 from mnist_ddpm import catalogue, trainer
+from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.ddpm import random_generator
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.pretrained import initial_weights
-from mnist_ddpm.methods.adversarial import Critic, judged
+from mnist_ddpm.method import Batch, PlainMethod
+from mnist_ddpm.methods.adversarial import Adversarial, Critic
 from mnist_ddpm.methods.predictions import X0, weighted
+from mnist_ddpm.networks import make_critic
 
 JUDGED = replace(TINY, critic=0.5, prediction="v", objective="consistency", classes=3)
 
@@ -40,14 +43,14 @@ def test_from_noise_alone_the_mean_is_predicted_unless_a_critic_says_that_none_l
     torch.manual_seed(0)
     network = Points()
     critic = Critic(1, 1, 1)
-    objective = judged(weighted(X0), X0, critic, weight)
+    method = Adversarial(PlainMethod(weighted(X0)), X0, critic, weight)
     both = [*network.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(both, 2e-3, betas=(0.0, 0.99))
     t = torch.full((128,), 1000)
     for _ in range(500):
         x0, eps = torch.randn(128, 1, 1, 1).sign() / 2, torch.randn(128, 1, 1, 1)
         optimizer.zero_grad()
-        objective(network, PAPER, x0, t, eps).mean().backward()
+        method.loss(network, PAPER, Batch(x0, t, eps)).mean().backward()
         optimizer.step()
     drawn = network(torch.randn(1000, 1, 1, 1), t)
     assert rms(drawn) < 0.1 if weight == 0 else rms(drawn.abs() - 0.5) < 0.2
@@ -59,7 +62,8 @@ def test_the_critic_learns_to_tell_and_the_network_to_pass():
     network, critic = Points(), Critic(1, 1, 1)
     x0, eps = 2 + torch.randn(2, 256, 1, 1, 1)
     t = torch.full((256,), 900)
-    nothing = lambda network, schedule, x0, t, eps: 0 * network(x0, t).mean(dim=(1, 2, 3))  # noqa: E731
+    nothing = PlainMethod(lambda network, schedule, x0, t, eps: 0 * network(x0, t).flatten())
+    method = Adversarial(nothing, X0, critic, 1.0)
 
     def lead():
         fake = network(PAPER.a[900] * x0 + PAPER.b[900] * eps, t)
@@ -69,7 +73,7 @@ def test_the_critic_learns_to_tell_and_the_network_to_pass():
         before = lead()
         for _ in range(20):
             nn.ModuleList([network, critic]).zero_grad()
-            judged(nothing, X0, critic, 1.0)(network, PAPER, x0, t, eps).mean().backward()
+            method.loss(network, PAPER, Batch(x0, t, eps)).mean().backward()
             for p in module.parameters():
                 p.data -= 0.02 * p.grad
         assert wanted * (lead() - before) > 0.01
@@ -81,7 +85,8 @@ def test_in_bfloat16_the_critic_computes_in_float32():
     kinds = set()
     critic.register_forward_hook(lambda module, given, score: kinds.add(score.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        judged(weighted(X0), X0, critic, 1.0)(network, PAPER, x0, t, eps).sum().backward()
+        method = Adversarial(PlainMethod(weighted(X0)), X0, critic, 1.0)
+        method.loss(network, PAPER, Batch(x0, t, eps)).sum().backward()
     assert kinds == {torch.float32}
 
 
@@ -105,11 +110,12 @@ def test_each_time_s_images_have_to_pass_by_themselves():
         critic = Critic(1, 1, 1)
         optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
         draw = lambda xt, t, fakes=fakes: (0 * xt + fakes.view(-1, 1, 1, 1)).requires_grad_()  # noqa: E731
-        nothing = lambda network, schedule, x0, t, eps: network(x0, t).flatten() * 0  # noqa: E731
+        nothing = PlainMethod(lambda network, schedule, x0, t, eps: 0 * network(x0, t).flatten())
+        method = Adversarial(nothing, X0, critic, 0.0)
         for _ in range(200):
             x0 = eps.sign()[torch.randperm(256)] / 2
             optimizer.zero_grad()
-            loss = judged(nothing, X0, critic, 0.0)(draw, PAPER, x0, t, eps).mean()
+            loss = method.loss(draw, PAPER, Batch(x0, t, eps)).mean()
             loss.backward()
             optimizer.step()
         losses.append(loss.item())
@@ -119,21 +125,19 @@ def test_each_time_s_images_have_to_pass_by_themselves():
 def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_path):
     labels = torch.arange(96) % 3
     whole = trainer.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "a", labels)
-    assert all(torch.isfinite(p).all() for p in whole.network.critic.parameters())
-    fresh = trainer.make_critic(JUDGED).state_dict()
-    assert not equal(whole.network.critic.state_dict(), fresh)
-    begun = trainer.start_run(replace(JUDGED, epochs=1.0))
+    critic = whole.method.parts["critic"]
+    assert all(torch.isfinite(p).all() for p in critic.parameters())
+    assert not equal(critic.state_dict(), make_critic(JUDGED).state_dict())
     # stopped by a deadline that has passed: after a step
     trainer.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, deadline=0.0)
     again = trainer.train(
         replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, resume=True
     )
     assert equal(again.network.state_dict(), whole.network.state_dict())
-    assert begun.network.state_dict().keys() == whole.network.state_dict().keys()
+    assert equal(again.method.parts.state_dict(), whole.method.parts.state_dict())
     network, _, recipe = checkpoints.load(tmp_path / "a")
-    assert recipe.critic == 0.5 and not hasattr(network, "critic")
-    checkpoints.save(tmp_path / "copy", network, recipe, {})
-    assert equal(checkpoints.load(tmp_path / "copy").network.state_dict(), network.state_dict())
+    assert recipe.critic == 0.5 and equal(network.state_dict(), whole.ema.state_dict())
+    assert network.state_dict().keys() == make_network(JUDGED).state_dict().keys()
 
 
 def test_several_processes_are_refused(tmp_path):

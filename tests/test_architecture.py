@@ -7,12 +7,17 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "mnist_ddpm"
 FLOORS = [
-    {"ddpm"}, {"machine", "datasets"}, {"methods", "training"}, {"data"}, {"catalogue"},
+    {"ddpm"},
+    {"machine", "datasets", "method"},
+    {"methods", "training"},
+    {"data", "networks"},
+    {"catalogue"},
     {"trainer"},
     {"formats"},
     {"evaluation"},
-    {"commands", "experiments"}, {"__main__", "__init__"},
-]  # fmt: skip
+    {"commands", "experiments"},
+    {"__main__", "__init__"},
+]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "ddpm.py")
 
 

@@ -22,10 +22,11 @@ from mnist_ddpm.catalogue import (
     VARIANCES,
     heeds_betas,
     make_denoiser,
+    make_method,
     make_network,
-    make_objective,
     make_schedule,
     sampling_times,
+    stateless,
 )
 from mnist_ddpm.data import sets
 from mnist_ddpm.data.pictures import margin
@@ -127,10 +128,10 @@ def test_unknown_names_are_told_with_the_known_ones(tmp_path):
     recipe = replace(recipe, optimizer="mine", dataset=str(tmp_path / "mine"))
     for ask, known in (
         (lambda: make_schedule(recipe), "cosine-zero-snr"),
-        (lambda: make_objective(replace(recipe, objective="p2")), "x0"),
+        (lambda: make_method(replace(recipe, objective="p2")), "x0"),
         (lambda: make_denoiser(None, None, recipe), "x0"),
-        (lambda: make_objective(replace(recipe, prediction="v")), "truncated-snr"),
-        (lambda: start_run(recipe), "muon"),
+        (lambda: make_method(replace(recipe, prediction="v")), "truncated-snr"),
+        (lambda: start_run(replace(TINY, optimizer="mine")), "muon"),
         (lambda: sampling_times(make_schedule(TINY), 5, "mine"), "linspace"),
         (lambda: load_images(recipe), "celeba"),
     ):
@@ -142,7 +143,7 @@ def test_unknown_names_are_told_with_the_known_ones(tmp_path):
 
 
 def test_the_papers_loss_is_the_notebooks():
-    assert make_objective(Recipe()) is ddpm.l_simple
+    assert make_method(Recipe()).objective is ddpm.l_simple
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
@@ -152,9 +153,9 @@ def test_simple_is_the_plain_error_of_what_is_predicted(kind):
     x0, eps, xt = example(schedule)
     right = eps if kind == "eps" else conversion.from_x0(schedule, xt, TIMES, x0)
     off = torch.arange(4.0).view(4, 1, 1, 1)
-    losses = make_objective(recipe)(lambda xt, t: right + off, schedule, x0, TIMES, eps)
+    losses = make_method(recipe).objective(lambda xt, t: right + off, schedule, x0, TIMES, eps)
     torch.testing.assert_close(losses.double(), off.flatten().square().double())
-    weighed = make_objective(replace(recipe, objective="p2"))
+    weighed = make_method(replace(recipe, objective="p2")).objective
     given = lambda xt, t: right + off, schedule, x0, TIMES, eps
     torch.testing.assert_close(weighed(*given), weighted(conversion, p2)(*given))
 
@@ -165,8 +166,8 @@ def test_an_objective_of_ones_own_is_told_the_noise_whatever_is_predicted(kind, 
         """Of what a network says beside the prediction."""
         return network(x0, t)[:, 1:].mean(dim=(1, 2, 3))
 
-    monkeypatch.setitem(OBJECTIVES, "mine", for_any_prediction(ddpm.l_simple))
-    monkeypatch.setitem(OBJECTIVES, "second", for_any_prediction(second))
+    monkeypatch.setitem(OBJECTIVES, "mine", stateless(for_any_prediction(ddpm.l_simple)))
+    monkeypatch.setitem(OBJECTIVES, "second", stateless(for_any_prediction(second)))
     recipe = Recipe(prediction=kind)
     schedule = make_schedule(recipe)
     x0, eps, _ = example(schedule)
@@ -181,15 +182,15 @@ def test_an_objective_of_ones_own_is_told_the_noise_whatever_is_predicted(kind, 
         return torch.cat([off_by_a_half(xt, t), torch.full_like(xt, 7.0)], dim=1)
 
     for name, network, wanted in (("mine", off_by_a_half, 0.25), ("second", with_more, 7.0)):
-        objective = make_objective(replace(recipe, objective=name))
+        objective = make_method(replace(recipe, objective=name)).objective
         losses = objective(network, schedule, x0, TIMES, eps)
         torch.testing.assert_close(losses, torch.full_like(losses, wanted), rtol=0, atol=1e-5)
 
 
 FITTING = [
     (prediction, objective)
-    for objective in sorted(OBJECTIVES.keys() - catalogue.MATCHING)
-    for prediction in ("v", "velocity" if objective in catalogue.CHANGING else "x0")
+    for objective in sorted(OBJECTIVES.keys() - {"matching"})
+    for prediction in ("v", "velocity" if objective == "consistency" else "x0")
 ]
 
 
@@ -198,7 +199,7 @@ def test_training_and_sampling_with_pure_noise_at_the_end_stay_finite(prediction
     names = {"schedule": "linear-zero-snr", "prediction": prediction, "objective": objective}
     recipe = replace(TINY, T=4, epochs=2, **names)
     schedule, run = make_schedule(recipe), start_run(recipe)
-    losses = list(training_loop(run, squares(16), schedule, make_objective(recipe)))
+    losses = list(training_loop(run, squares(16), schedule))
     assert len(losses) == 2 and all(map(math.isfinite, losses))
     assert all(weight.isfinite().all() for weight in run.network.parameters())
     denoise = ddpm.clipped(make_denoiser(run.ema, schedule, recipe), schedule)
@@ -319,9 +320,9 @@ def test_attention_is_on_levels_of_these_sides():
 
 def test_a_network_needs_one_class_and_one_name(monkeypatch):
     class Mine(nn.Module):
-        def __init__(self, recipe):
+        def __init__(self, recipe, in_channels, out_channels):
             super().__init__()
-            self.layer = nn.Conv2d(recipe.channels, recipe.channels, 1)
+            self.layer = nn.Conv2d(in_channels, out_channels, 1)
 
         def forward(self, x, t):
             return self.layer(x)
@@ -329,7 +330,7 @@ def test_a_network_needs_one_class_and_one_name(monkeypatch):
     monkeypatch.setitem(catalogue.NETWORKS, "mine", Mine)
     recipe = replace(TINY, network="mine", epochs=1)
     run = start_run(recipe)
-    list(training_loop(run, squares(), make_schedule(recipe), make_objective(recipe)))
+    list(training_loop(run, squares(), make_schedule(recipe)))
     assert run.step == 6 and isinstance(run.ema, Mine)
     with pytest.raises(ValueError, match="Mine takes no labels"):
         start_run(replace(recipe, classes=2))
@@ -402,8 +403,7 @@ def test_labels_are_those_of_a_data_set_that_has_them(pictures, monkeypatch):
 def test_the_papers_run_is_the_notebooks_bit_for_bit():
     settings = ddpm.Settings(**{f.name: getattr(TINY, f.name) for f in fields(ddpm.Settings)})
     theirs, ours = ddpm.start_run(settings), start_run(TINY)
-    schedule, objective = make_schedule(TINY), make_objective(TINY)
-    losses = list(training_loop(ours, squares(), schedule, objective))
+    losses = list(training_loop(ours, squares(), make_schedule(TINY)))
     path = ddpm.beta_schedule(ddpm.linear_beta(TINY.T))
     assert losses == list(ddpm.training_loop(theirs, squares(), path))
     assert same(ours.network, theirs.network) and same(ours.ema, theirs.ema)
@@ -452,7 +452,7 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
         seen[recipe.dataset] = x0
         return ddpm.l_simple(network, schedule, x0, t, eps)
 
-    monkeypatch.setitem(OBJECTIVES, "watched", lambda conversion: watched)
+    monkeypatch.setitem(OBJECTIVES, "watched", stateless(lambda conversion: watched))
     for dataset in ("squares", *DATASETS):
         recipe = replace(DIGITS, dataset=dataset, T=4, epochs=0.2, batch_size=16)
         train(replace(recipe, objective="watched"), images, tmp_path / dataset)
@@ -469,7 +469,5 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
 def test_measuring_knows_how_to_train_a_recipe():
     measuring = trainer.measure(torch.device("cpu"))
     run = measuring.start_run(TINY)
-    steps = training_loop(
-        run, squares(), measuring.make_schedule(TINY), measuring.make_objective(TINY)
-    )
+    steps = training_loop(run, squares(), measuring.make_schedule(TINY))
     assert len(list(islice(steps, 2))) == 2 and run.step == 2

@@ -1,6 +1,7 @@
 """Consistency models, on data that are one Gaussian: where the ODE leads is known."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from trained import TINY, squares
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import predict_eps, q_sample, random_generator
-from mnist_ddpm.methods.consistency import consistency, consistency_sampler, ect_times
-from mnist_ddpm.methods.distillation import distilled
+from mnist_ddpm.method import Batch
+from mnist_ddpm.methods.consistency import Consistency, consistency_sampler, ect_times
+from mnist_ddpm.methods.distillation import Distilled
 from mnist_ddpm.methods.edm import EDM, edm_weight
 from mnist_ddpm.methods.flow import VELOCITY, flow
-from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser
+from mnist_ddpm.methods.predictions import EPS, V, denoiser
 from mnist_ddpm.trainer import train
 
 MEAN = torch.tensor([-0.5, 0.3, 0.0], dtype=torch.float64).view(1, 1, 1, 3)
@@ -97,7 +99,7 @@ def test_to_agree_with_the_image_is_the_loss_of_a_diffusion_model(path):
     x0, eps = example(path, t)
     network = lambda x, t: 0.4 * x  # noqa: E731
     earlier = lambda schedule, t, done: torch.zeros_like(t)  # noqa: E731
-    losses = consistency(EDM, earlier=earlier, c=0.0)(network, path, x0, t, eps)
+    losses = Consistency(EDM, earlier, c=0.0).loss(network, path, Batch(x0, t, eps))
     error = denoiser(network, path, EDM)(q_sample(path, x0, t, eps), t)[0] - x0
     torch.testing.assert_close(
         losses, error.square().mean(dim=(1, 2, 3)).sqrt() * edm_weight(path, t)
@@ -108,13 +110,13 @@ def test_a_perfect_function_agrees_with_itself_along_the_teacher_s_ode():
     """To the second order of the step, which is Euler's. With the data's noise it does not."""
     path, t = flow(8000), torch.tensor([800, 2400, 6400])
     x0, eps = example(path, t)
-    network, found = lambda x, t: X0.from_x0(path, x, t, perfect(path)(x, t)[0]), {}
+    network, found = lambda x, t: V.from_x0(path, x, t, perfect(path)(x, t)[0]), {}
     for teacher in (True, False):
         for step in (80, 40):
             earlier = lambda schedule, t, done, step=step: t - step  # noqa: E731
-            objective = consistency(X0, earlier=earlier, c=0.0)
-            objective = distilled(objective, lambda labels: exact(path)) if teacher else objective
-            found[teacher, step] = objective(network, path, x0, t, eps)
+            method = Consistency(V, earlier, c=0.0)
+            method = Distilled(method, lambda labels: exact(path)) if teacher else method
+            found[teacher, step] = method.loss(network, path, Batch(x0, t, eps))
     ratio = found[True, 80] / found[True, 40]
     assert ((ratio > 3.5) & (ratio < 4.5)).all()
     assert (found[False, 40] > 3 * found[True, 40]).all()
@@ -125,7 +127,7 @@ def test_what_is_agreed_with_learns_nothing():
     factor, frozen = (torch.tensor(0.4, requires_grad=True) for _ in range(2))
     network = lambda x, t: (factor if torch.equal(t, asked) else frozen) * x  # noqa: E731
     asked = t
-    consistency(V)(network, PAPER, x0, t, eps).sum().backward()
+    Consistency(V).loss(network, PAPER, Batch(x0, t, eps)).sum().backward()
     assert frozen.grad is None and factor.grad.abs() > 0
 
 
@@ -133,20 +135,18 @@ def test_what_is_agreed_with_learns_nothing():
 def test_what_need_not_be_the_image_without_noise_is_refused(prediction):
     """All networks agree where they say nothing but 0."""
     with pytest.raises(ValueError, match="prediction"):
-        catalogue.make_objective(replace(TINY, objective="consistency", prediction=prediction))
+        catalogue.make_method(replace(TINY, objective="consistency", prediction=prediction))
 
 
 def test_training_tells_how_far_it_is(tmp_path, monkeypatch):
     told = []
 
-    def watched(conversion, done):
-        def earlier(schedule, t, part):
-            told.append(part)
-            return ect_times(schedule, t, part)
+    def earlier(schedule, t, part):
+        told.append(part)
+        return ect_times(schedule, t, part)
 
-        return consistency(conversion, done, earlier)
-
-    monkeypatch.setitem(catalogue.OBJECTIVES, "consistency", watched)
+    entry = catalogue.stateless(partial(Consistency, earlier=earlier))
+    monkeypatch.setitem(catalogue.OBJECTIVES, "consistency", entry)
     names = {"objective": "consistency", "prediction": "edm", "times": "log-normal"}
     recipe = replace(TINY, **names)
     run = train(recipe, squares(32), tmp_path)

@@ -12,7 +12,8 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import PREDICTIONS, make_schedule
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints, teachers
-from mnist_ddpm.methods.distillation import distilled
+from mnist_ddpm.method import Batch, PlainMethod
+from mnist_ddpm.methods.distillation import Distilled
 from mnist_ddpm.methods.predictions import weighted
 from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.training.recipe import Recipe
@@ -55,7 +56,8 @@ def test_who_says_what_the_teacher_says_has_nothing_to_learn(name, places):
 
     objective = weighted(conversion)
     assert (objective(student, SCHEDULE, x0, T, eps) > 1e-5).all()
-    assert (distilled(objective, teacher)(student, SCHEDULE, x0, T, eps) < 1e-9).all()
+    method = Distilled(PlainMethod(objective), teacher)
+    assert (method.loss(student, SCHEDULE, Batch(x0, T, eps)) < 1e-9).all()
 
 
 def test_a_teacher_is_guided_as_its_checkpoint_advises(places):
@@ -124,13 +126,13 @@ def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tm
     xt = ddpm.q_sample(SCHEDULE, x0, T, eps)
     told, untold = strong(xt, T, true), strong(xt, T)
 
-    def student(xt, t):
+    def student(xt, t, labels):
         return torch.zeros_like(xt)
 
-    student.labels, student.true_labels = torch.tensor([3, 1, 3, 3]), true
+    batch = Batch(x0, T, eps, torch.tensor([3, 1, 3, 3]), true)
     for scale, wanted in ((0.0, told), (3.0, torch.lerp(untold, told, 3.0))):
         teacher = teachers.teacher(replace(asked, teacher_guidance=scale))
-        losses = distilled(ddpm.l_simple, teacher)(student, SCHEDULE, x0, T, eps)
+        losses = Distilled(PlainMethod(ddpm.l_simple), teacher).loss(student, SCHEDULE, batch)
         torch.testing.assert_close(losses, wanted.square().mean(dim=(1, 2, 3)))
 
 

@@ -9,10 +9,15 @@ from helpers import equal
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.commands.train import as_second
 from mnist_ddpm.data import sets
-from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.methods.distribution_matching import FASTER, JUDGING, chains_of, matching
+from mnist_ddpm.formats import checkpoints, teachers
+from mnist_ddpm.method import Batch
+from mnist_ddpm.methods.distribution_matching import (
+    FASTER,
+    JUDGING,
+    DistributionMatching,
+    chains_of,
+)
 from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.methods.schedules import even_signal
 from mnist_ddpm.training.loop import training_loop
@@ -47,15 +52,24 @@ class Generator(nn.Module):
         return torch.where(first, self.mean + self.std * xt, xt.clamp(-1, 1) + 0 * self.mean)
 
 
+class Fake(nn.Module):
+    """A function as a second network."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
+
+
 def gradients(generator, teacher):
     """Of mean and deviation, with a second network that knows what is drawn in one step."""
     drawn = normal(generator.mean.item(), generator.std.item())
-    fake = lambda xt, t, s: drawn(xt, t)[0]  # noqa: E731
+    fake = Fake(lambda xt, t, s: drawn(xt, t)[0])
     torch.manual_seed(0)
     eps = torch.randn(600, 1, 4, 4)
     t = torch.randint(1, 1001, (600,))
     _, count = chains_of(600, PATH)
-    losses = matching(X0, fake, lambda labels: teacher)(generator, PATH, eps, t, eps)
+    method = DistributionMatching(X0, fake, lambda labels: teacher)
+    losses = method.loss(generator, PATH, Batch(eps, t, eps))
     losses[count == 1].mean().backward()
     return generator.mean.grad.item(), generator.std.grad.item()
 
@@ -86,7 +100,8 @@ class Constant(nn.Module):
 def test_the_second_network_learns_what_is_drawn(t, weight):
     generator, second, teacher = Generator(0.3, 0.0), Constant(0.0), normal(0.3, 0.1)
     eps, t = torch.randn(20, 1, 4, 4), torch.full((20,), t)
-    losses = matching(X0, second, lambda labels: teacher)(generator, PATH, eps, t, eps)
+    method = DistributionMatching(X0, second, lambda labels: teacher)
+    losses = method.loss(generator, PATH, Batch(eps, t, eps))
     losses[:6].sum().backward()  # drawn in one step
     torch.testing.assert_close(second.value.grad, torch.tensor(-2 * 6 * 0.3 * weight))
 
@@ -94,11 +109,10 @@ def test_the_second_network_learns_what_is_drawn(t, weight):
 def test_it_learns_at_the_times_that_are_drawn_at_from_its_own_images():
     seen, own = [], torch.arange(20)
 
-    def network(xt, t, labels=own):
+    def network(xt, t, labels):
         seen.append((t.tolist(), labels.tolist(), torch.is_grad_enabled()))
         return 0 * xt + labels.view(-1, 1, 1, 1) / 100
 
-    network.labels = own
     known = []
 
     def teacher(labels):
@@ -111,7 +125,8 @@ def test_it_learns_at_the_times_that_are_drawn_at_from_its_own_images():
         return xt
 
     eps, t = torch.randn(20, 1, 4, 4), torch.full((20,), 500)
-    matching(X0, fake, teacher)(network, PATH, eps, t, eps)
+    method = DistributionMatching(X0, Fake(fake), teacher)
+    method.loss(network, PATH, Batch(eps, t, eps, own))
     two, four = even_signal(PATH, 2), even_signal(PATH, 4)
     last = [1000] * 6 + [two[1]] * 4 + [four[1]] * 2 + [four[2]] * 3 + [four[3]] * 5
     assert seen[-1] == (last, [*range(20)], True) and known == [[*range(20)]]
@@ -170,14 +185,12 @@ def test_the_second_network_begins_as_a_teacher_if_it_can(
     names = {"teacher": "known", "teacher_unlabelled": unlabelled, "init_from": "few"}
     recipe = replace(SMALL, objective="matching", **names)
     wanted = checkpoints.load(who).network
-    begun = trainer.start_run(recipe, weights=None)
-    begun.network.fake.load_state_dict(
-        {name.removeprefix("fake."): value for name, value in as_second(recipe).items()}
-    )
+    fake = catalogue.make_method(recipe).parts["fake"]
+    fake.load_state_dict(teachers.first_weights(recipe, fake))
     x, t, s = torch.randn(2, *SMALL.shape), torch.tensor([60, 7]), torch.tensor([1, 60])
     for labels in (None,) if who == "plain" else (None, torch.tensor([0, 2])):
         told = () if labels is None else (labels,)
-        torch.testing.assert_close(begun.network.fake(x, t, labels, s), wanted(x, t, *told))
+        torch.testing.assert_close(fake(x, t, labels, s), wanted(x, t, *told))
 
 
 def test_a_step_tells_true_labels_too_and_gives_each_network_its_rate():
@@ -186,23 +199,21 @@ def test_a_step_tells_true_labels_too_and_gives_each_network_its_rate():
     recipe = replace(SMALL, batch_size=16, epochs=1, **names)
     begun, labels, seen = trainer.start_run(recipe), torch.arange(16) % 3, []
 
-    def objective(network, schedule, x0, t, eps):
-        seen.append((network.labels, network.true_labels))
-        return network(x0, t).square().mean(dim=(1, 2, 3))
+    def loss(network, schedule, batch):
+        seen.append((batch.labels, batch.true_labels))
+        return network(batch.x0, batch.t, batch.labels).square().mean(dim=(1, 2, 3))
 
-    schedule = catalogue.make_schedule(recipe)
-    (_,) = training_loop(begun, blobs(16), schedule, objective, labels)
+    begun.method.loss = loss
+    (_,) = training_loop(begun, blobs(16), catalogue.make_schedule(recipe), labels)
     ((told, true),) = seen
     assert true.bincount().tolist() == labels.bincount().tolist()
     hidden = told == 3
     assert 0 < hidden.sum() < 16 and torch.equal(told[~hidden], true[~hidden])
-    own, second, critic = begun.optimizer.param_groups
+    own, second, critic = (optimizer.param_groups[0] for _, optimizer in begun.trained)
     assert second["lr"] == FASTER * own["lr"] > 0
     assert critic["lr"] == pytest.approx(JUDGING)
-    for group, part in ((second, begun.network.fake), (critic, begun.network.critic)):
-        assert {*map(id, group["params"])} == {*map(id, part.parameters())}
-    parts = [p for group in begun.optimizer.param_groups for p in group["params"]]
-    assert {*map(id, parts)} == {*map(id, begun.network.parameters())}
+    for network, optimizer in begun.trained:
+        assert [*map(id, network.parameters())] == [*map(id, optimizer.param_groups[0]["params"])]
     assert own["betas"][0] == critic["betas"][0] == 0 < second["betas"][0]
 
 

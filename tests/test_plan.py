@@ -11,7 +11,7 @@ import pytest
 import torch
 from trained import PATH, TINY, start_simple
 
-from mnist_ddpm import ddpm, trainer
+from mnist_ddpm import trainer
 from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.training import loop, planning, throughput
 from mnist_ddpm.training.options import size_in_words
@@ -266,8 +266,8 @@ def slow(monkeypatch):
 
     monkeypatch.setattr(throughput, "training_step", slow_step)
     made = ThroughputMeter(
-        torch.device("cpu"), start_simple, lambda recipe: PATH, lambda recipe: ddpm.l_simple,
-        lambda recipe: Slow(), lambda: now[0],
+        torch.device("cpu"), start_simple, lambda recipe: PATH, lambda recipe: Slow(),
+        lambda: now[0],
     )  # fmt: skip
     made.costs = costs
     return made

@@ -230,7 +230,7 @@ def test_a_schedule_that_leaves_signal_is_told(tmp_path, capsys):
         schedule = ddpm.beta_schedule(ddpm.linear_beta(T))
         run = start(replace(TINY, T=T, epochs=0.1))
         options = {"save_checkpoint": save_checkpoint}
-        loop.fit(run, squares(), schedule, l_simple, tmp_path / f"{T}", **options)
+        loop.fit(run, squares(), schedule, tmp_path / f"{T}", **options)
         assert ("36%" in capsys.readouterr().out) == told
 
 

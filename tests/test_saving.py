@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from trained import PATH, TINY, fit, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.catalogue import make_objective
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine import files
 from mnist_ddpm.machine.files import check_writable, replacing, writable_folder
@@ -78,7 +77,6 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, kill_at, changes):
     recipe = replace(TINY, **changes)
     options = {"augment": ddpm.mirrored, "schedule": ddpm.beta_schedule(ddpm.linear_beta(recipe.T))}
     options |= {"labels": torch.arange(96) % 3} if recipe.classes else {}
-    options |= {"objective": make_objective(recipe)}
     whole, killed = start(recipe), start(recipe)
     list(steps(whole, **options))
     list(islice(steps(killed, **options), kill_at))

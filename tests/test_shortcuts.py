@@ -12,14 +12,15 @@ from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.pretrained import initial_weights
+from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods import adversarial
 from mnist_ddpm.methods.guidance import LabelledUNet, with_labels
 from mnist_ddpm.methods.predictions import V, unweighted
 from mnist_ddpm.methods.shortcuts import (
     FINEST,
+    Shortcuts,
     ShortcutUNet,
     heading,
-    shortcut,
     shortcut_sampler,
     steps_of,
 )
@@ -69,21 +70,21 @@ def teacher(labels):
 def test_a_right_network_has_nothing_to_learn():
     x0, t, eps = example()
     count = steps_of(len(x0))
-    objective = shortcut(unweighted(V), V, teacher)
-    losses = objective(right, PATH, x0, t, eps)
+    method, batch = Shortcuts(PlainMethod(unweighted(V)), V, teacher), Batch(x0, t, eps)
+    losses = method.loss(right, PATH, batch)
     assert losses[count != FINEST].max() < 1e-12
     assert losses[count == FINEST].max() < 1e-4  # second order: not exact
     for wrong, where in (
         (lambda xt, t, s: right(xt, t), 1),
         (lambda xt, t, s: right(xt, t, 0 * t), 0),
     ):
-        assert objective(wrong, PATH, x0, t, eps)[count == where].min() > 1e-7
+        assert method.loss(wrong, PATH, batch)[count == where].min() > 1e-7
 
 
 def test_without_a_teacher_steps_of_no_length_learn_from_the_images():
     x0, t, eps = example()
     none = steps_of(len(x0)) == 0
-    found = shortcut(unweighted(V), V)(right, PATH, x0, t, eps)
+    found = Shortcuts(PlainMethod(unweighted(V)), V).loss(right, PATH, Batch(x0, t, eps))
     torch.testing.assert_close(found[none], unweighted(V)(right, PATH, x0, t, eps)[none])
     assert found[none].min() > 1e-3
 
@@ -130,7 +131,7 @@ def test_each_part_of_a_batch_is_told_its_own_labels():
     x0, t, eps = example(32)
     labels, true, asked = torch.arange(32), torch.arange(32) + 100, []
 
-    def network(xt, t, labels=labels, s=None):
+    def network(xt, t, labels, s=None):
         asked.append((xt.flatten(1)[:, 0], labels))
         return right(xt, t, s)
 
@@ -138,8 +139,8 @@ def test_each_part_of_a_batch_is_told_its_own_labels():
         asked.append((None, labels))
         return teacher(labels)
 
-    network.labels, network.true_labels = labels, true
-    shortcut(unweighted(V), V, asks)(network, PATH, x0, t, eps)
+    batch = Batch(x0, t, eps, labels, true)
+    Shortcuts(PlainMethod(unweighted(V)), V, asks).loss(network, PATH, batch)
     jumps = steps_of(32) > 0
     (_, of_teacher), (first, one), (_, two), (all_of_it, three) = asked
     assert of_teacher.tolist() == true[~jumps].tolist()
@@ -157,9 +158,9 @@ def test_a_critic_judges_steps_that_end_at_an_image_alone():
     def asked(xt, t, s=None):
         return network + right(xt, t, s)
 
-    objective = shortcut(unweighted(V), V, teacher)
-    bare = objective(asked, PATH, x0, t, eps).detach()
-    found = adversarial.judged(objective, V, critic, 0.5)(asked, PATH, x0, t, eps).detach()
+    method, batch = Shortcuts(PlainMethod(unweighted(V)), V, teacher), Batch(x0, t, eps)
+    bare = method.loss(asked, PATH, batch).detach()
+    found = adversarial.Adversarial(method, V, critic, 0.5).loss(asked, PATH, batch).detach()
     judged = (found - bare).abs() > 1e-9
     ends = torch.zeros(32, dtype=torch.bool)
     for k, (count, time) in enumerate(zip(steps_of(32).tolist(), t.tolist())):
@@ -209,4 +210,4 @@ def test_times_that_cannot_be_halved_so_often_are_refused():
     x0, t, eps = example(32)
     short = ddpm.Schedule(PATH.a[:21], PATH.b[:21])
     with pytest.raises(ValueError, match="20"):
-        shortcut(unweighted(V), V)(right, short, x0, t.clamp(max=20), eps)
+        Shortcuts(PlainMethod(unweighted(V)), V).loss(right, short, Batch(x0, t.clamp(max=20), eps))

@@ -1,6 +1,7 @@
 """A small recipe, images for it, and what trains it."""
 
 import errno
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.machine import folder_lock, interrupts
+from mnist_ddpm.method import as_method
 from mnist_ddpm.training import loop, run_length
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, start_run
@@ -57,25 +59,27 @@ class Simple(nn.Module):
         return self.conv(x) + self.shift(t)[:, :, None, None]
 
 
-def start_simple(recipe: Recipe) -> Run:
+def start_simple(recipe: Recipe, objective=ddpm.l_simple) -> Run:
     """A run at step 0 that takes a tenth of a U-Net's time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = Simple()
-    return start_run(recipe, network, catalogue.make_optimizer(network, recipe))
+    return start_run(recipe, network, partial(catalogue.make_optimizer, recipe=recipe), objective)
 
 
-def fit(run: Run, folder, objective=ddpm.l_simple, images=None, **options) -> Run:
-    """Trains on squares, or on other images."""
+def fit(run: Run, folder, objective=None, images=None, **options) -> Run:
+    """Trains on squares unless told otherwise, by the run's own method or an objective."""
+    run.method = run.method if objective is None else as_method(objective)
     options = {"save_checkpoint": trainer.save_checkpoint} | options
     images = squares() if images is None else images
-    return loop.fit(run, images, PATH, objective, folder, **options)
+    return loop.fit(run, images, PATH, folder, **options)
 
 
-def steps(run: Run, objective=ddpm.l_simple, images=None, schedule=PATH, **options):
-    """The steps of a training on squares, one by one."""
+def steps(run: Run, objective=None, images=None, schedule=PATH, **options):
+    """The steps of a training on squares, one by one, by the run's method or an objective."""
+    run.method = run.method if objective is None else as_method(objective)
     images = squares() if images is None else images
-    return loop.training_loop(run, images, schedule, objective, **options)
+    return loop.training_loop(run, images, schedule, **options)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:

@@ -89,16 +89,15 @@ class Bench:
     ) -> tuple[Run, Iterator[float]]:
         """A run, new unless it is passed, and the training steps that it takes next."""
         run = run or trainer.start_run(recipe, self.device)
-        schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
-        return run, training_loop(run, images, schedule, objective)
+        return run, training_loop(run, images, catalogue.make_schedule(recipe))
 
     def make_step(self, recipe: Recipe) -> Callable[[], float]:
         """A training step on black images, as a function to call again and again."""
         run = trainer.start_run(recipe, self.device)
-        schedule, objective = catalogue.make_schedule(recipe), catalogue.make_objective(recipe)
+        schedule = catalogue.make_schedule(recipe)
         x0 = torch.zeros(recipe.batch_size, *recipe.shape, device=self.device)
         noise = ddpm.random_generator(0)
-        return lambda: training_step(run, x0, schedule, objective, noise)
+        return lambda: training_step(run, x0, schedule, noise)
 
     def matrix_rate(self, precision: str) -> float:
         """Operations a second of the product of two large matrices."""

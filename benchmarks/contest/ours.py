@@ -45,8 +45,7 @@ class Ours(Contestant):
         changes = {"precision": task.precision, "batch_size": task.batch, "seed": task.seed}
         recipe = replace(recipe, warmup_steps=task.warmup, epochs=epochs, **changes)
         run = self.trainer.start_run(recipe)
-        objective = self.catalogue.make_objective(recipe, run.done)
-        return run, training_loop(run, images, self.schedule, objective)
+        return run, training_loop(run, images, self.schedule)
 
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
         return self.drawn(n, evaluations, seed)

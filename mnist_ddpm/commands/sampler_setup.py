@@ -138,7 +138,7 @@ def choose_sampler(flags: DrawingFlags, recipe: Recipe, default: str = "ddim") -
     name = flags.sampler or default
     sampler = catalogue.SAMPLERS[name]
     defaults = own_options(sampler)
-    if name in catalogue.TELLING and flags.path is not None:
+    if catalogue.gives_next_time(name) and flags.path is not None:
         raise ValueError(f"{name} knows the network's own path alone: leave out --path")
     for flag in ("eta", "variance"):
         if flag not in defaults and getattr(flags, flag) != getattr(DrawingFlags, flag):

@@ -16,6 +16,7 @@ from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.machine import devices, files, folder_lock, processes
 from mnist_ddpm.machine.progress import is_first_process
+from mnist_ddpm.method import Method
 from mnist_ddpm.training import cost, presets, saving, tracking
 from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.recipe import Recipe, fitted
@@ -35,14 +36,20 @@ def run_train(flags: TrainFlags) -> None:
     processes.check_batch_size(recipe.batch_size, world)
     with processes.main_process_first(world):
         sets.check_labelled(recipe, flags.data)
-    network = check_names(recipe)
+    network, method = check_names(recipe)
     if device.type == "cpu":  # a GPU has errors of its own
         cost.check_training(recipe)
     recipe = with_precision(recipe, flags, device)
     devices.check_precision(recipe.precision, device)
     with folder_lock.locked_folder(files.writable_folder(flags.out), world):
         pass  # reported before images are read
-    weights = None if flags.resume else weights_to_start_from(recipe, network)
+    weights, part_weights = None, {}
+    if recipe.init_from and not flags.resume:
+        weights = weights_to_start_from(recipe, network)
+        part_weights = {
+            name: teachers.first_weights(recipe, method.parts[name])
+            for name in method.begin_as_teacher
+        }
     teacher = teachers.teacher(recipe, device) if recipe.teacher else None
     with processes.main_process_first(world):
         images = sets.load_images(recipe, flags.data)
@@ -55,6 +62,7 @@ def run_train(flags: TrainFlags) -> None:
     tracker = flags.log if world.rank == 0 else "none"
     with tracking.tracker_log(tracker, flags.out, recipe, step) as log:
         options = {"device": device, "world": world, "log": log, "teacher": teacher}
+        options["part_weights"] = part_weights
         run = trainer.train(recipe, images, flags.out, labels, flags.resume, weights, **options)
     if world.rank == 0:
         speed = run.step * recipe.batch_size / max(run.seconds, 1e-9)
@@ -94,18 +102,12 @@ def new_recipe(flags: TrainFlags) -> Recipe:
     return recipe
 
 
-def weights_to_start_from(
-    recipe: Recipe, network: torch.nn.Module
-) -> dict[str, torch.Tensor] | None:
-    """The weights of --init-from, or None. Raises ValueError where they do not fit the network."""
-    if not recipe.init_from:
-        return None
+def weights_to_start_from(recipe: Recipe, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of --init-from. Raises ValueError where they do not fit the network."""
     options = {"condition": recipe.condition, "classes": recipe.classes}
-    options |= {"labels": recipe.classes > 0, "shortcut": catalogue.tells_steps(recipe)}
+    options |= {"labels": recipe.classes > 0, "shortcut": catalogue.takes_next_time(recipe)}
     _, weights = initial_weights(recipe.init_from, **options)
     checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
-    if recipe.objective in catalogue.MATCHING:
-        weights |= as_second(recipe)
     return weights
 
 
@@ -124,32 +126,14 @@ def with_precision(recipe: Recipe, flags: TrainFlags, device: torch.device) -> R
     return replace(recipe, precision=precision)
 
 
-def as_second(recipe: Recipe) -> dict[str, torch.Tensor]:
-    """Weights that a second network begins with.
-
-    Those of a teacher, the unlabelled one last, if it is such a network and says the same; else
-    those that the first begins with.
-    """
-    meaning = "schedule", "T", "beta_1", "beta_T", "prediction"
-    network = catalogue.make_network(replace(recipe, network="shortcut"))
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    for source in filter(None, (recipe.teacher, recipe.teacher_unlabelled, recipe.init_from)):
-        options = {"labels": recipe.classes > 0, "classes": recipe.classes, "shortcut": True}
-        decided, weights = initial_weights(source, **options)
-        alike = all(decided[name] == getattr(recipe, name) for name in meaning)
-        if alike and shapes == {name: value.shape for name, value in weights.items()}:
-            break
-    return {f"fake.{name}": value for name, value in weights.items()}
-
-
-def check_names(recipe: Recipe) -> torch.nn.Module:
-    """The network without its weights. Raises ValueError for what the catalogue does not know."""
+def check_names(recipe: Recipe) -> tuple[torch.nn.Module, Method]:
+    """Network and method, without weights. Raises ValueError for what the catalogue cannot make."""
     catalogue.make_schedule(recipe)
-    catalogue.make_objective(recipe)
     catalogue.make_times(recipe)
     catalogue.look_up("optimizer", recipe.optimizer, catalogue.OPTIMIZERS)
     with torch.device("meta"):
-        return catalogue.make_network(recipe)
+        method = catalogue.make_method(recipe)
+        return catalogue.make_network(recipe), method
 
 
 def print_checkpoint(folder: Path) -> None:

@@ -148,18 +148,17 @@ class ExperimentRun:
 
     def open_run(self, folder: Path, recipe: Recipe) -> Run:
         """The run in folder, or a new one. Raises ValueError if it has other settings."""
-        start = partial(trainer.start_run, device=self.device)
+
+        def start(recipe: Recipe) -> Run:
+            teacher = teachers.teacher(recipe, self.device) if recipe.teacher else None
+            return trainer.start_run(recipe, self.device, teacher=teacher)
+
         if not (folder / saving.STATE).is_file():
             return start(recipe)
         run = saving.resume_run(folder, start)
         differs = f"{folder} was trained with other settings: remove it, or choose another --out"
         ddpm.check(run.settings == recipe, differs)
         return run
-
-    def objective(self, recipe: Recipe, run: Run) -> ddpm.Objective:
-        """What a run minimises, with its teacher if its recipe names one."""
-        teacher = teachers.teacher(recipe, self.device) if recipe.teacher else None
-        return catalogue.make_objective(recipe, run.done, teacher)
 
     def train_to_end(self, run: Run, folder: Path) -> None:
         """Trains a run to its end and saves it."""
@@ -169,9 +168,8 @@ class ExperimentRun:
         if recipe.classes:
             labels = sets.load_labels(recipe, self.data, "train")[: len(images)]
         schedule = catalogue.make_schedule(recipe)
-        objective = self.objective(recipe, run)
         save = trainer.save_checkpoint
-        loop.fit(run, images, schedule, objective, folder, save_checkpoint=save, labels=labels)
+        loop.fit(run, images, schedule, folder, save_checkpoint=save, labels=labels)
 
     def train_until(self, name: str, seed: int, end: int, **changes) -> Run:
         """The run of this name and seed after so many steps, saved.
@@ -186,8 +184,7 @@ class ExperimentRun:
         past = f"{folder} is past step {end}, which was not measured: remove it to train it again"
         ddpm.check(remaining >= 0, past)
         schedule = catalogue.make_schedule(recipe)
-        objective = self.objective(recipe, run)
-        steps = loop.training_loop(run, self.training_images, schedule, objective)
+        steps = loop.training_loop(run, self.training_images, schedule)
         for _ in progress_bar(islice(steps, remaining), total=remaining, unit="step"):
             adapt_threads()
         saving.save_run(folder, run, trainer.save_checkpoint)

@@ -69,7 +69,7 @@ def metadata(schedule: Schedule, recipe: Recipe, precision: str, draw: dict) -> 
         "unknown_label": classes if classes and not needs_labels(recipe) else None,
         "labels": names,
         "condition": recipe.condition if recipe.conditional else None,
-        "tells_steps": catalogue.tells_steps(recipe),
+        "tells_steps": catalogue.takes_next_time(recipe),
         "draw": draw,
     }
 
@@ -108,7 +108,7 @@ def example_inputs(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]
         inputs = {"xt": q_sample(schedule, x0, t, draw_noise()), "t": t}
         if recipe.classes:  # the first is unknown
             inputs["label"] = (torch.arange(n) - 1) % (recipe.classes + 1)
-        if catalogue.tells_steps(recipe):
+        if catalogue.takes_next_time(recipe):
             inputs["s"] = torch.linspace(schedule.T // 2, 0, 4).long()[:n]
         if condition:
             inputs["condition"] = condition(x0)
@@ -124,7 +124,7 @@ def pytorch_outputs(
     xt = inputs["xt"]
     if recipe.classes:
         network = partial(network, labels=inputs["label"])
-    if catalogue.tells_steps(recipe):
+    if catalogue.takes_next_time(recipe):
         network = partial(network, s=inputs["s"])
     if recipe.conditional:
         network = conditioning.with_condition(network, inputs["condition"])

@@ -4,14 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.ddpm import Denoiser, Schedule, check
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.methods import guidance
-from mnist_ddpm.methods.distillation import Teacher
+from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -82,3 +83,20 @@ def one_of(recipe: Recipe, source: str | Path, asked: float, device: torch.devic
     if not able:
         return plain
     return told if interval else guided
+
+
+def first_weights(recipe: Recipe, network: nn.Module) -> dict[str, Tensor]:
+    """Weights that a further network, of the kind shortcut, begins with.
+
+    Those of a teacher, the unlabelled one last, if it has such a network and predicts the same;
+    else those that the recipe's network begins with.
+    """
+    meaning = "schedule", "T", "beta_1", "beta_T", "prediction"
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    for source in filter(None, (recipe.teacher, recipe.teacher_unlabelled, recipe.init_from)):
+        labels = recipe.classes > 0
+        decided, weights = initial_weights(source, labels, classes=recipe.classes, shortcut=True)
+        alike = all(decided[name] == getattr(recipe, name) for name in meaning)
+        if alike and shapes == {name: value.shape for name, value in weights.items()}:
+            break
+    return weights

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from mnist_ddpm.ddpm import Network, Objective, Schedule, per_image, time_embedding
-from mnist_ddpm.methods.guidance import labels_of, labels_or_unknown, true_labels_of
+from mnist_ddpm.ddpm import Network, Schedule, per_image, time_embedding
+from mnist_ddpm.method import Batch, Decorator, Method
+from mnist_ddpm.methods.guidance import labels_at, labels_or_unknown
 from mnist_ddpm.methods.predictions import Conversion
 
 SMALLEST = 4  # side of the critic's last level
@@ -53,17 +54,21 @@ class Critic(nn.Module):
         return self.score(found).flatten() + (wanted * found).sum(dim=1)
 
 
-class Heard:
-    """A network, and what it was asked and said last that has gradients."""
+class RecordedNetwork:
+    """A network, and the inputs and output of its last call that has gradients."""
 
     def __init__(self, network: Network):
         self.network = network
-        self.labels, self.true_labels = labels_of(network), true_labels_of(network)
 
-    def __call__(self, xt: Tensor, t: Tensor, *labels: Tensor, **told: Tensor) -> Tensor:
-        output = self.network(xt, t, *labels, **told)
+    def __call__(
+        self, xt: Tensor, t: Tensor, *labels: Tensor, s: Tensor | None = None, **options: Tensor
+    ) -> Tensor:
+        if s is not None:
+            options["s"] = s
+        output = self.network(xt, t, *labels, **options)
         if output.requires_grad:
-            self.asked, self.output = (xt, t, told.get("s")), output
+            self.inputs = xt, t, s
+            self.output = output
         return output
 
 
@@ -86,30 +91,33 @@ def rivalry(
     return passing, softplus(critic(fake.detach().clamp(-1, 1), *told) - scores) + penalty
 
 
-def judged(
-    objective: Objective, conversion: Conversion, critic: nn.Module, weight: float
-) -> Objective:
-    """The objective, plus weight times how easily the critic distinguishes x0_hat from x_0.
+class Adversarial(Decorator):
+    """A method, plus weight times how easily a critic distinguishes x0_hat from x_0.
 
-    The critic learns by the same gradients: its parameters are to be in the same optimiser.
+    The critic is a part, "critic", and learns by the gradients of the same loss.
     """
 
-    def with_critic(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
-        heard = Heard(network)
-        losses = objective(heard, schedule, x0, t, eps)
-        xt, t, s = heard.asked
-        if conversion.scale is not None:
-            xt = xt / per_image(conversion.scale(schedule, t), xt)
-        fake = conversion.to_x0(schedule, xt, t, heard.output.to(xt.dtype))
-        labels, ends = heard.labels, slice(None)
+    def __init__(self, method: Method, conversion: Conversion, critic: nn.Module, weight: float):
+        super().__init__(method, critic=critic)
+        self.conversion = conversion
+        self.critic = critic
+        self.weight = weight
+
+    def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
+        recorded = RecordedNetwork(network)
+        losses = self.method.loss(recorded, schedule, batch)
+        xt, t, s = recorded.inputs
+        if self.conversion.scale is not None:
+            xt = xt / per_image(self.conversion.scale(schedule, t), xt)
+        x0, labels = batch.x0, batch.labels
+        fake = self.conversion.to_x0(schedule, xt, t, recorded.output.to(xt.dtype))
+        ends = slice(None)
         if s is not None:  # what other steps predict is no image
             ends = (s == 0).to(x0.device)
             x0, fake, t = x0[ends], fake[ends], t[ends.to(t.device)]
-            labels = None if labels is None else labels[ends]
+            labels = labels_at(labels, ends)
         with torch.autocast(x0.device.type, enabled=False):  # the penalty is of small differences
-            passing, own = rivalry(critic, x0, fake, t, labels)
+            passing, own = rivalry(self.critic, x0, fake, t, labels)
         added = torch.zeros_like(losses)
-        added[ends] = weight * passing + own
+        added[ends] = self.weight * passing + own
         return losses + added
-
-    return with_critic

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Network, Objective, Schedule, check
+from mnist_ddpm.ddpm import Network, Schedule, check
+from mnist_ddpm.method import Batch, Decorator, Method
 
 Condition = Callable[[Tensor], Tensor]
 LUMINANCE = 0.299, 0.587, 0.114  # of red, green, blue: ITU-R BT.601, as Pillow's mode "L"
@@ -43,17 +44,20 @@ def with_condition(network: Network, c: Tensor) -> Network:
     Raises ValueError, when called, for another number of images.
     """
 
-    def conditional_network(xt: Tensor, t: Tensor) -> Tensor:
+    def conditional_network(xt: Tensor, t: Tensor, **labels: Tensor) -> Tensor:
         check(len(c) == len(xt), f"there are {len(c)} conditions for {len(xt)} images")
-        return network(torch.cat([xt, c.to(xt)], dim=1), t)
+        return network(torch.cat([xt, c.to(xt)], dim=1), t, **labels)
 
     return conditional_network
 
 
-def conditioned(objective: Objective, condition: Condition) -> Objective:
-    """The objective of a network that is also given the condition of each x_0."""
+class Conditioned(Decorator):
+    """A method whose network is also given the condition of each x_0."""
 
-    def with_condition_of_x0(network: Network, schedule: Schedule, x0, t, eps) -> Tensor:
-        return objective(with_condition(network, condition(x0)), schedule, x0, t, eps)
+    def __init__(self, method: Method, condition: Condition):
+        super().__init__(method)
+        self.condition = condition
 
-    return with_condition_of_x0
+    def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
+        conditional = with_condition(network, self.condition(batch.x0))
+        return self.method.loss(conditional, schedule, batch)

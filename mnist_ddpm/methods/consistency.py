@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Objective, Schedule, States, q_sample, transitions
+from mnist_ddpm.ddpm import Network, Schedule, States, check, q_sample, transitions
+from mnist_ddpm.method import Batch, Method
 from mnist_ddpm.methods import edm
-from mnist_ddpm.methods.predictions import Conversion, Weight, network_output
+from mnist_ddpm.methods.guidance import with_labels
+from mnist_ddpm.methods.predictions import MU, X0, Conversion, Weight, network_output
 
 # Earlier times (N,) for times (N,) of a schedule, once so large a part of training is done
 Earlier = Callable[[Schedule, Tensor, float], Tensor]
@@ -36,38 +38,47 @@ def ect_times(
     return torch.searchsorted(sigma, wanted.clamp(min=0), right=True) - 1
 
 
-def consistency(
-    conversion: Conversion,
-    done: Callable[[], float] = lambda: 1.0,
-    earlier: Earlier = ect_times,
-    weight: Weight = edm.edm_weight,
-    c: float = 0.00054,
-) -> Objective:
+class Consistency(Method):
     """How far f(x_t, t) is from f(x_r, r), which learns nothing by it: one loss an image.
 
-    x_r has the same noise. distillation.distilled makes it DDIM's step of a teacher from x_t. Where
-    r = 0 it is the image itself, so that the loss is a diffusion model's.
-    done: returns the part of training that is done, from 0 to 1. The distance is
+    x_r has the same noise. distillation.Distilled makes it DDIM's step of a teacher from x_t. Where
+    r = 0 it is the image itself, so that the loss is a diffusion model's. The distance is
     sqrt(mean square + c²) - c (arXiv 2310.14189, Section 3.3). The weights are EDM's, as in ECT's
     code.
     """
 
-    def objective(network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def __init__(
+        self,
+        conversion: Conversion,
+        earlier: Earlier = ect_times,
+        weight: Weight = edm.edm_weight,
+        c: float = 0.00054,
+    ):
+        problem = "consistency models need a prediction that is the image itself at t = 0"
+        check(conversion not in (X0, MU), f"{problem}, which x0 and mu are not: take v")
+        super().__init__()
+        self.sampling_defaults = {"sampler": "consistency", "steps": 4}
+        self.conversion = conversion
+        self.earlier = earlier
+        self.weight = weight
+        self.c = c
+
+    def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
+        network = with_labels(network, batch.labels)
+
         def f(xt: Tensor, t: Tensor) -> Tensor:
-            return conversion.to_x0(
-                schedule, xt, t, network_output(network, conversion, schedule, xt, t)
-            )
+            output = network_output(network, self.conversion, schedule, xt, t)
+            return self.conversion.to_x0(schedule, xt, t, output)
 
-        t = t.cpu()
-        r, xt = earlier(schedule, t, done()), q_sample(schedule, x0, t, eps)
+        t = batch.t.cpu()
+        r = self.earlier(schedule, t, batch.done)
+        xt = q_sample(schedule, batch.x0, t, batch.eps)
         with torch.no_grad():
-            xr = q_sample(schedule, x0, r, eps)
+            xr = q_sample(schedule, batch.x0, r, batch.eps)
             ends = (r == 0).view(-1, 1, 1, 1).to(xr.device)
-            wanted = torch.where(ends, xr, f(xr, r.clamp(min=1)))
-        distance = (f(xt, t) - wanted).square().mean(dim=(1, 2, 3))
-        return ((distance + c**2).sqrt() - c) * weight(schedule, t).to(distance)
-
-    return objective
+            target = torch.where(ends, xr, f(xr, r.clamp(min=1)))
+        distance = (f(xt, t) - target).square().mean(dim=(1, 2, 3))
+        return ((distance + self.c**2).sqrt() - self.c) * self.weight(schedule, t).to(distance)
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Network, Objective, Schedule, q_sample
-from mnist_ddpm.methods.distillation import Teacher
-from mnist_ddpm.methods.guidance import labels_at, labels_of, with_labels
+from mnist_ddpm.ddpm import Network, Schedule, q_sample
+from mnist_ddpm.method import Batch, MakeOptimizer, Method
+from mnist_ddpm.methods.guidance import Teacher, labels_at, with_labels
 from mnist_ddpm.methods.predictions import Conversion, network_output, truncated_snr, weighted
 from mnist_ddpm.methods.schedules import even_signal
 
@@ -35,65 +35,65 @@ def chains_of(n: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows)[own], torch.tensor(counts)[own]
 
 
-def optimizer(
-    network: nn.Module, fake: nn.Module, learning_rate: float, critic: nn.Module | None = None
-) -> torch.optim.Adam:
-    """Adam for a network, and at other rates for a second one and a critic that are parts of it.
-
-    The second, which only follows, has momentum.
-    """
-    groups = [{"params": [*fake.parameters()], "pace": FASTER, "betas": (0.9, 0.99)}]
-    if critic is not None:
-        groups.append({"params": [*critic.parameters()], "pace": JUDGING / learning_rate})
-    others = {id(p) for group in groups for p in group["params"]}
-    own = [p for p in network.parameters() if id(p) not in others]
-    groups.insert(0, {"params": own, "pace": 1.0})
-    for group in groups:
-        group["lr"] = group["pace"] * learning_rate
-    return torch.optim.Adam(groups, betas=(0.0, 0.99))
-
-
-def matching(
-    conversion: Conversion, fake: nn.Module | None = None, teacher: Teacher | None = None
-) -> Objective:
+class DistributionMatching(Method):
     """How far what the network draws from eps is from the teacher's images; the images are unseen.
 
-    fake: a ShortcutUNet that predicts as it does, and learns by the same gradients: its parameters
-    are to be in the same optimiser, at a higher rate. It begins best as the teacher. As s it is
-    told the time at which an image was drawn, so that the images of each step have to look right
-    by themselves. Both are told the labels that the network is told.
+    fake: a ShortcutUNet that predicts as the network does, and learns what is drawn. It begins best
+    as the teacher. As s it is given the time at which an image was drawn, so that the images of
+    each step have to look right by themselves. Both are given the labels that the network is given.
     """
 
-    learns = weighted(conversion, truncated_snr)  # so that no times are lost beside others
+    def __init__(
+        self,
+        conversion: Conversion,
+        fake: nn.Module,
+        teacher: Teacher | None = None,
+        learning_rate: float = 1e-4,
+    ):
+        super().__init__(fake=fake)
+        self.begin_as_teacher = ("fake",)
+        self.sampling_defaults = {"sampler": "consistency", "steps": 4, "spacing": "signal"}
+        self.conversion = conversion
+        self.fake = fake
+        self.teacher = teacher
+        self.learning_rate = learning_rate
+        # so that no times are lost beside others
+        self.fake_loss = weighted(conversion, truncated_snr)
 
-    def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
-        labels, T = labels_of(network), schedule.T
+    def optimizer(self, name: str, network: nn.Module, make: MakeOptimizer) -> torch.optim.Adam:
+        """Adam, without momentum but for the second network, which only follows."""
+        factors = {"network": 1.0, "fake": FASTER}
+        factor = factors.get(name, JUDGING / self.learning_rate)
+        betas = (0.9, 0.99) if name == "fake" else (0.0, 0.99)
+        group = {"params": [*network.parameters()], "rate_factor": factor}
+        return torch.optim.Adam([group], factor * self.learning_rate, betas)
 
-        def x0_of(network: Network, xt: Tensor, t: Tensor) -> Tensor:
-            return conversion.to_x0(
-                schedule, xt, t, network_output(network, conversion, schedule, xt, t)
-            )
+    def predict_x0(self, network: Network, schedule: Schedule, xt: Tensor, t: Tensor) -> Tensor:
+        """x0_hat (N, C, H, W) of a network that predicts as the conversion says."""
+        output = network_output(network, self.conversion, schedule, xt, t)
+        return self.conversion.to_x0(schedule, xt, t, output)
 
-        times, count = chains_of(len(eps), schedule)
-        xt = eps.clone()
+    def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
+        labels, T = batch.labels, schedule.T
+        times, count = chains_of(len(batch.eps), schedule)
+        xt = batch.eps.clone()
         with torch.no_grad():
             for k in range(1, int(count.max())):
                 on = count > k
-                asked = with_labels(network, labels_at(labels, on))
-                image = x0_of(asked, xt[on], times[on, k - 1]).clamp(-1, 1)
+                labelled = with_labels(network, labels_at(labels, on))
+                image = self.predict_x0(labelled, schedule, xt[on], times[on, k - 1]).clamp(-1, 1)
                 xt[on] = q_sample(schedule, image, times[on, k], torch.randn_like(image))
         own = times.gather(1, count[:, None] - 1).flatten()
-        image = x0_of(network, xt, own)
-        drawn, second = image.detach().clamp(-1, 1), partial(with_labels(fake, labels), s=own)
+        image = self.predict_x0(with_labels(network, labels), schedule, xt, own)
+        drawn = image.detach().clamp(-1, 1)
+        second = partial(with_labels(self.fake, labels), s=own)
         with torch.no_grad():
-            t = t.cpu().clamp(T // MARGIN, T - T // MARGIN)
+            t = batch.t.cpu().clamp(T // MARGIN, T - T // MARGIN)
             xt = q_sample(schedule, drawn, t, torch.randn_like(drawn))
-            believed = teacher(labels)(xt, t)[0].clamp(-1, 1)
-            difference = x0_of(second, xt, t).clamp(-1, 1) - believed
+            believed = self.teacher(labels)(xt, t)[0].clamp(-1, 1)
+            difference = self.predict_x0(second, schedule, xt, t).clamp(-1, 1) - believed
             size = (drawn - believed).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
-            wanted = drawn - difference / size
-        moved = (image - wanted).square().mean(dim=(1, 2, 3)) / 2
+            target = drawn - difference / size
+        moved = (image - target).square().mean(dim=(1, 2, 3)) / 2
         t = t[torch.randperm(len(t))]  # of the same kind, at which it will be asked
-        return moved + learns(second, schedule, drawn, t, torch.randn_like(drawn))
-
-    return objective
+        return moved + self.fake_loss(second, schedule, drawn, t, torch.randn_like(drawn))

@@ -18,16 +18,6 @@ def labels_or_unknown(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
     return (unknown if labels is None else labels).to(x.device)
 
 
-def labels_of(network: Network) -> Tensor | None:
-    """The labels that a network is told while it trains; None where it is told none."""
-    return getattr(network, "labels", None)
-
-
-def true_labels_of(network: Network) -> Tensor | None:
-    """The same, with those that label_dropout hides from it."""
-    return getattr(network, "true_labels", None)
-
-
 class LabelledUNet(UNet):
     """A U-Net that also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown".
 

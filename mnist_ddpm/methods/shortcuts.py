@@ -4,6 +4,7 @@ Told t alone it predicts as any other: where the ODE goes from x_t. Told s < t a
 what takes DDIM's one step to where the ODE is at s. So one network draws in one step, or in many.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from mnist_ddpm.ddpm import (
     Denoiser,
     Network,
-    Objective,
     Schedule,
     States,
     UNet,
@@ -24,14 +24,8 @@ from mnist_ddpm.ddpm import (
     time_embedding,
     transitions,
 )
-from mnist_ddpm.methods.distillation import Teacher
-from mnist_ddpm.methods.guidance import (
-    labels_at,
-    labels_of,
-    labels_or_unknown,
-    true_labels_of,
-    with_labels,
-)
+from mnist_ddpm.method import Batch, Decorator, Method
+from mnist_ddpm.methods.guidance import Teacher, labels_at, labels_or_unknown, with_labels
 from mnist_ddpm.methods.predictions import Conversion, network_output
 
 # Of 32 images in training, how many are for steps of what length: T / the number, 0 for none
@@ -117,38 +111,42 @@ def two_steps(
     return torch.where(finest.view(-1, 1, 1, 1).to(xt.device), second, joined)
 
 
-def shortcut(
-    objective: Objective, conversion: Conversion, teacher: Teacher | None = None
-) -> Objective:
-    """The objective, for steps of all lengths: for those of length 0 what it is on its own.
+class Shortcuts(Decorator):
+    """A method, for steps of all lengths: for those of length 0 what it is on its own.
 
-    teacher: what these learn from, in place of images and noise, as in distillation.distilled.
+    teacher: what these learn from, in place of images and noise, as in distillation.Distilled.
     A step of T / FINEST learns DPM-Solver's second-order step by two predictions of length 0
-    (arXiv 2206.00927, Algorithm 1), a longer one two steps of half its length. Raises ValueError
-    for a T that cannot be halved so often.
+    (arXiv 2206.00927, Algorithm 1), a longer one two steps of half its length. The loss raises
+    ValueError for a T that cannot be halved so often.
     """
 
-    def with_shortcuts(
-        network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor
-    ) -> Tensor:
+    def __init__(self, method: Method, conversion: Conversion, teacher: Teacher | None = None):
+        super().__init__(method)
+        self.conversion = conversion
+        self.teacher = teacher
+        self.sampling_defaults = {"sampler": "shortcut", "steps": 4}
+
+    def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
         least = 2 * FINEST
         check(schedule.T >= least, f"T is {schedule.T}: shortcuts need {least} or more")
-        t, count = t.cpu().clone(), steps_of(len(x0))  # the caller keeps its own times
-        jumps, s = count > 0, t.clone()
+        x0 = batch.x0.clone()
+        eps = batch.eps.clone()
+        t = batch.t.cpu().clone()
+        count = steps_of(len(x0))
+        jumps = count > 0
+        s = t.clone()
         t[jumps], middle, s[jumps] = grid(schedule, t[jumps], count[jumps])
-        x0, eps, xt = x0.clone(), eps.clone(), q_sample(schedule, x0, t, eps)
+        xt = q_sample(schedule, x0, t, eps)
         with torch.no_grad():
-            if teacher is not None:
-                still = ~jumps
-                denoise = teacher(labels_at(true_labels_of(network), still))
-                x0[still], eps[still] = denoise(xt[still], t[still])
-            asked = with_labels(network, labels_at(labels_of(network), jumps))
-            asked = asked, conversion, schedule, xt[jumps]
+            if self.teacher is not None:
+                denoise = self.teacher(labels_at(batch.true_labels, ~jumps))
+                x0[~jumps], eps[~jumps] = denoise(xt[~jumps], t[~jumps])
+            labelled = with_labels(network, labels_at(batch.labels, jumps))
+            asked = labelled, self.conversion, schedule, xt[jumps]
             x0[jumps] = two_steps(*asked, t[jumps], middle, s[jumps], count[jumps] == FINEST)
             eps[jumps] = predict_eps(schedule, xt[jumps], t[jumps], x0[jumps])
-        return objective(partial(network, s=s), schedule, x0, t, eps)
-
-    return with_shortcuts
+        batch = replace(batch, x0=x0, t=t, eps=eps)
+        return self.method.loss(partial(network, s=s), schedule, batch)
 
 
 def heading(network: Network, times: list[int], T: int) -> Network:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm.ddpm import (
-    Objective,
     Schedule,
     check,
     learning_rate_at,
@@ -93,14 +92,13 @@ def read(
 
 
 def training_loop(
-    run: Run, images: Tensor, schedule: Schedule, objective: Objective,
+    run: Run, images: Tensor, schedule: Schedule,
     labels: Tensor | None = None, augment: Augment | None = None, world: World = ALONE,
     length: Length | None = None,
 ) -> Iterator[float]:  # fmt: skip
     """Trains run on uint8 images (N, C, H, W), and their labels (N,), to its last epoch.
 
-    Or to another length, in steps. Yields the loss of each step. Raises FloatingPointError, with
-    good weights, if it is not finite.
+    Or to another length, in steps. Yields each loss; raises FloatingPointError as training_step.
     """
     s, n, device = run.settings, len(images), run.device
     length, epoch_steps = length or of_epochs(s, n), n // s.batch_size
@@ -114,13 +112,15 @@ def training_loop(
                 return
             began, generator = time.monotonic(), random_generator(s.seed, 1, run.step)
             run.total = total
-            for group in run.optimizer.param_groups:
-                group["lr"] = learning_rate_at(run.step + 1, total, s) * group.get("pace", 1.0)
+            rate = learning_rate_at(run.step + 1, total, s)
+            for _, optimizer in run.trained:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("rate_factor", 1.0)
             x0 = to_float(next(reading))
             x0 = x0 if augment is None else augment(x0, generator)
             told = None if labels is None else labels[batch.to(labels.device)]
             run.called.train()  # each time: the caller may have sampled from it
-            loss = training_step(run, x0, schedule, objective, generator, told, world)
+            loss = training_step(run, x0, schedule, generator, told, world)
             run.seconds += time.monotonic() - began
             yield loss
 
@@ -293,7 +293,7 @@ def show(bar, losses: list[float]) -> None:
 
 
 def fit(
-    run: Run, images: Tensor, schedule: Schedule, objective: Objective, folder: str | Path, *,
+    run: Run, images: Tensor, schedule: Schedule, folder: str | Path, *,
     save_checkpoint: saving.SaveCheckpoint, labels: Tensor | None = None,
     augment: Augment | None = None, preview: Preview | None = None, deadline: float = math.inf,
     ending: float | None = None, world: World = ALONE, log: Log | None = None,
@@ -332,7 +332,7 @@ def fit(
             planned = length(run.step)
             session.clock = length = Clock(deadline, planned, ending, world, run.step)
         try:
-            steps = training_loop(run, images, schedule, objective, labels, augment, world, length)
+            steps = training_loop(run, images, schedule, labels, augment, world, length)
             stopped = session.train(steps, length, interrupted)
         except STOPPING as error:
             told = session.explained(error)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,6 +24,7 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule, check, random_generator
 from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.processes import World, check_batch_size
+from mnist_ddpm.method import Batch, MakeOptimizer, Method, PlainMethod, as_method
 from mnist_ddpm.training.recipe import Recipe
 
 ALONE = World()
@@ -47,6 +49,8 @@ class Run(ddpm.Run):
     """A training run: all that changes while it trains. Nothing else is needed to go on."""
 
     settings: Recipe
+    method: Method = field(default_factory=lambda: PlainMethod(ddpm.l_simple))
+    part_optimizers: dict[str, Optimizer] = field(default_factory=dict)  # of the method's parts
     times: TimeSampler | None = None  # None: each t alike
     scaler: torch.amp.GradScaler | None = None  # keeps small gradients from becoming 0 in float16
     called: Callable[..., Tensor] | None = None  # the network as training calls it
@@ -67,6 +71,13 @@ class Run(ddpm.Run):
     def device(self) -> torch.device:
         """That of the weights."""
         return next(self.network.parameters()).device
+
+    @property
+    def trained(self) -> list[tuple[nn.Module, Optimizer]]:
+        """The network and the method's parts, each with its optimiser."""
+        parts = self.method.parts
+        pairs = [(parts[name], each) for name, each in self.part_optimizers.items()]
+        return [(self.network, self.optimizer), *pairs]
 
     def done(self) -> float:
         """The part of its steps that is done, from 0 to 1; 0 before training."""
@@ -93,16 +104,25 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def start_run(
-    recipe: Recipe, network: nn.Module, optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    network: nn.Module,
+    make_optimizer: MakeOptimizer,
+    method: Method | Objective = ddpm.l_simple,
     times: TimeSampler | None = None,
-) -> Run:  # fmt: skip
-    """A run at step 0 of a network, on its device, and the optimiser of its weights."""
+) -> Run:
+    """A run at step 0 of a network and a method, each on its device."""
+    method = as_method(method)
     ema = deepcopy(network).eval().requires_grad_(False)
     if recipe.gradient_checkpointing:
         recompute_blocks(network)
+        recompute_blocks(method.parts)
     if recipe.compile:
         network.compile()  # when it is first called
-    return Run(recipe, network, ema, optimizer, times=times)
+    optimizer = method.optimizer("network", network, make_optimizer)
+    part_optimizers = {
+        name: method.optimizer(name, part, make_optimizer) for name, part in method.parts.items()
+    }
+    return Run(recipe, network, ema, optimizer, 0, [], method, part_optimizers, times)
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -126,6 +146,9 @@ def join(run: Run, world: World) -> None:
     """
     s = run.settings
     check_batch_size(s.batch_size, world)
+    parts = " and ".join(run.method.parts)
+    alone = world.size == 1 or not parts
+    check(alone, f"a method with a network of its own ({parts}) is for one process: launch no more")
     if world.size == 1:
         check(run.called is run.network, "the run has joined several processes: pass their world")
     elif run.called is run.network:
@@ -135,7 +158,7 @@ def join(run: Run, world: World) -> None:
 
 
 def training_step(
-    run: Run, x0: Tensor, schedule: Schedule, objective: Objective, generator: torch.Generator,
+    run: Run, x0: Tensor, schedule: Schedule, generator: torch.Generator,
     labels: Tensor | None = None, world: World = ALONE,
 ) -> float:  # fmt: skip
     """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], and their labels (N,).
@@ -155,11 +178,12 @@ def training_step(
         hidden = torch.rand(n, generator=generator) < s.label_dropout
         labels = labels.masked_fill(hidden, s.classes)
     seed_dropout(s.seed, run.step, world.rank)
-    run.optimizer.zero_grad()
+    for _, optimizer in run.trained:
+        optimizer.zero_grad()
     own = slice(world.share(n).start, world.share(n).stop)
-    told = None if labels is None else (labels[own], true[own])
-    batch = x0[own], told, t[own], eps[own], weights[own]
-    losses = world.gather(add_gradients(run, *batch, schedule, objective))
+    tensors = x0, t, eps, labels, true
+    batch = Batch(*(None if each is None else each[own] for each in tensors), run.done())
+    losses = world.gather(add_gradients(run, batch, weights[own], schedule))
     value = update_weights(run, (weights * losses).mean(), t, losses)
     run.losses.append(value)
     if run.times is not None:
@@ -172,56 +196,63 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(random_generator(seed, 2, step, rank).initial_seed())
 
 
-def add_gradients(
-    run: Run, x0: Tensor, labels: tuple[Tensor, Tensor] | None, t: Tensor, eps: Tensor,
-    weights: Tensor, schedule: Schedule, objective: Objective,
-) -> Tensor:  # fmt: skip
-    """Adds the gradients of the mean weighted loss, part by part. Returns all losses (N,).
+def add_gradients(run: Run, batch: Batch, weights: Tensor, schedule: Schedule) -> Tensor:
+    """Adds the gradients of the mean weighted loss, part by part. Returns all losses (N,)."""
+    n = len(batch.x0)
+    device = batch.x0.device
+    dtype = getattr(torch, run.settings.precision)
+    size = math.ceil(n / run.settings.accumulation)
 
-    labels: those that the network is told, and the true ones, each (N,).
-    """
-    n, device, dtype = len(x0), x0.device, getattr(torch, run.settings.precision)
-    size, losses = math.ceil(n / run.settings.accumulation), []
+    def network(xt: Tensor, t: Tensor, *labels: Tensor, **options: Tensor) -> Tensor:
+        options = {name: value.to(device) for name, value in options.items()}
+        return run.called(xt, t.to(device), *(each.to(device) for each in labels), **options)
+
+    losses = []
     for first in range(0, n, size):
         part = slice(first, first + size)
-        own, true = (None, None) if labels is None else (each[part].to(device) for each in labels)
-
-        def network(xt: Tensor, t: Tensor, labels: Tensor | None = own, **more: Tensor) -> Tensor:
-            more = more if labels is None else more | {"labels": labels}
-            more = {name: value.to(device) for name, value in more.items()}
-            return run.called(xt, t.to(device), **more)
-
-        network.labels, network.true_labels = own, true  # for objectives that ask others, too
+        own = part_of(batch, part, device)
         # Several processes share gradients after the last part.
         unshared = getattr(run.called, "no_sync", nullcontext)
         with unshared() if part.stop < n else nullcontext():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                each = objective(network, schedule, x0[part], t[part], eps[part].to(device))
-            given, wanted = tuple(each.shape), (len(x0[part]),)
-            problem = f"the objective gave a tensor {given}"
-            check(given == wanted, f"{problem}: it must be one loss an image, {wanted}")
+                each = run.method.loss(network, schedule, own)
+            found, wanted = tuple(each.shape), (len(own.x0),)
+            check(found == wanted, f"the loss is {found}: it must be one an image, {wanted}")
             run.scaler.scale((weights[part] * each).sum() / n).backward()
         losses.append(each.detach())
     return torch.cat(losses)
 
 
-def update_weights(run: Run, loss: Tensor, t: Tensor, losses: Tensor) -> float:
-    """Clips the gradients, moves the weights and their average. Returns the loss as a number.
+def part_of(batch: Batch, part: slice, device: torch.device) -> Batch:
+    """Some of a batch's images, with noise and labels on a device; times stay where they are."""
 
-    Raises FloatingPointError where the loss or the gradient is not finite, before it reaches them.
+    def moved(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[part].to(device)
+
+    labels, true_labels = moved(batch.labels), moved(batch.true_labels)
+    return Batch(batch.x0[part], batch.t[part], moved(batch.eps), labels, true_labels, batch.done)
+
+
+def update_weights(run: Run, loss: Tensor, t: Tensor, losses: Tensor) -> float:
+    """Clips each network's gradients, moves the weights and the average. Returns the loss.
+
+    Raises FloatingPointError where the loss or a gradient is not finite, before it reaches them.
     """
     s = run.settings
-    run.scaler.unscale_(run.optimizer)
+    for _, optimizer in run.trained:
+        run.scaler.unscale_(optimizer)
     try:
-        norm = nn.utils.clip_grad_norm_(run.network.parameters(), s.gradient_clip)
-        value, norm = torch.stack([loss.float(), norm]).tolist()  # the step's one wait
+        networks = [network for network, _ in run.trained]
+        norms = [nn.utils.clip_grad_norm_(n.parameters(), s.gradient_clip) for n in networks]
+        value, *norms = torch.stack([loss.float(), *norms]).tolist()  # the step's one wait
         # Where gradients overflow in float16, the scaler leaves the step out and halves the scale.
         # That helps down to a scale of 1.
-        if not math.isfinite(value if run.scaler.get_scale() > 1 else value + norm):
+        if not math.isfinite(value if run.scaler.get_scale() > 1 else value + sum(norms)):
             worst = t[losses.nan_to_num(math.inf).argmax().cpu()].item()
             where = f"in step {run.step + 1}, worst at t = {worst}"
-            raise FloatingPointError(f"loss {value}, gradient norm {norm} {where}")
-        run.scaler.step(run.optimizer)
+            raise FloatingPointError(f"loss {value}, gradient norm {sum(norms)} {where}")
+        for _, optimizer in run.trained:
+            run.scaler.step(optimizer)
     finally:
         run.scaler.update()  # ready for another step, even where this one was interrupted
     run.step += 1

@@ -10,25 +10,18 @@ from pathlib import Path
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.training.checkpoint_files import told_advice
 from mnist_ddpm.training.recipe import Recipe
-
-FEW = {"steps": 4}  # of a network that was trained for few
+from mnist_ddpm.training.run import Run
 
 
 def best(recipe: Recipe) -> dict:
     """Flags of sample and their values; {} where nothing was measured."""
-    if recipe.network == "shortcut":
-        return {"sampler": "shortcut", **FEW}
-    if recipe.objective == "consistency":
-        return {"sampler": "consistency", **FEW}
-    if recipe.objective == "matching":
-        return {"sampler": "consistency", **FEW, "spacing": "signal"}
     return dict(dataset_named(recipe.dataset).draw.get((recipe.schedule, recipe.T), {}))
 
 
-def advice_for(recipe: Recipe, folder: str | Path, resume: bool) -> dict:
-    """What to write for a run: that of its recipe, or of the checkpoint that it goes on from."""
-    told = told_advice(folder) if resume else None
-    return best(recipe) if told is None else told
+def advice_for(run: Run, folder: str | Path, resume: bool) -> dict:
+    """What to write for a run: what a resumed one's checkpoint says, else what suits its method."""
+    saved = told_advice(folder) if resume else None
+    return (run.method.sampling_defaults or best(run.settings)) if saved is None else saved
 
 
 def as_typed(values: Iterable[tuple[str, object]]) -> list[str]:

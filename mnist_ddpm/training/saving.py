@@ -4,7 +4,7 @@ import hashlib
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.restoring import restore
 from mnist_ddpm.training.run import Run
 
 # Writes a checkpoint for those who sample: folder, averaged network, recipe, record
@@ -47,6 +48,7 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
         "settings": asdict(s), "method": {"schedule": s.schedule, "prediction": s.prediction},
         "model": run.network.state_dict(), "ema": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+        "parts": states_of(run.method.parts), "part_optimizers": states_of(run.part_optimizers),
         "times": {} if run.times is None else run.times.state_dict(),
         "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
     }  # fmt: skip
@@ -58,6 +60,11 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
     with suppress(OSError):  # Windows syncs no folders
         flush_to_disk(folder)  # the three files' new names, at once
     run.saved = run.step
+
+
+def states_of(parts: Mapping) -> dict[str, dict]:
+    """The states of modules or optimisers, by their names."""
+    return {name: part.state_dict() for name, part in parts.items()}
 
 
 def check_named(method: dict, path: Path) -> None:
@@ -135,23 +142,6 @@ def tell_changes(state: dict, saved: Recipe, recipe: Recipe) -> None:
         print(f"{change}: the learning rate goes on as in a run of that length")
     if "generator" in state:
         print("the run was saved by an earlier version: it goes on with other random numbers")
-
-
-def restore(run: Run, state: dict) -> None:
-    """Puts a saved state into a run at step 0."""
-    run.network.load_state_dict(state["model"])
-    run.ema.load_state_dict(state["ema"])
-    for group, own in zip(state["optimizer"].get("param_groups", []), run.optimizer.param_groups):
-        group["fused"] = own.get("fused")  # as suits this device, not the one that saved
-    run.optimizer.load_state_dict(state["optimizer"])
-    if run.times is not None:
-        run.times.load_state_dict(state["times"])
-    if state.get("scaler"):
-        run.scaler.load_state_dict(state["scaler"])
-    run.step, run.losses = state["step"], [*map(float, state["losses"])]
-    run.n, run.seconds = state.get("n", 0), float(state.get("seconds", 0.0))
-    for name, count in (("step", run.step), ("n", run.n)):
-        check(type(count) is int and count >= 0, f"{name} is {count!r}")
 
 
 def saved_step(folder: str | Path) -> int | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import Objective, Schedule
+from mnist_ddpm.ddpm import Schedule
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import first_line
 from mnist_ddpm.machine.threads import recount_cores
@@ -29,7 +29,6 @@ class ThroughputMeter:
     device: torch.device
     start_run: Callable[[Recipe], Run]
     make_schedule: Callable[[Recipe], Schedule]
-    make_objective: Callable[[Recipe], Objective]
     make_network: Callable[[Recipe], nn.Module]
     clock: Callable[[], float] = time.perf_counter  # in seconds
     until: float = math.inf  # by that clock: when measuring should end
@@ -51,17 +50,17 @@ class ThroughputMeter:
         seconds = self.next_seconds() if seconds is None else seconds
         run = self.start_run(recipe)
         schedule = self.make_schedule(recipe)
-        objective = self.make_objective(recipe)
         size = recipe.batch_size
         x0 = torch.zeros(size, *recipe.shape, device=self.device)
         labels = torch.zeros(size, dtype=torch.long) if recipe.classes else None
-        for group in run.optimizer.param_groups:
-            group["lr"] = 0.0
+        for _, optimizer in run.trained:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
 
         def step(n: int) -> None:
             generator = ddpm.random_generator(recipe.seed, 1, run.step)
             batch_labels = None if labels is None else labels[:n]
-            training_step(run, x0[:n], schedule, objective, generator, batch_labels)
+            training_step(run, x0[:n], schedule, generator, batch_labels)
 
         smallest = size if recipe.compile else 1  # each size would be compiled
         return self.items_per_second(step, smallest, size, seconds)

@@ -1,0 +1,125 @@
+"""Methods with networks of their own: what one takes to write, and what is saved of it."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from commanded import blobs, run
+from helpers import equal
+from torch import nn
+from trained import TINY, squares, start_simple
+
+from mnist_ddpm import catalogue, trainer
+from mnist_ddpm.data import sets
+from mnist_ddpm.ddpm import q_sample
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.method import Method
+from mnist_ddpm.methods.guidance import with_labels
+from mnist_ddpm.training import saving
+from mnist_ddpm.training.loop import training_loop
+
+
+class Doubtful(Method):
+    """Errors over what a second network expects of them: how unsure each pixel is."""
+
+    def __init__(self, recipe, teacher):
+        super().__init__(doubt=nn.Conv2d(recipe.channels, recipe.channels, 3, padding=1))
+        self.sampling_defaults = {"sampler": "ddim", "steps": 3}
+
+    def loss(self, network, schedule, batch):
+        xt = q_sample(schedule, batch.x0, batch.t, batch.eps)
+        errors = with_labels(network, batch.labels)(xt, batch.t) - batch.eps
+        log = self.parts["doubt"](xt).clamp(-5, 5)
+        return (errors.square() * (-log).exp() + log).mean(dim=(1, 2, 3))
+
+
+def test_a_method_with_a_second_network_needs_one_class_and_one_name(tmp_path, monkeypatch, capsys):
+    """By the command line: trained, drawn as it says, resumed bit for bit, saved without it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sets, "load_images", lambda *_: blobs(64))
+    entry = catalogue.ObjectiveEntry(Doubtful)
+    monkeypatch.setitem(catalogue.OBJECTIVES, "doubtful", entry)
+    flags = "train --base-channels 8 --channel-mults 1 2 --T 20 --batch-size 16".split()
+    flags += ["--objective", "doubtful", "--optimizer", "muon"]
+    assert run(*flags, "--epochs", 2, "--out", "whole") == 0
+    recipe = checkpoints.load("whole").recipe
+    trainer.train(recipe, blobs(64), "half", deadline=0.0)  # one step
+    assert run("train", "--resume", "--epochs", 2, "--out", "half") == 0
+    states = [saving.load_state(name)[0] for name in ("whole", "half")]
+    for name in ("model", "ema", "parts", "optimizer", "part_optimizers", "losses"):
+        assert equal(states[0][name], states[1][name])
+    fresh = catalogue.make_method(recipe).parts["doubt"].state_dict()
+    assert not equal(states[0]["parts"]["doubt"], fresh)
+    network = checkpoints.load("whole").network
+    assert network.state_dict().keys() == states[0]["ema"].keys() == states[0]["model"].keys()
+    assert run("sample", "--checkpoint", "whole", "--n", 2, "--out", "out") == 0
+    assert "--steps 3" in capsys.readouterr().out
+
+
+def test_each_network_s_gradients_are_clipped_by_themselves():
+    class Steep(Doubtful):
+        def loss(self, network, schedule, batch):
+            part = self.parts["doubt"](batch.x0).mean(dim=(1, 2, 3))
+            return 1e3 * part + 1e-4 * network(batch.x0, batch.t).mean(dim=(1, 2, 3))
+
+    begun = start_simple(TINY, Steep(TINY, None))
+    begun.settings = replace(TINY, gradient_clip=1.0)
+    next(training_loop(begun, squares(), catalogue.make_schedule(TINY)))
+    network, doubt = (
+        torch.stack([p.grad.norm() for p in each.parameters()]).norm() for each, _ in begun.trained
+    )
+    assert doubt.item() == pytest.approx(1.0, rel=1e-3) and 0 < network < 1e-3
+
+
+def old_optimizer(whole, parts, recipe):
+    """The one that moved a network and its parts: with a group for each, or one for all."""
+    if recipe.objective != "matching":
+        return catalogue.make_optimizer(whole, recipe)
+    own = [p for name, p in whole.named_parameters() if name.split(".")[0] not in parts]
+    groups = [{"params": own, "pace": 1.0}]
+    groups.append({"params": [*parts["fake"].parameters()], "pace": 20.0, "betas": (0.9, 0.99)})
+    groups.append({"params": [*parts["critic"].parameters()], "pace": 0.3})
+    return torch.optim.Adam(groups, recipe.learning_rate, (0.0, 0.99))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "consistency"},
+        {"objective": "consistency", "optimizer": "muon", "learning_rate": 1e-3},
+        {"objective": "matching", "teacher": "known", "init_from": "known"},
+    ],
+    ids=lambda changes: " ".join(map(str, changes.values())),
+)
+def test_a_state_in_which_the_parts_were_the_network_s_is_resumed(changes, tmp_path):
+    """One set of tensors, one average and one optimiser held all networks. They move as before."""
+    recipe = replace(TINY, prediction="v", critic=0.5, **changes)
+    begun = trainer.start_run(recipe)
+    whole, parts = begun.network, begun.method.parts
+    for name, part in parts.items():
+        setattr(whole, name, part)
+    optimizer = old_optimizer(whole, parts, recipe)
+    generator = torch.Generator().manual_seed(0)
+
+    def step():
+        for p in whole.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+    step()
+    state = {"settings": asdict(recipe), "model": whole.state_dict(), "ema": whole.state_dict()}
+    state |= {"optimizer": optimizer.state_dict(), "step": 1, "losses": [1.0]}
+    torch.save(state, tmp_path / saving.STATE)
+    resumed = saving.resume_run(tmp_path, trainer.start_run)
+    assert equal(resumed.ema.state_dict(), resumed.network.state_dict()) and resumed.step == 1
+    own = dict(resumed.network.named_parameters())
+    for name, part in resumed.method.parts.items():
+        own |= {f"{name}.{key}": p for key, p in part.named_parameters()}
+    assert equal(own, dict(whole.named_parameters()))
+    step()
+    for name, p in whole.named_parameters():
+        own[name].grad = p.grad
+    for _, each in resumed.trained:
+        each.param_groups[0]["lr"] = recipe.learning_rate
+        each.step()
+    assert equal(own, dict(whole.named_parameters()))
