@@ -21,7 +21,7 @@ from commanded import (
 from safetensors.torch import load_file
 from trained import stopped_clock
 
-from mnist_ddpm import trainer
+from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.command_line import typed_flags
 from mnist_ddpm.data import sets
 from mnist_ddpm.datasets import CELEBA, MNIST
@@ -369,8 +369,8 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
     assert "draw" not in json.loads((other / "config.json").read_text())
     assert sampling_defaults.best(preset("faces-64-small")) == CELEBA.draw["cosine", 1000]
     assert sampling_defaults.best(preset("faces-64-small", dataset="ffhq")) == {}
-    consistency = sampling_defaults.best(preset("mnist", objective="consistency"))
-    assert consistency["sampler"] == "consistency"
+    method = catalogue.make_method(preset("mnist", objective="consistency"))
+    assert method.sampling_defaults["sampler"] == "consistency"
 
 
 def test_what_cannot_be_planned_is_reported_before_measuring(tmp_path, monkeypatch, capsys):

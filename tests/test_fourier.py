@@ -39,7 +39,7 @@ def test_the_network_sees_them_beside_x_and_is_no_wider_otherwise():
     plain = make_network(replace(recipe, network="unet"))
     extra = count_parameters(network) - count_parameters(plain)
     assert isinstance(network, FourierUNet) and extra == 14 * 3 * 9 * recipe.base_channels
-    with pytest.raises(ValueError, match="fourier"):
+    with pytest.raises(ValueError, match="FourierUNet"):
         make_network(replace(recipe, classes=10))
 
 
