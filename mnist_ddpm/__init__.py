@@ -9,6 +9,10 @@ def __getattr__(name: str):
         from mnist_ddpm.formats.checkpoints import load
 
         return load
+    if name == "sample":
+        from mnist_ddpm.commands.sample import sample
+
+        return sample
     if name == "push_to_hub":
         from mnist_ddpm.evaluation.publishing import push_to_hub
 

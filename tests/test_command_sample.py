@@ -7,6 +7,7 @@ import torch
 from commanded import DIGITS, drawn, error_of, run, save_network, skip_films
 from PIL import Image
 
+import mnist_ddpm
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.flags import SampleFlags
 from mnist_ddpm.commands.sampler_setup import choose_sampler, own_options
@@ -169,6 +170,20 @@ def test_a_guide_is_for_the_same_images_and_noise(digits, colours, tmp_path, qui
     assert "--schedule" in line
     line = error_of(capsys, "sample", "--checkpoint", digits, *base, "--guide", colours)
     assert "image_size is 16, and should be 32" in line
+
+
+def test_one_call_draws_the_images_of_the_command(digits, tmp_path, quick):
+    flags = ["--checkpoint", digits, "--steps", 4, "--seed", 5, "--label", 7, 2]
+    command = drawn(tmp_path / "a", *flags, "--n", 2)
+    options = {"seed": 5, "steps": 4}
+    images, film = mnist_ddpm.sample(digits, labels=[7, 2], film=True, **options)
+    assert images.dtype == torch.uint8
+    assert np.array_equal(images[:, 0], command)
+    assert torch.equal(film[-1][1], images)
+    assert len(mnist_ddpm.sample(str(digits), 3, labels=1, **options)) == 3
+    for wrong in ("step", "out"):
+        with pytest.raises(ValueError, match=wrong):
+            mnist_ddpm.sample(digits, **{wrong: 4})
 
 
 def test_labels_are_drawn_in_turn(digits, tmp_path, quick):

@@ -110,7 +110,7 @@ def test_a_page_has_images_figures_and_terms(hub, small, tmp_path):
     assert (head["license"], head["library_name"]) == ("mit", "mnist-ddpm")
     parts = (
         "1.50 ± 0.25", "0.50 ± 0.25", "| 64 |", "Seed 3", "some judge", "samples.png",
-        'load_checkpoint("own/digits")', "CC BY-SA 3.0",
+        'mnist_ddpm.sample("own/digits"', "CC BY-SA 3.0",
     )  # fmt: skip
     assert [each for each in parts if each not in page] == []
 

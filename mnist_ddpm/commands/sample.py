@@ -2,7 +2,10 @@
 
 import io
 import math
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,48 +21,126 @@ from mnist_ddpm.commands.outputs import open_partial_results, print_written, wri
 from mnist_ddpm.commands.sampler_setup import SamplerChoice
 from mnist_ddpm.data.labels import label_names
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.evaluation import extractors
+from mnist_ddpm.evaluation import extractors, generation
+from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.machine import files
-from mnist_ddpm.machine.partial_results import CountedNetwork
+from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
+from mnist_ddpm.machine.processes import World
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
 
 GRID_IMAGES = 400  # at most
+PATHS = "checkpoint", "guide", "condition_image", "init_image", "mask"
+UNUSED = {"out", "advised", "processes"}  # flags that mean nothing outside the command
 
 
-def run_sample(flags: SampleFlags) -> None:
-    """Draws images and writes them. What cannot be drawn is reported before."""
+class PreparedDrawing(NamedTuple):
+    """All that is loaded, chosen and checked before images are drawn."""
+
+    flags: SampleFlags  # with the checkpoint's advice
+    checkpoint: Checkpoint
+    choice: SamplerChoice
+    source: generation.Source
+    network: CountedNetwork
+    pictures: Tensor | None  # of the condition
+    world: World
+    device: torch.device
+
+    @property
+    def film_columns(self) -> int:
+        """How many images stand side by side in the films, and how many rows there are."""
+        return 6 if max(self.checkpoint.recipe.shape[1:]) <= 32 else 4  # noise takes much space
+
+    def draw(self, partial: PartialResults | None = None) -> tuple[Tensor, ddpm.Film]:
+        """The images, uint8 (n, C, H, W), and a film of the first ones."""
+        return sampler_setup.generate_images(
+            self.flags,
+            self.choice,
+            self.source,
+            self.checkpoint.recipe.shape,
+            film_images=self.film_columns**2,
+            device=self.device,
+            partial_results=partial,
+            world=self.world,
+        )
+
+
+def prepare_drawing(flags: SampleFlags) -> PreparedDrawing:
+    """Loads and chooses what the flags name. Raises ValueError for what cannot be drawn."""
     world, device = sampler_setup.pick_processes_and_device(flags)
     checkpoint, flags = open_checkpoint(flags, device)
     recipe = checkpoint.recipe
     flags = sampler_setup.with_sampling_defaults(flags, recipe, is_followed=not flags.mask)
     pictures = condition_pictures(flags, recipe)
-    digests = [] if pictures is None else [extractors.digest(pictures)]
-    counted = CountedNetwork(checkpoint.network)
-    partial = open_partial_results(flags, flags.out / "samples.npz", counted, device, *digests)
+    network = CountedNetwork(checkpoint.network)
     cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
     sampler_setup.check_labels_and_guidance(flags, recipe)
     choice = choose_with_image(flags, recipe, device)
     sampler_setup.check_interval(flags, choice.times, recipe)
     labels = sampler_setup.labels_in_turn(flags, recipe) if recipe.classes else None
     source = sampler_setup.denoiser_source(
-        flags, choice, checkpoint, counted, labels=labels, pictures=pictures, device=device
+        flags, choice, checkpoint, network, labels=labels, pictures=pictures, device=device
     )
     check_image_flags(flags)
+    return PreparedDrawing(
+        flags=flags,
+        checkpoint=checkpoint,
+        choice=choice,
+        source=source,
+        network=network,
+        pictures=pictures,
+        world=world,
+        device=device,
+    )
+
+
+def sample(
+    checkpoint: str | Path = "mnist",
+    n: int | None = None,
+    *,
+    seed: int = 0,
+    labels: int | Iterable[int] = (),
+    film: bool = False,
+    device: str = "auto",
+    **options,
+) -> Tensor | tuple[Tensor, ddpm.Film]:
+    """The images that the command `sample` draws, uint8 (n, C, H, W), as the checkpoint advises.
+
+    checkpoint: a folder, a shipped name, or owner/name on the hub. n: 64, or one image for each
+    label. labels: of networks that take them, in turn. film: also return (t, x_t, x0_hat) of the
+    first images at some 40 times. options: any other flag of the command by its name, such as
+    steps, guidance or init_image. Raises ValueError for what cannot be drawn, FileNotFoundError
+    for a missing checkpoint.
+    """
+    labels = (labels,) if isinstance(labels, int) else tuple(map(int, labels))
+    given = {"checkpoint": checkpoint, "seed": seed, "label": labels, "device": device, **options}
+    known = {field.name for field in fields(SampleFlags)} - UNUSED
+    unknown = sorted(given.keys() - known)
+    check(not unknown, f"sample takes no {', '.join(unknown)}: see mnist-ddpm sample --help")
+    given |= {name: Path(given[name]) for name in PATHS if given.get(name) is not None}
+    drawing = prepare_drawing(SampleFlags(n=n or len(labels) or SampleFlags.n, **given))
+    images, frames = drawing.draw()
+    return (images, frames) if film else images
+
+
+def run_sample(flags: SampleFlags) -> None:
+    """Draws images and writes them. What cannot be drawn is reported before."""
+    drawing = prepare_drawing(flags)
+    flags, recipe, world = drawing.flags, drawing.checkpoint.recipe, drawing.world
+    digests = [] if drawing.pictures is None else [extractors.digest(drawing.pictures)]
+    array_path = flags.out / "samples.npz"
+    partial = open_partial_results(flags, array_path, drawing.network, drawing.device, *digests)
     out = files.writable_folder(flags.out)
-    columns = 6 if max(recipe.shape[1:]) <= 32 else 4  # of the films, and rows: noise is large
     with partial.stoppable():
-        options = {"film_images": columns**2, "partial_results": partial}
-        options |= {"device": device, "world": world}
-        images, film = sampler_setup.generate_images(flags, choice, source, recipe.shape, **options)
+        images, film = drawing.draw(partial)
         if world.rank > 0:
             return
-        conditions = catalogue.conditions(recipe, pictures, range(flags.n)[:GRID_IMAGES])
-        paths = write_samples(out, images, film, columns, conditions)
+        conditions = catalogue.conditions(recipe, drawing.pictures, range(flags.n)[:GRID_IMAGES])
+        paths = write_samples(out, images, film, drawing.film_columns, conditions)
     partial.discard()
     evaluations = partial.evaluations / len(world.share(flags.n))
-    duration = f"{partial.seconds:.1f} s on {device}"
+    duration = f"{partial.seconds:.1f} s on {drawing.device}"
     print(f"{out}: {flags.n} images x {evaluations:.0f} network evaluations in {duration}")
     if recipe.attributes:
         names = enumerate(label_names(recipe))

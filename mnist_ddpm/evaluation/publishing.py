@@ -33,11 +33,8 @@ LOADING = """With the package `mnist-ddpm` installed:
 
 ```python
 import mnist_ddpm
-from mnist_ddpm import catalogue, ddpm
 
-network, schedule, recipe = mnist_ddpm.load_checkpoint("{name}")
-denoise = ddpm.clipped(catalogue.make_denoiser(network, schedule, recipe), schedule)
-images, _ = ddpm.generate(denoise, schedule, 64, recipe.shape, sampler=ddpm.ddim_sampler)
+images = mnist_ddpm.sample("{name}", 64, seed=0)
 ```
 
 ```sh
