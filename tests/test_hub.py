@@ -88,7 +88,7 @@ def test_what_is_pushed_comes_back_by_its_revision(hub, small, tmp_path):
     for revision, folder in {"main": small, "second": other, "third": small}.items():
         assert weights(f"own/digits@{revision}") == weights(folder)
         page = hub.files("own/digits", revision)["README.md"].decode()
-        assert (f'("own/digits@{revision}")' in page) == (revision != "main")
+        assert (f'("own/digits@{revision}"' in page) == (revision != "main")
     commit = hub.branches["own/digits"]["second"]
     assert weights(f"own/digits@{commit}") == weights(other)
     assert equal(initial_weights("own/digits@second")[1], safetensors.torch.load(weights(other)))
