@@ -12,7 +12,7 @@ from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import audit as audits
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.evaluation.audit import Audit, audit, audit_points, audited_indices, describe_audit
-from mnist_ddpm.evaluation.cards import measure_images
+from mnist_ddpm.evaluation.cards import card_figures
 from mnist_ddpm.training.recipe import Recipe
 
 DATA = ROOT / "data"
@@ -68,7 +68,7 @@ def test_folders_in_order_are_no_sign_of_copying(digits, monkeypatch):
     own, features = audited_indices(in_order), fresh_judge().features(in_order)
     apart = torch.cdist(features[own], features).scatter(1, own[:, None], math.inf)
     usual = apart.min(dim=1).values.float().median().item()
-    card = measure_images(fresh, in_order, None, fresh_judge())
+    card = card_figures(fresh, in_order, None, fresh_judge(), Recipe())
     real = card["nearest_training_image_in_features"]["real"]
     assert real == pytest.approx(usual, rel=1e-4)
 

@@ -22,7 +22,7 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data import cache, pictures
 from mnist_ddpm.data.celeba import load_celeba
 from mnist_ddpm.data.folders import load_folder, load_own_folder
-from mnist_ddpm.data.labels import needs_labels, typical_labels
+from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.data.mnist import load_mnist, mnist_labels
 from mnist_ddpm.data.pictures import margin, open_image
 from mnist_ddpm.data.search import search
@@ -289,16 +289,6 @@ def test_labels_are_looked_at_before_images_unless_celeba_is_still_to_be_downloa
     for asked, missing in ((labelled, "list_attr_celeba"), (replace(DIGITS, classes=9), "10")):
         with pytest.raises(ValueError, match=missing):
             check_labelled(asked, tmp_path)
-
-
-def test_labels_to_judge_are_as_frequent_as_in_training_and_vary_as_real_ones_do():
-    labels = torch.tensor([2] * 70 + [0] * 25 + [1] * 5)
-    drawn = [typical_labels(labels, 400, seed) for seed in range(30)]
-    assert torch.equal(drawn[1], typical_labels(labels, 400, seed=1))
-    counts = torch.stack([part.bincount(minlength=3) for part in drawn]).double()
-    p = torch.tensor([0.25, 0.05, 0.7], dtype=torch.float64)
-    torch.testing.assert_close(counts.mean(dim=0) / 400, p, rtol=0, atol=0.02)
-    torch.testing.assert_close(counts.var(dim=0), 400 * p * (1 - p), rtol=0.7, atol=0)  # binomial
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,10 @@ from pictures import (
     save_celeba,
     zipped,
 )
-from PIL import Image
 from torchvision import datasets
 
 from mnist_ddpm.data import celeba, ffhq
-from mnist_ddpm.data.celeba import celeba_attributes, celeba_labels, crop_face, load_celeba
+from mnist_ddpm.data.celeba import celeba_attributes, celeba_labels, load_celeba
 from mnist_ddpm.data.ffhq import load_ffhq
 from mnist_ddpm.data.labels import label_names
 
@@ -161,14 +160,6 @@ def test_celeba_crop_to_the_pixel(tmp_path, given, size, left, top, side):
     centres = (torch.arange(size) + 0.5) * side / size - 0.5
     assert (image[0] - (left + centres)).abs().max() <= 0.51
     assert (image[1] - (top + centres)[:, None]).abs().max() <= 0.51
-
-
-def test_celeba_crop_of_the_whole_width_fits_copies_of_any_size(monkeypatch):
-    """178 * (46 / 178) is a little more than 46."""
-    monkeypatch.setattr(celeba, "CROP", 178)
-    for width in range(8, 200):
-        image = Image.new("RGB", (width, round(width * 218 / 178)))
-        assert crop_face(image, (3, 16, 16)).size == (16, 16)
 
 
 def test_copies_that_are_square_already_are_not_cropped_again(tmp_path):

@@ -100,9 +100,8 @@ def crop_face(image: Image.Image, shape: Shape) -> Image.Image:
     """
     width, height = image.size
     if abs(width / height * HEIGHT / WIDTH - 1) < 0.02:
-        crop = CROP * min(width / WIDTH, height / HEIGHT)
-        width = min(width, crop)
-        height = min(height, crop * HEIGHT / WIDTH)
+        width = CROP * min(width / WIDTH, height / HEIGHT)
+        height = width * HEIGHT / WIDTH
     return crop_and_resize(image, shape, within=(width, height))
 
 

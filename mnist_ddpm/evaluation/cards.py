@@ -81,38 +81,26 @@ def build_card(
         "processes": judge.world.size,
         "versions": devices.versions(),
     }
-    dataset = dataset_named(recipe.dataset)
-    knows_classes = recipe.dataset == getattr(judge.network, "dataset", None)
-    options = {
-        "seed": seed,
-        "mirrored": dataset.is_mirrored,
-        "counted": dataset.classifier.counted if knows_classes else "",
-        "real": real,
-    }
-    figures = measure_images(images[chosen], training, held_out, judge, **options)
+    figures = card_figures(images[chosen], training, held_out, judge, recipe, real=real, seed=seed)
     for space in SPACES:  # numbered as in all the images
         nearest = figures[f"nearest_training_image_in_{space}"]
         nearest["closest"] = [[chosen[i].item(), j] for i, j in nearest["closest"]]
     return facts | figures
 
 
-def measure_images(
+def card_figures(
     images: Tensor,
     training: Tensor,
     held_out: Tensor | None,
     judge: Judge,
+    recipe: ddpm.Settings,
     *,
-    seed: int = 0,
-    mirrored: bool = False,
-    counted: str = "",
     real: RealFeatures | None = None,
+    seed: int = 0,
 ) -> dict:
-    """A card's figures, of uint8 images (N, C, H, W): of them, of real ones, and the nearest.
-
-    mirrored: training saw each image from both sides. counted: what a card calls images whose
-    classes the judge, a classifier, counts; "": it does not. real: features of real images, if
-    they are known already.
-    """
+    """The figures of a card, with arguments as build_card has them."""
+    dataset = dataset_named(recipe.dataset)
+    mirrored = dataset.is_mirrored
     real = real or RealImages(judge, training, held_out, mirrored).features()
     drawn = judge.features(images, f"{len(images):,} samples")
     if held_out is not None:  # in no order, since a data set may begin with the easier ones
@@ -124,11 +112,13 @@ def measure_images(
         "frechet_bias": frechet_bias(real.training, drawn, seed),
         "floor": floors(real.training, real.held_out, len(images), seed),
     }
-    if counted:
-        card[counted] = class_balance(judge.logits(drawn))
+    knows_classes = recipe.dataset == getattr(judge.network, "dataset", None)
+    if knows_classes and dataset.classifier.counted:
+        balance = class_balance(judge.logits(drawn))
         if held_out is not None:
-            unseen = real.held_out[: len(images)]
-            card[counted]["held_out"] = class_balance(judge.logits(unseen))
+            unseen = judge.logits(real.held_out[: len(images)])
+            balance["held_out"] = class_balance(unseen)
+        card[dataset.classifier.counted] = balance
     in_pixels = audit.audit(images, training, held_out, mirrored, judge.device)
     for space, result in zip(SPACES, (in_pixels, audit_features(drawn, real))):
         card[f"nearest_training_image_in_{space}"] = result.figures()
