@@ -16,11 +16,16 @@ from matplotlib.figure import Figure
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.experiments import __main__ as command
 from mnist_ddpm.experiments import ddim_table1, guidance_scale, runner, steps
-from mnist_ddpm.experiments.claims import Claim, mean_and_half_interval
 from mnist_ddpm.experiments.experiment_flags import Scale
 from mnist_ddpm.experiments.plots import caption, plot_lines, write_plot
 from mnist_ddpm.experiments.registry import EXPERIMENTS
-from mnist_ddpm.experiments.rows import column_values, parse_cell, read_rows
+from mnist_ddpm.experiments.results import (
+    Claim,
+    column_values,
+    mean_and_half_interval,
+    parse_cell,
+    read_rows,
+)
 from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import loop, saving

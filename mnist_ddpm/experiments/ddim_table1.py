@@ -5,9 +5,8 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.claims import Claim
 from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.rows import Row
+from mnist_ddpm.experiments.results import Claim, Row
 from mnist_ddpm.experiments.runner import LONG_TRAINING, ExperimentRun, TrainedNetwork
 from mnist_ddpm.methods.solvers import ddim_encoder, dpmpp_2m_sampler, heun_sampler
 

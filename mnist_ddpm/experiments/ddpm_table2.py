@@ -3,10 +3,9 @@
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.claims import Claim
 from mnist_ddpm.experiments.plots import Experiment, plot_points, plot_real_distance
-from mnist_ddpm.experiments.rows import Row
-from mnist_ddpm.experiments.runner import SHORT_TRAINING, ExperimentRun, ancestral
+from mnist_ddpm.experiments.results import Claim, Row
+from mnist_ddpm.experiments.runner import ExperimentRun, ancestral
 
 NETWORKS = {
     "eps, L_simple": {},
@@ -27,7 +26,6 @@ class PredictionsAndLosses(Experiment):
         Distances of what eight networks draw by ancestral sampling in 50 of 1000 steps. The dotted
         line is that of real digits. Points are geometric means, the table has plain ones."""
     size = 7.5, 3.8
-    training = SHORT_TRAINING
 
     def measure(self, run: ExperimentRun, seed: int) -> None:
         for arm, changes in NETWORKS.items():

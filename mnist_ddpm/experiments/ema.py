@@ -3,10 +3,9 @@
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.claims import Claim
 from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.rows import Row, select_rows
-from mnist_ddpm.experiments.runner import SHORT_TRAINING, ExperimentRun, TrainedNetwork
+from mnist_ddpm.experiments.results import Claim, Row, select_rows
+from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork
 
 # How much more training the rate's fall is planned for, and where it falls from
 RATES = {"falling rate": (1, 5e-3), "steady rate": (100, 2.5e-3)}
@@ -21,7 +20,6 @@ class WeightAveraging(Experiment):
         50 steps. The dotted line is the distance of real digits. Points are geometric means, the
         table has plain ones."""
     size = 9.0, 3.8
-    training = SHORT_TRAINING
 
     def measure(self, run: ExperimentRun, seed: int) -> None:
         total = ddpm.total_steps(run.recipe(seed), len(run.training_images))

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.distances import precision_recall
-from mnist_ddpm.experiments.claims import Claim
 from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.rows import Row
+from mnist_ddpm.experiments.results import Claim, Row
 from mnist_ddpm.experiments.runner import LONG_TRAINING, ExperimentRun
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 

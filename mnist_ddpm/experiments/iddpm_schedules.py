@@ -6,10 +6,9 @@ from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.pictures import margin
-from mnist_ddpm.experiments.claims import Claim
 from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_points
-from mnist_ddpm.experiments.rows import Row, select_rows, values_by_seed
-from mnist_ddpm.experiments.runner import SHORT_TRAINING, ExperimentRun, TrainedNetwork, ancestral
+from mnist_ddpm.experiments.results import Claim, Row, select_rows, values_by_seed
+from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork, ancestral
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.likelihood import bits_per_dim
 
@@ -62,7 +61,6 @@ class SchedulesAndVariances(Experiment):
         skipped, of 50 steps. Below: ancestral sampling, with the learned variance where there is
         one. The points of distances are geometric means, the table has plain ones."""
     size = 9.0, 7.0
-    training = SHORT_TRAINING
 
     def measure(self, run: ExperimentRun, seed: int) -> None:
         for arm, changes in NETWORKS.items():

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.distances import class_balance
-from mnist_ddpm.experiments.claims import Claim
 from mnist_ddpm.experiments.plots import Experiment, plot_points, plot_real_distance
-from mnist_ddpm.experiments.rows import Row
-from mnist_ddpm.experiments.runner import SHORT_TRAINING, ExperimentRun
+from mnist_ddpm.experiments.results import Claim, Row
+from mnist_ddpm.experiments.runner import ExperimentRun
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 
 NETWORKS = {  # the names of those that ddpm-table2 trains, too
@@ -69,7 +68,6 @@ class EqualTime(Experiment):
         Right: of how many the classifier is at most 90 % sure. Points are geometric means, the
         table has plain ones."""
     size = 9.5, 4.8
-    training = SHORT_TRAINING
 
     def measure(self, run: ExperimentRun, seed: int) -> None:
         sampler = partial(dpmpp_2m_sampler, eta=1.0)

@@ -8,9 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from mnist_ddpm.experiments.claims import Claim, claims_table, means_and_bars
-from mnist_ddpm.experiments.rows import Row, column_values, select_rows
-from mnist_ddpm.experiments.runner import ExperimentRun
+from mnist_ddpm.experiments.results import (
+    Claim,
+    Row,
+    claims_table,
+    column_values,
+    means_and_bars,
+    select_rows,
+)
+from mnist_ddpm.experiments.runner import SHORT_TRAINING, ExperimentRun
 from mnist_ddpm.machine.files import replacing
 
 
@@ -19,7 +25,7 @@ class Experiment(ABC):
 
     about: str  # what the picture shows, for the caption
     size: tuple[float, float]  # of the picture, in inches
-    training: dict  # settings of its networks; {} if it trains none
+    training = SHORT_TRAINING  # settings of its networks; {} if it trains none
     seeds_are = "Trainings of each network"  # what differs from seed to seed, for the caption
 
     @abstractmethod

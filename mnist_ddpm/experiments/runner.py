@@ -16,7 +16,7 @@ from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.experiments.experiment_flags import Scale
-from mnist_ddpm.experiments.rows import Row, read_rows, select_rows, write_rows
+from mnist_ddpm.experiments.results import Row, read_rows, select_rows, write_rows
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.progress import progress_bar

@@ -8,9 +8,8 @@ import torch
 from matplotlib.figure import Figure
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.claims import Claim
 from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.rows import Row, select_rows
+from mnist_ddpm.experiments.results import Claim, Row, select_rows
 from mnist_ddpm.experiments.runner import NO_TRAINING, ExperimentRun
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.schedules import even_signal
