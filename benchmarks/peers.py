@@ -28,7 +28,7 @@ from contest.speed import measure
 from contest.workers import CONTESTANTS, PEERS
 from harness import RESULTS, make_parser, precisions, run
 
-PACKAGES = "torch", "numpy", "torchmetrics", "accelerate"  # and those of the peers at work
+PACKAGES = "torch", "numpy", "accelerate"  # and those of the peers at work
 
 
 def parse_flags() -> argparse.Namespace:

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torchmetrics.image.fid  # noqa: F401  (so that no command imports it)
 import torchvision.datasets  # noqa: F401
 from harness import write_result
 
