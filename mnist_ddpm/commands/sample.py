@@ -54,16 +54,10 @@ class PreparedDrawing(NamedTuple):
 
     def draw(self, partial: PartialResults | None = None) -> tuple[Tensor, ddpm.Film]:
         """The images, uint8 (n, C, H, W), and a film of the first ones."""
-        return sampler_setup.generate_images(
-            self.flags,
-            self.choice,
-            self.source,
-            self.checkpoint.recipe.shape,
-            film_images=self.film_columns**2,
-            device=self.device,
-            partial_results=partial,
-            world=self.world,
-        )
+        options = {"film_images": self.film_columns**2, "partial_results": partial}
+        options |= {"device": self.device, "world": self.world}
+        shape = self.checkpoint.recipe.shape
+        return sampler_setup.generate_images(self.flags, self.choice, self.source, shape, **options)
 
 
 def prepare_drawing(flags: SampleFlags) -> PreparedDrawing:
@@ -114,12 +108,12 @@ def sample(
     for a missing checkpoint.
     """
     labels = (labels,) if isinstance(labels, int) else tuple(map(int, labels))
-    given = {"checkpoint": checkpoint, "seed": seed, "label": labels, "device": device, **options}
+    options |= {"checkpoint": checkpoint, "seed": seed, "label": labels, "device": device}
     known = {field.name for field in fields(SampleFlags)} - UNUSED
-    unknown = sorted(given.keys() - known)
+    unknown = sorted(options.keys() - known)
     check(not unknown, f"sample takes no {', '.join(unknown)}: see mnist-ddpm sample --help")
-    given |= {name: Path(given[name]) for name in PATHS if given.get(name) is not None}
-    drawing = prepare_drawing(SampleFlags(n=n or len(labels) or SampleFlags.n, **given))
+    options |= {name: Path(options[name]) for name in PATHS if options.get(name) is not None}
+    drawing = prepare_drawing(SampleFlags(n=n or len(labels) or SampleFlags.n, **options))
     images, frames = drawing.draw()
     return (images, frames) if film else images
 
@@ -127,19 +121,20 @@ def sample(
 def run_sample(flags: SampleFlags) -> None:
     """Draws images and writes them. What cannot be drawn is reported before."""
     drawing = prepare_drawing(flags)
-    flags, recipe, world = drawing.flags, drawing.checkpoint.recipe, drawing.world
+    flags = drawing.flags
+    recipe = drawing.checkpoint.recipe
     digests = [] if drawing.pictures is None else [extractors.digest(drawing.pictures)]
     array_path = flags.out / "samples.npz"
     partial = open_partial_results(flags, array_path, drawing.network, drawing.device, *digests)
     out = files.writable_folder(flags.out)
     with partial.stoppable():
         images, film = drawing.draw(partial)
-        if world.rank > 0:
+        if drawing.world.rank > 0:
             return
         conditions = catalogue.conditions(recipe, drawing.pictures, range(flags.n)[:GRID_IMAGES])
         paths = write_samples(out, images, film, drawing.film_columns, conditions)
     partial.discard()
-    evaluations = partial.evaluations / len(world.share(flags.n))
+    evaluations = partial.evaluations / len(drawing.world.share(flags.n))
     duration = f"{partial.seconds:.1f} s on {drawing.device}"
     print(f"{out}: {flags.n} images x {evaluations:.0f} network evaluations in {duration}")
     if recipe.attributes:

@@ -43,7 +43,8 @@ def run_train(flags: TrainFlags) -> None:
     devices.check_precision(recipe.precision, device)
     with folder_lock.locked_folder(files.writable_folder(flags.out), world):
         pass  # reported before images are read
-    weights, part_weights = None, {}
+    weights = None
+    part_weights = {}
     if recipe.init_from and not flags.resume:
         weights = weights_to_start_from(recipe, network)
         part_weights = {
