@@ -117,8 +117,7 @@ def sampling_defaults(source: str | Path) -> dict:
 def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """A checkpoint of this package or of the notebook, by what `find` takes.
 
-    Raises as `find`, and ValueError for files that are damaged or do not fit each other, or a
-    schedule without a name.
+    Raises as `find`, and ValueError for damaged files and a schedule without a name.
     """
     folder = find(source)
     recipe, _ = load_config(folder)

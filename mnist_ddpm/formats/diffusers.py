@@ -96,10 +96,7 @@ def norm_groups(recipe: Recipe) -> list[int]:
 
 
 def settings_to_diffusers(recipe: Recipe) -> tuple[dict, dict]:
-    """The configurations of the UNet2DModel and the DDPMScheduler of a recipe.
-
-    Raises ValueError naming a setting that DDPMPipeline has no counterpart of.
-    """
+    """The configurations of UNet2DModel and DDPMScheduler. Raises as check_expressible."""
     check_expressible(recipe)
     return network_to_diffusers(recipe), scheduler_to_diffusers(recipe)
 
@@ -236,10 +233,7 @@ def check_class(config: dict, *classes: str) -> None:
 
 
 def diffusers_tensors(network: UNet, blocks_per_level: int) -> dict[str, Tensor]:
-    """The network's tensors under diffusers' names and in its shapes.
-
-    They are views: copying into them fills the network.
-    """
+    """Views of the network's tensors under diffusers' names and in its shapes."""
     tensors = {}
     for name, tensor in network.state_dict().items():
         path, kind = name.rsplit(".", 1)
@@ -312,12 +306,9 @@ def load_diffusers(
 
 
 def read_configs(source: str | Path, folder: Path, config: Path) -> tuple[dict, dict | None]:
-    """The configurations of a network and, if there is one, of its scheduler.
-
-    The hub's oldest pipelines have all files in one folder. Raises as load_diffusers.
-    """
+    """The configurations of a network and its scheduler, if any. Raises as load_diffusers."""
     index = folder / INDEX
-    is_nested = (folder / "scheduler").is_dir()
+    is_nested = (folder / "scheduler").is_dir()  # the oldest pipelines are one folder
     scheduler = folder / "scheduler" / SCHEDULER if is_nested else folder / SCHEDULER
     pipeline = read_config(index).get("_class_name") if index.is_file() else PIPELINES[0]
     check(pipeline in PIPELINES, f"{source} is a {pipeline}: only {' and '.join(PIPELINES)} fit")
@@ -328,11 +319,7 @@ def read_configs(source: str | Path, folder: Path, config: Path) -> tuple[dict, 
 
 
 def save_diffusers(folder: str | Path, network: UNet, recipe: Recipe) -> None:
-    """Writes a folder that diffusers' DDPMPipeline.from_pretrained reads.
-
-    It samples like ddpm_sampler with the posterior's variance and clipping. Raises ValueError as
-    settings_to_diffusers.
-    """
+    """Writes a folder for DDPMPipeline.from_pretrained. Raises as settings_to_diffusers."""
     config, scheduler = settings_to_diffusers(recipe)
     classes = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
     tensors = diffusers_tensors(network, recipe.blocks_per_level)

@@ -8,7 +8,6 @@ variance is learned, its exponent. docs/onnx.md lists the metadata.
 import copy
 import json
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
 from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
-from mnist_ddpm.methods import conditioning, learned_variance, predictions
+from mnist_ddpm.methods import learned_variance, predictions
 from mnist_ddpm.methods.predictions import Conversion
 from mnist_ddpm.training.recipe import Recipe
 
@@ -81,20 +80,20 @@ class Graph(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).to(dtype).eval()
         self.dtype = dtype
-        self.learns_variance = catalogue.learns_variance(recipe)
+        self.outputs = OUTPUTS[: 1 + catalogue.learns_variance(recipe)]
         scale = catalogue.conversion_of(recipe).scale
         scales = scale and scale(schedule, torch.arange(schedule.T + 1)).float()
         self.register_buffer("scales", scales)
 
-    def forward(self, xt: Tensor, t: Tensor, label=None, condition=None, s=None):
+    def forward(self, xt: Tensor, t: Tensor, label=None, condition=None, s=None) -> tuple:
         x = xt if self.scales is None else self.scales[t].view(-1, 1, 1, 1) * xt
         x = x if condition is None else torch.cat([x, condition], dim=1)
         options = {"labels": label, "s": s}
         options = {name: value for name, value in options.items() if value is not None}
         output = self.network(x.to(self.dtype), t, **options).float()
-        if self.learns_variance:
-            return learned_variance.split_output(output, xt.shape[1])
-        return output
+        if len(self.outputs) == 1:
+            return (output,)
+        return learned_variance.split_output(output, xt.shape[1])
 
 
 def example_inputs(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]]:
@@ -116,25 +115,6 @@ def example_inputs(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]
     return batches
 
 
-@torch.no_grad()
-def pytorch_outputs(
-    network: nn.Module, schedule: Schedule, recipe: Recipe, inputs: dict[str, Tensor]
-) -> tuple[Tensor, ...]:
-    """PyTorch's outputs for these inputs, computed as samplers do."""
-    xt = inputs["xt"]
-    if recipe.classes:
-        network = partial(network, labels=inputs["label"])
-    if catalogue.takes_next_time(recipe):
-        network = partial(network, s=inputs["s"])
-    if recipe.conditional:
-        network = conditioning.with_condition(network, inputs["condition"])
-    conversion = catalogue.conversion_of(recipe)
-    output = predictions.network_output(network, conversion, schedule, xt, inputs["t"])
-    if catalogue.learns_variance(recipe):
-        return learned_variance.split_output(output, xt.shape[1])
-    return (output,)
-
-
 def export_graph(graph: Graph, inputs: dict[str, Tensor]):
     """The graph as ONNX's ModelProto, for any number of images.
 
@@ -142,7 +122,7 @@ def export_graph(graph: Graph, inputs: dict[str, Tensor]):
     that cannot be exported.
     """
     options = {"opset_version": OPSET, "dynamo": True, "verbose": False}
-    options["output_names"] = OUTPUTS[: 1 + graph.learns_variance]
+    options["output_names"] = graph.outputs
     options["dynamic_shapes"] = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
     try:
         with warnings.catch_warnings():
@@ -161,10 +141,9 @@ def export_graph(graph: Graph, inputs: dict[str, Tensor]):
     return model
 
 
-def largest_difference(
-    content: bytes, network: nn.Module, schedule: Schedule, recipe: Recipe
-) -> float:
-    """The largest difference between a file's outputs and the network's, measured as in BOUNDS.
+@torch.no_grad()
+def largest_difference(content: bytes, graph: Graph, batches: list[dict[str, Tensor]]) -> float:
+    """The largest difference between a file's outputs and the graph's, measured as in BOUNDS.
 
     Raises ValueError where ONNX Runtime cannot run it.
     """
@@ -172,16 +151,15 @@ def largest_difference(
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    names = OUTPUTS[: 1 + catalogue.learns_variance(recipe)]
     differences = []
-    for inputs in example_inputs(schedule, recipe):
+    for inputs in batches:
         arrays = {name: value.numpy() for name, value in inputs.items()}
         try:
             session = runtime.InferenceSession(content, options, providers=[PROVIDER])
-            outputs = session.run(names, arrays)
+            outputs = session.run(graph.outputs, arrays)
         except Exception as error:  # of many kinds
             raise ValueError(f"ONNX Runtime cannot run it ({first_line(error)})") from error
-        for expected, output in zip(pytorch_outputs(network, schedule, recipe, inputs), outputs):
+        for expected, output in zip(graph(**inputs), outputs):
             difference = (torch.from_numpy(output) - expected).abs().max()
             differences.append(difference / expected.abs().max().clamp(min=1))
     return torch.stack(differences).max().item()  # NaN where there is one
@@ -205,13 +183,14 @@ def save_onnx(
     dtype = getattr(torch, precision)
     size = sum(weight.numel() for weight in network.state_dict().values()) * dtype.itemsize
     check(size <= LARGEST, f"its weights are {size:,} bytes: one ONNX file holds 2 GB")
-    graph = Graph(network, schedule, recipe, dtype)
-    model = export_graph(graph, example_inputs(schedule, recipe)[0])
+    inputs = example_inputs(schedule, recipe)
+    model = export_graph(Graph(network, schedule, recipe, dtype), inputs[0])
     facts = json.dumps(metadata(schedule, recipe, precision, draw or {}), allow_nan=False)
     onnx.helper.set_model_props(model, {KEY: facts})
+    reference = Graph(network, schedule, recipe, torch.float32)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(model.SerializeToString())
-        difference = largest_difference(temporary.read_bytes(), network, schedule, recipe)
+        difference = largest_difference(temporary.read_bytes(), reference, inputs)
         advice = ": take float32" if precision == "float16" else ""
         bound = f"more than {BOUNDS[precision]:g}{advice}"
         is_close = difference <= BOUNDS[precision]

@@ -39,10 +39,7 @@ def small(x0: Tensor) -> Tensor:
 
 
 def with_condition(network: Network, c: Tensor) -> Network:
-    """A network (x_t and c as channels, t) as one of (x_t, t), with this c (N, K, H, W).
-
-    Raises ValueError, when called, for another number of images.
-    """
+    """A network (x_t and c as channels, t) as one of (x_t, t), for N images with c (N, K, H, W)."""
 
     def conditional_network(xt: Tensor, t: Tensor, **labels: Tensor) -> Tensor:
         check(len(c) == len(xt), f"there are {len(c)} conditions for {len(xt)} images")

@@ -34,10 +34,7 @@ VELOCITY = Conversion(x0_from_velocity, velocity_from_x0)
 
 
 def number_lookup(images: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from some of these uint8 images, as floats in [-1, 1], to their numbers (N,).
-
-    It raises ValueError for an image that is none of them, or changed, as by mirroring.
-    """
+    """A function from some of these uint8 images, as floats in [-1, 1], to their numbers (N,)."""
     key = torch.randint(2**62, (images[0].numel(),), generator=ddpm.random_generator(0))
 
     def hashes(images: Tensor) -> Tensor:  # int64 (N,); the sums may overflow
@@ -57,9 +54,9 @@ def number_lookup(images: Tensor) -> Callable[[Tensor], Tensor]:
 def reflow(objective: Objective, images: Tensor, seed: int = 0) -> Objective:
     """An objective on pairs of an image and the x_T from which an ODE sampler drew it.
 
-    images: all that generate or the command sample drew with that seed, in order, uint8
-    (N, C, H, W). The noise of image k follows from (seed, k), so it need not be stored
-    (arXiv 2209.03003, Section 2.2).
+    arXiv 2209.03003, Section 2.2. images: all that were drawn with that seed, in order, uint8
+    (N, C, H, W): x_T of image k follows from (seed, k). Raises ValueError for images that are none
+    of these, or mirrored.
     """
     numbers = number_lookup(images)
 

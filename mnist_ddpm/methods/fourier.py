@@ -15,10 +15,7 @@ WAVELENGTHS = 7  # 1, 2, 4 … 64 grey levels
 
 
 def fourier_features(x: Tensor) -> Tensor:
-    """Sines and cosines (N, 14C, H, W) of the grey levels of x (N, C, H, W) in [-1, 1].
-
-    They repeat after 1, 2, 4 … 64 levels: for any noise up to that, some have about its width.
-    """
+    """Sines and cosines (N, 14C, H, W) of the grey levels of x, which repeat after 1, 2 … 64."""
     angle = 2 * math.pi * 127.5 * (x + 1)  # 2 pi for each level
     waves = [f(angle / 2**k) for k in range(WAVELENGTHS) for f in (torch.sin, torch.cos)]
     return torch.cat(waves, dim=1)

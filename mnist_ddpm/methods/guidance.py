@@ -55,10 +55,7 @@ def labels_at(labels: Tensor | None, part: Tensor) -> Tensor | None:
 
 
 def with_labels(network: Network, labels: Tensor | None) -> Network:
-    """A network of (xt, t, labels) with these labels (N,), as one of (xt, t). None: itself.
-
-    Raises ValueError, when called, for another number of images.
-    """
+    """A network of (xt, t, labels) as one of (xt, t) for images with labels (N,). None: itself."""
     if labels is None:
         return network
 
@@ -88,10 +85,7 @@ def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
 
 
 def within_interval(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Denoiser:
-    """guided at times low < t <= high, else plain, which costs less (arXiv 2404.07724).
-
-    With times (N,) it depends on the image: the two denoisers must then take a part of the batch.
-    """
+    """guided for images with low < t <= high, else plain, which costs less (arXiv 2404.07724)."""
     return switched(is_in_interval(interval), lambda labels: guided, lambda labels: plain)
 
 
@@ -107,10 +101,7 @@ def switched(
     second: Teacher,
     labels: Tensor | None = None,
 ) -> Denoiser:
-    """The first teacher's denoiser where uses_first(times (N,)) is True, else the second's.
-
-    Each gets the labels (N,) of its images.
-    """
+    """The first's denoiser for images where uses_first(times (N,)), the second's for the others."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:
         times = torch.as_tensor(t).cpu().expand(len(xt))

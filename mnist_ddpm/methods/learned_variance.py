@@ -21,10 +21,7 @@ Clip = Callable[[Denoiser, Schedule], Denoiser]  # as ddpm.clipped
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """An output (N, 2C, H, W) as the predicted value and the exponent, each (N, C, H, W).
-
-    Raises ValueError for an output without a variance.
-    """
+    """An output (N, 2C, H, W) as the predicted value and the exponent, each (N, C, H, W)."""
     has_variance = output.shape[1] == 2 * channels
     check(has_variance, f"the network has {output.shape[1]} channels: it has learned no variance")
     value, v = output.chunk(2, dim=1)
@@ -87,10 +84,7 @@ def takes_exponent(variance: Callable[..., Tensor] | None) -> bool:
 def learned_step_variance(
     schedule: Schedule, t: Time, s: Time, exponent: Tensor | None = None
 ) -> Tensor:
-    """The variance (N, C, H, W) of a step from t to s, for ancestral_sampler.
-
-    Raises ValueError where the denoiser gave no exponent.
-    """
+    """The variance (N, C, H, W) of a step from t to s with an exponent, for ancestral_sampler."""
     check(exponent is not None, "the denoiser has no variance: take posterior_variance")
     tiny = torch.finfo(torch.float64).tiny  # at s = 0 the posterior's variance is 0
     low, high = (
@@ -133,10 +127,7 @@ def l_hybrid(conversion: Conversion = EPS, weight: float = 0.001) -> Objective:
 
 
 class ImportanceTimes(nn.Module):
-    """Draws t in proportion to the root mean square of its last 10 losses (Eq. 18).
-
-    Uniformly until each t has 10; a thousandth of the draws stays uniform.
-    """
+    """Draws t by the root mean square of its last 10 losses (Eq. 18), uniformly until it has 10."""
 
     def __init__(self, T: int, history: int = 10):
         super().__init__()
@@ -149,7 +140,7 @@ class ImportanceTimes(nn.Module):
         if (self.seen < history).any():
             return torch.full((T,), 1 / T, device=self.losses.device)
         size = self.losses.square().mean(dim=1).sqrt()
-        return 0.999 * size / size.sum() + 0.001 / T
+        return 0.999 * size / size.sum() + 0.001 / T  # no t is forgotten
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times (n,) and the weights of their losses, 1 / (T p_t)."""

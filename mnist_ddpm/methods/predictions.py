@@ -23,11 +23,6 @@ class Conversion(NamedTuple):
     scale: Callable[[Schedule, Time], Tensor] | None = None
 
 
-def identity(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Tensor:
-    """x_0 itself."""
-    return x0
-
-
 def x0_from_v(schedule: Schedule, xt: Tensor, t: Time, v: Tensor) -> Tensor:
     """x_0 from v = a_t eps - b_t x_0 (arXiv 2202.00512, Appendix D)."""
     a_t, b_t = schedule.at(t)
@@ -58,7 +53,7 @@ def x0_from_mu(schedule: Schedule, xt: Tensor, t: Time, mu: Tensor) -> Tensor:
 
 
 EPS = Conversion(ddpm.predict_x0, predict_eps)
-X0 = Conversion(identity, identity)
+X0 = Conversion(lambda schedule, xt, t, x0: x0, lambda schedule, xt, t, x0: x0)
 V = Conversion(x0_from_v, v_from_x0)
 MU = Conversion(x0_from_mu, mu_from_x0)
 
@@ -93,10 +88,7 @@ def denoiser(network: Network, schedule: Schedule, conversion: Conversion) -> De
 
 
 def as_eps_network(network: Network, schedule: Schedule, conversion: Conversion) -> Network:
-    """A network of any prediction as one that predicts eps.
-
-    Further channels of its output, such as a variance, are passed on.
-    """
+    """A network of any prediction as one of eps; further channels, as a variance, are passed on."""
 
     def eps_network(xt: Tensor, t: Tensor) -> Tensor:
         output = network_output(network, conversion, schedule, xt, t)
@@ -108,20 +100,14 @@ def as_eps_network(network: Network, schedule: Schedule, conversion: Conversion)
 
 
 def squared_error_ratio(schedule: Schedule, t: Tensor, conversion: Conversion) -> Tensor:
-    """The squared error of the predicted value over that of x_0, at times (N,).
-
-    The value must be a function of x_t plus x_0 times a factor that depends on t alone.
-    """
+    """The squared error of the predicted value over that of x_0, which t alone determines (N,)."""
     zero = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
     at_one, at_zero = (conversion.from_x0(schedule, zero, t, x0) for x0 in (zero + 1, zero))
     return (at_one - at_zero).square().flatten()
 
 
 def x0_factors(schedule: Schedule, conversion: Conversion) -> tuple[Tensor, Tensor]:
-    """The factors of x_t and of the predicted value in x_0: tables over t = 0 … T, float64.
-
-    At t = 0, x_0 is x_t.
-    """
+    """The factors of x_t and of the predicted value in x_0, at t = 0 … T: float64 (T+1,) each."""
     t = torch.arange(1, schedule.T + 1)
     zero = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
     xt_factor = conversion.to_x0(schedule, zero + 1, t, zero).flatten()
@@ -158,10 +144,7 @@ def truncated_snr(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def one_at_zero_snr(ratio: Tensor, weight: Tensor) -> Tensor:
-    """The weight, but 1 where SNR is 0, as in the code of arXiv 2303.09556.
-
-    Sampling begins there, so an error of the network would spoil every image.
-    """
+    """The weight, but 1 where SNR is 0, where sampling begins: as in arXiv 2303.09556's code."""
     return torch.where(ratio == 0, 1, weight)
 
 
@@ -172,19 +155,13 @@ def min_snr(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def p2(schedule: Schedule, t: Tensor) -> Tensor:
-    """SNR / (k + SNR)^gamma with k = gamma = 1 (arXiv 2204.00227); 1 where SNR is 0.
-
-    Its code weights the network's own error by (k + SNR)^-gamma, which is 1 there.
-    """
+    """SNR / (k + SNR)^gamma with k = gamma = 1 (arXiv 2204.00227); 1 where SNR is 0."""
     ratio = snr(schedule, t)
     return one_at_zero_snr(ratio, ratio / (1 + ratio))
 
 
 def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
-    """The mean squared error of x_0 times a weight, which is the same for all predictions.
-
-    Without a weight: the mean squared error of the network's output.
-    """
+    """The weighted mean squared error of x_0; without a weight, that of the network's output."""
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         xt = ddpm.q_sample(schedule, x0, t, eps)

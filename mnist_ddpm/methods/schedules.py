@@ -29,18 +29,12 @@ def cosine(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedul
 
 
 def quadratic(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-    """The root of beta_t is linear in t, from beta_1 to beta_T.
-
-    DDIM's code; latent diffusion calls it "scaled linear".
-    """
+    """The root of beta_t is linear in t, from beta_1 to beta_T (DDIM's code, "scaled linear")."""
     return beta_schedule(linear_beta(T, beta_1**0.5, beta_T**0.5).square())
 
 
 def sigmoid(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-    """beta_t rises from beta_1 to beta_T along a sigmoid over [-6, 6].
-
-    GeoDiff, arXiv 2203.02923. Each end is missed by 0.25 % of the rise.
-    """
+    """beta_t rises from beta_1 to beta_T along a sigmoid over [-6, 6] (arXiv 2203.02923)."""
     rise = torch.linspace(-6, 6, T, dtype=torch.float64).sigmoid()
     return beta_schedule(F.pad(beta_1 + (beta_T - beta_1) * rise, (1, 0)))
 
@@ -71,10 +65,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def with_zero_snr(make: Callable[..., Schedule]) -> Callable[..., Schedule]:
-    """A function of (T, beta_1, beta_T) to the schedule that `make` returns, with zero SNR at T.
-
-    Of little use with objectives that give T little weight: bound, vlb, and simple for mu.
-    """
+    """A function of (T, beta_1, beta_T) to the schedule that `make` returns, with zero SNR at T."""
     return lambda T, beta_1, beta_T: zero_terminal_snr(make(T, beta_1, beta_T))
 
 
@@ -135,20 +126,14 @@ def even_signal(schedule: Schedule, n: int) -> list[int]:
 
 
 def respaced_schedule(schedule: Schedule, times: list[int]) -> Schedule:
-    """The schedule of len(times) steps that goes through falling times (Improved DDPM, Eq. 19).
-
-    Raises ValueError unless they fall within T … 1.
-    """
+    """The schedule of len(times) steps that goes through falling times (Improved DDPM, Eq. 19)."""
     ddpm.transitions(times, schedule.T)
     rising = [0, *reversed(times)]
     return Schedule(schedule.a[rising], schedule.b[rising])
 
 
 def respaced_network(network: Network, times: list[int]) -> Network:
-    """A network, or a denoiser, for respaced_schedule(schedule, times): step k is the k-th time.
-
-    Times are counted from the smallest.
-    """
+    """A network or denoiser for respaced_schedule(schedule, times): step 1 is the smallest time."""
     rising = torch.tensor(times[::-1])
 
     def network_of_step(xt: Tensor, step: Time):

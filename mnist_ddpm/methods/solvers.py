@@ -88,10 +88,10 @@ def ddim_encoder(denoise: Denoiser, schedule: Schedule, times: list[int], x0: Te
 
 
 def thresholded(denoise: Denoiser, schedule: Schedule, quantile: float = 0.995) -> Denoiser:
-    """A denoiser with dynamic thresholding of x0_hat, and eps_hat to match.
+    """A denoiser with dynamic thresholding of x0_hat, and eps_hat to match (arXiv 2205.11487, 2.3).
 
-    Each image's x0_hat is clipped to its own quantile q of |x0_hat|, then divided by q. q is at
-    least 1 (Imagen, arXiv 2205.11487, Section 2.3). Raises ValueError unless 0 < quantile <= 1.
+    Each image's x0_hat is clipped to its own quantile q >= 1 of |x0_hat|, then divided by q. Raises
+    ValueError unless 0 < quantile <= 1.
     """
     check(0 < quantile <= 1, f"quantile is {quantile}: take a number above 0, at most 1")
 
