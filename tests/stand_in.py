@@ -19,7 +19,6 @@ class Hub:
     def __init__(self):
         self.branches: dict[str, dict[str, str]] = {}
         self.commits: dict[str, dict[str, bytes]] = {}
-        self.large: dict[str, bytes] = {}  # by SHA-256
         self.private: set[str] = set()
         self.requests: list[str] = []
         self.address = ""
@@ -38,10 +37,6 @@ class Hub:
 
     def files(self, repository: str, branch: str) -> dict[str, bytes]:
         return self.commits[self.branches[repository][branch]]
-
-
-def is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".png"))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -95,14 +90,6 @@ class Handler(BaseHTTPRequestHandler):
         facts |= {"downloads": 0, "likes": 0, "tags": []}
         self.answer(200, facts | {"siblings": [{"rfilename": name} for name in files]})
 
-    def do_PUT(self):
-        content = self.body()
-        oid = self.path.rsplit("/", 1)[1]
-        if hashlib.sha256(content).hexdigest() != oid:
-            return self.answer(400, {"error": "its SHA-256 differs"})
-        self.hub.large[oid] = content
-        self.answer(200)
-
     def body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -129,9 +116,6 @@ class Handler(BaseHTTPRequestHandler):
             private = settings.get("private") or settings.get("visibility") == "private"
             is_new = self.hub.create(name, bool(private))
             return self.answer(200 if is_new else 409, {"url": f"{self.hub.address}/{name}"})
-        if path.endswith(".git/info/lfs/objects/batch"):
-            objects = map(self.upload, json.loads(content)["objects"])
-            return self.answer(200, {"objects": [*objects]})
         match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit)/(.+)", path)
         repository, action, revision = match.groups() if match else ("", "", "")
         if repository not in self.hub.branches:
@@ -144,30 +128,18 @@ class Handler(BaseHTTPRequestHandler):
         if revision not in branches:
             return self.missing("Revision")
         if action == "preupload":
-            return self.answer(200, {"files": [*map(upload_mode, json.loads(content)["files"])]})
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            files = [{"path": file["path"], **mode} for file in json.loads(content)["files"]]
+            return self.answer(200, {"files": files})
         files = dict(self.hub.commits[branches[revision]])
         for line in map(json.loads, content.splitlines()):
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.hub.large[value["oid"]]
         commit = self.hub.commit(files)
         branches[revision] = commit
         address = f"{self.hub.address}/{repository}/commit/{commit}"
         self.answer(200, {"commitUrl": address, "commitOid": commit})
-
-    def upload(self, file: dict) -> dict:
-        """Where a large file is to be uploaded, unless it is there."""
-        if file["oid"] in self.hub.large:
-            return file
-        return file | {"actions": {"upload": {"href": f"{self.hub.address}/large/{file['oid']}"}}}
-
-
-def upload_mode(file: dict) -> dict:
-    """How a file is to be uploaded, as the hub says."""
-    mode = "lfs" if is_large(file["path"]) else "regular"
-    return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
 
 
 def digest(content: bytes) -> str:
@@ -175,11 +147,7 @@ def digest(content: bytes) -> str:
 
 
 def entry(name: str, content: bytes) -> dict:
-    facts = {"type": "file", "path": name, "size": len(content), "oid": digest(content)}
-    if is_large(name):
-        oid = hashlib.sha256(content).hexdigest()
-        facts["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
-    return facts
+    return {"type": "file", "path": name, "size": len(content), "oid": digest(content)}
 
 
 @contextmanager

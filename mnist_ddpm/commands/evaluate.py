@@ -1,7 +1,5 @@
 """`python -m mnist_ddpm evaluate`."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -73,8 +71,11 @@ def run_evaluate(flags: EvaluateFlags) -> None:
             card["images"] = str(flags.images)
         if held_out is not None:
             card |= measure_network(flags, checkpoint, held_out, partial, device)
+        picture = flags.out.with_name(f"{flags.out.stem}-closest.png")
         try:
-            picture = write_results(flags.out, card, images, training)
+            cards.write_card(flags.out, card)
+            pairs = cards.closest_pairs(card, images, training)
+            outputs.write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
         finally:  # a disk may be too full for the card
             print("\n".join(cards.card_lines(card)))
         partial.discard()
@@ -223,12 +224,3 @@ def measure_network(
         bound = bits_per_dim(denoise, schedule, held_out[: flags.bits], **options)
         figures["bits_per_dim"] = cards.bound_figures(bound, variance, times_per_image)
     return figures
-
-
-def write_results(out: Path, card: dict, images: Tensor, training: Tensor) -> Path:
-    """Writes the card and the pairs of images that are closest. Returns that picture's path."""
-    cards.write_card(out, card)
-    picture = out.with_name(f"{out.stem}-closest.png")
-    pairs = cards.closest_pairs(card, images, training)
-    outputs.write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
-    return picture
