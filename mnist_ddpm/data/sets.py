@@ -34,9 +34,9 @@ def load_images(recipe: Recipe, root: str | Path = "data", split: str = "train")
     """
     check_dataset(recipe.dataset)
     images = reader(dataset_named(recipe.dataset).images)(recipe, root, split)
-    channels, wanted = images.shape[1], recipe.channels
-    advice = f"set channels to that, not to {wanted}"
-    check(channels == wanted, f"{recipe.dataset} has {channels} channel(s): {advice}")
+    channels = images.shape[1]
+    advice = f"set channels to that, not to {recipe.channels}"
+    check(channels == recipe.channels, f"{recipe.dataset} has {channels} channel(s): {advice}")
     return images
 
 

@@ -39,10 +39,13 @@ class Extractor(nn.Module):
 
     def __init__(self, dataset: str, outputs: int, widths: tuple[int, ...]):
         super().__init__()
-        self.dataset, self.outputs, self.widths = dataset, outputs, widths
+        self.dataset = dataset
+        self.outputs = outputs
+        self.widths = widths
         known = dataset_named(dataset)
         check(known.classifier is not None, f'no extractor is trained on "{dataset}"')
-        self.channels, self.side = known.channels, known.classifier.side
+        self.channels = known.channels
+        self.side = known.classifier.side
         self.is_padded = known.padded_side > 0
         layers = []
         c_in = self.channels

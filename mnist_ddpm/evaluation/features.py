@@ -94,7 +94,8 @@ def read_features(path: Path, n: int) -> Tensor | None:
         return None
     try:
         with path.open("rb") as opened, np.load(opened) as file:  # which compares checksums
-            features, name = file["features"], file["name"].item()
+            features = file["features"]
+            name = file["name"].item()
         check(name == path.name and features.dtype == np.float32, f"it holds {name}")
         check(features.ndim == 2 and len(features) == n, f"it holds {features.shape}")
         return torch.from_numpy(features).double()
