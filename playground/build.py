@@ -28,8 +28,7 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.predictions import x0_factors
-from mnist_ddpm.training.checkpoint_files import told_advice
-from mnist_ddpm.training.saving import CONFIG
+from mnist_ddpm.training.saving import CONFIG, config_value
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE / "kernels.c", HERE / "noise.c"
@@ -205,7 +204,7 @@ def save_as_checkpoint(source: str, kind: str, folder: Path) -> None:
     state = {name: torch.from_numpy(weight) for name, weight in weights.items()}
     checkpoint.network.load_state_dict(state)
     record = record | {"weights": f"{kind} of {Path(source).name}"}
-    defaults = told_advice(path)
+    defaults = config_value(path, "draw")
     checkpoints.save(folder, checkpoint.network, checkpoint.recipe, record, defaults)
 
 

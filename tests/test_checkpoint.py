@@ -202,7 +202,7 @@ def test_shipped_checkpoints_draw_what_a_plain_ddim_draws(name):
 def test_shipped_settings_are_all_read(name):
     config = json.loads((SHIPPED / name / "config.json").read_text())
     recipe, record = checkpoints.load_config(SHIPPED / name)
-    assert checkpoint_files.told_digest(SHIPPED / name), "damage is noticed"
+    assert checkpoint_files.recorded_digest(SHIPPED / name), "damage is noticed"
     written = config["settings"] | config.get("method", {}) | config.get("recipe", {})
     read = json.loads(json.dumps(asdict(recipe)))
     assert {key: read[key] for key in written} == written and record == config["training"]

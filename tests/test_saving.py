@@ -399,4 +399,4 @@ def test_a_damaged_checkpoint_is_replaced_by_its_run_at_once(tmp_path, name, cap
     assert str(tmp_path) in capsys.readouterr().out
     assert (tmp_path / WEIGHTS).read_bytes() == good[WEIGHTS]
     run = resume_run(tmp_path)
-    assert saving.saved_whole(tmp_path, run) and run.step == 6
+    assert saving.is_saved(tmp_path, run) and run.step == 6

@@ -76,7 +76,7 @@ def check_folders(flags: PlanFlags) -> list[Path]:
         folders.append(flags.out / GUIDE)
     if not flags.dry_run:
         for folder in folders:
-            saving.must_be_free(folder)
+            saving.check_not_overwriting(folder)
         files.writable_folder(flags.out)
     return folders
 

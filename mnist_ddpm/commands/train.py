@@ -29,7 +29,7 @@ def run_train(flags: TrainFlags) -> None:
     if flags.resume:
         locate_dataset(recipe, None)
     else:
-        saving.must_be_free(flags.out)
+        saving.check_not_overwriting(flags.out)
         check_outside(flags.out, recipe.dataset)
     world = processes.connect_world(flags.processes, flags.device == "cpu")
     device = devices.pick_device(flags.device, world)

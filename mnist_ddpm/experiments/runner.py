@@ -124,7 +124,7 @@ class ExperimentRun:
         def trained() -> nn.Module:
             run = self.open_run(folder, recipe)
             total = ddpm.total_steps(recipe, len(self.training_images))
-            if run.step < total or not saving.saved_whole(folder, run):
+            if run.step < total or not saving.is_saved(folder, run):
                 print(f"{name}, seed {seed}", flush=True)
                 self.train_to_end(run, folder)
             return checkpoints.load(folder, self.device).network
@@ -140,7 +140,7 @@ class ExperimentRun:
             folder = checkpoints.find(f"{checkpoints.FOLDER}/{name}")
         except FileNotFoundError:
             return None
-        weights = {"sha256": saving.told_digest(folder)}
+        weights = {"sha256": saving.recorded_digest(folder)}
         differs = f"{self.out} holds results of other weights of {name}: choose another --out"
         ddpm.check(self.networks.setdefault(name, weights) == weights, differs)
         checkpoint = checkpoints.load(folder, self.device)

@@ -25,7 +25,14 @@ from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
-from mnist_ddpm.training.saving import CONFIG, STATE, TABLES, WEIGHTS, check_named, told_digest
+from mnist_ddpm.training.saving import (
+    CONFIG,
+    STATE,
+    TABLES,
+    WEIGHTS,
+    check_schedule_name,
+    recorded_digest,
+)
 
 FORMAT = 2
 
@@ -63,19 +70,11 @@ def described(recipe: Recipe, method: dict) -> dict[str, dict]:
     return {"settings": settings, "method": method, "recipe": rest}
 
 
-def told_advice(folder: str | Path) -> dict | None:
-    """How to draw, as the checkpoint in a folder says; None where there is none that says it."""
-    try:
-        return read_json(Path(folder, CONFIG)).get("draw")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
 def load_config(folder: str | Path) -> tuple[Recipe, dict]:
     """A checkpoint's recipe and the record of its training.
 
     Raises FileNotFoundError, or ValueError for what is damaged or of a later version, or has a
-    schedule that is no recipe's (check_named).
+    schedule that is no recipe's (check_schedule_name).
     """
     path = file_of(folder, CONFIG)
     try:
@@ -90,7 +89,7 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{path} is damaged or not a checkpoint's of this version"
         raise ValueError(f"{problem}: {error!r}") from error
-    check_named(method, path)
+    check_schedule_name(method, path)
     return recipe, record
 
 
@@ -101,7 +100,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     describe, as after a kill between the two.
     """
     path = file_of(folder, WEIGHTS)
-    content, told = path.read_bytes(), told_digest(folder)
+    content, told = path.read_bytes(), recorded_digest(folder)
     if told is None:
         tell_unverified(path)
     elif told != hashlib.sha256(content).hexdigest():

@@ -140,7 +140,7 @@ class Session:
 
     def __post_init__(self):
         run, self.began, self.known = self.run, self.run.step, self.folder
-        self.saved_at = run.step if saving.saved_whole(self.folder, run) else None
+        self.saved_at = run.step if saving.is_saved(self.folder, run) else None
         self.start = self.last_save = time.monotonic()
         self.beside = self.saving = 0.0  # seconds of saving and drawing, and of the last save
 
@@ -159,7 +159,7 @@ class Session:
             run.settings = replace(run.settings, epochs=epochs)
         while self.world.rank == 0 and folder != self.folder:
             folder = self.told(self.folder)
-            saving.must_be_free(folder, run)  # another may have begun there meanwhile
+            saving.check_not_overwriting(folder, run)  # another may have begun there meanwhile
             try:
                 saving.save_run(folder, run, self.save_checkpoint)
             except FileNotFoundError:
@@ -199,7 +199,7 @@ class Session:
         """Takes the steps, and saves. Returns whether a process was interrupted."""
         run, world, epoch_steps = self.run, self.world, self.run.n // self.run.settings.batch_size
         rhythm = epoch_steps * max(1, PREVIEW_EVERY // epoch_steps)
-        if run.step and run.is_at(self.folder) and not saving.is_whole(self.folder):
+        if run.step and run.is_at(self.folder) and not saving.is_intact(self.folder):
             self.save()  # at once: a save was cut short, or what it wrote is damaged
             if world.rank == 0:
                 print(f"the checkpoint in {self.folder} was not whole, and is saved anew")
@@ -324,7 +324,7 @@ def fit(
         print(f"{told}, but sampling starts from noise: raise T or beta_T")
     images = at_hand(images, run.device)
     with deferred_interrupt() as interrupted, folder_lock.locked_folder(folder, world) as where:
-        saving.must_be_free(folder, run)
+        saving.check_not_overwriting(folder, run)
         session = Session(run, where, schedule, save_checkpoint, preview, world, log)
         if deadline < math.inf and ending is None:
             length = until(length, deadline, world)

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mnist_ddpm.datasets import dataset_named
-from mnist_ddpm.training.checkpoint_files import told_advice
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
+from mnist_ddpm.training.saving import config_value
 
 
 def best(recipe: Recipe) -> dict:
@@ -20,7 +20,7 @@ def best(recipe: Recipe) -> dict:
 
 def advice_for(run: Run, folder: str | Path, resume: bool) -> dict:
     """What to write for a run: what a resumed one's checkpoint says, else what suits its method."""
-    saved = told_advice(folder) if resume else None
+    saved = config_value(folder, "draw") if resume else None
     return (run.method.sampling_defaults or best(run.settings)) if saved is None else saved
 
 

@@ -1,4 +1,4 @@
-"""Runs and their folders: what is saved, how a run goes on, and what must not be overwritten."""
+"""Saving a run in a folder, resuming it, and never overwriting another."""
 
 import hashlib
 import pickle
@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -22,43 +22,62 @@ from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.restoring import restore
 from mnist_ddpm.training.run import Run
 
-# Writes a checkpoint for those who sample: folder, averaged network, recipe, record
+# Writes a checkpoint for sampling: folder, averaged network, recipe, record
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
-FIXED = (  # settings that a run cannot change
-    "network", "attributes", "teacher", "teacher_unlabelled", "init_from",
-    "image_size", "channels", "base_channels", "channel_mults", "blocks_per_level",
-    "attention_resolutions", "patch_size", "norm_groups", "dropout", "condition", "classes",
-    "schedule", "T", "beta_1", "beta_T", "prediction", "objective", "times", "optimizer",
-    "batch_size", "seed",
-)  # fmt: skip
-OF_A_ZIP = zipfile.BadZipFile, zlib.error  # that is damaged
-STATE, CONFIG, WEIGHTS = "training_state.pt", "config.json", "model.safetensors"
+STATE = "training_state.pt"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 TABLES = "a", "b"  # of a schedule that has no name
+CHANGEABLE = {  # settings that may differ when a run is resumed
+    "epochs",
+    "learning_rate",
+    "warmup_steps",
+    "gradient_clip",
+    "ema_decay",
+    "label_dropout",
+    "teacher_guidance",
+    "precision",
+    "accumulation",
+    "gradient_checkpointing",
+    "compile",
+}
+# Errors of a damaged file: with messages that help users, and others
+HELPFUL = OSError, TypeError, ValueError
+OTHER = RuntimeError, KeyError, AttributeError, EOFError, pickle.UnpicklingError
+OF_A_ZIP = zipfile.BadZipFile, zlib.error
 
 
 def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
-    """training_state.pt, then a checkpoint: a run that has one can be resumed.
+    """Writes training_state.pt, then a checkpoint: whoever has a checkpoint can resume it.
 
-    Raises OSError where they cannot be written.
+    Raises OSError if they cannot be written.
     """
-    folder, s = Path(folder), run.settings
+    folder = Path(folder)
+    settings = run.settings
     folder.mkdir(parents=True, exist_ok=True)
-    place = FolderIdentity.of(folder)  # before it may be moved
+    home = FolderIdentity.of(folder)  # now, since the folder may be renamed meanwhile
     state = {
-        "settings": asdict(s), "method": {"schedule": s.schedule, "prediction": s.prediction},
-        "model": run.network.state_dict(), "ema": run.ema.state_dict(),
-        "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-        "parts": states_of(run.method.parts), "part_optimizers": states_of(run.part_optimizers),
+        "settings": asdict(settings),
+        "method": {"schedule": settings.schedule, "prediction": settings.prediction},
+        "model": run.network.state_dict(),
+        "ema": run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "parts": states_of(run.method.parts),
+        "part_optimizers": states_of(run.part_optimizers),
         "times": {} if run.times is None else run.times.state_dict(),
-        "n": run.n, "step": run.step, "seconds": run.seconds, "losses": run.losses,
-    }  # fmt: skip
-    # not to the path, whose name torch.save would write into the file
+        "n": run.n,
+        "step": run.step,
+        "seconds": run.seconds,
+        "losses": run.losses,
+    }
+    # Opened here, since torch.save would write the name of a path into the file
     with replacing(folder / STATE) as path, path.open("wb") as file:
         torch.save(state, file)
-    run.home = place
-    save_checkpoint(folder, run.ema, s, run.record())
-    with suppress(OSError):  # Windows syncs no folders
-        flush_to_disk(folder)  # the three files' new names, at once
+    run.home = home
+    save_checkpoint(folder, run.ema, settings, run.record())
+    with suppress(OSError):  # Windows cannot flush folders
+        flush_to_disk(folder)  # the names of the three files
     run.saved = run.step
 
 
@@ -67,76 +86,76 @@ def states_of(parts: Mapping) -> dict[str, dict]:
     return {name: part.state_dict() for name, part in parts.items()}
 
 
-def check_named(method: dict, path: Path) -> None:
+def check_schedule_name(method: dict, path: Path) -> None:
     """Raises ValueError for a schedule without a name, of which the notebook saves the tables."""
-    problem = f"{path} has a schedule without a name, as tables, and a recipe needs its name"
     advice = "resume and draw in the notebook, or load it with ddpm.load_checkpoint"
-    check(method.get("schedule") != "tables", f"{problem}: {advice}")
+    refusal = f"{path} has a schedule without a name, and a recipe needs its name: {advice}"
+    check(method.get("schedule") != "tables", refusal)
 
 
 def load_state(folder: str | Path) -> tuple[dict, Recipe]:
-    """The training state saved in a folder, by the notebook too, and its recipe.
+    """The training state saved in a folder, also by the notebook, and its recipe.
 
-    Raises FileNotFoundError, or ValueError where it is damaged, and as check_named.
+    Raises FileNotFoundError; ValueError if it is damaged, and as check_schedule_name.
     """
     path = Path(folder, STATE)
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
-    unreadable = (
-        RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, *OF_A_ZIP,
-    )  # fmt: skip
-    telling = OSError, TypeError, ValueError  # what the others say is of no use
     try:
         state = load_tensors(path)
         method = state.get("method", {})
         named = {name: value for name, value in method.items() if name not in TABLES}
         recipe = Recipe(**state["settings"] | named)
-    except (*unreadable, *telling) as error:
-        reason = f" ({first_line(error)})" if isinstance(error, telling) else ""
-        problem = f"{path} is damaged or no training state of this version{reason}"
-        instead = "init_from can start a new run from the weights beside it"
-        raise ValueError(f"{problem}: {instead}") from error
-    check_named(method, path)
+    except (*HELPFUL, *OTHER, *OF_A_ZIP) as error:
+        reason = f" ({first_line(error)})" if isinstance(error, HELPFUL) else ""
+        refusal = f"{path} is damaged or no training state of this version{reason}"
+        advice = "init_from can start a new run from the weights beside it"
+        raise ValueError(f"{refusal}: {advice}") from error
+    check_schedule_name(method, path)
     return state, recipe
 
 
 def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
-    """Raises ValueError where the run saved in folder cannot go on with this recipe."""
-    named = {saved.dataset, recipe.dataset} & {*DATASETS}  # a folder may move
-    for name in ("dataset", *FIXED) if named else FIXED:
-        old, new = getattr(saved, name), getattr(recipe, name)
-        problem = f"{name} was {old!r} in the run in {folder} and cannot become {new!r}"
-        check(old == new, f"{problem}: train a new run for that")
-    problem = f"critic was {saved.critic!r} in the run in {folder}, and is {recipe.critic!r} here"
+    """Raises ValueError if the run saved in a folder cannot be resumed with this recipe."""
+    free = CHANGEABLE | {"critic"}
+    if not {saved.dataset, recipe.dataset} & {*DATASETS}:
+        free.add("dataset")  # a folder of images, which may move
+    fixed = [field.name for field in fields(Recipe) if field.name not in free]
+    for name in ("attributes", *fixed):  # attributes first: they decide the number of classes
+        before, after = getattr(saved, name), getattr(recipe, name)
+        refusal = f"{name} was {before!r} in the run in {folder} and cannot become {after!r}"
+        check(before == after, f"{refusal}: train a new run for that")
+    values = f"critic was {saved.critic!r} in the run in {folder}, and is {recipe.critic!r} here"
     same = bool(saved.critic) == bool(recipe.critic)
-    check(same, f"{problem}: its weight may change, but not whether there is one")
+    check(same, f"{values}: its weight may change, but not whether there is one")
 
 
 def resume_run(
     folder: str | Path, start: Callable[[Recipe], Run], recipe: Recipe | None = None
 ) -> Run:
-    """The run saved in a folder, with its own recipe, or one of other epochs, rates and the like.
+    """The run saved in a folder, with its own recipe or one that differs in CHANGEABLE settings.
 
     start: makes the run at step 0. Raises as load_state and check_changes.
     """
-    there = saved_step(folder)  # before the state, to notice what others save from now on
+    step = saved_step(folder)  # read before the state, so that later saves by others are noticed
     state, saved = load_state(folder)
     recipe = recipe or saved
     check_changes(saved, recipe, folder)
     if is_first_process():
-        tell_changes(state, saved, recipe)
+        print_changes(state, saved, recipe)
     run = start(recipe)
     try:
         restore(run, state)
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        problem = f"{Path(folder, STATE)} does not fit its own settings"
-        raise ValueError(f"{problem} ({first_line(error)}): train a new run") from error
-    run.home, run.saved = FolderIdentity.of(folder), there
+        refusal = f"{Path(folder, STATE)} does not fit its own settings ({first_line(error)})"
+        raise ValueError(f"{refusal}: train a new run") from error
+    run.home = FolderIdentity.of(folder)
+    run.saved = step
     return run
 
 
-def tell_changes(state: dict, saved: Recipe, recipe: Recipe) -> None:
-    """Prints in what a run goes on differently."""
+def print_changes(state: dict, saved: Recipe, recipe: Recipe) -> None:
+    """Prints how a resumed run differs from the saved one."""
     if recipe.epochs != saved.epochs:
         change = f"epochs were {saved.epochs:g} and are {recipe.epochs:g} now"
         print(f"{change}: the learning rate goes on as in a run of that length")
@@ -144,49 +163,53 @@ def tell_changes(state: dict, saved: Recipe, recipe: Recipe) -> None:
         print("the run was saved by an earlier version: it goes on with other random numbers")
 
 
+def config_value(folder: str | Path, *keys: str) -> object | None:
+    """A value from the config.json of a folder's checkpoint; None if missing or damaged."""
+    try:
+        value = read_json(Path(folder, CONFIG))
+        for key in keys:
+            value = value[key]
+        return value
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def saved_step(folder: str | Path) -> int | None:
-    """That of the checkpoint in a folder; None where there is none, or a damaged one."""
-    try:
-        return read_json(Path(folder, CONFIG))["training"]["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """The step of the checkpoint in a folder; None if there is none, or a damaged one."""
+    return config_value(folder, "training", "steps")
 
 
-def told_digest(folder: str | Path) -> str | None:
-    """The SHA-256 of a folder's weights, as its config.json has it; None where it does not."""
-    try:
-        return read_json(Path(folder, CONFIG))["sha256"][WEIGHTS]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def recorded_digest(folder: str | Path) -> str | None:
+    """The SHA-256 of a checkpoint's weights that its config.json records, if it does."""
+    return config_value(folder, "sha256", WEIGHTS)
 
 
-def is_whole(folder: str | Path) -> bool:
-    """Whether the two files of the checkpoint in a folder are there, and of one save."""
-    path, told = Path(folder, WEIGHTS), told_digest(folder)
+def is_intact(folder: str | Path) -> bool:
+    """Whether a folder has both files of a checkpoint, from one save."""
+    path = Path(folder, WEIGHTS)
     if saved_step(folder) is None or not path.is_file():
         return False
-    return told in (None, hashlib.sha256(path.read_bytes()).hexdigest())
+    return recorded_digest(folder) in (None, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def saved_whole(folder: str | Path, run: Run) -> bool:
-    """Whether the checkpoint in a folder is whole, and of the run's last step."""
-    return saved_step(folder) == run.step and is_whole(folder)
+def is_saved(folder: str | Path, run: Run) -> bool:
+    """Whether the checkpoint in a folder is intact, and of the run's last step."""
+    return saved_step(folder) == run.step and is_intact(folder)
 
 
-def must_be_free(folder: str | Path, run: Run | None = None) -> None:
-    """Raises FileExistsError where a run would overwrite another.
+def check_not_overwriting(folder: str | Path, run: Run | None = None) -> None:
+    """Raises FileExistsError if saving a run, by default a new one, would overwrite another.
 
-    That is a new run, or one away from home. At home it is what another training of the same run
-    has saved since this one was loaded, or last saved.
+    In its own folder a run may overwrite only what it has loaded or saved itself.
     """
     if run is not None and run.is_at(folder):
-        found = saved_step(folder)
-        if found not in (None, run.saved):
-            another = f"another training has saved step {found} in {folder} meanwhile"
-            raise FileExistsError(f"{another}: this would overwrite it")
+        step = saved_step(folder)
+        if step not in (None, run.saved):
+            reason = f"another training has saved step {step} in {folder} meanwhile"
+            raise FileExistsError(f"{reason}: this would overwrite it")
         return
-    config, state = (Path(folder, name).exists() for name in (CONFIG, STATE))
-    if config or state:
-        way = "resume it, or" if state else "init_from can start from it, but"
-        problem = f"{folder} holds a checkpoint already"
-        raise FileExistsError(f"{problem}: {way} train into another folder")
+    has_state = Path(folder, STATE).exists()
+    if has_state or Path(folder, CONFIG).exists():
+        advice = "resume it, or" if has_state else "init_from can start from it, but"
+        reason = f"{folder} holds a checkpoint already"
+        raise FileExistsError(f"{reason}: {advice} train into another folder")
