@@ -1,4 +1,4 @@
-"""The house stays easy to see: rooms, floors, and sizes."""
+"""The architecture stays easy to see: layers, and sizes."""
 
 import ast
 
@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "mnist_ddpm"
-FLOORS = [
-    {"ddpm"},
+LAYERS = [
+    {"ddpm", "__version__"},
     {"machine", "datasets", "method"},
     {"methods", "training"},
     {"data", "networks"},
@@ -21,12 +21,12 @@ FLOORS = [
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "ddpm.py")
 
 
-def room(path):
+def folder(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def floor(name):
-    return next(k for k, rooms in enumerate(FLOORS) if name in rooms)
+def layer(name):
+    return next(k for k, names in enumerate(LAYERS) if name in names)
 
 
 def imported(path):
@@ -44,10 +44,10 @@ def imported(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path):
-    own = room(path)
+    own = folder(path)
     for name in imported(path):
         other = name.split(".")[0]
-        assert other == own or floor(other) < floor(own), f"{own} imports {name}"
+        assert other == own or layer(other) < layer(own), f"{own} imports {name}"
 
 
 def test_the_notebook_s_module_imports_no_other():

@@ -186,6 +186,13 @@ def test_one_call_draws_the_images_of_the_command(digits, tmp_path, quick):
             mnist_ddpm.sample(digits, **{wrong: 4})
 
 
+def test_later_images_are_drawn_without_those_before(digits, tmp_path, quick):
+    flags = ["--checkpoint", digits, "--steps", 4, "--sampler", "ddpm"]
+    both = drawn(tmp_path / "a", *flags, "--n", 5)
+    later = drawn(tmp_path / "b", *flags, "--n", 2, "--first", 3)
+    assert np.abs(later - both[3:]).max() <= 1
+
+
 def test_labels_are_drawn_in_turn(digits, tmp_path, quick):
     base = ["--checkpoint", digits, "--steps", 4, "--sampler", "dpmpp"]
     in_turn = drawn(tmp_path / "a", *base, "--n", 4, "--label", 7, 2)

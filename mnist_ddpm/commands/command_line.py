@@ -6,7 +6,8 @@ PyTorch takes seconds to import: it waits until the flags are known to be right.
 import io
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial, reduce
@@ -16,6 +17,7 @@ from typing import Annotated
 
 import tyro
 
+from mnist_ddpm import __version__
 from mnist_ddpm.commands import flags, training_flags
 from mnist_ddpm.machine.shell import expand_home, program
 from mnist_ddpm.machine.text import CONTROL, printable
@@ -57,9 +59,19 @@ def run_command_line(arguments: list[str] | None = None, began: float | None = N
     except ValueError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
-    from mnist_ddpm.commands.dispatch import dispatch
+    with loading_notice():
+        from mnist_ddpm.commands.dispatch import dispatch
 
     return dispatch(command, COMMANDS[arguments[0]][1])
+
+
+@contextmanager
+def loading_notice() -> Iterator[None]:
+    """Shows in a terminal, until it is left, that PyTorch is imported: that takes seconds."""
+    notice = "loading PyTorch …" if sys.stderr.isatty() else ""
+    print(notice, end="", file=sys.stderr, flush=True)
+    yield
+    print(f"\r{' ' * len(notice)}\r" if notice else "", end="", file=sys.stderr, flush=True)
 
 
 def typed_flags(arguments: Iterable[str]) -> tuple[str, ...]:
@@ -85,6 +97,9 @@ def check_arguments(arguments: list[str]) -> None:
 def parse_arguments(arguments: list[str]):
     """The flags of a command. Exits as argparse does where they are wrong, or for --help."""
     name, *words = arguments or [""]
+    if name == "--version":
+        print(f"mnist-ddpm {__version__}")
+        sys.exit(0)
     typed_program = shlex.join(program())
     if name and not name.startswith("-") and name not in COMMANDS:
         print(f"error: {suggest_command(name, typed_program)}", file=sys.stderr)

@@ -87,6 +87,7 @@ class SampleFlags(DrawingFlags):
     """
 
     out: Path = Path("out")  # folder for the results
+    first: int = 0  # number of the first image: image k is the same in every run of a seed
     # for networks that need one (train --condition): a picture, or a folder of them, in turn
     condition_image: Annotated[Path | None, unless_typed("none")] = None
     # start from this image, partly noised (or with --mask: inpaint it)

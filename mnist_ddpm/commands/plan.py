@@ -12,6 +12,7 @@ from mnist_ddpm.commands.outputs import check_outside
 from mnist_ddpm.commands.train import print_checkpoint, print_smaller_batch
 from mnist_ddpm.commands.training_flags import PlanFlags, place_flags
 from mnist_ddpm.data import sets
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.machine import devices, files
 from mnist_ddpm.training import planning, presets, saving, tracking
 from mnist_ddpm.training.recipe import Recipe
@@ -28,6 +29,8 @@ def run_plan(flags: PlanFlags) -> None:
     sets.check_dataset(flags.dataset)
     check_outside(flags.out, flags.dataset)
     sets.check_labelled(recipe, flags.data)
+    if dataset_named(flags.dataset).padded_side:  # quickly read: before the machine is measured
+        sets.load_images(recipe, flags.data)
     plans, images = make_plans(flags, recipe, device)
     recipe = plans[0].recipe
     labels = sets.load_labels(recipe, flags.data) if recipe.classes else None

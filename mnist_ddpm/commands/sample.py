@@ -55,13 +55,15 @@ class PreparedDrawing(NamedTuple):
     def draw(self, partial: PartialResults | None = None) -> tuple[Tensor, ddpm.Film]:
         """The images, uint8 (n, C, H, W), and a film of the first ones."""
         options = {"film_images": self.film_columns**2, "partial_results": partial}
-        options |= {"device": self.device, "world": self.world}
+        options |= {"first": self.flags.first, "device": self.device, "world": self.world}
         shape = self.checkpoint.recipe.shape
         return sampler_setup.generate_images(self.flags, self.choice, self.source, shape, **options)
 
 
 def prepare_drawing(flags: SampleFlags) -> PreparedDrawing:
     """Loads and chooses what the flags name. Raises ValueError for what cannot be drawn."""
+    limit = sampler_setup.MOST
+    check(0 <= flags.first <= limit, f"first is {flags.first}: it must be from 0 to {limit:,}")
     world, device = sampler_setup.pick_processes_and_device(flags)
     checkpoint, flags = open_checkpoint(flags, device)
     recipe = checkpoint.recipe
@@ -72,7 +74,7 @@ def prepare_drawing(flags: SampleFlags) -> PreparedDrawing:
     sampler_setup.check_labels_and_guidance(flags, recipe)
     choice = choose_with_image(flags, recipe, device)
     sampler_setup.check_interval(flags, choice.times, recipe)
-    labels = sampler_setup.labels_in_turn(flags, recipe) if recipe.classes else None
+    labels = sampler_setup.labels_in_turn(flags, recipe, flags.first) if recipe.classes else None
     source = sampler_setup.denoiser_source(
         flags, choice, checkpoint, network, labels=labels, pictures=pictures, device=device
     )
@@ -131,7 +133,8 @@ def run_sample(flags: SampleFlags) -> None:
         images, film = drawing.draw(partial)
         if drawing.world.rank > 0:
             return
-        conditions = catalogue.conditions(recipe, drawing.pictures, range(flags.n)[:GRID_IMAGES])
+        shown = range(flags.first, flags.first + min(flags.n, GRID_IMAGES))
+        conditions = catalogue.conditions(recipe, drawing.pictures, shown)
         paths = write_samples(out, images, film, drawing.film_columns, conditions)
     partial.discard()
     evaluations = partial.evaluations / len(drawing.world.share(flags.n))
@@ -155,7 +158,7 @@ def condition_pictures(flags: SampleFlags, recipe: Recipe) -> Tensor | None:
         return None
     message = "leave out --condition-image, or train --condition small"
     check(recipe.conditional, f"{flags.checkpoint} was trained without a condition: {message}")
-    return read_conditions(path, recipe, flags.n)
+    return read_conditions(path, recipe, flags.first + flags.n)
 
 
 def check_image_flags(flags: SampleFlags) -> None:

@@ -1,5 +1,6 @@
 """`python -m mnist_ddpm train`."""
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from mnist_ddpm.method import Method
 from mnist_ddpm.training import cost, presets, saving, tracking
 from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.recipe import Recipe, fitted
+
+ENOUGH_STEPS = 2000  # from random weights
 
 
 def run_train(flags: TrainFlags) -> None:
@@ -59,6 +62,8 @@ def run_train(flags: TrainFlags) -> None:
         batch_size = recipe.batch_size
         recipe = fitted(recipe, len(images), world.size)
         print_smaller_batch(batch_size, recipe.batch_size, len(images))
+    if world.rank == 0:
+        print_if_short(recipe, len(images))
     step = saving.saved_step(flags.out) or 0 if flags.resume else 0
     tracker = flags.log if world.rank == 0 else "none"
     with tracking.tracker_log(tracker, flags.out, recipe, step) as log:
@@ -70,6 +75,15 @@ def run_train(flags: TrainFlags) -> None:
         steps = f"{run.step} steps in {run.seconds / 60:.1f} min"
         print(f"{flags.out}: {steps}, {speed:.0f} images/s")
         print_checkpoint(flags.out)
+
+
+def print_if_short(recipe: Recipe, n: int) -> None:
+    """Prints what to expect of so few steps that a network draws noise, and how many are enough."""
+    steps = round(recipe.epochs * (n // recipe.batch_size))
+    if 0 < steps < ENOUGH_STEPS and not recipe.init_from:
+        epochs = math.ceil(ENOUGH_STEPS * recipe.epochs / steps)
+        advice = f"some {ENOUGH_STEPS:,} draw first images: --epochs {epochs}"
+        print(f"{steps} steps in {recipe.epochs:g} epochs: expect noise or strokes ({advice})")
 
 
 def resumed_recipe(flags: TrainFlags) -> Recipe:

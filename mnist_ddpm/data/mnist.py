@@ -20,7 +20,7 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.training.options import size_in_words
 
 ARCHIVES = {"train": "train", "test": "t10k"}  # a split's name, and that in its archives' names
-ADVICE = "restore {}, one of the four official archives"
+ADVICE = "restore {}, one of the four official archives, or name another folder with --data"
 
 
 def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tensor:

@@ -102,12 +102,13 @@ def generate(
     seed: int = 0,
     batch_size: int = 256,
     film_images: int = 0,
+    first: int = 0,
     device: torch.device | str = "cpu",
     partial_results: PartialResults | None = None,
     world: World | None = None,
     progress: bool = True,
 ) -> tuple[Tensor, Film]:
-    """n images, uint8 (n, C, H, W), and a film of the first few of the first batch.
+    """Images first … first + n - 1, uint8 (n, C, H, W), and a film of a few of the first batch.
 
     Image k depends on seed and k alone, not on batches or processes. Each process draws its share,
     all get all images, and the first one has the film. partial_results: where finished batches are
@@ -119,7 +120,7 @@ def generate(
     check(0 <= seed < 2**32, f"seed is {seed}: it must be from 0 to 2^32 - 1")  # else streams meet
     enough = n >= world.size
     check(enough, f"{n} images for {world.size} process(es): ask for more, or launch fewer")
-    share = world.share(n)
+    share = range(first, first + n)[world.share(n).start : world.share(n).stop]
     starts = range(0, len(share), batch_size)
     images = []
     film = []
@@ -129,7 +130,7 @@ def generate(
     def draw(batch: range) -> Part:
         draw_noise = noise_source(seed, batch, shape, torch.device(device))
         states = sampler(denoiser_of(batch), schedule, times, draw_noise(), draw_noise)
-        return develop(states, schedule.T, 0 if batch.start else film_images, bar)
+        return develop(states, schedule.T, film_images if batch.start == first else 0, bar)
 
     total = len(starts) * len(times)
     with progress_bar(total=total, disable=not progress, **options) as bar:
