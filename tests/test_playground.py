@@ -92,36 +92,36 @@ def test_noise_is_numpy_s(in_node):
 
 
 def test_each_layer_is_pytorch_s(in_node):
-    random, c = np.random.default_rng(0), 10
-    shapes = {
-        "x": (2, 6, 4, c), "three.weight": (13, c, 3, 3), "one.weight": (13, c, 1, 1),
-        "linear.weight": (13, c), "norm.weight": (c,), "attention.norm.weight": (c,),
-        "attention.qkv.weight": (3 * c, c, 1, 1), "attention.out.weight": (c, c, 1, 1),
-    }  # fmt: skip
-    weights = [name for name in shapes if name != "x"]
-    shapes |= {name.replace("weight", "bias"): shapes[name][:1] for name in weights}
-    w = {name: random.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
+    torch.manual_seed(0)
+    x = 0.4 * torch.randn(2, 10, 6, 4)
+    layers = torch.nn.ModuleDict(
+        {
+            "three": torch.nn.Conv2d(10, 13, 3),
+            "one": torch.nn.Conv2d(10, 13, 1),
+            "linear": torch.nn.Linear(10, 13),
+            "norm": torch.nn.GroupNorm(5, 10, 1e-6),
+            "attention": ddpm.SelfAttention(10),
+        }
+    )
+    restless(layers, 0.4)
+    layers["attention"].norm.num_groups = 5
+    tensors = {name: weight.numpy() for name, weight in layers.state_dict().items()}
+    tensors["x"] = x.permute(0, 2, 3, 1).contiguous().numpy()
     about = {"shape": "[1, 1, 1]", "patch_size": "1", "norm_groups": "5"}
-    found = in_node("kernels", [1, 500, 1000], weights=save(w, about))
-    w = {name: torch.from_numpy(each) for name, each in w.items()}
-    x = w["x"].permute(0, 3, 1, 2)
-    attention = ddpm.SelfAttention(c)
-    attention.norm.num_groups = 5
-    parts = {n.removeprefix("attention."): each for n, each in w.items() if "attention" in n}
-    attention.load_state_dict(parts)
-    three, one = ((w[f"{name}.weight"], w[f"{name}.bias"]) for name in ("three", "one"))
-    norm = F.group_norm(x, 5, w["norm.weight"], w["norm.bias"], 1e-6)
+    found = in_node("kernels", [1, 500, 1000], weights=save(tensors, about))
+    three = layers["three"].weight, layers["three"].bias
+    norm = layers["norm"](x)
     wanted = {
         "conv3x3": F.conv2d(x, *three, padding=1),
         "downsample": F.conv2d(F.pad(x, (0, 1, 0, 1)), *three, stride=2),
-        "conv1x1": F.conv2d(x, *one),
+        "conv1x1": layers["one"](x),
         "upsample": F.interpolate(x, scale_factor=2.0, mode="nearest"),
-        "concatenate": torch.cat([x, F.conv2d(x, *one)], dim=1),
+        "concatenate": torch.cat([x, layers["one"](x)], dim=1),
         "group norm": norm,
         "group norm, SiLU": F.silu(norm),
-        "attention": attention(x),
+        "attention": layers["attention"](x),
         "SiLU": F.silu(x),
-        "linear": F.linear(w["x"].view(-1, c)[:3], w["linear.weight"], w["linear.bias"]),
+        "linear": layers["linear"](torch.from_numpy(tensors["x"]).view(-1, 10)[:3]),
         "time embedding": ddpm.time_embedding(torch.tensor([1, 500, 1000]), 15),
     }
     assert found.keys() == wanted.keys()
@@ -158,12 +158,15 @@ RECIPES = {
     "labels and a learned variance": LABELLED,
     "odd widths": Recipe(**SMALL | {"base_channels": 7}, patch_size=1, norm_groups=7),
     "colour, two blocks, attention everywhere": Recipe(
-        **SMALL, image_size=(16, 24), channels=3, dataset="celeba", blocks_per_level=2,
-        attention_resolutions=(8, 4), prediction="x0",
+        **SMALL,
+        image_size=(16, 24),
+        channels=3,
+        dataset="celeba",
+        blocks_per_level=2,
+        attention_resolutions=(8, 4),
+        prediction="x0",
     ),
-}  # fmt: skip
-
-
+}
 CASES = [(name, "float32") for name in RECIPES]
 CASES += [("odd widths", kind) for kind in ("float16", "int8")]
 
@@ -328,11 +331,11 @@ def test_stored_weights_are_a_checkpoint_to_measure(tmp_path, capsys):
 def browser():
     needed = "the page is tried in Chromium by playwright"
     api = pytest.importorskip("playwright.sync_api", reason=f"{needed}: pip install playwright")
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    if not any(found):
+    paths = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    path = next(paths, None)
+    if path is None:
         pytest.skip(f"{needed}, and there is no Chromium: install it")
     with api.sync_playwright() as playwright:
-        path = next(filter(None, found))
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -340,20 +343,23 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, wasm, tmp_path):
-    """Opens the page of weights, on a phone; at the end nothing was amiss."""
-    amiss, requests, contexts = [], set(), []
+    """Opens the page of weights on a phone; at the end there were no errors and no requests."""
+    messages = []
+    schemes = set()
+    contexts = []
 
     def open_at(address: str, weights: bytes | None = None, width: int = 360):
         path = tmp_path / "digits.html"
         weights = weights or weights_of(fresh(LABELLED))
         path.write_text(building.page(wasm, weights), encoding="utf-8")
         phone = {"viewport": {"width": width, "height": 740}, "has_touch": True}
-        contexts.append(context := browser.new_context(**phone, reduced_motion="reduce"))
+        context = browser.new_context(**phone, reduced_motion="reduce")
+        contexts.append(context)
         context.set_default_timeout(120_000)  # milliseconds, for a machine that is busy
         page = context.new_page()
-        page.on("console", lambda message: amiss.append(message.text))
-        page.on("pageerror", lambda error: amiss.append(str(error)))
-        page.on("request", lambda request: requests.add(request.url.split(":")[0]))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: schemes.add(request.url.split(":")[0]))
         page.goto(path.as_uri() + address)
         page.wait_for_selector("#t:text-is('0')")
         assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -362,8 +368,8 @@ def open_page(browser, wasm, tmp_path):
     yield open_at
     for context in contexts:
         context.close()
-    assert amiss == []
-    assert requests == {"file", "blob"}  # the page and its worker
+    assert messages == []
+    assert schemes == {"file", "blob"}  # the page and its worker
 
 
 def few_steps(kind: str = "float32") -> bytes:
@@ -397,13 +403,9 @@ def test_the_page_draws_what_its_address_says(open_page):
     page = open_page("#seed=7&image=3&label=5&steps=4&sampler=ddpm")
     wanted = in_python(fresh(LABELLED), 7, 3, 4, ANCESTRAL, 5)
     assert nearly_equal(saved(page), wanted)
-    assert (
-        page.locator("#command").inner_text().split()[3:]
-        == (
-            "sample --checkpoint it --seed 7 --n 4 --sampler ddpm --steps 4 --variance posterior "
-            "--label 5 --guidance 1"
-        ).split()
-    )
+    command = "sample --checkpoint it --seed 7 --n 4 --sampler ddpm --steps 4 --variance posterior"
+    command += " --label 5 --guidance 1"
+    assert page.locator("#command").inner_text().split()[3:] == command.split()
     with page.expect_download() as download:
         page.click("#film")
     with Image.open(download.value.path()) as gif:
@@ -430,19 +432,13 @@ FIVE = {  # of the small network that draws in few steps
 
 
 def test_addresses_are_python_s_images_in_the_browser(open_page):
-    trained = checkpoints.load(ROOT / "checkpoints" / "mnist-guide")
-    five = dict([*DIGITS.items()][:5])
-    for addresses, checkpoint, weights in (
-        (five, trained, weights_of(trained, "int8")),
-        (FIVE, fresh(FEW), few_steps("int8")),
-    ):
-        page, checkpoint = open_page("", weights), as_stored(checkpoint, "int8")
-        for address, wanted in addresses.items():
-            page.evaluate("(address) => { location.hash = address; }", address)
-            page.wait_for_selector(
-                f"#status:text-is('Image {wanted[1]} of seed {wanted[0]} is drawn.')"
-            )
-            assert nearly_equal(canvas(page, "#xt"), in_python(checkpoint, *wanted)), address
+    page = open_page("", few_steps("int8"))
+    checkpoint = as_stored(fresh(FEW), "int8")
+    for address, (seed, image, *wanted) in FIVE.items():
+        page.evaluate("(address) => { location.hash = address; }", address)
+        page.wait_for_selector(f"#status:text-is('Image {image} of seed {seed} is drawn.')")
+        expected = in_python(checkpoint, seed, image, *wanted)
+        assert nearly_equal(canvas(page, "#xt"), expected), address
 
 
 def test_every_control_is_in_the_address(open_page):
@@ -477,7 +473,8 @@ def test_every_control_is_in_the_address(open_page):
 
 
 def test_the_network_is_seen_at_any_time_and_after_each_evaluation(open_page):
-    page, checkpoint = open_page("#seed=7&image=3&label=5", few_steps(), width=320), fresh(FEW)
+    page = open_page("#seed=7&image=3&label=5", few_steps(), width=320)
+    checkpoint = fresh(FEW)
     page.wait_for_selector("#few [data-count='4'][data-t='0']")
     noise = ddpm.noise_source(7, range(3, 4), FEW.shape)()
     assert nearly_equal(canvas(page, "#few [data-count='0']"), levels(noise))
@@ -499,7 +496,8 @@ def test_a_drawing_is_answered_while_it_is_drawn(open_page):
     pad = page.locator("#pad")
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
-    middle, above = box["x"] + box["width"] / 2, box["y"] + 20
+    middle = box["x"] + box["width"] / 2
+    above = box["y"] + 20
     shown = canvas(page, "#drawn")
     assert {*shown} == {0} and page.is_visible("#hint")
     page.mouse.move(middle, above)
@@ -518,7 +516,8 @@ def test_a_drawing_is_answered_while_it_is_drawn(open_page):
         before = shown
         act()
         for _ in range(3000):
-            if (shown := canvas(page, "#drawn")) != before:
+            shown = canvas(page, "#drawn")
+            if shown != before:
                 break
             page.wait_for_timeout(20)
         assert shown != before
