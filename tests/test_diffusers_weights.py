@@ -185,27 +185,6 @@ def test_old_names_and_files_give_the_same_network(file, convolutions, tmp_path)
 # What diffusers draws
 
 
-def check_draws(recipe, folder, pipeline, sampler, steps, **options):
-    """That two images of ours are those of a pipeline, which draws its noise in the same order."""
-    network, schedule = our_network(recipe), make_schedule(recipe)
-    generator = torch.Generator().manual_seed(1)
-    draw_noise = partial(torch.randn, 2, *recipe.shape, generator=generator)
-    denoise = ddpm.clipped(make_denoiser(network, schedule, recipe), schedule)
-    own = {name: value for name, value in options.items() if name == "eta"}
-    times = ddpm.timesteps(recipe.T, steps)
-    *_, (_, x0, _) = sampler(denoise, schedule, times, draw_noise(), draw_noise, **own)
-    ours = (x0 / 2 + 0.5).clamp(0, 1)
-    assert ours.std() > 0.1 and ((ours > 0) & (ours < 1)).float().mean() > 0.3
-
-    save_diffusers(folder, network, recipe)
-    pipeline = pipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    options |= {"num_inference_steps": steps, "output_type": "np"}
-    images = pipeline(2, torch.Generator().manual_seed(1), **options).images
-    theirs = torch.from_numpy(images).permute(0, 3, 1, 2)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-
-
 DDIM = DDIMPipeline, ddpm.ddim_sampler  # with few steps it must start at T, too
 
 
@@ -218,25 +197,33 @@ DDIM = DDIMPipeline, ddpm.ddim_sampler  # with few steps it must start at T, too
     [
         (DDPMPipeline, ddpm.ddpm_sampler, 20, {}),
         (DDPMPipeline, ddpm.ddpm_sampler, 5, {}),
-        (*DDIM, 5, {"eta": 0.0, "use_clipped_model_output": True}),
-        (*DDIM, 5, {"eta": 0.5, "use_clipped_model_output": True}),
+        (*DDIM, 5, {"eta": 0.0}),
+        (*DDIM, 5, {"eta": 0.5}),
     ],
     ids=["ddpm-20", "ddpm-5", "ddim", "ddim-0.5"],
 )
 def test_diffusers_pipelines_draw_our_images(
     schedule, prediction, pipeline, sampler, steps, options, tmp_path
 ):
-    beta_T = 0.3 if pipeline is DDPMPipeline else 0.1
+    beta_T = 0.1 if options else 0.3
     recipe = small(T=20, schedule=schedule, prediction=prediction, beta_1=0.01, beta_T=beta_T)
-    check_draws(recipe, tmp_path, pipeline, sampler, steps, **options)
+    network, schedule = our_network(recipe), make_schedule(recipe)
+    generator = torch.Generator().manual_seed(1)  # both draw their noise in the same order
+    draw_noise = partial(torch.randn, 2, *recipe.shape, generator=generator)
+    denoise = ddpm.clipped(make_denoiser(network, schedule, recipe), schedule)
+    times = ddpm.timesteps(recipe.T, steps)
+    *_, (_, x0, _) = sampler(denoise, schedule, times, draw_noise(), draw_noise, **options)
+    ours = (x0 / 2 + 0.5).clamp(0, 1)
+    assert ours.std() > 0.1 and ((ours > 0) & (ours < 1)).float().mean() > 0.3
 
-
-def test_diffusers_pipeline_draws_our_rectangles(tmp_path):
-    sizes = {"sample_size": [24, 16]}
-    recipe = settings_from_diffusers({**SMALL, **sizes}, {**SCHEDULER, "num_train_timesteps": 20})
-    assert recipe.shape == (3, 24, 16) and recipe.attention == (1,)
-    check_draws(recipe, tmp_path, DDPMPipeline, ddpm.ddpm_sampler, 5)
-    assert settings_from_diffusers({**SMALL, "sample_size": [16, 16]}).image_size == 16
+    save_diffusers(tmp_path, network, recipe)
+    theirs = pipeline.from_pretrained(tmp_path)
+    theirs.set_progress_bar_config(disable=True)
+    options = options and {**options, "use_clipped_model_output": True}
+    options = {**options, "num_inference_steps": steps, "output_type": "np"}
+    images = theirs(2, torch.Generator().manual_seed(1), **options).images
+    expected = torch.from_numpy(images).permute(0, 3, 1, 2)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 # Settings
@@ -281,6 +268,7 @@ def test_settings_that_diffusers_does_not_decide_have_their_defaults():
         blocks_per_level=2, attention_resolutions=(16,), patch_size=1,
     )  # fmt: skip
     assert settings_from_diffusers(CIFAR10) == replace(given, dataset="diffusers")
+    assert settings_from_diffusers({**SMALL, "sample_size": [16, 16]}).image_size == 16
 
 
 def test_googles_pipelines_with_all_files_in_one_folder_are_read(tmp_path):

@@ -164,22 +164,6 @@ def test_in_the_notebook_digits_along_both_paths_come_together():
     assert apart[2] < 1 < 20 < min(others)
 
 
-def test_beyond_the_schedule_s_last_snr_its_last_time_speaks():
-    """DDPM's schedule ends with a little signal: noise alone is taken for its x_T, as ever."""
-    asked = []
-
-    def network(xt, t):
-        asked.append(t.tolist())
-        return 0.9 * xt
-
-    denoise = denoiser_along(STRAIGHT, network, PAPER, partial(denoiser, conversion=EPS))
-    xT = torch.full((2, 1, 1, 1), 1.5, dtype=torch.float64)
-    x0_hat, eps_hat = denoise(xT, 1000)
-    a_t, b_t = PAPER.at(1000)
-    torch.testing.assert_close(x0_hat, (xT - b_t * 0.9 * xT) / a_t)
-    assert torch.equal(eps_hat, xT) and asked == [[1000, 1000]]
-
-
 # Reflow
 
 

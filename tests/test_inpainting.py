@@ -57,14 +57,6 @@ def test_the_unknown_part_becomes_the_only_one_that_fits(index):
     torch.testing.assert_close(x, PAIRS[index].expand(40, 1, 1, 2), rtol=0, atol=0.02)
 
 
-def test_resampling_fits_more_often_than_plain_replacement():
-    def misfits(resamples):
-        *_, (_, x, _) = fill(n=200, steps=10, resamples=resamples, jump=2)
-        return ((x - PAIRS[0]).abs().amax(dim=(1, 2, 3)) > 0.1).sum().item()
-
-    assert misfits(10) < misfits(1) / 3
-
-
 @pytest.mark.parametrize(("steps", "jump"), [(250, 10), (50, 2), (63, 3), (12, 1), (1, 1)])
 def test_a_jump_is_the_papers_share_of_the_steps_unless_told(steps, jump):
     options = {"n": 2, "steps": steps, "resamples": 2}

@@ -96,13 +96,6 @@ def test_likelihood_has_finite_values_and_right_gradients_far_in_the_tails(devia
         torch.testing.assert_close(single.double(), double, rtol=0.05, atol=0.05)
 
 
-def test_gradients_are_those_of_finite_differences():
-    x0 = LEVELS[[0, 0, 90, 127, 255, 255]]
-    mean = torch.tensor([-0.9, 0.5, -1.3, 0.01, 1.2, 0.7]).double().requires_grad_()
-    log_variance = torch.tensor([-3.0, -1, 0, -9, -2, 1]).double().requires_grad_()
-    assert torch.autograd.gradcheck(discretised_log_likelihood, (x0, mean, log_variance))
-
-
 @pytest.mark.parametrize("schedule", [PAPER, STRAIGHT], ids=["paper", "straight"])
 def test_step_variance_lies_between_the_posteriors_and_beta(schedule):
     t = torch.tensor([2, 500, 1000])

@@ -1,13 +1,12 @@
 """Further schedules by their formulas, spacings of times, and schedules on fewer steps."""
 
-import math
 from functools import partial
 
 import pytest
 import torch
 from helpers import PAPER
 
-from mnist_ddpm.ddpm import beta_schedule, posterior_variance, step_variance, timesteps
+from mnist_ddpm.ddpm import posterior_variance, step_variance, timesteps
 from mnist_ddpm.methods import schedules
 from mnist_ddpm.methods.learned_variance import (
     ancestral_sampler,
@@ -22,35 +21,6 @@ SPACINGS = timesteps, schedules.leading, schedules.linspace, schedules.quadratic
 TIMES = [1000, 700, 450, 449, 200, 30, 1]
 
 
-def betas(schedule):
-    t = torch.arange(1, schedule.T + 1)
-    return step_variance(schedule, t, t - 1)
-
-
-def test_cosine_by_hand():
-    """Up to T, where the formula ends at 0 and beta is held at 0.999."""
-    schedule = schedules.cosine(100)
-
-    def f(t):
-        return math.cos((t / 100 + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    for t in (1, 37, 99):
-        assert schedule.a[t].item() ** 2 == pytest.approx(f(t) / f(0), rel=1e-12)
-    assert betas(schedule)[-1].item() == pytest.approx(0.999)
-    assert betas(schedule)[:-1].max() < 0.999
-
-
-def test_linear_quadratic_and_sigmoid_by_hand():
-    options, expected = (5, 0.01, 0.09), [0.01, 0.0225, 0.04, 0.0625, 0.09]
-    expected = torch.tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(betas(schedules.quadratic(*options)), expected)
-    expected = torch.tensor([0.01, 0.03, 0.05, 0.07, 0.09], dtype=torch.float64)
-    torch.testing.assert_close(betas(schedules.linear(*options)), expected)
-    rise = [1 / (1 + math.exp(-x)) for x in (-6, -3, 0, 3, 6)]
-    expected = 0.01 + 0.08 * torch.tensor(rise, dtype=torch.float64)
-    torch.testing.assert_close(betas(schedules.sigmoid(*options)), expected)
-
-
 @pytest.mark.parametrize("T", [1, 2, 10, 1000])
 @pytest.mark.parametrize("make", ALL)
 def test_every_schedule_adds_noise_at_every_step(make, T):
@@ -61,16 +31,6 @@ def test_every_schedule_adds_noise_at_every_step(make, T):
         assert (schedule.a.diff() < 0).all() and (schedule.b.diff() > 0).all()
         total = schedule.a.square() + schedule.b.square()
         torch.testing.assert_close(total, torch.ones(T + 1, dtype=torch.float64))
-
-
-def test_zero_terminal_snr_by_hand():
-    """The signals 0.8, 0.6, 0.4 are moved to 0.4, 0.2, 0, and scaled to 0.8, 0.4, 0."""
-    signal = torch.tensor([1, 1, 0.8, 0.6, 0.4], dtype=torch.float64)
-    schedule = schedules.zero_terminal_snr(beta_schedule(1 - (signal[1:] / signal[:-1]).square()))
-    expected = torch.tensor([1, 0.8, 0.4, 0], dtype=torch.float64)
-    torch.testing.assert_close(schedule.a, expected)
-    with pytest.raises(ValueError):
-        schedules.zero_terminal_snr(schedules.linear(1))
 
 
 def test_respaced_schedule_goes_through_its_times():

@@ -34,11 +34,11 @@ def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     parts = repository_and_revision(name)
     if not parts:
         raise FileNotFoundError(f"there is no folder {Path(name).absolute()}")
-    repository, revision = parts[0], revision or parts[1]
+    options = {"revision": revision or parts[1], "allow_patterns": list(files)}
     try:
         from huggingface_hub import snapshot_download  # slow to import, not needed for folders
 
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+        return Path(snapshot_download(parts[0], **options))
     except Exception as error:  # of the package, the name, the hub, the network or the disk
         missing = type(error).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError")
         raise (FileNotFoundError if missing else OSError)(
