@@ -38,7 +38,7 @@ def quote(words: list[str]) -> str:
 
 def expand_home(argument: str) -> str:
     """The argument with the home folder for ~, which shells do not expand in --out=~/faces."""
-    flag, equals, value = "", "", argument
-    if argument.startswith("-"):
-        flag, equals, value = argument.partition("=")
+    if not argument.startswith("-"):
+        return os.path.expanduser(argument)
+    flag, equals, value = argument.partition("=")
     return flag + equals + os.path.expanduser(value)

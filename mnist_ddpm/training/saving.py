@@ -122,7 +122,8 @@ def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
         free.add("dataset")  # a folder of images, which may move
     fixed = [field.name for field in fields(Recipe) if field.name not in free]
     for name in ("attributes", *fixed):  # attributes first: they decide the number of classes
-        before, after = getattr(saved, name), getattr(recipe, name)
+        before = getattr(saved, name)
+        after = getattr(recipe, name)
         refusal = f"{name} was {before!r} in the run in {folder} and cannot become {after!r}"
         check(before == after, f"{refusal}: train a new run for that")
     values = f"critic was {saved.critic!r} in the run in {folder}, and is {recipe.critic!r} here"
