@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import flipped
 from pictures import image_recipe, numbers, plain, ramp, save, save_celeba, save_some
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 from torchvision import datasets
 
 from mnist_ddpm import ddpm
@@ -214,6 +214,29 @@ def archives(tmp_path, monkeypatch):
     for path in (ROOT / "data/MNIST/raw").glob("t10k*.gz"):
         shutil.copy(path, raw)
     return raw
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "huge"])
+def test_an_archive_that_would_never_end_or_fill_the_memory_is_refused(archives, tmp_path, kind):
+    path = archives / "t10k-images-idx3-ubyte.gz"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(gzip.compress(bytes(2**26), 1))
+    with pytest.raises(FileNotFoundError, match=path.name):
+        load_mnist(DIGITS, tmp_path, "test")
+
+
+def test_a_picture_that_would_start_a_program_is_refused(tmp_path, monkeypatch):
+    """Pillow draws PostScript by Ghostscript, whatever the name of the file is."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("run"))
+    with pytest.raises(ValueError, match=path.name):
+        open_image(path, "RGB")
 
 
 @pytest.mark.parametrize("damage", ["header", "middle", "checksum", "half", "missing"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import load_files
-from mnist_ddpm.data.pictures import crop_and_resize, with_margin
+from mnist_ddpm.data.pictures import crop_and_resize, known_formats, with_margin
 from mnist_ddpm.data.search import Files, walk_folders
 from mnist_ddpm.datasets import dataset_named
 
@@ -22,7 +22,8 @@ def image_files(folder: str | Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error  # without this a part of the images would be taken for all
 
-    known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    formats = known_formats()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
     files = [place / name for place, names in walk_folders(folder, refuse) for name in names]
     paths = sorted(path for path in files if path.suffix.lower() in known)
     ddpm.check(bool(paths), f"{folder} holds no images (files such as .png or .jpg)")

@@ -4,6 +4,7 @@ They are read in memory, where gzip compares their checksums: nothing is unpacke
 """
 
 import gzip
+import os
 import zlib
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.training.options import size_in_words
 
 ARCHIVES = {"train": "train", "test": "t10k"}  # a split's name, and that in its archives' names
+LARGEST = 16 + 60_000 * 28 * 28  # bytes of the training images
 ADVICE = "restore {}, one of the four official archives, or name another folder with --data"
 
 
@@ -55,17 +57,27 @@ def read_split(root: str | Path, split: str, kind: str) -> Tensor:
     return load_with_advice("MNIST", partial(read_archive, path), ADVICE.format(path))
 
 
+def unpack(path: Path) -> bytes:
+    """The content of a gzip file. Raises OSError where it is larger than MNIST's, or damaged."""
+    with gzip.open(path) as file:
+        data = file.read(LARGEST + 1)  # to its end, where gzip compares the checksum
+    if len(data) > LARGEST:
+        raise OSError(f"{path} unpacks to more than MNIST's {LARGEST:,} bytes")
+    return data
+
+
 def read_archive(path: Path) -> Tensor:
     """What one of MNIST's archives holds, downloaded if missing or damaged: uint8 (N, …)."""
+    check(path.is_file() or not os.path.lexists(path), f"{path} is no regular file")
     try:
-        data = gzip.decompress(path.read_bytes())
+        data = unpack(path)
     except (OSError, EOFError, zlib.error):
         from torchvision import datasets  # takes two seconds
 
         md5 = dict(datasets.MNIST.resources)[path.name]
         mirror = datasets.MNIST.mirrors[0]
         datasets.utils.download_url(mirror + path.name, path.parent, md5=md5)
-        data = gzip.decompress(path.read_bytes())
+        data = unpack(path)
     sides = data[3]  # IDX: a magic number that ends in how many there are, then they, then bytes
     shape = np.frombuffer(data, ">i4", sides, offset=4).tolist()
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=4 + 4 * sides).view(shape)

@@ -12,6 +12,8 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data.search import regular_file
 from mnist_ddpm.datasets import dataset_named
 
+# Pillow's decoders that are used, where it has them. Others may start programs: Ghostscript.
+FORMATS = "AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split()
 MAX_PIXELS = 2**26  # of a picture
 LARGE_PICTURES = Lock()
 LANCZOS = Image.Resampling.LANCZOS
@@ -25,6 +27,12 @@ TURNS = {  # by EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def known_formats() -> list[str]:
+    """Those of FORMATS that this Pillow can read."""
+    Image.init()  # once
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -69,7 +77,7 @@ def decoding_lock(image: Image.Image) -> AbstractContextManager:
 
 def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
     """The picture in a file, upright, on white, with 8 bits, in Pillow's mode "L" or "RGB"."""
-    with Image.open(source) as opened, decoding_lock(opened):
+    with Image.open(source, formats=known_formats()) as opened, decoding_lock(opened):
         limit_size(opened)
         image = upright(opened)
         if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):

@@ -17,7 +17,12 @@ from mnist_ddpm.ddpm import Schedule, check
 from mnist_ddpm.formats import hub
 from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.trainer import save_checkpoint as save
-from mnist_ddpm.training.checkpoint_files import load_config, load_weights, read_weights
+from mnist_ddpm.training.checkpoint_files import (
+    check_header,
+    load_config,
+    load_weights,
+    read_weights,
+)
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
@@ -121,10 +126,12 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """
     folder = find(source)
     recipe, _ = load_config(folder)
-    weights = read_weights(folder)
+    name = str(Path(folder, WEIGHTS))
+    if recipe.objective not in catalogue.OBJECTIVES:
+        name += f' (of objective "{recipe.objective}", unknown here)'
+    with torch.device("meta"):  # without memory, should config.json describe a huge network
+        check_header(folder, catalogue.make_network(recipe).state_dict(), name)
     network = catalogue.make_network(recipe)
-    is_known = recipe.objective in catalogue.OBJECTIVES
-    unknown = "" if is_known else f' (of objective "{recipe.objective}", unknown here)'
-    load_weights(network.state_dict(), weights, f"{Path(folder, WEIGHTS)}{unknown}")
+    load_weights(network.state_dict(), read_weights(folder), name)
     network = network.to(device).eval().requires_grad_(False)
     return Checkpoint(network, catalogue.make_schedule(recipe), recipe)

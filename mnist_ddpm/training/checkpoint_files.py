@@ -11,11 +11,12 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -58,6 +59,7 @@ def write_checkpoint(
         "parameters": count_parameters(network), "training": record,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
+    config["sha256"] |= description_digests(config)
     with replacing(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -68,6 +70,19 @@ def described(recipe: Recipe, method: dict) -> dict[str, dict]:
     settings = {field.name: rest.pop(field.name) for field in fields(Settings)}
     rest = {name: value for name, value in rest.items() if name not in method}
     return {"settings": settings, "method": method, "recipe": rest}
+
+
+def description_digests(config: dict) -> dict[str, str]:
+    """The SHA-256 of what config.json says of the network, as the notebook has it, and of the rest.
+
+    So an edit, or damage, is noticed when it is loaded.
+    """
+    parts = {"described": ("settings", "method"), "advised": ("recipe", "draw")}
+    texts = {
+        part: json.dumps({name: config.get(name) for name in names}, sort_keys=True)
+        for part, names in parts.items()
+    }
+    return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
 
 def load_config(folder: str | Path) -> tuple[Recipe, dict]:
@@ -86,6 +101,9 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
         # the notebook writes no recipe
         more = config.get("recipe", {}) if found == FORMAT else {}
         recipe, record = Recipe(**config["settings"] | named | more), config["training"]
+        stated, actual = config.get("sha256", {}), description_digests(config)
+        if any(stated.get(part, digest) != digest for part, digest in actual.items()):
+            print_edited(path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{path} is damaged or not a checkpoint's of this version"
         raise ValueError(f"{problem}: {error!r}") from error
@@ -115,6 +133,13 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 @functools.cache  # once for each
+def print_edited(path: Path) -> None:
+    """Prints, of several processes in the first, that a config.json is not as it was saved."""
+    if is_first_process():
+        print(f"{path} was edited after it was saved, or is damaged", file=sys.stderr)
+
+
+@functools.cache  # once for each
 def tell_unverified(path: Path) -> None:
     """Says, of several processes in the first, that damage to a file cannot be noticed."""
     if is_first_process():
@@ -130,6 +155,41 @@ def file_of(folder: str | Path, name: str) -> Path:
     return path
 
 
+def check_header(folder: str | Path, tensors: dict[str, Tensor], source: str) -> None:
+    """Compares names and shapes in a checkpoint's header with a network's tensors.
+
+    It reads no weight, and the tensors may be on the "meta" device, so it takes no memory. source:
+    what messages call the weights. Raises FileNotFoundError, or ValueError for a damaged file or
+    the weights of another network.
+    """
+    path = file_of(folder, WEIGHTS)
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+    refuse(wrong_shapes(tensors, shapes), source)
+
+
+def wrong_shapes(tensors: dict[str, Tensor], shapes: dict[str, Sequence[int]]) -> list[str]:
+    """What is missing or unknown among named shapes, or other than that of a network's tensor."""
+    wrong = []
+    for name, tensor in tensors.items():
+        expected = tuple(tensor.shape)
+        if name not in shapes:
+            wrong.append(f"{name} is missing, should be {expected}")
+        elif tuple(shapes[name]) != expected:
+            wrong.append(f"{name} is {tuple(shapes[name])}, should be {expected}")
+    return wrong + [f"{name} is unknown" for name in shapes if name not in tensors]
+
+
+def refuse(wrong: list[str], source: str | Path) -> None:
+    """Raises ValueError naming what is wrong with weights, if anything is: the first three."""
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    listed = f"{'; '.join(wrong[:3])}{more}"
+    check(not wrong, f"the weights of {source} do not fit the network: {listed}")
+
+
 def load_weights(
     tensors: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path
 ) -> None:
@@ -138,19 +198,14 @@ def load_weights(
     Raises ValueError naming those that are missing or unknown, of another shape, no floats where
     the network has some, or not finite.
     """
+    refuse(wrong_shapes(tensors, {name: weight.shape for name, weight in weights.items()}), source)
     wrong = []
     for name, tensor in tensors.items():
-        wanted, given = tuple(tensor.shape), weights.get(name)
-        if given is None or given.shape != tensor.shape:
-            found = "missing" if given is None else tuple(given.shape)
-            wrong.append(f"{name} is {found}, should be {wanted}")
-        elif given.is_floating_point() != tensor.is_floating_point():
-            wrong.append(f"{name} is {given.dtype}, should be like {tensor.dtype}")
-        elif not given.float().isfinite().all():
+        weight = weights[name]
+        if weight.is_floating_point() != tensor.is_floating_point():
+            wrong.append(f"{name} is {weight.dtype}, should be like {tensor.dtype}")
+        elif not weight.float().isfinite().all():
             wrong.append(f"{name} is not finite everywhere")
-    wrong += [f"{name} is unknown" for name in weights if name not in tensors]
-    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    listed = f"{'; '.join(wrong[:3])}{more}"
-    check(not wrong, f"the weights of {source} do not fit the network: {listed}")
+    refuse(wrong, source)
     for name, tensor in tensors.items():
         tensor.copy_(weights[name])
