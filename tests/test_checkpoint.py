@@ -48,8 +48,9 @@ FOREIGN = {
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path, monkeypatch):
     """The checkpoint of an untrained network with weights everywhere."""
+    monkeypatch.setattr(checkpoint_files, "BETWEEN_FILES", 0)
     network = restless(make_network(TINY))
     checkpoints.save(tmp_path / "a" / "checkpoint", network, TINY, {"steps": 7})
     return tmp_path / "a" / "checkpoint"
@@ -400,3 +401,14 @@ def test_a_kill_between_the_files_of_a_later_save_is_told_and_healed(tmp_path, m
     run = train(SHORT, squares(), tmp_path, resume=True)
     assert run.step == 12 == checkpoints.load_config(tmp_path)[1]["steps"]
     assert same(checkpoints.load(tmp_path).network, run.ema)
+
+
+def test_a_reader_in_the_middle_of_a_save_looks_once_more(saved, monkeypatch):
+    config = (saved / "config.json").read_text()
+    checkpoints.save(saved, restless(make_network(TINY), std=0.2), TINY, {"steps": 8})
+    later = (saved / "config.json").read_text()
+    (saved / "config.json").write_text(config)
+    monkeypatch.setattr(
+        checkpoint_files.time, "sleep", lambda seconds: (saved / "config.json").write_text(later)
+    )
+    assert checkpoints.load(saved).network.conv_in.weight.std() > 0.15

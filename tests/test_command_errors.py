@@ -11,6 +11,7 @@ from commanded import DIGITS, NETWORK, ROOT, blobs, error_of, run, save_network
 from PIL import Image
 
 from mnist_ddpm import trainer
+from mnist_ddpm.commands import dispatch
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats.pretrained import initial_weights
@@ -199,6 +200,17 @@ def test_json_that_is_none_of_ours_is_damaged(tmp_path, capsys, name):
         initial_weights(folder)
 
 
+def test_an_odd_environment_is_no_traceback(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "x")  # of no launcher
+    assert "missing" in error_of(capsys, "compare", tmp_path / "missing", tmp_path / "b.json")
+
+    def read_only(name):
+        raise OSError("Matplotlib requires access to a writable cache directory")
+
+    monkeypatch.setattr(dispatch, "import_module", read_only)
+    assert "writable" in error_of(capsys, "compare", "a.json", "b.json")
+
+
 def test_text_from_a_card_cannot_steer_the_terminal(tmp_path, capsys):
     estimate = {"value": 1.0, "low": 0.5, "high": 1.5}
     plain = {"n": 10, "extractor": "x", "reference": "y", "metrics": {"fid": estimate}}
@@ -221,7 +233,12 @@ def test_a_state_that_lacks_something_is_damaged(tmp_path):
     for name in ("scaler", "times", "n", "seconds", "method", "parts", "part_optimizers"):
         del broken[name]
     broken |= {"steps": state | {"step": -1}, "names": state | {"step": "x"}}
-    broken |= {"list": [state], "all": None, "settings of none": state | {"settings": None}}
+    broken |= {
+        "list": [state],
+        "all": None,
+        "tensor": torch.zeros(3),
+        "settings of none": state | {"settings": None},
+    }
     broken |= {"moments": state | {"optimizer": {}}, "loss": state | {"losses": [None]}}
     for name, each in broken.items():
         torch.save(each, path)

@@ -77,6 +77,15 @@ def test_fit_leaves_a_checkpoint_and_a_preview_of_every_epoch(tmp_path, each_epo
     assert picture.shape == (2 * (6 * 18 + 2), 2 * (6 * 18 + 2), 3)
 
 
+def test_a_preview_replaces_a_link_and_leaves_its_target(tmp_path, each_epoch):
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    (tmp_path / "run" / "previews").mkdir(parents=True)
+    (tmp_path / "run" / "previews" / "epoch_001.png").symlink_to(tmp_path / "mine.png")
+    fit(start(replace(TINY, epochs=1)), tmp_path / "run", preview=draw)
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+    assert imageio.imread(tmp_path / "run" / "previews" / "epoch_001.png").ndim == 3
+
+
 def test_short_epochs_have_no_preview_each(tmp_path):
     """Six steps an epoch, so eight epochs are about fifty; the last epoch has one in any case."""
     fit(start(replace(TINY, epochs=9)), tmp_path, preview=lambda *_: BLACK)

@@ -1,12 +1,8 @@
 """Runs the function of a command, once its flags are known to be right."""
 
-import os
 import signal
 import sys
-from collections.abc import Callable
 from importlib import import_module
-
-import matplotlib
 
 from mnist_ddpm.commands.flags import EvaluateFlags, SampleFlags
 from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags, place_flags
@@ -19,13 +15,11 @@ SHARED_WORK = TrainFlags, SampleFlags, EvaluateFlags  # that several processes c
 
 def dispatch(flags, path: str) -> int:
     """Runs a command by the function at path, "module:name" of this folder. Returns its status."""
-    module, name = path.split(":")
-    function = getattr(import_module(f"mnist_ddpm.commands.{module}"), name)
     # Of several processes SIGTERM ends at once those that wait for one that has failed.
     names = interrupts.SIGNALS[:1] if has_several_processes() else interrupts.SIGNALS
     try:
         with interrupts.signal_handler(interrupts.raise_stopped, names):
-            status = report_errors(function, flags)
+            status = report_errors(flags, path)
     except KeyboardInterrupt as error:
         lines = str(error) or "interrupted", *getattr(error, "__notes__", ())
         print("", *map(printable, lines), sep="\n", file=sys.stderr)
@@ -35,13 +29,17 @@ def dispatch(flags, path: str) -> int:
     return status
 
 
-def report_errors(function: Callable, flags) -> int:
-    """Calls the function. Returns 0, or 1 after printing one line about what was wrong.
+def report_errors(flags, path: str) -> int:
+    """Calls the function at path. Returns 0, or 1 after printing one line about what was wrong.
 
     Raises KeyboardInterrupt where it is stopped, with a note that says how to resume.
     """
-    matplotlib.use("Agg")
+    module, name = path.split(":")
     try:
+        import matplotlib  # raises OSError where no folder can be written
+
+        matplotlib.use("Agg")
+        function = getattr(import_module(f"mnist_ddpm.commands.{module}"), name)
         if not has_several_processes():
             adapt_threads()
         elif not isinstance(flags, SHARED_WORK):
@@ -67,7 +65,7 @@ def report_errors(function: Callable, flags) -> int:
 
 def has_several_processes() -> bool:
     """Whether this is one of several processes, as the launcher says."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return processes.launched_processes() > 1
 
 
 def memory_advice(flags) -> str:

@@ -23,7 +23,7 @@ from mnist_ddpm.data.labels import label_names
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import extractors, generation
 from mnist_ddpm.formats.checkpoints import Checkpoint
-from mnist_ddpm.machine import files
+from mnist_ddpm.machine import files, folder_lock
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.methods import inpainting
@@ -135,7 +135,8 @@ def run_sample(flags: SampleFlags) -> None:
             return
         shown = range(flags.first, flags.first + min(flags.n, GRID_IMAGES))
         conditions = catalogue.conditions(recipe, drawing.pictures, shown)
-        paths = write_samples(out, images, film, drawing.film_columns, conditions)
+        with folder_lock.exclusive_writer(out):
+            paths = write_samples(out, images, film, drawing.film_columns, conditions)
     partial.discard()
     evaluations = partial.evaluations / len(drawing.world.share(flags.n))
     duration = f"{partial.seconds:.1f} s on {drawing.device}"

@@ -64,6 +64,22 @@ def locked_folder(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
         yield current_path
 
 
+@contextmanager
+def exclusive_writer(folder: Path) -> Iterator[None]:
+    """Waits until no other process is inside for this folder: files of two are never mixed.
+
+    Where folders cannot be locked, as on Windows, it does not wait.
+    """
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 def folder_tracker(folder: Path, stack: ExitStack) -> Callable[[], Path]:
     """A function that returns the folder's current path, until the stack is closed."""
     try:

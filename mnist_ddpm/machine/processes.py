@@ -64,12 +64,18 @@ class Processes(World):
         return self.accelerator.prepare_model(network)
 
 
+def launched_processes() -> int:
+    """How many processes a launcher started, as its WORLD_SIZE says; 1 without a launcher."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if size.isdecimal() else 1
+
+
 def connect_world(expected: int = 0, cpu: bool = False) -> World:
     """This process's world, of the expected number of processes; 0: of as many as were launched.
 
     Raises ValueError if another number was launched.
     """
-    launched = int(os.environ.get("WORLD_SIZE", 1))  # set by the launcher
+    launched = launched_processes()
     check(
         expected in (0, launched),
         f"{expected} processes were asked for, and {launched} started: launch them with torchrun "

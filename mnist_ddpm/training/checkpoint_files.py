@@ -11,6 +11,7 @@ import hashlib
 import json
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -36,6 +37,7 @@ from mnist_ddpm.training.saving import (
 )
 
 FORMAT = 2
+BETWEEN_FILES = 0.5  # seconds from one file of a save to the next, at most
 
 
 def write_checkpoint(
@@ -118,10 +120,13 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     describe, as after a kill between the two.
     """
     path = file_of(folder, WEIGHTS)
-    content, told = path.read_bytes(), recorded_digest(folder)
-    if told is None:
+    content, recorded = path.read_bytes(), recorded_digest(folder)
+    if recorded not in (None, hashlib.sha256(content).hexdigest()):
+        time.sleep(BETWEEN_FILES)  # a run may be saving, and have replaced one of the two
+        content, recorded = path.read_bytes(), recorded_digest(folder)
+    if recorded is None:
         tell_unverified(path)
-    elif told != hashlib.sha256(content).hexdigest():
+    elif recorded != hashlib.sha256(content).hexdigest():
         problem = f"{path} is damaged, or of another save than {CONFIG} (its SHA-256 differs)"
         resumed = Path(folder, STATE).is_file()
         advice = "resume the run, which saves both anew" if resumed else "copy both once more"

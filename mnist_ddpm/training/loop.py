@@ -22,7 +22,7 @@ from mnist_ddpm.ddpm import (
     total_steps,
 )
 from mnist_ddpm.machine import folder_lock
-from mnist_ddpm.machine.files import first_line, is_out_of_memory, writable_folder
+from mnist_ddpm.machine.files import first_line, is_out_of_memory, replacing, writable_folder
 from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
 from mnist_ddpm.machine.prefetch import to_device
 from mnist_ddpm.machine.processes import World
@@ -187,8 +187,9 @@ class Session:
         with suppress(FloatingPointError, OSError):
             picture = self.preview(self.run, self.schedule)
             self.report(picture)
-            path.parent.mkdir(exist_ok=True)
-            imageio.imwrite(path, picture)
+            encoded = imageio.imwrite("<bytes>", picture, extension=path.suffix)
+            with replacing(path) as temporary:
+                temporary.write_bytes(encoded)
 
     def report(self, picture: np.ndarray | None = None) -> None:
         """Tells the log, of one process, of a step or a preview."""

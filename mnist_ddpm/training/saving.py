@@ -103,6 +103,7 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
     try:
         state = load_tensors(path)
+        check(type(state) is dict, f"it holds a {type(state).__name__}")
         method = state.get("method", {})
         named = {name: value for name, value in method.items() if name not in TABLES}
         recipe = Recipe(**state["settings"] | named)

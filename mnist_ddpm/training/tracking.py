@@ -65,6 +65,8 @@ class TrackerLog:
                 log_picture(self.tracker, picture, run.step)
             elif self.tracker is not None:
                 self.log_step(run)
+            if getattr(self.tracker, "name", "") == "tensorboard":
+                self.tracker.tracker.flush()  # else a kill would lose the last two minutes
         except Exception as error:  # of the package, its server or the disk
             self.tracker = None
             print(f"the log ends at step {run.step} ({first_line(error)})", file=sys.stderr)
