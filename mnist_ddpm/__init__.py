@@ -14,7 +14,7 @@ def __getattr__(name: str):
 
         return sample
     if name == "push_to_hub":
-        from mnist_ddpm.evaluation.publishing import push_to_hub
+        from mnist_ddpm.commands.push import push_to_hub
 
         return push_to_hub
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,9 @@ from PIL import Image
 import mnist_ddpm
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.flags import SampleFlags
+from mnist_ddpm.commands.push import flags_of_card
+from mnist_ddpm.commands.sample import prepare_drawing
 from mnist_ddpm.commands.sampler_setup import choose_sampler, own_options
-from mnist_ddpm.evaluation import publishing
-from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.training.recipe import Recipe
@@ -117,12 +117,15 @@ def test_each_flag_of_sample_changes_the_images(digits, tmp_path, quick):
     assert np.abs(one_by_one - images[0]).max() <= 1, "whatever the batches"
 
 
-def test_a_published_page_draws_along_the_path_of_its_card(digits, tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(publishing, "SHOWN", 3)
-    how, base = {"name": "ddim", "steps": 3, "path": "flow"}, ["--n", 3, "--steps", 3]
-    images = publishing.draw(checkpoints.load(digits), how, 0, "cpu")
-    wanted = drawn(tmp_path, "--checkpoint", digits, *base, "--path", "flow")
-    assert np.array_equal(images[:, 0].numpy(), wanted)
+def test_what_a_card_says_of_the_sampler_is_drawn_again(digits, tmp_path, quick):
+    settings = {"name": "ddim", "eta": 1.0, "steps": 3, "spacing": "edm", "clip": "none"}
+    settings |= {"path": "flow", "labels": [7, 2], "guidance": 2.0, "guidance_interval": [1, 18]}
+    flags = SampleFlags(checkpoint=digits, n=3, **flags_of_card(settings))
+    images, _ = prepare_drawing(flags).draw()
+    typed = "--sampler ddim --eta 1 --steps 3 --spacing edm --clip none --path flow --label 7 2"
+    typed += " --guidance 2 --guidance-interval 1 18"
+    typed = drawn(tmp_path, "--checkpoint", digits, "--n", 3, *typed.split())
+    assert np.array_equal(images[:, 0].numpy(), typed)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from helpers import change_dataset, equal, fresh_judge, restless
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm.commands.push import push_to_hub
 from mnist_ddpm.ddpm import to_float, to_uint8
 from mnist_ddpm.evaluation import extractors, generation, losses
-from mnist_ddpm.evaluation.publishing import push_to_hub
 from mnist_ddpm.formats import checkpoints, diffusers
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.method import Batch

@@ -14,10 +14,10 @@ import yaml
 from commanded import NETWORK, error_of, run, save_network
 from helpers import equal, flipped
 
+from mnist_ddpm.commands.push import push_to_hub
 from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.evaluation.extractors import digest
-from mnist_ddpm.evaluation.publishing import push_to_hub
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import load_diffusers, save_diffusers
 from mnist_ddpm.formats.pretrained import initial_weights

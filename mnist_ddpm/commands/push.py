@@ -1,8 +1,22 @@
 """`python -m mnist_ddpm push`."""
 
-from mnist_ddpm.commands.flags import PushFlags
-from mnist_ddpm.evaluation.publishing import push_to_hub
+import json
+import math
+from pathlib import Path
+
+import imageio.v3 as imageio
+import torch
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.commands.flags import PushFlags, SampleFlags
+from mnist_ddpm.commands.sample import prepare_drawing
+from mnist_ddpm.commands.sampler_setup import own_options
+from mnist_ddpm.ddpm import check
+from mnist_ddpm.evaluation import publishing
+from mnist_ddpm.evaluation.extractors import digest
+from mnist_ddpm.formats import checkpoints, hub
 from mnist_ddpm.machine import devices
+from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
 
 def run_push(flags: PushFlags) -> None:
@@ -10,3 +24,62 @@ def run_push(flags: PushFlags) -> None:
     device = devices.pick_device(flags.device)
     options = {"card": flags.card, "device": device, "private": flags.private}
     print(push_to_hub(flags.checkpoint, flags.to, **options))
+
+
+def push_to_hub(
+    source: str | Path,
+    name: str,
+    *,
+    card: str | Path | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+) -> str:
+    """Publishes a checkpoint as "owner/name" on the hub; returns the commit's address.
+
+    source: as checkpoints.find knows it. card: a file of the evaluate command, about these weights.
+    private, revision: a new repository's, and a branch, which may stand in the name after an @.
+    Raises ValueError for what does not fit, OSError where the hub does not take it.
+    """
+    parts = hub.repository_and_revision(name)
+    check(parts is not None, f"{name} is no name on the hub: it must be owner/name[@branch]")
+    repository = parts[0]
+    revision = revision or parts[1]
+    folder = checkpoints.find(source)
+    checkpoint = checkpoints.load(source, device)
+    condition = checkpoint.recipe.condition
+    advice = "push is for networks that draw without"
+    check(condition == "none", f"{source} needs a condition ({condition}): {advice}")
+    files = {file: Path(folder, file).read_bytes() for file in (CONFIG, WEIGHTS)}
+    figures = publishing.read_card_of(digest(files[WEIGHTS]), card) if card else {}
+    full_name = f"{repository}@{revision}" if revision else repository
+    _, record = checkpoints.load_config(folder)
+    # before images are drawn, since what is no card is refused here
+    page = publishing.model_card(full_name, checkpoint, record, figures)
+    options = {}
+    if "sampler" in figures:
+        options = flags_of_card(figures["sampler"])
+    elif not checkpoints.sampling_defaults(folder):
+        options = {"sampler": "dpmpp", "steps": min(20, checkpoint.recipe.T)}
+    options |= {"n": publishing.SHOWN, "seed": figures.get("seed", 0), "device": str(device)}
+    images, _ = prepare_drawing(SampleFlags(checkpoint=folder, **options)).draw()
+    grid = ddpm.tile(images, math.isqrt(publishing.SHOWN), scale=2)
+    files["samples.png"] = imageio.imwrite("<bytes>", grid, extension=".png")
+    files["README.md"] = page.encode()
+    if figures:
+        files["card.json"] = json.dumps(figures, indent=2).encode()
+    return hub.upload(repository, files, private, revision)
+
+
+def flags_of_card(settings: dict) -> dict:
+    """The flags of `sample` that draw as the sampler's settings of a card say."""
+    sampler = catalogue.look_up("sampler", settings["name"], catalogue.SAMPLERS)
+    names = "steps spacing path eta variance clip guidance guidance_interval guide advised".split()
+    flags = {name: settings[name] for name in names if name in settings}
+    if "guide" in flags:
+        flags["guide"] = Path(flags["guide"])
+    if isinstance(settings.get("labels"), list):
+        flags["label"] = settings["labels"]
+    own = own_options(sampler).keys() & settings.keys() - {"eta", "variance"}
+    options = tuple(f"{name}={json.dumps(settings[name])}" for name in own)
+    return flags | {"sampler": settings["name"], "option": options}

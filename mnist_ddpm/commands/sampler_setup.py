@@ -80,7 +80,7 @@ def with_sampling_defaults(flags: Flags, recipe: Recipe, is_followed: bool = Tru
     if advice and is_first_process():
         words = shlex.join(as_typed(advice.items()))
         print(f"as {flags.checkpoint} advises, with {words} (a flag that you type wins)")
-    flags = replace(flags, **advice, advised=tuple(advice))
+    flags = replace(flags, **advice, advised=(*flags.advised, *advice))
     steps = min(STEPS, recipe.T) if flags.steps is None else flags.steps
     return replace(flags, steps=steps, spacing=flags.spacing or "trailing")
 
