@@ -26,7 +26,8 @@ def changing_load(seed: int, longest: float) -> Iterator[list[float]]:
 
     Yields the ends of the periods, which grow.
     """
-    over, ends, rng, began = threading.Event(), [], random.Random(seed), time.monotonic()
+    over, rng = threading.Event(), random.Random(seed)
+    ends, began = [], time.monotonic()
 
     def alternate() -> None:
         while not over.is_set():

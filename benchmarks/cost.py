@@ -37,18 +37,18 @@ class Arguments:
     compile: bool = False  # what is measured
 
 
-def print_computed(asked: Arguments) -> None:
+def print_computed(flags: Arguments) -> None:
     """Prints days, hours and price on some GPUs."""
-    check(asked.share > 0, f"--share is {asked.share:g}: it must be above 0")
-    flops = trainer.measure(torch.device("cpu")).flops(preset(asked.preset))
-    operations = (3 + asked.gradient_checkpointing) * flops * asked.images
-    rate = f"at {asked.share:.0%} of the GPUs' rate"
-    print(f"{asked.preset}, {asked.images:g} images: {operations:.3g} operations, {rate}")
-    print(f"\n| GPUs | days | GPU hours | at {asked.price:g} an hour |\n|---|---|---|---|")
+    check(flags.share > 0, f"--share is {flags.share:g}: it must be above 0")
+    flops = trainer.measure(torch.device("cpu")).flops(preset(flags.preset))
+    operations = (3 + flags.gradient_checkpointing) * flops * flags.images
+    rate = f"at {flags.share:.0%} of the GPUs' rate"
+    print(f"{flags.preset}, {flags.images:g} images: {operations:.3g} operations, {rate}")
+    print(f"\n| GPUs | days | GPU hours | at {flags.price:g} an hour |\n|---|---|---|---|")
     for name, counts in COUNTS.items():
-        hours = operations / (asked.share * RATES[name]) / 3600
+        hours = operations / (flags.share * RATES[name]) / 3600
         for count in counts:
-            days, price = hours / 24 / count, hours * asked.price
+            days, price = hours / 24 / count, hours * flags.price
             print(f"| {count} × {name} | {days:.2g} | {hours:,.0f} | {price:,.0f} |")
 
 
@@ -62,7 +62,7 @@ def matrix_rate(
     return 2 * size**3 * measuring.items_per_second(lambda n: (a @ b)[0, 0].item(), 1, 1, seconds)
 
 
-def print_measured(asked: Arguments) -> None:
+def print_measured(flags: Arguments) -> None:
     """Prints the speed of presets, and which share of the machine's rate that is."""
     device = devices.pick_device("auto")
     measuring = trainer.measure(device)
@@ -72,17 +72,17 @@ def print_measured(asked: Arguments) -> None:
     print(f"{threads}: {rate / 1e12:.3g} TFLOP/s with large {precision} matrices")
     titles = "preset", "images trained a second", "TFLOP/s", "share of the matrix rate"
     print(f"\n| {' | '.join(titles)} |\n|---|---|---|---|")
-    for name in asked.measure:
-        compiled = asked.compile and devices.compiles(device, asked.precision)
-        recipe = replace(preset(name), precision=asked.precision, compile=compiled)
+    for name in flags.measure:
+        compiled = flags.compile and devices.compiles(device, flags.precision)
+        recipe = replace(preset(name), precision=flags.precision, compile=compiled)
         pace = measuring.pace(recipe, 10.0)
         used = 3 * measuring.flops(recipe) * pace
         print(f"| {name} | {pace:.3g} | {used / 1e12:.3g} | {used / rate:.0%} |", flush=True)
 
 
 def main() -> None:
-    asked = tyro.cli(Arguments, description=__doc__)
-    (print_measured if asked.measure else print_computed)(asked)
+    flags = tyro.cli(Arguments, description=__doc__)
+    (print_measured if flags.measure else print_computed)(flags)
 
 
 if __name__ == "__main__":

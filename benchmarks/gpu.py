@@ -4,8 +4,8 @@ python benchmarks/gpu.py                         all parts; writes benchmarks/re
     … --parts training resume --out some.json    these alone, and elsewhere
     … --device cpu --quick                       tiny sizes, in seconds: whether all parts run
 
-Each part is a process of its own with a time limit of its own, so that one that fails or hangs
-costs no other. Its results until then are kept. The card must have nothing else to do.
+Each part runs in a separate process with a separate time limit. If one fails or hangs, the others
+still run, and its results so far are kept. The card must have nothing else to do.
 """
 
 import argparse
@@ -58,13 +58,13 @@ def run_part(name: str, bench: Bench) -> str:
 
 
 def work(name: str, device: str, folder: Path, seconds: float, rows: Path) -> None:
-    """Runs a part in a process of its own, which writes its rows, and why it failed, to a file."""
+    """Runs a part in a separate process; writes its rows, and why it failed, to a file."""
     if hasattr(os, "setsid"):
         os.setsid()
     bench = Bench(torch.device(device), folder, False, seconds, rows)
-    problem = run_part(name, bench)
-    if problem:
-        bench.add("", problem=problem)
+    failure = run_part(name, bench)
+    if failure:
+        bench.add("", problem=failure)
 
 
 def in_process(
@@ -75,9 +75,9 @@ def in_process(
     process.start()
     try:
         process.join(seconds)
-        problem = f"failed: status {process.exitcode}" if process.exitcode else ""
+        failure = f"failed: status {process.exitcode}" if process.exitcode else ""
         if process.exitcode is None:
-            problem = f"stopped: it took more than {seconds:.0f} s"
+            failure = f"stopped: it took more than {seconds:.0f} s"
     finally:
         with suppress(AttributeError, OSError):  # of Windows, which has no groups; or it has ended
             os.killpg(process.pid, signal.SIGKILL)
@@ -85,26 +85,27 @@ def in_process(
         process.join()
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
-    problem = next((row["problem"] for row in rows if "problem" in row), problem)
-    return [row for row in rows if "problem" not in row], problem
+    failure = next((row["problem"] for row in rows if "problem" in row), failure)
+    return [row for row in rows if "problem" not in row], failure
 
 
 def measure(name: str, flags: argparse.Namespace, folder: Path, seconds: float) -> dict:
     """The record of a part that has so many seconds."""
-    began, rows, problem = time.monotonic(), [], ""
+    began = time.monotonic()
+    rows, failure = [], ""
     if flags.quick and flags.parts is None and name in SLOW:
-        problem = "left out: --quick runs it only where --parts names it"
+        failure = "left out: --quick runs it only where --parts names it"
     elif flags.quick:
         bench = Bench(torch.device(flags.device), folder, True, seconds)
-        problem, rows = run_part(name, bench), bench.rows
+        failure, rows = run_part(name, bench), bench.rows
     elif seconds < LEAST:
-        problem = "left out: the time was up"
+        failure = "left out: the time was up"
     else:
         file = folder / f"{name}.jsonl"
         arguments = name, flags.device, folder, seconds - 5, file
-        rows, problem = in_process(work, arguments, file, seconds)
+        rows, failure = in_process(work, arguments, file, seconds)
     record = {"part": name, "seconds": round(time.monotonic() - began, 1), "rows": rows}
-    return record | ({"problem": problem} if problem else {})
+    return record | ({"problem": failure} if failure else {})
 
 
 def table_lines(record: dict) -> list[str]:
@@ -142,11 +143,12 @@ def main(arguments: list[str] | None = None) -> int:
         advice = "--device cpu --quick tries the parts on the processor"
         sys.exit(f"error: there is no device {flags.device} here: {advice}")
     began, parts = time.monotonic(), []
+    print("| part | what | figures |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in flags.parts or PARTS:
-            left = 60 * flags.minutes - (time.monotonic() - began)
+            remaining = 60 * flags.minutes - (time.monotonic() - began)
             try:
-                parts.append(measure(name, flags, Path(folder), min(PARTS[name][1], left)))
+                parts.append(measure(name, flags, Path(folder), min(PARTS[name][1], remaining)))
             except KeyboardInterrupt:  # the results so far are kept
                 parts.append({"part": name, "rows": [], "problem": "stopped by Ctrl-C"})
                 break
@@ -155,8 +157,6 @@ def main(arguments: list[str] | None = None) -> int:
     if out is None and device.type == "cuda" and not flags.quick:
         out = RESULTS / "gpu.json"
     record = {"quick": flags.quick, "seed": 0, **about_card(device), "parts": parts}
-    print("\n| part | what | figures |\n|---|---|---|")
-    print(*(line for part in parts for line in table_lines(part)), sep="\n")
     print(json.dumps(circumstances(device.type)))
     if out is not None:
         write_result(out, record, device.type)

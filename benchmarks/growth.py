@@ -1,11 +1,12 @@
 """How time and memory grow: `python benchmarks/growth.py` writes growth.json and growth.png.
 
-Each measurement has a process of its own, so that its peak memory is its own. Run it on an idle
+Each measurement runs in a new process, whose peak memory it reports. Run it on an idle
 machine. The networks compute in bfloat16, or in float32 where the processor only emulates that.
 """
 
 import tempfile
 import time
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -66,12 +67,6 @@ def measure(precision: str, arguments: dict) -> dict:
     return {**arguments, "seconds": work(precision, **arguments), "MB": peak_memory()}
 
 
-def measure_in_process(precision: str, arguments: dict) -> dict:
-    """As measure(), in a new process."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (precision, arguments))
-
-
 def plot(growth: dict, path: Path) -> None:
     """Seconds above, memory below, a column for each that grows."""
     figure = Figure(figsize=(13, 5), layout="constrained")
@@ -120,8 +115,10 @@ def main() -> None:
     growth, precision = {}, precisions()[-1]
     for name in flags.only:
         values, base = GROWTH[name]
-        bar = progress_bar(values, desc=name)
-        growth[name] = [measure_in_process(precision, {**base, name: value}) for value in bar]
+        trials = [{**base, name: value} for value in values]
+        with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            results = pool.imap(partial(measure, precision), trials)
+            growth[name] = [*progress_bar(results, total=len(values), desc=name)]
     write_result(flags.out, {"growth": growth, "precision": precision})
     plot(growth, flags.out.with_suffix(".png"))
 

@@ -5,7 +5,7 @@ python benchmarks/peers.py              speed, memory, time to a first image; ha
 python benchmarks/peers.py --race 10    ten minutes of training for each, then distances
     … --evaluations 50 10               of images drawn in fifty evaluations, and again in ten
 
-The first prints tables with ratios and writes peers.json. Each contestant has a process of its own,
+The first prints tables with ratios and writes peers.json. Each contestant has a separate process,
 one works at a time, rounds rotate, the first is discarded. A race trains in the faster precision;
 race-MINUTES.json holds a contestant as soon as it is judged, a grid of its images lies beside it.
 The same command continues where it was stopped.

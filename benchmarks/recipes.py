@@ -169,42 +169,42 @@ def saved_rows(out: Path, about: dict) -> dict[str, dict]:
     return record["recipes"]
 
 
-def measure(asked: Arguments) -> None:
+def measure(flags: Arguments) -> None:
     """Trains and judges each recipe that is not in the file yet, draws and prints all."""
-    names = asked.only or RECIPES
+    names = flags.only or RECIPES
     changes = {name: catalogue.look_up("recipe", name, RECIPES) for name in names}
-    images, unseen = (sets.load_images(Recipe(), asked.data, split) for split in ("train", "test"))
-    judge, precision = extractors.pick_judge("auto", "mnist"), asked.precision or precisions()[-1]
-    about = {"minutes": asked.minutes, "n": asked.n, "seed": asked.seed, "precision": precision}
+    images, unseen = (sets.load_images(Recipe(), flags.data, split) for split in ("train", "test"))
+    judge, precision = (extractors.pick_judge("auto", "mnist"), flags.precision or precisions()[-1])
+    about = {"minutes": flags.minutes, "n": flags.n, "seed": flags.seed, "precision": precision}
     about |= {"extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads()}
     about |= {"processor": devices.hardware("cpu"), "torch": torch.__version__}
-    out = asked.out or RESULTS / f"recipes-{asked.minutes:g}.json"
+    out = flags.out or RESULTS / f"recipes-{flags.minutes:g}.json"
     rows, known = saved_rows(out, about), judge.features(images)
 
     def distance(drawn: torch.Tensor) -> Estimate:
-        return frechet_estimate(known, judge.features(drawn), asked.seed)
+        return frechet_estimate(known, judge.features(drawn), flags.seed)
 
     for name in [name for name in changes if name not in rows]:
         print(name, flush=True)
-        recipe = Recipe(precision=precision, seed=asked.seed, **changes[name])
-        state, total = train(recipe, images, asked.minutes, changes[name].get("epochs", 1.0))
+        recipe = Recipe(precision=precision, seed=flags.seed, **changes[name])
+        state, total = train(recipe, images, flags.minutes, changes[name].get("epochs", 1.0))
         row = {"images": state.step * recipe.batch_size, "seconds": round(state.seconds, 1)}
         row |= {"steps": state.step, "planned": total}
-        rows[name] = row | judge_run(state, asked.n, distance, unseen)
+        rows[name] = row | judge_run(state, flags.n, distance, unseen)
         cards.write_card(out, {"command": command_line()} | about | {"recipes": rows})
     rows = {name: rows[name] for name in RECIPES if name in rows}
-    plot(rows, asked.minutes, out.with_suffix(".png"))
+    plot(rows, flags.minutes, out.with_suffix(".png"))
     for name, row in rows.items():
         distances = ", ".join(str(Estimate(**row[title])) for title in SAMPLERS)
         print(f"{name}: {row['images']:,} images, {distances}, L_simple {row['L_simple']:.4f}")
 
 
 def main() -> None:
-    asked = tyro.cli(Arguments, description=__doc__)
-    if asked.over_time:
-        plot_over_time(asked.over_time, asked.out or RESULTS / "over-time.png")
+    flags = tyro.cli(Arguments, description=__doc__)
+    if flags.over_time:
+        plot_over_time(flags.over_time, flags.out or RESULTS / "over-time.png")
     else:
-        measure(asked)
+        measure(flags)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def compare(flags, draw: Callable, distance: Callable[[Tensor], Estimate], T: in
 
     draw: a sampler, its steps and n to images. Returns {method: {evaluations: figures}}.
     """
-    few, rows = min(100, flags.n), {}
-    solution = ddpm.to_float(draw(heun_sampler, T // 2, few))
+    count, rows = min(100, flags.n), {}
+    solution = ddpm.to_float(draw(heun_sampler, T // 2, count))
     for name, sampler in METHODS.items():
         rows[name], cells = {}, []
         for evaluations in flags.evaluations:
@@ -53,7 +53,7 @@ def compare(flags, draw: Callable, distance: Callable[[Tensor], Estimate], T: in
             rows[name][evaluations] = {"frechet": estimate._asdict()}
             cells.append(str(estimate))
             if name in DETERMINISTIC:
-                error = (ddpm.to_float(images[:few]) - solution).square().mean().sqrt().item()
+                error = (ddpm.to_float(images[:count]) - solution).square().mean().sqrt().item()
                 rows[name][evaluations]["rms_to_solution"] = error
                 cells[-1] += f" / {error:.3f}"
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

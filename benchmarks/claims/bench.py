@@ -38,12 +38,12 @@ class Bench:
         self.ends = time.monotonic() + self.seconds
         self.measuring = trainer.measure(self.device)
         self.is_gpu = self.device.type == "cuda"
-        own = devices.default_precision(self.device)
-        self.two_precisions = [*dict.fromkeys(("float32", own))]  # and that of training here
+        self.default_precision = devices.default_precision(self.device)  # of training
+        self.two_precisions = [*dict.fromkeys(("float32", self.default_precision))]
 
     @property
-    def left(self) -> float:
-        """Seconds."""
+    def seconds_left(self) -> float:
+        """Until its time is over."""
         return self.ends - time.monotonic()
 
     def add(self, what: str, **figures) -> None:

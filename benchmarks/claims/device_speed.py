@@ -2,11 +2,11 @@
 
 import gc
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from statistics import fmean
+from unittest.mock import patch
 
 import torch
 
@@ -20,18 +20,10 @@ from mnist_ddpm.training.cost import network_cost
 from mnist_ddpm.training.recipe import Recipe
 
 
-@contextmanager
-def tensor_cores(matrices: bool, convolutions: bool):
-    """Inside, products of float32 may be rounded to TF32, those of matrices or convolutions."""
-    flags = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [each.allow_tf32 for each in flags]
-    try:
-        for each, allowed in zip(flags, (matrices, convolutions)):
-            each.allow_tf32 = allowed
-        yield
-    finally:
-        for each, allowed in zip(flags, before):
-            each.allow_tf32 = allowed
+def allow_tf32(matrices: bool, convolutions: bool) -> None:
+    """Lets the products of float32 matrices or convolutions be rounded, to the end of the part."""
+    torch.backends.cuda.matmul.allow_tf32 = matrices
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def rates(b: Bench) -> None:
@@ -39,8 +31,8 @@ def rates(b: Bench) -> None:
     for precision in b.precisions():
         b.add(f"matrices in {precision}", tflops=b.matrix_rate(precision) / 1e12)
     if b.is_gpu:
-        with tensor_cores(True, True):
-            b.add("matrices in TF32", tflops=b.matrix_rate("float32") / 1e12)
+        allow_tf32(True, True)
+        b.add("matrices in TF32", tflops=b.matrix_rate("float32") / 1e12)
 
 
 def training(b: Bench) -> None:
@@ -71,11 +63,11 @@ def add_share(b: Bench, recipe: Recipe, name: str, pace: float, rate: float, **f
 def optimizers(b: Bench) -> None:
     """What Muon's products of matrices cost beside Adam, in float32 and TF32."""
     for name in ("adam", "muon"):
-        recipe = b.recipe(optimizer=name, precision=b.two_precisions[-1])
+        recipe = b.recipe(optimizer=name, precision=b.default_precision)
         b.add(f"mnist with {name}", images_a_second=b.pace(recipe))
     if b.is_gpu:
-        with tensor_cores(True, True):
-            b.add("mnist with muon in TF32", images_a_second=b.pace(recipe))
+        allow_tf32(True, True)
+        b.add("mnist with muon in TF32", images_a_second=b.pace(recipe))
 
 
 def tf32(b: Bench) -> None:
@@ -83,13 +75,14 @@ def tf32(b: Bench) -> None:
     network, recipe = b.load_mnist_network()
     x = ddpm.noise_source(0, range(16), recipe.shape, b.device)()
     t, exact = torch.full((16,), recipe.T // 2, device=b.device), None
-    for name, used in {"exact": False, "in TF32": True}.items() if b.is_gpu else [("exact", False)]:
-        with tensor_cores(False, used):
-            with torch.no_grad():
-                output = network(x, t)
-            exact = output if exact is None else exact
-            error = ((output - exact).abs().max() / exact.std()).item()
-            pace = b.pace(b.recipe())
+    for name in ("exact", "in TF32")[: 2 if b.is_gpu else 1]:
+        if b.is_gpu:
+            allow_tf32(False, name == "in TF32")
+        with torch.no_grad():
+            output = network(x, t)
+        exact = output if exact is None else exact
+        error = ((output - exact).abs().max() / exact.std()).item()
+        pace = b.pace(b.recipe())
         what = f"float32, convolutions {name}"
         b.add(what, images_a_second=pace, farthest_in_deviations=error)
 
@@ -155,29 +148,19 @@ def noise(b: Bench) -> None:
             chain = partial(generation.generate, denoisers, schedule, n, recipe.shape, **options)
             figures = {"steps": len(times)}
             for name, ahead in {"seconds_in_time": False, "seconds_ahead": b.is_gpu}.items():
-                with prefetching(ahead):
+                with patch.object(prefetch, "is_asynchronous", lambda device: ahead):  # noqa: B023
                     figures[name] = b.timed(chain)
             b.add(f"{what}, a chain", **figures)
 
 
-@contextmanager
-def prefetching(ahead: bool):
-    """Inside, batches and noise are made one step ahead, or on demand."""
-    before, prefetch.is_asynchronous = prefetch.is_asynchronous, lambda device: ahead
-    try:
-        yield
-    finally:
-        prefetch.is_asynchronous = before
-
-
 def batches(b: Bench) -> None:
     """The pace where images lie on the device, or outside, read on demand or ahead."""
-    recipe, images = b.recipe(precision=b.two_precisions[-1]), b.digits()
+    recipe, images = b.recipe(precision=b.default_precision), b.digits()
     places = {"on the device": (images.to(b.device), b.is_gpu), "outside": (images, False)}
     places["outside, read ahead"] = images, b.is_gpu
-    for name, (given, ahead) in places.items():
-        with prefetching(ahead):
-            _, steps = b.start(recipe, given)
+    for name, (dataset, ahead) in places.items():
+        with patch.object(prefetch, "is_asynchronous", lambda device: ahead):  # noqa: B023
+            _, steps = b.start(recipe, dataset)
             list(islice(steps, b.size(20, 1)))
             count = b.size(200, 2)
             seconds = b.timed(lambda: [*islice(steps, count)])  # noqa: B023

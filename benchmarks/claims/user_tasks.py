@@ -30,7 +30,7 @@ def notebook(b: Bench) -> None:
     command = [sys.executable, ROOT / "tools" / "alone.py", "train=True", f"epochs={epochs}"]
     options = {"env": os.environ | hidden, "capture_output": True, "text": True, "cwd": b.folder}
     began = time.monotonic()
-    done = subprocess.run(command, timeout=max(1, b.left), **options)
+    done = subprocess.run(command, timeout=max(1, b.seconds_left), **options)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     files = [line for line in done.stdout.splitlines() if "checkpoints" in line]
@@ -43,8 +43,8 @@ def resume(b: Bench) -> None:
     images, half = b.digits()[:2048], b.size(20, 2)
 
     def train(recipe: Recipe, steps: int, run: Run | None = None) -> Run:
-        run, rest = b.start(recipe, images, run)
-        list(islice(rest, steps))
+        run, training = b.start(recipe, images, run)
+        list(islice(training, steps))
         return run
 
     for precision in b.two_precisions:
@@ -116,7 +116,7 @@ def digits(b: Bench) -> None:
         draw_some(4)  # to warm up
         drawn = count
         seconds = b.timed(partial(draw_some, drawn))
-        if seconds * n / drawn < b.left / 2:
+        if seconds * n / drawn < b.seconds_left / 2:
             drawn = n
             seconds = b.timed(partial(draw_some, drawn))
         figures = {"seconds": seconds, "n": drawn, "images_a_second": drawn / seconds}
@@ -130,10 +130,10 @@ def epochs(b: Bench) -> None:
 
     Without saves and previews.
     """
-    recipe = b.recipe(precision=b.two_precisions[-1], epochs=b.size(EPOCHS, 1))
+    recipe = b.recipe(precision=b.default_precision, epochs=b.size(EPOCHS, 1))
     dataset = loop.at_hand(b.digits(), b.device)
     run, steps = b.start(recipe, dataset)
-    seconds = b.timed(lambda: [*takewhile(lambda _: b.left > 5, steps)])
+    seconds = b.timed(lambda: [*takewhile(lambda _: b.seconds_left > 5, steps)])
     total = ddpm.total_steps(recipe, len(dataset))
     figures = {"epochs": run.step * recipe.epochs / total, "seconds": seconds}
     figures["images_a_second"] = run.step * recipe.batch_size / seconds

@@ -33,11 +33,11 @@ class Ours(Contestant):
         return [import_module(f"{cls.package}.{name}") for name in cls.names]
 
     def training(self, images: Tensor) -> Iterator:
-        run, steps = self.started(self.recipe, self.task, images)
+        run, steps = self.start_training(self.recipe, self.task, images)
         self.network = run.ema
         yield from steps
 
-    def started(self, recipe, task: Task, images: Tensor) -> tuple:
+    def start_training(self, recipe, task: Task, images: Tensor) -> tuple:
         """A run by a recipe, changed as the task says, and its steps."""
         from mnist_ddpm.training.loop import training_loop
 
@@ -48,19 +48,15 @@ class Ours(Contestant):
         return run, training_loop(run, images, self.schedule)
 
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
-        return self.drawn(n, evaluations, seed)
+        return self.draw_images(n, evaluations, seed)
 
-    def drawn(self, n: int, steps: int, seed: int, **guidance) -> Tensor:
-        network = self.in_task(self.network)
+    def draw_images(self, n: int, steps: int, seed: int, **guidance) -> Tensor:
+        network = self.generation.autocast(self.network, self.task.precision, "cpu")
         source = self.generation.denoisers(network, self.schedule, self.recipe, **guidance)
         times = self.catalogue.sampling_times(self.schedule, steps, "trailing")
         sampler = partial(self.solvers.dpmpp_2m_sampler, eta=1.0)
         options = {"times": times, "sampler": sampler, "seed": seed, "progress": False}
         return self.generation.generate(source, self.schedule, n, (1, 32, 32), **options)[0]
-
-    def in_task(self, network: nn.Module):
-        """The network in the task's precision."""
-        return self.generation.autocast(network, self.task.precision, "cpu")
 
 
 class OursIn2x2(Ours):
@@ -82,15 +78,15 @@ class OursGuided(OursIn2x2):
     def __init__(self, task: Task):
         super().__init__(task)
         self.guide = self.presets.preset("mnist-small")
-        self.weak = self.catalogue.make_network(self.guide).eval()
+        self.guide_network = self.catalogue.make_network(self.guide).eval()
 
     def networks(self) -> list[nn.Module]:
-        return [self.network, self.weak]
+        return [self.network, self.guide_network]
 
     def training(self, images: Tensor) -> Iterator:
         task = replace(self.task, steps=max(1, self.task.steps // self.EVERY))
-        run, steps = self.started(self.guide, task, images)
-        self.weak = run.ema
+        run, steps = self.start_training(self.guide, task, images)
+        self.guide_network = run.ema
         for k, loss in enumerate(super().training(images), start=1):
             if k % self.EVERY == 0:
                 next(steps, None)
@@ -99,5 +95,6 @@ class OursGuided(OursIn2x2):
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
         if evaluations <= FEW:
             return super().sample(n, evaluations, seed)
-        guide = self.in_task(self.weak), self.guide
-        return self.drawn(n, evaluations // 2, seed, guide=guide, scale=self.SCALE)
+        network = self.generation.autocast(self.guide_network, self.task.precision, "cpu")
+        options = {"guide": (network, self.guide), "scale": self.SCALE}
+        return self.draw_images(n, evaluations // 2, seed, **options)

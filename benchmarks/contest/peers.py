@@ -99,7 +99,7 @@ class Diffusers(Contestant):
             self.average.step(parameters)
             yield
 
-    def few(self):
+    def fast_scheduler(self):
         """The scheduler for few evaluations, which a cold start does not import."""
         from diffusers import DPMSolverMultistepScheduler
 
@@ -110,7 +110,7 @@ class Diffusers(Contestant):
     def sample(self, n: int, evaluations: int, seed: int) -> Tensor:
         if self.average:
             self.average.copy_to(self.network.parameters())
-        self.pipeline.scheduler = self.few() if evaluations <= FEW else self.noise
+        self.pipeline.scheduler = self.fast_scheduler() if evaluations <= FEW else self.noise
         generator = torch.Generator().manual_seed(seed)
         options = {"num_inference_steps": evaluations, "output_type": "pt"}
         return (self.pipeline(n, generator, **options).images * 255).round().byte()
@@ -141,9 +141,9 @@ class SmallDiffusion(Contestant):
     def training(self, images: Tensor) -> Iterator:
         model, task, rate = self.network, self.task, self.task.rate or 7e-4
 
-        def averaged(old: Tensor, new: Tensor, n: Tensor) -> Tensor:
+        def averaged(average: Tensor, weight: Tensor, n: Tensor) -> Tensor:
             """With the decay of torch-ema, which the example uses."""
-            return old.lerp(new, 1 - min(0.999, (1 + n.item()) / (10 + n.item())))
+            return average.lerp(weight, 1 - min(0.999, (1 + n.item()) / (10 + n.item())))
 
         average = torch.optim.swa_utils.AveragedModel(model, avg_fn=averaged)
         self.network = average.module

@@ -61,7 +61,7 @@ def compete(name: str, images: np.ndarray, flags, precisions: tuple) -> tuple[di
 def race(flags, card: dict, precisions: tuple[str, ...]) -> None:
     """Races all that are not in the card yet, one after the other, and writes it after each.
 
-    Each further number of evaluations is a row of its own.
+    Each further number of evaluations is a further row.
     """
     import imageio.v3 as imageio
 
@@ -87,8 +87,8 @@ def race(flags, card: dict, precisions: tuple[str, ...]) -> None:
         row, drawn = compete(name, images, flags, precisions)
         for evaluations, (count, samples) in drawn.items():
             is_first = evaluations == flags.evaluations[0]
-            few = {"drawn": CONTESTANTS[name].FEWER} if evaluations <= FEW else {}
-            about = (row if is_first else {}) | few | {"evaluations per image": count}
+            sampler = {"drawn": CONTESTANTS[name].FEWER} if evaluations <= FEW else {}
+            about = (row if is_first else {}) | sampler | {"evaluations per image": count}
             title = name if is_first else f"{name}, {evaluations} evaluations"
             rows[title] = about | judged(samples)
             picture = f"{flags.out.stem}-{name}" + ("" if is_first else f"-{evaluations}")

@@ -28,6 +28,7 @@ def print_table(titles: list[str], rows: list[list]) -> None:
 
 
 def median_and_range(values: list[float]) -> str:
+    """The range only of several values."""
     spread = f" ({min(values):.4g}–{max(values):.4g})" if len(values) > 1 else ""
     return f"{median(values):.4g}{spread}"
 

@@ -1,4 +1,4 @@
-"""Contestants at work, each in a process of its own."""
+"""Contestants at work, each in a separate process."""
 
 import multiprocessing
 import signal

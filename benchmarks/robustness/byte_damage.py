@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from harness import ROOT, write_result
@@ -35,14 +34,10 @@ RECIPE = Recipe(dataset="random", channels=1, epochs=1, **SIZES)
 REFUSALS = ValueError, OSError  # which the command line reports in one line
 
 
-class Kind(NamedTuple):
-    """A kind of file, and what reads it."""
-
-    path: Path
-    load: Callable[[], object]
+Kinds = dict[str, tuple[Path, Callable[[], object]]]  # of files, with what reads them
 
 
-def run_files(folder: Path) -> dict[str, Kind]:
+def run_files(folder: Path) -> Kinds:
     """A checkpoint's weights and state, by the package and by the notebook; an extractor."""
     images = torch.arange(16 * 256).view(16, 1, 16, 16).to(torch.uint8)
     weights, state = folder / saving.WEIGHTS, folder / saving.STATE
@@ -56,15 +51,15 @@ def run_files(folder: Path) -> dict[str, Kind]:
         return vars(ddpm.resume_run(folder, settings, linear))
 
     return {
-        "model.safetensors": Kind(weights, lambda: checkpoints.load(folder).network),
-        "training_state.pt": Kind(state, lambda: saving.load_state(folder)[0]),
-        "weights, by the notebook": Kind(weights, lambda: ddpm.load_checkpoint(folder)[0]),
-        "training state, by the notebook": Kind(state, resume_in_notebook),
-        "an extractor": Kind(judge, lambda: extractors.load_extractor(judge)),
+        "model.safetensors": (weights, lambda: checkpoints.load(folder).network),
+        "training_state.pt": (state, lambda: saving.load_state(folder)[0]),
+        "weights, by the notebook": (weights, lambda: ddpm.load_checkpoint(folder)[0]),
+        "training state, by the notebook": (state, resume_in_notebook),
+        "an extractor": (judge, lambda: extractors.load_extractor(judge)),
     }
 
 
-def data_files(folder: Path) -> dict[str, Kind]:
+def data_files(folder: Path) -> Kinds:
     """A cache of decoded images, of which one was skipped, and MNIST's archives."""
     pictures, raw = folder / "pictures", folder / "MNIST" / "raw"
     save_pictures(pictures, 12)
@@ -80,24 +75,18 @@ def data_files(folder: Path) -> dict[str, Kind]:
         ddpm.check(content is not None, "damaged, so that it would be made again")
         return content, cache.skipped_names(cached)
 
-    def load_in_notebook() -> torch.Tensor:
-        for unpacked in raw.glob("*ubyte"):  # by the load before, and read without a checksum
-            unpacked.unlink()
-        return ddpm.load_mnist(32, folder, train=False)
+    def load_labels() -> torch.Tensor:
+        return sets.load_labels(digits, folder, "test")
 
-    load_labels = Kind(
-        raw / "t10k-labels-idx1-ubyte.gz", lambda: sets.load_labels(digits, folder, "test")
-    )
     return {
-        "the cache of decoded images": Kind(cached, load_cache),
-        "its record": Kind(cache.record_path(cached), load_cache),
-        "MNIST's images": Kind(images, lambda: sets.load_images(digits, folder, "test")),
-        "MNIST's labels": load_labels,
-        "MNIST's images, by the notebook": Kind(images, load_in_notebook),
+        "the cache of decoded images": (cached, load_cache),
+        "its record": (cache.record_path(cached), load_cache),
+        "MNIST's images": (images, lambda: sets.load_images(digits, folder, "test")),
+        "MNIST's labels": (raw / "t10k-labels-idx1-ubyte.gz", load_labels),
     }
 
 
-def damage(good: bytes, n: int, rng: random.Random) -> Iterator[bytes]:
+def damaged_copies(good: bytes, n: int, rng: random.Random) -> Iterator[bytes]:
     """n contents with one byte changed, and a tenth as many whose end is missing."""
     for _ in range(n):
         place, byte = rng.randrange(len(good)), rng.randrange(1, 256)
@@ -106,28 +95,29 @@ def damage(good: bytes, n: int, rng: random.Random) -> Iterator[bytes]:
         yield good[: rng.randrange(len(good))]
 
 
-def load_damaged(kind: Kind, expected: object) -> str:
+def load_damaged(path: Path, load: Callable[[], object], expected: object) -> str:
     """What loading the file as it is now comes to: same, refused, silent or error."""
     try:
         with redirect_stdout(StringIO()):
-            return "same" if comparable(kind.load()) == expected else "silent"
+            return "same" if comparable(load()) == expected else "silent"
     except REFUSALS:
         return "refused"
     except Exception as error:  # of any kind: it would be a traceback
-        print(f"{kind.path.name}: {error!r}", file=sys.stderr)
+        print(f"{path.name}: {error!r}", file=sys.stderr)
         return "error"
 
 
-def measure(kind: Kind, n: int, rng: random.Random, name: str) -> dict:
+def measure(name: str, path: Path, load: Callable[[], object], flags) -> dict:
     """How often each outcome follows from damage to a file."""
-    good, counts = kind.path.read_bytes(), Counter(refused=0, same=0, silent=0, error=0)
-    expected = comparable(kind.load())
-    for bad in progress_bar(damage(good, n, rng), total=n + n // 10, desc=name):
-        kind.path.write_bytes(bad)
-        counts[load_damaged(kind, expected)] += 1
-    kind.path.write_bytes(good)
+    good, counts = path.read_bytes(), Counter(refused=0, same=0, silent=0, error=0)
+    expected, rng = comparable(load()), random.Random(f"{flags.seed} {name}")
+    n, cuts = flags.n, flags.n // 10
+    for bad in progress_bar(damaged_copies(good, n, rng), total=n + cuts, desc=name):
+        path.write_bytes(bad)
+        counts[load_damaged(path, load, expected)] += 1
+    path.write_bytes(good)
     print(f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
-    return {"bytes": len(good), "flips": n, "cuts": n // 10, **counts}
+    return {"bytes": len(good), "flips": n, "cuts": cuts, **counts}
 
 
 def main(flags) -> int:
@@ -137,9 +127,6 @@ def main(flags) -> int:
         folder = Path(name)
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             kinds = run_files(folder / "run") | data_files(folder)
-        counts = {
-            name: measure(kind, flags.n, random.Random(f"{flags.seed} {name}"), name)
-            for name, kind in kinds.items()
-        }
+        counts = {name: measure(name, *kind, flags) for name, kind in kinds.items()}
     write_result(flags.out, {"n": flags.n, "seed": flags.seed, "found": counts})
     return int(any(count["silent"] + count["error"] for count in counts.values()))

@@ -45,7 +45,7 @@ cd "/mnt/$2" && shift 2 && exec "$@"
 
 @contextmanager
 def disk(folder: Path, size: str) -> Iterator[Path]:
-    """A disk of its own, mounted on a folder."""
+    """A new disk, mounted on a folder."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
     try:
@@ -56,6 +56,7 @@ def disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def remount(folder: Path, option: str) -> None:
+    """Changes the size of a mounted disk, or makes it read-only."""
     subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
 
 
@@ -101,7 +102,7 @@ class Cases:
             shutil.rmtree(folder, ignore_errors=True)
 
     def full_disks(self) -> None:
-        """At the first save and at a later one; with room again, the same command continues."""
+        """At the first save and at a later one; when there is space, the same command continues."""
         for name in COMMANDS:
             files = (self.reference.folder / name / "out").rglob("*")
             sizes = [path.stat().st_size for path in files if path.is_file()]
@@ -115,7 +116,7 @@ class Cases:
                     remount(folder, "size=64m")
                     self.expect(f"full disk, {when} save: {name}", 1, ended)
                     problems = self.reference.problems_resuming(name, folder)
-                    self.check(f"room again: {name}", str(problems), not problems)
+                    self.check(f"resumed after a full disk: {name}", str(problems), not problems)
 
     def undisturbed(self, case: str, launcher: tuple, name: str = "trial", **env) -> None:
         """Each command in a new process, which must come to what it always does."""
@@ -189,11 +190,9 @@ class Cases:
             first = Process(arguments, folder)
             time.sleep(self.rng.uniform(0, 0.02))
             ends = [process.wait() for process in (first, Process(arguments, other))]
-            statuses, agrees = (
-                {each.status for each in ends},
-                self.reference.agrees("train", folder),
-            )
-            is_good = statuses == {0, 1} and agrees and not any(each.is_noisy for each in ends)
+            is_good = {each.status for each in ends} == {0, 1}
+            is_good = is_good and not any(each.is_noisy for each in ends)
+            is_good = is_good and self.reference.agrees("train", folder)
             self.check(f"a pair, resumes: {resumes}", str(ends), is_good)
             return is_good
 

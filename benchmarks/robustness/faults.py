@@ -26,7 +26,7 @@ def main(flags) -> int:
             if part == "signals":
                 results[part] = signals(reference, flags.signals, rng)
             elif part == "starts":
-                results[part] = signals(reference, flags.starts, rng, new=True)
+                results[part] = signals(reference, flags.starts, rng, is_new=True)
             elif part == "kills":
                 results[part] = kills(reference, flags.kills, rng)
             elif part == "cases":
@@ -39,7 +39,7 @@ def main(flags) -> int:
     record |= {part: {**result, "about": about} for part, result in results.items()}
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    wrong = [problem for result in results.values() for problem in result["wrong"]]
+    wrong = [each for result in results.values() for each in result["wrong"]]
     print(json.dumps(results, indent=1))
     print(f"written to {flags.out}; wrong: {len(wrong)}")
     return min(1, len(wrong))

@@ -62,6 +62,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def read(files: list[Path]) -> list[str]:
+    """Their texts, whatever bytes they hold."""
     return [path.read_bytes().decode("utf-8", "replace") for path in files]
 
 
@@ -158,11 +159,12 @@ def main(flags) -> int:
     torch.set_num_threads(1)
     plt.figure()
     shrink_presets()
-    scratch, began, results = Path(tempfile.mkdtemp(prefix="fuzz-")), time.monotonic(), []
+    began, results = time.monotonic(), []
+    scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
     base, files = scratch / "base", [scratch / "base.out", scratch / "base.err"]
     base.mkdir()
     try:
-        # by a process of its own, since this one must not have used OpenMP
+        # by another process, since this one must not have used OpenMP
         if os.waitpid(fork(lambda: make_base(Path()), base, files), 0)[1]:
             sys.exit(read(files)[1])
         for index in range(flags.n) if flags.only is None else [flags.only]:

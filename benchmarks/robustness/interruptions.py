@@ -15,17 +15,19 @@ from robustness.reference import COMMANDS, Reference, saved_step
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
-def signals(reference: Reference, n: int, rng: random.Random, new: bool = False) -> dict:
+def signals(reference: Reference, n: int, rng: random.Random, is_new: bool = False) -> dict:
     """A signal at a random moment of each of n commands, which then continue.
 
-    new: in new processes, where the moment may be while they import or exit.
+    is_new: in new processes, where the moment may be while they import or exit.
     """
     counts = {name: {"trials": 0, "stopped": 0, "ended before": 0} for name in COMMANDS}
-    launcher, seconds, wrong, early = COMMAND if new else None, dict(reference.seconds), [], 0
-    for name in COMMANDS if new else ():  # how long they take with the imports
+    launcher = COMMAND if is_new else None
+    seconds = dict(reference.seconds)
+    wrong, early = [], 0
+    for name in COMMANDS if is_new else ():  # how long they take with the imports
         folder = reference.new_folder(f"new-{name}")
         seconds[name] = Process(reference.command(name), folder, launcher).wait().seconds
-    for k in progress_bar(range(n), desc="signals, new processes" if new else "signals"):
+    for k in progress_bar(range(n), desc="signals, new processes" if is_new else "signals"):
         name, number = COMMANDS[k % len(COMMANDS)], rng.choice(SIGNALS)
         folder, delay = reference.new_folder("trial"), rng.uniform(0, 1.05 * seconds[name])
         process = Process(reference.command(name), folder, launcher)

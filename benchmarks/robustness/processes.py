@@ -1,4 +1,4 @@
-"""Commands of the project in processes of their own: forked from this one, or started anew."""
+"""Commands of the project in other processes: forked from this one, or new."""
 
 import os
 import signal
