@@ -1,5 +1,6 @@
 """Training of extractors: classifiers of a data set's classes or attributes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -75,36 +76,22 @@ def train_extractor(
     held_out = labelled_images(dataset, root, DATASETS[dataset].held_out)
     enough = len(images) >= batch_size
     check(enough, f"training takes batches of {batch_size}, and there are {len(images)} images")
+    record = DATASETS[dataset]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = DATASETS[dataset].classifier
-        extractor = Extractor(dataset, classifier.outputs, classifier.widths).to(device)
-        teach(extractor, images, wanted, epochs, batch_size, seed)
-    extractor.eval().requires_grad_(False)
-    return extractor, accuracy(extractor, *held_out, device=device)
-
-
-def teach(
-    extractor: Extractor, images: Tensor, wanted: Tensor, epochs: int, batch_size: int, seed: int
-) -> None:
-    """Trains it on uint8 images (N, C, H, W), shifted, and mirrored as in training of networks."""
-    dataset = DATASETS[extractor.dataset]
-    generator = torch.Generator().manual_seed(seed)
-    loss_of = F.cross_entropy if wanted.ndim == 1 else F.binary_cross_entropy_with_logits
-    device = extractor.head.weight.device
-    optimizer = torch.optim.AdamW(extractor.parameters(), lr=RATE, weight_decay=0.05)
-    steps_per_epoch = len(images) // batch_size
-    steps = epochs * steps_per_epoch
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    title = f"training an extractor for {extractor.dataset}"
-    with progress_bar(total=steps, desc=title, unit="step") as bar:
-        for _ in range(epochs):
-            extractor.train()
-            order = torch.randperm(len(images), generator=generator)
-            order = order[: steps_per_epoch * batch_size]
-            for batch in order.split(batch_size):
-                x = shifted(images[batch], dataset.classifier.shift, generator)
-                x = mirrored(x, generator) if dataset.is_mirrored else x
+        widths = record.classifier.widths
+        extractor = Extractor(dataset, record.classifier.outputs, widths).to(device)
+        generator = torch.Generator().manual_seed(seed)
+        loss_of = F.cross_entropy if wanted.ndim == 1 else F.binary_cross_entropy_with_logits
+        optimizer = torch.optim.AdamW(extractor.parameters(), lr=RATE, weight_decay=0.05)
+        steps = epochs * (len(images) // batch_size)
+        rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+        title = f"training an extractor for {dataset}"
+        extractor.train()
+        with progress_bar(total=steps, desc=title, unit="step") as bar:
+            for batch in batches(len(images), batch_size, epochs, generator):
+                x = shifted(images[batch], record.classifier.shift, generator)
+                x = mirrored(x, generator) if record.is_mirrored else x
                 loss = loss_of(extractor.classify(x.to(device)), wanted[batch].to(device))
                 optimizer.zero_grad()
                 loss.backward()
@@ -114,3 +101,12 @@ def teach(
                 bar.update()
                 if bar.n % 50 == 0:
                     bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    extractor.eval().requires_grad_(False)
+    return extractor, accuracy(extractor, *held_out, device=device)
+
+
+def batches(n: int, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The indices of each batch: in each epoch all n images, but for the last few, in any order."""
+    for _ in range(epochs):
+        order = torch.randperm(n, generator=generator)
+        yield from order[: n // batch_size * batch_size].split(batch_size)
