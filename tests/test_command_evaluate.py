@@ -14,7 +14,6 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import extractor as extractor_command
 from mnist_ddpm.commands.evaluate import labels_as_in_training
 from mnist_ddpm.commands.flags import EvaluateFlags
-from mnist_ddpm.commands.outputs import write_picture
 from mnist_ddpm.data import sets
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, save_extractor
@@ -91,22 +90,6 @@ def test_figures_are_printed_even_where_the_disk_is_full_and_the_same_command_go
     (kept,) = tmp_path.iterdir()
     assert kept.suffix == ".kept" and [*kept.iterdir()]
     assert run(command, *flags, "--out", tmp_path / "a.json") == 0 and not kept.exists()
-
-
-def test_a_picture_that_does_not_fit_the_disk_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "picture.png"
-    write_picture(path, np.zeros((4, 4), np.uint8))
-    before = path.read_bytes()
-
-    def full(path, content):
-        with path.open("wb") as file:
-            file.write(content[:9])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="picture.png .*disk"):
-        write_picture(path, np.ones((4, 4), np.uint8))
-    assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
 
 
 def test_a_card_says_how_it_came_about(places, tmp_path):

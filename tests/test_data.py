@@ -365,12 +365,6 @@ def test_a_file_that_would_fill_memory_is_not_read(tmp_path, monkeypatch, packed
         load_celeba(COLOUR, tmp_path, "train")
 
 
-def test_deep_greys_are_rounded(tmp_path):
-    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    assert np.array_equal(open_image(tmp_path / "deep.png", "L"), (values / 257).round())
-
-
 def test_a_damaged_archive_is_told_in_one_line_that_can_be_shown(tmp_path, capsys):
     (tmp_path / "celeba\x1b[2J.zip").write_bytes(b"PK")
     assert search(tmp_path, "celeba", r"\d+\.jpg") == []

@@ -125,11 +125,6 @@ def test_limits_are_those_of_a_chi_squared_variable(apart, freedom):
         assert 0.008 < np.mean(beyond) < 0.042
 
 
-def test_limits_are_normal_ones_far_from_0():
-    low, high = limits(1000.0, 1.0, 4.0, 0.1)
-    assert (low, high) == pytest.approx((999 - 1.96 * 2, 999 + 1.96 * 2), abs=0.1)
-
-
 def test_slopes_are_what_one_more_copy_of_a_feature_changes():
     real, generated = gaussian(500), gaussian(2000, seed=1) * torch.tensor([1, 2, 0.5, 1]) + 0.3
     (slopes, _), before = frechet_slopes(real, generated), frechet_distance(real, generated)
@@ -181,17 +176,6 @@ def test_precision_and_recall_of_sets_that_overlap_in_part(monkeypatch):
     assert precision.low < 0.5 < precision.high < 0.54
     narrow = distances.distances(real, 0.2 * gaussian(1000, seed=1))
     assert narrow["precision"].value > 0.95 and narrow["recall"].value < 0.5
-
-
-def test_estimates_depend_on_the_seed_alone():
-    a, b = gaussian(600), gaussian(300, seed=1)
-    torch.manual_seed(1)
-    first = distances.distances(a, b, seed=3)
-    torch.manual_seed(2)
-    before = torch.get_rng_state()
-    assert distances.distances(a, b, seed=3) == first
-    assert torch.equal(torch.get_rng_state(), before)
-    assert distances.distances(a, b, seed=4)["frechet_distance"] != first["frechet_distance"]
 
 
 def test_estimates_do_not_depend_on_the_order_of_the_images():

@@ -240,17 +240,6 @@ def test_loss_by_t_spreads_times_and_is_zero_for_a_seer():
     assert losses.mean().item() == pytest.approx(10, abs=0.5), "E (3 - eps)², as it is predicted"
 
 
-def test_tenths_without_a_time_are_none():
-    schedule = ddpm.beta_schedule(ddpm.linear_beta(4))
-    denoise = ddpm.ideal_denoiser(schedule, torch.zeros(1, 1, 2, 2))
-    images = torch.zeros(12, 1, 2, 2, dtype=torch.uint8)
-    found = loss_by_tenth(denoise, schedule, images)
-    parts = found["by_tenth_of_T"]
-    assert [k for k, part in enumerate(parts) if part is not None] == [0, 2, 5, 7]
-    known = [part for part in parts if part is not None]
-    assert found["mean"] == pytest.approx(np.mean(known), rel=1e-4), "times are spread evenly"
-
-
 # --- the slider
 
 

@@ -47,17 +47,6 @@ def test_image_k_depends_on_the_seed_and_k_alone(network):
     assert len(whole.unique(dim=0)) == 7 and (drawn(network, seed=4) != whole).any()
 
 
-def test_it_draws_what_the_notebook_draws(network):
-    denoise = ddpm.clipped(ddpm.eps_denoiser(network, PAPER), PAPER)
-    options = {"sampler": VARIED, "seed": 3, "batch_size": 3, "film_images": 2}
-    theirs, reel = ddpm.generate(denoise, PAPER, 5, SHAPE, steps=5, **options)
-    images, film = generate(of(network), PAPER, 5, SHAPE, times=TIMES, **options)
-    assert torch.equal(images, theirs) and [t for t, *_ in film] == [t for t, *_ in reel]
-    assert all(
-        torch.equal(a, b) for mine, own in zip(film, reel) for a, b in zip(mine[1:], own[1:])
-    )
-
-
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_share_the_images_and_all_get_them_all(network, size):
     whole = drawn(network)

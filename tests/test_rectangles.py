@@ -15,7 +15,6 @@ from pictures import ORIGINAL, image_recipe, ramp, save
 from PIL import Image, ImageOps
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.commands import image_inputs
 from mnist_ddpm.data import celeba, mnist
 from mnist_ddpm.data.folders import load_folder
 from mnist_ddpm.data.pictures import margin
@@ -191,22 +190,6 @@ def steps(run, count):
     assert len([*taken]) == count
 
 
-def test_a_resumed_run_is_the_one_that_never_stopped_and_loads(tmp_path):
-    whole, halted = trainer.start_run(TINY), trainer.start_run(TINY)
-    steps(whole, 6)
-    steps(halted, 2)
-    saving.save_run(tmp_path, halted, trainer.save_checkpoint)
-    resumed = saving.resume_run(tmp_path, trainer.start_run)
-    assert resumed.settings == TINY
-    steps(resumed, 4)
-    for name in ("network", "ema", "optimizer"):
-        a, b = (getattr(each, name).state_dict() for each in (whole, resumed))
-        assert equal(a, b), name
-    saving.save_run(tmp_path, resumed, trainer.save_checkpoint)
-    network, _, recipe = checkpoints.load(tmp_path)
-    assert recipe == TINY and equal(network.state_dict(), whole.ema.state_dict())
-
-
 @pytest.mark.parametrize(
     "changes", [{"network": "dit"}, {"condition": "small"}, {"condition": "grey"}], ids=str
 )
@@ -215,15 +198,6 @@ def test_other_networks_and_conditions_take_rectangles(changes):
     before = [weight.clone() for weight in run.network.parameters()]
     steps(run, 1)
     assert not equal([*run.network.parameters()], before) and np.isfinite(run.losses).all()
-
-
-def test_a_small_picture_is_enlarged_pixel_by_pixel_as_a_condition(tmp_path):
-    picture = ramp(6, 4)
-    save(tmp_path / "small.png", picture)
-    image = image_inputs.condition_image(tmp_path / "small.png", replace(TINY, condition="small"))
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    assert image.shape == (1, 3, 16, 24)
-    assert torch.equal(image[0], pixels.repeat_interleave(4, 1).repeat_interleave(4, 2))
 
 
 def test_the_notebook_refuses_rectangles_by_name(tmp_path):
