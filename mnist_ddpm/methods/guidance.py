@@ -95,12 +95,7 @@ def is_in_interval(interval: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     return lambda t: (low < t) & (t <= high)
 
 
-def switched(
-    uses_first: Callable[[Tensor], Tensor],
-    first: Teacher,
-    second: Teacher,
-    labels: Tensor | None = None,
-) -> Denoiser:
+def switched(uses_first, first: Teacher, second: Teacher, labels: Tensor | None = None) -> Denoiser:
     """The first's denoiser for images where uses_first(times (N,)), the second's for the others."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, ...]:

@@ -32,15 +32,12 @@ def match_snr(schedule: Schedule, path: Schedule) -> tuple[Tensor, Schedule]:
 
 
 def denoiser_along(
-    path: Schedule,
-    network: Network,
-    schedule: Schedule,
-    make_denoiser: Callable[[Network, Schedule], Denoiser],
+    path: Schedule, network: Network, schedule: Schedule, make_denoiser: Callable
 ) -> Denoiser:
     """The denoiser, on a path, of a network that was trained on a schedule.
 
-    make_denoiser: such as ddpm.eps_denoiser, for any prediction but mu, which is the mean of a step
-    of the schedule. The network must accept fractions of t.
+    make_denoiser: from network and schedule, for any prediction but mu, the mean of a step of the
+    schedule. The network must accept fractions of t.
     """
     times, matched = match_snr(schedule, path)
     ratio = matched.a.hypot(matched.b) / path.a.hypot(path.b)
