@@ -82,14 +82,6 @@ def test_rows_come_back_from_the_file_as_they_were(start):
     assert cells == [3, 3.0, -1e-5, "x0, L", ""] and isinstance(cells[0], int)
 
 
-@pytest.mark.parametrize("training", [runner.SHORT_TRAINING, runner.LONG_TRAINING])
-def test_an_experiment_says_how_long_its_networks_train_unless_a_flag_does(start, training):
-    for epochs, expected in ((None, training["epochs"]), (0.5, 0.5)):
-        run = start(scale=Scale(epochs=epochs), training=training)
-        assert run.common_settings == {**training, "base_channels": 16, "epochs": expected}
-        assert run.scale.epochs == expected
-
-
 def test_intervals_over_seeds_are_students():
     """Of 1, 2, 6: mean 3, deviation sqrt(7), so half a width of 4.303 sqrt(7 / 3)."""
     rows = [{"arm": "a", "seed": k, "d": d} for k, d in enumerate([1, 2, 6])]

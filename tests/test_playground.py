@@ -52,23 +52,23 @@ def test_the_page_of_the_repository_is_what_its_sources_and_checkpoint_make():
     packed = re.search(r'id="weights">([^<]*)<', text)[1]
     inside = gzip.decompress(base64.b64decode(packed))
     wanted = building.page_weights(building.CHECKPOINT, "int8")
-    page_data = [
-        json.loads(each[8 : 8 + int.from_bytes(each[:8], "little")]) for each in (inside, wanted)
-    ]
-    assert page_data[0] == page_data[1]
+    header, expected = (
+        json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")]) for file in (inside, wanted)
+    )
+    assert header == expected
     tensors = load(inside)
     assert all(np.array_equal(tensors[name], value) for name, value in load(wanted).items())
 
 
 @pytest.fixture
 def in_node(wasm, tmp_path):
-    """What a job of playground.js makes of what is asked, and of files."""
+    """Runs a job of playground.js on requests and files, and returns its answer."""
     if NODE is None:
         pytest.skip("the page's scripts run in node, and there is none: install Node.js")
 
-    def run(job: str, asked=None, **files: bytes):
+    def run(job: str, requests, **files: bytes):
         (tmp_path / "kernels.wasm").write_bytes(wasm)
-        (tmp_path / "asked.json").write_text(json.dumps(asked))
+        (tmp_path / "asked.json").write_text(json.dumps(requests))
         for name, content in files.items():
             name = "weights.safetensors" if name == "weights" else name
             (tmp_path / name).write_bytes(content)
@@ -84,8 +84,8 @@ def in_node(wasm, tmp_path):
 
 
 def test_noise_is_numpy_s(in_node):
-    asked = [[0, [0, 1], 1023, 17], [7, [3], 1024, 34], [2**32 - 1, [10**6], 1025, 34]]
-    for (seed, images, size, times), drawn in zip(asked, in_node("noise", asked)):
+    requests = [[0, [0, 1], 1023, 17], [7, [3], 1024, 34], [2**32 - 1, [10**6], 1025, 34]]
+    for (seed, images, size, times), drawn in zip(requests, in_node("noise", requests)):
         draw = ddpm.noise_source(seed, images, (size,))
         wanted = torch.stack([draw() for _ in range(times)]).numpy()
         assert np.array_equal(np.float32(drawn).reshape(wanted.shape), wanted)
@@ -178,12 +178,12 @@ def test_the_network_is_pytorch_s(in_node, name, kind):
     network = as_stored(fresh(recipe), kind).network
     x = torch.randn(3, *recipe.shape, generator=torch.Generator().manual_seed(0))
     labels = [[1, 7, 10]] if recipe.classes else []
-    asked = [{"t": t, "labels": each} for t in (1, recipe.T) for each in (*labels, None)]
-    answers = in_node("network", asked, weights=weights, x=x.numpy().tobytes())
-    for given, found in zip(asked, answers):
-        label_arguments = () if given["labels"] is None else (torch.tensor(given["labels"]),)
-        wanted = network(x, torch.full((3,), given["t"]), *label_arguments)
-        assert np.abs(np.float32(found) - wanted.flatten().numpy()).max() < 1e-4
+    requests = [{"t": t, "labels": each} for t in (1, recipe.T) for each in (*labels, None)]
+    answers = in_node("network", requests, weights=weights, x=x.numpy().tobytes())
+    for request, answer in zip(requests, answers):
+        label_arguments = () if request["labels"] is None else (torch.tensor(request["labels"]),)
+        wanted = network(x, torch.full((3,), request["t"]), *label_arguments)
+        assert np.abs(np.float32(answer) - wanted.flatten().numpy()).max() < 1e-4
 
 
 def denoiser_of(checkpoint, label=None, guidance=1.0):
@@ -196,7 +196,7 @@ def denoiser_of(checkpoint, label=None, guidance=1.0):
     return ddpm.clipped(denoise, schedule)
 
 
-def floats(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=None):
+def draw_in_python(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=None):
     """The same image in Python, in [-1, 1]."""
     schedule = checkpoint.schedule
     draw_noise = ddpm.noise_source(seed, range(image, image + 1), checkpoint.recipe.shape)
@@ -216,9 +216,9 @@ def levels(x):
     return ddpm.to_uint8(x).flatten().numpy()
 
 
-def in_python(*asked):
+def pixels_in_python(*arguments):
     """The same image's grey levels."""
-    return levels(floats(*asked))
+    return levels(draw_in_python(*arguments))
 
 
 def nearly_equal(found: list[int], wanted: np.ndarray) -> bool:
@@ -273,12 +273,12 @@ def test_an_address_is_the_same_image_in_python(in_node):
         (JUMPS, fresh(JUMPING)),
         (QUICK, fresh(FEW)),
     ):
-        asked = [{"address": address} for address in addresses]
+        requests = [{"address": address} for address in addresses]
         draw = {JUMPING: {"sampler": "shortcut", "steps": 4}, FEW: ADVICE}
         weights = weights_of(checkpoint, "float32", draw.get(checkpoint.recipe, {}))
-        found = in_node("worker", asked, weights=weights)
+        found = in_node("worker", requests, weights=weights)
         for (address, wanted), pixels in zip(addresses.items(), found):
-            assert nearly_equal(pixels, in_python(checkpoint, *wanted)), address
+            assert nearly_equal(pixels, pixels_in_python(checkpoint, *wanted)), address
 
 
 def test_a_drawing_becomes_the_same_image_in_python(in_node):
@@ -287,16 +287,16 @@ def test_a_drawing_becomes_the_same_image_in_python(in_node):
     picture = torch.linspace(-1, 1, 32).expand(size).contiguous()
     mask = torch.zeros(size)
     mask[:, :, :16] = 1
-    given = {"picture": picture.flatten().tolist()}
-    asked = [
-        {"address": "#label=1&steps=10", "more": given | {"strength": 0.55}},
-        {"address": "#label=1&steps=10", "more": given | {"mask": mask.flatten().tolist()}},
+    drawing = {"picture": picture.flatten().tolist()}
+    requests = [
+        {"address": "#label=1&steps=10", "more": drawing | {"strength": 0.55}},
+        {"address": "#label=1&steps=10", "more": drawing | {"mask": mask.flatten().tolist()}},
     ]
-    varied, completed = in_node("worker", asked, weights=weights_of(checkpoint))
+    varied, completed = in_node("worker", requests, weights=weights_of(checkpoint))
     started = inpainting.sdedit(picture, ddpm.ddim_sampler)
-    assert nearly_equal(varied, in_python(checkpoint, 0, 0, 10, started, 1, 1.0, 11))
+    assert nearly_equal(varied, pixels_in_python(checkpoint, 0, 0, 10, started, 1, 1.0, 11))
     filling = partial(inpainting.repaint_sampler, known=picture, mask=mask)
-    assert nearly_equal(completed, in_python(checkpoint, 0, 0, 10, filling, 1))
+    assert nearly_equal(completed, pixels_in_python(checkpoint, 0, 0, 10, filling, 1))
 
 
 @pytest.mark.parametrize(("kind", "share"), [("float16", 0.51), ("int8", 0.32)])
@@ -401,7 +401,7 @@ def saved(page) -> np.ndarray:
 
 def test_the_page_draws_what_its_address_says(open_page):
     page = open_page("#seed=7&image=3&label=5&steps=4&sampler=ddpm")
-    wanted = in_python(fresh(LABELLED), 7, 3, 4, ANCESTRAL, 5)
+    wanted = pixels_in_python(fresh(LABELLED), 7, 3, 4, ANCESTRAL, 5)
     assert nearly_equal(saved(page), wanted)
     command = "sample --checkpoint it --seed 7 --n 4 --sampler ddpm --steps 4 --variance posterior"
     command += " --label 5 --guidance 1"
@@ -422,22 +422,20 @@ def test_the_page_draws_what_its_address_says(open_page):
     page.wait_for_selector("#t:text-is('0')")
 
 
-FIVE = {  # of the small network that draws in few steps
-    "#seed=7&image=3&label=5": (7, 3, 4, consistency_sampler, 5),
+IN_THE_BROWSER = {  # of the small network that draws in few steps
     "#seed=8&image=13&steps=1": (8, 13, 1, consistency_sampler, 3),
     "#seed=9&image=4&steps=2&guidance=2": (9, 4, 2, consistency_sampler, 4, 2),
     "#seed=10&image=0&label=none&steps=20&sampler=dpmpp&eta=1": (10, 0, 20, dpmpp(1)),
-    "#seed=11&image=1&label=9&steps=10&sampler=ddim": (11, 1, 10, ddim(0), 9),
 }
 
 
 def test_addresses_are_python_s_images_in_the_browser(open_page):
     page = open_page("", few_steps("int8"))
     checkpoint = as_stored(fresh(FEW), "int8")
-    for address, (seed, image, *wanted) in FIVE.items():
+    for address, (seed, image, *wanted) in IN_THE_BROWSER.items():
         page.evaluate("(address) => { location.hash = address; }", address)
         page.wait_for_selector(f"#status:text-is('Image {image} of seed {seed} is drawn.')")
-        expected = in_python(checkpoint, seed, image, *wanted)
+        expected = pixels_in_python(checkpoint, seed, image, *wanted)
         assert nearly_equal(canvas(page, "#xt"), expected), address
 
 
@@ -479,10 +477,10 @@ def test_the_network_is_seen_at_any_time_and_after_each_evaluation(open_page):
     noise = ddpm.noise_source(7, range(3, 4), FEW.shape)()
     assert nearly_equal(canvas(page, "#few [data-count='0']"), levels(noise))
     for count in (1, 2, 4):
-        wanted = in_python(checkpoint, 7, 3, count, consistency_sampler, 5)
+        wanted = pixels_in_python(checkpoint, 7, 3, count, consistency_sampler, 5)
         assert nearly_equal(canvas(page, f"#few [data-count='{count}']"), wanted), count
     denoise = denoiser_of(checkpoint, 5)
-    x0 = floats(checkpoint, 7, 3, 4, consistency_sampler, 5)
+    x0 = draw_in_python(checkpoint, 7, 3, 4, consistency_sampler, 5)
     for t, key in (20, "End"), (1, "Home"):
         page.press("#level", key)
         page.wait_for_selector(f"#guess[data-t='{t}']")
