@@ -7,13 +7,7 @@ import torch
 from helpers import PAPER
 
 from mnist_ddpm.ddpm import posterior_variance, step_variance, timesteps
-from mnist_ddpm.methods import schedules
-from mnist_ddpm.methods.learned_variance import (
-    ancestral_sampler,
-    learned_denoiser,
-    learned_step_variance,
-    without_exponent,
-)
+from mnist_ddpm.methods import learned_variance, schedules
 from mnist_ddpm.methods.predictions import EPS
 
 ALL = schedules.linear, schedules.cosine, schedules.quadratic, schedules.sigmoid, schedules.log_snr
@@ -53,23 +47,23 @@ def network(xt, t):
     return torch.cat([0.9 * xt + 1e-4 * t.view(-1, 1, 1, 1), torch.sin(xt)], dim=1)
 
 
-@pytest.mark.parametrize("variance", [posterior_variance, step_variance, learned_step_variance])
+@pytest.mark.parametrize(
+    "variance", [posterior_variance, step_variance, learned_variance.learned_step_variance]
+)
 def test_ancestral_sampling_is_the_same_on_the_respaced_schedule(variance):
     def states(network, schedule, times):
         generator = torch.Generator().manual_seed(0)
         options = {"generator": generator, "dtype": torch.float64}
         draw_noise = partial(torch.randn, 3, 1, 2, 2, **options)
-        denoise = learned_denoiser(network, schedule, EPS)
-        denoise = denoise if variance is learned_step_variance else without_exponent(denoise)
-        xT = draw_noise()
-        found = ancestral_sampler(denoise, schedule, times, xT, draw_noise, variance)
+        denoise = learned_variance.learned_denoiser(network, schedule, EPS)
+        if variance is not learned_variance.learned_step_variance:
+            denoise = learned_variance.without_exponent(denoise)
+        sampler = partial(learned_variance.ancestral_sampler, variance=variance)
+        found = sampler(denoise, schedule, times, draw_noise(), draw_noise)
         return [x for _, x, _ in found]
 
-    got = states(
-        schedules.respaced_network(network, TIMES),
-        schedules.respaced_schedule(PAPER, TIMES),
-        list(range(7, 0, -1)),
-    )
+    few = schedules.respaced_schedule(PAPER, TIMES)
+    got = states(schedules.respaced_network(network, TIMES), few, list(range(7, 0, -1)))
     torch.testing.assert_close(got, states(network, PAPER, TIMES), rtol=1e-9, atol=1e-9)
 
 
