@@ -46,18 +46,13 @@ def signal_handler(handler: Callable, names: tuple[str, ...] = SIGNALS) -> Itera
 
 def resend_dropped_signal(previous_hook: Callable, unraisable) -> None:
     """Sends a signal again that arrived where Python drops exceptions, as in a finaliser."""
-    if isinstance(unraisable.exc_value, Stopped):
-        threading.Timer(0.05, signal_main_thread, [unraisable.exc_value.signum]).start()
-    else:
+    if not isinstance(unraisable.exc_value, Stopped):
         previous_hook(unraisable)
-
-
-def signal_main_thread(signum: int) -> None:
-    """Sends the main thread a signal, which also ends its waiting except on Windows."""
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, signum)
-    else:
-        signal.raise_signal(signum)
+        return
+    send = signal.raise_signal
+    if hasattr(signal, "pthread_kill"):  # not on Windows; it also ends the main thread's waiting
+        send = partial(signal.pthread_kill, threading.main_thread().ident)
+    threading.Timer(0.05, send, [unraisable.exc_value.signum]).start()
 
 
 def raise_stopped(signum, frame) -> None:
