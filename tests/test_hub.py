@@ -125,6 +125,28 @@ def test_weights_are_under_the_terms_of_their_data(hub, tmp_path, dataset):
     assert "/some/folder" not in page
 
 
+def test_no_path_of_this_machine_goes_public_and_no_name_is_markup(hub, tmp_path, capsys):
+    home = tmp_path / "home of me" / "faces"
+    faces = replace(SMALL, dataset=str(home), channels=3, image_size=8, attributes=("A<b>c",))
+    folder = save_network(tmp_path / "faces", faces)
+    for record in (1.5, {"steps": None}):  # as some other program may write it
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"training": record}))
+        card = card_of(folder, command=f"mnist-ddpm evaluate --checkpoint {folder} --n 64")
+        (tmp_path / "card.json").write_text(json.dumps(card))
+        push_to_hub(folder, "own/faces", card=tmp_path / "card.json")
+    printed = capsys.readouterr().out
+    files = hub.files("own/faces", "main")
+    assert all(
+        f"{name}, {len(files[name]):,} bytes" in printed
+        for name in files.keys() - {".gitattributes"}
+    )
+    texts = b"".join(content for name, content in files.items() if name.endswith((".md", ".json")))
+    assert str(tmp_path).encode() not in texts
+    assert b"--checkpoint faces --n 64" in texts and b"A&lt;b&gt;c" in texts
+    assert checkpoints.load("own/faces").recipe.attributes == ("A<b>c",)
+
+
 def test_a_card_of_others_is_refused_before_anything_is_sent(hub, small, tmp_path, capsys):
     path = tmp_path / "card.json"
     command = ["push", "--checkpoint", small, "--to", "own/digits", "--card", path]
@@ -171,7 +193,7 @@ def test_a_flipped_byte_is_refused(hub, small):
     push_to_hub(small, "own/digits")
     files = hub.files("own/digits", "main")
     files["model.safetensors"] = flipped(files["model.safetensors"], 5000)
-    with pytest.raises(ValueError, match="SHA-256"):
+    with pytest.raises(ValueError, match="model.safetensors"):
         checkpoints.load("own/digits")
 
 

@@ -16,6 +16,8 @@ from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.formats import checkpoints, hub
 from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.text import read_json, without_folders
+from mnist_ddpm.training.checkpoint_files import description_digests
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
 
@@ -50,15 +52,17 @@ def push_to_hub(
     condition = checkpoint.recipe.condition
     advice = "push is for networks that draw without"
     check(condition == "none", f"{source} needs a condition ({condition}): {advice}")
-    files = {file: Path(folder, file).read_bytes() for file in (CONFIG, WEIGHTS)}
+    files = {CONFIG: public_config(folder), WEIGHTS: Path(folder, WEIGHTS).read_bytes()}
     figures = publishing.read_card_of(digest(files[WEIGHTS]), card) if card else {}
+    sampler = figures.get("sampler")
+    figures = without_folders(figures)
     full_name = f"{repository}@{revision}" if revision else repository
     _, record = checkpoints.load_config(folder)
     # before images are drawn, since what is no card is refused here
     page = publishing.model_card(full_name, checkpoint, record, figures)
     options = {}
-    if "sampler" in figures:
-        options = flags_of_card(figures["sampler"])
+    if sampler:
+        options = flags_of_card(sampler)
     elif not checkpoints.sampling_defaults(folder):
         options = {"sampler": "dpmpp", "steps": min(20, checkpoint.recipe.T)}
     options |= {"n": publishing.SHOWN, "seed": figures.get("seed", 0), "device": str(device)}
@@ -68,7 +72,19 @@ def push_to_hub(
     files["README.md"] = page.encode()
     if figures:
         files["card.json"] = json.dumps(figures, indent=2).encode()
+    for path, content in files.items():
+        print(f"{path}, {len(content):,} bytes, goes to {full_name}, where others may read it")
     return hub.upload(repository, files, private, revision)
+
+
+def public_config(folder: Path) -> bytes:
+    """A folder's config.json without the paths of this machine, such as that of the images."""
+    config = without_folders(read_json(folder / CONFIG))
+    digests = description_digests(config)
+    config["sha256"] = {
+        name: digests.get(name, digest) for name, digest in config.get("sha256", {}).items()
+    }
+    return json.dumps(config, indent=2).encode()
 
 
 def flags_of_card(settings: dict) -> dict:

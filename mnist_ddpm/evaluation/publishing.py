@@ -1,5 +1,6 @@
 """The page of a checkpoint on the hub: what it is, what it draws, and how good that is."""
 
+import html
 from pathlib import Path
 
 from mnist_ddpm.data.labels import label_names
@@ -65,9 +66,14 @@ def description(title: str, recipe: Recipe, parameters: int, record: dict) -> st
     colour = "grey" if recipe.channels == 1 else "colour"
     network = f"A denoising diffusion model of {title}: {size}, {colour}, {parameters:,} parameters"
     method = f"schedule {recipe.schedule}, T = {recipe.T}, predicting {recipe.prediction}"
-    labels = ", ".join(label_names(recipe)) if recipe.attributes else f"0 to {recipe.classes - 1}"
+    labels = (
+        ", ".join(map(html.escape, label_names(recipe)))
+        if recipe.attributes
+        else f"0 to {recipe.classes - 1}"
+    )
     labels = f" Its labels are {labels}." if recipe.classes else ""
-    trained = f" It was trained for {record['steps']:,} steps." if "steps" in record else ""
+    steps = record.get("steps") if isinstance(record, dict) else None
+    trained = f" It was trained for {steps:,} steps." if type(steps) is int else ""
     return f"{network}; {method}.{labels}{trained}"
 
 

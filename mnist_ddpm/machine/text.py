@@ -2,14 +2,32 @@
 
 import json
 import re
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # sets a terminal's colour and title, forges lines
+
+ABSOLUTE = re.compile(r"(~|[A-Za-z]:)?[/\\]")  # the beginning of such a path
 
 
 def printable(text: object) -> str:
     """The text in one line, with escapes such as \\x1b for all that a terminal obeys or hides."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def without_folders(content: object) -> object:
+    """JSON whose texts, and arguments of commands, that are absolute paths are their last names."""
+    if isinstance(content, dict):
+        return {name: without_folders(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [without_folders(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    if " --" in content:  # a command
+        with suppress(ValueError):
+            return shlex.join(map(without_folders, shlex.split(content)))
+    return re.split(r"[/\\]", content.rstrip("/\\"))[-1] if ABSOLUTE.match(content) else content
 
 
 def parse_json(text: str) -> object:
