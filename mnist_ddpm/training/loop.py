@@ -49,8 +49,7 @@ def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
         problem = f"the network takes one of {classes} labels with each image, and there are none"
         check(not classes, f"{problem}: pass labels")
         return
-    problem = "labels are of no use to this network, made without them (classes = 0)"
-    check(classes > 0, f"{problem}: leave them out")
+    check(classes > 0, "labels are of no use to this network (classes = 0): leave them out")
     whole = labels.dtype in (torch.int32, torch.int64)
     problem = f"labels must be int32 or int64, not {labels.dtype}"
     check(whole, f"{problem}: labels.long() makes them so")
