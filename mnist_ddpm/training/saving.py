@@ -1,13 +1,13 @@
 """Saving a run in a folder, resuming it, and never overwriting another."""
 
 import hashlib
-import pickle
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import BadZipFile
 
 import torch
 from torch import nn
@@ -41,10 +41,9 @@ CHANGEABLE = {  # settings that may differ when a run is resumed
     "gradient_checkpointing",
     "compile",
 }
-# Errors of a damaged file: with messages that help users, and others
+# Errors of a damaged file: those whose messages help users, and others
 HELPFUL = OSError, TypeError, ValueError
-OTHER = RuntimeError, KeyError, AttributeError, EOFError, pickle.UnpicklingError
-OF_A_ZIP = zipfile.BadZipFile, zlib.error
+OTHERS = RuntimeError, KeyError, AttributeError, EOFError, UnpicklingError, BadZipFile, zlib.error
 
 
 def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
@@ -107,7 +106,7 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
         method = state.get("method", {})
         named = {name: value for name, value in method.items() if name not in TABLES}
         recipe = Recipe(**state["settings"] | named)
-    except (*HELPFUL, *OTHER, *OF_A_ZIP) as error:
+    except (*HELPFUL, *OTHERS) as error:
         reason = f" ({first_line(error)})" if isinstance(error, HELPFUL) else ""
         refusal = f"{path} is damaged or no training state of this version{reason}"
         advice = "init_from can start a new run from the weights beside it"
