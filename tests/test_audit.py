@@ -47,13 +47,13 @@ def test_a_model_that_knows_fifty_images_by_heart_is_flagged(digits, audited):
     options = {"times": ddpm.timesteps(1000, 20), "progress": False}
     drawn, _ = generation.generate(lambda batch: denoise, PAPER, 40, (1, 32, 32), **options)
     found = audited(drawn, digits[:50], digits[50:550])
-    assert found.copies and found.closer.value > 0.9
+    assert found.figures()["copies"] and found.figures()["closer"].value > 0.9
     assert torch.equal(drawn, digits[found.index]), "and says which images"
 
 
 def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
     found = audit(digits[1000:1500], digits[:1000], digits[1500:2500])
-    assert not found.copies and found.closer.value < 0.03
+    assert not found.figures()["copies"] and found.figures()["closer"].value < 0.03
     assert found.generated.median() == pytest.approx(found.real.median().item(), rel=0.05)
 
 
@@ -64,7 +64,7 @@ def test_folders_in_order_are_no_sign_of_copying(digits, monkeypatch):
     fresh = digits[3000:3300]
     in_order = digits[:3000][(labels != 0).int().argsort(stable=True)]
     found = audit(fresh, in_order)
-    assert not found.copies and found.closer.value < 0.03
+    assert not found.figures()["copies"] and found.figures()["closer"].value < 0.03
     own, features = audited_indices(in_order), fresh_judge().features(in_order)
     apart = torch.cdist(features[own], features).scatter(1, own[:, None], math.inf)
     usual = apart.min(dim=1).values.float().median().item()
@@ -78,17 +78,17 @@ def test_few_real_images_do_not_make_copies_of_honest_ones():
     generator, flagged = torch.Generator().manual_seed(0), 0
     for _ in range(50):
         generated, real = (torch.rand(n, generator=generator).sqrt() + 1 for n in (5000, 20))
-        flagged += Audit(generated, real, torch.zeros(5000)).copies
+        flagged += Audit(generated, real, torch.zeros(5000)).figures()["copies"]
     assert flagged <= 3
     real = 1 + torch.rand(17, generator=generator)
-    assert Audit(torch.full((60,), 0.1), real, torch.zeros(60)).copies
+    assert Audit(torch.full((60,), 0.1), real, torch.zeros(60)).figures()["copies"]
 
 
 def test_a_copy_among_large_bright_images_is_exact():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(200, 256, (80, 3, 128, 128), generator=generator, dtype=torch.uint8)
     found = audit(images[:30], images[:40], images[40:])  # more rows than are computed one by one
-    assert found.generated.max() == 0 and found.copies
+    assert found.generated.max() == 0 and found.figures()["copies"]
 
 
 @pytest.mark.parametrize(("near", "copies"), [(30, False), (60, False), (70, True), (200, True)])
@@ -96,8 +96,7 @@ def test_beyond_the_interval_of_a_twentieth_near_images_are_copies(near, copies)
     """By chance 1 % are nearer than 1 % of real ones. Wilson's interval of 6 % begins at 4.7 %."""
     generated = torch.where(torch.arange(1000) < near, 50.0, 500.0)
     found = Audit(generated, torch.arange(101.0, 1101), torch.zeros(1000))
-    assert found.near == pytest.approx(110.99)
-    assert found.closer.value == near / 1000 and found.copies is copies
+    assert found.figures()["closer"].value == near / 1000 and found.figures()["copies"] is copies
 
 
 @pytest.mark.parametrize(("twice", "copies"), [(0, True), (1, False)])
@@ -105,22 +104,22 @@ def test_one_exact_copy_is_too_many_unless_real_images_are_there_twice_as_often(
     generated = torch.where(torch.arange(1000) < 1, 0.0, 500.0)
     real = torch.where(torch.arange(1000) < twice, 0, torch.arange(101.0, 1101))
     found = Audit(generated, real, torch.zeros(1000))
-    assert found.exact == 0.001 and found.copies is copies
+    assert found.figures()["exact"] == 0.001 and found.figures()["copies"] is copies
     assert ("it copies" in describe_audit(found.figures())) is copies
 
 
 def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, audited):
     training = torch.cat([digits[:400], digits[:10]])
-    assert audited(digits[100:200], training).copies
-    assert not audited(digits[400:500], training).copies
-    assert not audited(digits[400:500], digits[:1].expand(50, -1, -1, -1)).copies
+    assert audited(digits[100:200], training).figures()["copies"]
+    assert not audited(digits[400:500], training).figures()["copies"]
+    assert not audited(digits[400:500], digits[:1].expand(50, -1, -1, -1)).figures()["copies"]
 
 
 def test_mirrored_copies_are_copies_where_training_saw_them(digits):
     fresh, held_out = digits[:30].flip(-1), digits[500:1000]
-    assert not audit(fresh, digits[:500], held_out).copies
+    assert not audit(fresh, digits[:500], held_out).figures()["copies"]
     found = audit(fresh, digits[:500], held_out, mirrored=True)
-    assert found.copies and found.index.tolist() == list(range(30))
+    assert found.figures()["copies"] and found.index.tolist() == list(range(30))
 
 
 def test_the_nearest_of_images_and_their_mirror_images_are_those_of_brute_force(digits):
