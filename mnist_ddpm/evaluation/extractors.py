@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check, to_float
-from mnist_ddpm.evaluation.sharing import map_shares
 from mnist_ddpm.formats.checkpoints import shipped_path
 from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
@@ -150,9 +148,11 @@ class Judge:
         def function(part: Tensor) -> Tensor:
             return self.network(part.flip(-1) if mirrored else part)
 
-        options = {"batch_size": self.network.BATCH, "title": f"features of {title}"}
-        extract = partial(in_batches, function, device=self.device, **options)
-        return map_shares(self.world, extract, images)
+        share = self.world.share(len(images))
+        images_here = images[share.start : share.stop]
+        title = f"features of {title}"
+        features = in_batches(function, images_here, self.device, self.network.BATCH, title)
+        return self.world.gather_shares(features, len(images))
 
     def logits(self, features: Tensor) -> Tensor:
         """A classifier's float64 (N, outputs) of features (N, D)."""

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
-from mnist_ddpm.evaluation.sharing import collect
 from mnist_ddpm.machine import prefetch
 from mnist_ddpm.machine.partial_results import PartialResults
 from mnist_ddpm.machine.processes import World
@@ -142,7 +141,7 @@ def generate(
             images.append(part["images"])
             if "t" in part:
                 film = [*zip(part["t"].tolist(), part["xt"], part["x0_hat"])]
-    return collect(world, torch.cat(images), n), film
+    return world.gather_shares(torch.cat(images), n), film
 
 
 def noise_source(

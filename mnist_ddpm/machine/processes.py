@@ -36,6 +36,13 @@ class World:
         """All processes' x (N, …), in their order: (size * N, …)."""
         return x
 
+    def gather_shares(self, own: Tensor, n: int) -> Tensor:
+        """All n rows (n, …), of which each process has its own share, on the processor."""
+        most = -(-n // self.size)
+        padding = own.new_zeros(most - len(own), *own.shape[1:])  # all send as much
+        rows = self.gather(torch.cat([own, padding]).to(self.device)).cpu().split(most)
+        return torch.cat([row[: len(self.share(n, rank))] for rank, row in enumerate(rows)])
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return flag
