@@ -51,9 +51,8 @@ SCHEDULES |= {f"{name}-zero-snr": schedules.with_zero_snr(make) for name, make i
 SCHEDULES |= {"log-snr": schedules.log_snr, "flow": flow.flow}
 
 # what the network predicts
-PREDICTIONS: dict[str, Conversion] = {
-    "eps": EPS, "x0": X0, "v": V, "mu": MU, "velocity": flow.VELOCITY, "edm": edm.EDM,
-}  # fmt: skip
+PREDICTIONS: dict[str, Conversion] = {"eps": EPS, "x0": X0, "v": V, "mu": MU}
+PREDICTIONS |= {"velocity": flow.VELOCITY, "edm": edm.EDM}
 
 # a schedule to what draws t, for objectives that have nothing of their own; None: each alike
 TIMES: dict[str, Callable[[Schedule], TimeSampler | None]] = {
@@ -116,18 +115,19 @@ def stateless(
     learns_variance: bool = False,
     make_times: Callable[[int], TimeSampler] | None = None,
 ) -> ObjectiveEntry:
-    """The entry of an objective that has no network of its own, called with a conversion.
+    """The entry of an objective without a second network; make is called with a conversion.
 
     One of your own: "mine": stateless(predictions.for_any_prediction(l_mine)).
     """
 
     def make_method(recipe: Recipe, teacher: Teacher | None) -> Method:
-        conversion, condition = conversion_of(recipe), condition_of(recipe)
+        conversion = conversion_of(recipe)
+        condition = condition_of(recipe)
         method = as_method(make(conversion))
         if takes_next_time(recipe):
             fits = not condition and isinstance(method, PlainMethod) and not learns_variance
-            refused = f"it takes no condition, and no objective {recipe.objective}"
-            check(fits, f"network {recipe.network} learns where steps end: {refused}")
+            allowed = f"takes no condition, and no objective {recipe.objective}"
+            check(fits, f"network {recipe.network} learns where steps end: it {allowed}")
             return Shortcuts(method, conversion, teacher)
         method = method if teacher is None else Distilled(method, teacher)
         return Conditioned(method, condition) if condition else method
@@ -183,8 +183,8 @@ def conditions(recipe: Recipe, pictures: Tensor | None, batch: range) -> Tensor 
     condition = condition_of(recipe)
     if condition is None or pictures is None:
         return None
-    own = torch.arange(batch.start, batch.stop) % len(pictures)
-    return condition(ddpm.to_float(pictures[own]))
+    indices = torch.arange(batch.start, batch.stop) % len(pictures)
+    return condition(ddpm.to_float(pictures[indices]))
 
 
 def make_schedule(recipe: Recipe) -> Schedule:
@@ -193,16 +193,16 @@ def make_schedule(recipe: Recipe) -> Schedule:
     Raises ValueError for an unknown name, for tables that are no schedule's or have another T, and
     for one that ends in pure noise where eps is predicted.
     """
-    name, T = recipe.schedule, recipe.T
-    schedule = look_up("schedule", name, SCHEDULES)(T, recipe.beta_1, recipe.beta_T)
-    schedules.check_tables(name, schedule, T)
-    problem = f'schedule "{name}" ends in pure noise, where eps does not determine x_0'
-    determined = recipe.prediction != "eps" or schedule.a[-1] > 0
-    check(bool(determined), f'{problem}: take prediction "v" or "x0"')
+    name = recipe.schedule
+    schedule = look_up("schedule", name, SCHEDULES)(recipe.T, recipe.beta_1, recipe.beta_T)
+    schedules.check_tables(name, schedule, recipe.T)
+    determines_x0 = recipe.prediction != "eps" or schedule.a[-1].item() > 0
+    undetermined = f'schedule "{name}" ends in pure noise, where eps does not determine x_0'
+    check(determines_x0, f'{undetermined}: take prediction "v" or "x0"')
     return schedule
 
 
-def heeds_betas(recipe: Recipe) -> bool:
+def uses_betas(recipe: Recipe) -> bool:
     """Whether beta_1 and beta_T change the recipe's schedule. Raises ValueError as look_up."""
     make = look_up("schedule", recipe.schedule, SCHEDULES)
     first, second = (make(recipe.T, *betas).a for betas in ((1e-4, 0.02), (2e-4, 0.04)))
@@ -268,11 +268,13 @@ def make_times(recipe: Recipe) -> TimeSampler | None:
 
     Raises ValueError for an unknown name, and for one beside an objective that draws its own.
     """
-    entry, make = OBJECTIVES.get(recipe.objective), look_up("times", recipe.times, TIMES)
-    own = entry and entry.make_times
-    problem = f'objective "{recipe.objective}" draws times of its own'
-    check(own is None or recipe.times == "uniform", f"{problem}: leave times at uniform")
-    return make(make_schedule(recipe)) if own is None else own(recipe.T)
+    make = look_up("times", recipe.times, TIMES)
+    entry = OBJECTIVES.get(recipe.objective)
+    if entry is None or entry.make_times is None:
+        return make(make_schedule(recipe))
+    drawn = f'objective "{recipe.objective}" draws its own times'
+    check(recipe.times == "uniform", f"{drawn}: leave times at uniform")
+    return entry.make_times(recipe.T)
 
 
 def make_path(recipe: Recipe, name: str) -> Schedule:
@@ -280,15 +282,19 @@ def make_path(recipe: Recipe, name: str) -> Schedule:
 
     For any prediction: x_0 is found on the recipe's schedule.
     """
-    problem = "prediction is mu, the mean of a step of the schedule"
-    check(recipe.prediction != "mu", f"{problem}: it cannot be sampled along another path")
+    is_possible = recipe.prediction != "mu"  # the mean of a step of the schedule
+    check(is_possible, "prediction is mu, which cannot be sampled along another path")
     return make_schedule(replace(recipe, schedule=name, prediction="x0"))
 
 
 def make_denoiser(
-    network: Network, schedule: Schedule, recipe: Recipe, c: Tensor | None = None,
-    path: Schedule | None = None, with_exponent: bool = False,
-) -> Denoiser | LearnedDenoiser:  # fmt: skip
+    network: Network,
+    schedule: Schedule,
+    recipe: Recipe,
+    c: Tensor | None = None,
+    path: Schedule | None = None,
+    with_exponent: bool = False,
+) -> Denoiser | LearnedDenoiser:
     """A network as a denoiser, not clipped; with_exponent: a LearnedDenoiser, where it can be one.
 
     c (N, K, H, W): the condition of what is drawn. path: one to sample along in place of the
@@ -296,8 +302,8 @@ def make_denoiser(
     network.
     """
     needed = "needs" if recipe.conditional else "takes no"
-    problem = f"condition is {recipe.condition}: the network {needed} c, an image of each draw"
-    check((c is not None) == recipe.conditional, problem)
+    advice = f"condition is {recipe.condition}: the network {needed} c, an image of each draw"
+    check((c is not None) == recipe.conditional, advice)
     network = network if c is None else conditioning.with_condition(network, c)
     learned = learns_variance(recipe)
     make = learned_variance.learned_denoiser if learned else predictions.denoiser
@@ -319,15 +325,15 @@ def bound_denoiser(
     return clip(denoise, schedule)
 
 
-def heading(sampler: str, times: list[int], recipe: Recipe) -> list[int] | None:
-    """The times that the network is to be told by a sampler of that name; None: none.
+def next_times(sampler: str, times: list[int], recipe: Recipe) -> list[int] | None:
+    """The times, if a sampler of that name gives the network the one to which a step goes.
 
-    Raises ValueError where the network cannot be told.
+    Else None. Raises ValueError for a network that does not take it.
     """
     if not gives_next_time(sampler):
         return None
-    problem = f"sampler {sampler} gives the network the time to which a step goes"
-    check(takes_next_time(recipe), f"{problem}: take another, or train --network shortcut")
+    needed = f"sampler {sampler} needs a network that takes the time to which a step goes"
+    check(takes_next_time(recipe), f"{needed}: take another, or train --network shortcut")
     return times
 
 

@@ -35,7 +35,7 @@ def fourier_unet(recipe: Recipe, in_channels: int, out_channels: int) -> UNet:
 def unet_of(
     unet_class: type[UNet], recipe: Recipe, in_channels: int, out_channels: int, **options
 ) -> UNet:
-    """A U-Net of that class, with the recipe's sizes, and options of its own."""
+    """A U-Net of that class, with the recipe's sizes, and further options."""
     network = unet_class(
         channels=in_channels,
         out_channels=out_channels,

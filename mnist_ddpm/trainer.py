@@ -24,10 +24,10 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.methods.guidance import Teacher
-from mnist_ddpm.training import checkpoint_files, loop, previews, run, saving, throughput
+from mnist_ddpm.training import checkpoint_files, loop, previews, run, saving, session, throughput
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.sampling_defaults import advice_for
+from mnist_ddpm.training.sampling_defaults import defaults_for_run
 
 Device = torch.device | str
 Weights = dict[str, Tensor]  # by name
@@ -54,15 +54,14 @@ def start_run(
     for name, part in (part_weights or {}).items():
         checkpoint_files.load_weights(method.parts[name].state_dict(), part, source)
     make = partial(make_optimizer, recipe=recipe)
-    return run.start_run(recipe, network, make, method, make_times(recipe))
+    return run.new_run(recipe, network, make, method, make_times(recipe))
 
 
-def method_of(recipe: Recipe) -> dict:
+def method_settings(recipe: Recipe) -> dict:
     """Settings that rebuild the network and sample from it, where they are not the notebook's."""
-    names, of_network = ["schedule", "prediction"], ("network", "condition", "classes")
-    for name in (*of_network, "attributes", "blocks_per_level", "norm_groups"):
-        if getattr(recipe, name) != getattr(Recipe, name):
-            names.append(name)
+    names = ["schedule", "prediction"]
+    optional = ("network", "condition", "classes", "attributes", "blocks_per_level", "norm_groups")
+    names += [name for name in optional if getattr(recipe, name) != getattr(Recipe, name)]
     if isinstance(recipe.image_size, tuple):
         names.append("image_size")
     if recipe.attention != (len(recipe.channel_mults) - 1,):
@@ -77,56 +76,71 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint of an averaged network, and the record of its training.
 
-    draw: advice, if any. Raises OSError where it cannot be written.
+    draw: how to sample from it best, if known. Raises OSError where it cannot be written.
     """
-    checkpoint_files.write_checkpoint(folder, network, recipe, record, method_of(recipe), draw)
+    method = method_settings(recipe)
+    checkpoint_files.write_checkpoint(folder, network, recipe, record, method, draw)
 
 
 def train(
-    recipe: Recipe, images: Tensor, folder: str | Path, labels: Tensor | None = None,
-    resume: bool = False, weights: Weights | None = None, deadline: float = math.inf,
-    device: Device = "cpu", world: World = run.ALONE, log: loop.Log | None = None,
-    ending: float | None = None, draw: dict | None = None, teacher: Teacher | None = None,
+    recipe: Recipe,
+    images: Tensor,
+    folder: str | Path,
+    labels: Tensor | None = None,
+    resume: bool = False,
+    weights: Weights | None = None,
+    deadline: float = math.inf,
+    device: Device = "cpu",
+    world: World = run.ALONE,
+    log: session.Log | None = None,
+    ending: float | None = None,
+    draw: dict | None = None,
+    teacher: Teacher | None = None,
     part_weights: dict[str, Weights] | None = None,
-) -> Run:  # fmt: skip
+) -> Run:
     """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 
-    Alone, or as one process of a world. deadline, ending: as of loop.fit. draw: advice how to draw;
-    None: what was measured of such recipes, or what the folder's checkpoint says already. teacher:
-    that of formats.teachers. Raises ValueError for a run that names a teacher, or a new one that
-    names weights to start from, which are not given, and as machine.check_precision,
-    saving.resume_run and loop.fit.
+    weights, part_weights, teacher: as of start_run. deadline, ending: as of loop.fit. draw: how to
+    sample best; None: defaults_for_run. Raises ValueError where the recipe names weights to start
+    from or a teacher, and none are passed, and as check_precision, resume_run and loop.fit.
     """
-    missing = recipe.init_from and weights is None and not resume
-    problem = f"init_from is {recipe.init_from}, and there are no weights"
-    check(not missing, f"{problem}: pass those that pretrained gives, or leave init_from empty")
-    problem = f"teacher is {recipe.teacher}, and there is none"
-    known = teacher is not None or not recipe.teacher
-    check(known, f"{problem}: pass that of formats.teachers, or leave it empty")
+    has_weights = resume or weights is not None or not recipe.init_from
+    check(has_weights, f"init_from is {recipe.init_from}: pass the weights of initial_weights")
+    has_teacher = teacher is not None or not recipe.teacher
+    check(has_teacher, f"teacher is {recipe.teacher}: pass that of teachers.load_teacher")
     devices.check_precision(recipe.precision, device)
     recipe = replace(recipe, compile=recipe.compile and devices.compiles(device, recipe.precision))
-    begin = partial(start_run, device=device, teacher=teacher)
+    start = partial(start_run, device=device, teacher=teacher)
     if resume:
-        begun = saving.resume_run(folder, begin, recipe)
+        begun = saving.resume_run(folder, start, recipe)
     else:
-        begun = begin(recipe, weights=weights, part_weights=part_weights)
+        begun = start(recipe, weights=weights, part_weights=part_weights)
     if world.rank == 0:
         count = f"{run.count_parameters(begun.network):,} parameters"
         place = f"{world.size} processes" if world.size > 1 else device
         shape = tuple(images.shape[1:])
         print(f"{len(images):,} images of {shape}, {count}, on {place}", flush=True)
-    is_mirrored = dataset_named(recipe.dataset).is_mirrored
     preview = partial(
-        previews.preview, make_denoiser=partial(make_denoiser, recipe=recipe),
-        processes=world.size, c=conditions(recipe, images, range(previews.IMAGES)),
-    )  # fmt: skip
-    draw = advice_for(begun, folder, resume) if draw is None else draw
+        previews.draw_preview,
+        make_denoiser=partial(make_denoiser, recipe=recipe),
+        processes=world.size,
+        c=conditions(recipe, images, range(previews.IMAGES)),
+    )
+    draw = defaults_for_run(begun, folder, resume) if draw is None else draw
     return loop.fit(
-        begun, images, make_schedule(recipe), folder,
-        save_checkpoint=partial(save_checkpoint, draw=draw), labels=labels, deadline=deadline,
-        augment=ddpm.mirrored if is_mirrored else None, ending=ending, world=world, log=log,
+        begun,
+        images,
+        make_schedule(recipe),
+        folder,
+        save_checkpoint=partial(save_checkpoint, draw=draw),
+        labels=labels,
+        deadline=deadline,
+        augment=ddpm.mirrored if dataset_named(recipe.dataset).is_mirrored else None,
+        ending=ending,
+        world=world,
+        log=log,
         preview=preview,
-    )  # fmt: skip
+    )
 
 
 def measure(device: torch.device) -> throughput.ThroughputMeter:

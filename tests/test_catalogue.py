@@ -20,13 +20,13 @@ from mnist_ddpm.catalogue import (
     SCHEDULES,
     SPACINGS,
     VARIANCES,
-    heeds_betas,
     make_denoiser,
     make_method,
     make_network,
     make_schedule,
     sampling_times,
     stateless,
+    uses_betas,
 )
 from mnist_ddpm.data import sets
 from mnist_ddpm.data.pictures import margin
@@ -106,7 +106,7 @@ def test_tables_begin_with_the_image(monkeypatch):
 @pytest.mark.parametrize("T", [1, 1000])
 def test_which_schedules_have_betas_of_their_own(T):
     names = SCHEDULES if T > 1 else SCHEDULES.keys() - ZERO_SNR
-    own = {name for name in names if not heeds_betas(Recipe(schedule=name, T=T))}
+    own = {name for name in names if not uses_betas(Recipe(schedule=name, T=T))}
     assert own == {"cosine", "cosine-zero-snr", "flow", "log-snr"} & {*names}
 
 

@@ -29,10 +29,11 @@ from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, folder_lock
 from mnist_ddpm.machine.processes import World
-from mnist_ddpm.training import loop, planning, previews, sampling_defaults, saving, throughput
+from mnist_ddpm.training import loop, planning, previews, saving, throughput
 from mnist_ddpm.training.presets import PRESETS, preset
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import training_step
+from mnist_ddpm.training.sampling_defaults import measured_defaults
 
 FACES = Recipe(dataset="celeba", attributes=("Smiling",), **NETWORK)
 GREY = "--channels 1 --image-size 32 --accumulation 1"
@@ -363,8 +364,8 @@ def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, caps
     assert checkpoints.sampling_defaults(mine) == {"steps": 7}, "your own is kept"
     assert run("train", *tiny, "--schedule", "cosine", "--out", other) == 0
     assert "draw" not in json.loads((other / "config.json").read_text())
-    assert sampling_defaults.best(preset("faces-64-small")) == CELEBA.draw["cosine", 1000]
-    assert sampling_defaults.best(preset("faces-64-small", dataset="ffhq")) == {}
+    assert measured_defaults(preset("faces-64-small")) == CELEBA.draw["cosine", 1000]
+    assert measured_defaults(preset("faces-64-small", dataset="ffhq")) == {}
     method = catalogue.make_method(preset("mnist", objective="consistency"))
     assert method.sampling_defaults["sampler"] == "consistency"
 

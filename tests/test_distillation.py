@@ -11,7 +11,8 @@ from helpers import equal
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import PREDICTIONS, make_schedule
 from mnist_ddpm.data import sets
-from mnist_ddpm.formats import checkpoints, teachers
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.teachers import load_teacher
 from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods.distillation import Distilled
 from mnist_ddpm.methods.predictions import weighted
@@ -46,7 +47,7 @@ def places(tmp_path_factory):
 def test_who_says_what_the_teacher_says_has_nothing_to_learn(name, places):
     """Not what would have been right."""
     conversion, (x0, eps) = PREDICTIONS[name], example()
-    teacher = teachers.teacher(replace(SMALL, teacher=str(places[0])))
+    teacher = load_teacher(replace(SMALL, teacher=str(places[0])))
     says = teacher(None)
 
     def student(xt, t):
@@ -61,7 +62,7 @@ def test_who_says_what_the_teacher_says_has_nothing_to_learn(name, places):
 
 
 def test_a_teacher_is_guided_as_its_checkpoint_advises(places):
-    plain, guided = (teachers.teacher(replace(SMALL, teacher=str(place)))(None) for place in places)
+    plain, guided = (load_teacher(replace(SMALL, teacher=str(place)))(None) for place in places)
     strong, weak = (checkpoints.load(path).network for path in (places[1], places[1] / "guide"))
     x = example()[1]
     expected = strong(x, T)
@@ -76,10 +77,10 @@ def test_a_teacher_of_another_schedule_is_asked_along_the_student_s(places):
     recipe = Recipe(**NETWORK, schedule="flow", prediction="velocity")
     path, (x0, eps) = make_schedule(recipe), example()
     xt = ddpm.q_sample(path, x0, T, eps)
-    x0_hat, eps_hat, *_ = teachers.teacher(replace(recipe, teacher=str(places[0])))(None)(xt, T)
+    x0_hat, eps_hat, *_ = load_teacher(replace(recipe, teacher=str(places[0])))(None)(xt, T)
     torch.testing.assert_close(ddpm.q_sample(path, x0_hat, T, eps_hat), xt)
     assert not torch.allclose(
-        eps_hat, teachers.teacher(replace(SMALL, teacher=str(places[0])))(None)(xt, T)[1]
+        eps_hat, load_teacher(replace(SMALL, teacher=str(places[0])))(None)(xt, T)[1]
     )
 
 
@@ -87,9 +88,9 @@ def test_images_whose_label_is_hidden_may_have_a_teacher_of_their_own(places, tm
     recipe = replace(SMALL, classes=3)
     save_network(tmp_path / "known", recipe)
     asked = replace(recipe, teacher=str(tmp_path / "known"), teacher_unlabelled=str(places[1]))
-    both, xt, labels = teachers.teacher(asked), example()[1], torch.tensor([3, 0, 3, 2])
-    known = teachers.teacher(replace(asked, teacher_unlabelled=""))(labels)(xt, T)
-    plain = teachers.teacher(replace(SMALL, teacher=str(places[1])))(None)(xt, T)
+    both, xt, labels = load_teacher(asked), example()[1], torch.tensor([3, 0, 3, 2])
+    known = load_teacher(replace(asked, teacher_unlabelled=""))(labels)(xt, T)
+    plain = load_teacher(replace(SMALL, teacher=str(places[1])))(None)(xt, T)
     for found, one, other in zip(both(labels)(xt, T), known, plain):
         torch.testing.assert_close(found[1::2], one[1::2])
         torch.testing.assert_close(found[::2], other[::2])
@@ -131,7 +132,7 @@ def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tm
 
     batch = Batch(x0, T, eps, torch.tensor([3, 1, 3, 3]), true)
     for scale, wanted in ((0.0, told), (3.0, torch.lerp(untold, told, 3.0))):
-        teacher = teachers.teacher(replace(asked, teacher_guidance=scale))
+        teacher = load_teacher(replace(asked, teacher_guidance=scale))
         losses = Distilled(PlainMethod(ddpm.l_simple), teacher).loss(student, SCHEDULE, batch)
         torch.testing.assert_close(losses, wanted.square().mean(dim=(1, 2, 3)))
 
@@ -142,7 +143,7 @@ def test_in_an_interval_a_teacher_is_told_each_image_s_own_label(tmp_path):
     torch.nn.init.normal_(strong.label.weight, generator=torch.Generator().manual_seed(0))
     draw = {"guidance": 3.0, "guidance_interval": [5, 13]}
     save_checkpoint(tmp_path / "known", strong, recipe, {}, draw)
-    teacher = teachers.teacher(replace(recipe, teacher=str(tmp_path / "known")))
+    teacher = load_teacher(replace(recipe, teacher=str(tmp_path / "known")))
     x, labels = example()[1], torch.tensor([0, 1, 2, 1])
     expected = strong(x, T, labels)
     expected[1:3] = torch.lerp(strong(x, T), expected, 3.0)[1:3]
@@ -163,5 +164,5 @@ def test_in_an_interval_a_teacher_is_told_each_image_s_own_label(tmp_path):
 def test_who_cannot_teach_is_refused(student, named, places):
     place = places[0] if student else places[0] / "nowhere"
     with pytest.raises((ValueError, FileNotFoundError)) as raised:
-        teachers.teacher(Recipe(**NETWORK | student, teacher=str(place)))
+        load_teacher(Recipe(**NETWORK | student, teacher=str(place)))
     assert named in str(raised.value)

@@ -13,8 +13,8 @@ from mnist_ddpm.data import sets
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.distribution_matching import (
-    FASTER,
-    JUDGING,
+    CRITIC_RATE,
+    FAKE_RATE_FACTOR,
     DistributionMatching,
     chains_of,
 )
@@ -210,8 +210,8 @@ def test_a_step_tells_true_labels_too_and_gives_each_network_its_rate():
     hidden = told == 3
     assert 0 < hidden.sum() < 16 and torch.equal(told[~hidden], true[~hidden])
     own, second, critic = (optimizer.param_groups[0] for _, optimizer in begun.trained)
-    assert second["lr"] == FASTER * own["lr"] > 0
-    assert critic["lr"] == pytest.approx(JUDGING)
+    assert second["lr"] == FAKE_RATE_FACTOR * own["lr"] > 0
+    assert critic["lr"] == pytest.approx(CRITIC_RATE)
     for network, optimizer in begun.trained:
         assert [*map(id, network.parameters())] == [*map(id, optimizer.param_groups[0]["params"])]
     assert own["betas"][0] == critic["betas"][0] == 0 < second["betas"][0]

@@ -78,7 +78,7 @@ def test_the_example_in_the_docs_draws_our_images(exported, tmp_path, monkeypatc
     drawn = {}
     exec(example, drawn)
     if recipe == TOLD:
-        network = shortcuts.heading(network, ddpm.timesteps(100, 50), 100)
+        network = shortcuts.with_next_times(network, ddpm.timesteps(100, 50), 100)
     told = guidance.with_labels(network, torch.arange(4)) if recipe.classes else network
     denoise = ddpm.clipped(catalogue.make_denoiser(told, schedule, recipe), schedule)
     images, _ = ddpm.generate(denoise, schedule, 4, recipe.shape, ddpm.ddim_sampler)

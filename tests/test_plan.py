@@ -13,8 +13,8 @@ from trained import PATH, TINY, start_simple
 
 from mnist_ddpm import trainer
 from mnist_ddpm.datasets import MNIST
-from mnist_ddpm.training import loop, planning, throughput
-from mnist_ddpm.training.options import size_in_words
+from mnist_ddpm.training import planning, session, throughput
+from mnist_ddpm.training.options import format_size
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.throughput import ThroughputMeter
@@ -90,7 +90,7 @@ def test_the_plan_fills_the_time_with_what_fit_will_do(machine, minutes, n):
     steps = n // batch
     total = round(plan.recipe.epochs * steps)
     training = total * batch / plan.pace
-    preview_every = steps * max(1, loop.PREVIEW_EVERY // steps)
+    preview_every = steps * max(1, session.PREVIEW_EVERY // steps)
     drawing = min(plan.preview * total / preview_every, 3 + plan.preview + training / 20)
     assert training + drawing == pytest.approx(plan.seconds, rel=0.03 if minutes < 60 else 0.01)
     assert plan.seconds == pytest.approx(0.99 * 60 * minutes)
@@ -206,7 +206,7 @@ def test_a_size_that_is_asked_for_is_planned(machine, size):
     plan = make_plan(machine, 2, size=size)
     assert (plan.preset, plan.recipe.image_size) == ("faces-64-small", size), "in no time faces-32"
     flags = dict(zip(plan.flags(), plan.flags()[1:]))
-    assert flags.get("--image-size", "64") == size_in_words(size)
+    assert flags.get("--image-size", "64") == format_size(size)
     with pytest.raises(ValueError, match="^image_size is 64x90"):
         make_plan(machine, 2, size=(64, 90))
 

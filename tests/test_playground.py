@@ -26,7 +26,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import inpainting, schedules, solvers
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.guidance import guided, with_labels
-from mnist_ddpm.methods.shortcuts import heading, shortcut_sampler
+from mnist_ddpm.methods.shortcuts import shortcut_sampler, with_next_times
 from mnist_ddpm.training.recipe import Recipe
 
 spec = importlib.util.spec_from_file_location("playground_build", ROOT / "playground" / "build.py")
@@ -204,7 +204,7 @@ def draw_in_python(checkpoint, seed, image, steps, sampler, label=None, guidance
     if checkpoint.recipe == FEW and sampler == consistency_sampler:  # as its advice says
         times = schedules.even_signal(schedule, steps)
     if sampler == shortcut_sampler:
-        network = heading(checkpoint.network, times, schedule.T)
+        network = with_next_times(checkpoint.network, times, schedule.T)
         checkpoint = checkpoint._replace(network=network)
     denoise = denoiser_of(checkpoint, label, guidance)
     *_, (_, x, _) = sampler(denoise, schedule, times, draw_noise(), draw_noise)

@@ -24,7 +24,7 @@ from mnist_ddpm.methods.learned_variance import l_vlb
 from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training import saving
-from mnist_ddpm.training.run import join
+from mnist_ddpm.training.run import join_world
 
 ROOT = Path(__file__).resolve().parent.parent
 # Times that are chosen by all losses so far; labels; batches in parts
@@ -54,7 +54,7 @@ def calling(action):
 def half(folder: Path, world: World) -> None:
     """Five steps, and a checkpoint of them. Of two parts, gradients are shared with the second."""
     run, shared = start(RECIPE), []
-    join(run, world)
+    join_world(run, world)
     objective = calling(lambda k: shared.append(run.called.require_backward_grad_sync))
     losses = steps(run, objective, IMAGES, labels=LABELS, world=world)
     assert len([*islice(losses, 5)]) == 5
@@ -263,15 +263,15 @@ def member(size: int, rank: int = 0, **methods) -> World:
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="12 .* 5 processes"):
-        join(start_simple(replace(TINY, batch_size=12)), member(5))
+        join_world(start_simple(replace(TINY, batch_size=12)), member(5))
 
 
 def test_a_run_of_several_processes_is_not_fitted_as_if_it_were_alone(tmp_path):
     world = member(2, prepare=lambda self, network: torch.nn.Sequential(network))
     run = start_simple(TINY)
-    join(run, world)
+    join_world(run, world)
     called = run.called
-    join(run, world)
+    join_world(run, world)
     assert run.called is called, "wrapped once"
     with pytest.raises(ValueError, match="joined"):
         fit(run, tmp_path)

@@ -24,7 +24,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import likelihood
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.cost import least_maps
-from mnist_ddpm.training.options import read_size, size_in_words
+from mnist_ddpm.training.options import format_size, parse_size
 from mnist_ddpm.training.recipe import Recipe
 
 TINY = Recipe(
@@ -39,11 +39,11 @@ SMALL = "--base-channels 4 --channel-mults 1 2 --T 8 --batch-size 8".split()
 
 def test_a_size_is_read_as_it_is_written():
     for size, text in ((64, "64"), ((64, 96), "64x96"), ((96, 64), "96x64")):
-        assert read_size(text) == size and size_in_words(size) == text
-    assert read_size("32x32") == 32
+        assert parse_size(text) == size and format_size(size) == text
+    assert parse_size("32x32") == 32
     for text in ("5x", "x5", "1x2x3", "-8", "8 x 8", "", "8x8.0", "9" * 5000):
         with pytest.raises(ValueError, match="image_size"):
-            read_size(text)
+            parse_size(text)
 
 
 def test_a_recipe_has_a_height_and_a_width():
@@ -112,8 +112,8 @@ def as_in_the_notebook(image: Image.Image, size: tuple[int, int], bleed: float) 
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
-@pytest.mark.parametrize("size", [(8, 12), (24, 4), (16, 15)], ids=size_in_words)
-@pytest.mark.parametrize("given", [(48, 32), (60, 32), (48, 72)], ids=size_in_words)
+@pytest.mark.parametrize("size", [(8, 12), (24, 4), (16, 15)], ids=format_size)
+@pytest.mark.parametrize("given", [(48, 32), (60, 32), (48, 72)], ids=format_size)
 def test_pictures_are_cropped_to_the_shape_around_their_centre(tmp_path, given, size):
     save(tmp_path / "a.png", ramp(*given))
     (image,) = load_folder(image_recipe("x", size), tmp_path, tmp_path / "cache")
@@ -121,7 +121,7 @@ def test_pictures_are_cropped_to_the_shape_around_their_centre(tmp_path, given, 
     assert (image.int() - expected.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("size", [(70, 140), (140, 70), (109, 89)], ids=size_in_words)
+@pytest.mark.parametrize("size", [(70, 140), (140, 70), (109, 89)], ids=format_size)
 def test_faces_are_taken_from_the_columns_of_their_square_and_as_many_rows(tmp_path, size):
     save(tmp_path / "celeba" / "000001.jpg", ramp(*ORIGINAL))
     image = celeba.load_celeba(image_recipe(image_size=size), tmp_path)[0]

@@ -13,8 +13,8 @@ from trained import TINY, fit, start_simple, stopped_clock
 
 from mnist_ddpm.ddpm import learning_rate_at, total_steps
 from mnist_ddpm.machine.interrupts import Stopped
-from mnist_ddpm.training import loop, run_length, saving
-from mnist_ddpm.training.run_length import Clock
+from mnist_ddpm.training import loop, run_length, saving, session
+from mnist_ddpm.training.run_length import TimedLength
 
 SECONDS = 600.0
 # Steps a second, by the share of the time that is gone; 0.6 are planned for
@@ -35,7 +35,7 @@ class Machine:
         self.now, self.pace, self.compiling = stopped_clock(monkeypatch), pace, compiling
         self.began, self.rates, self.pressed = self.now[0], [], math.inf
         monkeypatch.setattr(loop, "training_step", self.step)
-        monkeypatch.setattr(loop, "PREVIEW_EVERY", 60)
+        monkeypatch.setattr(session, "PREVIEW_EVERY", 60)
 
     @property
     def gone(self):
@@ -140,7 +140,7 @@ def test_processes_keep_one_time(monkeypatch):
 
     def told(world):
         now.time = 2.0 * world.rank
-        clock, totals = Clock(10.0, 10, 0.0, world), []
+        clock, totals = TimedLength(10.0, 10, 0.0, world), []
         for step in range(1, 11):
             now.time = step + 2.0 * world.rank
             totals.append(clock(step))

@@ -18,8 +18,8 @@ from mnist_ddpm.ddpm import eps_denoiser, l_simple
 from mnist_ddpm.machine import folder_lock
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.trainer import save_checkpoint
-from mnist_ddpm.training import loop, saving
-from mnist_ddpm.training.previews import preview
+from mnist_ddpm.training import loop, saving, session
+from mnist_ddpm.training.previews import draw_preview
 from mnist_ddpm.training.saving import save_run, saved_step
 
 BLACK = np.zeros((1, 1), np.uint8)
@@ -34,7 +34,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def each_epoch(monkeypatch):
     """Saves after each epoch, of six steps."""
-    monkeypatch.setattr(loop, "PREVIEW_EVERY", 6)
+    monkeypatch.setattr(session, "PREVIEW_EVERY", 6)
 
 
 def resume_run(folder, recipe=None):
@@ -42,7 +42,7 @@ def resume_run(folder, recipe=None):
 
 
 def draw(run, schedule):
-    return preview(run, schedule, eps_denoiser)
+    return draw_preview(run, schedule, eps_denoiser)
 
 
 def names(folder):
@@ -111,7 +111,7 @@ def test_previews_are_of_averaged_weights_of_all_labels_in_turn_and_of_the_same_
 
         return denoise
 
-    pictures = [preview(run, PATH, make_denoiser) for _ in range(2)]
+    pictures = [draw_preview(run, PATH, make_denoiser) for _ in range(2)]
     assert np.array_equal(*pictures)
     networks, noise = zip(*seen)
     assert all(network.func is run.ema for network in networks)
@@ -121,10 +121,10 @@ def test_previews_are_of_averaged_weights_of_all_labels_in_turn_and_of_the_same_
     alone = torch.cat(noise[: len(noise) // 2])
     assert torch.equal(alone, ddpm.noise_source(4, range(36), TINY.shape)())
     seen.clear()
-    preview(run, PATH, make_denoiser, processes=2)
+    draw_preview(run, PATH, make_denoiser, processes=2)
     assert max(len(x) for _, x in seen) == 4
     with pytest.raises(FloatingPointError):
-        preview(run, PATH, lambda *_: lambda x, t: (x * math.nan, x))
+        draw_preview(run, PATH, lambda *_: lambda x, t: (x * math.nan, x))
 
 
 def test_long_epochs_are_saved_every_five_minutes(tmp_path, clock):
@@ -246,8 +246,8 @@ def test_a_schedule_that_leaves_signal_is_told(tmp_path, capsys):
 def test_steps_that_end_early_are_saved_as_far_as_they_went(tmp_path, monkeypatch):
     real = loop.training_loop
 
-    def ending(run, *rest):
-        for loss in real(run, *rest):
+    def ending(run, *rest, **options):
+        for loss in real(run, *rest, **options):
             yield loss
             if run.step == 4:
                 return
@@ -393,7 +393,7 @@ def test_a_folder_that_is_removed_meanwhile_is_made_anew_and_that_is_told(
     run, folder = start(TINY), tmp_path / "run"
     fit(run, folder, at_step(run, 8, lambda: shutil.rmtree(folder)), preview=lambda *_: BLACK)
     assert saved_step(folder) == resume_run(folder).step == 12
-    assert "anew" in capsys.readouterr().out
+    assert "again" in capsys.readouterr().out
 
 
 def test_a_run_that_began_in_the_same_folder_meanwhile_is_not_overwritten(tmp_path):

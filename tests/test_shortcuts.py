@@ -20,9 +20,9 @@ from mnist_ddpm.methods.shortcuts import (
     FINEST,
     Shortcuts,
     ShortcutUNet,
-    heading,
     shortcut_sampler,
     steps_of,
+    with_next_times,
 )
 from mnist_ddpm.training.recipe import Recipe
 
@@ -93,7 +93,7 @@ def test_without_a_teacher_steps_of_no_length_learn_from_the_images():
 def test_a_right_network_lands_where_the_ode_does(steps):
     _, _, noise = example(8)
     times = ddpm.timesteps(1000, steps)
-    network = heading(right, times, 1000)
+    network = with_next_times(right, times, 1000)
     denoise = catalogue.predictions.denoiser(network, PATH, V)
     *_, (_, found, _) = shortcut_sampler(denoise, PATH, times, noise, None)
     T = torch.full((8,), 1000)
@@ -120,7 +120,7 @@ def test_labels_and_the_next_time_are_told_together():
         asked.append((t.tolist(), labels.tolist(), s.tolist()))
         return xt
 
-    headed = with_labels(heading(network, [50, 20, 7], 64), torch.tensor([2, 1]))
+    headed = with_labels(with_next_times(network, [50, 20, 7], 64), torch.tensor([2, 1]))
     for t in (50, 20, 7):
         headed(torch.zeros(2, 1, 4, 4), torch.full((2,), t))
     assert asked == [([t] * 2, [2, 1], [s] * 2) for t, s in ((50, 20), (20, 7), (7, 0))]

@@ -13,7 +13,7 @@ from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.run import start_run, training_step
+from mnist_ddpm.training.run import new_run, training_step
 
 NOTEBOOK = ddpm.Settings(
     dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1.5,
@@ -29,7 +29,7 @@ def test_the_step_is_the_notebooks_bit_for_bit(options):
     list(ddpm.training_loop(theirs, images, PATH, **options))
     network = ddpm.make_network(NOTEBOOK)
     recipe = replace(TINY, epochs=1.5, ema_decay=0.5, warmup_steps=500)
-    ours = start_run(recipe, network, lambda network: torch.optim.Adam(network.parameters()))
+    ours = new_run(recipe, network, lambda network: torch.optim.Adam(network.parameters()))
     list(training_loop(ours, images, PATH, **options))
     assert ours.step == theirs.step == 9 and ours.losses == theirs.losses
     assert same(ours.network, theirs.network) and same(ours.ema, theirs.ema)

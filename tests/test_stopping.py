@@ -19,7 +19,7 @@ from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine import folder_lock, interrupts
 from mnist_ddpm.machine.interrupts import SIGNALS, Stopped, deferred_interrupt
-from mnist_ddpm.training import loop
+from mnist_ddpm.training import session
 from mnist_ddpm.training.saving import resume_run, saved_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +158,7 @@ def test_a_progress_bar_that_cannot_be_written_stops_nothing(tmp_path, monkeypat
                 raise BrokenPipeError(32, "gone")
 
     pipe, released = Pipe(), []
-    monkeypatch.setattr(loop, "progress_bar", partial(tqdm, file=pipe, mininterval=0))
+    monkeypatch.setattr(session, "progress_bar", partial(tqdm, file=pipe, mininterval=0))
     run = fit(start(TINY), tmp_path)
     assert saved_step(tmp_path) == run.step == 12 and pipe.writes > 2
 

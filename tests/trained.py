@@ -10,15 +10,15 @@ from torch import nn
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.machine import folder_lock, interrupts
 from mnist_ddpm.method import as_method
-from mnist_ddpm.training import loop, run_length
+from mnist_ddpm.training import loop, run_length, session
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.run import Run, start_run
+from mnist_ddpm.training.run import Run, new_run
 
 
 def stopped_clock(monkeypatch) -> list[float]:
     """The time in training, as a list of one number: it stands still unless a test moves it."""
     now = [100.0]
-    for module in (loop, run_length, interrupts):
+    for module in (loop, session, run_length, interrupts):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
@@ -64,7 +64,7 @@ def start_simple(recipe: Recipe, objective=ddpm.l_simple) -> Run:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = Simple()
-    return start_run(recipe, network, partial(catalogue.make_optimizer, recipe=recipe), objective)
+    return new_run(recipe, network, partial(catalogue.make_optimizer, recipe=recipe), objective)
 
 
 def fit(run: Run, folder, objective=None, images=None, **options) -> Run:

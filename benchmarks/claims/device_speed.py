@@ -39,7 +39,7 @@ def training(b: Bench) -> None:
     """Each precision: digits are learned, pace, and the share of the matrix rate."""
     for precision in b.precisions():
         rate, recipe = b.matrix_rate(precision), b.recipe(precision=precision)
-        run, steps = b.start(recipe, loop.at_hand(b.digits(), b.device))
+        run, steps = b.start(recipe, loop.on_device_if_it_fits(b.digits(), b.device))
         losses = [*islice(steps, b.size(20, 2))]
         began, before = time.perf_counter(), run.step
         for _ in steps:

@@ -131,7 +131,7 @@ def epochs(b: Bench) -> None:
     Without saves and previews.
     """
     recipe = b.recipe(precision=b.default_precision, epochs=b.size(EPOCHS, 1))
-    dataset = loop.at_hand(b.digits(), b.device)
+    dataset = loop.on_device_if_it_fits(b.digits(), b.device)
     run, steps = b.start(recipe, dataset)
     seconds = b.timed(lambda: [*takewhile(lambda _: b.seconds_left > 5, steps)])
     total = ddpm.total_steps(recipe, len(dataset))

@@ -15,7 +15,7 @@ from harness import ROOT
 
 from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.machine import streams
-from mnist_ddpm.training import loop, previews
+from mnist_ddpm.training import previews, session
 
 COMMAND = sys.executable, "-m", "mnist_ddpm"
 NOISE = "Traceback", "Exception ignored", "Fatal Python error"
@@ -51,7 +51,7 @@ def fork(work: Callable[[], int], folder: Path, files: Sequence[Path]) -> int:
 def run_command(arguments: list[str]) -> int:
     """As `python -m mnist_ddpm` after its imports, but with some saves in a short run."""
     streams.tolerate_broken_streams()
-    loop.PREVIEW_EVERY, loop.SAVE_EVERY, previews.STEPS = 12, 1, 4
+    session.PREVIEW_EVERY, session.SAVE_EVERY, previews.STEPS = 12, 1, 4
     return run_command_line(arguments)
 
 

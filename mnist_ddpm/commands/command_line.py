@@ -21,7 +21,7 @@ from mnist_ddpm import __version__
 from mnist_ddpm.commands import flags, training_flags
 from mnist_ddpm.machine.shell import expand_home, program
 from mnist_ddpm.machine.text import CONTROL, printable
-from mnist_ddpm.training.options import PRESETS, check_size, settled
+from mnist_ddpm.training.options import PRESETS, check_size, merge_settings
 
 # Of each command the class of its flags, and where the function is that takes them
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -139,7 +139,7 @@ def suggest_command(name: str, typed_program: str) -> str:
 def complete_recipe(command: training_flags.TrainFlags) -> training_flags.RecipeFlags:
     """The flags that were typed, and all others as the preset has them."""
     typed = training_flags.typed_settings(command)
-    return training_flags.RecipeFlags(**settled(typed, PRESETS[command.preset]))
+    return training_flags.RecipeFlags(**merge_settings(typed, PRESETS[command.preset]))
 
 
 def check_image_size(command: training_flags.TrainFlags) -> None:

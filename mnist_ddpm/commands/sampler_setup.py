@@ -189,7 +189,7 @@ def denoiser_source(
         clip=CLIPS[flags.clip],
         pictures=None if pictures is None else pictures.to(device),
         path=None if flags.path is None else choice.path,
-        heading=catalogue.heading(choice.name, choice.times, recipe),
+        next_times=catalogue.next_times(choice.name, choice.times, recipe),
         with_exponent=takes_exponent(choice.options.get("variance")),
     )
 

@@ -20,7 +20,7 @@ from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.method import Method
 from mnist_ddpm.training import cost, presets, saving, tracking
 from mnist_ddpm.training.options import PRESETS
-from mnist_ddpm.training.recipe import Recipe, fitted
+from mnist_ddpm.training.recipe import Recipe, fit_batch_size
 
 ENOUGH_STEPS = 2000  # from random weights
 
@@ -54,13 +54,13 @@ def run_train(flags: TrainFlags) -> None:
             name: teachers.first_weights(recipe, method.parts[name])
             for name in method.begin_as_teacher
         }
-    teacher = teachers.teacher(recipe, device) if recipe.teacher else None
+    teacher = teachers.load_teacher(recipe, device) if recipe.teacher else None
     with processes.main_process_first(world):
         images = sets.load_images(recipe, flags.data)
         labels = sets.load_labels(recipe, flags.data) if recipe.classes else None
     if not flags.resume and "batch_size" not in flags.typed:
         batch_size = recipe.batch_size
-        recipe = fitted(recipe, len(images), world.size)
+        recipe = fit_batch_size(recipe, len(images), world.size)
         print_smaller_batch(batch_size, recipe.batch_size, len(images))
     if world.rank == 0:
         print_if_short(recipe, len(images))
@@ -113,7 +113,7 @@ def new_recipe(flags: TrainFlags) -> Recipe:
         check(recipe.classes or recipe.attributes, message)
     if typed.keys() & {"beta_1", "beta_T"}:
         message = f"schedule {recipe.schedule} has betas of its own"
-        check(catalogue.heeds_betas(recipe), f"{message}: leave out --beta-1 and --beta-T")
+        check(catalogue.uses_betas(recipe), f"{message}: leave out --beta-1 and --beta-T")
     return recipe
 
 

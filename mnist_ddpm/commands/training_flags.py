@@ -10,16 +10,16 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from mnist_ddpm.commands.flags import unless_typed
 from mnist_ddpm.datasets import DATASETS
-from mnist_ddpm.training.options import PRESETS, Options, Size, read_size, size_in_words
+from mnist_ddpm.training.options import PRESETS, Options, Size, format_size, parse_size
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Log = Literal["none", "tensorboard", "wandb", "trackio"]  # a test compares
 SIZE = PrimitiveConstructorSpec(
     nargs=1,
     metavar="INT|HxW",
-    instance_from_str=lambda words: read_size(*words),
+    instance_from_str=lambda words: parse_size(*words),
     is_instance=lambda value: isinstance(value, int | tuple | None),
-    str_from_instance=lambda size: [size_in_words(size)],
+    str_from_instance=lambda size: [format_size(size)],
 )
 DATASET = tyro.conf.arg(help=f"{', '.join(DATASETS)}, or a folder of images")
 

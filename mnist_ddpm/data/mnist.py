@@ -18,7 +18,7 @@ from mnist_ddpm.data.download import load_with_advice
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training.options import size_in_words
+from mnist_ddpm.training.options import format_size
 
 ARCHIVES = {"train": "train", "test": "t10k"}  # a split's name, and that in its archives' names
 LARGEST = 16 + 60_000 * 28 * 28  # bytes of the training images
@@ -33,7 +33,7 @@ def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tenso
     """
     side = MNIST.padded_side
     fits = all(each >= side and each % 2 == 0 for each in recipe.shape[1:])
-    size = size_in_words(recipe.image_size)
+    size = format_size(recipe.image_size)
     check(fits, f"image_size is {size}: mnist is padded, so take an even number from {side}")
     vertical, horizontal = margin(recipe)
     digits = read_split(root, split, "images-idx3")

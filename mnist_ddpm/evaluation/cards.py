@@ -28,7 +28,7 @@ from mnist_ddpm.evaluation.features import RealFeatures, RealImages
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import printable, read_json
-from mnist_ddpm.training.options import size_in_words
+from mnist_ddpm.training.options import format_size
 
 LEAST = NEIGHBOURS + 1  # images of a card, at least
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias
@@ -67,7 +67,7 @@ def build_card(
     chosen = torch.arange(len(images))
     if n is not None and n < len(images):
         chosen = shuffled(chosen, seed, n)
-    size = f"{size_in_words(recipe.image_size)} pixels"
+    size = f"{format_size(recipe.image_size)} pixels"
     facts = {
         "n": len(chosen),
         "seed": seed,

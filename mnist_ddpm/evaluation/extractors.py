@@ -19,7 +19,7 @@ from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
-from mnist_ddpm.training.checkpoint_files import load_weights, tell_unverified
+from mnist_ddpm.training.checkpoint_files import load_weights, warn_unverified
 
 FOLDER = Path("checkpoints/extractors")
 
@@ -253,7 +253,7 @@ def digest_path(path: Path) -> Path:
 def check_digest(path: Path) -> None:
     """Raises ValueError unless a file's SHA-256 is that beside it; without one, prints a line."""
     if not digest_path(path).is_file():
-        tell_unverified(path)
+        warn_unverified(path)
         return
     try:
         expected = digest_path(path).read_text(encoding="ascii").split()[:1]

@@ -52,7 +52,7 @@ def denoisers(
     clip: Callable[[Denoiser, Schedule], Denoiser] | None = ddpm.clipped,
     pictures: Tensor | None = None,
     path: Schedule | None = None,
-    heading: list[int] | None = None,
+    next_times: list[int] | None = None,
     with_exponent: bool = False,
 ) -> Source:
     """A function from a batch to its denoiser: a network under guidance, its x0_hat clipped.
@@ -61,11 +61,11 @@ def denoisers(
     and its recipe) or else from the network without labels; without either it has no effect.
     interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k has
     the condition of pictures[k % M], where the recipe has one. path: the schedule to sample along,
-    if it is not the network's. heading: the sampler's times, for a network whose input includes
+    if it is not the network's. next_times: the sampler's times, for a network whose input includes
     where each step goes. with_exponent: for a sampler that uses the learned variance.
     """
-    if heading is not None:
-        network = shortcuts.heading(network, heading, schedule.T)
+    if next_times is not None:
+        network = shortcuts.with_next_times(network, next_times, schedule.T)
 
     def denoiser_of(batch: range) -> Denoiser:
         batch_labels = None if labels is None else labels[batch.start : batch.stop]

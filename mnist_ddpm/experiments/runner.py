@@ -150,7 +150,7 @@ class ExperimentRun:
         """The run in folder, or a new one. Raises ValueError if it has other settings."""
 
         def start(recipe: Recipe) -> Run:
-            teacher = teachers.teacher(recipe, self.device) if recipe.teacher else None
+            teacher = teachers.load_teacher(recipe, self.device) if recipe.teacher else None
             return trainer.start_run(recipe, self.device, teacher=teacher)
 
         if not (folder / saving.STATE).is_file():

@@ -20,7 +20,7 @@ from mnist_ddpm.ddpm import Schedule, UNet, check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.hub import download, read_config, read_tensors
 from mnist_ddpm.machine.files import replacing
-from mnist_ddpm.training.options import height_width, simplest
+from mnist_ddpm.training.options import height_width, simplify_size
 from mnist_ddpm.training.recipe import Recipe
 
 # Settings that only have another name there
@@ -181,7 +181,7 @@ def with_defaults(config: dict) -> dict:
     for name in ("down_block_types", "up_block_types"):
         config[name] = [block.removeprefix("UNetRes") for block in config[name]]
     size = config["sample_size"]
-    config["sample_size"] = simplest(tuple(size)) if isinstance(size, list) else size
+    config["sample_size"] = simplify_size(tuple(size)) if isinstance(size, list) else size
     widths = config["block_out_channels"]
     attention_widths = {widths[-1], *(widths[level] for level in attention_levels(config))}
     if {config["attention_head_dim"]} == attention_widths:

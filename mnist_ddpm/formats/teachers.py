@@ -16,73 +16,78 @@ from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.training.recipe import Recipe
 
 
-def along(
+def denoiser_on_path(
     path: Schedule, checkpoint: checkpoints.Checkpoint, labels: Tensor | None = None
 ) -> Denoiser:
-    """A checkpoint's denoiser on a path, which may be its own, told these labels (N,) or none."""
-    network, own, recipe = checkpoint
+    """A checkpoint's denoiser on a path, which may be its own, with labels (N,) or none."""
+    network, schedule, recipe = checkpoint
     network = guidance.with_labels(network, labels)
-    same = torch.equal(own.a, path.a) and torch.equal(own.b, path.b)
-    return catalogue.make_denoiser(network, own, recipe, path=None if same else path)
+    is_own = torch.equal(schedule.a, path.a) and torch.equal(schedule.b, path.b)
+    return catalogue.make_denoiser(network, schedule, recipe, path=None if is_own else path)
 
 
-def teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
+def load_teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
     """What a network of this recipe can learn from, along its schedule. It is not clipped.
 
-    recipe.teacher: as checkpoints.find knows it. With labels it is told those of the images, and
-    guided away from what it says without. recipe.teacher_guidance: 0 stands for its config.json's
-    advice. recipe.teacher_unlabelled: another for images without a label, guided as it advises.
-    Raises as checkpoints.load, and ValueError where teacher or recipe have a condition, or differ
-    in labels or their images' shape, and for a guidance of a teacher that nothing guides.
+    recipe.teacher: as checkpoints.find knows it. It is given the images' labels, and guided away
+    from its prediction without, by recipe.teacher_guidance; 0 stands for what its config.json says.
+    recipe.teacher_unlabelled: another for images without a label, guided as its own says. Raises as
+    checkpoints.load, and ValueError where teacher or recipe have a condition, or differ in labels
+    or their images' shape, and for a guidance of a teacher that nothing guides.
     """
-    labelled = one_of(recipe, recipe.teacher, recipe.teacher_guidance, device)
+    labelled = load_one_teacher(recipe, recipe.teacher, recipe.teacher_guidance, device)
     if not recipe.teacher_unlabelled:
         return labelled
-    problem = "teacher_unlabelled is for images whose label is hidden, and there are no labels"
-    check(recipe.classes > 0, f"{problem}: leave it empty")
-    plain = replace(recipe, classes=0, attributes=())
-    unlabelled = one_of(plain, recipe.teacher_unlabelled, 0.0, device)(None)
+    check(
+        recipe.classes > 0, "teacher_unlabelled is for hidden labels: without any, leave it empty"
+    )
+    without_labels = replace(recipe, classes=0, attributes=())
+    unlabelled = load_one_teacher(without_labels, recipe.teacher_unlabelled, 0.0, device)(None)
 
-    def told(labels: Tensor | None) -> Denoiser:
+    def teacher(labels: Tensor | None) -> Denoiser:
         if labels is None:
             return unlabelled
-        known = labels.cpu() < recipe.classes
-        return guidance.switched(lambda t: known, labelled, lambda labels: unlabelled, labels)
+        has_label = labels.cpu() < recipe.classes
+        return guidance.switched(lambda t: has_label, labelled, lambda labels: unlabelled, labels)
 
-    return told
+    return teacher
 
 
-def one_of(recipe: Recipe, source: str | Path, asked: float, device: torch.device | str) -> Teacher:
-    """One of a recipe's teachers, guided so far; 0: as it advises."""
-    strong, advice = checkpoints.load(source, device), checkpoints.sampling_defaults(source)
-    guide = checkpoints.load(advice["guide"], device) if "guide" in advice else None
-    for each in (recipe, strong.recipe, *([guide.recipe] if guide else [])):
-        problem = f"teacher is {source}: with a condition nothing can be taught yet"
-        check(not each.conditional, problem)
-        shapes = f"{each.shape}, and here they are {recipe.shape}"
-        check(each.shape == recipe.shape, f"teacher is {source}: it knows images {shapes}")
-        found, wanted = (each.classes, each.attributes), (recipe.classes, recipe.attributes)
-        problem = f"teacher is {source}: its classes are {found[0]} {' '.join(found[1])}"
-        check(found == wanted, f"{problem.strip()}: train with the same")
-    able = guide is not None or (recipe.classes > 0 and not needs_labels(strong.recipe))
-    problem = f"teacher_guidance is {asked}, and nothing guides {source}"
-    check(able or not asked, f"{problem}: leave it at 0")
-    scale = asked or advice.get("guidance", guidance.SCALE if guide else 1.0)
-    path, interval = catalogue.make_schedule(recipe), advice.get("guidance_interval")
+def load_one_teacher(
+    recipe: Recipe, source: str | Path, guidance_scale: float, device: torch.device | str
+) -> Teacher:
+    """One of a recipe's teachers, guided by that scale; 0: as its config.json says."""
+    strong = checkpoints.load(source, device)
+    defaults = checkpoints.sampling_defaults(source)
+    guide = checkpoints.load(defaults["guide"], device) if "guide" in defaults else None
+    for other in (recipe, strong.recipe, *([guide.recipe] if guide else [])):
+        check(not other.conditional, f"teacher is {source}: no condition can be taught yet")
+        shapes = f"{other.shape}, and here they are {recipe.shape}"
+        check(other.shape == recipe.shape, f"teacher is {source}: its images are {shapes}")
+        alike = (other.classes, other.attributes) == (recipe.classes, recipe.attributes)
+        names = " ".join([str(other.classes), *other.attributes])
+        check(alike, f"teacher is {source}: its classes are {names}: train with the same")
+    can_guide = guide is not None or (recipe.classes > 0 and not needs_labels(strong.recipe))
+    advice = f"teacher_guidance is {guidance_scale}, and nothing guides {source}: leave it at 0"
+    check(can_guide or not guidance_scale, advice)
+    scale = guidance_scale or defaults.get("guidance", guidance.SCALE if guide else 1.0)
+    interval = defaults.get("guidance_interval")
+    path = catalogue.make_schedule(recipe)
 
-    def plain(labels: Tensor | None) -> Denoiser:
-        return along(path, strong, labels)
+    def unguided(labels: Tensor | None) -> Denoiser:
+        return denoiser_on_path(path, strong, labels)
 
     def guided(labels: Tensor | None) -> Denoiser:
-        weak = along(path, guide, labels) if guide else along(path, strong)
-        return guidance.guided(weak, plain(labels), scale)
+        weak = denoiser_on_path(path, guide or strong, labels if guide else None)
+        return guidance.guided(weak, unguided(labels), scale)
 
-    def told(labels: Tensor | None) -> Denoiser:
-        return guidance.switched(guidance.is_in_interval(tuple(interval)), guided, plain, labels)
+    def guided_in_interval(labels: Tensor | None) -> Denoiser:
+        is_guided = guidance.is_in_interval(tuple(interval))
+        return guidance.switched(is_guided, guided, unguided, labels)
 
-    if not able:
-        return plain
-    return told if interval else guided
+    if not can_guide:
+        return unguided
+    return guided_in_interval if interval else guided
 
 
 def first_weights(recipe: Recipe, network: nn.Module) -> dict[str, Tensor]:

@@ -16,17 +16,16 @@ from mnist_ddpm.methods.guidance import labels_at, labels_or_unknown
 from mnist_ddpm.methods.predictions import Conversion
 
 SMALLEST = 4  # side of the critic's last level
-WIDTH = 256  # of what it finds in an image
-# Of the gradient's penalty: its factor for each 1,024 values of an image, which it grows with as in
-# arXiv 2006.06676, and the noise that measures it
-GAMMA, SIGMA = 0.02, 0.05
+WIDTH = 256  # of its features of an image
+GAMMA = 0.02  # of the gradient's penalty, for each 1,024 values of an image (arXiv 2006.06676)
+SIGMA = 0.05  # deviation of the noise by which the gradient is measured
 
 
 class Critic(nn.Module):
-    """How real images (N, C, height, width) look, (N,), as others with their labels (N,) do.
+    """How real images (N, C, height, width) look, (N,), given times and labels, each (N,).
 
-    Told also the time (N,) at which each was predicted, so that what is too dark at one is not
-    made up for by what is too bright at another. classes: different labels; 0: none.
+    It is given the time at which each image was predicted, so that images too dark at one time do
+    not make up for images too bright at another. classes: different labels; 0: none.
     """
 
     def __init__(self, channels: int, height: int, width: int, classes: int = 0, features=32):
@@ -36,10 +35,12 @@ class Critic(nn.Module):
             if layers:
                 layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.2)]
             layers += [nn.Conv2d(channels, features, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-            height, width, channels, features = height // 2, width // 2, features, 2 * features
+            channels, features = features, 2 * features
+            height, width = height // 2, width // 2
         layers += [nn.Flatten(), nn.Linear(channels * height * width, WIDTH)]
         self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2))
-        self.score, self.time = nn.Linear(WIDTH, 1), nn.Linear(WIDTH, WIDTH)
+        self.score = nn.Linear(WIDTH, 1)
+        self.time = nn.Linear(WIDTH, WIDTH)
         nn.init.normal_(self.time.weight, std=1 / WIDTH)
         self.classes = classes
         if classes:
@@ -47,11 +48,11 @@ class Critic(nn.Module):
             nn.init.normal_(self.label.weight, std=WIDTH**-0.5)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        found, t = self.layers(x), time_embedding(t.to(x.device), WIDTH)
-        wanted = self.time(t.to(found))
+        features = self.layers(x)
+        query = self.time(time_embedding(t.to(x.device), WIDTH).to(features))
         if self.classes:
-            wanted = wanted + self.label(labels_or_unknown(labels, x, self.classes))
-        return self.score(found).flatten() + (wanted * found).sum(dim=1)
+            query = query + self.label(labels_or_unknown(labels, x, self.classes))
+        return self.score(features).flatten() + (query * features).sum(dim=1)
 
 
 class RecordedNetwork:
@@ -72,23 +73,24 @@ class RecordedNetwork:
         return output
 
 
-def rivalry(
-    critic: nn.Module, real: Tensor, fake: Tensor, *told: Tensor | None
+def adversarial_losses(
+    critic: nn.Module, real: Tensor, fake: Tensor, t: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """What network and critic are to lower, one loss a pair: which of the two looks more real.
+    """The losses of network and critic, each (N,): which of two images looks more real.
 
-    told: what the critic is, times and labels. Each learns by separate gradients. The loss is
-    relativistic (arXiv 1807.00734). The critic's has R1's penalty of the gradient at real images
-    (arXiv 1801.04406), measured by a little noise (arXiv 2501.08316, Section 3.4). The critic
-    learns of fakes as they are drawn, clipped.
+    Each gives gradients to one of the two alone. They are relativistic (arXiv 1807.00734). The
+    critic's has R1's penalty of the gradient at real images (arXiv 1801.04406), measured by a
+    little noise (arXiv 2501.08316, Section 3.4). The critic sees fakes clipped, as they are drawn.
     """
-    scores = critic(real, *told)
+    real_scores = critic(real, t, labels)
     frozen = {name: value.detach() for name, value in critic.named_parameters()}
-    passing = softplus(scores.detach() - functional_call(critic, frozen, (fake, *told)))
-    near = critic(real + SIGMA * torch.randn_like(real), *told)
+    fake_scores = functional_call(critic, frozen, (fake, t, labels))
+    network_loss = softplus(real_scores.detach() - fake_scores)
+    noisy_scores = critic(real + SIGMA * torch.randn_like(real), t, labels)
     gamma = GAMMA * real[0].numel() / 1024
-    penalty = gamma / 2 * ((near - scores) / SIGMA).square()
-    return passing, softplus(critic(fake.detach().clamp(-1, 1), *told) - scores) + penalty
+    penalty = gamma / 2 * ((noisy_scores - real_scores) / SIGMA).square()
+    clipped_scores = critic(fake.detach().clamp(-1, 1), t, labels)
+    return network_loss, softplus(clipped_scores - real_scores) + penalty
 
 
 class Adversarial(Decorator):
@@ -109,15 +111,18 @@ class Adversarial(Decorator):
         xt, t, s = recorded.inputs
         if self.conversion.scale is not None:
             xt = xt / per_image(self.conversion.scale(schedule, t), xt)
-        x0, labels = batch.x0, batch.labels
+        x0 = batch.x0
+        labels = batch.labels
         fake = self.conversion.to_x0(schedule, xt, t, recorded.output.to(xt.dtype))
         ends = slice(None)
         if s is not None:  # what other steps predict is no image
             ends = (s == 0).to(x0.device)
-            x0, fake, t = x0[ends], fake[ends], t[ends.to(t.device)]
+            x0 = x0[ends]
+            fake = fake[ends]
+            t = t[ends.to(t.device)]
             labels = labels_at(labels, ends)
         with torch.autocast(x0.device.type, enabled=False):  # the penalty is of small differences
-            passing, own = rivalry(self.critic, x0, fake, t, labels)
+            network_loss, critic_loss = adversarial_losses(self.critic, x0, fake, t, labels)
         added = torch.zeros_like(losses)
-        added[ends] = self.weight * passing + own
+        added[ends] = self.weight * network_loss + critic_loss
         return losses + added

@@ -22,9 +22,14 @@ Earlier = Callable[[Schedule, Tensor, float], Tensor]
 
 
 def ect_times(
-    schedule: Schedule, t: Tensor, done: float, q: float = 2.0, stages: int = 8, k: float = 8.0,
+    schedule: Schedule,
+    t: Tensor,
+    done: float,
+    q: float = 2.0,
+    stages: int = 8,
+    k: float = 8.0,
     steepness: float = 1.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The times r < t (N,) to agree with: sigma_r = sigma_t (1 - n(sigma_t) / q^e), 0 at least.
 
     e rises from 1 to stages while the part that is done rises from 0 to 1;
@@ -54,8 +59,8 @@ class Consistency(Method):
         weight: Weight = edm.edm_weight,
         c: float = 0.00054,
     ):
-        problem = "consistency models need a prediction that is the image itself at t = 0"
-        check(conversion not in (X0, MU), f"{problem}, which x0 and mu are not: take v")
+        advice = "consistency needs a prediction that is x_0 itself at t = 0, as v: not x0 or mu"
+        check(conversion not in (X0, MU), advice)
         super().__init__()
         self.sampling_defaults = {"sampler": "consistency", "steps": 4}
         self.conversion = conversion

@@ -1,9 +1,9 @@
-"""Distribution matching distillation (arXiv 2311.18828): few steps whose images a teacher believes.
+"""Distribution matching distillation (arXiv 2311.18828): few steps to the teacher's distribution.
 
-What is drawn gets noise. Where the teacher's x0_hat of it differs from that of a second network,
-which learns to denoise what is drawn, its distribution differs from the teacher's, and it moves by
-the difference. The images are those of consistency_sampler in so many steps, so that the network
-learns from its own x_t (arXiv 2405.14867, Section 4.5).
+Drawn images get noise, and the teacher and a second network, which learns to denoise drawn images,
+predict x_0 from it. Where the two differ, the distributions do, and the images move by the
+difference. They are drawn by consistency_sampler in few steps, so that the network learns from its
+own x_t (arXiv 2405.14867, Section 4.5).
 """
 
 from functools import partial
@@ -19,20 +19,21 @@ from mnist_ddpm.methods.schedules import even_signal
 
 # Images in so many steps; which of the steps learns; its share of a batch, of 20
 CHAINS = (1, 1, 6), (2, 2, 4), (4, 2, 2), (4, 3, 3), (4, 4, 5)
-MARGIN = 50  # times nearer to 0 or T than this part of T say nothing of how digits look
-FASTER = 20.0  # the second network's learning rate, in the network's
-JUDGING = 6e-4  # the critic's own: it begins with nothing
+MARGIN = 50  # times nearer to 0 or T than T / MARGIN show nothing of how digits look
+FAKE_RATE_FACTOR = 20.0  # by which the second network's learning rate is higher
+CRITIC_RATE = 6e-4  # learning rate of a critic, which starts untrained
 
 
 def chains_of(n: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """For each of n images its times up to the step that learns (n, 4), and their number (n,)."""
-    rows, counts = [], []
+    rows = []
+    counts = []
     for steps, which, share in CHAINS:
         times = even_signal(schedule, steps)[:which]
         rows += share * [times + (4 - which) * [0]]
         counts += share * [which]
-    own = torch.arange(n) * len(rows) // n
-    return torch.tensor(rows)[own], torch.tensor(counts)[own]
+    index = torch.arange(n) * len(rows) // n
+    return torch.tensor(rows)[index], torch.tensor(counts)[index]
 
 
 class DistributionMatching(Method):
@@ -62,8 +63,8 @@ class DistributionMatching(Method):
 
     def optimizer(self, name: str, network: nn.Module, make: MakeOptimizer) -> torch.optim.Adam:
         """Adam, without momentum but for the second network, which only follows."""
-        factors = {"network": 1.0, "fake": FASTER}
-        factor = factors.get(name, JUDGING / self.learning_rate)
+        factors = {"network": 1.0, "fake": FAKE_RATE_FACTOR}
+        factor = factors.get(name, CRITIC_RATE / self.learning_rate)
         betas = (0.9, 0.99) if name == "fake" else (0.0, 0.99)
         group = {"params": [*network.parameters()], "rate_factor": factor}
         return torch.optim.Adam([group], factor * self.learning_rate, betas)
@@ -74,26 +75,29 @@ class DistributionMatching(Method):
         return self.conversion.to_x0(schedule, xt, t, output)
 
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
-        labels, T = batch.labels, schedule.T
+        labels = batch.labels
+        margin = schedule.T // MARGIN
         times, count = chains_of(len(batch.eps), schedule)
         xt = batch.eps.clone()
         with torch.no_grad():
             for k in range(1, int(count.max())):
-                on = count > k
-                labelled = with_labels(network, labels_at(labels, on))
-                image = self.predict_x0(labelled, schedule, xt[on], times[on, k - 1]).clamp(-1, 1)
-                xt[on] = q_sample(schedule, image, times[on, k], torch.randn_like(image))
-        own = times.gather(1, count[:, None] - 1).flatten()
-        image = self.predict_x0(with_labels(network, labels), schedule, xt, own)
+                goes_on = count > k
+                labelled = with_labels(network, labels_at(labels, goes_on))
+                t = times[goes_on, k - 1]
+                image = self.predict_x0(labelled, schedule, xt[goes_on], t).clamp(-1, 1)
+                noise = torch.randn_like(image)
+                xt[goes_on] = q_sample(schedule, image, times[goes_on, k], noise)
+        last_times = times.gather(1, count[:, None] - 1).flatten()
+        image = self.predict_x0(with_labels(network, labels), schedule, xt, last_times)
         drawn = image.detach().clamp(-1, 1)
-        second = partial(with_labels(self.fake, labels), s=own)
+        fake = partial(with_labels(self.fake, labels), s=last_times)
         with torch.no_grad():
-            t = batch.t.cpu().clamp(T // MARGIN, T - T // MARGIN)
+            t = batch.t.cpu().clamp(margin, schedule.T - margin)
             xt = q_sample(schedule, drawn, t, torch.randn_like(drawn))
-            believed = self.teacher(labels)(xt, t)[0].clamp(-1, 1)
-            difference = self.predict_x0(second, schedule, xt, t).clamp(-1, 1) - believed
-            size = (drawn - believed).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
-            target = drawn - difference / size
-        moved = (image - target).square().mean(dim=(1, 2, 3)) / 2
-        t = t[torch.randperm(len(t))]  # of the same kind, at which it will be asked
-        return moved + self.fake_loss(second, schedule, drawn, t, torch.randn_like(drawn))
+            real_x0 = self.teacher(labels)(xt, t)[0].clamp(-1, 1)
+            fake_x0 = self.predict_x0(fake, schedule, xt, t).clamp(-1, 1)
+            size = (drawn - real_x0).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
+            target = drawn - (fake_x0 - real_x0) / size
+        network_loss = (image - target).square().mean(dim=(1, 2, 3)) / 2
+        t = t[torch.randperm(len(t))]  # the same times, for other images
+        return network_loss + self.fake_loss(fake, schedule, drawn, t, torch.randn_like(drawn))

@@ -41,7 +41,8 @@ class ShortcutUNet(UNet):
 
     def __init__(self, *args, classes: int = 0, **options):
         super().__init__(*args, **options)
-        self.classes, c = classes, 4 * self.base_channels
+        self.classes = classes
+        c = 4 * self.base_channels
         if classes:
             self.label = nn.Embedding(classes + 1, c)
         self.span = nn.Sequential(nn.Linear(self.base_channels, c), nn.SiLU(), nn.Linear(c, c))
@@ -70,11 +71,12 @@ def steps_of(n: int) -> Tensor:
 
 
 def grid(schedule: Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The step (t, s) of those `count` from T to 0 in which t lies, and its middle: each (N,).
+    """The step in which t lies, of `count` from T to 0: its start, middle and end, each (N,).
 
     Times are those of ddpm.timesteps.
     """
-    T, k = schedule.T, torch.ceil(t.double() * count / schedule.T)
+    T = schedule.T
+    k = torch.ceil(t.double() * count / T)
     return tuple((T * (k - back) / count).round().long() for back in (0, 0.5, 1))
 
 
@@ -92,23 +94,28 @@ def x0_of_step(schedule: Schedule, xt: Tensor, t: Tensor, s: Tensor, xs: Tensor)
 
 
 def two_steps(
-    network: Network, conversion: Conversion, schedule: Schedule, xt: Tensor, t: Tensor,
-    middle: Tensor, s: Tensor, finest: Tensor,
-) -> Tensor:  # fmt: skip
-    """x_0 with which one step ends where two do, from t over the middle to s, each (N,).
+    network: Network,
+    conversion: Conversion,
+    schedule: Schedule,
+    xt: Tensor,
+    times: tuple[Tensor, Tensor, Tensor],
+    is_finest: Tensor,
+) -> Tensor:
+    """x_0 with which one step ends where two do, at times (t, middle, s), each (N,).
 
-    finest (N,): where the network is asked for steps of length 0 instead, as DPM-Solver asks.
+    is_finest (N,): where both use predictions for steps of length 0, as DPM-Solver does.
     """
+    t, middle, s = times
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         value = network_output(partial(network, s=s), conversion, schedule, xt, t)
         return conversion.to_x0(schedule, xt, t, value).clamp(-1, 1)
 
-    first = predict(xt, t, torch.where(finest, t, middle))
+    first = predict(xt, t, torch.where(is_finest, t, middle))
     xm = step(schedule, xt, t, middle, first)
-    second = predict(xm, middle, torch.where(finest, middle, s))
+    second = predict(xm, middle, torch.where(is_finest, middle, s))
     joined = x0_of_step(schedule, xt, t, s, step(schedule, xm, middle, s, second))
-    return torch.where(finest.view(-1, 1, 1, 1).to(xt.device), second, joined)
+    return torch.where(is_finest.view(-1, 1, 1, 1).to(xt.device), second, joined)
 
 
 class Shortcuts(Decorator):
@@ -142,14 +149,17 @@ class Shortcuts(Decorator):
                 denoise = self.teacher(labels_at(batch.true_labels, ~jumps))
                 x0[~jumps], eps[~jumps] = denoise(xt[~jumps], t[~jumps])
             labelled = with_labels(network, labels_at(batch.labels, jumps))
-            asked = labelled, self.conversion, schedule, xt[jumps]
-            x0[jumps] = two_steps(*asked, t[jumps], middle, s[jumps], count[jumps] == FINEST)
+            times = t[jumps], middle, s[jumps]
+            is_finest = count[jumps] == FINEST
+            x0[jumps] = two_steps(
+                labelled, self.conversion, schedule, xt[jumps], times, is_finest=is_finest
+            )
             eps[jumps] = predict_eps(schedule, xt[jumps], t[jumps], x0[jumps])
         batch = replace(batch, x0=x0, t=t, eps=eps)
         return self.method.loss(partial(network, s=s), schedule, batch)
 
 
-def heading(network: Network, times: list[int], T: int) -> Network:
+def with_next_times(network: Network, times: list[int], T: int) -> Network:
     """A network (xt, t, …) that is told, at each of a sampler's times, the one that follows."""
     after = torch.zeros(T + 1, dtype=torch.long)
     for t, s in transitions(times, T):
@@ -162,5 +172,5 @@ def heading(network: Network, times: list[int], T: int) -> Network:
 
 
 def shortcut_sampler(denoise: Denoiser, schedule, times, x, draw_noise) -> States:
-    """DDIM without noise, by a network that is told where each step goes (heading)."""
+    """DDIM without noise, by a network that is told where each step goes (with_next_times)."""
     return ddim_sampler(denoise, schedule, times, x, draw_noise)

@@ -41,37 +41,45 @@ BETWEEN_FILES = 0.5  # seconds from one file of a save to the next, at most
 
 
 def write_checkpoint(
-    folder: str | Path, network: nn.Module, recipe: Recipe, record: dict, method: dict,
+    folder: str | Path,
+    network: nn.Module,
+    recipe: Recipe,
+    record: dict,
+    method: dict,
     draw: dict | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes model.safetensors, then config.json, into a folder, which is made.
 
     record: of the training, for people. method: settings that another method than the notebook's
-    needs, its schedule and prediction in any case. draw: advice how to draw, if there is any.
-    Raises OSError where they cannot be written.
+    needs, its schedule and prediction in any case. draw: how to sample best, if known. Raises
+    OSError where they cannot be written.
     """
-    folder, weights = Path(folder), network.state_dict()
-    weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    folder = Path(folder)
+    tensors = {name: each.cpu().contiguous() for name, each in network.state_dict().items()}
+    content = save(tensors)
     with replacing(folder / WEIGHTS) as path:
-        path.write_bytes(written := save(weights))
+        path.write_bytes(content)
     config = {
-        "format": FORMAT, **described(recipe, method), "data_range": [-1, 1],
+        "format": FORMAT,
+        **describe(recipe, method),
+        "data_range": [-1, 1],
         **({"draw": draw} if draw else {}),
-        "sha256": {WEIGHTS: hashlib.sha256(written).hexdigest()},
-        "parameters": count_parameters(network), "training": record,
+        "sha256": {WEIGHTS: hashlib.sha256(content).hexdigest()},
+        "parameters": count_parameters(network),
+        "training": record,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }  # fmt: skip
+    }
     config["sha256"] |= description_digests(config)
     with replacing(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def described(recipe: Recipe, method: dict) -> dict[str, dict]:
+def describe(recipe: Recipe, method: dict) -> dict[str, dict]:
     """A recipe in three parts: settings, as the notebook has them, method, and recipe."""
-    rest = asdict(recipe)
-    settings = {field.name: rest.pop(field.name) for field in fields(Settings)}
-    rest = {name: value for name, value in rest.items() if name not in method}
-    return {"settings": settings, "method": method, "recipe": rest}
+    values = asdict(recipe)
+    settings = {field.name: values.pop(field.name) for field in fields(Settings)}
+    others = {name: value for name, value in values.items() if name not in method}
+    return {"settings": settings, "method": method, "recipe": others}
 
 
 def description_digests(config: dict) -> dict[str, str]:
@@ -93,22 +101,23 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
     Raises FileNotFoundError, or ValueError for what is damaged or of a later version, or has a
     schedule that is no recipe's (check_schedule_name).
     """
-    path = file_of(folder, CONFIG)
+    path = checkpoint_path(folder, CONFIG)
     try:
         config = read_json(path)
-        found = config["format"]
-        check(found in (1, FORMAT), f"format {found}: this version reads up to {FORMAT}")
-        method = config["method"] if found == FORMAT else {}
+        version = config["format"]
+        check(version in (1, FORMAT), f"format {version}: this version reads up to {FORMAT}")
+        method = config["method"] if version == FORMAT else {}
         named = {name: value for name, value in method.items() if name not in TABLES}
-        # the notebook writes no recipe
-        more = config.get("recipe", {}) if found == FORMAT else {}
-        recipe, record = Recipe(**config["settings"] | named | more), config["training"]
-        stated, actual = config.get("sha256", {}), description_digests(config)
-        if any(stated.get(part, digest) != digest for part, digest in actual.items()):
+        others = config.get("recipe", {}) if version == FORMAT else {}  # not by the notebook
+        recipe = Recipe(**config["settings"] | named | others)
+        record = config["training"]
+        recorded = config.get("sha256", {})
+        digests = description_digests(config)
+        if any(recorded.get(part, digest) != digest for part, digest in digests.items()):
             print_edited(path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"{path} is damaged or not a checkpoint's of this version"
-        raise ValueError(f"{problem}: {error!r}") from error
+        message = f"{path} is damaged or not a checkpoint's of this version: {error!r}"
+        raise ValueError(message) from error
     check_schedule_name(method, path)
     return recipe, record
 
@@ -119,18 +128,20 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises FileNotFoundError, or ValueError for a damaged file, or one that config.json does not
     describe, as after a kill between the two.
     """
-    path = file_of(folder, WEIGHTS)
-    content, recorded = path.read_bytes(), recorded_digest(folder)
+    path = checkpoint_path(folder, WEIGHTS)
+    content = path.read_bytes()
+    recorded = recorded_digest(folder)
     if recorded not in (None, hashlib.sha256(content).hexdigest()):
         time.sleep(BETWEEN_FILES)  # a run may be saving, and have replaced one of the two
-        content, recorded = path.read_bytes(), recorded_digest(folder)
+        content = path.read_bytes()
+        recorded = recorded_digest(folder)
     if recorded is None:
-        tell_unverified(path)
+        warn_unverified(path)
     elif recorded != hashlib.sha256(content).hexdigest():
-        problem = f"{path} is damaged, or of another save than {CONFIG} (its SHA-256 differs)"
-        resumed = Path(folder, STATE).is_file()
-        advice = "resume the run, which saves both anew" if resumed else "copy both once more"
-        raise ValueError(f"{problem}: {advice}")
+        can_resume = Path(folder, STATE).is_file()
+        advice = "resume the run, which saves both again" if can_resume else "copy both once more"
+        differs = f"{path} is damaged, or of another save than {CONFIG} (its SHA-256 differs)"
+        raise ValueError(f"{differs}: {advice}")
     try:
         return load(content)
     except SafetensorError as error:
@@ -139,20 +150,20 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 @functools.cache  # once for each
 def print_edited(path: Path) -> None:
-    """Prints, of several processes in the first, that a config.json is not as it was saved."""
+    """Prints, in the first of several processes, that a config.json is not as it was saved."""
     if is_first_process():
         print(f"{path} was edited after it was saved, or is damaged", file=sys.stderr)
 
 
 @functools.cache  # once for each
-def tell_unverified(path: Path) -> None:
-    """Says, of several processes in the first, that damage to a file cannot be noticed."""
+def warn_unverified(path: Path) -> None:
+    """Prints, in the first of several processes, that damage to a file cannot be noticed."""
     if is_first_process():
-        found = f"{path} comes without its SHA-256, as of an earlier version"
-        print(f"{found}: damage to it would not be noticed", file=sys.stderr)
+        message = f"{path} comes without its SHA-256, as of an earlier version"
+        print(f"{message}: damage to it would not be noticed", file=sys.stderr)
 
 
-def file_of(folder: str | Path, name: str) -> Path:
+def checkpoint_path(folder: str | Path, name: str) -> Path:
     """The path of a checkpoint's file. Raises FileNotFoundError where there is none."""
     path = Path(folder, name)
     if not path.is_file():
@@ -167,7 +178,7 @@ def check_header(folder: str | Path, tensors: dict[str, Tensor], source: str) ->
     what messages call the weights. Raises FileNotFoundError, or ValueError for a damaged file or
     the weights of another network.
     """
-    path = file_of(folder, WEIGHTS)
+    path = checkpoint_path(folder, WEIGHTS)
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}

@@ -59,61 +59,56 @@ PRESETS: dict[str, dict] = {
 }
 
 
-def settled(given: Mapping, base: Mapping) -> dict:
-    """What is given, and for all else what the base says, but for what is void beside the given."""
-    return {**base, **made_void(given, base), **given}
-
-
-def made_void(given: Mapping, base: Mapping) -> dict:
-    """What becomes of the base's values that no longer make sense beside what is given."""
-    void, attributes = {}, tuple(base.get("attributes", ()))
-    if tuple(given.get("attributes", attributes)) != attributes:
-        void["classes"] = 0  # as many as the attributes make
-    elif attributes and not given.get("classes", True):
-        void["attributes"] = ()  # they would bring the labels back
+def merge_settings(changes: Mapping, base: Mapping) -> dict:
+    """The base's settings with changes, and without values that make no sense beside these."""
+    resets = {}
+    attributes = tuple(base.get("attributes", ()))
+    if tuple(changes.get("attributes", attributes)) != attributes:
+        resets["classes"] = 0  # as many as the attributes make
+    elif attributes and not changes.get("classes", True):
+        resets["attributes"] = ()  # they would bring the labels back
     before = base.get("optimizer") or "adam"
-    now = given.get("optimizer", before) or "adam"
-    if before != now and "learning_rate" in base:
-        void["learning_rate"] = None  # the optimizer's own
-    return void
+    after = changes.get("optimizer", before) or "adam"
+    if before != after and "learning_rate" in base:
+        resets["learning_rate"] = None  # the default of the optimizer
+    return {**base, **resets, **changes}
 
 
 def height_width(size: Size) -> tuple[int, int]:
-    """Of images."""
+    """The height and width of images of that size."""
     return size if isinstance(size, tuple) else (size, size)
 
 
-def size_in_words(size: Size) -> str:
+def format_size(size: Size) -> str:
     """As it is typed: 64x96, or 32 for squares."""
     return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
-def read_size(text: str) -> Size:
-    """The inverse of size_in_words. Raises ValueError for what is neither."""
-    found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
-    if not found:
-        problem = f"image_size is {text[:30]!r}"
-        raise ValueError(f"{problem}: take a side, such as 64, or height x width, such as 64x96")
-    height, width = found.groups()
-    return simplest((int(height), int(width or height)))
+def parse_size(text: str) -> Size:
+    """The inverse of format_size. Raises ValueError for what is neither."""
+    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
+    if not match:
+        advice = "take a side, such as 64, or height x width, such as 64x96"
+        raise ValueError(f"image_size is {text[:30]!r}: {advice}")
+    height, width = match.groups()
+    return simplify_size((int(height), int(width or height)))
 
 
-def simplest(size: object) -> object:
+def simplify_size(size: object) -> object:
     """A pair of equal sides as a number; all else as it is."""
-    alike = isinstance(size, tuple) and len(size) == 2 and size[0] == size[1]
-    return size[0] if alike else size
+    is_square = isinstance(size, tuple) and len(size) == 2 and size[0] == size[1]
+    return size[0] if is_square else size
 
 
 def check_size(size: Size, patch_size: int, channel_mults: tuple[int, ...], dataset: str) -> None:
     """Raises ValueError for a height or width that the levels cannot halve, or out of range."""
     unit = patch_size * 2 ** (len(channel_mults) - 1)
     least = -(-max(1, dataset_named(dataset).padded_side) // unit) * unit
-    named, each = f"image_size is {size_in_words(size)}", isinstance(size, tuple) * " for each side"
     for side in height_width(size):
         if not 1 <= side <= LARGEST:
-            raise ValueError(f"{named}: a side must be from 1 to {LARGEST}")
+            raise ValueError(f"image_size is {format_size(size)}: take sides from 1 to {LARGEST}")
         if side % unit or side < least:
             raise ValueError(
-                f"{named}: take a multiple of {unit}, from {least}{each} (each of channel_mults "
-                "but the first doubles that, and patch_size multiplies it)"
+                f"image_size is {format_size(size)}: take a multiple of {unit}, from {least} (each "
+                "of channel_mults but the first doubles that, and patch_size multiplies it)"
             )

@@ -12,10 +12,10 @@ from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import shell
 from mnist_ddpm.machine.files import is_out_of_memory
-from mnist_ddpm.training import loop, previews, sampling_defaults
-from mnist_ddpm.training.options import Size, size_in_words
+from mnist_ddpm.training import previews, sampling_defaults, session
+from mnist_ddpm.training.options import Size, format_size
 from mnist_ddpm.training.presets import preset
-from mnist_ddpm.training.recipe import Recipe, fitted
+from mnist_ddpm.training.recipe import Recipe, fit_batch_size
 from mnist_ddpm.training.throughput import ThroughputMeter
 
 SHORT_TRAINING = 750  # steps: with fewer, the batch is halved
@@ -58,7 +58,7 @@ class Plan:
             if value == getattr(base, name) and name != "precision":  # its default is the device's
                 continue
             flags.append(f"--{name.replace('_', '-')}")
-            value = size_in_words(value) if name == "image_size" else value
+            value = format_size(value) if name == "image_size" else value
             if value is not True:
                 flags += map(str, value if isinstance(value, tuple) else [value])
         return flags
@@ -123,8 +123,8 @@ def make_plan(
     images = load(recipe)
     loading = clock() - measured_at if planning.is_decoded else 0.0
     if len(images) < recipe.batch_size:
-        recipe = fitted(recipe, len(images))
-    draw = sampling_defaults.best(recipe)
+        recipe = fit_batch_size(recipe, len(images))
+    draw = sampling_defaults.measured_defaults(recipe)
     plan = Plan(
         preset=name,
         recipe=recipe,
@@ -160,7 +160,7 @@ def with_expected_epochs(plan: Plan, n: int, clock: Callable[[], float]) -> Plan
 def epochs_within(seconds: float, recipe: Recipe, steps: int, pace: float, preview: float) -> float:
     """Epochs, each of some steps, that fit a time with the previews that loop.fit draws."""
     epoch = steps * recipe.batch_size / pace  # seconds
-    previews_per_epoch = 1 / max(1, loop.PREVIEW_EVERY // steps)
+    previews_per_epoch = 1 / max(1, session.PREVIEW_EVERY // steps)
     # fit limits previews to 3 s and a twentieth of the time, and draws one more at the end.
     limited = (seconds - 3 - preview) / (1.05 * epoch)
     return max(seconds / (epoch + previews_per_epoch * preview), limited)

@@ -12,13 +12,18 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Denoiser, Schedule
 from mnist_ddpm.training.run import Run
 
-IMAGES, STEPS, COLUMNS = 36, 20, 6
+IMAGES = 36
+STEPS = 20
+COLUMNS = 6
 
 
-def preview(
-    run: Run, schedule: Schedule, make_denoiser: Callable[..., Denoiser], processes: int = 1,
+def draw_preview(
+    run: Run,
+    schedule: Schedule,
+    make_denoiser: Callable[..., Denoiser],
+    processes: int = 1,
     c: Tensor | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """36 images of the averaged network in 20 DDIM steps, always from the same noise: a picture.
 
     Labels come in turn. make_denoiser: called with network, schedule and, where there is one, the
@@ -31,15 +36,17 @@ def preview(
     batches = [range(k, min(IMAGES, k + size)) for k in range(0, IMAGES, size)]
     images = []
     for batch in batches:
-        told = {} if c is None else {"c": c[batch.start : batch.stop]}
-        images.append(drawn(run, schedule, partial(make_denoiser, **told), batch))
-    shown = [torch.cat(images)] if c is None else [ddpm.to_uint8(c).cpu(), torch.cat(images)]
-    return np.concatenate([ddpm.tile(each, COLUMNS, scale=2) for each in shown], axis=1)
+        condition = {} if c is None else {"c": c[batch.start : batch.stop]}
+        images.append(draw_batch(run, schedule, partial(make_denoiser, **condition), batch))
+    panels = [torch.cat(images)] if c is None else [ddpm.to_uint8(c).cpu(), torch.cat(images)]
+    return np.concatenate([ddpm.tile(panel, COLUMNS, scale=2) for panel in panels], axis=1)
 
 
-def drawn(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -> Tensor:
+def draw_batch(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -> Tensor:
     """A batch of those images: uint8 (len(batch), C, H, W)."""
-    s, network, dtype = run.settings, run.ema, getattr(torch, run.settings.precision)
+    s = run.settings
+    network = run.ema
+    dtype = getattr(torch, s.precision)
     if s.classes:
         network = partial(network, labels=torch.tensor(batch, device=run.device) % s.classes)
     denoise = ddpm.clipped(make_denoiser(network, schedule), schedule)

@@ -6,17 +6,27 @@ from dataclasses import dataclass, fields, replace
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import Settings, check
 from mnist_ddpm.machine.text import CONTROL
-from mnist_ddpm.training.options import Options, Size, check_size, height_width, simplest
+from mnist_ddpm.training.options import Options, Size, check_size, height_width, simplify_size
 
 # The least and the most of each number: far beyond any use, and small enough to work with
 LIMITS = {
-    "patch_size": (1, 2**13), "base_channels": (1, 2**14),
-    "blocks_per_level": (1, 100), "T": (1, 10**6), "batch_size": (1, 10**6),
-    "accumulation": (1, 10**6), "warmup_steps": (0, 10**12), "classes": (0, 2**16),
-    "norm_groups": (0, 2**14), "critic": (0, 10**6), "teacher_guidance": (0, 10**3),
-    "epochs": (1e-9, 1e9), "learning_rate": (1e-12, 1e3), "gradient_clip": (1e-12, 1e12),
-    "beta_1": (1e-10, 1), "beta_T": (1e-10, 1),
-}  # fmt: skip
+    "patch_size": (1, 2**13),
+    "base_channels": (1, 2**14),
+    "blocks_per_level": (1, 100),
+    "T": (1, 10**6),
+    "batch_size": (1, 10**6),
+    "accumulation": (1, 10**6),
+    "warmup_steps": (0, 10**12),
+    "classes": (0, 2**16),
+    "norm_groups": (0, 2**14),
+    "critic": (0, 10**6),
+    "teacher_guidance": (0, 10**3),
+    "epochs": (1e-9, 1e9),
+    "learning_rate": (1e-12, 1e3),
+    "gradient_clip": (1e-12, 1e12),
+    "beta_1": (1e-10, 1),
+    "beta_T": (1e-10, 1),
+}
 MOST_LEVELS = 13
 MOST_ATTRIBUTES = 16  # which make 2^16 classes
 PRECISIONS = "float32", "bfloat16", "float16"
@@ -31,10 +41,6 @@ class Recipe(Options, Settings):
         self.check_types()
         self.check_values()
         self.check_fit()
-        sides = self.sides
-        there = {*(self.attention_resolutions or ())} <= {*sides}
-        asked = f"attention_resolutions is {self.attention_resolutions}"
-        check(there, f"{asked}: take some of the levels' sides, {sides}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,9 +62,9 @@ class Recipe(Options, Settings):
     @property
     def attention(self) -> tuple[int, ...]:
         """The levels with self-attention, as the U-Net takes them."""
-        asked, sides = self.attention_resolutions, self.sides
-        asked = sides[-1:] if asked is None else asked
-        return tuple(level for level, side in enumerate(sides) if side in asked)
+        sides = self.sides
+        chosen = sides[-1:] if self.attention_resolutions is None else self.attention_resolutions
+        return tuple(level for level, side in enumerate(sides) if side in chosen)
 
     @property
     def conditional(self) -> bool:
@@ -85,7 +91,7 @@ class Recipe(Options, Settings):
             if isinstance(getattr(self, name), list):
                 filled[name] = tuple(getattr(self, name))
         size = self.image_size
-        filled["image_size"] = simplest(tuple(size) if isinstance(size, list) else size)
+        filled["image_size"] = simplify_size(tuple(size) if isinstance(size, list) else size)
         for name, value in filled.items():
             object.__setattr__(self, name, value)
 
@@ -99,8 +105,8 @@ class Recipe(Options, Settings):
             types, wanted = kinds.get(f.type, ((type(value),), ""))
             check(type(value) in types, f"{f.name} is {value!r}: it must be {wanted}")
             if isinstance(value, str):
-                known = value or f.name in ("teacher", "teacher_unlabelled", "init_from")
-                fits = bool(known) and not CONTROL.search(value)
+                may_be_empty = f.name in ("teacher", "teacher_unlabelled", "init_from")
+                fits = bool(value or may_be_empty) and not CONTROL.search(value)
                 check(fits, f"{f.name} is {value!r}: it must be a name or path in one line")
 
     def check_values(self) -> None:
@@ -114,9 +120,9 @@ class Recipe(Options, Settings):
             (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("channels",), lambda x: x in (1, 3) and type(x) is int, "1 (grey) or 3 (colour)"),
             (("precision",), lambda x: x in PRECISIONS, "float32, bfloat16 or float16"),
-            (("image_size",), is_size, "a whole number, or two: height and width"),
+            (("image_size",), is_image_size, "a whole number, or two: height and width"),
             (("attributes",), is_names, "a list of names, each in one line"),
-            (lists, lambda x: x is None or all_are(int, x), "a list of whole numbers"),
+            (lists, lambda x: x is None or is_tuple_of(int, x), "a list of whole numbers"),
             (("channel_mults",), is_widths, f"1 to {MOST_LEVELS} numbers above 0"),
         ):
             for name in names:
@@ -124,7 +130,7 @@ class Recipe(Options, Settings):
                 check(bool(fits(value)), f"{name} is {value!r}: it must be {wanted}")
 
     def check_fit(self) -> None:
-        """Raises ValueError for values that do not fit each other, where we can say more."""
+        """Raises ValueError for values that do not fit each other."""
         check_size(self.image_size, self.patch_size, self.channel_mults, self.dataset)
         groups, width = self.norm_groups, self.base_channels
         fits = groups == 0 or width % groups == 0
@@ -134,25 +140,29 @@ class Recipe(Options, Settings):
         check(self.beta_T < 1, f"beta_T is {self.beta_T}: take a number between 0 and 1")
         check(self.beta_1 <= self.beta_T, f"beta_1 is {self.beta_1}: take at most beta_T")
         check(0 <= self.seed < 2**32, f"seed is {self.seed}: take a number from 0 to 2^32 - 1")
+        resolutions = self.attention_resolutions
+        fits = {*(resolutions or ())} <= {*self.sides}
+        message = f"attention_resolutions is {resolutions}: take sides of levels, {self.sides}"
+        check(fits, message)
 
 
-def fitted(recipe: Recipe, n: int, processes: int = 1) -> Recipe:
-    """With a batch of no more than n images, which so many processes can share equally."""
-    most = n // processes * processes
-    if not 0 < most < recipe.batch_size:
+def fit_batch_size(recipe: Recipe, n: int, processes: int = 1) -> Recipe:
+    """The recipe with a batch of at most n images, which so many processes can share equally."""
+    size = n // processes * processes
+    if not 0 < size < recipe.batch_size:
         return recipe
-    return replace(recipe, batch_size=most, accumulation=min(most, recipe.accumulation))
+    return replace(recipe, batch_size=size, accumulation=min(size, recipe.accumulation))
 
 
-def is_size(value: Size) -> bool:
+def is_image_size(value: Size) -> bool:
     """Whether it is a side, or a height and a width."""
     sides = height_width(value)
-    return all_are(int, sides) and len(sides) == 2
+    return is_tuple_of(int, sides) and len(sides) == 2
 
 
 def is_names(values: tuple) -> bool:
     """Whether it is a tuple of names, without control characters."""
-    return all_are(str, values) and not CONTROL.search("".join(values))
+    return is_tuple_of(str, values) and not CONTROL.search("".join(values))
 
 
 def is_widths(values: tuple) -> bool:
@@ -160,6 +170,6 @@ def is_widths(values: tuple) -> bool:
     return 0 < len(values) <= MOST_LEVELS and min(values) > 0
 
 
-def all_are(kind: type, values) -> bool:
+def is_tuple_of(kind: type, values) -> bool:
     """Whether it is a tuple of that kind."""
     return type(values) is tuple and {*map(type, values)} <= {kind}

@@ -29,8 +29,10 @@ def restore(run: Run, state: dict) -> None:
         run.times.load_state_dict(state["times"])
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
-    run.step, run.losses = state["step"], [*map(float, state["losses"])]
-    run.n, run.seconds = state.get("n", 0), float(state.get("seconds", 0.0))
+    run.step = state["step"]
+    run.losses = [*map(float, state["losses"])]
+    run.n = state.get("n", 0)
+    run.seconds = float(state.get("seconds", 0.0))
     for name, count in (("step", run.step), ("n", run.n)):
         check(type(count) is int and count >= 0, f"{name} is {count!r}")
 
@@ -67,14 +69,14 @@ def without_parts(tensors: dict[str, Tensor], parts: nn.ModuleDict) -> dict[str,
 def load_joined_optimizer(run: Run, state: dict) -> Optimizer:
     """The optimiser of all networks, as it was: Adam with one group for each, or one for all."""
     networks = [run.network, *run.method.parts.values()]
-    whole = copy(run.network)  # the same parameters, and those of the parts after them
-    whole._modules = {**run.network._modules, **run.method.parts}
+    combined = copy(run.network)  # the same parameters, and those of the parts after them
+    combined._modules = {**run.network._modules, **run.method.parts}
     if len(state.get("param_groups", [])) == len(networks):
         joined = torch.optim.Adam([{"params": [*each.parameters()]} for each in networks])
     elif "param_groups" in state:
-        joined = torch.optim.Adam(whole.parameters())
+        joined = torch.optim.Adam(combined.parameters())
     else:
-        joined = type(run.optimizer)(whole, run.settings.learning_rate)
+        joined = type(run.optimizer)(combined, run.settings.learning_rate)
     load_optimizer(joined, state)
     return joined
 

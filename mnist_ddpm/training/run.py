@@ -79,6 +79,12 @@ class Run(ddpm.Run):
         pairs = [(parts[name], each) for name, each in self.part_optimizers.items()]
         return [(self.network, self.optimizer), *pairs]
 
+    def set_learning_rate(self, rate: float) -> None:
+        """Sets that of all optimisers, times their groups' factors."""
+        for _, optimizer in self.trained:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("rate_factor", 1.0)
+
     def done(self) -> float:
         """The part of its steps that is done, from 0 to 1; 0 before training."""
         return self.step / self.total if self.total else 0.0
@@ -91,11 +97,13 @@ class Run(ddpm.Run):
         """What a checkpoint records of its training."""
         hundreds = [self.losses[k : k + 100] for k in range(0, len(self.losses), 100)]
         return {
-            "steps": self.step, "images": self.step * self.settings.batch_size,
-            "seconds": round(self.seconds, 1), "device": str(self.device),
+            "steps": self.step,
+            "images": self.step * self.settings.batch_size,
+            "seconds": round(self.seconds, 1),
+            "device": str(self.device),
             "threads": torch.get_num_threads(),
             "loss_every_100_steps": [round(float(np.mean(part)), 5) for part in hundreds],
-        }  # fmt: skip
+        }
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -103,7 +111,7 @@ def count_parameters(network: nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-def start_run(
+def new_run(
     recipe: Recipe,
     network: nn.Module,
     make_optimizer: MakeOptimizer,
@@ -122,24 +130,26 @@ def start_run(
     part_optimizers = {
         name: method.optimizer(name, part, make_optimizer) for name, part in method.parts.items()
     }
-    return Run(recipe, network, ema, optimizer, 0, [], method, part_optimizers, times)
+    run = Run(recipe, network, ema, optimizer, method=method, times=times)
+    run.part_optimizers = part_optimizers
+    return run
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Lets a network's lists of blocks forget what they computed, and compute it for gradients."""
-    for blocks in [each for each in network.modules() if isinstance(each, nn.ModuleList)]:
-        for block in blocks:
+    """Makes blocks in lists compute their outputs again for gradients, instead of storing them."""
+    for blocks in network.modules():
+        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
             block.forward = partial(recomputed, block.forward)
 
 
 def recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """forward(*inputs), which is done again in the backward pass."""
+    """forward(*inputs), computed again in the backward pass."""
     if not torch.is_grad_enabled():
         return forward(*inputs)
     return checkpoint(forward, *inputs, use_reentrant=False)
 
 
-def join(run: Run, world: World) -> None:
+def join_world(run: Run, world: World) -> None:
     """Makes the run one of these processes'.
 
     Raises ValueError where they cannot share its batches, and for a run that has joined others.
@@ -158,14 +168,19 @@ def join(run: Run, world: World) -> None:
 
 
 def training_step(
-    run: Run, x0: Tensor, schedule: Schedule, generator: torch.Generator,
-    labels: Tensor | None = None, world: World = ALONE,
-) -> float:  # fmt: skip
+    run: Run,
+    x0: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator,
+    labels: Tensor | None = None,
+    world: World = ALONE,
+) -> float:
     """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], and their labels (N,).
 
     Returns the batch's loss. Raises FloatingPointError, with good weights, if it is not finite.
     """
-    s, n = run.settings, len(x0)
+    s = run.settings
+    n = len(x0)
     if run.times is None:
         t = torch.randint(1, schedule.T + 1, (n,), generator=generator)
         weights = torch.ones(n)
@@ -173,17 +188,17 @@ def training_step(
         t, weights = run.times.draw(n, generator)
     weights = weights.to(x0)
     eps = torch.randn(x0.shape, generator=generator)
-    true = labels = None if labels is None else labels.cpu()
+    true_labels = labels = None if labels is None else labels.cpu()
     if labels is not None:
-        hidden = torch.rand(n, generator=generator) < s.label_dropout
-        labels = labels.masked_fill(hidden, s.classes)
+        is_hidden = torch.rand(n, generator=generator) < s.label_dropout
+        labels = labels.masked_fill(is_hidden, s.classes)
     seed_dropout(s.seed, run.step, world.rank)
     for _, optimizer in run.trained:
         optimizer.zero_grad()
-    own = slice(world.share(n).start, world.share(n).stop)
-    tensors = x0, t, eps, labels, true
-    batch = Batch(*(None if each is None else each[own] for each in tensors), run.done())
-    losses = world.gather(add_gradients(run, batch, weights[own], schedule))
+    share = slice(world.share(n).start, world.share(n).stop)
+    tensors = x0, t, eps, labels, true_labels
+    batch = Batch(*(None if each is None else each[share] for each in tensors), run.done())
+    losses = world.gather(add_gradients(run, batch, weights[share], schedule))
     value = update_weights(run, (weights * losses).mean(), t, losses)
     run.losses.append(value)
     if run.times is not None:
@@ -210,27 +225,27 @@ def add_gradients(run: Run, batch: Batch, weights: Tensor, schedule: Schedule) -
     losses = []
     for first in range(0, n, size):
         part = slice(first, first + size)
-        own = part_of(batch, part, device)
+        part_batch = part_of(batch, part, device)
         # Several processes share gradients after the last part.
         unshared = getattr(run.called, "no_sync", nullcontext)
         with unshared() if part.stop < n else nullcontext():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                each = run.method.loss(network, schedule, own)
-            found, wanted = tuple(each.shape), (len(own.x0),)
-            check(found == wanted, f"the loss is {found}: it must be one an image, {wanted}")
-            run.scaler.scale((weights[part] * each).sum() / n).backward()
-        losses.append(each.detach())
+                part_losses = run.method.loss(network, schedule, part_batch)
+            shape = tuple(part_losses.shape)
+            is_one_each = shape == (len(part_batch.x0),)
+            check(is_one_each, f"the loss is {shape}: it must be one for each image")
+            run.scaler.scale((weights[part] * part_losses).sum() / n).backward()
+        losses.append(part_losses.detach())
     return torch.cat(losses)
 
 
 def part_of(batch: Batch, part: slice, device: torch.device) -> Batch:
     """Some of a batch's images, with noise and labels on a device; times stay where they are."""
-
-    def moved(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[part].to(device)
-
-    labels, true_labels = moved(batch.labels), moved(batch.true_labels)
-    return Batch(batch.x0[part], batch.t[part], moved(batch.eps), labels, true_labels, batch.done)
+    on_device = [
+        None if values is None else values[part].to(device)
+        for values in (batch.eps, batch.labels, batch.true_labels)
+    ]
+    return Batch(batch.x0[part], batch.t[part], *on_device, batch.done)
 
 
 def update_weights(run: Run, loss: Tensor, t: Tensor, losses: Tensor) -> float:

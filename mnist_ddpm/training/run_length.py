@@ -9,32 +9,32 @@ from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.training.recipe import Recipe
 
-# Steps in all, as foreseen after so many. Who asks twice after the same is told the same.
+# The total number of steps, as foreseen after so many; the same for all calls after as many.
 Length = Callable[[int], float]
-TRUST = 0.01  # the plan counts as much as what was seen in this share of the time
+PLAN_WEIGHT = 0.01  # the plan counts as much as what was measured in this share of the time
 
 
-def of_epochs(settings: Recipe, n: int) -> Length:
+def epochs_length(settings: Recipe, n: int) -> Length:
     """The steps that the settings say, on n images, in whole batches."""
     total = total_steps(settings, n)
     return lambda step: total
 
 
-def until(length: Length, deadline: float, world: World) -> Length:
-    """The same, or the steps that are done when the time is up, after one at least."""
-    looks: dict[int, bool] = {}
+def until_deadline(length: Length, deadline: float, world: World) -> Length:
+    """The same, or the steps that are done at the deadline, one at least."""
+    is_late: dict[int, bool] = {}  # after the latest step
 
-    def steps(step: int) -> float:
-        if step not in looks:  # one look a step, and none before the first
-            late = bool(looks) and world.any(time.monotonic() > deadline)
-            looks.clear()
-            looks[step] = late
-        return step if looks[step] else length(step)
+    def total_steps_after(step: int) -> float:
+        if step not in is_late:  # one look at the clock a step, and none before the first
+            late = bool(is_late) and world.any(time.monotonic() > deadline)
+            is_late.clear()
+            is_late[step] = late
+        return step if is_late[step] else length(step)
 
-    return steps
+    return total_steps_after
 
 
-class Clock:
+class TimedLength:
     """Estimates, in each step, how many steps there will be in all when the time is up.
 
     The learning rate is that of a training of so many steps: it falls with the clock, to 0 at the
@@ -47,34 +47,39 @@ class Clock:
         ending: steps in whose time the last preview is drawn, until one was. world: the processes
         that keep one time. step: of the run, which begins now.
         """
-        self.end, self.ending, self.world = end, ending, world
-        self.took: float | None = None  # seconds of the latest save and preview
-        self.planned, self.looked, self.total = max(step + 1, planned), step, max(step + 1, planned)
-        # The first step is not counted, since compiling and other beginnings come with it.
-        self.first, self.began = step + 1, time.monotonic()
+        self.end = end
+        self.ending = ending
+        self.world = world
+        self.end_seconds: float | None = None  # of the latest save and preview
+        self.planned = self.total = max(step + 1, planned)
+        self.last_step = step  # of the latest estimate
+        # The first step is not counted, since it takes longer: it compiles, for one.
+        self.first_step = step + 1
+        self.start = time.monotonic()
 
     def __call__(self, step: int) -> float:
-        """The number in all, as foreseen after so many: the same number once the time is up."""
-        if step != self.looked:  # one look a step, so that all who ask are told the same
-            self.looked, total = step, self.foreseen(step)
+        """The total number of steps, as foreseen after so many; once the time is up, so many."""
+        if step != self.last_step:  # one estimate a step, the same for all calls
+            self.last_step = step
+            self.total = self.estimate(step)
             if self.world.size > 1:
-                told = torch.tensor([total], dtype=torch.float64, device=self.world.device)
-                total = self.world.gather(told).max().item()
-            self.total = total
+                total = torch.tensor([self.total], dtype=torch.float64, device=self.world.device)
+                self.total = self.world.gather(total).max().item()
         return self.total
 
-    def foreseen(self, step: int) -> float:
-        """As this process's clock has it."""
+    def estimate(self, step: int) -> float:
+        """The total by this process's clock."""
         now = time.monotonic()
-        if step <= self.first:
-            self.began = now
-        done, seconds = step - self.first, now - self.began
-        expected = TRUST * (self.planned - self.first + 1), TRUST * max(self.end - self.began, 1e-9)
-        pace = (done + expected[0]) / (seconds + expected[1])
-        ending = self.ending / pace if self.took is None else self.took
-        left = (self.end - ending - now) * pace  # steps
-        return step if left < 0.5 else step + max(1.0, left)
+        if step <= self.first_step:
+            self.start = now
+        planned_steps = PLAN_WEIGHT * (self.planned - self.first_step + 1)
+        planned_seconds = PLAN_WEIGHT * max(self.end - self.start, 1e-9)
+        steps = step - self.first_step + planned_steps
+        pace = steps / (now - self.start + planned_seconds)  # steps a second
+        end_seconds = self.ending / pace if self.end_seconds is None else self.end_seconds
+        remaining = (self.end - end_seconds - now) * pace  # steps
+        return step if remaining < 0.5 else step + max(1.0, remaining)
 
     def epochs(self, steps: int) -> float:
-        """Epochs of so many steps that make the number foreseen last, after rounding."""
+        """Epochs of so many steps each that make the latest total, after rounding."""
         return float(f"{round(self.total) / steps:.9g}")

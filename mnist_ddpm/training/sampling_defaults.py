@@ -13,15 +13,17 @@ from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.saving import config_value
 
 
-def best(recipe: Recipe) -> dict:
+def measured_defaults(recipe: Recipe) -> dict:
     """Flags of sample and their values; {} where nothing was measured."""
     return dict(dataset_named(recipe.dataset).draw.get((recipe.schedule, recipe.T), {}))
 
 
-def advice_for(run: Run, folder: str | Path, resume: bool) -> dict:
+def defaults_for_run(run: Run, folder: str | Path, resume: bool) -> dict:
     """What to write for a run: what a resumed one's checkpoint says, else what suits its method."""
-    saved = config_value(folder, "draw") if resume else None
-    return (run.method.sampling_defaults or best(run.settings)) if saved is None else saved
+    recorded = config_value(folder, "draw") if resume else None
+    if recorded is not None:
+        return recorded
+    return run.method.sampling_defaults or measured_defaults(run.settings)
 
 
 def as_typed(values: Iterable[tuple[str, object]]) -> list[str]:

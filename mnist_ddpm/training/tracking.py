@@ -49,7 +49,7 @@ def log_name(folder: Path, is_new_run: bool) -> str:
 
 
 class TrackerLog:
-    """Logs a run and its previews to a tracker. It is a loop.Log."""
+    """Logs a run and its previews to a tracker. It is a session.Log."""
 
     every = 10  # steps
 

@@ -1,0 +1,219 @@
+"""One training of a run in a folder: it saves, draws previews, and explains what stops it."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+
+from mnist_ddpm.ddpm import Schedule, total_steps
+from mnist_ddpm.machine import folder_lock
+from mnist_ddpm.machine.files import first_line, is_out_of_memory, replacing
+from mnist_ddpm.machine.interrupts import Stopped
+from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.training import saving
+from mnist_ddpm.training.run import Run
+from mnist_ddpm.training.run_length import Length, TimedLength
+
+PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
+SAVE_EVERY = 300  # seconds, at most, from one checkpoint to the next
+Preview = Callable[[Run, Schedule], np.ndarray]  # a picture (height, width, 3)
+Log = Callable[[Run, np.ndarray | None], None]  # called after each step, and with each preview
+
+
+@dataclass
+class Session:
+    """A training of a run in a folder: what it has saved, and when."""
+
+    run: Run
+    find_folder: Callable[[], Path]  # the folder's current path, should it be moved
+    schedule: Schedule
+    save_checkpoint: saving.SaveCheckpoint
+    preview: Preview | None
+    world: World
+    log: Log | None = None
+    timed_length: TimedLength | None = None  # of a training that ends at a given time
+
+    def __post_init__(self):
+        self.first_step = self.run.step
+        self.known_folder = self.folder
+        is_saved = saving.is_saved(self.folder, self.run)
+        self.saved_step = self.run.step if is_saved else None
+        self.start_time = self.last_save_time = time.monotonic()
+        self.overhead_seconds = 0.0  # of all saves and previews
+        self.save_seconds = 0.0  # of the last save
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is saved."""
+        return self.find_folder()
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch, in whole batches."""
+        return self.run.n // self.run.settings.batch_size
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process is the one that saves, draws and prints."""
+        return self.world.rank == 0
+
+    def save(self) -> None:
+        """A checkpoint, by the first process for all; again if its folder moves meanwhile.
+
+        Of a training that ends at a given time it has as many epochs as are foreseen.
+        """
+        run = self.run
+        if self.timed_length is not None:
+            epochs = self.timed_length.epochs(self.epoch_steps)
+            run.settings = replace(run.settings, epochs=epochs)
+        folder = None
+        while self.is_main_process and folder != self.folder:
+            folder = self.follow_folder()
+            saving.check_not_overwriting(folder, run)  # another may have begun there meanwhile
+            try:
+                saving.save_run(folder, run, self.save_checkpoint)
+            except FileNotFoundError:
+                if folder == self.folder:
+                    raise
+        if not self.is_main_process:
+            self.known_folder = self.folder
+            run.home = folder_lock.FolderIdentity.of(self.known_folder)
+            run.saved = run.step
+        self.saved_step = run.step
+
+    def follow_folder(self) -> Path:
+        """The folder to save in. Prints a line if it has moved, or is gone."""
+        folder = self.folder
+        if folder != self.known_folder:
+            print(f"{self.known_folder} has moved: training goes on in {folder}")
+        elif not folder.exists():
+            print(f"{folder} was removed: training makes it again")
+        self.known_folder = folder
+        return folder
+
+    def draw_preview(self, epoch: int) -> None:
+        """A preview. A failure is no reason to stop: the loss and the next save show it."""
+        if self.preview is None or not self.is_main_process:
+            return
+        path = self.folder / "previews" / f"epoch_{epoch:03d}.png"
+        with suppress(FloatingPointError, OSError):
+            picture = self.preview(self.run, self.schedule)
+            self.report(picture)
+            encoded = imageio.imwrite("<bytes>", picture, extension=path.suffix)
+            with replacing(path) as temporary:
+                temporary.write_bytes(encoded)
+
+    def report(self, picture: np.ndarray | None = None) -> None:
+        """Logs a step or a preview, in the first process."""
+        if self.log is not None and self.is_main_process:
+            self.log(self.run, picture)
+
+    def train(self, steps: Iterator[float], length: Length, interrupted: list) -> bool:
+        """Takes the steps, and saves. Returns whether a process was interrupted."""
+        run = self.run
+        preview_steps = self.epoch_steps * max(1, PREVIEW_EVERY // self.epoch_steps)
+        if run.step and run.is_at(self.folder) and not saving.is_intact(self.folder):
+            self.save()  # at once: a save was cut short, or what it wrote is damaged
+            if self.is_main_process:
+                print(f"the checkpoint in {self.folder} was damaged, and is saved again")
+        total = round(length(run.step))
+        with progress_bar(total=total, initial=run.step, desc="training", unit="step") as bar:
+            for _ in steps:
+                if self.world.size == 1:
+                    adapt_threads()
+                self.report()
+                step_end = time.monotonic()
+                bar.total = round(length(run.step))
+                advance(bar, run.losses)
+                is_stopped = self.world.any(bool(interrupted))
+                run.seconds += time.monotonic() - step_end  # processes wait for each other
+                is_last = run.step >= length(run.step)
+                is_due = run.step % preview_steps == 0 and self.has_time(step_end)
+                self.save_and_draw(is_last or is_stopped, is_last or is_due, step_end)
+                if is_last or is_stopped:
+                    break
+            if run.step != self.saved_step:  # the steps ended early, or a save was cut short
+                self.save()
+        if run.step == self.first_step and self.is_main_process:
+            print(f"{self.folder} was trained to its end before: set more epochs to go on")
+        return self.world.any(bool(interrupted))  # all wait until the last checkpoint is written
+
+    def save_and_draw(self, must_save: bool, must_draw: bool, step_end: float) -> None:
+        """After a step that ended at that time: a checkpoint and a preview, where due."""
+        is_first = must_draw and self.saved_step is None
+        if must_save or is_first or step_end - self.last_save_time > SAVE_EVERY:
+            self.save()
+            self.last_save_time = step_end
+            self.save_seconds = time.monotonic() - step_end
+        if must_draw:
+            start = time.monotonic()
+            self.draw_preview(math.ceil(self.run.step / self.epoch_steps))
+            if self.timed_length is not None:
+                self.timed_length.end_seconds = self.save_seconds + time.monotonic() - start
+        self.overhead_seconds += time.monotonic() - step_end
+
+    def has_time(self, now: float) -> bool:
+        """Whether saves and previews have taken less than 3 s and a twentieth of the time."""
+        return self.overhead_seconds < 3 + (now - self.start_time) / 20
+
+    def stopped(self, n: int, signals: list[int]) -> Stopped:
+        """What to raise after the signals, with all saved, in a training on n images."""
+        is_done = self.run.step >= total_steps(self.run.settings, n)
+        ending = ", its last" if is_done else ": resume to go on"
+        message = f"stopped after step {self.run.step} and saved in {self.known_folder}{ending}"
+        folder = None if is_done else self.known_folder
+        return Stopped(message, signals[0] if signals else signal.SIGINT, folder)
+
+    def with_what_is_saved(self, error: Exception) -> Exception:
+        """An error like this one, whose message also says what is saved; or the error itself."""
+        is_alone = self.world.size == 1
+        if isinstance(error, RuntimeError) and not is_alone:
+            failed = f"one of {self.world.size} processes failed, this or another"
+            return ConnectionError(f"{failed} ({first_line(error)}); {self.save_after_failure()}")
+        is_memory_error = isinstance(error, RuntimeError | MemoryError)
+        if is_memory_error and not (is_alone and is_out_of_memory(error)):
+            return error
+        if not self.is_main_process:
+            saved = f"what the first process has saved in {self.folder} is good"
+        elif self.saved_step and not isinstance(error, FileExistsError):
+            saved = f"the checkpoint of step {self.saved_step} in {self.folder} is good"
+        else:
+            saved = self.remains()
+        diverged = isinstance(error, FloatingPointError)
+        advice = "; try a lower learning_rate, or float32" if diverged else ""
+        return type(error)(f"{first_line(error)}; {saved}{advice}")
+
+    def remains(self) -> str:
+        """What a save that was cut short, or never came, has left in the folder."""
+        is_there = self.run.is_at(self.folder)
+        return f"the run in {self.folder} can be resumed" if is_there else "nothing was saved"
+
+    def save_after_failure(self) -> str:
+        """Saves what the first of several processes has, if it can. Returns what is saved then."""
+        if not self.is_main_process:
+            return f"what the first of them has saved is in {self.folder}"
+        with suppress(OSError, RuntimeError):  # the first error is the one to report
+            if self.run.step:
+                self.save()
+        step = saving.saved_step(self.folder)
+        if step is not None and self.run.is_at(self.folder):
+            return f"step {step} is saved in {self.folder}: resume to go on"
+        return self.remains()
+
+
+def advance(bar, losses: list[float]) -> None:
+    """Moves the progress bar by a step, and shows the mean of the last 100 losses."""
+    try:
+        bar.update()
+    except OSError:  # of what it is piped to, which Ctrl-C ends as well
+        bar.disable = True
+        bar.get_lock().release()  # tqdm's other threads would wait for it
+    bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
