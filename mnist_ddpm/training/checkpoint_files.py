@@ -56,8 +56,8 @@ def write_checkpoint(
     """
     folder = Path(folder)
     tensors = {name: each.cpu().contiguous() for name, each in network.state_dict().items()}
-    content = save(tensors)
     with replacing(folder / WEIGHTS) as path:
+        content = save(tensors)
         path.write_bytes(content)
     config = {
         "format": FORMAT,
