@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers import flipped
+from helpers import equal, flipped
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -32,6 +32,7 @@ from mnist_ddpm.formats.diffusers import (
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.trainer import start_run
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.run import count_parameters
 
 SAFE, BIN = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 
@@ -113,13 +114,7 @@ def save(folder, config=SMALL, weights=None, scheduler=None, name=SAFE):
 
 
 def same_weights(network, expected):
-    given, wanted = network.state_dict(), expected.state_dict()
-    same_names = given.keys() == wanted.keys()
-    return same_names and all(torch.equal(given[name], wanted[name]) for name in wanted)
-
-
-def count(network):
-    return sum(p.numel() for p in network.parameters())
+    return equal(network.state_dict(), expected.state_dict())
 
 
 # The network
@@ -151,7 +146,7 @@ def test_googles_networks_have_all_their_tensors_in_ours(config, parameters):
     tensors = diffusers_tensors(ours, recipe.blocks_per_level)
     expected = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     assert {name: tensor.shape for name, tensor in tensors.items()} == expected
-    assert count(ours) == count(theirs) == parameters
+    assert count_parameters(ours) == count_parameters(theirs) == parameters
 
 
 def rename(weights, convolutions):

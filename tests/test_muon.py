@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.muon import Muon, orthogonalised
 
 
@@ -94,11 +93,3 @@ def test_a_state_that_was_saved_goes_on_as_before():
         with_gradients(network, 1)
         optimizer.step()
     assert all(map(torch.equal, ours.parameters(), again.parameters()))
-
-
-def test_every_parameter_of_the_network_has_one_optimizer():
-    network = LabelledUNet(base_channels=8, channel_mults=(1, 2), attention=(1,), classes=3)
-    groups = Muon(network, 0.01).param_groups
-    held = [id(p) for group in groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in network.parameters())
-    assert not {id(p) for p in groups[0]["params"]} & {id(network.label.weight)}
