@@ -380,9 +380,15 @@ def test_what_cannot_be_planned_is_reported_before_measuring(tmp_path, monkeypat
     assert "minutes is nan" in error_of(capsys, *base, "--minutes", "nan")
 
 
-@pytest.mark.parametrize("name", ["mnist", "faces-64"])
-def test_the_command_of_a_plan_makes_the_same_recipe(trainings, tmp_path, name):
-    recipe = preset(name, seed=7, epochs=1.5, batch_size=32, compile=False, warmup_steps=5)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mnist-small", {"classes": 10, "objective": "p2"}),
+        ("faces-64", {"attributes": ("Smiling", "Male"), "image_size": (64, 96)}),
+    ],
+)
+def test_the_command_of_a_plan_makes_the_same_recipe(trainings, tmp_path, name, settings):
+    recipe = preset(name, seed=7, epochs=1.5, batch_size=32, warmup_steps=5, **settings)
     plan = planning.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
     command = shlex.split(plan.equivalent_command(recipe).split("python -m mnist_ddpm ")[1])
     assert run(*command, "--out", tmp_path) == 0
