@@ -34,9 +34,7 @@ def learned_denoiser(
     """A network of two outputs as a denoiser: x0_hat, eps_hat and the exponent."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
-        output = network_output(
-            network, conversion, schedule, xt, torch.as_tensor(t).expand(len(xt))
-        )
+        output = network_output(network, conversion, schedule, xt, t)
         value, exponent = split_output(output, xt.shape[1])
         return *x0_and_eps(conversion, schedule, xt, t, value), exponent
 

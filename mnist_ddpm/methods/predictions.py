@@ -67,21 +67,19 @@ def x0_and_eps(
 
 
 def network_output(
-    network: Network, conversion: Conversion, schedule: Schedule, xt: Tensor, t: Tensor
+    network: Network, conversion: Conversion, schedule: Schedule, xt: Tensor, t: Time
 ) -> Tensor:
-    """The network's output for x_t, scaled where the conversion has a scale, at times (N,)."""
-    if conversion.scale is not None:
-        return network(per_image(conversion.scale(schedule, t), xt) * xt, t).to(xt.dtype)
-    return network(xt, t).to(xt.dtype)
+    """The network's output for x_t, scaled where the conversion has a scale."""
+    t = torch.as_tensor(t).expand(len(xt))
+    x = xt if conversion.scale is None else per_image(conversion.scale(schedule, t), xt) * xt
+    return network(x, t).to(xt.dtype)
 
 
 def denoiser(network: Network, schedule: Schedule, conversion: Conversion) -> Denoiser:
     """The denoiser of a network whose output is the conversion's value."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        value = network_output(
-            network, conversion, schedule, xt, torch.as_tensor(t).expand(len(xt))
-        )
+        value = network_output(network, conversion, schedule, xt, t)
         return x0_and_eps(conversion, schedule, xt, t, value)
 
     return denoise
