@@ -389,7 +389,7 @@ def test_what_cannot_be_planned_is_reported_before_measuring(tmp_path, monkeypat
 )
 def test_the_command_of_a_plan_makes_the_same_recipe(trainings, tmp_path, name, settings):
     recipe = preset(name, seed=7, epochs=1.5, batch_size=32, warmup_steps=5, **settings)
-    plan = planning.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0, 1.0)
+    plan = planning.Plan(name, recipe, 1.0, 60.0, 0.0, 1.0, {}, 1.0, 1.0)
     command = shlex.split(plan.equivalent_command(recipe).split("python -m mnist_ddpm ")[1])
     assert run(*command, "--out", tmp_path) == 0
     assert trainings[0].recipe == recipe

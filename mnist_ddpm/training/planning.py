@@ -40,7 +40,6 @@ class Plan:
     deadline: float  # of training, by time.monotonic()
     sampling: float  # seconds an image, with the sampling defaults
     draw: dict  # sampling defaults; {} if there are none, as for a guide
-    preview: float  # seconds a preview takes
     minutes: float  # that were asked for
     measured: float  # seconds that measuring took
 
@@ -101,9 +100,8 @@ def make_plan(
     """The best use of some seconds, counted from when it began, and the images to train on.
 
     request: its data, labels and seed are used. load: returns the images for a recipe; its time
-    counts unless the data set is decoded the first time. size: of the images; None:
-    the preset's. Raises ValueError for a size that does not fit, for too few seconds for 20 steps,
-    and for more than a year.
+    does not count if it may have to decode them. size: of the images; None: the preset's. Raises
+    ValueError for a size that does not fit, for less than 20 steps, and for more than a year.
     """
     in_range = 0 < seconds <= YEAR
     check(in_range, f"minutes is {seconds / 60:g}: it must be above 0, and at most a year")
@@ -124,44 +122,40 @@ def make_plan(
     loading = clock() - measured_at if planning.is_decoded else 0.0
     if len(images) < recipe.batch_size:
         recipe = fit_batch_size(recipe, len(images))
+    deadline = began + MARGIN * seconds + loading
+    training_seconds = deadline - clock()
+    steps = len(images) // recipe.batch_size
+    epochs = expected_epochs(recipe, steps, training_seconds, pace, evaluation)
+    total = max(0, round(epochs * steps))
+    refusal = f"{seconds / 60:.3g} minutes are enough for {total} steps here: give it more"
+    check(total >= MIN_STEPS, refusal)
     draw = sampling_defaults.measured_defaults(recipe)
     plan = Plan(
         preset=name,
-        recipe=recipe,
+        recipe=with_epochs(recipe, epochs, steps),
         pace=pace,
-        seconds=0.0,
-        deadline=began + MARGIN * seconds + loading,
+        seconds=training_seconds,
+        deadline=deadline,
         sampling=draw.get("steps", 0) * evaluation,
         draw=draw,
-        preview=preview_seconds(recipe, evaluation),
         minutes=seconds / 60,
         measured=measured_at - start,
     )
-    return with_expected_epochs(plan, len(images), clock), images
+    return plan, images
 
 
-def with_expected_epochs(plan: Plan, n: int, clock: Callable[[], float]) -> Plan:
-    """The plan with the epochs, on n images, that are expected from now on.
+def expected_epochs(
+    recipe: Recipe, steps: int, seconds: float, pace: float, evaluation: float
+) -> float:
+    """Epochs, each of some steps, that fit a time with the previews that training draws.
 
-    Raises ValueError if they have fewer than 20 steps.
+    evaluation: seconds to evaluate the network on an image.
     """
-    seconds = plan.deadline - clock()
-    steps = n // plan.recipe.batch_size
-    # The pace was measured for longer than an evaluation.
-    preview_by_pace = plan.ending * plan.recipe.batch_size / plan.pace + 0.5
-    preview = min(plan.preview, preview_by_pace)
-    epochs = epochs_within(seconds, plan.recipe, steps, plan.pace, preview)
-    total = max(0, round(epochs * steps))
-    refusal = f"{plan.minutes:.3g} minutes are enough for {total} steps here: give it more"
-    check(total >= MIN_STEPS, refusal)
-    return replace(plan, recipe=with_epochs(plan.recipe, epochs, steps), seconds=seconds)
-
-
-def epochs_within(seconds: float, recipe: Recipe, steps: int, pace: float, preview: float) -> float:
-    """Epochs, each of some steps, that fit a time with the previews that loop.fit draws."""
     epoch = steps * recipe.batch_size / pace  # seconds
+    # A step takes as long as three evaluations, and its pace was measured for longer.
+    preview = preview_seconds(recipe, min(evaluation, 1 / (3 * pace)))
     previews_per_epoch = 1 / max(1, session.PREVIEW_EVERY // steps)
-    # fit limits previews to 3 s and a twentieth of the time, and draws one more at the end.
+    # Training limits previews to 3 s and a twentieth of the time, and draws one more at the end.
     limited = (seconds - 3 - preview) / (1.05 * epoch)
     return max(seconds / (epoch + previews_per_epoch * preview), limited)
 
@@ -223,7 +217,6 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
         pace=pace,
         seconds=guide_seconds,
         draw={},
-        preview=preview,
     )
     return [network_plan, guide_plan], ""
 

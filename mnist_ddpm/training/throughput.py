@@ -13,11 +13,10 @@ from mnist_ddpm.ddpm import Schedule
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import first_line
 from mnist_ddpm.machine.threads import recount_cores
-from mnist_ddpm.training import cost
+from mnist_ddpm.training import cost, previews
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, training_step
 
-PREVIEW_IMAGES = 36
 MIN_SECONDS = 0.3  # of one measurement, about
 MAX_SECONDS = 2.0
 
@@ -81,17 +80,17 @@ class ThroughputMeter:
             self.until += self.clock() - start
 
     def seconds_per_evaluation(self, recipe: Recipe) -> float:
-        """Seconds to evaluate the network on one image, in a batch of 36."""
+        """Seconds to evaluate the network on one image, in a batch as large as a preview's."""
         seconds = self.next_seconds()
         network = self.make_network(recipe).to(self.device).eval()
-        x = torch.zeros(PREVIEW_IMAGES, *recipe.shape, device=self.device)
-        t = torch.ones(PREVIEW_IMAGES, dtype=torch.long, device=self.device)
+        x = torch.zeros(previews.IMAGES, *recipe.shape, device=self.device)
+        t = torch.ones(previews.IMAGES, dtype=torch.long, device=self.device)
 
         def evaluate(n: int) -> None:
             network(x[:n], t[:n]).sum().item()
 
         with torch.no_grad():
-            return 1 / self.items_per_second(evaluate, 1, PREVIEW_IMAGES, seconds / 2)
+            return 1 / self.items_per_second(evaluate, 1, previews.IMAGES, seconds / 2)
 
     def flops(self, recipe: Recipe) -> int:
         """Floating-point operations to evaluate the network on one image."""
