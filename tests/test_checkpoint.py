@@ -228,16 +228,6 @@ def test_missing_files_are_named(saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:100], lambda b: b"", lambda b: b"hi" * 99]
-)
-def test_truncated_and_foreign_weights_are_refused(saved, damage):
-    path = saved / "model.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        checkpoints.load(saved)
-
-
-@pytest.mark.parametrize(
     "text",
     [
         "", "{", "[]", "null", "{}", '{"format": 99}', '{"format": 1}', '{"format": 2}',
@@ -255,12 +245,6 @@ def test_damaged_configs_are_refused(saved, text):
 def test_settings_of_another_version_are_named(saved, part):
     edit_config(saved, part, momentum=3.0)
     with pytest.raises(ValueError, match="momentum"):
-        checkpoints.load(saved)
-
-
-def test_weights_of_another_architecture_are_named_with_both_shapes(saved):
-    edit_config(saved, "settings", base_channels=16)
-    with pytest.raises(ValueError, match=r"time\.0\.weight is \(32, 8\), should be \(64, 16\)"):
         checkpoints.load(saved)
 
 

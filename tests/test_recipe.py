@@ -184,14 +184,6 @@ def test_memory_grows_with_the_part_of_a_batch_and_shrinks_with_checkpointing():
     assert costs[1].flops == costs[4].flops
 
 
-def test_costs_know_labels_and_a_learned_variance():
-    plain = Recipe(base_channels=8, batch_size=4, channel_mults=(1,))
-    labelled, learned = replace(plain, classes=10), replace(plain, objective="hybrid")
-    few, more = (network_cost(recipe, make_network).parameters for recipe in (plain, labelled))
-    assert more - few == 11 * 32
-    assert network_cost(learned, make_network).flops > network_cost(plain, make_network).flops
-
-
 def test_what_is_given_wins_over_a_preset_also_where_it_is_the_default():
     given = {"schedule": "linear", "prediction": "eps", "objective": "simple"}
     recipe = preset("faces-64-small", **given)

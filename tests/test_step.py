@@ -13,7 +13,7 @@ from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.run import new_run, training_step
+from mnist_ddpm.training.run import training_step
 
 NOTEBOOK = ddpm.Settings(
     dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1.5,
@@ -23,13 +23,11 @@ NOTEBOOK = ddpm.Settings(
 
 @pytest.mark.parametrize("options", [{}, {"augment": ddpm.mirrored}])
 def test_the_step_is_the_notebooks_bit_for_bit(options):
-    """The one twin: in float32 with Adam, weights, average, optimiser and losses are equal."""
+    """In float32 with Adam, weights, average, optimiser and losses are equal."""
     theirs = ddpm.start_run(NOTEBOOK)
     images = squares(100)  # of which an epoch leaves out four
     list(ddpm.training_loop(theirs, images, PATH, **options))
-    network = ddpm.make_network(NOTEBOOK)
-    recipe = replace(TINY, epochs=1.5, ema_decay=0.5, warmup_steps=500)
-    ours = new_run(recipe, network, lambda network: torch.optim.Adam(network.parameters()))
+    ours = start(replace(TINY, epochs=1.5, ema_decay=0.5, warmup_steps=500))
     list(training_loop(ours, images, PATH, **options))
     assert ours.step == theirs.step == 9 and ours.losses == theirs.losses
     assert same(ours.network, theirs.network) and same(ours.ema, theirs.ema)
@@ -151,30 +149,24 @@ def test_an_infinite_gradient_of_a_finite_loss_stops():
     assert run.step == 0 and all(map(torch.equal, before, run.network.parameters()))
 
 
-def test_labels_go_with_their_images_and_some_are_hidden():
+@pytest.mark.parametrize("label_dropout", [0.0, 0.25])
+def test_labels_go_with_their_images_and_some_are_hidden_from_the_network(label_dropout):
+    """In a batch all true labels, and in the network's own table those that it is given."""
     images = torch.arange(96, dtype=torch.uint8).view(96, 1, 1, 1).repeat(1, 1, 16, 16)
-    labels, seen, runs = torch.arange(96) % 5, [], []
-
-    def objective(network, schedule, x0, t, eps):
-        told = runs[0].network.label.register_forward_hook(
-            lambda module, given, out: seen.append(
-                (((x0[:, 0, 0, 0] + 1) * 127.5).round(), given[0])
-            )
-        )
-        losses = l_simple(network, schedule, x0, t, eps)
-        told.remove()
-        return losses
-
-    runs.append(start(replace(TINY, classes=5, label_dropout=0.25, accumulation=2)))
-    list(steps(runs[0], objective, images, labels=labels))
-    which, told = (torch.cat(each) for each in zip(*seen))
-    hidden = told == 5
-    assert torch.equal(told[~hidden], which[~hidden].long() % 5)
-    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.1)
-    seen.clear()
-    runs[0] = start(replace(TINY, classes=5, label_dropout=0.0))
-    list(steps(runs[0], objective, images, labels=labels))
-    assert torch.cat([told for _, told in seen]).max() == 4
+    run = start(replace(TINY, classes=5, label_dropout=label_dropout, accumulation=2))
+    batches, given = [], []
+    loss = run.method.loss
+    run.method.loss = lambda *inputs: batches.append(inputs[-1]) or loss(*inputs)
+    run.network.label.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    list(steps(run, images=images, labels=torch.arange(96) % 5))
+    numbers = torch.cat([batch.x0[:, 0, 0, 0] for batch in batches]).add(1).mul(127.5).round()
+    true_labels = torch.cat([batch.true_labels for batch in batches])
+    given = torch.cat(given)
+    is_hidden = given == 5
+    assert torch.equal(true_labels, numbers.long() % 5)
+    assert torch.equal(given[~is_hidden], true_labels[~is_hidden])
+    assert is_hidden.float().mean().item() == pytest.approx(label_dropout, abs=0.1)
+    assert is_hidden.any() == (label_dropout > 0)
 
 
 def test_times_that_are_drawn_otherwise_weigh_their_losses_and_learn_of_them():

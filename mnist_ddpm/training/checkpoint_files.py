@@ -61,7 +61,7 @@ def write_checkpoint(
         path.write_bytes(content)
     config = {
         "format": FORMAT,
-        **describe(recipe, method),
+        **describe_recipe(recipe, method),
         "data_range": [-1, 1],
         **({"draw": draw} if draw else {}),
         "sha256": {WEIGHTS: hashlib.sha256(content).hexdigest()},
@@ -74,7 +74,7 @@ def write_checkpoint(
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def describe(recipe: Recipe, method: dict) -> dict[str, dict]:
+def describe_recipe(recipe: Recipe, method: dict) -> dict[str, dict]:
     """A recipe in three parts: settings, as the notebook has them, method, and recipe."""
     values = asdict(recipe)
     settings = {field.name: values.pop(field.name) for field in fields(Settings)}

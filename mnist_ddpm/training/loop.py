@@ -44,9 +44,9 @@ def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
 
 def check_images(run: Run, images: Tensor) -> None:
     """Raises ValueError unless there are as many as before, of the recipe's shape."""
-    shape, recipe_shape = tuple(images.shape[1:]), run.settings.shape
-    shapes = f"the images are {shape}, and the run's settings say {recipe_shape}"
-    check(shape == recipe_shape, f"{shapes}: channels, height, width")
+    shape = tuple(images.shape[1:])
+    shapes = f"the images are {shape}, and the run's settings say {run.settings.shape}"
+    check(shape == run.settings.shape, f"{shapes}: channels, height, width")
     n = len(images)
     counts = f"the run is one of {run.n} images, and here are {n}"
     check(run.n in (0, n), f"{counts}: init_from goes on with others")

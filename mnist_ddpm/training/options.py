@@ -39,7 +39,7 @@ class Options:
     label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without
     optimizer: str | None = None  # adam, muon; None: adam, the paper's
     learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
-    gradient_clip: float = 1.0  # largest norm of a step's gradient
+    gradient_clip: float = 1.0  # largest norm of a step's gradient, for each network
     precision: Literal["float32", "bfloat16", "float16"] | None = None  # in training; None: float32
     accumulation: int = 1  # parts a batch is computed in, one after the other: to save memory
     gradient_checkpointing: bool = False  # recompute blocks: less memory, a third more work

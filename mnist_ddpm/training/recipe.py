@@ -132,11 +132,11 @@ class Recipe(Options, Settings):
     def check_fit(self) -> None:
         """Raises ValueError for values that do not fit each other."""
         check_size(self.image_size, self.patch_size, self.channel_mults, self.dataset)
-        groups, width = self.norm_groups, self.base_channels
-        fits = groups == 0 or width % groups == 0
-        check(fits, f"norm_groups is {groups}: it must divide base_channels, {width}")
-        parts, size = self.accumulation, self.batch_size
-        check(parts <= size, f"accumulation is {parts}: take at most batch_size, {size}")
+        groups = self.norm_groups
+        fits = groups == 0 or self.base_channels % groups == 0
+        check(fits, f"norm_groups is {groups}: it must divide base_channels, {self.base_channels}")
+        fits = self.accumulation <= self.batch_size
+        check(fits, f"accumulation is {self.accumulation}: take at most {self.batch_size}")
         check(self.beta_T < 1, f"beta_T is {self.beta_T}: take a number between 0 and 1")
         check(self.beta_1 <= self.beta_T, f"beta_1 is {self.beta_1}: take at most beta_T")
         check(0 <= self.seed < 2**32, f"seed is {self.seed}: take a number from 0 to 2^32 - 1")
