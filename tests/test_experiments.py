@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import imageio.v3 as imageio
@@ -15,7 +19,7 @@ from matplotlib.figure import Figure
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.experiments import __main__ as command
-from mnist_ddpm.experiments import ddim_table1, guidance_scale, runner, steps
+from mnist_ddpm.experiments import ddim_table1, guidance_scale, registry, runner, steps
 from mnist_ddpm.experiments.experiment_flags import Scale
 from mnist_ddpm.experiments.plots import caption, plot_lines, write_plot
 from mnist_ddpm.experiments.registry import EXPERIMENTS
@@ -321,7 +325,7 @@ def test_a_record_keeps_the_machine_of_earlier_rows(start, tmp_path):
     path.write_text(json.dumps(record | {"device": "cuda"}))
     run = start(scale=ONE_SEED)
     for x in range(2):
-        run.measure_once({"x": x}, dict)
+        run.measure_once({"arm": "mine", "x": x}, dict)
     earlier = {name: record[name] for name in ("hardware", "threads", "versions")}
     earlier |= {"device": "cuda"}
     assert json.loads(path.read_text()) == record | {"earlier": [earlier]}
@@ -410,7 +414,9 @@ def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, mo
     ("flags", "named"),
     [
         (["ema", "--quick", "--device", "nonsense"], "nonsense"),
-        (["ema", "--bits", "1"], "--bits 2"),
+        (["ema", "--bits", "1"], "--bits is 1"),
+        (["ema", "--seeds", "9" * 30], "--seeds"),
+        (["ema", "--\x1b[31m"], "x1b"),
         (["fly"], "ddpm-table2, iddpm-schedules, ddim-table1, ema, guidance"),
     ],
 )
@@ -418,3 +424,48 @@ def test_bad_requests_end_in_one_line(flags, named, tmp_path, capsys):
     assert command.main([*flags, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("record.json", "[]"),
+        ("record.json", "[" * 100_000),
+        ("record.json", '{"scale": 1}'),
+        ("record.json", None),
+        ("results.csv", "arm,seed,frechet\nreal,0,12"),
+        ("results.csv", "arm,seed,frechet\nreal,0\n"),
+        ("results.csv", "arm,seed,frechet\nreal,0,NaN\n"),
+        ("results.csv", None),
+    ],
+)
+def test_damaged_results_end_in_one_line(name, content, tmp_path, capsys):
+    path = tmp_path / "ema-quick" / name
+    path.parent.mkdir()
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    assert command.main(["ema", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert str(path) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_with_its_status_and_how_to_go_on(name, status, monkeypatch, capsys):
+    stop = lambda flags, typed: signal.raise_signal(getattr(signal, name))  # noqa: E731
+    monkeypatch.setattr(registry, "run_experiment", stop)
+    assert command.main(["ema"]) == status
+    assert "same command" in capsys.readouterr().err
+
+
+def test_a_pipe_at_the_name_of_the_plot_is_replaced(rows_of, tmp_path):
+    os.mkfifo(tmp_path / "plot.png")
+    write_plot(EXPERIMENTS["ema"], rows_of("ema"), tmp_path)
+    assert imageio.imread(tmp_path / "plot.png").ndim == 3
+
+
+def test_an_experiment_outlives_its_streams():
+    command = [sys.executable, "-m", "mnist_ddpm.experiments", "--help"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=full, stderr=full, cwd=ROOT).returncode == 0

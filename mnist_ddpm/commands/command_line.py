@@ -20,7 +20,7 @@ import tyro
 from mnist_ddpm import __version__
 from mnist_ddpm.commands import flags, training_flags
 from mnist_ddpm.machine.shell import expand_home, program
-from mnist_ddpm.machine.text import CONTROL, printable
+from mnist_ddpm.machine.text import check_arguments, printable
 from mnist_ddpm.training.options import PRESETS, check_size, merge_settings
 
 # Of each command the class of its flags, and where the function is that takes them
@@ -78,20 +78,6 @@ def typed_flags(arguments: Iterable[str]) -> tuple[str, ...]:
     """The names of the flags that were typed, as attributes: base_channels for --base-channels."""
     names = (argument.split("=")[0][2:] for argument in arguments if argument.startswith("--"))
     return tuple(name.removeprefix("no-").replace("-", "_") for name in names)
-
-
-def check_arguments(arguments: list[str]) -> None:
-    """Raises ValueError for what is empty, or would be obeyed by the terminal that shows it."""
-    for before, argument in zip(["", *arguments], arguments):
-        if CONTROL.search(argument):
-            raise ValueError(
-                f"an argument, {argument[:50]!r}, has control characters: rename what it names"
-            )
-        flag, equals, value = argument.partition("=")
-        name = flag if equals else before or "an argument"
-        is_empty = not argument or (flag.startswith("--") and equals and not value)
-        if is_empty and name != "--init-from":
-            raise ValueError(f"{name} is empty: name something")
 
 
 def parse_arguments(arguments: list[str]):

@@ -8,34 +8,46 @@ start again.
 
 import shlex
 import sys
+from functools import partial
 
 import tyro
 
 from mnist_ddpm.experiments.experiment_flags import NAMES, ONE_OF, Arguments
 from mnist_ddpm.machine.shell import expand_home
-from mnist_ddpm.machine.text import printable
+from mnist_ddpm.machine.startup import prepare_process
+from mnist_ddpm.machine.text import check_arguments, printable
 
 PROGRAM = "python -m mnist_ddpm.experiments"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 after an error, which is one line, or 130 after Ctrl-C."""
+    """Runs one experiment. Returns 0, 1 after an error, or 128 + a signal's number."""
     words = [expand_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    flags = tyro.cli(Arguments, args=words, prog=PROGRAM)
     try:
+        check_arguments(words)
+        flags = tyro.cli(Arguments, args=words, prog=PROGRAM)
         if flags.name not in NAMES:
             raise ValueError(f'experiment "{flags.name}" is unknown: take {ONE_OF}')
-        from mnist_ddpm.experiments import registry  # and PyTorch, once the flags are right
-
-        registry.run_experiment(flags, f"{PROGRAM} {shlex.join(words)}")
-    except (ValueError, OSError, FloatingPointError) as error:
+    except ValueError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nstopped: the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    from mnist_ddpm.machine.exit_status import exit_status  # and PyTorch
+
+    work = partial(run, flags, f"{PROGRAM} {shlex.join(words)}")
+    return exit_status(work, "take less (--n, --width)")
+
+
+def run(flags: Arguments, command: str) -> None:
+    """Runs an experiment. Adds to a KeyboardInterrupt a note how to go on."""
+    try:
+        from mnist_ddpm.experiments import registry
+
+        registry.run_experiment(flags, command)
+    except KeyboardInterrupt as error:
+        error.add_note("the same command goes on from here")
+        raise
 
 
 if __name__ == "__main__":
+    prepare_process()
     sys.exit(main())

@@ -107,7 +107,8 @@ def write_plot(experiment: Experiment, rows: list[Row], folder: Path, note: str 
         experiment.plot(rows, figure)
         if note:
             figure.suptitle(note, fontsize=9, color="tab:red")
-        figure.savefig(folder / "plot.png", dpi=100, pil_kwargs={"optimize": True})
+        with replacing(folder / "plot.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=100, pil_kwargs={"optimize": True})
     text = caption(experiment, rows)
     with replacing(folder / "caption.md") as temporary:
         temporary.write_text(f"{note}.\n\n{text}" if note else text, encoding="utf-8")

@@ -18,6 +18,7 @@ from mnist_ddpm.experiments.plots import Experiment, write_plot
 from mnist_ddpm.experiments.steps import EvaluationsPerImage
 from mnist_ddpm.machine import devices, files
 
+TEST_IMAGES = 10_000  # that MNIST has
 EXPERIMENTS: dict[str, Experiment] = {
     "ddpm-table2": PredictionsAndLosses(),
     "iddpm-schedules": SchedulesAndVariances(),
@@ -35,10 +36,14 @@ def requested_scale(arguments: Arguments) -> Scale:
     if arguments.quick:
         check(scale == Scale(), "--quick sets all numbers: leave out the others")
         return runner.QUICK
-    least = NEIGHBOURS + 1
-    enough = scale.seeds >= 1 and scale.n >= least and scale.bits >= 2 and 1 <= scale.long <= 1000
-    limits = f"--seeds must be at least 1, --n {least}, --bits 2, and --long from 1 to 1000"
-    check(enough, limits)
+    for name, least, most in (
+        ("seeds", 1, 1000),
+        ("n", NEIGHBOURS + 1, TEST_IMAGES),
+        ("bits", 2, TEST_IMAGES),
+        ("long", 1, 1000),
+    ):
+        value = getattr(scale, name)
+        check(least <= value <= most, f"--{name} is {value}: take {least} to {most}")
     return scale
 
 

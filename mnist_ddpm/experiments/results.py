@@ -1,17 +1,19 @@
 """Rows of results in a CSV file, intervals over seeds, and verdicts on a paper's claims."""
 
 import csv
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.machine.text import parse_json, read_json
 
 Row = dict[str, str | int | float]  # what was measured, and the figures
+TEXTS = "arm", "measure"  # columns of text, not numbers
 # 97.5 % quantiles of Student's t for 2, 3, … 10 seeds
 STUDENT = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
@@ -19,20 +21,56 @@ STUDENT = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 def parse_cell(text: str) -> str | int | float:
     """A cell of a CSV file as it was before it was written."""
     try:
-        return json.loads(text)
+        value = parse_json(text)
     except ValueError:
         return text
+    is_number = type(value) in (int, float) and math.isfinite(value)
+    return value if is_number else text
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file; none if there is no file. An empty cell is ""."""
-    if not path.is_file():
+    """The rows of a CSV file; none if there is no file. An empty cell is "".
+
+    Raises ValueError for a file that is damaged, for example cut short.
+    """
+    if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: text if name == "arm" else parse_cell(text) for name, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        check(path.is_file(), "it is no regular file")
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(file)
+        check(lines and lines[-1].endswith("\n"), "it is cut short")
+        names, *table = csv.reader(lines)
+        check("arm" in names, 'it has no column "arm"')
+        rows = []
+        for cells in table:
+            check(len(cells) == len(names), f"a row has {len(cells)} cells, not {len(names)}")
+            row = {
+                name: text if name in TEXTS else parse_cell(text)
+                for name, text in zip(names, cells)
+            }
+            wrong = [x for name, x in row.items() if name not in TEXTS and x and type(x) is str]
+            check(not wrong, f"{str(wrong)[:50]} should be a number")
+            rows.append(row)
+        return rows
+    except (ValueError, csv.Error) as error:
+        advice = "remove it to measure again, or choose another --out"
+        raise ValueError(f"{path} is damaged ({error}): {advice}") from error
+
+
+def read_record(path: Path) -> dict:
+    """The content of record.json; {} if there is no file. Raises ValueError if it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        record = read_json(path)
+        check(isinstance(record, dict), "it is no JSON object")
+        for name, kind in (("scale", dict), ("networks", dict), ("earlier", list)):
+            check(isinstance(record.get(name, kind()), kind), f"{name} is of another kind")
+        return record
+    except ValueError as error:
+        advice = "remove it and results.csv to measure again, or choose another --out"
+        raise ValueError(f"{path} is damaged ({error}): {advice}") from error
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

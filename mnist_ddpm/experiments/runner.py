@@ -1,6 +1,5 @@
 """Networks trained and measured, each once; rows of results go to a file as they come."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
@@ -16,7 +15,7 @@ from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.experiments.experiment_flags import Scale
-from mnist_ddpm.experiments.results import Row, read_rows, select_rows, write_rows
+from mnist_ddpm.experiments.results import Row, read_record, read_rows, select_rows, write_rows
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.progress import progress_bar
@@ -84,8 +83,7 @@ class ExperimentRun:
         # experiments share their networks
         self.networks_folder = self.out.parent / ("runs-quick" if self.scale == QUICK else "runs")
         self.rows = read_rows(self.out / "results.csv")
-        path = self.out / "record.json"  # as it was before this run
-        self.previous_record = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        self.previous_record = read_record(self.out / "record.json")  # before this run
         # by name, what each network changes in the common settings
         self.networks = dict(self.previous_record.get("networks", {}))
         self.check_record()

@@ -30,6 +30,20 @@ def without_folders(content: object) -> object:
     return re.split(r"[/\\]", content.rstrip("/\\"))[-1] if ABSOLUTE.match(content) else content
 
 
+def check_arguments(arguments: list[str]) -> None:
+    """Raises ValueError for what is empty, or would be obeyed by the terminal that shows it."""
+    for before, argument in zip(["", *arguments], arguments):
+        if CONTROL.search(argument):
+            raise ValueError(
+                f"an argument, {argument[:50]!r}, has control characters: rename what it names"
+            )
+        flag, equals, value = argument.partition("=")
+        name = flag if equals else before or "an argument"
+        is_empty = not argument or (flag.startswith("--") and equals and not value)
+        if is_empty and name != "--init-from":
+            raise ValueError(f"{name} is empty: name something")
+
+
 def parse_json(text: str) -> object:
     """As json.loads. Raises ValueError also for text that is nested too deep."""
     try:
