@@ -26,6 +26,7 @@ from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.machine import files, folder_lock
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
@@ -187,6 +188,9 @@ def choose_with_image(flags: SampleFlags, recipe: Recipe, device: torch.device) 
     check(choice.name == "ddpm", message)
     options = {"known": image, "mask": mask.to(device)}
     options |= {"resamples": flags.resamples, "jump": flags.jump}
+    if is_first_process():
+        evaluations = len(choice.times) * flags.resamples
+        print(f"inpainting evaluates the network {evaluations} times an image (--resamples)")
     return choice._replace(sampler=inpainting.repaint_sampler, options=choice.options | options)
 
 
