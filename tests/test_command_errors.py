@@ -196,6 +196,7 @@ def test_json_that_is_none_of_ours_is_damaged(tmp_path, capsys, name):
     assert str(card) in error_of(capsys, "compare", card, card)
     line = error_of(capsys, "sample", "--checkpoint", folder, "--out", tmp_path / "out")
     assert str(folder / "config.json") in line and line.isprintable()
+    assert "Error(" not in line
     with pytest.raises(ValueError, match=str(folder)):
         initial_weights(folder)
 

@@ -78,6 +78,12 @@ def test_of_several_celebas_the_official_one_is_taken_else_the_fullest(tmp_path)
     assert numbers(load_celeba(COLOUR, tmp_path)) == [1, 2, 3]
 
 
+def test_absolute_names_in_a_zip_are_no_images_of_it(tmp_path):
+    files = {f"img_align_celeba/00000{k}.jpg": plain(k) for k in (1, 2)}
+    zipped(tmp_path / "celeba" / "img_align_celeba.zip", files | {"/img/000003.jpg": plain(9)})
+    assert len(celeba.find_celeba(tmp_path)[0][1].names) == 2
+
+
 def test_celeba_half_unzipped_gives_way_to_its_zip(tmp_path):
     save_celeba(tmp_path / "celeba" / "img_align_celeba", NAMES[:2])
     files = {f"img_align_celeba/{name}": plain(k) for k, name in enumerate(NAMES, 1)}

@@ -155,9 +155,10 @@ def test_a_run_from_another_device_gets_the_kind_of_step_that_suits_this_one(sav
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"hello" * 50),
         lambda path: torch.save({"step": 3}, path),
+        lambda path: torch.save(torch.ones(2), path),
         lambda path: torch.save({"settings": re.compile("x")}, path),
     ],
-    ids=["half", "empty", "text", "no settings", "a class"],
+    ids=["half", "empty", "text", "no settings", "a tensor", "a class"],
 )
 def test_a_damaged_training_state_is_refused(saved, damage):
     """In words of ours: PyTorch would advise to run the code in the file."""

@@ -3,6 +3,7 @@
 import io
 import struct
 import sys
+from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import numpy as np
@@ -55,6 +56,17 @@ def test_a_resumed_run_continues_the_log_that_tensorboard_reads(tmp_path, monkey
     assert [*logged["previews"]] == [3, 6]
     preview = imageio.imread(logged["previews"][6].image.encoded_image_string)
     assert np.array_equal(preview, imageio.imread(max((out / "previews").iterdir())))
+
+
+def test_a_kill_loses_no_point_that_was_logged(tmp_path):
+    calls = []
+    writer = SimpleNamespace(flush=lambda: calls.append("flush"))
+    log = lambda values, step: calls.append(step)  # noqa: E731
+    tracker = SimpleNamespace(name="tensorboard", tracker=writer, log=log)
+    training_run = start_simple(TINY)
+    training_run.step, training_run.losses = 1, [1.0]
+    tracking.TrackerLog(tracker)(training_run)
+    assert calls == [1, "flush"]
 
 
 def test_a_log_that_fails_ends_and_training_does_not(tmp_path, monkeypatch, capsys):

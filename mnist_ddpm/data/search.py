@@ -55,7 +55,9 @@ def zip_folders(path: Path) -> list[tuple[Path, list[str]]]:
     try:
         with zipfile.ZipFile(regular_file(path)) as archive:
             for name in archive.namelist():
-                folders[path / os.path.dirname(name)].append(os.path.basename(name))
+                folder = path / os.path.dirname(name)
+                if folder.is_relative_to(path):  # not where the name is an absolute path
+                    folders[folder].append(os.path.basename(name))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         print(printable(f"{path} is damaged or no zip archive, and was skipped ({error})"))
     return list(folders.items())

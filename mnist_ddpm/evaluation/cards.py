@@ -27,7 +27,7 @@ from mnist_ddpm.evaluation.extractors import Judge, digest
 from mnist_ddpm.evaluation.features import RealFeatures, RealImages
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import replacing
-from mnist_ddpm.machine.text import printable, read_json
+from mnist_ddpm.machine.text import describe_error, printable, read_json
 from mnist_ddpm.training.options import format_size
 
 LEAST = NEIGHBOURS + 1  # images of a card, at least
@@ -214,7 +214,8 @@ def read_card(path: str | Path) -> dict:
         fields = {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
         return fields | {name: card.get(name) for name in ("reference_sha256", *MAY_DIFFER)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is no card of the evaluate command ({error!r})") from error
+        reason = describe_error(error)
+        raise ValueError(f"{path} is no card of the evaluate command ({reason})") from error
 
 
 def card_lines(card: dict) -> list[str]:

@@ -9,7 +9,7 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import audit, cards
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.formats.checkpoints import Checkpoint
-from mnist_ddpm.machine.text import printable, read_json
+from mnist_ddpm.machine.text import describe_error, printable, read_json
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
 
@@ -102,7 +102,8 @@ def card_sections(card: dict) -> list[str]:
             lines.append(f"in {space}: {audit.describe_audit(nearest)}")
         lines += cards.measured_lines(card)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"this card lacks figures ({error!r}): evaluate again") from error
+        reason = describe_error(error)
+        raise ValueError(f"this card lacks figures ({reason}): evaluate again") from error
     about += " ± is a 95 % interval over the images. The rows below the first are what real images "
     about += "score."
     rows = ["| " + " | ".join(map(printable, row)) + " |" for row in table]

@@ -20,6 +20,7 @@ from mnist_ddpm.ddpm import Schedule, UNet, check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.hub import download, read_config, read_tensors
 from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.machine.text import describe_error
 from mnist_ddpm.training.options import height_width, simplify_size
 from mnist_ddpm.training.recipe import Recipe
 
@@ -289,7 +290,8 @@ def load_diffusers(
     except ValueError as error:
         raise ValueError(f"{source} cannot become a network of ours: {error}") from error
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{source} has a damaged configuration ({error!r})") from error
+        reason = describe_error(error)
+        raise ValueError(f"{source} has a damaged configuration ({reason})") from error
     for file in WEIGHTS:
         if not is_local:  # by its commit, since the hub's files may change meanwhile
             download(name, folder.name, (*CONFIGS, file, f"unet/{file}"))

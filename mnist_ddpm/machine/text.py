@@ -44,6 +44,18 @@ def check_arguments(arguments: list[str]) -> None:
             raise ValueError(f"{name} is empty: name something")
 
 
+def describe_error(error: Exception) -> str:
+    """Why the content of a file could not be used, for a reader who does not know Python."""
+    unknown = re.search(r"unexpected keyword argument '(.*)'", str(error))
+    if unknown:
+        return f"{unknown[1]} is unknown"
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    if isinstance(error, TypeError | AttributeError | LookupError):
+        return "a value in it is of another kind"
+    return str(error)
+
+
 def parse_json(text: str) -> object:
     """As json.loads. Raises ValueError also for text that is nested too deep."""
     try:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mnist_ddpm.ddpm import Settings, check
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.progress import is_first_process
-from mnist_ddpm.machine.text import read_json
+from mnist_ddpm.machine.text import describe_error, read_json
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters
 from mnist_ddpm.training.saving import (
@@ -116,8 +116,8 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
         if any(recorded.get(part, digest) != digest for part, digest in digests.items()):
             print_edited(path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{path} is damaged or not a checkpoint's of this version: {error!r}"
-        raise ValueError(message) from error
+        message = f"{path} is damaged or not a checkpoint's of this version"
+        raise ValueError(f"{message}: {describe_error(error)}") from error
     check_schedule_name(method, path)
     return recipe, record
 

@@ -63,10 +63,9 @@ class TrackerLog:
         try:
             if self.tracker is not None and picture is not None:
                 log_picture(self.tracker, picture, run.step)
+                self.flush()
             elif self.tracker is not None:
                 self.log_step(run)
-            if getattr(self.tracker, "name", "") == "tensorboard":
-                self.tracker.tracker.flush()  # else a kill would lose the last two minutes
         except Exception as error:  # of the package, its server or the disk
             self.tracker = None
             print(f"the log ends at step {run.step} ({first_line(error)})", file=sys.stderr)
@@ -84,8 +83,14 @@ class TrackerLog:
             seconds = max(run.seconds - self.seconds, 1e-9)
             values["images_per_second"] = steps * run.settings.batch_size / seconds
         self.tracker.log(values, step=run.step)
+        self.flush()
         self.step = run.step
         self.seconds = run.seconds
+
+    def flush(self) -> None:
+        """Writes what TensorBoard holds back: else a kill would lose the last two minutes."""
+        if getattr(self.tracker, "name", "") == "tensorboard":
+            self.tracker.tracker.flush()
 
 
 def log_picture(tracker, picture: np.ndarray, step: int) -> None:
