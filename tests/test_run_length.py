@@ -110,14 +110,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_steps_foreseen(
     assert following == pytest.approx(last, rel=0.02 if early == 0.5 else 0.6)
 
 
-def test_without_a_deadline_the_epochs_decide(monkeypatch, tmp_path):
-    machine = Machine(monkeypatch, PACES["half as fast"])
-    run = machine.fit(tmp_path, deadline=math.inf, ending=None)
-    assert run.step == 360 and run.settings.epochs == 60
-    rates = [learning_rate_at(step, 360, run.settings) for step in range(1, 361)]
-    assert [rate for _, rate in machine.rates] == rates
-
-
 @pytest.mark.parametrize("ending", [None, 0.0])
 def test_a_time_that_is_up_leaves_one_step(monkeypatch, tmp_path, ending):
     machine = Machine(monkeypatch)

@@ -127,21 +127,6 @@ def test_previews_are_of_averaged_weights_of_all_labels_in_turn_and_of_the_same_
         draw_preview(run, PATH, lambda *_: lambda x, t: (x * math.nan, x))
 
 
-def test_long_epochs_are_saved_every_five_minutes(tmp_path, clock):
-    """Of six steps that take 100 s each, the fourth is the first past 300."""
-    saved = []
-
-    def slow(*arguments):
-        clock[0] += 100
-        return l_simple(*arguments)
-
-    def save(folder, network, recipe, record):
-        saved.append(record["steps"])
-
-    run = fit(start(replace(TINY, epochs=1)), tmp_path, slow, save_checkpoint=save)
-    assert saved == [4, 6] and run.seconds == 600
-
-
 def test_short_epochs_are_saved_once_and_then_by_time(tmp_path, clock, each_epoch, monkeypatch):
     """Of six steps, each a second; 4 s to save, 1 s to draw, which come to little of the time."""
     saved, drawn = [], []
