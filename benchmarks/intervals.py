@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import distances, extractors
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.machine.files import writable_folder
@@ -103,7 +103,7 @@ def main() -> None:
     if min(flags.n) < 4 or flags.repeats < 2:
         parser.error("--n must be at least 4, and --repeats at least 2")
     writable_folder(flags.out)
-    images = distances.shuffled(sets.load_images(Recipe(), flags.data, "train"), flags.seed)
+    images = distances.shuffled(loading.load_images(Recipe(), flags.data, "train"), flags.seed)
     judge = extractors.pick_judge("auto", "mnist")
     real = judge.features(images[:REAL])
     populations = make_populations(images[REAL:], flags.seed)

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate
-from mnist_ddpm.evaluation.losses import loss_by_tenth
+from mnist_ddpm.evaluation.loss_by_time import loss_by_tenth
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import check_writable
 from mnist_ddpm.machine.progress import progress_bar
@@ -173,7 +173,9 @@ def measure(flags: Arguments) -> None:
     """Trains and judges each recipe that is not in the file yet, draws and prints all."""
     names = flags.only or RECIPES
     changes = {name: catalogue.look_up("recipe", name, RECIPES) for name in names}
-    images, unseen = (sets.load_images(Recipe(), flags.data, split) for split in ("train", "test"))
+    images, unseen = (
+        loading.load_images(Recipe(), flags.data, split) for split in ("train", "test")
+    )
     judge, precision = (extractors.pick_judge("auto", "mnist"), flags.precision or precisions()[-1])
     about = {"minutes": flags.minutes, "n": flags.n, "seed": flags.seed, "precision": precision}
     about |= {"extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads()}

@@ -18,7 +18,7 @@ from harness import ROOT, make_parser, run, write_result
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import extractors, generation
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate, shuffled
 from mnist_ddpm.formats import checkpoints
@@ -74,11 +74,11 @@ def main() -> None:
     writable_folder(flags.out)
     checkpoint = checkpoints.load(flags.checkpoint, "cpu")
     recipe, schedule = checkpoint.recipe, checkpoint.schedule
-    training = sets.load_images(recipe, flags.data, "train")
+    training = loading.load_images(recipe, flags.data, "train")
     judge = extractors.pick_judge("auto", recipe.dataset)
     reference = judge.features(training)
     # shuffled, since MNIST's first half is the neater one
-    unseen = shuffled(sets.load_images(recipe, flags.data, "test"), flags.seed, flags.n)
+    unseen = shuffled(loading.load_images(recipe, flags.data, "test"), flags.seed, flags.n)
     denoisers = generation.denoisers(checkpoint.network, schedule, recipe)
 
     def draw(sampler: Callable, steps: int, n: int) -> Tensor:

@@ -28,9 +28,9 @@ from mnist_ddpm.catalogue import (
     stateless,
     uses_betas,
 )
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
+from mnist_ddpm.data.loading import held_out, load_images, load_labels
 from mnist_ddpm.data.pictures import margin
-from mnist_ddpm.data.sets import held_out, load_images, load_labels
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.flow import flow
@@ -338,12 +338,12 @@ def test_only_digits_have_a_margin():
 
 def test_labels_are_those_of_a_data_set_that_has_them(pictures, monkeypatch):
     recipe = replace(TINY, dataset=str(pictures), classes=3)
-    for ask in (load_labels, sets.check_labelled):
+    for ask in (load_labels, loading.check_labelled):
         with pytest.raises(ValueError, match="no labels"):
             ask(recipe)
         with pytest.raises(ValueError, match="10"):
             ask(replace(DIGITS, classes=3))
-    sets.check_labelled(replace(recipe, classes=0))
+    loading.check_labelled(replace(recipe, classes=0))
     change_dataset(monkeypatch, "mnist", labels=lambda recipe, root, split: split)
     assert load_labels(replace(DIGITS, classes=10)) == "train"
 

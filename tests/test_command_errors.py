@@ -12,7 +12,7 @@ from PIL import Image
 
 from mnist_ddpm import trainer
 from mnist_ddpm.commands import dispatch
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
@@ -35,7 +35,7 @@ def places(tmp_path_factory):
 @pytest.fixture
 def few_digits(monkeypatch):
     parts = {"train": blobs(60), "test": blobs(24, 60)}
-    monkeypatch.setattr(sets, "load_images", lambda recipe, root, split="train": parts[split])
+    monkeypatch.setattr(loading, "load_images", lambda recipe, root, split="train": parts[split])
 
 
 @pytest.mark.parametrize(

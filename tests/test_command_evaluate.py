@@ -14,7 +14,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import extractor as extractor_command
 from mnist_ddpm.commands.evaluate import labels_as_in_training
 from mnist_ddpm.commands.flags import EvaluateFlags
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
@@ -46,8 +46,8 @@ def places(tmp_path_factory):
 def few_digits(monkeypatch):
     """Few images for MNIST, and few draws behind an interval."""
     labels = torch.arange(60) % 10
-    monkeypatch.setattr(sets, "load_images", lambda recipe, root, split="train": PARTS[split])
-    monkeypatch.setattr(sets, "load_labels", lambda *_: labels)
+    monkeypatch.setattr(loading, "load_images", lambda recipe, root, split="train": PARTS[split])
+    monkeypatch.setattr(loading, "load_labels", lambda *_: labels)
     monkeypatch.setattr(distances, "RESAMPLES", 4)
     skip_films(monkeypatch)
 
@@ -147,7 +147,7 @@ def test_a_card_knows_labels_guidance_and_the_learned_variance(places, tmp_path)
 
 def test_labels_are_drawn_as_in_training_unless_they_are_named(monkeypatch):
     known = torch.tensor([2] * 90 + [5] * 10)
-    monkeypatch.setattr(sets, "load_labels", lambda *_: known)
+    monkeypatch.setattr(loading, "load_labels", lambda *_: known)
     assert 870 < (labels_as_in_training(EvaluateFlags(n=1000), DIGITS) == 2).sum() < 930
     in_turn = labels_as_in_training(EvaluateFlags(n=4, label=(3, 1)), DIGITS)
     assert in_turn.tolist() == [3, 1, 3, 1]

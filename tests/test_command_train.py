@@ -23,7 +23,7 @@ from trained import stopped_clock
 
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.command_line import typed_flags
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import CELEBA, MNIST
 from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
@@ -76,15 +76,15 @@ def trainings(monkeypatch):
         return run
 
     monkeypatch.setattr(loop, "fit", fit)
-    monkeypatch.setattr(sets, "load_images", lambda recipe, *_: black_images(recipe, 64))
-    monkeypatch.setattr(sets, "load_labels", lambda *_: torch.zeros(64, dtype=torch.long))
+    monkeypatch.setattr(loading, "load_images", lambda recipe, *_: black_images(recipe, 64))
+    monkeypatch.setattr(loading, "load_labels", lambda *_: torch.zeros(64, dtype=torch.long))
     return calls
 
 
 @pytest.fixture
 def no_images(monkeypatch):
     """Images may take minutes to decode."""
-    monkeypatch.setattr(sets, "load_images", lambda *_: pytest.fail("images are read"))
+    monkeypatch.setattr(loading, "load_images", lambda *_: pytest.fail("images are read"))
 
 
 # --- which flag wins
@@ -150,7 +150,7 @@ def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(
 
 
 def test_labels_are_passed_to_the_training(trainings, monkeypatch, tmp_path):
-    monkeypatch.setattr(sets, "load_labels", lambda *_: torch.arange(64) % 10)
+    monkeypatch.setattr(loading, "load_labels", lambda *_: torch.arange(64) % 10)
     assert run("train", "--classes", 10, "--base-channels", 8, "--out", tmp_path) == 0
     assert trainings[0].labels[:12].tolist() == [*range(10), 0, 1]
 
@@ -301,7 +301,7 @@ def tiny_plans(monkeypatch, measured):
     monkeypatch.setattr(planning, "make_plan", make_plan_now)
     monkeypatch.setattr(loop, "training_step", slow_step)
     monkeypatch.setattr(previews, "IMAGES", 1)
-    monkeypatch.setattr(sets, "load_images", lambda *_, **__: blobs(64))
+    monkeypatch.setattr(loading, "load_images", lambda *_, **__: blobs(64))
 
 
 def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatch, capsys):
@@ -338,7 +338,7 @@ def test_few_images_make_smaller_batches_unless_their_size_is_typed(
     trainings, measured, monkeypatch, tmp_path, capsys
 ):
     few = save_pictures(tmp_path / "few", 10)
-    monkeypatch.setattr(sets, "load_images", lambda recipe, *_, **__: black_images(recipe, 10))
+    monkeypatch.setattr(loading, "load_images", lambda recipe, *_, **__: black_images(recipe, 10))
     base = ["--dataset", few, "--out", tmp_path / "run", "--data", tmp_path, "--device", "cpu"]
     for command in (["train"], ["train", "--preset", "faces-64-small"], ["plan", "--minutes", 1]):
         assert run(*command, *base) == 0
@@ -351,7 +351,7 @@ def test_few_images_make_smaller_batches_unless_their_size_is_typed(
 
 def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, capsys):
     """By what was measured of such networks: digits, and faces of celeba, with 1,000 times."""
-    monkeypatch.setattr(sets, "load_images", lambda *_, **__: blobs(64))
+    monkeypatch.setattr(loading, "load_images", lambda *_, **__: blobs(64))
     monkeypatch.setattr(previews, "IMAGES", 1)
     tiny = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 1 --device cpu".split()
     mine = tmp_path / "mine"

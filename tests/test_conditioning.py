@@ -14,7 +14,7 @@ from PIL import Image
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.commands.push import push_to_hub
 from mnist_ddpm.ddpm import to_float, to_uint8
-from mnist_ddpm.evaluation import extractors, generation, losses
+from mnist_ddpm.evaluation import extractors, generation, loss_by_time
 from mnist_ddpm.formats import checkpoints, diffusers
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.method import Batch
@@ -291,6 +291,6 @@ def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monke
     assert run(*common) == 0
     assert json.loads(path.read_text())["sampler"]["condition"] == "small of train images"
     assert all(any(torch.equal(each, one) for one in real["train"]) for each in asked[1])
-    assert losses.condition_error(small, pictures, pictures) == 0
+    assert loss_by_time.condition_error(small, pictures, pictures) == 0
     black = torch.zeros(12, 1, 32, 32).byte()
-    assert losses.condition_error(small, black, black + 100) == pytest.approx(100, abs=0.01)
+    assert loss_by_time.condition_error(small, black, black + 100) == pytest.approx(100, abs=0.01)

@@ -22,11 +22,11 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data import cache, pictures
 from mnist_ddpm.data.celeba import load_celeba
 from mnist_ddpm.data.folders import load_folder, load_own_folder
+from mnist_ddpm.data.image_files import find_image_files
 from mnist_ddpm.data.labels import needs_labels
+from mnist_ddpm.data.loading import check_labelled
 from mnist_ddpm.data.mnist import load_mnist, mnist_labels
 from mnist_ddpm.data.pictures import margin, open_image
-from mnist_ddpm.data.search import search
-from mnist_ddpm.data.sets import check_labelled
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOUR, DIGITS = image_recipe(), image_recipe("mnist", 32, 1)
@@ -367,5 +367,5 @@ def test_a_file_that_would_fill_memory_is_not_read(tmp_path, monkeypatch, packed
 
 def test_a_damaged_archive_is_told_in_one_line_that_can_be_shown(tmp_path, capsys):
     (tmp_path / "celeba\x1b[2J.zip").write_bytes(b"PK")
-    assert search(tmp_path, "celeba", r"\d+\.jpg") == []
+    assert find_image_files(tmp_path, "celeba", r"\d+\.jpg") == []
     assert capsys.readouterr().out.rstrip("\n").isprintable()

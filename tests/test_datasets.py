@@ -8,7 +8,7 @@ import sys
 import pytest
 from commanded import ROOT
 
-from mnist_ddpm.data.sets import reader
+from mnist_ddpm.data.loading import reader
 from mnist_ddpm.datasets import DATASETS, FOLDER
 
 FIFTH = '''

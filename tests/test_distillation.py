@@ -10,7 +10,7 @@ from helpers import equal
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import PREDICTIONS, make_schedule
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.teachers import load_teacher
 from mnist_ddpm.method import Batch, PlainMethod
@@ -98,7 +98,7 @@ def test_images_whose_label_is_hidden_may_have_a_teacher_of_their_own(places, tm
 
 
 def test_train_learns_from_a_teacher_and_goes_on_with_it(places, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sets, "load_images", lambda *_: blobs(64))
+    monkeypatch.setattr(loading, "load_images", lambda *_: blobs(64))
     monkeypatch.chdir(tmp_path)
     flags = "--base-channels 8 --channel-mults 1 2 --T 20 --batch-size 32".split()
 

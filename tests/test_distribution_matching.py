@@ -9,7 +9,7 @@ from helpers import equal
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.distribution_matching import (
@@ -148,9 +148,9 @@ def test_times_of_even_signal():
 
 def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sets, "load_images", lambda *_: blobs(64))
-    monkeypatch.setattr(sets, "load_labels", lambda *_: torch.arange(64) % 3)
-    monkeypatch.setattr(sets, "check_labelled", lambda *_: None)
+    monkeypatch.setattr(loading, "load_images", lambda *_: blobs(64))
+    monkeypatch.setattr(loading, "load_labels", lambda *_: torch.arange(64) % 3)
+    monkeypatch.setattr(loading, "check_labelled", lambda *_: None)
     for name, seed in (("few", 1), ("known", 2)):
         save_network(tmp_path / name, SMALL, seed=seed)
     flags = "--init-from few --teacher known --objective matching --optimizer adam --batch-size 32"

@@ -10,7 +10,7 @@ from torch import nn
 from trained import TINY, squares, start_simple
 
 from mnist_ddpm import catalogue, trainer
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.ddpm import q_sample
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import Method
@@ -36,7 +36,7 @@ class Doubtful(Method):
 def test_a_method_with_a_second_network_needs_one_class_and_one_name(tmp_path, monkeypatch, capsys):
     """By the command line: trained, drawn as it says, resumed bit for bit, saved without it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sets, "load_images", lambda *_: blobs(64))
+    monkeypatch.setattr(loading, "load_images", lambda *_: blobs(64))
     entry = catalogue.ObjectiveEntry(Doubtful)
     monkeypatch.setitem(catalogue.OBJECTIVES, "doubtful", entry)
     flags = "train --base-channels 8 --channel-mults 1 2 --T 20 --batch-size 16".split()

@@ -9,7 +9,7 @@ from helpers import equal, restless
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.method import Batch, PlainMethod
@@ -171,9 +171,9 @@ def test_a_critic_judges_steps_that_end_at_an_image_alone():
 
 def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sets, "load_images", lambda *_: blobs(64))
-    monkeypatch.setattr(sets, "load_labels", lambda *_: torch.arange(64) % 3)
-    monkeypatch.setattr(sets, "check_labelled", lambda *_: None)
+    monkeypatch.setattr(loading, "load_images", lambda *_: blobs(64))
+    monkeypatch.setattr(loading, "load_labels", lambda *_: torch.arange(64) % 3)
+    monkeypatch.setattr(loading, "check_labelled", lambda *_: None)
     save_network(tmp_path / "known", replace(SMALL, network="unet"))
     flags = "--init-from known --teacher known --network shortcut --batch-size 32 --epochs 2"
     assert run("train", *flags.split(), "--critic", 0.1, "--out", "few") == 0

@@ -20,7 +20,7 @@ from harness import ROOT, write_result
 from torchvision import datasets
 
 from mnist_ddpm import ddpm, trainer
-from mnist_ddpm.data import cache, folders, sets
+from mnist_ddpm.data import cache, folders, loading
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.progress import progress_bar
@@ -76,12 +76,12 @@ def data_files(folder: Path) -> Kinds:
         return content, cache.skipped_names(cached)
 
     def load_labels() -> torch.Tensor:
-        return sets.load_labels(digits, folder, "test")
+        return loading.load_labels(digits, folder, "test")
 
     return {
         "the cache of decoded images": (cached, load_cache),
         "its record": (cache.record_path(cached), load_cache),
-        "MNIST's images": (images, lambda: sets.load_images(digits, folder, "test")),
+        "MNIST's images": (images, lambda: loading.load_images(digits, folder, "test")),
         "MNIST's labels": (raw / "t10k-labels-idx1-ubyte.gz", load_labels),
     }
 

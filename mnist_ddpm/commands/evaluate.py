@@ -7,11 +7,11 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import checkpoint_inputs, outputs, sampler_setup
 from mnist_ddpm.commands.flags import DrawingFlags, EvaluateFlags
 from mnist_ddpm.commands.image_inputs import holds_samples, read_images
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.data.labels import needs_labels, typical_labels
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.evaluation import cards, distances, extractors, generation, losses
+from mnist_ddpm.evaluation import cards, distances, extractors, generation, loss_by_time
 from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.formats.checkpoints import Checkpoint, find
 from mnist_ddpm.machine import files, processes
@@ -111,8 +111,8 @@ def check_request(flags: EvaluateFlags, recipe: Recipe) -> None:
 
 def load_real_images(flags: EvaluateFlags, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
     """The training images, and those held out, or None. Raises ValueError for too few of them."""
-    training = sets.load_images(recipe, flags.data)
-    held_out = sets.held_out(recipe, flags.data)
+    training = loading.load_images(recipe, flags.data)
+    held_out = loading.held_out(recipe, flags.data)
     if held_out is not None and len(held_out) < cards.LEAST:
         held_out = None  # too few to tell anything
     is_enough = held_out is not None or not flags.bits
@@ -134,7 +134,7 @@ def labels_as_in_training(flags: EvaluateFlags, recipe: Recipe, split: str = "tr
     if flags.label:
         return sampler_setup.labels_in_turn(flags, recipe)
     try:
-        labels = sets.load_labels(recipe, flags.data, split)
+        labels = loading.load_labels(recipe, flags.data, split)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{error}; or name those to draw, in turn, with --label") from error
     if recipe.conditional:
@@ -175,7 +175,7 @@ def draw_images(
     if pictures is not None:
         about["sampler"]["condition"] = f"{recipe.condition} of {split} images"
         condition = catalogue.condition_of(recipe)
-        about["condition_error"] = losses.condition_error(condition, images, pictures)
+        about["condition_error"] = loss_by_time.condition_error(condition, images, pictures)
     return images, about
 
 
@@ -214,7 +214,9 @@ def measure_network(
     if not needs_labels(recipe):
         options = {"batch_size": flags.batch_size, "seed": flags.seed, "device": device}
         denoise = catalogue.make_denoiser(network, schedule, recipe)
-        figures["L_simple"] = losses.loss_by_tenth(denoise, schedule, held_out[:1000], **options)
+        figures["L_simple"] = loss_by_time.loss_by_tenth(
+            denoise, schedule, held_out[:1000], **options
+        )
     if flags.bits:
         variance = checkpoint_inputs.pick_variance(flags.variance, recipe)
         times_per_image = min(50, schedule.T)

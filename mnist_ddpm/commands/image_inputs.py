@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import folders, pictures
-from mnist_ddpm.data.search import regular_file
+from mnist_ddpm.data.image_files import regular_file
 from mnist_ddpm.machine import devices
 from mnist_ddpm.training.recipe import Recipe
 
@@ -38,9 +38,9 @@ def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, T
 def read_conditions(path: Path, recipe: Recipe, n: int) -> Tensor:
     """A picture, or the first n of a folder, as images to take a condition of: uint8 (M, C, H, W).
 
-    Raises as read_image, and as folders.image_files.
+    Raises as read_image, and as folders.image_paths.
     """
-    paths = folders.image_files(path)[:n] if path.is_dir() else [path]
+    paths = folders.image_paths(path)[:n] if path.is_dir() else [path]
     return torch.cat([condition_image(each, recipe) for each in paths])
 
 

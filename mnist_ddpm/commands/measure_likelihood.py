@@ -8,7 +8,7 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.commands import checkpoint_inputs
 from mnist_ddpm.commands.flags import LikelihoodFlags
 from mnist_ddpm.commands.outputs import open_partial_results, print_written
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule, check
 from mnist_ddpm.evaluation import cards, extractors
@@ -78,7 +78,7 @@ def make_chain(
 
 def images_to_measure(flags: LikelihoodFlags, recipe: Recipe) -> Tensor:
     """The images to measure. Raises ValueError for fewer than two."""
-    images = sets.load_images(recipe, flags.data, flags.split)
+    images = loading.load_images(recipe, flags.data, flags.split)
     images = images[: min(len(images), max(0, flags.n))]
     message = f"a standard error needs at least 2 images, and there are {len(images)}"
     check(len(images) >= 2, f"{message}: see --n and --split")

@@ -11,7 +11,7 @@ from mnist_ddpm import trainer
 from mnist_ddpm.commands.outputs import check_outside
 from mnist_ddpm.commands.train import print_checkpoint, print_smaller_batch
 from mnist_ddpm.commands.training_flags import PlanFlags, place_flags
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.machine import devices, files
 from mnist_ddpm.training import planning, presets, saving, tracking
@@ -26,14 +26,14 @@ def run_plan(flags: PlanFlags) -> None:
     device = devices.pick_device(flags.device)
     folders = check_folders(flags)
     recipe = Recipe(**{name: getattr(flags, name) for name in planning.UNPLANNED})
-    sets.check_dataset(flags.dataset)
+    loading.check_dataset(flags.dataset)
     check_outside(flags.out, flags.dataset)
-    sets.check_labelled(recipe, flags.data)
+    loading.check_labelled(recipe, flags.data)
     if dataset_named(flags.dataset).padded_side:  # quickly read: before the machine is measured
-        sets.load_images(recipe, flags.data)
+        loading.load_images(recipe, flags.data)
     plans, images = make_plans(flags, recipe, device)
     recipe = plans[0].recipe
-    labels = sets.load_labels(recipe, flags.data) if recipe.classes else None
+    labels = loading.load_labels(recipe, flags.data) if recipe.classes else None
     runs = [*zip(folders, plans)]
     for folder, plan in runs:
         print("\n".join(plan.lines(folder)), flush=True)
@@ -58,7 +58,7 @@ def make_plans(
     also = ", then compiling the network, a minute or two" if compiles else ""
     duration = f"about {planning.measuring_seconds(seconds):.0f} s, which count"
     print(f"measuring this machine: {duration}{also}", flush=True)
-    load = partial(sets.load_images, root=flags.data)
+    load = partial(loading.load_images, root=flags.data)
     options = {"began": flags.began, "size": flags.image_size}
     plan, images = planning.make_plan(recipe, load, seconds, measuring, **options)
     wanted = presets.preset(plan.preset).batch_size

@@ -10,7 +10,7 @@ from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
 from mnist_ddpm.commands.training_flags import TrainFlags, typed_settings
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints, teachers
@@ -38,7 +38,7 @@ def run_train(flags: TrainFlags) -> None:
     device = devices.pick_device(flags.device, world)
     processes.check_batch_size(recipe.batch_size, world)
     with processes.main_process_first(world):
-        sets.check_labelled(recipe, flags.data)
+        loading.check_labelled(recipe, flags.data)
     network, method = check_names(recipe)
     if device.type == "cpu":  # a GPU has errors of its own
         cost.check_training(recipe)
@@ -56,8 +56,8 @@ def run_train(flags: TrainFlags) -> None:
         }
     teacher = teachers.load_teacher(recipe, device) if recipe.teacher else None
     with processes.main_process_first(world):
-        images = sets.load_images(recipe, flags.data)
-        labels = sets.load_labels(recipe, flags.data) if recipe.classes else None
+        images = loading.load_images(recipe, flags.data)
+        labels = loading.load_labels(recipe, flags.data) if recipe.classes else None
     if not flags.resume and "batch_size" not in flags.typed:
         batch_size = recipe.batch_size
         recipe = fit_batch_size(recipe, len(images), world.size)

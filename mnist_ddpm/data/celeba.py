@@ -12,8 +12,8 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import cache_path, load_files, skipped_names
 from mnist_ddpm.data.download import NotDownloaded, load_with_advice
+from mnist_ddpm.data.image_files import Files, find_image_files, walk_folders
 from mnist_ddpm.data.pictures import Shape, crop_and_resize
-from mnist_ddpm.data.search import Files, search, walk_folders
 
 NAMES = r"\d{6}\.(jpe?g|png|webp)"
 WIDTH = 178  # of an original
@@ -29,7 +29,7 @@ HELP = f"download {FILES} from CelebA's page, {PAGE}, into the folder {{}}; the 
 
 def find_celeba(root: str | Path) -> list[tuple[Path, Files]]:
     """Each folder or archive with images of CelebA's, at root or below."""
-    return search(root, "celeba", NAMES)
+    return find_image_files(root, "celeba", NAMES)
 
 
 def image_number(name: str) -> str:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import load_files
+from mnist_ddpm.data.image_files import Files, find_image_files
 from mnist_ddpm.data.pictures import crop_and_resize
-from mnist_ddpm.data.search import Files, search
 
 NAMES = r"(img)?(\d{5}|\d{8})\.(png|jpe?g|webp)"
 MENTION = r"^(?!.*in-the-wild).*(ffhq|thumbnails128x128|images1024x1024)"
@@ -36,7 +36,7 @@ def load_ffhq(recipe, root: str | Path = "data", split: str = "train") -> Tensor
         is_small = side < max(recipe.shape[1:])
         return is_small, -side if is_small else side, -len(pair[1].names)
 
-    variants = search(root, MENTION, NAMES)
+    variants = find_image_files(root, MENTION, NAMES)
     ddpm.check(bool(variants), f"no FFHQ below {root}: {HELP.format(Path(root, 'ffhq'))}")
     place, (top, names) = min(variants, key=preference)
     if len(names) == IMAGES:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data.search import regular_file
+from mnist_ddpm.data.image_files import regular_file
 from mnist_ddpm.datasets import dataset_named
 
 # Pillow's decoders that are used, where it has them. Others may start programs: Ghostscript.

@@ -13,7 +13,7 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.evaluation import audit
+from mnist_ddpm.evaluation import copies
 from mnist_ddpm.evaluation.distances import (
     NEIGHBOURS,
     Estimate,
@@ -106,7 +106,7 @@ def card_figures(
     if held_out is not None:  # in no order, since a data set may begin with the easier ones
         order = shuffled(torch.arange(len(held_out)), seed)
         real = real._replace(held_out=real.held_out[order])
-        held_out = held_out[order[: audit.AUDITED]]  # all may be more than memory holds
+        held_out = held_out[order[: copies.AUDITED]]  # all may be more than memory holds
     card = {
         "metrics": distances(real.training, drawn, seed),
         "frechet_bias": frechet_bias(real.training, drawn, seed),
@@ -119,21 +119,21 @@ def card_figures(
             unseen = judge.logits(real.held_out[: len(images)])
             balance["held_out"] = class_balance(unseen)
         card[dataset.classifier.counted] = balance
-    in_pixels = audit.audit(images, training, held_out, mirrored, judge.device)
+    in_pixels = copies.audit(images, training, held_out, mirrored, judge.device)
     for space, result in zip(SPACES, (in_pixels, audit_features(drawn, real))):
         card[f"nearest_training_image_in_{space}"] = result.figures()
     return card
 
 
-def audit_features(drawn: Tensor, real: RealFeatures) -> audit.Audit:
+def audit_features(drawn: Tensor, real: RealFeatures) -> copies.Audit:
     """The audit of features (N, D) of images that were drawn."""
     training = real.training
     seen = [*training.split(1000)]
     if real.mirrored is not None:
         seen += real.mirrored.split(1000)
-    own = audit.audited_indices(training) if real.held_out is None else None
-    others = real.held_out[: audit.AUDITED] if own is None else training[own]
-    return audit.audit_points([drawn], lambda: seen, len(training), others, own)
+    own = copies.audited_indices(training) if real.held_out is None else None
+    others = real.held_out[: copies.AUDITED] if own is None else training[own]
+    return copies.audit_points([drawn], lambda: seen, len(training), others, own)
 
 
 def bound_figures(bound, variance: str, times_per_image: int) -> dict:
@@ -239,7 +239,7 @@ def card_lines(card: dict) -> list[str]:
             lines.append(f"held-out {counted} {class_line(card[counted]['held_out'])}")
     for space in SPACES:
         nearest = card[f"nearest_training_image_in_{space}"]
-        lines.append(f"in {space}: {audit.describe_audit(nearest)}")
+        lines.append(f"in {space}: {copies.describe_audit(nearest)}")
     return lines + measured_lines(card)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import DATASETS, datasets_with_classifier
 from mnist_ddpm.ddpm import check, mirrored
 from mnist_ddpm.evaluation.extractors import Extractor, in_batches
@@ -38,8 +38,8 @@ def labelled_images(dataset: str, root: str | Path, split: str) -> tuple[Tensor,
     classifier = DATASETS[dataset].classifier
     size = classifier.image_size
     recipe = Recipe(dataset=dataset, image_size=size, classes=classifier.outputs)
-    images = sets.load_images(recipe, root, split)
-    targets = sets.reader(classifier.targets)(recipe, root, split)
+    images = loading.load_images(recipe, root, split)
+    targets = loading.reader(classifier.targets)(recipe, root, split)
     # where some could not be read, and there is no cache to say which
     counts = f"{len(images)} images of {dataset}, and {len(targets)} with labels"
     check(len(images) == len(targets), f"{counts}: repair those skipped")

@@ -6,7 +6,7 @@ from pathlib import Path
 from mnist_ddpm.data.labels import label_names
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.evaluation import audit, cards
+from mnist_ddpm.evaluation import cards, copies
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.machine.text import describe_error, printable, read_json
@@ -99,7 +99,7 @@ def card_sections(card: dict) -> list[str]:
         for space in cards.SPACES:
             nearest = card[f"nearest_training_image_in_{space}"]
             nearest = nearest | {"closer": Estimate(**nearest["closer"])}
-            lines.append(f"in {space}: {audit.describe_audit(nearest)}")
+            lines.append(f"in {space}: {copies.describe_audit(nearest)}")
         lines += cards.measured_lines(card)
     except (KeyError, TypeError, AttributeError) as error:
         reason = describe_error(error)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.data import sets
+from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.features import RealImages
@@ -90,11 +90,11 @@ class ExperimentRun:
 
     @cached_property
     def training_images(self) -> Tensor:
-        return sets.load_images(Recipe(), self.data, "train")
+        return loading.load_images(Recipe(), self.data, "train")
 
     @cached_property
     def test_images(self) -> Tensor:
-        return sets.load_images(Recipe(), self.data, "test")
+        return loading.load_images(Recipe(), self.data, "test")
 
     @cached_property
     def judge(self) -> extractors.Judge:
@@ -164,7 +164,7 @@ class ExperimentRun:
         recipe = run.settings
         labels = None
         if recipe.classes:
-            labels = sets.load_labels(recipe, self.data, "train")[: len(images)]
+            labels = loading.load_labels(recipe, self.data, "train")[: len(images)]
         schedule = catalogue.make_schedule(recipe)
         save = trainer.save_checkpoint
         loop.fit(run, images, schedule, folder, save_checkpoint=save, labels=labels)

@@ -19,8 +19,8 @@ from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.restoring import restore
 from mnist_ddpm.training.run import Run
+from mnist_ddpm.training.state_loading import restore
 
 # Writes a checkpoint for sampling: folder, averaged network, recipe, record
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]

@@ -63,7 +63,7 @@ def zip_folders(path: Path) -> list[tuple[Path, list[str]]]:
     return list(folders.items())
 
 
-def search(root: str | Path, mention: str, pattern: str) -> list[tuple[Path, Files]]:
+def find_image_files(root: str | Path, mention: str, pattern: str) -> list[tuple[Path, Files]]:
     """Folders, also in zips, with files whose names fit a pattern.
 
     They are root itself, and those below it whose paths fit `mention`, which names the data set.

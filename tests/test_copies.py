@@ -8,11 +8,11 @@ from conftest import ROOT
 from helpers import fresh_judge
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data import sets
-from mnist_ddpm.evaluation import audit as audits
+from mnist_ddpm.data import loading
+from mnist_ddpm.evaluation import copies as audits
 from mnist_ddpm.evaluation import generation
-from mnist_ddpm.evaluation.audit import Audit, audit, audit_points, audited_indices, describe_audit
 from mnist_ddpm.evaluation.cards import card_figures
+from mnist_ddpm.evaluation.copies import Audit, audit, audit_points, audited_indices, describe_audit
 from mnist_ddpm.training.recipe import Recipe
 
 DATA = ROOT / "data"
@@ -59,7 +59,7 @@ def test_real_images_that_training_has_not_seen_are_not_flagged(digits):
 
 def test_folders_in_order_are_no_sign_of_copying(digits, monkeypatch):
     """Zeros come first, which are further from each other than ones are."""
-    labels = sets.load_labels(Recipe(classes=10), DATA, "train")[:3000]
+    labels = loading.load_labels(Recipe(classes=10), DATA, "train")[:3000]
     monkeypatch.setattr(audits, "AUDITED", 300)
     fresh = digits[3000:3300]
     in_order = digits[:3000][(labels != 0).int().argsort(stable=True)]
