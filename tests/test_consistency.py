@@ -131,6 +131,13 @@ def test_what_is_agreed_with_learns_nothing():
     assert frozen.grad is None and factor.grad.abs() > 0
 
 
+def test_both_evaluations_share_one_dropout_mask():
+    x0, eps, t = *example(PAPER, torch.tensor([300, 900])), torch.tensor([300, 900])
+    network = lambda x, t: torch.nn.functional.dropout(x, 0.5)  # noqa: E731
+    same_time = Consistency(V, earlier=lambda schedule, t, done: t)
+    assert same_time.loss(network, PAPER, Batch(x0, t, eps)).abs().max() == 0
+
+
 @pytest.mark.parametrize("prediction", ["x0", "mu"])
 def test_what_need_not_be_the_image_without_noise_is_refused(prediction):
     """All networks agree where they say nothing but 0."""

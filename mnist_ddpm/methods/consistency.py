@@ -49,7 +49,8 @@ class Consistency(Method):
     x_r has the same noise. distillation.Distilled makes it DDIM's step of a teacher from x_t. Where
     r = 0 it is the image itself, so that the loss is a diffusion model's. The distance is
     sqrt(mean square + c²) - c (arXiv 2310.14189, Section 3.3). The weights are EDM's, as in ECT's
-    code.
+    code for ImageNet; that for CIFAR-10 has 1 / (sigma_t - sigma_r). As there, both evaluations
+    share one dropout mask.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Consistency(Method):
         t = batch.t.cpu()
         r = self.earlier(schedule, t, batch.done)
         xt = q_sample(schedule, batch.x0, t, batch.eps)
-        with torch.no_grad():
+        devices = [xt.device] if xt.is_cuda else []
+        # The random numbers of dropout are drawn once more for f(xt, t).
+        with torch.random.fork_rng(devices), torch.no_grad():
             xr = q_sample(schedule, batch.x0, r, batch.eps)
             ends = (r == 0).view(-1, 1, 1, 1).to(xr.device)
             target = torch.where(ends, xr, f(xr, r.clamp(min=1)))

@@ -103,7 +103,7 @@ def two_steps(
 ) -> Tensor:
     """x_0 with which one step ends where two do, at times (t, middle, s), each (N,).
 
-    is_finest (N,): where both use predictions for steps of length 0, as DPM-Solver does.
+    is_finest (N,): where both use predictions for steps of length 0, as DPM-Solver++(2S) does.
     """
     t, middle, s = times
 
@@ -122,9 +122,11 @@ class Shortcuts(Decorator):
     """A method, for steps of all lengths: for those of length 0 what it is on its own.
 
     teacher: what these learn from, in place of images and noise, as in distillation.Distilled.
-    A step of T / FINEST learns DPM-Solver's second-order step by two predictions of length 0
-    (arXiv 2206.00927, Algorithm 1), a longer one two steps of half its length. The loss raises
-    ValueError for a T that cannot be halved so often.
+    A step of T / FINEST has the form of DPM-Solver++(2S) with r_1 = 1/2 (arXiv 2211.01095,
+    Algorithm 1): DDIM's step from x_t with the x_0 that is predicted, with length 0, where DDIM's
+    step arrives in the middle. That is the middle of the times, not of log(a / b). A longer step
+    learns two steps of half its length. The loss raises ValueError for a T that cannot be halved
+    so often.
     """
 
     def __init__(self, method: Method, conversion: Conversion, teacher: Teacher | None = None):

@@ -34,7 +34,11 @@ class TimeSampler(Protocol):
     """Draws t in another way than each of 1 … T alike. A module, on the processor."""
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Times (n,), and what to multiply their losses by: the mean is that of uniform times."""
+        """Times (n,), and what to multiply their losses by.
+
+        1 / (T p_t) keeps the mean that of uniform times, p_t being the probability of t. 1 changes
+        it: some times count more, as those who draw them more often intend.
+        """
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Learns from the losses (N,) at times t (N,)."""
