@@ -19,7 +19,7 @@ STRAIGHT = ddpm.Schedule(1 - straight, straight)  # of flow matching
 PATHS = pytest.mark.parametrize("path", [PAPER, STRAIGHT], ids=["paper", "straight"])
 
 
-def restless(network: nn.Module, std: float = 0.1) -> nn.Module:
+def with_random_weights(network: nn.Module, std: float = 0.1) -> nn.Module:
     """The network with random weights everywhere, also where they start at zero."""
     generator = torch.Generator().manual_seed(0)
     for weight in network.parameters():
@@ -27,7 +27,7 @@ def restless(network: nn.Module, std: float = 0.1) -> nn.Module:
     return network.eval()
 
 
-def flipped(content: bytes, place: int) -> bytes:
+def with_flipped_bit(content: bytes, place: int) -> bytes:
     """The same with one bit turned over, as a disk may do."""
     return content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
 
@@ -82,7 +82,7 @@ def in_processes(size: int, work: Callable[[World], object]) -> list:
         return [*pool.map(member, range(size))]
 
 
-def fresh_judge(dataset: str = "mnist", **options):
+def untrained_judge(dataset: str = "mnist", **options):
     """A judge whose extractor has not been trained."""
     from mnist_ddpm.evaluation.extractors import Extractor, Judge
 

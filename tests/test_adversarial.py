@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commanded import DIGITS
-from helpers import PAPER, equal, in_processes, restless
+from command_helpers import DIGITS
+from helpers import PAPER, equal, in_processes, with_random_weights
 from torch import nn
-from trained import TINY, squares
+from training_helpers import TINY, squares
 
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.catalogue import make_network
@@ -92,7 +92,7 @@ def test_in_bfloat16_the_critic_computes_in_float32_and_is_given_each_image_s_ti
 
 
 def test_a_critic_is_told_labels_and_times():
-    critic = restless(Critic(1, 16, 24, classes=3))
+    critic = with_random_weights(Critic(1, 16, 24, classes=3))
     x, t = torch.randn(2, 1, 16, 24), torch.tensor([7, 8])
     known, other = (critic(x, t, torch.tensor(labels)) for labels in ([0, 1], [0, 2]))
     assert known[0] == other[0] and known[1] != other[1]
@@ -130,7 +130,7 @@ def test_several_processes_are_refused(tmp_path):
 
 def test_a_network_without_labels_begins_some_as_it_was(tmp_path):
     plain = replace(DIGITS, classes=0, objective="simple")
-    trainer.save_checkpoint(tmp_path, restless(catalogue.make_network(plain)), plain, {})
+    trainer.save_checkpoint(tmp_path, with_random_weights(catalogue.make_network(plain)), plain, {})
     decided, weights = initial_weights(tmp_path, classes=10)
     started = trainer.start_run(replace(plain, **decided), weights=weights).network
     x, t = torch.randn(2, *plain.shape, generator=random_generator(0)), torch.tensor([1, 20])

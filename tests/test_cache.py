@@ -11,8 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import flipped
-from pictures import image_recipe, listing, numbers, plain, save, save_celeba, save_some, zipped
+from helpers import with_flipped_bit
+from picture_helpers import (
+    image_recipe,
+    listing,
+    numbers,
+    plain,
+    save,
+    save_celeba,
+    save_some,
+    zipped,
+)
 from PIL import Image
 
 from mnist_ddpm.data import cache
@@ -212,7 +221,7 @@ def test_a_damaged_cache_is_noticed_and_made_again(load, folder, tmp_path, suffi
     (path,) = (tmp_path / "cache").glob(f"*{suffix}")
     good = path.read_bytes()
     places = [round(part * (len(good) - 1)) for part in (0, 0.01, 0.5, 0.99, 1)]
-    for bad in (*(flipped(good, place) for place in places), b"", good[:30], good[:-1]):
+    for bad in (*(with_flipped_bit(good, place) for place in places), b"", good[:30], good[:-1]):
         path.write_bytes(bad)
         capsys.readouterr()
         assert numbers(load()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]

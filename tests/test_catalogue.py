@@ -7,10 +7,10 @@ from itertools import islice
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import change_dataset, restless
+from helpers import change_dataset, with_random_weights
 from PIL import Image
 from torch import nn
-from trained import TINY, same, squares
+from training_helpers import TINY, same, squares
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.catalogue import (
@@ -203,7 +203,7 @@ def test_training_and_sampling_with_pure_noise_at_the_end_stay_finite(prediction
 def test_a_learned_variance_has_channels_of_its_own(objective):
     recipe = replace(TINY, channels=3, objective=objective, prediction="v")
     learned, schedule = objective in ("hybrid", "vlb"), make_schedule(recipe)
-    network = restless(make_network(recipe))
+    network = with_random_weights(make_network(recipe))
     x, t = torch.randn(2, *recipe.shape), torch.tensor([1, 50])
     assert network(x, t).shape == (2, 6 if learned else 3, 16, 16)
     assert catalogue.learns_variance(recipe) == learned

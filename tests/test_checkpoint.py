@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import flipped, restless
+from helpers import with_flipped_bit, with_random_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from trained import TINY, same, squares
+from training_helpers import TINY, same, squares
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
@@ -51,7 +51,7 @@ FOREIGN = {
 def saved(tmp_path, monkeypatch):
     """The checkpoint of an untrained network with weights everywhere."""
     monkeypatch.setattr(checkpoint_files, "BETWEEN_FILES", 0)
-    network = restless(make_network(TINY))
+    network = with_random_weights(make_network(TINY))
     checkpoints.save(tmp_path / "a" / "checkpoint", network, TINY, {"steps": 7})
     return tmp_path / "a" / "checkpoint"
 
@@ -82,7 +82,7 @@ def test_what_is_loaded_draws_the_images_of_what_was_saved(saved):
     record = checkpoints.load_config(saved)[1]
     assert (recipe, record) == (TINY, {"steps": 7}) == checkpoints.load_config(saved)
     assert not network.training and not any(w.requires_grad for w in network.parameters())
-    given = restless(make_network(TINY))
+    given = with_random_weights(make_network(TINY))
     assert torch.equal(drawn(given, catalogue.make_schedule(TINY)), drawn(network, schedule))
 
 
@@ -116,7 +116,7 @@ def test_whoever_may_read_one_file_may_read_all(saved):
 )
 def test_every_setting_comes_back_from_one_place(tmp_path, changes):
     recipe = replace(TINY, **changes)
-    network = restless(make_network(recipe))
+    network = with_random_weights(make_network(recipe))
     checkpoints.save(tmp_path, network, recipe, {})
     found = checkpoints.load(tmp_path)
     assert found.recipe == recipe and same(found.network, network)
@@ -326,7 +326,7 @@ def test_a_flipped_byte_of_the_weights_is_noticed_wherever_it_is(saved):
     path = saved / "model.safetensors"
     good = path.read_bytes()
     for place in range(0, len(good), len(good) // 40):
-        path.write_bytes(flipped(good, place))
+        path.write_bytes(with_flipped_bit(good, place))
         with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
             checkpoints.load(saved)
     path.write_bytes(good)
@@ -389,7 +389,7 @@ def test_a_kill_between_the_files_of_a_later_save_is_told_and_healed(tmp_path, m
 
 def test_a_reader_in_the_middle_of_a_save_looks_once_more(saved, monkeypatch):
     config = (saved / "config.json").read_text()
-    checkpoints.save(saved, restless(make_network(TINY), std=0.2), TINY, {"steps": 8})
+    checkpoints.save(saved, with_random_weights(make_network(TINY), std=0.2), TINY, {"steps": 8})
     later = (saved / "config.json").read_text()
     (saved / "config.json").write_text(config)
     monkeypatch.setattr(

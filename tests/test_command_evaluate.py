@@ -8,7 +8,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from commanded import DIGITS, blobs, error_of, run, save_network, skip_films
+from command_helpers import DIGITS, blobs, error_of, run, save_network, skip_films
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import extractor as extractor_command

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commanded import ROOT, SMALL, error_of, run, save_pictures
+from command_helpers import ROOT, SMALL, error_of, run, save_pictures
 from helpers import equal
 from safetensors.torch import load_file
 

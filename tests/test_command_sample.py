@@ -4,7 +4,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from commanded import DIGITS, drawn, error_of, run, save_network, skip_films
+from command_helpers import DIGITS, drawn, error_of, run, save_network, skip_films
 from PIL import Image
 
 import mnist_ddpm

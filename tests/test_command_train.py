@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commanded import (
+from command_helpers import (
     DIGITS,
     NETWORK,
     ROOT,
@@ -19,7 +19,7 @@ from commanded import (
     save_pictures,
 )
 from safetensors.torch import load_file
-from trained import stopped_clock
+from training_helpers import stopped_clock
 
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.command_line import typed_flags

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from commanded import DIGITS, ROOT, blobs, error_of, run, save_network, skip_films
-from helpers import change_dataset, equal, fresh_judge, restless
+from command_helpers import DIGITS, ROOT, blobs, error_of, run, save_network, skip_films
+from helpers import change_dataset, equal, untrained_judge, with_random_weights
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm, trainer
@@ -149,7 +149,7 @@ def test_a_condition_goes_with_labels_and_a_learned_variance(condition, more, tm
 
 def test_a_network_without_a_condition_begins_one_as_it_was(tmp_path):
     plain = replace(COLOURS, condition="none", classes=2)
-    network = restless(catalogue.make_network(plain))
+    network = with_random_weights(catalogue.make_network(plain))
     trainer.save_checkpoint(tmp_path, network, plain, {})
     for condition, more in (("grey", 1), ("small", 3)):
         decided, weights = initial_weights(tmp_path, condition=condition)
@@ -270,7 +270,7 @@ def test_neither_the_notebook_nor_diffusers_takes_it_for_theirs(tmp_path):
 def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monkeypatch):
     real = {"train": blobs(60), "test": blobs(12, 60)}
     change_dataset(monkeypatch, "mnist", images=lambda recipe, root, split: real[split])
-    monkeypatch.setattr(extractors, "pick_judge", lambda *arguments: fresh_judge())
+    monkeypatch.setattr(extractors, "pick_judge", lambda *arguments: untrained_judge())
     asked, denoisers = [], generation.denoisers
 
     def noted(*arguments, pictures, **options):

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import PAPER, PATHS, STRAIGHT
-from trained import TINY, squares
+from training_helpers import TINY, squares
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import predict_eps, q_sample, random_generator

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import ROOT
-from helpers import fresh_judge
+from helpers import untrained_judge
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import loading
@@ -65,10 +65,10 @@ def test_folders_in_order_are_no_sign_of_copying(digits, monkeypatch):
     in_order = digits[:3000][(labels != 0).int().argsort(stable=True)]
     found = audit(fresh, in_order)
     assert not found.figures()["copies"] and found.figures()["closer"].value < 0.03
-    own, features = audited_indices(in_order), fresh_judge().features(in_order)
+    own, features = audited_indices(in_order), untrained_judge().features(in_order)
     apart = torch.cdist(features[own], features).scatter(1, own[:, None], math.inf)
     usual = apart.min(dim=1).values.float().median().item()
-    card = card_figures(fresh, in_order, None, fresh_judge(), Recipe())
+    card = card_figures(fresh, in_order, None, untrained_judge(), Recipe())
     real = card["nearest_training_image_in_features"]["real"]
     assert real == pytest.approx(usual, rel=1e-4)
 

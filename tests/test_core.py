@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import PAPER, PATHS, restless
+from helpers import PAPER, PATHS, with_random_weights
 
 from mnist_ddpm.ddpm import (
     Downsample,
@@ -155,7 +155,7 @@ def test_a_fresh_network_says_zero_and_a_restless_one_minds_its_time_and_no_othe
     x = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([5, 50, 500])
     assert (small()(x, t) == 0).all()
-    network = restless(small())
+    network = with_random_weights(small())
     together = network(x, t)
     for k in range(3):
         alone = network(x[k : k + 1], t[k : k + 1])
@@ -165,7 +165,7 @@ def test_a_fresh_network_says_zero_and_a_restless_one_minds_its_time_and_no_othe
 
 def test_every_parameter_takes_part_and_gradients_are_those_of_finite_differences():
     """Nothing on the way, such as a detached skip connection, may cut them."""
-    network = restless(small().double())
+    network = with_random_weights(small().double())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 1, 16, 16, generator=generator, dtype=torch.float64)
     loss = lambda: network(x, torch.tensor([300])).square().mean()  # noqa: E731
@@ -215,7 +215,7 @@ def test_group_norm_works_for_any_channel_count(channels, groups):
 
 
 def test_dropout_changes_training_only():
-    network = restless(small(dropout=0.5))
+    network = with_random_weights(small(dropout=0.5))
     x, t = torch.ones(1, 1, 16, 16), torch.tensor([5])
     assert torch.equal(network(x, t), network(x, t))
     network.train()

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import PAPER, PATHS, no_noise, restless
+from helpers import PAPER, PATHS, no_noise, with_random_weights
 from torchvision.utils import make_grid
 
 from mnist_ddpm.ddpm import (
@@ -154,7 +154,7 @@ def test_noise_is_normal_and_no_two_images_share_any():
 
 @pytest.mark.parametrize("sampler", [ddpm_sampler, ddim_sampler])
 def test_image_k_does_not_depend_on_the_batch_size(sampler):
-    network = restless(UNet(base_channels=8, channel_mults=(1, 2), attention=(1,)), 0.05)
+    network = with_random_weights(UNet(base_channels=8, channel_mults=(1, 2), attention=(1,)), 0.05)
     denoise = clipped(eps_denoiser(network, PAPER), PAPER)
     options = {"sampler": sampler, "steps": 10, "seed": 4}
     with torch.no_grad():

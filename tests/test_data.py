@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import flipped
-from pictures import image_recipe, numbers, plain, ramp, save, save_celeba, save_some
+from helpers import with_flipped_bit
+from picture_helpers import image_recipe, numbers, plain, ramp, save, save_celeba, save_some
 from PIL import EpsImagePlugin, Image, ImageOps
 from torchvision import datasets
 
@@ -247,7 +247,7 @@ def test_damaged_mnist_is_told_in_one_line(archives, tmp_path, damage):
     if damage == "missing":
         path.unlink()
     else:
-        bad = good[: len(good) // 2] if damage == "half" else flipped(good, places[damage])
+        bad = good[: len(good) // 2] if damage == "half" else with_flipped_bit(good, places[damage])
         path.write_bytes(bad)
     with pytest.raises(FileNotFoundError, match=path.name) as caught:
         load_mnist(DIGITS, tmp_path, "test")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from commanded import ROOT
+from command_helpers import ROOT
 
 from mnist_ddpm.data.loading import reader
 from mnist_ddpm.datasets import DATASETS, FOLDER

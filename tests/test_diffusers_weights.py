@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers import equal, flipped
+from helpers import equal, with_flipped_bit
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -407,7 +407,7 @@ def test_a_flipped_byte_in_the_hubs_cache_is_noticed(tmp_path, name):
     blob = weights.rename(blobs / hashlib.sha256(content).hexdigest())
     weights.symlink_to(blob)
     load_diffusers(tmp_path)
-    blob.write_bytes(flipped(content, len(content) // 2))
+    blob.write_bytes(with_flipped_bit(content, len(content) // 2))
     with pytest.raises(ValueError, match=name):
         load_diffusers(tmp_path)
 
@@ -415,7 +415,7 @@ def test_a_flipped_byte_in_the_hubs_cache_is_noticed(tmp_path, name):
 def test_a_flipped_byte_in_a_pickle_of_weights_is_noticed(tmp_path):
     save(tmp_path, scheduler=SCHEDULER, name=BIN)
     content = (tmp_path / BIN).read_bytes()
-    (tmp_path / BIN).write_bytes(flipped(content, len(content) // 2))
+    (tmp_path / BIN).write_bytes(with_flipped_bit(content, len(content) // 2))
     with pytest.raises(ValueError, match=BIN):
         load_diffusers(tmp_path)
 

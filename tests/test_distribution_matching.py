@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commanded import NETWORK, blobs, error_of, run, save_network
+from command_helpers import NETWORK, blobs, error_of, run, save_network
 from helpers import equal
 from torch import nn
 

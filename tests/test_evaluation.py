@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import change_dataset, fresh_judge, in_processes, restless
+from helpers import change_dataset, in_processes, untrained_judge, with_random_weights
 from PIL import Image
 
 from mnist_ddpm import ddpm
@@ -51,7 +51,7 @@ def quick(monkeypatch):
 
 
 def test_a_card_is_built_written_read_and_compared(digits, tmp_path):
-    real = digits[:400], digits[400:600], fresh_judge(), Recipe()
+    real = digits[:400], digits[400:600], untrained_judge(), Recipe()
     good = build_card(digits[600:700], *real, sampler={"name": "ddim"}, command="as typed")
     bad = build_card(255 - digits[600:700], *real, sampler={"name": "ddpm"})
     for name, card in (("good", good), ("bad", bad)):
@@ -79,7 +79,7 @@ def test_a_card_is_built_written_read_and_compared(digits, tmp_path):
 def test_of_many_images_a_card_judges_some_and_numbers_them_as_they_came(digits, quick):
     images = digits[3000:3030].clone()
     images[7] = digits[123]
-    real = digits[:400], digits[400:600], fresh_judge(), Recipe()
+    real = digits[:400], digits[400:600], untrained_judge(), Recipe()
     for seed in range(3):
         card = build_card(images, *real, n=20, seed=seed)
         pairs = card["nearest_training_image_in_features"]["closest"]
@@ -95,13 +95,13 @@ def test_of_many_images_a_card_judges_some_and_numbers_them_as_they_came(digits,
 def test_too_few_images_make_no_card(digits):
     for n, training, few in ((3, 400, 3), (20, 7, 7)):
         with pytest.raises(ValueError, match=str(few)):
-            build_card(digits[:n], digits[:training], None, fresh_judge(), Recipe())
+            build_card(digits[:n], digits[:training], None, untrained_judge(), Recipe())
 
 
 def test_a_card_looks_for_mirrored_copies_where_training_mirrors(digits, quick, monkeypatch):
     for mirrors in (False, True):
         change_dataset(monkeypatch, "mnist", is_mirrored=mirrors)
-        real = digits[:400], digits[400:600], fresh_judge(), Recipe()
+        real = digits[:400], digits[400:600], untrained_judge(), Recipe()
         card = build_card(digits[:30].flip(-1), *real)
         for space in cards.SPACES:
             assert card[f"nearest_training_image_in_{space}"]["copies"] is mirrors
@@ -117,19 +117,19 @@ def test_a_card_compares_as_many_held_out_images_as_it_needs(digits, quick, monk
         return real_audit(generated, training, held_out, *rest)
 
     monkeypatch.setattr(audits, "audit", watched)
-    card_figures(digits[:30], digits[:400], digits[400:600], fresh_judge(), Recipe())
+    card_figures(digits[:30], digits[:400], digits[400:600], untrained_judge(), Recipe())
     assert seen == [20], "of 200"
 
 
 def test_without_held_out_images_training_images_are_compared_with_each_other(digits, quick):
-    card = card_figures(digits[400:450], digits[:400], None, fresh_judge(), Recipe())
+    card = card_figures(digits[400:450], digits[:400], None, untrained_judge(), Recipe())
     assert card["nearest_training_image_in_pixels"]["copies"] is False and len(card["floor"]) == 1
-    copied = card_figures(digits[:50], digits[:400], None, fresh_judge(), Recipe())
+    copied = card_figures(digits[:50], digits[:400], None, untrained_judge(), Recipe())
     assert copied["nearest_training_image_in_pixels"]["copies"]
 
 
 def test_a_card_says_what_the_classifier_makes_of_real_digits(digits, quick):
-    judge, real = fresh_judge(), (digits[:400], digits[400:500])
+    judge, real = untrained_judge(), (digits[:400], digits[400:500])
     card = build_card(digits[600:640], *real, judge, Recipe())
     order = distances.shuffled(digits[400:500], 0)[:40]
     found = [judge.logits(judge.features(images)) for images in (order, digits[600:640])]
@@ -142,7 +142,7 @@ def test_a_card_says_what_the_classifier_makes_of_real_digits(digits, quick):
 def test_several_processes_build_the_same_card(digits, quick):
     """Features are computed in parts, also of fewer images than processes."""
 
-    untrained = fresh_judge()
+    untrained = untrained_judge()
 
     def built(world):
         judge = replace(untrained, world=world)
@@ -162,9 +162,9 @@ def test_several_processes_build_the_same_card(digits, quick):
 
 
 def test_a_card_tells_what_the_network_itself_was_found_to_do(digits, quick):
-    network = restless(ddpm.UNet(base_channels=8))
+    network = with_random_weights(ddpm.UNet(base_channels=8))
     denoise = ddpm.eps_denoiser(network, PAPER)
-    card = build_card(digits[:20], digits[:40], None, fresh_judge(), Recipe())
+    card = build_card(digits[:20], digits[:40], None, untrained_judge(), Recipe())
     card["L_simple"] = loss_by_tenth(denoise, PAPER, digits[:4])
     denoise = ddpm.clipped(denoise, PAPER)
     bound = bits_per_dim(denoise, PAPER, digits[:3], times_per_image=2)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import equal, fresh_judge
+from helpers import equal, untrained_judge
 from matplotlib.figure import Figure
 
 from mnist_ddpm import catalogue, ddpm, trainer
@@ -44,7 +44,7 @@ SMALL = {"base_channels": 8, "channel_mults": (1, 2), "T": 60, "batch_size": 32,
 def small(monkeypatch):
     """Few images, small networks, and an untrained extractor."""
     torch.manual_seed(0)
-    judge = fresh_judge()
+    judge = untrained_judge()
     images = ddpm.load_mnist(root=ROOT / "data")[:64]
     monkeypatch.setattr(ExperimentRun, "judge", judge)
     monkeypatch.setattr(ExperimentRun, "training_images", images)

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from commanded import NETWORK, error_of, run, save_network
+from command_helpers import NETWORK, error_of, run, save_network
 from helpers import equal
 
 from mnist_ddpm.formats import checkpoints

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from helpers import flipped, fresh_judge
+from helpers import untrained_judge, with_flipped_bit
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation import extractor_training, extractors
@@ -29,7 +29,7 @@ def test_a_digest_is_that_of_all_bytes_in_a_tensors_order():
 
 
 def test_features_do_not_depend_on_batches_or_order(digits):
-    judge, images = fresh_judge(), digits[:30]
+    judge, images = untrained_judge(), digits[:30]
     whole = judge.features(images)
     parts = [in_batches(judge.network, part, "cpu", 4) for part in images.split(7)]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
@@ -42,17 +42,17 @@ def test_only_what_a_file_could_hold_is_judged(digits):
     colour = digits[:2].expand(-1, 3, -1, -1)
     for dataset, images in (("mnist", digits[:2].float()), ("mnist", colour), ("celeba", digits)):
         with pytest.raises(ValueError, match="1 channel" if dataset == "mnist" else "3 channel"):
-            fresh_judge(dataset).features(images)
+            untrained_judge(dataset).features(images)
 
 
 def test_the_margin_of_digits_and_the_size_of_faces_do_not_matter(digits):
-    judge, wide = fresh_judge(), F.pad(digits[:3], [6, 6, 2, 2])
+    judge, wide = untrained_judge(), F.pad(digits[:3], [6, 6, 2, 2])
     assert torch.equal(judge.features(wide), judge.features(digits[:3]))
     small = digits[:3, :, 6:26, 6:26]
     assert torch.equal(judge.features(small), judge.features(F.pad(small, [4] * 4)))
     generator = torch.Generator().manual_seed(0)
     faces = torch.randint(0, 256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    judge, seen = fresh_judge("celeba"), []
+    judge, seen = untrained_judge("celeba"), []
 
     def look(module, inputs):
         seen.append(inputs[0][..., 3::8, 3::8])  # inside its squares, of 64 x 64 pixels
@@ -99,7 +99,7 @@ def test_a_judge_is_picked_for_the_images(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="pics"):
         pick_judge("auto", "pics")
     path = tmp_path / "judge.safetensors"
-    extractors.save_extractor(path, fresh_judge().network, {})
+    extractors.save_extractor(path, untrained_judge().network, {})
     assert pick_judge(str(path), "mnist", side=64).network.dataset == "mnist"
     assert pick_judge(str(path), "pics", side=28).network.dataset == "mnist"
     with pytest.raises(ValueError, match="28 x 28"):  # of other images it would see the middle only
@@ -118,7 +118,7 @@ def test_what_is_no_extractor_is_named(tmp_path):
 def kept(tmp_path):
     """An extractor's file."""
     path = tmp_path / "judge.safetensors"
-    extractors.save_extractor(path, fresh_judge().network, {"accuracy": 0.5})
+    extractors.save_extractor(path, untrained_judge().network, {"accuracy": 0.5})
     return path
 
 
@@ -127,7 +127,7 @@ def test_a_flipped_byte_of_an_extractor_or_its_digest_is_noticed(kept):
     for path in (kept, beside):
         good = path.read_bytes()
         for place in range(0, len(good) if path == kept else 64, max(1, len(good) // 40)):
-            path.write_bytes(flipped(good, place))
+            path.write_bytes(with_flipped_bit(good, place))
             with pytest.raises(ValueError, match=f"{kept.name} is damaged"):
                 extractors.load_extractor(kept)
         path.write_bytes(good)

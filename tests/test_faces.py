@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import (
+from picture_helpers import (
     HALF,
     NAMES,
     ORIGINAL,

@@ -7,7 +7,7 @@ from threading import Lock
 import numpy as np
 import pytest
 import torch
-from helpers import equal, flipped, fresh_judge, in_processes
+from helpers import equal, in_processes, untrained_judge, with_flipped_bit
 
 from mnist_ddpm.evaluation import features
 from mnist_ddpm.evaluation.features import RealImages
@@ -21,7 +21,7 @@ class Asked:
     """Real images in a folder of features, and how many the extractor is asked about."""
 
     def __init__(self, folder, mirrored=True, **options):
-        self.judge, self.count = fresh_judge(**options), 0
+        self.judge, self.count = untrained_judge(**options), 0
         self.judge.network.body.register_forward_pre_hook(self.counted)
         self.real = RealImages(self.judge, IMAGES[:16], IMAGES[16:], mirrored, folder)
 
@@ -35,7 +35,7 @@ class Asked:
 
 
 def test_features_are_those_of_the_judge_and_computed_once(tmp_path):
-    asked, judge = Asked(tmp_path / "new" / "cache"), fresh_judge()
+    asked, judge = Asked(tmp_path / "new" / "cache"), untrained_judge()
     expected = [judge.features(part) for part in (IMAGES[:16], IMAGES[:16].flip(-1), IMAGES[16:])]
     for count in (16 + 16 + 8, 0):
         found = asked.features()
@@ -68,7 +68,7 @@ def test_damaged_and_foreign_files_are_replaced(tmp_path, capsys):
     paths = [asked.real.path(kind) for kind in ("training", "mirrored", "held_out")]
     path, content = paths[0], paths[0].read_bytes()
     place = content.index(expected[0].float().numpy().tobytes()) + 100
-    for damage in (flipped(content, place), content[:-50], b"", paths[1].read_bytes()):
+    for damage in (with_flipped_bit(content, place), content[:-50], b"", paths[1].read_bytes()):
         path.write_bytes(damage)
         capsys.readouterr()
         assert equal(asked.features(), (expected, 16))

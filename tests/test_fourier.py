@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trained import TINY
+from training_helpers import TINY
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_network

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import in_processes, restless
+from helpers import in_processes, with_random_weights
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.generation import autocast, cost, denoisers, generate
@@ -23,7 +23,9 @@ VARIED = partial(ddpm.ddim_sampler, eta=1.0)  # draws noise in each step
 
 @pytest.fixture(scope="module")
 def network():
-    return restless(ddpm.UNet(base_channels=8, channel_mults=(1, 2), attention=(1,)), 0.05)
+    return with_random_weights(
+        ddpm.UNet(base_channels=8, channel_mults=(1, 2), attention=(1,)), 0.05
+    )
 
 
 def ideal(batch):
@@ -176,7 +178,7 @@ def test_precision_is_that_of_the_network_alone(precision):
 @pytest.fixture(scope="module")
 def labelled():
     options = {"base_channels": 8, "channel_mults": (1, 2), "attention": (1,), "classes": 3}
-    return restless(LabelledUNet(**options), 0.05)
+    return with_random_weights(LabelledUNet(**options), 0.05)
 
 
 @pytest.mark.parametrize("interval", [None, (300, 700)])

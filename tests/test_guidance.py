@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from helpers import PAPER, restless
+from helpers import PAPER, with_random_weights
 
 from mnist_ddpm.ddpm import UNet
 from mnist_ddpm.methods.guidance import LabelledUNet, guided, with_labels, within_interval
@@ -14,7 +14,7 @@ from mnist_ddpm.methods.predictions import EPS, V, denoiser
 
 def tiny(classes=3):
     options = {"base_channels": 8, "channel_mults": (1, 2), "attention": (1,)}
-    return restless(LabelledUNet(classes=classes, **options))
+    return with_random_weights(LabelledUNet(classes=classes, **options))
 
 
 def test_labels_matter_and_none_is_the_label_unknown():

@@ -6,13 +6,13 @@ import shutil
 import sys
 from dataclasses import asdict, replace
 
+import hub_server
 import huggingface_hub
 import pytest
 import safetensors.torch
-import stand_in
 import yaml
-from commanded import NETWORK, error_of, run, save_network
-from helpers import equal, flipped
+from command_helpers import NETWORK, error_of, run, save_network
+from helpers import equal, with_flipped_bit
 
 from mnist_ddpm.commands.push import push_to_hub
 from mnist_ddpm.evaluation import publishing
@@ -36,7 +36,7 @@ def small(tmp_path_factory):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub for us alone, an empty cache, and a token that it takes."""
-    with stand_in.served() as hub:
+    with hub_server.served() as hub:
         template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         changes = {
             "ENDPOINT": hub.address, "HUGGINGFACE_CO_URL_TEMPLATE": template,
@@ -49,7 +49,7 @@ def hub(tmp_path, monkeypatch):
             if package.startswith("huggingface_hub") and name in module:  # older ones copy them
                 monkeypatch.setitem(module, name, changes[name])
         getattr(huggingface_hub.utils, "reset_sessions", int)()  # older ones stay offline
-        monkeypatch.setenv("HF_TOKEN", stand_in.TOKEN)
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
         monkeypatch.setattr(publishing, "SHOWN", 4)
         monkeypatch.chdir(tmp_path)
         yield hub
@@ -101,7 +101,7 @@ def test_a_page_has_images_figures_and_terms(hub, small, tmp_path):
     path.write_text(json.dumps(card_of(small)), encoding="utf-8")
     assert run("push", "--checkpoint", small, "--to", "own/digits", "--card", path) == 0
     files = hub.files("own/digits", "main")
-    assert files.keys() - stand_in.FIRST == {
+    assert files.keys() - hub_server.FIRST == {
         "README.md", "config.json", "model.safetensors", "samples.png", "card.json"
     }  # fmt: skip
     assert files["samples.png"].startswith(b"\x89PNG")
@@ -192,7 +192,7 @@ def test_what_is_not_on_the_hub_is_reported(hub, small):
 def test_a_flipped_byte_is_refused(hub, small):
     push_to_hub(small, "own/digits")
     files = hub.files("own/digits", "main")
-    files["model.safetensors"] = flipped(files["model.safetensors"], 5000)
+    files["model.safetensors"] = with_flipped_bit(files["model.safetensors"], 5000)
     with pytest.raises(ValueError, match="model.safetensors"):
         checkpoints.load("own/digits")
 

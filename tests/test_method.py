@@ -4,10 +4,10 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from commanded import blobs, run
+from command_helpers import blobs, run
 from helpers import equal
 from torch import nn
-from trained import TINY, squares, start_simple
+from training_helpers import TINY, squares, start_simple
 
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.data import loading

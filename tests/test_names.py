@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commanded import DIGITS, ROOT, error_of, run, save_network, skip_films
+from command_helpers import DIGITS, ROOT, error_of, run, save_network, skip_films
 
 import mnist_ddpm
 from mnist_ddpm.commands.flags import SampleFlags

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from commanded import NETWORK, ROOT, run, save_network
-from helpers import restless
+from command_helpers import NETWORK, ROOT, run, save_network
+from helpers import with_random_weights
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
@@ -104,7 +104,10 @@ def test_what_a_file_tells(exported):
 
 
 def test_a_transformer_a_condition_an_input_s_scale_and_half_precision(tmp_path):
-    network, schedule = restless(catalogue.make_network(COLOURS)), catalogue.make_schedule(COLOURS)
+    network, schedule = (
+        with_random_weights(catalogue.make_network(COLOURS)),
+        catalogue.make_schedule(COLOURS),
+    )
     path = tmp_path / "half.onnx"
     ours.save_onnx(path, network, schedule, COLOURS, "float16", {"steps": 7})
     halves = [w for w in onnx.load(path).graph.initializer if w.data_type == w.FLOAT16]
@@ -145,7 +148,7 @@ def test_a_file_that_says_something_else_is_not_left(exported, tmp_path, monkeyp
     monkeypatch.setattr(ours, "export_graph", lambda *arguments: model)
     with pytest.raises(ValueError, match="differ by"):
         ours.save_onnx(tmp_path / "model.onnx", network, schedule, recipe)
-    broken = restless(catalogue.make_network(recipe), float("nan"))
+    broken = with_random_weights(catalogue.make_network(recipe), float("nan"))
     with pytest.raises(ValueError, match="differ by nan"):
         ours.save_onnx(tmp_path / "model.onnx", broken, schedule, recipe)
     assert [*tmp_path.iterdir()] == []

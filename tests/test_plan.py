@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from trained import PATH, TINY, start_simple
+from training_helpers import PATH, TINY, start_simple
 
 from mnist_ddpm import trainer
 from mnist_ddpm.datasets import MNIST

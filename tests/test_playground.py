@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from helpers import restless
+from helpers import with_random_weights
 from PIL import Image
 from safetensors.numpy import load, save
 
@@ -103,7 +103,7 @@ def test_each_layer_is_pytorch_s(in_node):
             "attention": ddpm.SelfAttention(10),
         }
     )
-    restless(layers, 0.4)
+    with_random_weights(layers, 0.4)
     layers["attention"].norm.num_groups = 5
     tensors = {name: weight.numpy() for name, weight in layers.state_dict().items()}
     tensors["x"] = x.permute(0, 2, 3, 1).contiguous().numpy()
@@ -133,7 +133,7 @@ def test_each_layer_is_pytorch_s(in_node):
 
 def fresh(recipe: Recipe, std: float = 0.1) -> checkpoints.Checkpoint:
     """A checkpoint with random weights."""
-    network = restless(catalogue.make_network(recipe), std)
+    network = with_random_weights(catalogue.make_network(recipe), std)
     network.requires_grad_(False)
     return checkpoints.Checkpoint(network, catalogue.make_schedule(recipe), recipe)
 

@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from trained import PATH, TINY, same, squares, steps
-from trained import start_simple as start
+from training_helpers import PATH, TINY, same, squares, steps
+from training_helpers import start_simple as start
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation import generation

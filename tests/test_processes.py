@@ -15,7 +15,7 @@ import accelerate
 import pytest
 import torch
 from helpers import in_processes
-from trained import TINY, fit, squares, start_simple, steps, without_locks
+from training_helpers import TINY, fit, squares, start_simple, steps, without_locks
 
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine import processes, progress

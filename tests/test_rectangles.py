@@ -9,9 +9,9 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from commanded import ROOT, error_of, run
-from helpers import PAPER, equal, fresh_judge, restless
-from pictures import ORIGINAL, image_recipe, ramp, save
+from command_helpers import ROOT, error_of, run
+from helpers import PAPER, equal, untrained_judge, with_random_weights
+from picture_helpers import ORIGINAL, image_recipe, ramp, save
 from PIL import Image, ImageOps
 
 from mnist_ddpm import catalogue, ddpm, trainer
@@ -96,7 +96,9 @@ def transposed(network, patch_size: int):
 def test_the_network_of_transposed_images_is_the_transposed_network(patch_size):
     recipe = replace(TINY, patch_size=patch_size, attention_resolutions=(8,))
     turned = replace(recipe, image_size=(24, 16))
-    network, other = (restless(catalogue.make_network(each)) for each in (recipe, turned))
+    network, other = (
+        with_random_weights(catalogue.make_network(each)) for each in (recipe, turned)
+    )
     x, t = torch.randn(3, *recipe.shape, generator=torch.Generator().manual_seed(0)), torch.ones(3)
     output = network(x, t)
     assert output.shape == x.shape and output.std() > 0.1
@@ -143,7 +145,7 @@ def test_digits_get_a_margin_of_their_own_above_and_beside(tmp_path):
 
 
 def test_a_judge_of_faces_sees_a_square():
-    faces = fresh_judge("celeba")
+    faces = untrained_judge("celeba")
     upright = torch.randint(256, (2, 3, 96, 64), dtype=torch.uint8)
     scaled = torch.nn.functional.interpolate(
         ddpm.to_float(upright), (64, 64), mode="bilinear", antialias=True
@@ -249,7 +251,7 @@ def test_a_folder_is_trained_on_and_drawn_from(home, tmp_path):
 
 
 def test_a_folder_is_judged(home, tmp_path):
-    save_extractor(home / "judge.safetensors", fresh_judge("celeba").network, {})
+    save_extractor(home / "judge.safetensors", untrained_judge("celeba").network, {})
     flags = ["--checkpoint", home / "trained", "--extractor", home / "judge.safetensors"]
     flags += ["--data", home, "--steps", 2, "--n", 8, "--device", "cpu"]
     assert run("evaluate", *flags, "--out", tmp_path / "card.json") == 0

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import in_processes
-from trained import TINY, fit, start_simple, stopped_clock
+from training_helpers import TINY, fit, start_simple, stopped_clock
 
 from mnist_ddpm.ddpm import learning_rate_at, total_steps
 from mnist_ddpm.machine.interrupts import Stopped

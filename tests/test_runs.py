@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import in_processes
-from trained import PATH, TINY, fit, same, squares, stopped_clock, without_locks
-from trained import start_simple as start
+from training_helpers import PATH, TINY, fit, same, squares, stopped_clock, without_locks
+from training_helpers import start_simple as start
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import eps_denoiser, l_simple

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commanded import DIGITS, ROOT, drawn, error_of, run, save_network, skip_films
+from command_helpers import DIGITS, ROOT, drawn, error_of, run, save_network, skip_films
 
 from mnist_ddpm.commands.flags import SampleFlags
 from mnist_ddpm.commands.sampler_setup import with_sampling_defaults

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import equal, flipped
-from trained import PATH, TINY, fit, same, squares, start_simple, steps
+from helpers import equal, with_flipped_bit
+from training_helpers import PATH, TINY, fit, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import l_simple
@@ -173,7 +173,7 @@ def test_a_flipped_byte_of_a_training_state_is_refused_or_changes_nothing(saved)
     good, expected, refused = path.read_bytes(), load_state(saved)[0], 0
     places = range(0, len(good), len(good) // 60)
     for place in places:
-        path.write_bytes(flipped(good, place))
+        path.write_bytes(with_flipped_bit(good, place))
         try:
             assert equal(load_state(saved)[0], expected)
         except ValueError as error:
@@ -181,7 +181,9 @@ def test_a_flipped_byte_of_a_training_state_is_refused_or_changes_nothing(saved)
             refused += 1
     assert refused > len(places) / 2
     entry = good.rindex(b"PK\x01\x02", 0, good.rindex(b"/data/0"))
-    path.write_bytes(flipped(good, entry + 38))  # PyTorch would take this tensor for a folder
+    path.write_bytes(
+        with_flipped_bit(good, entry + 38)
+    )  # PyTorch would take this tensor for a folder
     with pytest.raises(ValueError, match="data/0"):
         load_state(saved)
 
@@ -382,7 +384,7 @@ def test_a_run_whose_save_was_cut_short_can_be_resumed(
 def test_a_damaged_checkpoint_is_replaced_by_its_run_at_once(tmp_path, name, capsys):
     fit(start_simple(replace(TINY, epochs=1)), tmp_path)
     good = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
-    (tmp_path / name).write_bytes(flipped(good[name], 0))  # so that config.json is no JSON
+    (tmp_path / name).write_bytes(with_flipped_bit(good[name], 0))  # so that config.json is no JSON
     with pytest.raises(KeyboardInterrupt):
         fit(resume_run(tmp_path, TINY), tmp_path, killed)
     assert str(tmp_path) in capsys.readouterr().out

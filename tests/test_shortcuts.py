@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commanded import NETWORK, blobs, error_of, run, save_network
-from helpers import equal, restless
+from command_helpers import NETWORK, blobs, error_of, run, save_network
+from helpers import equal, with_random_weights
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
@@ -104,7 +104,7 @@ def test_it_begins_without_heeding_where_steps_go():
     sizes = {"base_channels": 8, "channel_mults": (1, 2)}
     for classes, other in ((3, LabelledUNet(**sizes, classes=3)), (0, ddpm.UNet(**sizes))):
         network = ShortcutUNet(**sizes, classes=classes)
-        network.load_state_dict(network.state_dict() | restless(other).state_dict())
+        network.load_state_dict(network.state_dict() | with_random_weights(other).state_dict())
         x, t, labels = torch.randn(4, 1, 16, 16), torch.tensor([9, 5, 3, 20]), torch.arange(4)
         asked = (labels,) if classes else ()
         for s in (None, t, 0 * t):

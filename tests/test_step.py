@@ -6,7 +6,7 @@ from itertools import combinations, islice
 
 import pytest
 import torch
-from trained import PATH, TINY, same, squares, start_simple, steps
+from training_helpers import PATH, TINY, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import l_simple

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tqdm import tqdm
-from trained import TINY, fit, same, stopped_clock
-from trained import start_simple as start
+from training_helpers import TINY, fit, same, stopped_clock
+from training_helpers import start_simple as start
 
 from mnist_ddpm.commands import sample
 from mnist_ddpm.commands.command_line import run_command_line

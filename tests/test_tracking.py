@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import imageio.v3 as imageio
 import numpy as np
 import pytest
-from commanded import SMALL, error_of, run, save_pictures
+from command_helpers import SMALL, error_of, run, save_pictures
 from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event
-from trained import TINY, fit, start_simple
+from training_helpers import TINY, fit, start_simple
 
 from mnist_ddpm.commands.training_flags import TrainFlags, place_flags
 from mnist_ddpm.ddpm import learning_rate_at

@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
-from helpers import restless
+from helpers import with_random_weights
 from torch import nn
-from trained import TINY, squares
+from training_helpers import TINY, squares
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_denoiser, make_network
@@ -33,7 +33,7 @@ def test_a_fresh_one_says_0_and_its_blocks_change_nothing():
 
 
 def test_a_block_is_that_of_another_implementation():
-    ours = restless(DiTBlock(128, heads=2, dropout=0.0))
+    ours = with_random_weights(DiTBlock(128, heads=2, dropout=0.0))
     theirs = BasicTransformerBlock(
         128, 2, 64, activation_fn="gelu-approximate", attention_bias=True, num_embeds_ada_norm=1,
         norm_type="ada_norm_zero", norm_elementwise_affine=False, norm_eps=1e-6,
@@ -59,7 +59,7 @@ def test_positions_are_those_of_another_implementation():
 
 
 def test_the_order_of_patches_counts():
-    network, order = restless(DiT(width=32, depth=2)), torch.tensor([2, 0, 3, 1])
+    network, order = with_random_weights(DiT(width=32, depth=2)), torch.tensor([2, 0, 3, 1])
 
     def swapped(images):  # the rows of patches, two pixels high
         return images.unflatten(2, (4, 2))[:, :, order].flatten(2, 3)
@@ -78,7 +78,7 @@ def test_a_patch_comes_out_where_it_went_in():
 
 
 def test_labels_times_and_images_count():
-    network = restless(DiT(width=32, depth=2, classes=3))
+    network = with_random_weights(DiT(width=32, depth=2, classes=3))
     labels = torch.tensor([0, 1, 2])
     unknown, known = network(X, T), network(X, T, labels)
     assert torch.equal(unknown, network(X, T, torch.full((3,), 3)))
@@ -103,7 +103,7 @@ def test_it_takes_the_unet_s_place_with_as_many_parameters():
 
 
 def test_blocks_that_are_recomputed_give_the_same_gradients():
-    plain, frugal = (restless(DiT(width=32, depth=2)) for _ in range(2))
+    plain, frugal = (with_random_weights(DiT(width=32, depth=2)) for _ in range(2))
     recompute_blocks(frugal)
     for network in (plain, frugal):
         network(X, T).square().mean().backward()

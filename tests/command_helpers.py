@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from helpers import restless
+from helpers import with_random_weights
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm, trainer
@@ -46,7 +46,9 @@ def save_pictures(folder: Path, n: int = 48) -> Path:
 def save_network(folder: Path, recipe: Recipe, std: float = 0.1, **changes) -> Path:
     """An untrained checkpoint, with random weights everywhere."""
     recipe = replace(recipe, **changes)
-    trainer.save_checkpoint(folder, restless(catalogue.make_network(recipe), std), recipe, {})
+    trainer.save_checkpoint(
+        folder, with_random_weights(catalogue.make_network(recipe), std), recipe, {}
+    )
     return folder
 
 
