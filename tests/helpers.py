@@ -28,7 +28,7 @@ def with_random_weights(network: nn.Module, std: float = 0.1) -> nn.Module:
 
 
 def with_flipped_bit(content: bytes, place: int) -> bytes:
-    """The same with one bit turned over, as a disk may do."""
+    """The bytes with one bit flipped at a place, as a disk may do."""
     return content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: the endpoints that huggingface_hub uses, on this machine."""
+"""A local server with the endpoints of the Hugging Face hub that huggingface_hub uses."""
 
 import base64
 import hashlib
