@@ -1,12 +1,14 @@
-"""The pages: what they name exists, and every command in them has flags that there are."""
+"""The pages: what they name exists, commands in them can be parsed, and examples run."""
 
 import re
 import shlex
+from pkgutil import resolve_name
 
 import pytest
 from conftest import ROOT
 
 from mnist_ddpm.commands.command_line import parse_arguments
+from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.experiments.experiment_flags import NAMES
 
 PATTERNS = "README.md", "CONTRIBUTING.md", "docs/*.md", "[!.]*/README.md", "experiments/*/*.md"
@@ -48,3 +50,42 @@ def test_a_page_is_short_and_its_links_lead_somewhere(path):
     assert len(text.split()) <= 1500
     links = re.findall(r"(?:\]\(|src=\")(?!https?:|#|mailto:)([^)#\"]+)", text)
     assert [link for link in links if not (path.parent / link.replace("%26", "&")).exists()] == []
+
+
+MODULES = {
+    path.stem: ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "mnist_ddpm").rglob("*.py")
+    if path.stem.isidentifier()
+}
+FILES = [["gif"], ["json"], ["npz"], ["png"], ["py"], ["safetensors"]]
+FOLDERS = {path.parent.name for path in (ROOT / "mnist_ddpm").rglob("__init__.py")}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_functions_and_scripts_named_in_a_page_exist(path):
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:\w+\.)+\w+)[`(]", text):
+        module, *attributes = name.removeprefix("mnist_ddpm.").split(".")
+        if module in FOLDERS and attributes[0] in MODULES:
+            folder, (module, *attributes) = module, attributes
+            assert f".{folder}." in MODULES[module], name
+        if module in MODULES and attributes[-1:] not in FILES:
+            resolve_name(f"{MODULES[module]}:{'.'.join(attributes)}")
+    for script in re.findall(r"[`\s]((?:\w+/)+\w+\.(?:py|ipynb))[`\s,:;]", text):
+        places = ROOT, ROOT / "mnist_ddpm", path.parent
+        assert any((place / script).is_file() for place in places), script
+
+
+def test_the_examples_of_adding_a_method_run(monkeypatch):
+    """In the page's order and in one namespace, with fewer steps of training."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(DATASETS, "stripes", None)  # so that it is removed afterwards
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(example.replace("epochs=0.02", "epochs=0.003"), names)
+        if "denoiser_along" in example:
+            grey = names["images"].float().mean(), names["digits"].float().mean()
+            assert abs(grey[0] - grey[1]) < 5, "digits, not noise: else it is about 70"
+    assert names["run"].step == names["own_run"].step == 1
+    assert names["stripes"].shape == (1000, 1, 32, 32)
