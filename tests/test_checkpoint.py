@@ -275,6 +275,13 @@ def test_a_huge_network_is_refused_by_the_header_of_its_weights(saved, monkeypat
         checkpoints.load(saved)
 
 
+def test_a_huge_config_is_refused_by_its_size(saved, monkeypatch):
+    os.truncate(saved / "config.json", 2**33)
+    monkeypatch.setattr(Path, "read_text", None)
+    with pytest.raises(ValueError, match="config.json"):
+        checkpoints.load(saved)
+
+
 def test_a_huge_file_of_weights_is_refused_by_its_header(saved, monkeypatch):
     path = saved / "model.safetensors"
     shape = [2**20, 2**12]

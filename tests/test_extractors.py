@@ -1,6 +1,8 @@
 """Networks that judge images: what they see, how they are kept, and what they learn."""
 
 import hashlib
+import json
+import os
 import sys
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 from helpers import untrained_judge, with_flipped_bit
+from safetensors.torch import save_file
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation import extractor_training, extractors
@@ -140,6 +143,25 @@ def test_an_extractor_without_a_digest_loads_and_that_is_said_once(kept, capsys)
         extractors.load_extractor(kept)
     (line,) = capsys.readouterr().err.splitlines()
     assert str(kept) in line
+
+
+def test_a_huge_extractor_is_refused_by_its_header_or_size(kept, monkeypatch):
+    header = {"dataset": "mnist", "outputs": 10, "widths": [4096] * 8, "record": {}}
+    save_file({"x": torch.ones(1)}, kept, {"extractor": json.dumps(header)})
+    extractors.digest_path(kept).unlink()
+    devices = []
+
+    def make(*options):
+        devices.append(torch.get_default_device().type)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(extractors, "Extractor", make)
+    with pytest.raises(ValueError, match=kept.name):
+        extractors.load_extractor(kept)
+    assert devices == ["meta"], "5 GB"
+    os.truncate(kept, 2**40)
+    with pytest.raises(ValueError, match="1 GB"):
+        extractors.load_extractor(kept)
 
 
 @pytest.mark.parametrize(

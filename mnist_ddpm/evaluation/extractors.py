@@ -16,12 +16,14 @@ from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check, to_float
 from mnist_ddpm.formats.checkpoints import shipped_path
 from mnist_ddpm.machine.extras import import_extra
-from mnist_ddpm.machine.files import first_line, replacing
+from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
-from mnist_ddpm.training.checkpoint_files import load_weights, warn_unverified
+from mnist_ddpm.machine.text import describe_error
+from mnist_ddpm.training.checkpoint_files import check_header, load_weights, warn_unverified
 
 FOLDER = Path("checkpoints/extractors")
+LARGEST = 2**30  # bytes of an extractor
 
 
 class Extractor(nn.Module):
@@ -252,14 +254,14 @@ def digest_path(path: Path) -> Path:
 
 def check_digest(path: Path) -> None:
     """Raises ValueError unless a file's SHA-256 is that beside it; without one, prints a line."""
+    check(path.stat().st_size <= LARGEST, f"{path} is no extractor: it is larger than 1 GB")
     if not digest_path(path).is_file():
         warn_unverified(path)
         return
-    try:
-        expected = digest_path(path).read_text(encoding="ascii").split()[:1]
-    except UnicodeDecodeError:
-        expected = []
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with digest_path(path).open("rb") as file:
+        expected = file.read(200).decode(errors="replace").split()[:1]
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     damage = f"{path} is damaged (its SHA-256 is not that in {digest_path(path).name})"
     check(expected == [sha256], f"{damage}: copy both once more")
 
@@ -277,9 +279,12 @@ def load_extractor(path: str | Path) -> tuple[Extractor, dict]:
             widths = tuple(header["widths"])
             sizes = header["outputs"], *widths
             check(0 < len(widths) < 9 and max(sizes) <= 4096, f"layers of {sizes}")
-            extractor = Extractor(header["dataset"], header["outputs"], widths)
+            options = header["dataset"], header["outputs"], widths
+            with torch.device("meta"):  # without memory, should the header describe a huge one
+                check_header(path, Extractor(*options).state_dict(), path)
+            extractor = Extractor(*options)
             weights = {name: file.get_tensor(name) for name in file.keys()}
             load_weights(extractor.state_dict(), weights, path)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged or no extractor ({first_line(error)})") from error
+        raise ValueError(f"{path} is damaged or no extractor ({describe_error(error)})") from error
     return extractor.eval().requires_grad_(False), header["record"]

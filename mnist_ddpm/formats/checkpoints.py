@@ -19,6 +19,7 @@ from mnist_ddpm.machine.text import read_json
 from mnist_ddpm.trainer import save_checkpoint as save
 from mnist_ddpm.training.checkpoint_files import (
     check_header,
+    checkpoint_path,
     load_config,
     load_weights,
     read_weights,
@@ -130,7 +131,8 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     if recipe.objective not in catalogue.OBJECTIVES:
         name += f' (of objective "{recipe.objective}", unknown here)'
     with torch.device("meta"):  # without memory, should config.json describe a huge network
-        check_header(folder, catalogue.make_network(recipe).state_dict(), name)
+        expected = catalogue.make_network(recipe).state_dict()
+        check_header(checkpoint_path(folder, WEIGHTS), expected, name)
     network = catalogue.make_network(recipe)
     load_weights(network.state_dict(), read_weights(folder), name)
     network = network.to(device).eval().requires_grad_(False)

@@ -35,7 +35,7 @@ def report_errors(work: Callable[[], None], memory_advice: str) -> int:
     except (RuntimeError, MemoryError) as error:
         if not files.is_out_of_memory(error):
             raise
-        reason = printable(files.first_line(error))
+        reason = printable(files.first_line(error)) if str(error) else "out of memory"
         print(f"error: {reason}: {memory_advice}", file=sys.stderr)
         return 1
     return 0

@@ -6,6 +6,7 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
+LARGEST_JSON = 2**26  # bytes of a file that is read
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # sets a terminal's colour and title, forges lines
 
 ABSOLUTE = re.compile(r"(~|[A-Za-z]:)?[/\\]")  # the beginning of such a path
@@ -45,7 +46,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """Why the content of a file could not be used, for a reader who does not know Python."""
+    """Why a file's content could not be used, in one line, for a reader who knows no Python."""
     unknown = re.search(r"unexpected keyword argument '(.*)'", str(error))
     if unknown:
         return f"{unknown[1]} is unknown"
@@ -53,7 +54,7 @@ def describe_error(error: Exception) -> str:
         return f"{error.args[0]} is missing"
     if isinstance(error, TypeError | AttributeError | LookupError):
         return "a value in it is of another kind"
-    return str(error)
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def parse_json(text: str) -> object:
@@ -68,4 +69,6 @@ def read_json(path: Path) -> object:
     """The content of a JSON file. Raises OSError if it cannot be read, ValueError if it is none."""
     if path.exists() and not path.is_file():  # reading a pipe or a device might never end
         raise ValueError("it is no regular file")
+    if path.exists() and path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"it is larger than {LARGEST_JSON:,} bytes")
     return parse_json(path.read_text(encoding="utf-8"))

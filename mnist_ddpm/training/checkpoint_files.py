@@ -171,14 +171,13 @@ def checkpoint_path(folder: str | Path, name: str) -> Path:
     return path
 
 
-def check_header(folder: str | Path, tensors: dict[str, Tensor], source: str) -> None:
-    """Compares names and shapes in a checkpoint's header with a network's tensors.
+def check_header(path: Path, tensors: dict[str, Tensor], source: str | Path) -> None:
+    """Compares names and shapes in the header of a safetensors file with a network's tensors.
 
     It reads no weight, and the tensors may be on the "meta" device, so it takes no memory. source:
-    what messages call the weights. Raises FileNotFoundError, or ValueError for a damaged file or
-    the weights of another network.
+    what messages call the weights. Raises ValueError for a damaged file or the weights of another
+    network.
     """
-    path = checkpoint_path(folder, WEIGHTS)
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}

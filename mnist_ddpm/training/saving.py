@@ -14,10 +14,10 @@ from torch import nn
 
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.machine.files import first_line, flush_to_disk, load_tensors, replacing
+from mnist_ddpm.machine.files import flush_to_disk, load_tensors, replacing
 from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.progress import is_first_process
-from mnist_ddpm.machine.text import read_json
+from mnist_ddpm.machine.text import describe_error, read_json
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.state_loading import restore
@@ -107,7 +107,7 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
         named = {name: value for name, value in method.items() if name not in TABLES}
         recipe = Recipe(**state["settings"] | named)
     except (*HELPFUL, *OTHERS) as error:
-        reason = f" ({first_line(error)})" if isinstance(error, HELPFUL) else ""
+        reason = f" ({describe_error(error)})" if isinstance(error, HELPFUL) else ""
         refusal = f"{path} is damaged or no training state of this version{reason}"
         advice = "init_from can start a new run from the weights beside it"
         raise ValueError(f"{refusal}: {advice}") from error
@@ -148,7 +148,7 @@ def resume_run(
     try:
         restore(run, state)
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        refusal = f"{Path(folder, STATE)} does not fit its own settings ({first_line(error)})"
+        refusal = f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)})"
         raise ValueError(f"{refusal}: train a new run") from error
     run.home = FolderIdentity.of(folder)
     run.saved = step
