@@ -127,6 +127,11 @@ def test_too_little_memory_is_reported_in_one_line_with_advice(monkeypatch, caps
     assert "--accumulation" in line and "--batch-size" not in line, "plan has no such flag"
 
 
+def test_the_system_s_errors_are_sentences(monkeypatch, capsys):
+    monkeypatch.setattr(sample, "run_sample", fail_with(OSError(36, "File name too long", "aa")))
+    assert error_of(capsys, "sample") == "error: aa: File name too long"
+
+
 def test_other_failures_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sample, "run_sample", fail_with(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError):

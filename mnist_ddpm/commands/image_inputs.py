@@ -1,5 +1,6 @@
 """Pictures that a command is given: to start from, to inpaint, and to judge."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data import folders, pictures
 from mnist_ddpm.data.image_files import regular_file
 from mnist_ddpm.machine import devices
+from mnist_ddpm.machine.text import describe_error
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -81,7 +83,9 @@ def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
     if path.is_dir():
         return folders.load_folder(recipe, path, data / "cache")
     try:
-        with regular_file(path).open("rb") as file, np.load(file) as arrays:
+        with regular_file(path).open("rb") as file:
+            ddpm.check(zipfile.is_zipfile(file), "it is no zip archive")
+        with np.load(path) as arrays:
             size = arrays.zip.getinfo("images.npy").file_size  # which a small file may unpack to
             devices.check_memory(size, f"{path}", "split it")
             images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
@@ -89,7 +93,7 @@ def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
         raise
     except Exception as error:  # NumPy's are of many kinds
         message = f"{path} is neither a folder nor a samples.npz of the sample command"
-        raise ValueError(f"{message} ({error})") from error
+        raise ValueError(f"{message} ({describe_error(error)})") from error
     shape = images.shape
     is_right = images.dtype == torch.uint8 and shape[1:] == recipe.shape
     message = f"{path} holds {images.dtype} {tuple(shape)}, not uint8 (n, {recipe.shape})"

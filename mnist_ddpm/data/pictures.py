@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.image_files import regular_file
 from mnist_ddpm.datasets import dataset_named
+from mnist_ddpm.machine.text import describe_error
 
 # Pillow's decoders that are used, where it has them. Others may start programs: Ghostscript.
 FORMATS = "AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split()
@@ -95,7 +96,7 @@ def describe_unreadable(source: object, error: Exception) -> str:
     if isinstance(error, MemoryError):  # not the file's fault
         raise error
     unknown = isinstance(error, UnidentifiedImageError)
-    reason = "no known format" if unknown else str(error) or repr(error)
+    reason = "no known format" if unknown else describe_error(error)
     return f"{source} is not a readable image ({reason})"
 
 

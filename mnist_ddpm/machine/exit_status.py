@@ -30,7 +30,9 @@ def report_errors(work: Callable[[], None], memory_advice: str) -> int:
     try:
         work()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
+        is_python_s = isinstance(error, OSError) and error.filename is not None
+        message = f"{error.filename}: {error.strerror}" if is_python_s else error
+        print(f"error: {printable(message)}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         if not files.is_out_of_memory(error):

@@ -51,9 +51,12 @@ def describe_error(error: Exception) -> str:
     if unknown:
         return f"{unknown[1]} is unknown"
     if isinstance(error, KeyError):
-        return f"{error.args[0]} is missing"
+        key = str(error.args[0])
+        return key if " " in key else f"{key} is missing"
     if isinstance(error, TypeError | AttributeError | LookupError):
         return "a value in it is of another kind"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
