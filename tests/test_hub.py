@@ -152,7 +152,8 @@ def test_a_card_of_others_is_refused_before_anything_is_sent(hub, small, tmp_pat
     command = ["push", "--checkpoint", small, "--to", "own/digits", "--card", path]
     lacking = card_of(small)
     del lacking["floor"]
-    for card in (card_of(small, checkpoint_sha256="0" * 16), lacking, {"n": 1}):
+    odd = [card_of(small, sampler=5), card_of(small, sampler={"name": []}), card_of(small, seed=[])]
+    for card in (card_of(small, checkpoint_sha256="0" * 16), lacking, {"n": 1}, *odd):
         path.write_text(json.dumps(card), encoding="utf-8")
         assert "card" in error_of(capsys, *command)
     assert "owner/name" in error_of(capsys, *command[:3], "--to", "digits")

@@ -16,7 +16,7 @@ from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.formats import checkpoints, hub
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.text import read_json, without_folders
+from mnist_ddpm.machine.text import describe_error, read_json, without_folders
 from mnist_ddpm.training.checkpoint_files import description_digests
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
@@ -61,12 +61,18 @@ def push_to_hub(
     # before images are drawn, since what is no card is refused here
     page = publishing.model_card(full_name, checkpoint, record, figures)
     options = {}
-    if sampler:
-        options = flags_of_card(sampler)
-    elif not checkpoints.sampling_defaults(folder):
+    if not sampler and not checkpoints.sampling_defaults(folder):
         options = {"sampler": "dpmpp", "steps": min(20, checkpoint.recipe.T)}
     options |= {"n": publishing.SHOWN, "seed": figures.get("seed", 0), "device": str(device)}
-    images, _ = prepare_drawing(SampleFlags(checkpoint=folder, **options)).draw()
+    try:
+        options |= flags_of_card(sampler) if sampler else {}
+        drawing = prepare_drawing(SampleFlags(checkpoint=folder, **options))
+    except (KeyError, TypeError, AttributeError) as error:
+        if not card:
+            raise
+        refusal = f"{card} has a sampler or a seed that evaluate did not write"
+        raise ValueError(f"{refusal} ({describe_error(error)}): evaluate again") from error
+    images, _ = drawing.draw()
     grid = ddpm.tile(images, math.isqrt(publishing.SHOWN), scale=2)
     files["samples.png"] = imageio.imwrite("<bytes>", grid, extension=".png")
     files["README.md"] = page.encode()
