@@ -19,7 +19,7 @@ from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.machine.progress import progress_bar
-from mnist_ddpm.machine.text import describe_error
+from mnist_ddpm.machine.text import describe_error, parse_json
 from mnist_ddpm.training.checkpoint_files import check_header, load_weights, warn_unverified
 
 FOLDER = Path("checkpoints/extractors")
@@ -275,7 +275,7 @@ def load_extractor(path: str | Path) -> tuple[Extractor, dict]:
     check_digest(path)
     try:
         with path.open("rb"), safe_open(path, "pt") as file:  # open() says why it cannot
-            header = json.loads(file.metadata()["extractor"])
+            header = parse_json(file.metadata()["extractor"])
             widths = tuple(header["widths"])
             sizes = header["outputs"], *widths
             check(0 < len(widths) < 9 and max(sizes) <= 4096, f"layers of {sizes}")

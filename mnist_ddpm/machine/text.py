@@ -57,7 +57,9 @@ def describe_error(error: Exception) -> str:
         return "a value in it is of another kind"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    return (str(error).strip() or "it is damaged").splitlines()[0]
 
 
 def parse_json(text: str) -> object:
