@@ -53,9 +53,11 @@ def time_sampling(precision: str, n: int, steps: int) -> float:
     schedule, network = catalogue.make_schedule(recipe), catalogue.make_network(recipe).eval()
     began = time.perf_counter()
     network = generation.autocast(network, precision, "cpu")
-    denoisers = generation.denoisers(network, schedule, recipe)
+    denoiser_for_batch = generation.make_denoiser_for_batch(network, schedule, recipe)
     options = {"times": ddpm.timesteps(schedule.T, steps), "batch_size": 64, "film_images": 36}
-    _, film = generation.generate(denoisers, schedule, n, recipe.shape, progress=False, **options)
+    _, film = generation.generate(
+        denoiser_for_batch, schedule, n, recipe.shape, progress=False, **options
+    )
     with tempfile.TemporaryDirectory() as folder:
         ddpm.save_gif(Path(folder, "film.gif"), film, columns=6)
     return time.perf_counter() - began

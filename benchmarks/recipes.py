@@ -100,11 +100,11 @@ def judge_run(
     """Distances of n images that a run's averaged weights draw, and their loss on unseen ones."""
     recipe, schedule = state.settings, catalogue.make_schedule(state.settings)
     network = generation.autocast(state.ema, recipe.precision, "cpu")
-    denoisers, row = generation.denoisers(network, schedule, recipe), {}
+    denoiser_for_batch, row = generation.make_denoiser_for_batch(network, schedule, recipe), {}
     for title, (sampler, steps) in SAMPLERS.items():
         options = {"times": ddpm.timesteps(schedule.T, steps), "sampler": sampler}
         options["seed"] = recipe.seed
-        drawn, _ = generation.generate(denoisers, schedule, n, recipe.shape, **options)
+        drawn, _ = generation.generate(denoiser_for_batch, schedule, n, recipe.shape, **options)
         row[title] = distance(drawn)._asdict()
     denoise = catalogue.make_denoiser(state.ema, schedule, recipe)
     loss = loss_by_tenth(denoise, schedule, unseen[:1000], seed=recipe.seed)

@@ -79,12 +79,12 @@ def main() -> None:
     reference = judge.features(training)
     # shuffled, since MNIST's first half is the neater one
     unseen = shuffled(loading.load_images(recipe, flags.data, "test"), flags.seed, flags.n)
-    denoisers = generation.denoisers(checkpoint.network, schedule, recipe)
+    denoiser_for_batch = generation.make_denoiser_for_batch(checkpoint.network, schedule, recipe)
 
     def draw(sampler: Callable, steps: int, n: int) -> Tensor:
         options = {"times": ddpm.timesteps(schedule.T, steps), "sampler": sampler}
         options |= {"seed": flags.seed, "progress": False}
-        return generation.generate(denoisers, schedule, n, recipe.shape, **options)[0]
+        return generation.generate(denoiser_for_batch, schedule, n, recipe.shape, **options)[0]
 
     def distance(images: Tensor) -> Estimate:
         return frechet_estimate(reference, judge.features(images), flags.seed)

@@ -277,7 +277,7 @@ def make_times(recipe: Recipe) -> TimeSampler | None:
     return entry.make_times(recipe.T)
 
 
-def make_path(recipe: Recipe, name: str) -> Schedule:
+def make_sampling_schedule(recipe: Recipe, name: str) -> Schedule:
     """The schedule of that name, to sample along instead of the recipe's. Raises as make_schedule.
 
     For any prediction: x_0 is found on the recipe's schedule.
@@ -292,14 +292,14 @@ def make_denoiser(
     schedule: Schedule,
     recipe: Recipe,
     c: Tensor | None = None,
-    path: Schedule | None = None,
+    sampling_schedule: Schedule | None = None,
     with_exponent: bool = False,
 ) -> Denoiser | LearnedDenoiser:
     """A network as a denoiser, not clipped; with_exponent: a LearnedDenoiser, where it can be one.
 
-    c (N, K, H, W): the condition of what is drawn. path: one to sample along in place of the
-    schedule, which is that of training. Raises ValueError where c is missing, or of no use to this
-    network.
+    c (N, K, H, W): the condition of what is drawn. sampling_schedule: one to sample along in place
+    of the schedule, which is that of training. Raises ValueError where c is missing, or of no use
+    to this network.
     """
     needed = "needs" if recipe.conditional else "takes no"
     advice = f"condition is {recipe.condition}: the network {needed} c, an image of each draw"
@@ -308,10 +308,10 @@ def make_denoiser(
     learned = learns_variance(recipe)
     make = learned_variance.learned_denoiser if learned else predictions.denoiser
     make = partial(make, conversion=conversion_of(recipe))
-    if path is None:
+    if sampling_schedule is None:
         denoise = make(network, schedule)
     else:
-        denoise = paths.denoiser_along(path, network, schedule, make)
+        denoise = paths.denoiser_along(sampling_schedule, network, schedule, make)
     return learned_variance.without_exponent(denoise) if learned and not with_exponent else denoise
 
 

@@ -232,11 +232,14 @@ def test_times_are_the_recipe_s_or_the_objective_s_own():
 
 def test_a_path_is_for_networks_that_tell_x0():
     for prediction in ("eps", "v", "edm"):
-        assert catalogue.make_path(Recipe(prediction=prediction), "flow").at(500) == (0.5, 0.5)
+        assert catalogue.make_sampling_schedule(Recipe(prediction=prediction), "flow").at(500) == (
+            0.5,
+            0.5,
+        )
     with pytest.raises(ValueError, match="mu"):
-        catalogue.make_path(Recipe(prediction="mu"), "flow")
+        catalogue.make_sampling_schedule(Recipe(prediction="mu"), "flow")
     with pytest.raises(ValueError, match="cosine"):
-        catalogue.make_path(Recipe(), "mine")
+        catalogue.make_sampling_schedule(Recipe(), "mine")
 
 
 # Networks

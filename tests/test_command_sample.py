@@ -11,7 +11,7 @@ import mnist_ddpm
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.flags import SampleFlags
 from mnist_ddpm.commands.push import flags_of_card
-from mnist_ddpm.commands.sample import prepare_drawing
+from mnist_ddpm.commands.sample import prepare_job
 from mnist_ddpm.commands.sampler_setup import choose_sampler, own_options
 from mnist_ddpm.machine import devices
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
@@ -121,7 +121,7 @@ def test_what_a_card_says_of_the_sampler_is_drawn_again(digits, tmp_path, quick)
     settings = {"name": "ddim", "eta": 1.0, "steps": 3, "spacing": "edm", "clip": "none"}
     settings |= {"path": "flow", "labels": [7, 2], "guidance": 2.0, "guidance_interval": [1, 18]}
     flags = SampleFlags(checkpoint=digits, n=3, **flags_of_card(settings))
-    images, _ = prepare_drawing(flags).draw()
+    images, _ = prepare_job(flags).draw()
     typed = "--sampler ddim --eta 1 --steps 3 --spacing edm --clip none --path flow --label 7 2"
     typed += " --guidance 2 --guidance-interval 1 18"
     typed = drawn(tmp_path, "--checkpoint", digits, "--n", 3, *typed.split())

@@ -142,7 +142,7 @@ def test_a_condition_goes_with_labels_and_a_learned_variance(condition, more, tm
     trainer.save_checkpoint(tmp_path, begun.ema, recipe, {})
     network, schedule, loaded = checkpoints.load(tmp_path)
     options = {"labels": labels, "scale": 2.0, "pictures": images, "with_exponent": True}
-    source = generation.denoisers(network, schedule, loaded, **options)
+    source = generation.make_denoiser_for_batch(network, schedule, loaded, **options)
     x0_hat, _, exponent = source(range(3))(torch.zeros(3, *recipe.shape), 30)
     assert x0_hat.shape == exponent.shape == (3, *recipe.shape)
 
@@ -271,13 +271,13 @@ def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monke
     real = {"train": blobs(60), "test": blobs(12, 60)}
     change_dataset(monkeypatch, "mnist", images=lambda recipe, root, split: real[split])
     monkeypatch.setattr(extractors, "pick_judge", lambda *arguments: untrained_judge())
-    asked, denoisers = [], generation.denoisers
+    asked, denoisers = [], generation.make_denoiser_for_batch
 
     def noted(*arguments, pictures, **options):
         asked.append(pictures)
         return denoisers(*arguments, pictures=pictures, **options)
 
-    monkeypatch.setattr(generation, "denoisers", noted)
+    monkeypatch.setattr(generation, "make_denoiser_for_batch", noted)
     path = tmp_path / "card.json"
     common = "evaluate", "--checkpoint", upscaling, "--n", 15, "--steps", 2, "--out", path
     assert run(*common) == 0

@@ -83,8 +83,8 @@ def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
 
 def test_the_names_are_those_of_the_catalogue():
     for names, known in (
-        (flags.Sampler, catalogue.SAMPLERS), (flags.Spacing, catalogue.SPACINGS),
-        (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.Clip, sampler_setup.CLIPS),
+        (flags.SamplerName, catalogue.SAMPLERS), (flags.Spacing, catalogue.SPACINGS),
+        (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.ClipName, sampler_setup.CLIPS),
         (training_flags.Log, ["none", *tracking.PACKAGES]),
     ):  # fmt: skip
         assert {*get_args(names)} == {*known}

@@ -8,7 +8,12 @@ import torch
 from helpers import in_processes, with_random_weights
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.evaluation.generation import autocast, cost, denoisers, generate
+from mnist_ddpm.evaluation.generation import (
+    autocast,
+    cost_per_image,
+    generate,
+    make_denoiser_for_batch,
+)
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.training.recipe import Recipe
@@ -33,7 +38,7 @@ def ideal(batch):
 
 
 def of(network, **options):
-    return denoisers(network, PAPER, RECIPE, **options)
+    return make_denoiser_for_batch(network, PAPER, RECIPE, **options)
 
 
 def drawn(network, n=7, **options):
@@ -90,7 +95,7 @@ def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
                 of(counted), PAPER, 7, SHAPE, times=TIMES, sampler=sampler, seed=3, batch_size=2,
                 partial_results=kept, film_images=2,
             )  # fmt: skip
-        return images.int(), film, cost(kept, 7)
+        return images.int(), film, cost_per_image(kept, 7)
 
     with pytest.raises(KeyboardInterrupt, match="kept"):
         work(last=3)
@@ -108,7 +113,7 @@ def test_several_processes_cost_what_the_slowest_takes(tmp_path):
     def found(world):
         kept = PartialResults(tmp_path, CountedNetwork(None))
         kept.seconds, kept.evaluations = 7.0 * (1 + world.rank), 50 * len(world.share(7))
-        return cost(kept, 7, world)
+        return cost_per_image(kept, 7, world)
 
     assert in_processes(2, found) == [{"evaluations_per_image": 50, "seconds_per_image": 2.0}] * 2
 

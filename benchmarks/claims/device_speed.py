@@ -144,8 +144,10 @@ def noise(b: Bench) -> None:
             b.add(what, noise_ms=drawing_ms, evaluation_ms=evaluation_ms)
             options = {"times": times, "progress": False, "batch_size": n, "device": b.device}
             options["sampler"] = partial(dpmpp_2m_sampler, eta=1.0)
-            denoisers = generation.denoisers(lowered, schedule, recipe)
-            chain = partial(generation.generate, denoisers, schedule, n, recipe.shape, **options)
+            denoiser_for_batch = generation.make_denoiser_for_batch(lowered, schedule, recipe)
+            chain = partial(
+                generation.generate, denoiser_for_batch, schedule, n, recipe.shape, **options
+            )
             figures = {"steps": len(times)}
             for name, ahead in {"seconds_in_time": False, "seconds_ahead": b.is_gpu}.items():
                 with patch.object(prefetch, "is_asynchronous", lambda device: ahead):  # noqa: B023

@@ -80,10 +80,10 @@ def draw(
     device = next(network.parameters()).device
     lowered = generation.autocast(network, precision, device)
     schedule = catalogue.make_schedule(recipe)
-    denoisers = generation.denoisers(lowered, schedule, recipe)
+    denoiser_for_batch = generation.make_denoiser_for_batch(lowered, schedule, recipe)
     options = {"times": ddpm.timesteps(recipe.T, steps), "batch_size": batch_size}
     options |= {"sampler": partial(dpmpp_2m_sampler, eta=1.0), "device": device, "progress": False}
-    return generation.generate(denoisers, schedule, n, recipe.shape, **options)[0]
+    return generation.generate(denoiser_for_batch, schedule, n, recipe.shape, **options)[0]
 
 
 def images(b: Bench) -> None:

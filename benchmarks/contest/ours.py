@@ -52,11 +52,15 @@ class Ours(Contestant):
 
     def draw_images(self, n: int, steps: int, seed: int, **guidance) -> Tensor:
         network = self.generation.autocast(self.network, self.task.precision, "cpu")
-        source = self.generation.denoisers(network, self.schedule, self.recipe, **guidance)
+        denoiser_for_batch = self.generation.make_denoiser_for_batch(
+            network, self.schedule, self.recipe, **guidance
+        )
         times = self.catalogue.sampling_times(self.schedule, steps, "trailing")
         sampler = partial(self.solvers.dpmpp_2m_sampler, eta=1.0)
         options = {"times": times, "sampler": sampler, "seed": seed, "progress": False}
-        return self.generation.generate(source, self.schedule, n, (1, 32, 32), **options)[0]
+        return self.generation.generate(
+            denoiser_for_batch, self.schedule, n, (1, 32, 32), **options
+        )[0]
 
 
 class OursIn2x2(Ours):

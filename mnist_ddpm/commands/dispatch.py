@@ -12,22 +12,25 @@ from mnist_ddpm.machine.threads import adapt_threads
 SHARED_WORK = TrainFlags, SampleFlags, EvaluateFlags  # that several processes can do
 
 
-def dispatch(flags, path: str) -> int:
-    """Runs a command by the function at path, "module:name" of this folder. Returns its status."""
+def dispatch(flags, function_name: str) -> int:
+    """Runs a command. Returns the exit status.
+
+    function_name: of the function that does the work, "module:name" in this folder.
+    """
     # Of several processes SIGTERM ends at once those that wait for one that has failed.
     signals = interrupts.SIGNALS[:1] if has_several_processes() else interrupts.SIGNALS
-    status = exit_status(partial(call_command, flags, path), memory_advice(flags), signals)
+    status = exit_status(partial(call_command, flags, function_name), memory_advice(flags), signals)
     if status != 1:
         processes.disconnect()
     return status
 
 
-def call_command(flags, path: str) -> None:
-    """Calls the function at path. Adds to the Stopped of a training a note how to resume it."""
+def call_command(flags, function_name: str) -> None:
+    """Calls a command's function. If training is stopped, adds the resume command to the error."""
     import matplotlib  # raises OSError where no folder can be written
 
     matplotlib.use("Agg")
-    module, name = path.split(":")
+    module, name = function_name.split(":")
     function = getattr(import_module(f"mnist_ddpm.commands.{module}"), name)
     if not has_several_processes():
         adapt_threads()

@@ -100,8 +100,8 @@ def check_request(flags: EvaluateFlags, recipe: Recipe) -> None:
     if flags.images and not holds_samples(flags.images):
         outputs.check_outside(flags.out, flags.images)
     if flags.bits:
-        most = sampler_setup.MOST
-        check(2 <= flags.bits <= most, f"--bits is {flags.bits}: take from 2 to {most:,} images")
+        limit = sampler_setup.MAX_IMAGES
+        check(2 <= flags.bits <= limit, f"--bits is {flags.bits}: take from 2 to {limit:,} images")
         checkpoint_inputs.check_bound(recipe, "--bits")
     if not flags.images:
         sampler_setup.check_labels_and_guidance(flags, recipe)
@@ -163,15 +163,27 @@ def draw_images(
         split = "train" if held_out is None else dataset_named(recipe.dataset).held_out
         pictures = choose_images(training if held_out is None else held_out, flags.n, flags.seed)
     labels = labels_as_in_training(flags, recipe, split) if recipe.classes else None
-    choice = sampler_setup.choose_sampler(flags, recipe)
-    source = sampler_setup.denoiser_source(
-        flags, choice, checkpoint, partial.counted, labels=labels, pictures=pictures, device=device
+    sampler_choice = sampler_setup.choose_sampler(flags, recipe)
+    denoiser_for_batch = sampler_setup.build_denoiser_for_batch(
+        flags,
+        sampler_choice,
+        checkpoint,
+        partial.counted,
+        labels=labels,
+        pictures=pictures,
+        device=device,
     )
     images, _ = sampler_setup.generate_images(
-        flags, choice, source, recipe.shape, device=device, partial_results=partial, world=world
+        flags,
+        sampler_choice,
+        denoiser_for_batch,
+        recipe.shape,
+        device=device,
+        partial_results=partial,
+        world=world,
     )
-    about = {"sampler": describe_sampling(flags, choice, recipe)}
-    about |= generation.cost(partial, flags.n, world)
+    about = {"sampler": describe_sampling(flags, sampler_choice, recipe)}
+    about |= generation.cost_per_image(partial, flags.n, world)
     if pictures is not None:
         about["sampler"]["condition"] = f"{recipe.condition} of {split} images"
         condition = catalogue.condition_of(recipe)
@@ -180,10 +192,10 @@ def draw_images(
 
 
 def describe_sampling(
-    flags: EvaluateFlags, choice: sampler_setup.SamplerChoice, recipe: Recipe
+    flags: EvaluateFlags, sampler_choice: sampler_setup.SamplerChoice, recipe: Recipe
 ) -> dict:
     """How images were drawn, for a card."""
-    facts = {"name": choice.name, **choice.described, "precision": flags.precision}
+    facts = {"name": sampler_choice.name, **sampler_choice.described, "precision": flags.precision}
     facts |= {"steps": flags.steps, "spacing": flags.spacing, "clip": flags.clip}
     optional = {
         "path": flags.path,

@@ -1,6 +1,6 @@
 """The flags of each command as plain data, without PyTorch, so that `--help` is fast.
 
-`dispatch` maps each class to the function that does the work.
+`command_line.COMMANDS` maps each class to the function that does the work.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ import tyro
 from mnist_ddpm.datasets import datasets_with_classifier
 
 # Names in the catalogue, which a test compares
-Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "consistency", "shortcut"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp", "heun", "consistency", "shortcut"]
 Spacing = Literal["trailing", "leading", "linspace", "quadratic", "edm", "signal"]
 Variance = Literal["auto", "posterior", "beta", "learned"]
-Clip = Literal["static", "dynamic", "none"]
+ClipName = Literal["static", "dynamic", "none"]
 
 
 def unless_typed(meaning: str):
@@ -34,7 +34,9 @@ class DrawingFlags:
     checkpoint: Path = Path("checkpoints/mnist")
     n: int = 64  # number of images
     # ddpm: ancestral; if you name one, all of the checkpoint's advice is ignored
-    sampler: Annotated[Sampler | None, unless_typed("the checkpoint's advice, else ddim")] = None
+    sampler: Annotated[SamplerName | None, unless_typed("the checkpoint's advice, else ddim")] = (
+        None
+    )
     # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
     steps: Annotated[int | None, unless_typed("the checkpoint's advice, else 50")] = None
     # how the steps' times are spaced
@@ -49,7 +51,7 @@ class DrawingFlags:
     variance: Variance = "auto"
     # more of the sampler's own options, as name=value
     option: Annotated[tuple[str, ...], unless_typed("the sampler's own")] = ()
-    clip: Clip = "static"  # how the predicted image is clipped to the pixel range
+    clip: ClipName = "static"  # how the predicted image is clipped to the pixel range
     # labels to draw, in turn
     label: Annotated[
         tuple[int, ...], unless_typed("all; for evaluate, drawn at random from training's")

@@ -9,7 +9,7 @@ import torch
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.flags import PushFlags, SampleFlags
-from mnist_ddpm.commands.sample import prepare_drawing
+from mnist_ddpm.commands.sample import prepare_job
 from mnist_ddpm.commands.sampler_setup import own_options
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import publishing
@@ -66,13 +66,13 @@ def push_to_hub(
     options |= {"n": publishing.SHOWN, "seed": figures.get("seed", 0), "device": str(device)}
     try:
         options |= flags_of_card(sampler) if sampler else {}
-        drawing = prepare_drawing(SampleFlags(checkpoint=folder, **options))
+        job = prepare_job(SampleFlags(checkpoint=folder, **options))
     except (KeyError, TypeError, AttributeError) as error:
         if not card:
             raise
         refusal = f"{card} has a sampler or a seed that evaluate did not write"
         raise ValueError(f"{refusal} ({describe_error(error)}): evaluate again") from error
-    images, _ = drawing.draw()
+    images, _ = job.draw()
     grid = ddpm.tile(images, math.isqrt(publishing.SHOWN), scale=2)
     files["samples.png"] = imageio.imwrite("<bytes>", grid, extension=".png")
     files["README.md"] = page.encode()

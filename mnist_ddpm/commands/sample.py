@@ -32,17 +32,17 @@ from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
 
 GRID_IMAGES = 400  # at most
-PATHS = "checkpoint", "guide", "condition_image", "init_image", "mask"
-UNUSED = {"out", "advised", "processes"}  # flags that mean nothing outside the command
+PATH_FLAGS = "checkpoint", "guide", "condition_image", "init_image", "mask"
+COMMAND_ONLY_FLAGS = {"out", "advised", "processes"}
 
 
-class PreparedDrawing(NamedTuple):
-    """All that is loaded, chosen and checked before images are drawn."""
+class SamplingJob(NamedTuple):
+    """What `sample` draws with: the checkpoint, the sampler and the flags, all checked."""
 
     flags: SampleFlags  # with the checkpoint's advice
     checkpoint: Checkpoint
-    choice: SamplerChoice
-    source: generation.Source
+    sampler_choice: SamplerChoice
+    denoiser_for_batch: generation.DenoiserForBatch
     network: CountedNetwork
     pictures: Tensor | None  # of the condition
     world: World
@@ -58,12 +58,17 @@ class PreparedDrawing(NamedTuple):
         options = {"film_images": self.film_columns**2, "partial_results": partial}
         options |= {"first": self.flags.first, "device": self.device, "world": self.world}
         shape = self.checkpoint.recipe.shape
-        return sampler_setup.generate_images(self.flags, self.choice, self.source, shape, **options)
+        return sampler_setup.generate_images(
+            self.flags, self.sampler_choice, self.denoiser_for_batch, shape, **options
+        )
 
 
-def prepare_drawing(flags: SampleFlags) -> PreparedDrawing:
-    """Loads and chooses what the flags name. Raises ValueError for what cannot be drawn."""
-    limit = sampler_setup.MOST
+def prepare_job(flags: SampleFlags) -> SamplingJob:
+    """Loads the checkpoint, and checks the flags against it.
+
+    Raises ValueError for what cannot be drawn.
+    """
+    limit = sampler_setup.MAX_IMAGES
     check(0 <= flags.first <= limit, f"first is {flags.first}: it must be from 0 to {limit:,}")
     world, device = sampler_setup.pick_processes_and_device(flags)
     checkpoint, flags = open_checkpoint(flags, device)
@@ -73,18 +78,18 @@ def prepare_drawing(flags: SampleFlags) -> PreparedDrawing:
     network = CountedNetwork(checkpoint.network)
     cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
     sampler_setup.check_labels_and_guidance(flags, recipe)
-    choice = choose_with_image(flags, recipe, device)
-    sampler_setup.check_interval(flags, choice.times, recipe)
+    sampler_choice = choose_with_image(flags, recipe, device)
+    sampler_setup.check_interval(flags, sampler_choice.times, recipe)
     labels = sampler_setup.labels_in_turn(flags, recipe, flags.first) if recipe.classes else None
-    source = sampler_setup.denoiser_source(
-        flags, choice, checkpoint, network, labels=labels, pictures=pictures, device=device
+    denoiser_for_batch = sampler_setup.build_denoiser_for_batch(
+        flags, sampler_choice, checkpoint, network, labels=labels, pictures=pictures, device=device
     )
     check_image_flags(flags)
-    return PreparedDrawing(
+    return SamplingJob(
         flags=flags,
         checkpoint=checkpoint,
-        choice=choice,
-        source=source,
+        sampler_choice=sampler_choice,
+        denoiser_for_batch=denoiser_for_batch,
         network=network,
         pictures=pictures,
         world=world,
@@ -112,35 +117,35 @@ def sample(
     """
     labels = (labels,) if isinstance(labels, int) else tuple(map(int, labels))
     options |= {"checkpoint": checkpoint, "seed": seed, "label": labels, "device": device}
-    known = {field.name for field in fields(SampleFlags)} - UNUSED
+    known = {field.name for field in fields(SampleFlags)} - COMMAND_ONLY_FLAGS
     unknown = sorted(options.keys() - known)
     check(not unknown, f"sample takes no {', '.join(unknown)}: see mnist-ddpm sample --help")
-    options |= {name: Path(options[name]) for name in PATHS if options.get(name) is not None}
-    drawing = prepare_drawing(SampleFlags(n=n or len(labels) or SampleFlags.n, **options))
-    images, frames = drawing.draw()
+    options |= {name: Path(options[name]) for name in PATH_FLAGS if options.get(name) is not None}
+    job = prepare_job(SampleFlags(n=n or len(labels) or SampleFlags.n, **options))
+    images, frames = job.draw()
     return (images, frames) if film else images
 
 
 def run_sample(flags: SampleFlags) -> None:
     """Draws images and writes them. What cannot be drawn is reported before."""
-    drawing = prepare_drawing(flags)
-    flags = drawing.flags
-    recipe = drawing.checkpoint.recipe
-    digests = [] if drawing.pictures is None else [extractors.digest(drawing.pictures)]
+    job = prepare_job(flags)
+    flags = job.flags
+    recipe = job.checkpoint.recipe
+    digests = [] if job.pictures is None else [extractors.digest(job.pictures)]
     array_path = flags.out / "samples.npz"
-    partial = open_partial_results(flags, array_path, drawing.network, drawing.device, *digests)
+    partial = open_partial_results(flags, array_path, job.network, job.device, *digests)
     out = files.writable_folder(flags.out)
     with partial.stoppable():
-        images, film = drawing.draw(partial)
-        if drawing.world.rank > 0:
+        images, film = job.draw(partial)
+        if job.world.rank > 0:
             return
         shown = range(flags.first, flags.first + min(flags.n, GRID_IMAGES))
-        conditions = catalogue.conditions(recipe, drawing.pictures, shown)
+        conditions = catalogue.conditions(recipe, job.pictures, shown)
         with folder_lock.exclusive_writer(out):
-            paths = write_samples(out, images, film, drawing.film_columns, conditions)
+            paths = write_samples(out, images, film, job.film_columns, conditions)
     partial.discard()
-    evaluations = partial.evaluations / len(drawing.world.share(flags.n))
-    duration = f"{partial.seconds:.1f} s on {drawing.device}"
+    evaluations = partial.evaluations / len(job.world.share(flags.n))
+    duration = f"{partial.seconds:.1f} s on {job.device}"
     print(f"{out}: {flags.n} images x {evaluations:.0f} network evaluations in {duration}")
     if recipe.attributes:
         names = enumerate(label_names(recipe))
@@ -177,33 +182,38 @@ def check_image_flags(flags: SampleFlags) -> None:
 def choose_with_image(flags: SampleFlags, recipe: Recipe, device: torch.device) -> SamplerChoice:
     """As choose_sampler, with --init-image and --mask if given."""
     inpaints = flags.init_image and flags.mask
-    choice = sampler_setup.choose_sampler(flags, recipe, "ddpm" if inpaints else "ddim")
+    sampler_choice = sampler_setup.choose_sampler(flags, recipe, "ddpm" if inpaints else "ddim")
     if not flags.init_image:
-        return choice
+        return sampler_choice
     image, mask = read_image(flags.init_image, flags.mask, recipe)
     image = image.to(device)
     if mask is None:
-        return start_from(image, choice, flags, recipe)
+        return start_from(image, sampler_choice, flags, recipe)
     message = f"--mask is for ancestral sampling: leave out --sampler {flags.sampler}"
-    check(choice.name == "ddpm", message)
+    check(sampler_choice.name == "ddpm", message)
     options = {"known": image, "mask": mask.to(device)}
     options |= {"resamples": flags.resamples, "jump": flags.jump}
     if is_first_process():
-        evaluations = len(choice.times) * flags.resamples
+        evaluations = len(sampler_choice.times) * flags.resamples
         print(f"inpainting evaluates the network {evaluations} times an image (--resamples)")
-    return choice._replace(sampler=inpainting.repaint_sampler, options=choice.options | options)
+    return sampler_choice._replace(
+        sampler=inpainting.repaint_sampler, options=sampler_choice.options | options
+    )
 
 
 def start_from(
-    image: Tensor, choice: SamplerChoice, flags: SampleFlags, recipe: Recipe
+    image: Tensor, sampler_choice: SamplerChoice, flags: SampleFlags, recipe: Recipe
 ) -> SamplerChoice:
-    """The choice that starts from an image, noised as far as --strength says."""
+    """The sampler choice that starts from an image, noised as far as --strength says."""
     strength = flags.strength
     check(0 < strength <= 1, f"strength is {strength}: it must be above 0, and at most 1")
     last = max(1, round(strength * recipe.T))
-    path = ddpm.Schedule(choice.path.a[: last + 1], choice.path.b[: last + 1])
-    times = catalogue.sampling_times(path, min(flags.steps, last), flags.spacing)
-    return choice._replace(sampler=inpainting.sdedit(image, choice.sampler), times=times)
+    schedule = sampler_choice.sampling_schedule
+    schedule = ddpm.Schedule(schedule.a[: last + 1], schedule.b[: last + 1])
+    times = catalogue.sampling_times(schedule, min(flags.steps, last), flags.spacing)
+    return sampler_choice._replace(
+        sampler=inpainting.sdedit(image, sampler_choice.sampler), times=times
+    )
 
 
 def write_samples(

@@ -30,7 +30,7 @@ from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.sampling_defaults import as_typed
 
 CLIPS = {"static": ddpm.clipped, "dynamic": solvers.thresholded, "none": None}
-MOST = 10**9  # images
+MAX_IMAGES = 10**9
 STEPS = 50  # where neither a flag nor the checkpoint says how many
 # The variances that a sampler has by default, by name
 OWN_VARIANCES = {variance: name for name, variance in catalogue.VARIANCES.items()} | {
@@ -46,7 +46,7 @@ class SamplerChoice(NamedTuple):
     sampler: Callable  # as ddpm.ddim_sampler
     options: dict[str, Any]  # of this sampler
     times: list[int]
-    path: Schedule  # the one to sample along
+    sampling_schedule: Schedule  # the one to sample along: the network's own, or that of --path
     described: dict[str, Any]  # the options in words, for a card
 
 
@@ -54,7 +54,7 @@ def pick_processes_and_device(flags: DrawingFlags) -> tuple[World, torch.device]
     """The processes that share the work, and this one's device. Checks the flags' ranges."""
     for name in ("n", "batch_size"):
         value = getattr(flags, name)
-        check(1 <= value <= MOST, f"{name} is {value}: it must be from 1 to {MOST:,}")
+        check(1 <= value <= MAX_IMAGES, f"{name} is {value}: it must be from 1 to {MAX_IMAGES:,}")
     check(0 <= flags.seed < 2**32, f"seed is {flags.seed}: it must be from 0 to 2^32 - 1")
     scale = guidance_scale(flags)
     check(abs(scale) <= 1e6, f"guidance is {scale}: it must be a number up to a million")
@@ -155,30 +155,35 @@ def choose_sampler(flags: DrawingFlags, recipe: Recipe, default: str = "ddim") -
             variance = pick_variance(flags.variance, recipe)
         described["variance"] = variance
         options["variance"] = catalogue.VARIANCES.get(variance, defaults["variance"])
-    own_path = catalogue.make_schedule(recipe)
-    path = own_path if flags.path is None else catalogue.make_path(recipe, flags.path)
-    times = catalogue.sampling_times(path, flags.steps, flags.spacing)
-    return SamplerChoice(name, sampler, options, times, path, described)
+    if flags.path is None:
+        sampling_schedule = catalogue.make_schedule(recipe)
+    else:
+        sampling_schedule = catalogue.make_sampling_schedule(recipe, flags.path)
+    times = catalogue.sampling_times(sampling_schedule, flags.steps, flags.spacing)
+    return SamplerChoice(name, sampler, options, times, sampling_schedule, described)
 
 
-def denoiser_source(
+def build_denoiser_for_batch(
     flags: DrawingFlags,
-    choice: SamplerChoice,
+    sampler_choice: SamplerChoice,
     checkpoint: Checkpoint,
     counted: CountedNetwork,
     *,
     labels: Tensor | None,
     pictures: Tensor | None,
     device: torch.device,
-) -> generation.Source:
-    """What draws a batch of images, guided and clipped, given labels and pictures as conditions."""
+) -> generation.DenoiserForBatch:
+    """The function from a batch to its denoiser, as the flags guide and clip it.
+
+    labels, pictures: as of generation.make_denoiser_for_batch.
+    """
     recipe = checkpoint.recipe
     guide = None
     if flags.guide:
         weak = load_guide(flags, checkpoint, device)
         network = generation.autocast(counted.counting(weak.network), flags.precision, device)
         guide = network, weak.recipe
-    return generation.denoisers(
+    return generation.make_denoiser_for_batch(
         generation.autocast(counted, flags.precision, device),
         checkpoint.schedule,
         recipe,
@@ -188,19 +193,26 @@ def denoiser_source(
         interval=flags.guidance_interval,
         clip=CLIPS[flags.clip],
         pictures=None if pictures is None else pictures.to(device),
-        path=None if flags.path is None else choice.path,
-        next_times=catalogue.next_times(choice.name, choice.times, recipe),
-        with_exponent=takes_exponent(choice.options.get("variance")),
+        sampling_schedule=None if flags.path is None else sampler_choice.sampling_schedule,
+        next_times=catalogue.next_times(sampler_choice.name, sampler_choice.times, recipe),
+        with_exponent=takes_exponent(sampler_choice.options.get("variance")),
     )
 
 
 def generate_images(
-    flags: DrawingFlags, choice: SamplerChoice, source: generation.Source, shape: tuple, **options
+    flags: DrawingFlags,
+    sampler_choice: SamplerChoice,
+    denoiser_for_batch: generation.DenoiserForBatch,
+    shape: tuple,
+    **options,
 ) -> tuple[Tensor, ddpm.Film]:
     """The images that the flags ask for, and a film. options: of generation.generate."""
-    options |= {"sampler": partial(choice.sampler, **choice.options), "times": choice.times}
+    options["sampler"] = partial(sampler_choice.sampler, **sampler_choice.options)
+    options["times"] = sampler_choice.times
     options |= {"seed": flags.seed, "batch_size": flags.batch_size}
-    return generation.generate(source, choice.path, flags.n, shape, **options)
+    return generation.generate(
+        denoiser_for_batch, sampler_choice.sampling_schedule, flags.n, shape, **options
+    )
 
 
 def load_guide(flags: DrawingFlags, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:

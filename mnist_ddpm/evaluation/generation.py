@@ -19,7 +19,8 @@ from mnist_ddpm.methods import guidance, shortcuts
 from mnist_ddpm.methods.learned_variance import keeping_exponent
 from mnist_ddpm.training.recipe import Recipe
 
-Source = Callable[[range], Denoiser]  # for the images of a batch, which are numbered from 0
+# from the numbers of the images in a batch, counted from 0, to their denoiser
+DenoiserForBatch = Callable[[range], Denoiser]
 Part = dict[str, Tensor]  # of the work, as it is saved
 
 
@@ -40,7 +41,7 @@ def autocast(network: Network, precision: str, device: torch.device | str) -> Ne
     return in_lower_precision
 
 
-def denoisers(
+def make_denoiser_for_batch(
     network: Network,
     schedule: Schedule,
     recipe: Recipe,
@@ -51,47 +52,51 @@ def denoisers(
     interval: tuple[int, int] | None = None,
     clip: Callable[[Denoiser, Schedule], Denoiser] | None = ddpm.clipped,
     pictures: Tensor | None = None,
-    path: Schedule | None = None,
+    sampling_schedule: Schedule | None = None,
     next_times: list[int] | None = None,
     with_exponent: bool = False,
-) -> Source:
+) -> DenoiserForBatch:
     """A function from a batch to its denoiser: a network under guidance, its x0_hat clipped.
 
-    labels (n,): image k has labels[k]. scale: of guidance, away from a guide (a smaller network
-    and its recipe) or else from the network without labels; without either it has no effect.
+    labels (n,): image k has labels[k]. scale: the guidance scale; the weaker model is the guide
+    (a network and its recipe) if given, else the network without labels; unused without both.
     interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k has
-    the condition of pictures[k % M], where the recipe has one. path: the schedule to sample along,
-    if it is not the network's. next_times: the sampler's times, for a network whose input includes
-    where each step goes. with_exponent: for a sampler that uses the learned variance.
+    the condition of pictures[k % M], where the recipe has one. sampling_schedule: the schedule to
+    sample along, if it is not the network's. next_times: the sampler's times, for a network whose
+    input includes where each step goes. with_exponent: for a sampler that uses the learned
+    variance.
     """
     if next_times is not None:
         network = shortcuts.with_next_times(network, next_times, schedule.T)
 
-    def denoiser_of(batch: range) -> Denoiser:
+    def denoiser_for_batch(batch: range) -> Denoiser:
         batch_labels = None if labels is None else labels[batch.start : batch.stop]
         c = catalogue.conditions(recipe, pictures, batch)
 
         def make(network: Network, recipe: Recipe, labels: Tensor | None) -> Denoiser:
             labelled = guidance.with_labels(network, labels)
-            return catalogue.make_denoiser(labelled, schedule, recipe, c, path, with_exponent)
+            return catalogue.make_denoiser(
+                labelled, schedule, recipe, c, sampling_schedule, with_exponent
+            )
 
-        denoise = strong = make(network, recipe, batch_labels)
+        denoise = unguided = make(network, recipe, batch_labels)
         if guide is not None:
-            denoise = guidance.guided(make(*guide, batch_labels), strong, scale)
+            denoise = guidance.guided(make(*guide, batch_labels), unguided, scale)
         elif labels is not None:
-            denoise = guidance.guided(make(network, recipe, None), strong, scale)
+            denoise = guidance.guided(make(network, recipe, None), unguided, scale)
         if interval is not None:
-            denoise = guidance.within_interval(interval, denoise, strong)
+            denoise = guidance.within_interval(interval, denoise, unguided)
         if clip is None:
             return denoise
         has_exponent = with_exponent and catalogue.learns_variance(recipe)
-        return (keeping_exponent(clip) if has_exponent else clip)(denoise, path or schedule)
+        clip_denoiser = keeping_exponent(clip) if has_exponent else clip
+        return clip_denoiser(denoise, sampling_schedule or schedule)
 
-    return denoiser_of
+    return denoiser_for_batch
 
 
 def generate(
-    denoiser_of: Source,
+    denoiser_for_batch: DenoiserForBatch,
     schedule: Schedule,
     n: int,
     shape: tuple[int, int, int],
@@ -128,8 +133,9 @@ def generate(
 
     def draw(batch: range) -> Part:
         draw_noise = noise_source(seed, batch, shape, torch.device(device))
-        states = sampler(denoiser_of(batch), schedule, times, draw_noise(), draw_noise)
-        return develop(states, schedule.T, film_images if batch.start == first else 0, bar)
+        states = sampler(denoiser_for_batch(batch), schedule, times, draw_noise(), draw_noise)
+        n_in_film = film_images if batch.start == first else 0
+        return collect_images_and_film(states, schedule.T, n_in_film, bar)
 
     total = len(starts) * len(times)
     with progress_bar(total=total, disable=not progress, **options) as bar:
@@ -163,8 +169,8 @@ def noise_source(
 
 
 @torch.no_grad()
-def develop(states: States, T: int, film_images: int, bar: tqdm) -> Part:
-    """The images that a sampler ends with, and the first few of them at some 40 moments."""
+def collect_images_and_film(states: States, T: int, film_images: int, bar: tqdm) -> Part:
+    """The images that a sampler ends with, and a film: the first film_images at some 40 moments."""
     film = {}
     t = None
     for t, xt, x0_hat in states:
@@ -183,8 +189,8 @@ def develop(states: States, T: int, film_images: int, bar: tqdm) -> Part:
     return part
 
 
-def cost(results: PartialResults, n: int, world: World | None = None) -> dict[str, float]:
-    """For a card: network evaluations and seconds for each of n images."""
+def cost_per_image(results: PartialResults, n: int, world: World | None = None) -> dict[str, float]:
+    """The network evaluations and seconds for each of n images, as a card records them."""
     world = world or World()
     seconds = torch.tensor([results.seconds], dtype=torch.float32, device=world.device)
     slowest = world.gather(seconds).max().item()

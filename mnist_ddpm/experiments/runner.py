@@ -201,14 +201,25 @@ class ExperimentRun:
     def draw(
         self, trained: TrainedNetwork, times: list[int], seed: int, sampler: Callable, **options
     ) -> Tensor:
-        """Images of a network, as many as the scale says. options: see generation.denoisers."""
+        """Images of a network, as many as the scale says.
+
+        options: of generation.make_denoiser_for_batch.
+        """
         recipe = trained.recipe
         schedule = trained.schedule
         network = generation.autocast(trained.network(), recipe.precision, self.device)
-        source = generation.denoisers(network, schedule, recipe, **options)
+        denoiser_for_batch = generation.make_denoiser_for_batch(
+            network, schedule, recipe, **options
+        )
         noise = {"seed": seed, "device": self.device}
         images, _ = generation.generate(
-            source, schedule, self.scale.n, recipe.shape, times=times, sampler=sampler, **noise
+            denoiser_for_batch,
+            schedule,
+            self.scale.n,
+            recipe.shape,
+            times=times,
+            sampler=sampler,
+            **noise,
         )
         return images
 

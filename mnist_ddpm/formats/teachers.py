@@ -16,14 +16,18 @@ from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.training.recipe import Recipe
 
 
-def denoiser_on_path(
-    path: Schedule, checkpoint: checkpoints.Checkpoint, labels: Tensor | None = None
+def denoiser_along_schedule(
+    sampling_schedule: Schedule, checkpoint: checkpoints.Checkpoint, labels: Tensor | None = None
 ) -> Denoiser:
-    """A checkpoint's denoiser on a path, which may be its own, with labels (N,) or none."""
+    """A checkpoint's denoiser along a schedule, which may be its own, with labels (N,) or none."""
     network, schedule, recipe = checkpoint
     network = guidance.with_labels(network, labels)
-    is_own = torch.equal(schedule.a, path.a) and torch.equal(schedule.b, path.b)
-    return catalogue.make_denoiser(network, schedule, recipe, path=None if is_own else path)
+    is_own = torch.equal(schedule.a, sampling_schedule.a) and torch.equal(
+        schedule.b, sampling_schedule.b
+    )
+    return catalogue.make_denoiser(
+        network, schedule, recipe, sampling_schedule=None if is_own else sampling_schedule
+    )
 
 
 def load_teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
@@ -72,13 +76,15 @@ def load_one_teacher(
     check(can_guide or not guidance_scale, advice)
     scale = guidance_scale or defaults.get("guidance", guidance.SCALE if guide else 1.0)
     interval = defaults.get("guidance_interval")
-    path = catalogue.make_schedule(recipe)
+    sampling_schedule = catalogue.make_schedule(recipe)
 
     def unguided(labels: Tensor | None) -> Denoiser:
-        return denoiser_on_path(path, strong, labels)
+        return denoiser_along_schedule(sampling_schedule, strong, labels)
 
     def guided(labels: Tensor | None) -> Denoiser:
-        weak = denoiser_on_path(path, guide or strong, labels if guide else None)
+        weak = denoiser_along_schedule(
+            sampling_schedule, guide or strong, labels if guide else None
+        )
         return guidance.guided(weak, unguided(labels), scale)
 
     def guided_in_interval(labels: Tensor | None) -> Denoiser:

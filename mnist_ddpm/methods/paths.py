@@ -1,4 +1,4 @@
-"""Sampling along another path than that of training: x_t rescaled, t matched by SNR.
+"""Sampling along another path (a schedule) than that of training: x_t rescaled, t matched by SNR.
 
 The distribution at each SNR is the same but for its scale, so ODE solvers end in the same images.
 """
