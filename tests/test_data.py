@@ -166,6 +166,12 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
         load_folder(COLOUR, tmp_path / "in", tmp_path / "cache")
 
 
+def test_folders_that_are_nested_too_deep_are_refused(tmp_path):
+    save(tmp_path.joinpath(*["d"] * 101, "1.png"), plain(1))
+    with pytest.raises(ValueError, match="100"):
+        load_folder(COLOUR, tmp_path)
+
+
 def test_a_folder_may_have_a_name_as_long_as_names_may_be(tmp_path):
     for name in ("a" * 249 + "first", "a" * 249 + "other"):
         save_some(tmp_path / name, 3)

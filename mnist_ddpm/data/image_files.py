@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mnist_ddpm.machine.text import printable
 
+DEEPEST = 100  # folders within each other: os.walk calls itself for each
 ROOT_ONLY = "lost+found"  # a file system's own folder, which only root may read
 
 
@@ -37,13 +38,17 @@ def walk_folders(
     """Each folder from root down with its files, sorted; no hidden ones, none twice through links.
 
     onerror gets the error of a folder that cannot be read. Without it such a folder is skipped.
+    Raises ValueError where folders are nested deeper than DEEPEST.
     """
     seen = set()
+    depth = len(Path(root).parts)
     for folder, below, names in os.walk(root, onerror=onerror, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             below.clear()
             continue
+        if len(Path(folder).parts) - depth > DEEPEST:
+            raise ValueError(f"{root} has folders nested more than {DEEPEST} deep: move them out")
         seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith(".") and name != ROOT_ONLY)
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
