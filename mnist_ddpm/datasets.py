@@ -1,4 +1,4 @@
-"""One record for each data set: all that the package knows of it without reading its images.
+"""One record for each data set: everything about it except how its files are read.
 
 A new data set is a record here and a module in `data/` with the functions that it names. They are
 named as "module:function", and imported when they are called, so that flags and `--help` know each
@@ -8,64 +8,65 @@ data set without PyTorch.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Reader = Callable | str  # of (recipe, root, split); or where it is, as "module:function"
+# A function of (recipe, root, split), or its name as "module:function"
+Reader = Callable | str
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """How an extractor is trained: a classifier of a data set's images."""
+    """How an extractor is trained: as a classifier of a data set's images."""
 
-    outputs: int  # classes, or attributes
-    targets: Reader  # classes int64 (N,), or attributes bool (N, outputs), of the images
-    measured_on: str  # what its accuracy is about
-    image_size: int  # of the images that it is trained on
-    side: int  # of the square that it sees
-    widths: tuple[int, ...]  # of its levels
-    shift: int  # pixels by which images are moved in training, at most
-    counted: str = ""  # what a card calls images when it counts their classes; "": they are not
+    outputs: int  # number of classes or attributes
+    targets: Reader  # the images' classes, int64 (N,), or attributes, bool (N, outputs)
+    measured_on: str  # the images that its accuracy is measured on, in words
+    image_size: int  # side of its training images in pixels
+    input_side: int  # side of its input: padded images are cropped to it, others resized
+    widths: tuple[int, ...]  # channels of each level
+    shift: int  # training images are shifted by up to this many pixels
+    card_noun: str = ""  # a card counts the images of each class under this name; "": it does not
 
 
 @dataclass(frozen=True)
 class Planning:
     """What `plan` chooses among."""
 
-    presets: tuple[str, ...]  # the largest network first
-    sized_presets: tuple[str, ...]  # those where an image size is asked for
-    images_needed: int  # that a network must see at least: with fewer, a smaller one is better
-    changes: dict = field(default_factory=dict)  # of the presets' settings
-    is_decoded: bool = True  # images are decoded the first time, which the plan does not count
-    guide_preset: str = ""  # of a network for autoguidance; "": its share of the time was not tried
-    guided_draw: dict = field(default_factory=dict)  # flags of `sample` with such a guide
+    presets: tuple[str, ...]  # largest network first
+    sized_presets: tuple[str, ...]  # the presets to choose from if --image-size is given
+    min_images_seen: int  # use the next smaller preset if the budget allows fewer
+    changes: dict = field(default_factory=dict)  # settings that replace those of the preset
+    needs_decoding: bool = True  # the first run decodes the images; the plan leaves that time out
+    guide_preset: str = ""  # preset of the guide for autoguidance; "": plan trains no guide
+    guided_draw: dict = field(default_factory=dict)  # flags of `sample` to use with that guide
 
 
-PICTURES = Planning(
+DEFAULT_PLANNING = Planning(
     presets=("faces-64", "faces-64-small", "faces-32"),
-    sized_presets=("faces-64", "faces-64-small"),  # the third is smaller by its size alone
-    images_needed=150_000,
+    sized_presets=("faces-64", "faces-64-small"),  # faces-32 differs by its image size alone
+    min_images_seen=150_000,
 )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a data set."""
+    """A data set: how its images are read, trained on, compared with and licensed."""
 
     title: str
-    terms: str  # sentences for those who get weights that were trained on it
-    license: dict  # metadata of a page on the hub
+    terms: str  # the licence of weights that were trained on it, in sentences
+    license: dict  # metadata for a model page on the Hugging Face hub
     images: Reader  # uint8 (N, C, H, W)
-    labels: Reader = ""  # int64 (N,), each 0 … classes - 1; "": it has none
+    labels: Reader = ""  # int64 (N,), each 0 … classes - 1; "": no labels
     channels: int = 3
-    padded_side: int = 0  # side of originals that get a black margin; 0: images are resized
-    is_mirrored: bool = False  # in training, each image half of the time
-    held_out: str = ""  # the split to compare with; "": there is none
-    extractor: str = ""  # the shipped one that suits its images, in checkpoints/extractors
+    padded_side: int = 0  # originals of this side get a black margin; 0: images are resized
+    is_mirrored: bool = False  # whether training mirrors each image half of the time
+    held_out: str = ""  # name of the split that training does not see; "": none
+    extractor: str = ""  # name of the extractor for its images in checkpoints/extractors; "": none
     classifier: Classifier | None = None
-    presets: dict[str, dict] = field(default_factory=dict)  # changes of the recipe's defaults
-    planning: Planning = PICTURES
+    presets: dict[str, dict] = field(default_factory=dict)  # recipe settings by preset name
+    planning: Planning = DEFAULT_PLANNING
     draw: dict = field(default_factory=dict)  # from (schedule, T) to the best flags of `sample`
 
 
-LAPTOP = {
+LAPTOP_SETTINGS = {
     "base_channels": 64,
     "channel_mults": (1, 2, 2),
     "schedule": "cosine",
@@ -77,8 +78,8 @@ LAPTOP = {
     "epochs": 80,
 }
 # The paper's network on 32 x 32 positions and its training (Appendix B; the warm-up is its code's).
-# The rate's fall to 0 is ours.
-DDPM = {
+# The learning rate's decay to 0 is ours.
+DDPM_SETTINGS = {
     "base_channels": 128,
     "channel_mults": (1, 2, 2, 2),
     "blocks_per_level": 2,
@@ -106,15 +107,15 @@ MNIST = Dataset(
         targets="mnist_ddpm.data.mnist:mnist_labels",
         measured_on="the 10,000 test digits",
         image_size=32,
-        side=28,
+        input_side=28,
         widths=(32, 64, 64),
         shift=2,
-        counted="digits",
+        card_noun="digits",
     ),
     presets={
         "mnist": {"optimizer": "muon"},
         "mnist-small": {"optimizer": "muon", "base_channels": 16, "objective": "p2"},  # for minutes
-        "mnist-fast": {  # as many parameters as mnist, with a third of its operations
+        "mnist-fast": {  # as many parameters as mnist, and a third of its operations
             "optimizer": "muon",
             "patch_size": 4,
             "base_channels": 48,
@@ -126,9 +127,9 @@ MNIST = Dataset(
     planning=Planning(
         presets=("mnist", "mnist-small"),
         sized_presets=("mnist", "mnist-small"),
-        images_needed=300_000,
+        min_images_seen=300_000,
         changes={"objective": "p2"},
-        is_decoded=False,
+        needs_decoding=False,
         guide_preset="mnist-small",
         guided_draw={"guidance": 1.5, "guidance_interval": [0, 500]},
     ),
@@ -137,8 +138,8 @@ MNIST = Dataset(
 CELEBA = Dataset(
     title="CelebA",
     terms=f"The weights were trained on [CelebA]({CELEBA_PAGE}) (Z. Liu, P. Luo, X. Wang, X. Tang, "
-    "ICCV 2015), which is for non-commercial research only, and so are they. The faces are of "
-    "nobody.",
+    "ICCV 2015), which is for non-commercial research only, and so are they. The generated faces "
+    "show no real people.",
     license={
         "license": "other",
         "license_name": "non-commercial-research",
@@ -154,13 +155,13 @@ CELEBA = Dataset(
         targets="mnist_ddpm.data.celeba:celeba_targets",
         measured_on="40 attributes of the validation images",
         image_size=64,
-        side=64,
+        input_side=64,
         widths=(48, 96, 128, 128),
         shift=4,
     ),
     presets={
-        "faces-32": {"image_size": 32, "patch_size": 2, **LAPTOP},
-        "faces-64-small": {"image_size": 64, "patch_size": 4, **LAPTOP},
+        "faces-32": {"image_size": 32, "patch_size": 2, **LAPTOP_SETTINGS},
+        "faces-64-small": {"image_size": 64, "patch_size": 4, **LAPTOP_SETTINGS},
         "faces-64": {
             "image_size": 64,
             "patch_size": 2,
@@ -169,16 +170,16 @@ CELEBA = Dataset(
             "batch_size": 64,
             "accumulation": 2,
             "epochs": 50,
-            **DDPM,
+            **DDPM_SETTINGS,
         },
-        "ddpm-cifar10": {"patch_size": 1, "dropout": 0.1, "epochs": 600, **DDPM},
+        "ddpm-cifar10": {"patch_size": 1, "dropout": 0.1, "epochs": 600, **DDPM_SETTINGS},
     },
     draw={("cosine", 1000): {"sampler": "dpmpp", "steps": 20, "eta": 0.0}},
 )
 FFHQ = Dataset(
     title="FFHQ",
     terms=f"The weights were trained on [FFHQ]({FFHQ_PAGE}), which is under CC BY-NC-SA 4.0, and "
-    "so are they. The faces are of nobody.",
+    "so are they. The generated faces show no real people.",
     license={"license": "cc-by-nc-sa-4.0"},
     images="mnist_ddpm.data.ffhq:load_ffhq",
     is_mirrored=True,
@@ -192,15 +193,16 @@ FFHQ = Dataset(
             "accumulation": 8,
             "gradient_checkpointing": True,
             "epochs": 500,
-            **DDPM,
+            **DDPM_SETTINGS,
             "channel_mults": (1, 1, 2, 2, 4, 4),
             "learning_rate": 2e-5,
         }
     },
 )
-FOLDER = Dataset(  # any other name
+# Every name that is not in DATASETS is the path of such a folder
+UNNAMED_FOLDER = Dataset(
     title="a folder of images",
-    terms="The weights were trained on images whose terms hold for them.",
+    terms="The terms of the training images apply to the weights.",
     license={},
     images="mnist_ddpm.data.folders:load_own_folder",
 )
@@ -208,8 +210,8 @@ DATASETS: dict[str, Dataset] = {"mnist": MNIST, "celeba": CELEBA, "ffhq": FFHQ}
 
 
 def dataset_named(name: str) -> Dataset:
-    """The data set of that name, else what is known of any folder of images."""
-    return DATASETS.get(name, FOLDER)
+    """The data set of that name, or UNNAMED_FOLDER for any other name."""
+    return DATASETS.get(name, UNNAMED_FOLDER)
 
 
 def datasets_with_classifier() -> list[str]:

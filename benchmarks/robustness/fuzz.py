@@ -149,7 +149,7 @@ def shrink_presets() -> None:
         values |= {"base_channels": 4, "channel_mults": (1,), "blocks_per_level": 1}
         values |= {"batch_size": 16, "attention_resolutions": ()}
     for name, dataset in DATASETS.items():
-        planning = replace(dataset.planning, images_needed=100)
+        planning = replace(dataset.planning, min_images_seen=100)
         DATASETS[name] = replace(dataset, planning=planning)
     throughput.MIN_SECONDS = throughput.MAX_SECONDS = 0.1  # seconds
 

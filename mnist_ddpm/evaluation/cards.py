@@ -113,12 +113,12 @@ def card_figures(
         "floor": floors(real.training, real.held_out, len(images), seed),
     }
     knows_classes = recipe.dataset == getattr(judge.network, "dataset", None)
-    if knows_classes and dataset.classifier.counted:
+    if knows_classes and dataset.classifier.card_noun:
         balance = class_balance(judge.logits(drawn))
         if held_out is not None:
             unseen = judge.logits(real.held_out[: len(images)])
             balance["held_out"] = class_balance(unseen)
-        card[dataset.classifier.counted] = balance
+        card[dataset.classifier.card_noun] = balance
     in_pixels = copies.audit(images, training, held_out, mirrored, judge.device)
     for space, result in zip(SPACES, (in_pixels, audit_features(drawn, real))):
         card[f"nearest_training_image_in_{space}"] = result.figures()
@@ -233,10 +233,10 @@ def card_lines(card: dict) -> list[str]:
             "that falls as 1/n, so take n = 10,000 where you can"
         )
     classifiers = filter(None, (dataset.classifier for dataset in DATASETS.values()))
-    for counted in {each.counted for each in classifiers} & card.keys():
-        lines.append(f"{counted} {class_line(card[counted])}")
-        if "held_out" in card[counted]:
-            lines.append(f"held-out {counted} {class_line(card[counted]['held_out'])}")
+    for noun in {each.card_noun for each in classifiers} & card.keys():
+        lines.append(f"{noun} {class_line(card[noun])}")
+        if "held_out" in card[noun]:
+            lines.append(f"held-out {noun} {class_line(card[noun]['held_out'])}")
     for space in SPACES:
         nearest = card[f"nearest_training_image_in_{space}"]
         lines.append(f"in {space}: {copies.describe_audit(nearest)}")

@@ -45,12 +45,12 @@ class Extractor(nn.Module):
         known = dataset_named(dataset)
         check(known.classifier is not None, f'no extractor is trained on "{dataset}"')
         self.channels = known.channels
-        self.side = known.classifier.side
+        self.input_side = known.classifier.input_side
         self.is_padded = known.padded_side > 0
         layers = []
         c_in = self.channels
         for i, width in enumerate(widths):
-            first_stride = 2 if self.side > 32 and i == 0 else 1
+            first_stride = 2 if self.input_side > 32 and i == 0 else 1
             second_stride = 2 if i + 1 < len(widths) else 1
             for stride in (first_stride, second_stride):
                 layers.append(nn.Conv2d(c_in, width, 3, stride, padding=1, bias=False))
@@ -70,11 +70,13 @@ class Extractor(nn.Module):
         )
         x = to_float(images)
         if self.is_padded:
-            vertical, horizontal = ((side - self.side) // 2 for side in x.shape[2:])
+            vertical, horizontal = ((side - self.input_side) // 2 for side in x.shape[2:])
             margin = [-horizontal, -horizontal, -vertical, -vertical]
             x = F.pad(x, margin, value=-1)  # black, where the image is the smaller one
-        elif x.shape[2:] != (self.side, self.side):
-            x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+        elif x.shape[2:] != (self.input_side, self.input_side):
+            x = F.interpolate(
+                x, (self.input_side, self.input_side), mode="bilinear", antialias=True
+            )
         return self.body(x).mean(dim=(2, 3))
 
     def classify(self, images: Tensor) -> Tensor:
@@ -189,8 +191,8 @@ def pick_judge(
     )
     path = find_extractor(suits if name == "auto" else name)
     network, _ = load_extractor(path)
-    crops = network.is_padded and network.dataset != dataset and side > network.side
-    sees = f"sees only the middle {network.side} x {network.side} pixels"
+    crops = network.is_padded and network.dataset != dataset and side > network.input_side
+    sees = f"sees only the middle {network.input_side} x {network.input_side} pixels"
     advice = f"take --extractor inception for {dataset}"
     check(not crops, f"{path} is for {network.dataset}, and {sees}: {advice}")
     name = f"{path.name}, SHA-256 {digest(path.read_bytes())}"

@@ -56,8 +56,10 @@ def locked_folder(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
                 advice = "make sure that nothing else trains there meanwhile"
                 print(f"{folder} cannot be locked ({first_line(error)}): {advice}")
         if world.any(is_busy):
-            advice = f"wait, or choose another folder (if none is, remove {folder / LOCK})"
-            raise BlockingIOError(f"another training is at work in {folder}: {advice}")
+            advice = f"if no training is running, delete {folder / LOCK}"
+            raise BlockingIOError(
+                f"another training is at work in {folder}: wait, or choose another folder ({advice})"
+            )
         current_path = folder_tracker(folder, stack)
         if world.rank == 0:
             stack.callback(lambda: remove_quietly(current_path() / LOCK))
@@ -66,7 +68,7 @@ def locked_folder(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
 
 @contextmanager
 def exclusive_writer(folder: Path) -> Iterator[None]:
-    """Waits until no other process is inside for this folder: files of two are never mixed.
+    """Lets only one process at a time write into the folder; others wait.
 
     Where folders cannot be locked, as on Windows, it does not wait.
     """

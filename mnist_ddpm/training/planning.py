@@ -115,11 +115,11 @@ def make_plan(
     names = planning.presets if size is None else planning.sized_presets
     meter.warm_up(preset(names[-1], **settings))
     meter.allow(measuring_seconds(seconds))
-    name, recipe, pace = choose_preset(names, settings, seconds, meter, planning.images_needed)
+    name, recipe, pace = choose_preset(names, settings, seconds, meter, planning.min_images_seen)
     evaluation = meter.seconds_per_evaluation(recipe)
     measured_at = clock()
     images = load(recipe)
-    loading = clock() - measured_at if planning.is_decoded else 0.0
+    loading = clock() - measured_at if planning.needs_decoding else 0.0
     if len(images) < recipe.batch_size:
         recipe = fit_batch_size(recipe, len(images))
     deadline = began + MARGIN * seconds + loading
