@@ -74,9 +74,8 @@ class Extractor(nn.Module):
             margin = [-horizontal, -horizontal, -vertical, -vertical]
             x = F.pad(x, margin, value=-1)  # black, where the image is the smaller one
         elif x.shape[2:] != (self.input_side, self.input_side):
-            x = F.interpolate(
-                x, (self.input_side, self.input_side), mode="bilinear", antialias=True
-            )
+            size = self.input_side, self.input_side
+            x = F.interpolate(x, size, mode="bilinear", antialias=True)
         return self.body(x).mean(dim=(2, 3))
 
     def classify(self, images: Tensor) -> Tensor:

@@ -56,9 +56,9 @@ def locked_folder(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
                 advice = "make sure that nothing else trains there meanwhile"
                 print(f"{folder} cannot be locked ({first_line(error)}): {advice}")
         if world.any(is_busy):
-            advice = f"if no training is running, delete {folder / LOCK}"
             raise BlockingIOError(
-                f"another training is at work in {folder}: wait, or choose another folder ({advice})"
+                f"another training is at work in {folder}: wait, or choose another folder "
+                f"(if no training is running, delete {folder / LOCK})"
             )
         current_path = folder_tracker(folder, stack)
         if world.rank == 0:
