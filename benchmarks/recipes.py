@@ -190,7 +190,10 @@ def measure(flags: Arguments) -> None:
         print(name, flush=True)
         recipe = Recipe(precision=precision, seed=flags.seed, **changes[name])
         state, total = train(recipe, images, flags.minutes, changes[name].get("epochs", 1.0))
-        row = {"images": state.step * recipe.batch_size, "seconds": round(state.seconds, 1)}
+        row = {
+            "images": state.step * recipe.batch_size,
+            "seconds": round(state.training_seconds, 1),
+        }
         row |= {"steps": state.step, "planned": total}
         rows[name] = row | judge_run(state, flags.n, distance, unseen)
         cards.write_card(out, {"command": command_line()} | about | {"recipes": rows})

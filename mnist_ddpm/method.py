@@ -1,7 +1,7 @@
-"""What a training run learns by, beyond a network and images: its method.
+"""A training method: the loss, plus any extra networks and optimisers.
 
-This module stands below `methods/`, which defines methods, and `training/`, which trains by them,
-since neither of the two imports the other.
+This module is a layer below `methods/`, which defines methods, and `training/`, which trains with
+them, since neither of the two imports the other.
 """
 
 from collections.abc import Callable
@@ -18,38 +18,39 @@ MakeOptimizer = Callable[[nn.Module], Optimizer]  # the recipe's optimiser of a 
 
 @dataclass(frozen=True)
 class Batch:
-    """N images of a training step, and what was drawn for them."""
+    """N images of a training step, with their times, noise and labels."""
 
     x0: Tensor  # (N, C, H, W), in [-1, 1]
     t: Tensor  # (N,), each 1 … T
     eps: Tensor  # noise, like x0
-    labels: Tensor | None = None  # (N,), as the network is given them: some are hidden
-    true_labels: Tensor | None = None  # (N,), of which none is hidden
-    done: float = 1.0  # the share of training that is done, from 0 to 1
+    labels: Tensor | None = None  # (N,), as the network gets them: some hidden by label dropout
+    true_labels: Tensor | None = None  # (N,), none hidden
+    progress: float = 1.0  # the share of training that is done, from 0 to 1
 
 
 class Method:
-    """A loss, and the networks and optimisers that only training needs.
+    """A loss, and the extra networks and optimisers that only training needs.
 
-    parts: networks that are trained and resumed beside the run's network, each with its own
-    optimiser and its gradients clipped by themselves, but never averaged or saved with the weights.
-    begin_as_teacher: the names of those that begin with a teacher's weights if they can.
-    sampling_defaults: how its result is best drawn, as flags of sample and their values.
+    networks: the extra networks, by name. They are trained and resumed with the run's network, but
+    never averaged or saved in a checkpoint. Each has its own optimiser and gradient clipping.
+    initialized_from_teacher: the names of those that start from the teacher's weights if they can.
+    sampling_defaults: how best to sample from the trained network, as flags of sample and values.
     """
 
-    def __init__(self, **parts: nn.Module):
-        self.parts = nn.ModuleDict(parts)
-        self.begin_as_teacher: tuple[str, ...] = ()
+    def __init__(self, **networks: nn.Module):
+        self.networks = nn.ModuleDict(networks)
+        self.initialized_from_teacher: tuple[str, ...] = ()
         self.sampling_defaults: dict = {}
 
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
-        """One loss an image, (N,). network: takes x_t, times, and labels where there are any."""
+        """The loss of each image, (N,). network: takes x_t, times, and labels if the batch has any."""
         raise NotImplementedError
 
     def optimizer(self, name: str, network: nn.Module, make: MakeOptimizer) -> Optimizer:
-        """The optimiser of the part of that name, or of "network".
+        """The optimiser of one of its networks, or of the run's, whose name is "network".
 
-        A group's "rate_factor", if it has one, multiplies the recipe's learning rate.
+        make: makes the recipe's optimiser. A parameter group's "rate_factor", if it has one,
+        multiplies the recipe's learning rate.
         """
         return make(network)
 
@@ -68,12 +69,12 @@ class PlainMethod(Method):
 
 
 class Decorator(Method):
-    """A method that changes another's loss, and is as that one in all else."""
+    """A method that changes another's loss, and takes everything else from it."""
 
-    def __init__(self, method: Method, **parts: nn.Module):
-        super().__init__(**method.parts, **parts)
+    def __init__(self, method: Method, **networks: nn.Module):
+        super().__init__(**method.networks, **networks)
         self.method = method
-        self.begin_as_teacher = method.begin_as_teacher
+        self.initialized_from_teacher = method.initialized_from_teacher
         self.sampling_defaults = method.sampling_defaults
 
     def optimizer(self, name: str, network: nn.Module, make: MakeOptimizer) -> Optimizer:
@@ -81,5 +82,5 @@ class Decorator(Method):
 
 
 def as_method(objective: Objective | Method) -> Method:
-    """The method itself, or that of a plain objective."""
+    """The method itself, or a PlainMethod of an objective."""
     return objective if isinstance(objective, Method) else PlainMethod(objective)

@@ -37,22 +37,22 @@ def start_run(
     recipe: Recipe,
     device: Device = "cpu",
     weights: Weights | None = None,
-    part_weights: dict[str, Weights] | None = None,
+    method_weights: dict[str, Weights] | None = None,
     teacher: Teacher | None = None,
 ) -> Run:
     """A run at step 0, from random weights or those given.
 
-    part_weights: for parts of its method, by name. teacher: that of formats.teachers. Raises
+    method_weights: of its method's networks, by name. teacher: as formats.teachers loads it. Raises
     ValueError for an unknown name, weights of another network, or a recipe that does not fit.
     """
     network = make_network(recipe).to(device)
     method = make_method(recipe, teacher)
-    method.parts.to(device)
+    method.networks.to(device)
     source = recipe.init_from or "what is given"
     if weights is not None:
         checkpoint_files.load_weights(network.state_dict(), weights, source)
-    for name, part in (part_weights or {}).items():
-        checkpoint_files.load_weights(method.parts[name].state_dict(), part, source)
+    for name, own in (method_weights or {}).items():
+        checkpoint_files.load_weights(method.networks[name].state_dict(), own, source)
     make = partial(make_optimizer, recipe=recipe)
     return run.new_run(recipe, network, make, method, make_times(recipe))
 
@@ -93,15 +93,15 @@ def train(
     device: Device = "cpu",
     world: World = run.ALONE,
     log: session.Log | None = None,
-    ending: float | None = None,
+    final_preview_steps: float | None = None,
     draw: dict | None = None,
     teacher: Teacher | None = None,
-    part_weights: dict[str, Weights] | None = None,
+    method_weights: dict[str, Weights] | None = None,
 ) -> Run:
     """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 
-    weights, part_weights, teacher: as of start_run. deadline, ending: as of loop.fit. draw: how to
-    sample best; None: defaults_for_run. Raises ValueError where the recipe names weights to start
+    weights, method_weights, teacher: as in start_run. deadline, final_preview_steps: as in
+    loop.fit. draw: how to sample best; None: defaults_for_run. Raises ValueError where the recipe names weights to start
     from or a teacher, and none are passed, and as check_precision, resume_run and loop.fit.
     """
     has_weights = resume or weights is not None or not recipe.init_from
@@ -114,7 +114,7 @@ def train(
     if resume:
         begun = saving.resume_run(folder, start, recipe)
     else:
-        begun = start(recipe, weights=weights, part_weights=part_weights)
+        begun = start(recipe, weights=weights, method_weights=method_weights)
     if world.rank == 0:
         count = f"{run.count_parameters(begun.network):,} parameters"
         place = f"{world.size} processes" if world.size > 1 else device
@@ -136,7 +136,7 @@ def train(
         labels=labels,
         deadline=deadline,
         augment=ddpm.mirrored if dataset_named(recipe.dataset).is_mirrored else None,
-        ending=ending,
+        final_preview_steps=final_preview_steps,
         world=world,
         log=log,
         preview=preview,

@@ -104,7 +104,7 @@ def test_a_critic_is_told_labels_and_times():
 def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_path):
     labels = torch.arange(96) % 3
     whole = trainer.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "a", labels)
-    critic = whole.method.parts["critic"]
+    critic = whole.method.networks["critic"]
     assert all(torch.isfinite(p).all() for p in critic.parameters())
     assert not equal(critic.state_dict(), make_critic(JUDGED).state_dict())
     # stopped by a deadline that has passed: after a step
@@ -113,7 +113,7 @@ def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_pat
         replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, resume=True
     )
     assert equal(again.network.state_dict(), whole.network.state_dict())
-    assert equal(again.method.parts.state_dict(), whole.method.parts.state_dict())
+    assert equal(again.method.networks.state_dict(), whole.method.networks.state_dict())
     network, _, recipe = checkpoints.load(tmp_path / "a")
     assert recipe.critic == 0.5 and equal(network.state_dict(), whole.ema.state_dict())
     assert network.state_dict().keys() == make_network(JUDGED).state_dict().keys()

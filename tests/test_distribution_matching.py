@@ -184,7 +184,7 @@ def test_the_second_network_begins_as_a_teacher_if_it_can(
     names = {"teacher": "known", "teacher_unlabelled": unlabelled, "init_from": "few"}
     recipe = replace(SMALL, objective="matching", **names)
     wanted = checkpoints.load(who).network
-    fake = catalogue.make_method(recipe).parts["fake"]
+    fake = catalogue.make_method(recipe).networks["fake"]
     fake.load_state_dict(teachers.first_weights(recipe, fake))
     x, t, s = torch.randn(2, *SMALL.shape), torch.tensor([60, 7]), torch.tensor([1, 60])
     for labels in (None,) if who == "plain" else (None, torch.tensor([0, 2])):
@@ -196,11 +196,13 @@ def test_each_network_has_its_rate_and_momentum():
     names = {"teacher": "known", "init_from": "few", "optimizer": "adam"}
     begun = trainer.start_run(replace(SMALL, objective="matching", critic=0.1, **names))
     begun.set_learning_rate(begun.settings.learning_rate)
-    own, fake, critic = (optimizer.param_groups[0] for _, optimizer in begun.trained)
+    own, fake, critic = (
+        optimizer.param_groups[0] for _, optimizer in begun.networks_and_optimizers
+    )
     assert fake["lr"] == FAKE_RATE_FACTOR * own["lr"] > 0
     assert critic["lr"] == pytest.approx(CRITIC_RATE)
     assert own["betas"][0] == critic["betas"][0] == 0 < fake["betas"][0]
-    for network, optimizer in begun.trained:
+    for network, optimizer in begun.networks_and_optimizers:
         assert [*map(id, network.parameters())] == [*map(id, optimizer.param_groups[0]["params"])]
 
 

@@ -29,7 +29,7 @@ class Doubtful(Method):
     def loss(self, network, schedule, batch):
         xt = q_sample(schedule, batch.x0, batch.t, batch.eps)
         errors = with_labels(network, batch.labels)(xt, batch.t) - batch.eps
-        log = self.parts["doubt"](xt).clamp(-5, 5)
+        log = self.networks["doubt"](xt).clamp(-5, 5)
         return (errors.square() * (-log).exp() + log).mean(dim=(1, 2, 3))
 
 
@@ -48,7 +48,7 @@ def test_a_method_with_a_second_network_needs_one_class_and_one_name(tmp_path, m
     states = [saving.load_state(name)[0] for name in ("whole", "half")]
     for name in ("model", "ema", "parts", "optimizer", "part_optimizers", "losses"):
         assert equal(states[0][name], states[1][name])
-    fresh = catalogue.make_method(recipe).parts["doubt"].state_dict()
+    fresh = catalogue.make_method(recipe).networks["doubt"].state_dict()
     assert not equal(states[0]["parts"]["doubt"], fresh)
     network = checkpoints.load("whole").network
     assert network.state_dict().keys() == states[0]["ema"].keys() == states[0]["model"].keys()
@@ -59,14 +59,15 @@ def test_a_method_with_a_second_network_needs_one_class_and_one_name(tmp_path, m
 def test_each_network_s_gradients_are_clipped_by_themselves():
     class Steep(Doubtful):
         def loss(self, network, schedule, batch):
-            part = self.parts["doubt"](batch.x0).mean(dim=(1, 2, 3))
+            part = self.networks["doubt"](batch.x0).mean(dim=(1, 2, 3))
             return 1e3 * part + 1e-4 * network(batch.x0, batch.t).mean(dim=(1, 2, 3))
 
     begun = start_simple(TINY, Steep(TINY, None))
     begun.settings = replace(TINY, gradient_clip=1.0)
     next(training_loop(begun, squares(), catalogue.make_schedule(TINY)))
     network, doubt = (
-        torch.stack([p.grad.norm() for p in each.parameters()]).norm() for each, _ in begun.trained
+        torch.stack([p.grad.norm() for p in each.parameters()]).norm()
+        for each, _ in begun.networks_and_optimizers
     )
     assert doubt.item() == pytest.approx(1.0, rel=1e-3) and 0 < network < 1e-3
 
@@ -95,7 +96,7 @@ def test_a_state_in_which_the_parts_were_the_network_s_is_resumed(changes, tmp_p
     """One set of tensors, one average and one optimiser held all networks. They move as before."""
     recipe = replace(TINY, prediction="v", critic=0.5, **changes)
     begun = trainer.start_run(recipe)
-    whole, parts = begun.network, begun.method.parts
+    whole, parts = begun.network, begun.method.networks
     for name, part in parts.items():
         setattr(whole, name, part)
     optimizer = old_optimizer(whole, parts, recipe)
@@ -113,13 +114,13 @@ def test_a_state_in_which_the_parts_were_the_network_s_is_resumed(changes, tmp_p
     resumed = saving.resume_run(tmp_path, trainer.start_run)
     assert equal(resumed.ema.state_dict(), resumed.network.state_dict()) and resumed.step == 1
     own = dict(resumed.network.named_parameters())
-    for name, part in resumed.method.parts.items():
+    for name, part in resumed.method.networks.items():
         own |= {f"{name}.{key}": p for key, p in part.named_parameters()}
     assert equal(own, dict(whole.named_parameters()))
     step()
     for name, p in whole.named_parameters():
         own[name].grad = p.grad
-    for _, each in resumed.trained:
+    for _, each in resumed.networks_and_optimizers:
         each.param_groups[0]["lr"] = recipe.learning_rate
         each.step()
     assert equal(own, dict(whole.named_parameters()))

@@ -55,7 +55,7 @@ def half(folder: Path, world: World) -> None:
     """Five steps, and a checkpoint of them. Of two parts, gradients are shared with the second."""
     run, shared = start(RECIPE), []
     join_world(run, world)
-    objective = calling(lambda k: shared.append(run.called.require_backward_grad_sync))
+    objective = calling(lambda k: shared.append(run.callable_network.require_backward_grad_sync))
     losses = steps(run, objective, IMAGES, labels=LABELS, world=world)
     assert len([*islice(losses, 5)]) == 5
     assert shared == [False, True] * 5
@@ -270,9 +270,9 @@ def test_a_run_of_several_processes_is_not_fitted_as_if_it_were_alone(tmp_path):
     world = member(2, prepare=lambda self, network: torch.nn.Sequential(network))
     run = start_simple(TINY)
     join_world(run, world)
-    called = run.called
+    called = run.callable_network
     join_world(run, world)
-    assert run.called is called, "wrapped once"
+    assert run.callable_network is called, "wrapped once"
     with pytest.raises(ValueError, match="joined"):
         fit(run, tmp_path)
 

@@ -57,7 +57,7 @@ class Machine:
     def fit(self, folder, recipe=TINY, **options):
         """Six steps are an epoch, and 60 epochs the plan."""
         run = start_simple(replace(recipe, epochs=60))
-        options = {"deadline": self.began + SECONDS, "ending": 3.6} | options
+        options = {"deadline": self.began + SECONDS, "final_preview_steps": 3.6} | options
         return fit(run, folder, preview=self.preview, **options)
 
 
@@ -110,16 +110,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_steps_foreseen(
     assert following == pytest.approx(last, rel=0.02 if early == 0.5 else 0.6)
 
 
-@pytest.mark.parametrize("ending", [None, 0.0])
-def test_a_time_that_is_up_leaves_one_step(monkeypatch, tmp_path, ending):
+@pytest.mark.parametrize("final_preview_steps", [None, 0.0])
+def test_a_time_that_is_up_leaves_one_step(monkeypatch, tmp_path, final_preview_steps):
     machine = Machine(monkeypatch)
-    run = machine.fit(tmp_path, deadline=machine.began - 1, ending=ending)
+    run = machine.fit(tmp_path, deadline=machine.began - 1, final_preview_steps=final_preview_steps)
     assert run.step == saving.saved_step(tmp_path) == 1
 
 
 def test_a_deadline_alone_changes_no_rate_and_no_epochs(monkeypatch, tmp_path):
     machine = Machine(monkeypatch)
-    run = machine.fit(tmp_path, ending=None)
+    run = machine.fit(tmp_path, final_preview_steps=None)
     assert run.settings.epochs == 60 and 340 < run.step < 360
     rates = [learning_rate_at(step, 360, run.settings) for step in range(1, run.step + 1)]
     assert [rate for _, rate in machine.rates] == rates

@@ -263,7 +263,7 @@ def test_images_and_labels_that_do_not_fit_are_refused(tmp_path):
             fit(told, tmp_path, labels=wrong)
     with pytest.raises(ValueError, match="label"):
         fit(start(TINY), tmp_path, labels=labels)
-    assert fit(told, tmp_path, labels=labels).n == 96
+    assert fit(told, tmp_path, labels=labels).n_images == 96
     with pytest.raises(ValueError, match="96.*48"):
         fit(resume_run(tmp_path), tmp_path, images=images[:48], labels=labels[:48])
 

@@ -95,7 +95,7 @@ def test_the_notebooks_runs_go_on_here_and_ours_there_bit_for_bit(tmp_path):
     ddpm.save_run(tmp_path / "theirs", theirs, PATH)
     ours = resume_run(tmp_path / "theirs", start=start)
     assert (ours.settings.schedule, ours.settings.optimizer, ours.step) == ("linear", "adam", 2)
-    assert ours.saved == 2, "as its config.json says"
+    assert ours.last_saved_step == 2, "as its config.json says"
     list(islice(steps(ours), 2))
     save_run(tmp_path / "ours", ours, save_checkpoint)
     back = ddpm.resume_run(tmp_path / "ours", NOTEBOOK, PATH)
@@ -131,9 +131,9 @@ def test_the_scale_of_float16_is_resumed(tmp_path):
 
 def test_a_run_remembers_its_seconds_and_records_them(tmp_path):
     run = start_simple(TINY)
-    run.seconds, run.losses, run.step = 123.4, [1.0] * 100 + [2.0], 101
+    run.training_seconds, run.losses, run.step = 123.4, [1.0] * 100 + [2.0], 101
     save_run(tmp_path, run, save_checkpoint)
-    assert resume_run(tmp_path).seconds == 123.4
+    assert resume_run(tmp_path).training_seconds == 123.4
     record = json.loads((tmp_path / CONFIG).read_text())["training"]
     assert record["seconds"] == 123.4 and record["images"] == 101 * 16
     assert record["loss_every_100_steps"] == [1.0, 2.0]

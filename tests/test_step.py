@@ -184,9 +184,9 @@ def test_times_that_are_drawn_otherwise_weigh_their_losses_and_learn_of_them():
         return 2 + 0 * network(x0, t).sum(dim=(1, 2, 3))
 
     run = start(TINY)
-    run.times = Late()
+    run.time_sampler = Late()
     assert next(steps(run, flat)) == 6
-    assert torch.equal(run.times.told[1], torch.full((16,), 2.0))
+    assert torch.equal(run.time_sampler.told[1], torch.full((16,), 2.0))
 
 
 def test_an_objective_that_is_no_loss_for_each_image_is_refused():

@@ -94,7 +94,11 @@ def carry_out(
 ) -> Recipe:
     """Trains one network, and prints how long that took. Returns its recipe, as it was trained."""
     began = time.monotonic()
-    options = {"deadline": plan.deadline, "ending": plan.ending, "draw": plan.draw}
+    options = {
+        "deadline": plan.deadline,
+        "final_preview_steps": plan.final_preview_steps,
+        "draw": plan.draw,
+    }
     with tracking.tracker_log(flags.log, folder, plan.recipe) as log:
         run = trainer.train(plan.recipe, images, folder, labels, device=device, log=log, **options)
     minutes = (time.monotonic() - began) / 60

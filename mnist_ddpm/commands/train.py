@@ -47,12 +47,12 @@ def run_train(flags: TrainFlags) -> None:
     with folder_lock.locked_folder(files.writable_folder(flags.out), world):
         pass  # reported before images are read
     weights = None
-    part_weights = {}
+    method_weights = {}
     if recipe.init_from and not flags.resume:
         weights = weights_to_start_from(recipe, network)
-        part_weights = {
-            name: teachers.first_weights(recipe, method.parts[name])
-            for name in method.begin_as_teacher
+        method_weights = {
+            name: teachers.first_weights(recipe, method.networks[name])
+            for name in method.initialized_from_teacher
         }
     teacher = teachers.load_teacher(recipe, device) if recipe.teacher else None
     with processes.main_process_first(world):
@@ -68,11 +68,11 @@ def run_train(flags: TrainFlags) -> None:
     tracker = flags.log if world.rank == 0 else "none"
     with tracking.tracker_log(tracker, flags.out, recipe, step) as log:
         options = {"device": device, "world": world, "log": log, "teacher": teacher}
-        options["part_weights"] = part_weights
+        options["method_weights"] = method_weights
         run = trainer.train(recipe, images, flags.out, labels, flags.resume, weights, **options)
     if world.rank == 0:
-        speed = run.step * recipe.batch_size / max(run.seconds, 1e-9)
-        steps = f"{run.step} steps in {run.seconds / 60:.1f} min"
+        speed = run.step * recipe.batch_size / max(run.training_seconds, 1e-9)
+        steps = f"{run.step} steps in {run.training_seconds / 60:.1f} min"
         print(f"{flags.out}: {steps}, {speed:.0f} images/s")
         print_checkpoint(flags.out)
 

@@ -77,7 +77,7 @@ class Consistency(Method):
             return self.conversion.to_x0(schedule, xt, t, output)
 
         t = batch.t.cpu()
-        r = self.earlier(schedule, t, batch.done)
+        r = self.earlier(schedule, t, batch.progress)
         xt = q_sample(schedule, batch.x0, t, batch.eps)
         devices = [xt.device] if xt.is_cuda else []
         # The random numbers of dropout are drawn once more for f(xt, t).

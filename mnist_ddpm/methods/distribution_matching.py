@@ -52,7 +52,7 @@ class DistributionMatching(Method):
         learning_rate: float = 1e-4,
     ):
         super().__init__(fake=fake)
-        self.begin_as_teacher = ("fake",)
+        self.initialized_from_teacher = ("fake",)
         self.sampling_defaults = {"sampler": "consistency", "steps": 4, "spacing": "signal"}
         self.conversion = conversion
         self.fake = fake

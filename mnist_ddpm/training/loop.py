@@ -1,4 +1,4 @@
-"""Training that saves as it goes, can be stopped, and goes on bit for bit."""
+"""Training that saves checkpoints, can be stopped, and resumes with the same result bit for bit."""
 
 import math
 import time
@@ -20,8 +20,8 @@ from mnist_ddpm.training.run_length import Length, TimedLength, epochs_length, u
 from mnist_ddpm.training.session import Log, Preview, Session
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # as ddpm.mirrored
-# errors whose message is to say what is saved
-EXPLAINED = FloatingPointError, OSError, RuntimeError, MemoryError
+# errors to whose message it adds what is saved
+EXPLAINED_ERRORS = FloatingPointError, OSError, RuntimeError, MemoryError
 
 
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
@@ -30,26 +30,34 @@ def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
     Where classes is 0, they must be None.
     """
     if labels is None:
-        check(not classes, f"the network takes one of {classes} labels an image: pass labels")
+        check(not classes, f"the network takes labels of {classes} classes: pass labels")
         return
-    check(classes > 0, "the network takes no labels (classes is 0): leave them out")
+    check(classes > 0, "the network takes no labels (classes is 0): pass none")
     is_integer = labels.dtype in (torch.int32, torch.int64)
-    check(is_integer, f"labels are {labels.dtype}: labels.long() makes them int64")
+    check(is_integer, f"labels are {labels.dtype}, not integers: labels.long() makes them int64")
     shape = tuple(labels.shape)
-    check(shape == (n,), f"labels are {shape}: there must be one for each of {n} images")
+    check(shape == (n,), f"labels have shape {shape}: there must be one for each of {n} images")
     is_known = bool(((labels >= 0) & (labels < classes)).all())
-    extremes = f"{labels.min()} to {labels.max()}"
-    check(is_known, f"labels are {extremes}: they must be from 0 to {classes - 1}")
+    check(
+        is_known,
+        f"labels are {labels.min()} to {labels.max()}: they must be from 0 to {classes - 1}",
+    )
 
 
 def check_images(run: Run, images: Tensor) -> None:
-    """Raises ValueError unless there are as many as before, of the recipe's shape."""
+    """Raises ValueError unless images have the recipe's shape, and a resumed run's number."""
     shape = tuple(images.shape[1:])
-    shapes = f"the images are {shape}, and the run's settings say {run.settings.shape}"
-    check(shape == run.settings.shape, f"{shapes}: channels, height, width")
+    expected = run.settings.shape
+    check(
+        shape == expected,
+        f"the images have (channels, height, width) {shape}, but the run's settings {expected}",
+    )
     n = len(images)
-    counts = f"the run is one of {run.n} images, and here are {n}"
-    check(run.n in (0, n), f"{counts}: init_from goes on with others")
+    check(
+        run.n_images in (0, n),
+        f"this run was trained on {run.n_images} images, not {n}: "
+        "to continue on other images, start a new run with --init-from",
+    )
 
 
 def read_batches(
@@ -57,7 +65,7 @@ def read_batches(
 ) -> Iterator[Tensor]:
     """The images of each batch of indices (N,), as uint8 (N, C, H, W) on the device.
 
-    Of several processes each reads only its share: other images are black there.
+    With several processes, each reads its own share only, and other images are black there.
     """
 
     def read_share(batch: Tensor) -> Tensor:
@@ -87,30 +95,32 @@ def training_loop(
 ) -> Iterator[float]:
     """Trains run on uint8 images (N, C, H, W), and their labels (N,), to its last epoch.
 
-    Or to another length, in steps. Yields each loss; raises FloatingPointError as training_step.
+    Unlike the notebook's, it can start in the middle of an epoch and share batches among processes.
+    length: how many steps to train, if not the recipe's epochs. Yields each loss. Raises
+    FloatingPointError as training_step.
     """
-    s = run.settings
+    recipe = run.settings
     n = len(images)
-    length = length or epochs_length(s, n)
-    epoch_steps = n // s.batch_size
+    length = length or epochs_length(recipe, n)
+    epoch_steps = n // recipe.batch_size
     while run.step < length(run.step):
         epoch, position = divmod(run.step, epoch_steps)
-        order = torch.randperm(n, generator=random_generator(s.seed, 0, epoch))
-        batches = order.split(s.batch_size)[position:epoch_steps]
+        order = torch.randperm(n, generator=random_generator(recipe.seed, 0, epoch))
+        batches = order.split(recipe.batch_size)[position:epoch_steps]
         pixels = read_batches(images, batches, world, run.device)
         for batch in batches:
-            run.total = length(run.step)
-            if run.step >= run.total:
+            run.total_steps = length(run.step)
+            if run.step >= run.total_steps:
                 return
             start = time.monotonic()
-            run.set_learning_rate(learning_rate_at(run.step + 1, run.total, s))
-            generator = random_generator(s.seed, 1, run.step)
+            run.set_learning_rate(learning_rate_at(run.step + 1, run.total_steps, recipe))
+            generator = random_generator(recipe.seed, 1, run.step)
             x0 = to_float(next(pixels))
             x0 = x0 if augment is None else augment(x0, generator)
             batch_labels = None if labels is None else labels[batch.to(labels.device)]
-            run.called.train()  # each time: the caller may have sampled from it
+            run.callable_network.train()  # in each step: the caller may have sampled from it
             loss = training_step(run, x0, schedule, generator, batch_labels, world)
-            run.seconds += time.monotonic() - start
+            run.training_seconds += time.monotonic() - start
             yield loss
 
 
@@ -125,45 +135,54 @@ def fit(
     augment: Augment | None = None,
     preview: Preview | None = None,
     deadline: float = math.inf,
-    ending: float | None = None,
+    final_preview_steps: float | None = None,
     world: World = ALONE,
     log: Log | None = None,
 ) -> Run:
-    """Trains run to its last epoch on uint8 images (N, C, H, W), and saves to folder.
+    """Trains run to its last epoch on uint8 images (N, C, H, W), and saves it in folder.
 
-    A preview comes after each epoch. Where epochs are short, it comes after as many as have
-    PREVIEW_EVERY steps, and as keep saves and previews within 3 s and a twentieth of the time. A
-    checkpoint comes with the first preview, every five minutes, and at the end. deadline:
-    time.monotonic() at which to save and stop. With ending, the steps in whose time a preview is
-    drawn, all is done by then, and the learning rate follows the clock, however many epochs that
-    makes: the recipe's are a first guess.
+    It draws a preview after each epoch, but at least PREVIEW_EVERY steps apart, and only while saves
+    and previews take less than 3 s plus a twentieth of the time. It saves with the first preview,
+    every five minutes, and at the end.
 
-    Raises ValueError for labels, images or processes that do not fit, FileExistsError where it
-    would overwrite another run, FloatingPointError for a loss that is not finite, ConnectionError
-    where one of several processes fails, Stopped (a KeyboardInterrupt) after a signal. The message
-    says what is saved and how to go on. Raises BlockingIOError where another trains in folder.
+    deadline: the time.monotonic() at which to save and stop. final_preview_steps: how many steps
+    take as long as one preview. If it is given, the last preview is also drawn before the deadline,
+    and the learning rate falls to 0 at the deadline instead of after the recipe's epochs, which
+    only serve as a first estimate.
+
+    Raises ValueError for labels, images or processes that do not fit; FileExistsError where it
+    would overwrite another run; BlockingIOError where another process trains in folder;
+    FloatingPointError for a loss that is not finite; ConnectionError where one of several processes
+    fails; Stopped (a KeyboardInterrupt) after a signal. Messages say what is saved and how to
+    resume.
     """
     check_labels(labels, len(images), run.settings.classes)
     check_images(run, images)
     join_world(run, world)
     length = epochs_length(run.settings, len(images))  # raises for too few images
     folder = writable_folder(folder)
-    run.n = len(images)
+    run.n_images = len(images)
     if world.rank == 0:
         warn_of_signal(schedule)
     images = on_device_if_it_fits(images, run.device)
-    with deferred_interrupt() as interrupted, folder_lock.locked_folder(folder, world) as where:
+    with (
+        deferred_interrupt() as interrupted,
+        folder_lock.locked_folder(folder, world) as current_folder,
+    ):
         saving.check_not_overwriting(folder, run)
-        session = Session(run, where, schedule, save_checkpoint, preview, world, log=log)
-        if deadline < math.inf and ending is None:
+        session = Session(run, current_folder, schedule, save_checkpoint, preview, world, log=log)
+        if deadline < math.inf and final_preview_steps is None:
             length = until_deadline(length, deadline, world)
         elif deadline < math.inf:
-            length = TimedLength(deadline, length(run.step), ending, world, step=run.step)
+            first_estimate = length(run.step)
+            length = TimedLength(
+                deadline, first_estimate, final_preview_steps, world, step=run.step
+            )
             session.timed_length = length
         steps = training_loop(run, images, schedule, labels, augment, world=world, length=length)
         try:
             is_stopped = session.train(steps, length, interrupted)
-        except EXPLAINED as error:
+        except EXPLAINED_ERRORS as error:
             explained = session.with_what_is_saved(error)
             if explained is error:
                 raise
@@ -174,14 +193,16 @@ def fit(
 
 
 def warn_of_signal(schedule: Schedule) -> None:
-    """Prints a line where x_T, from which sampling starts as from noise, still has signal."""
+    """Prints a warning if x_T still has signal, since sampling starts from pure noise."""
     power = schedule.a[-1].item() ** 2
     if power > 0.01:
-        remains = f"At t = T {power:.0%} of the signal's power is left"
-        print(f"{remains}, but sampling starts from noise: raise T or beta_T")
+        print(
+            f"At t = T {power:.0%} of the signal's power is left, "
+            "but sampling starts from noise: raise T or beta_T"
+        )
 
 
 def on_device_if_it_fits(images: Tensor, device: torch.device) -> Tensor:
     """The images on the device, unless they take more than a quarter of its free memory."""
-    most = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**31
-    return images.to(device) if images.numel() < min(2**31, most) else images
+    limit = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**31
+    return images.to(device) if images.numel() < min(2**31, limit) else images

@@ -44,8 +44,8 @@ class Plan:
     measured: float  # seconds that measuring took
 
     @property
-    def ending(self) -> float:
-        """Steps in whose time a preview is drawn. A step goes forward and backward: 3 forwards."""
+    def final_preview_steps(self) -> float:
+        """How many steps take as long as a preview, if a step takes as long as 3 evaluations."""
         evaluations = previews.IMAGES * min(previews.STEPS, self.recipe.T)
         return evaluations / 3 / self.recipe.batch_size
 

@@ -31,8 +31,8 @@ def draw_preview(
     processes: how many share a batch, which is no larger than in training.
     Raises FloatingPointError for images that are NaN.
     """
-    s = run.settings
-    size = math.ceil(s.batch_size / s.accumulation / processes)
+    recipe = run.settings
+    size = math.ceil(recipe.batch_size / recipe.accumulation / processes)
     batches = [range(k, min(IMAGES, k + size)) for k in range(0, IMAGES, size)]
     images = []
     for batch in batches:
@@ -44,14 +44,14 @@ def draw_preview(
 
 def draw_batch(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -> Tensor:
     """A batch of those images: uint8 (len(batch), C, H, W)."""
-    s = run.settings
+    recipe = run.settings
     network = run.ema
-    dtype = getattr(torch, s.precision)
-    if s.classes:
-        network = partial(network, labels=torch.tensor(batch, device=run.device) % s.classes)
+    dtype = getattr(torch, recipe.precision)
+    if recipe.classes:
+        network = partial(network, labels=torch.tensor(batch, device=run.device) % recipe.classes)
     denoise = ddpm.clipped(make_denoiser(network, schedule), schedule)
     times = ddpm.timesteps(schedule.T, min(STEPS, schedule.T))
-    draw_noise = ddpm.noise_source(s.seed, batch, s.shape, str(run.device))
+    draw_noise = ddpm.noise_source(recipe.seed, batch, recipe.shape, str(run.device))
     with torch.no_grad(), torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
         *_, (_, x0, _) = ddpm.ddim_sampler(denoise, schedule, times, draw_noise(), draw_noise)
     if x0.isnan().any():

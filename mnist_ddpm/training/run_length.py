@@ -41,14 +41,17 @@ class TimedLength:
     end, though the machine's pace changes.
     """
 
-    def __init__(self, end: float, planned: int, ending: float, world: World, step: int = 0):
-        """end: when all is to be done, by time.monotonic(). planned: steps, while little is seen.
+    def __init__(
+        self, end: float, planned: int, final_preview_steps: float, world: World, step: int = 0
+    ):
+        """end: the time.monotonic() by which training and its last preview are done.
 
-        ending: steps in whose time the last preview is drawn, until one was. world: the processes
-        that keep one time. step: of the run, which begins now.
+        planned: the first estimate of the total. final_preview_steps: how many steps take as long
+        as a preview, used until one is drawn. world: the processes, which take the same estimate.
+        step: of the run, which starts now.
         """
         self.end = end
-        self.ending = ending
+        self.final_preview_steps = final_preview_steps
         self.world = world
         self.end_seconds: float | None = None  # of the latest save and preview
         self.planned = self.total = max(step + 1, planned)
@@ -76,7 +79,9 @@ class TimedLength:
         planned_seconds = PLAN_WEIGHT * max(self.end - self.start, 1e-9)
         steps = step - self.first_step + planned_steps
         pace = steps / (now - self.start + planned_seconds)  # steps a second
-        end_seconds = self.ending / pace if self.end_seconds is None else self.end_seconds
+        end_seconds = self.end_seconds
+        if end_seconds is None:
+            end_seconds = self.final_preview_steps / pace
         remaining = (self.end - end_seconds - now) * pace  # steps
         return step if remaining < 0.5 else step + max(1.0, remaining)
 

@@ -54,7 +54,7 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
     folder = Path(folder)
     settings = run.settings
     folder.mkdir(parents=True, exist_ok=True)
-    home = FolderIdentity.of(folder)  # now, since the folder may be renamed meanwhile
+    folder_identity = FolderIdentity.of(folder)  # now, since the folder may be renamed meanwhile
     state = {
         "settings": asdict(settings),
         "method": {"schedule": settings.schedule, "prediction": settings.prediction},
@@ -62,27 +62,27 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
         "ema": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
-        "parts": states_of(run.method.parts),
-        "part_optimizers": states_of(run.part_optimizers),
-        "times": {} if run.times is None else run.times.state_dict(),
-        "n": run.n,
+        "parts": states_of(run.method.networks),
+        "part_optimizers": states_of(run.method_optimizers),
+        "times": {} if run.time_sampler is None else run.time_sampler.state_dict(),
+        "n": run.n_images,
         "step": run.step,
-        "seconds": run.seconds,
+        "seconds": run.training_seconds,
         "losses": run.losses,
     }
     # Opened here, since torch.save would write the name of a path into the file
     with replacing(folder / STATE) as path, path.open("wb") as file:
         torch.save(state, file)
-    run.home = home
+    run.folder_identity = folder_identity
     save_checkpoint(folder, run.ema, settings, run.record())
     with suppress(OSError):  # Windows cannot flush folders
         flush_to_disk(folder)  # the names of the three files
-    run.saved = run.step
+    run.last_saved_step = run.step
 
 
-def states_of(parts: Mapping) -> dict[str, dict]:
-    """The states of modules or optimisers, by their names."""
-    return {name: part.state_dict() for name, part in parts.items()}
+def states_of(modules: Mapping) -> dict[str, dict]:
+    """The state_dict of each module or optimiser, by its name."""
+    return {name: each.state_dict() for name, each in modules.items()}
 
 
 def check_schedule_name(method: dict, path: Path) -> None:
@@ -150,8 +150,8 @@ def resume_run(
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         refusal = f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)})"
         raise ValueError(f"{refusal}: train a new run") from error
-    run.home = FolderIdentity.of(folder)
-    run.saved = step
+    run.folder_identity = FolderIdentity.of(folder)
+    run.last_saved_step = step
     return run
 
 
@@ -205,7 +205,7 @@ def check_not_overwriting(folder: str | Path, run: Run | None = None) -> None:
     """
     if run is not None and run.is_at(folder):
         step = saved_step(folder)
-        if step not in (None, run.saved):
+        if step not in (None, run.last_saved_step):
             reason = f"another training has saved step {step} in {folder} meanwhile"
             raise FileExistsError(f"{reason}: this would overwrite it")
         return

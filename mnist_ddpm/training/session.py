@@ -58,7 +58,7 @@ class Session:
     @property
     def epoch_steps(self) -> int:
         """Steps of an epoch, in whole batches."""
-        return self.run.n // self.run.settings.batch_size
+        return self.run.n_images // self.run.settings.batch_size
 
     @property
     def is_main_process(self) -> bool:
@@ -85,8 +85,8 @@ class Session:
                     raise
         if not self.is_main_process:
             self.known_folder = self.folder
-            run.home = folder_lock.FolderIdentity.of(self.known_folder)
-            run.saved = run.step
+            run.folder_identity = folder_lock.FolderIdentity.of(self.known_folder)
+            run.last_saved_step = run.step
         self.saved_step = run.step
 
     def follow_folder(self) -> Path:
@@ -134,7 +134,7 @@ class Session:
                 bar.total = round(length(run.step))
                 advance(bar, run.losses)
                 is_stopped = self.world.any(bool(interrupted))
-                run.seconds += time.monotonic() - step_end  # processes wait for each other
+                run.training_seconds += time.monotonic() - step_end  # processes wait for each other
                 is_last = run.step >= length(run.step)
                 is_due = run.step % preview_steps == 0 and self.has_time(step_end)
                 self.save_and_draw(is_last or is_stopped, is_last or is_due, step_end)

@@ -1,7 +1,7 @@
-"""Puts a saved training state into a run, also one of an earlier version.
+"""Loads a saved training state into a run, also one that an earlier version saved.
 
-There a method's parts were submodules of the network: their tensors stood beside the network's own,
-as fake.* or critic.*, in the average too, and one optimiser moved them all.
+In earlier versions a method's networks were submodules of the run's network: their tensors were
+saved with its own, as fake.* or critic.*, in the average too, and one optimiser trained them all.
 """
 
 from copy import copy
@@ -15,62 +15,67 @@ from mnist_ddpm.training.run import Run
 
 
 def restore(run: Run, state: dict) -> None:
-    """Puts a saved state into a run at step 0."""
-    if run.method.parts and "parts" not in state:
+    """Loads a saved state into a run at step 0."""
+    if run.method.networks and "parts" not in state:
         load_joined_networks(run, state)
     else:
         run.network.load_state_dict(state["model"])
         run.ema.load_state_dict(state["ema"])
         load_optimizer(run.optimizer, state["optimizer"])
-        for name, part in run.method.parts.items():
-            part.load_state_dict(state["parts"][name])
-            load_optimizer(run.part_optimizers[name], state["part_optimizers"][name])
-    if run.times is not None:
-        run.times.load_state_dict(state["times"])
+        for name, network in run.method.networks.items():
+            network.load_state_dict(state["parts"][name])
+            load_optimizer(run.method_optimizers[name], state["part_optimizers"][name])
+    if run.time_sampler is not None:
+        run.time_sampler.load_state_dict(state["times"])
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
     run.step = state["step"]
     run.losses = [*map(float, state["losses"])]
-    run.n = state.get("n", 0)
-    run.seconds = float(state.get("seconds", 0.0))
-    for name, count in (("step", run.step), ("n", run.n)):
+    run.n_images = state.get("n", 0)
+    run.training_seconds = float(state.get("seconds", 0.0))
+    for name, count in (("step", run.step), ("n", run.n_images)):
         check(type(count) is int and count >= 0, f"{name} is {count!r}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads an optimiser's state, fused as suits this device, not the one that saved it."""
+    """Loads an optimiser's state, but keeps its own choice of fused kernels, which suits the device."""
     for group, own in zip(state.get("param_groups", []), optimizer.param_groups):
         group["fused"] = own.get("fused")
     optimizer.load_state_dict(state)
 
 
 def load_joined_networks(run: Run, state: dict) -> None:
-    """Loads the networks and optimisers of such a state into a run whose method has parts."""
-    parts = run.method.parts
-    run.network.load_state_dict(without_parts(state["model"], parts))
-    run.ema.load_state_dict(without_parts(state["ema"], parts))
-    for name, part in parts.items():
+    """Loads an earlier version's state into a run whose method has networks."""
+    networks = run.method.networks
+    run.network.load_state_dict(without_method_networks(state["model"], networks))
+    run.ema.load_state_dict(without_method_networks(state["ema"], networks))
+    for name, network in networks.items():
         prefix = f"{name}."
         own = {key: value for key, value in state["model"].items() if key.startswith(prefix)}
-        part.load_state_dict({key.removeprefix(prefix): value for key, value in own.items()})
+        network.load_state_dict({key.removeprefix(prefix): value for key, value in own.items()})
     joined = load_joined_optimizer(run, state["optimizer"])
-    for _, optimizer in run.trained:
+    for _, optimizer in run.networks_and_optimizers:
         for own, old in zip(inner_optimizers(optimizer), inner_optimizers(joined)):
             for group in own.param_groups:
                 own.state.update((p, old.state[p]) for p in group["params"] if p in old.state)
 
 
-def without_parts(tensors: dict[str, Tensor], parts: nn.ModuleDict) -> dict[str, Tensor]:
-    """The tensors of the network alone."""
-    prefixes = tuple(f"{name}." for name in parts)
+def without_method_networks(
+    tensors: dict[str, Tensor], networks: nn.ModuleDict
+) -> dict[str, Tensor]:
+    """The tensors of the run's network, without those of its method's."""
+    prefixes = tuple(f"{name}." for name in networks)
     return {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
 
 
 def load_joined_optimizer(run: Run, state: dict) -> Optimizer:
-    """The optimiser of all networks, as it was: Adam with one group for each, or one for all."""
-    networks = [run.network, *run.method.parts.values()]
-    combined = copy(run.network)  # the same parameters, and those of the parts after them
-    combined._modules = {**run.network._modules, **run.method.parts}
+    """The earlier version's optimiser of all networks, with its state.
+
+    It was Adam, with one group for each network or one for all, or the run's kind.
+    """
+    networks = [run.network, *run.method.networks.values()]
+    combined = copy(run.network)  # the same parameters, then those of the method's networks
+    combined._modules = {**run.network._modules, **run.method.networks}
     if len(state.get("param_groups", [])) == len(networks):
         joined = torch.optim.Adam([{"params": [*each.parameters()]} for each in networks])
     elif "param_groups" in state:
@@ -82,5 +87,5 @@ def load_joined_optimizer(run: Run, state: dict) -> Optimizer:
 
 
 def inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """The optimiser, and that of the parameters for which it has another."""
+    """An optimiser, and the Adam inside it, if it has one, such as Muon's."""
     return [optimizer, *filter(None, [getattr(optimizer, "adam", None)])]

@@ -52,7 +52,7 @@ class ThroughputMeter:
         size = recipe.batch_size
         x0 = torch.zeros(size, *recipe.shape, device=self.device)
         labels = torch.zeros(size, dtype=torch.long) if recipe.classes else None
-        for _, optimizer in run.trained:
+        for _, optimizer in run.networks_and_optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = 0.0
 

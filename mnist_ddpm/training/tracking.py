@@ -80,12 +80,12 @@ class TrackerLog:
             "learning_rate": run.optimizer.param_groups[0]["lr"],
         }
         if self.step is not None:
-            seconds = max(run.seconds - self.seconds, 1e-9)
+            seconds = max(run.training_seconds - self.seconds, 1e-9)
             values["images_per_second"] = steps * run.settings.batch_size / seconds
         self.tracker.log(values, step=run.step)
         self.flush()
         self.step = run.step
-        self.seconds = run.seconds
+        self.seconds = run.training_seconds
 
     def flush(self) -> None:
         """Writes what TensorBoard holds back: else a kill would lose the last two minutes."""
