@@ -43,7 +43,7 @@ class Method:
         self.sampling_defaults: dict = {}
 
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
-        """The loss of each image, (N,). network: takes x_t, times, and labels if the batch has any."""
+        """The loss of each image, (N,). network: takes x_t, times, and any labels."""
         raise NotImplementedError
 
     def optimizer(self, name: str, network: nn.Module, make: MakeOptimizer) -> Optimizer:

@@ -101,8 +101,9 @@ def train(
     """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 
     weights, method_weights, teacher: as in start_run. deadline, final_preview_steps: as in
-    loop.fit. draw: how to sample best; None: defaults_for_run. Raises ValueError where the recipe names weights to start
-    from or a teacher, and none are passed, and as check_precision, resume_run and loop.fit.
+    loop.fit. draw: the sampling defaults to save; None: those of defaults_for_run. Raises
+    ValueError where the recipe names weights to start from or a teacher, and none are passed, and
+    as check_precision, resume_run and loop.fit.
     """
     has_weights = resume or weights is not None or not recipe.init_from
     check(has_weights, f"init_from is {recipe.init_from}: pass the weights of initial_weights")

@@ -16,7 +16,7 @@ from mnist_ddpm.machine.prefetch import to_device
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.training import saving
 from mnist_ddpm.training.run import ALONE, Run, join_world, training_step
-from mnist_ddpm.training.run_length import Length, TimedLength, epochs_length, until_deadline
+from mnist_ddpm.training.run_length import Length, TimedLength, epochs_length, with_deadline
 from mnist_ddpm.training.session import Log, Preview, Session
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # as ddpm.mirrored
@@ -141,9 +141,9 @@ def fit(
 ) -> Run:
     """Trains run to its last epoch on uint8 images (N, C, H, W), and saves it in folder.
 
-    It draws a preview after each epoch, but at least PREVIEW_EVERY steps apart, and only while saves
-    and previews take less than 3 s plus a twentieth of the time. It saves with the first preview,
-    every five minutes, and at the end.
+    It draws a preview after each epoch, but at least PREVIEW_EVERY steps apart, and only while
+    saves and previews take less than 3 s plus a twentieth of the time. It saves with the first
+    preview, every five minutes, and at the end.
 
     deadline: the time.monotonic() at which to save and stop. final_preview_steps: how many steps
     take as long as one preview. If it is given, the last preview is also drawn before the deadline,
@@ -171,14 +171,8 @@ def fit(
     ):
         saving.check_not_overwriting(folder, run)
         session = Session(run, current_folder, schedule, save_checkpoint, preview, world, log=log)
-        if deadline < math.inf and final_preview_steps is None:
-            length = until_deadline(length, deadline, world)
-        elif deadline < math.inf:
-            first_estimate = length(run.step)
-            length = TimedLength(
-                deadline, first_estimate, final_preview_steps, world, step=run.step
-            )
-            session.timed_length = length
+        length = with_deadline(length, deadline, final_preview_steps, world, run.step)
+        session.timed_length = length if isinstance(length, TimedLength) else None
         steps = training_loop(run, images, schedule, labels, augment, world=world, length=length)
         try:
             is_stopped = session.train(steps, length, interrupted)

@@ -271,9 +271,7 @@ def update_weights(run: Run, loss: Tensor, t: Tensor, losses: Tensor) -> float:
     try:
         networks = [network for network, _ in run.networks_and_optimizers]
         norms = [nn.utils.clip_grad_norm_(n.parameters(), recipe.gradient_clip) for n in networks]
-        value, *norms = torch.stack(
-            [loss.float(), *norms]
-        ).tolist()  # the step's only synchronisation
+        value, *norms = torch.stack([loss.float(), *norms]).tolist()  # the only synchronisation
         # Where gradients overflow in float16, the scaler skips the step and halves the scale.
         # At a scale of 1 that no longer helps.
         if not math.isfinite(value if run.scaler.get_scale() > 1 else value + sum(norms)):

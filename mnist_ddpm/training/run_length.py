@@ -1,5 +1,6 @@
-"""How many steps a training has: those of its epochs, or as many as it gets done in a time."""
+"""How many steps a training has: those of its epochs, or as many as it takes until a deadline."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -9,23 +10,23 @@ from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.machine.processes import World
 from mnist_ddpm.training.recipe import Recipe
 
-# The total number of steps, as foreseen after so many; the same for all calls after as many.
+# From the steps that are done to the total that is expected then; equal calls return the same.
 Length = Callable[[int], float]
 PLAN_WEIGHT = 0.01  # the plan counts as much as what was measured in this share of the time
 
 
-def epochs_length(settings: Recipe, n: int) -> Length:
-    """The steps that the settings say, on n images, in whole batches."""
-    total = total_steps(settings, n)
+def epochs_length(recipe: Recipe, n: int) -> Length:
+    """The steps of the recipe's epochs on n images, in whole batches."""
+    total = total_steps(recipe, n)
     return lambda step: total
 
 
 def until_deadline(length: Length, deadline: float, world: World) -> Length:
-    """The same, or the steps that are done at the deadline, one at least."""
-    is_late: dict[int, bool] = {}  # after the latest step
+    """The same length, cut off at the deadline, but at least one step."""
+    is_late: dict[int, bool] = {}  # at most one item, that of the latest step
 
     def total_steps_after(step: int) -> float:
-        if step not in is_late:  # one look at the clock a step, and none before the first
+        if step not in is_late:  # read the clock once a step, but not before the first
             late = bool(is_late) and world.any(time.monotonic() > deadline)
             is_late.clear()
             is_late[step] = late
@@ -35,10 +36,10 @@ def until_deadline(length: Length, deadline: float, world: World) -> Length:
 
 
 class TimedLength:
-    """Estimates, in each step, how many steps there will be in all when the time is up.
+    """Estimates, after each step, how many steps there will be in all at the deadline.
 
-    The learning rate is that of a training of so many steps: it falls with the clock, to 0 at the
-    end, though the machine's pace changes.
+    The learning rate follows this estimate, so it falls to 0 at the deadline even if the machine
+    becomes slower or faster.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class TimedLength:
         self.start = time.monotonic()
 
     def __call__(self, step: int) -> float:
-        """The total number of steps, as foreseen after so many; once the time is up, so many."""
+        """The total expected after this many steps; once the time is up, this many."""
         if step != self.last_step:  # one estimate a step, the same for all calls
             self.last_step = step
             self.total = self.estimate(step)
@@ -71,7 +72,7 @@ class TimedLength:
         return self.total
 
     def estimate(self, step: int) -> float:
-        """The total by this process's clock."""
+        """The total as this process alone estimates it."""
         now = time.monotonic()
         if step <= self.first_step:
             self.start = now
@@ -86,5 +87,19 @@ class TimedLength:
         return step if remaining < 0.5 else step + max(1.0, remaining)
 
     def epochs(self, steps: int) -> float:
-        """Epochs of so many steps each that make the latest total, after rounding."""
+        """The latest total in epochs of this many steps, such that rounding gives it back."""
         return float(f"{round(self.total) / steps:.9g}")
+
+
+def with_deadline(
+    length: Length, deadline: float, final_preview_steps: float | None, world: World, step: int
+) -> Length:
+    """A length that ends at the deadline; math.inf means none. Arguments: as of loop.fit.
+
+    step: of the run, which starts now.
+    """
+    if deadline == math.inf:
+        return length
+    if final_preview_steps is None:
+        return until_deadline(length, deadline, world)
+    return TimedLength(deadline, length(step), final_preview_steps, world, step=step)

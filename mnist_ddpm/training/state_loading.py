@@ -38,7 +38,7 @@ def restore(run: Run, state: dict) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads an optimiser's state, but keeps its own choice of fused kernels, which suits the device."""
+    """Loads an optimiser's state, except whether it is fused, which depends on the device."""
     for group, own in zip(state.get("param_groups", []), optimizer.param_groups):
         group["fused"] = own.get("fused")
     optimizer.load_state_dict(state)
