@@ -273,7 +273,7 @@ def test_a_run_of_several_processes_is_not_fitted_as_if_it_were_alone(tmp_path):
     called = run.callable_network
     join_world(run, world)
     assert run.callable_network is called, "wrapped once"
-    with pytest.raises(ValueError, match="joined"):
+    with pytest.raises(ValueError, match="attached"):
         fit(run, tmp_path)
 
 
