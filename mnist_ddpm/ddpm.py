@@ -9,10 +9,11 @@ __all__ = ['Time', 'Network', 'Objective', 'Denoiser', 'States', 'FORMATS', 'LAS
            'Upsample', 'down_path', 'up_path', 'UNet', 'Settings', 'make_network', 'best_device', 'progress_bar',
            'load_mnist', 'read_image', 'image_paths', 'read_images', 'load_images', 'Run', 'start_run', 'total_steps',
            'learning_rate_at', 'training_step', 'random_generator', 'mirrored', 'training_loop', 'replace_file',
-           'code_digest', 'method_of', 'save_run', 'load_checkpoint', 'resume_run', 'noise_source', 'generate',
-           'free_cores', 'save_gif', 'show_strip']
+           'code_digest', 'method_of', 'digest_of', 'save_run', 'load_checkpoint', 'resume_run', 'noise_source',
+           'generate', 'free_cores', 'save_gif', 'show_strip']
 
 # %% ../MNIST_DDPM.ipynb #check
+# nbdev writes the cells marked `export` to mnist_ddpm/ddpm.py
 def check(condition: bool, message: str) -> None:
     """Raises ValueError with this message unless the condition holds."""
     if not condition:
@@ -255,8 +256,8 @@ from tqdm import tqdm
 # %% ../MNIST_DDPM.ipynb #time-embedding
 def time_embedding(t: Tensor, dim: int) -> Tensor:
     """Sines and cosines of t - 1 at dim/2 frequencies, 1 down to 1/10000: (N,) to (N, dim)."""
-    steps = torch.arange(dim // 2, device=t.device)
-    angle = (t - 1)[:, None] * torch.exp(-math.log(10_000) * steps / max(1, dim // 2 - 1))
+    k = torch.arange(dim // 2, device=t.device)
+    angle = (t - 1)[:, None] * torch.exp(-math.log(10_000) * k / max(1, dim // 2 - 1))
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim % 2))
 
 # %% ../MNIST_DDPM.ipynb #residual-block
@@ -309,10 +310,10 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """A residual block, followed by self-attention where asked."""
 
-    def __init__(self, c_in: int, c_out: int, c_time: int, dropout: float, attention: bool):
+    def __init__(self, c_in: int, c_out: int, c_time: int, dropout: float, has_attention: bool):
         super().__init__()
         self.residual = ResidualBlock(c_in, c_out, c_time, dropout)
-        self.attention = SelfAttention(c_out) if attention else nn.Identity()
+        self.attention = SelfAttention(c_out) if has_attention else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.attention(self.residual(x, time))
@@ -357,10 +358,10 @@ def down_path(c: int, widths: list[int], blocks: int, make_block) -> tuple[nn.Mo
 def up_path(widths: list[int], skip_channels: list[int], make_block) -> nn.ModuleList:
     """The blocks of each level, one for each skip connection, and the doublings."""
     layers = nn.ModuleList()
-    blocks = len(skip_channels) // len(widths)
+    blocks_per_level = len(skip_channels) // len(widths)
     c = widths[-1]
     for level, width in reversed([*enumerate(widths)]):
-        for _ in range(blocks):
+        for _ in range(blocks_per_level):
             layers.append(make_block(c + skip_channels.pop(), width, level))
             c = width
         if level > 0:
@@ -371,7 +372,7 @@ def up_path(widths: list[int], skip_channels: list[int], make_block) -> nn.Modul
 class UNet(nn.Module):
     """x_t (N, channels, H, W) and times (N,) to (N, out_channels or channels, H, W).
 
-    blocks: on each level. attention: the levels that have it.
+    blocks: residual blocks on each level, going down. attention: levels with self-attention.
     """
 
     def __init__(self, channels=1, base_channels=32, channel_mults=(1, 2, 4), patch_size=2,
@@ -418,7 +419,7 @@ class UNet(nn.Module):
 # %% ../MNIST_DDPM.ipynb #settings
 @dataclass(frozen=True)
 class Settings:
-    """What decides a training run, but for mirroring."""
+    """All settings of a training run except mirroring."""
 
     dataset: str = "mnist"  # mnist, celeba, ffhq, or a folder of images
     image_size: int = 32  # side of the square images, in pixels
@@ -498,20 +499,13 @@ def read_image(path: Path, size: int, mode: str = "RGB") -> Tensor:
 
 
 def image_paths(folder: str | Path) -> list[Path]:
-    """The image files below a folder, each once, also through links; no hidden ones."""
-    seen = set()  # true places of folders and files: a link may lead to its own parent
+    """The image files below a folder; hidden ones, and folders that are links, are left out."""
     paths = []
-    for parent, names, files in os.walk(folder, followlinks=True):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        if os.path.realpath(parent) in seen:
-            names.clear()
-            continue
-        seen.add(os.path.realpath(parent))
-        for path in (Path(parent, name) for name in files if not name.startswith(".")):
-            is_image = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and path.is_file()
-            if is_image and os.path.realpath(path) not in seen:
-                seen.add(os.path.realpath(path))
-                paths.append(path)
+    for path in Path(folder).rglob("*"):
+        is_hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+        is_image = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and path.is_file()
+        if is_image and not is_hidden:
+            paths.append(path)
     return sorted(paths)
 
 # %% ../MNIST_DDPM.ipynb #load-images
@@ -621,7 +615,7 @@ def mirrored(x0: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def training_loop(run: Run, images: Tensor, schedule: Schedule, objective: Objective = l_simple,
-                  augment: Callable = lambda x0, generator: x0) -> Iterator[float]:
+                  augment: Callable | None = None) -> Iterator[float]:
     """Trains run on uint8 images (N, C, H, W) to its last epoch; yields the loss of each step."""
     settings = run.settings
     device = next(run.network.parameters()).device
@@ -635,7 +629,9 @@ def training_loop(run: Run, images: Tensor, schedule: Schedule, objective: Objec
             generator = random_generator(settings.seed, 1, run.step, device=device)
             rate = learning_rate_at(run.step + 1, total, settings)
             run.optimizer.param_groups[0]["lr"] = rate
-            x0 = augment(to_float(images[batch].to(device)), generator)
+            x0 = to_float(images[batch].to(device))
+            if augment is not None:
+                x0 = augment(x0, generator)
             yield training_step(run, objective, schedule, x0, generator)
 
 # %% ../MNIST_DDPM.ipynb #files
@@ -673,6 +669,11 @@ def method_of(settings: Settings, schedule: Schedule) -> dict:
     return {"schedule": "tables", "prediction": "eps", **tables}
 
 # %% ../MNIST_DDPM.ipynb #save-load
+def digest_of(described: dict) -> str:
+    """The SHA-256 of settings and method, as they stand in config.json."""
+    return sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
 def save_run(folder: str | Path, run: Run, schedule: Schedule) -> None:
     """Writes training_state.pt, model.safetensors (the averaged weights) and config.json."""
     folder = Path(folder)
@@ -683,35 +684,43 @@ def save_run(folder: str | Path, run: Run, schedule: Schedule) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     weights = save(state["ema"])
-    digests = {"model.safetensors": sha256(weights).hexdigest()}
-    config = {**described, "format": 2, "training": {"steps": run.step}, "sha256": digests}
+    digests = {"model.safetensors": sha256(weights).hexdigest(), "described": digest_of(described)}
+    hundreds = [run.losses[k : k + 100] for k in range(0, run.step, 100)]
+    history = {"steps": run.step, "loss_every_100_steps": [float(np.mean(h)) for h in hundreds]}
+    config = {**described, "format": 2, "training": history, "sha256": digests}
     replace_file(folder / "training_state.pt", buffer.getvalue())
     replace_file(folder / "model.safetensors", weights)
     replace_file(folder / "config.json", json.dumps(config, indent=2).encode())
 
-
+# %% ../MNIST_DDPM.ipynb #load
 def load_checkpoint(folder: str | Path, device: str = "cpu") -> tuple[UNet, Schedule, Settings]:
     """The averaged network, its schedule and settings. Raises ValueError for damaged files."""
     weights = Path(folder, "model.safetensors").read_bytes()
+    config_text = Path(folder, "config.json").read_bytes()
     try:
-        config = json.loads(Path(folder, "config.json").read_bytes())
-        method = {"prediction": "", "schedule": ""} | config["method"]
-        intact = config["sha256"]["model.safetensors"] == sha256(weights).hexdigest()
+        config = json.loads(config_text)
+        described = {"settings": config["settings"], "method": config["method"]}
+        digests = config["sha256"]
+        intact = digests["model.safetensors"] == sha256(weights).hexdigest()
+        check(intact, "model.safetensors is damaged, or config.json is of another save")
+        if digests.get("described", digest_of(described)) != digest_of(described):
+            print(f"Warning: {folder}/config.json was edited since it was saved, or is damaged.")
         mults = tuple(config["settings"]["channel_mults"])
         settings = Settings(**config["settings"] | {"channel_mults": mults})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}/config.json is damaged ({error!r})") from error
-    check(intact, f"{folder}/model.safetensors is damaged, or config.json is of another save")
-    is_known = method["prediction"] == "eps" and method["schedule"] in ("linear", "tables")
-    is_known = is_known and method.keys() <= {"schedule", "prediction", "a", "b"}
-    check(is_known, f"{folder} has the method {method}, which this notebook does not know")
-    network = make_network(settings).to(device).eval().requires_grad_(False)
-    network.load_state_dict(load(weights))
-    if method["schedule"] == "tables":
-        tables = (torch.tensor(method[name], dtype=torch.float64) for name in ("a", "b"))
-        return network, Schedule(*tables), settings
-    linear = linear_beta(settings.T, settings.beta_1, settings.beta_T)
-    return network, beta_schedule(linear), settings
+        method = {"prediction": "", "schedule": ""} | config["method"]
+        is_known = method["prediction"] == "eps" and method["schedule"] in ("linear", "tables")
+        is_known = is_known and method.keys() <= {"schedule", "prediction", "a", "b"}
+        check(is_known and settings.T <= 100_000, f"this notebook does not know {method}")
+        with torch.device("meta"):
+            network = make_network(settings)  # without memory, until the shapes are compared
+        network.load_state_dict(load(weights), assign=True)
+        schedule = beta_schedule(linear_beta(settings.T, settings.beta_1, settings.beta_T))
+        if method["schedule"] == "tables":
+            schedule = Schedule(*(torch.tensor(method[k], dtype=torch.float64) for k in "ab"))
+    except Exception as error:  # of many kinds, in files that others may have written
+        reason = repr(error)[:300]
+        raise ValueError(f"{folder} holds no checkpoint for this notebook: {reason}") from error
+    return network.to(device, torch.float32).eval().requires_grad_(False), schedule, settings
 
 # %% ../MNIST_DDPM.ipynb #resume
 def resume_run(folder: str | Path, settings: Settings, schedule: Schedule, device="cpu") -> Run:

@@ -241,6 +241,22 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
             load_checkpoint(tmp_path)
 
 
+def test_an_edited_config_is_reported_and_one_of_a_huge_network_takes_no_memory(tmp_path, capsys):
+    save_run(tmp_path, start_run(TINY), schedule_of(TINY))
+    load_checkpoint(tmp_path)
+    assert capsys.readouterr().out == ""
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"settings": config["settings"] | {"beta_T": 0.12}}))
+    assert load_checkpoint(tmp_path)[2].beta_T == 0.12
+    assert str(path) in capsys.readouterr().out
+    path.write_text(
+        json.dumps(config | {"settings": config["settings"] | {"base_channels": 2**20}})
+    )
+    with pytest.raises(ValueError, match=str(tmp_path)):  # it would take terabytes
+        load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("name, load", [
     ("model.safetensors", load_checkpoint), 
     ("training_state.pt", lambda folder: resume_run(folder, TINY, schedule_of(TINY))),

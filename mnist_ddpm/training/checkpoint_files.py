@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Settings, check
+from mnist_ddpm.ddpm import Settings, check, digest_of
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import describe_error, read_json
@@ -88,11 +88,9 @@ def description_digests(config: dict) -> dict[str, str]:
     So an edit, or damage, is noticed when it is loaded.
     """
     parts = {"described": ("settings", "method"), "advised": ("recipe", "draw")}
-    texts = {
-        part: json.dumps({name: config.get(name) for name in names}, sort_keys=True)
-        for part, names in parts.items()
+    return {
+        part: digest_of({name: config.get(name) for name in names}) for part, names in parts.items()
     }
-    return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
 
 def load_config(folder: str | Path) -> tuple[Recipe, dict]:
