@@ -78,6 +78,8 @@ def read_archive(path: Path) -> Tensor:
         mirror = datasets.MNIST.mirrors[0]
         datasets.utils.download_url(mirror + path.name, path.parent, md5=md5)
         data = unpack(path)
-    sides = data[3]  # IDX: a magic number that ends in how many there are, then they, then bytes
+    sides = 1 if "idx1" in path.name else 3
+    # IDX: a magic number that ends in how many sides there are, then they, then bytes
+    check(data[:4] == bytes([0, 0, 8, sides]), f"{path} holds no IDX file of {sides} dimension(s)")
     shape = np.frombuffer(data, ">i4", sides, offset=4).tolist()
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=4 + 4 * sides).view(shape)
