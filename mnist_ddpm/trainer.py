@@ -22,7 +22,7 @@ from mnist_ddpm.catalogue import (
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.training import checkpoint_files, loop, previews, run, saving, session, throughput
 from mnist_ddpm.training.recipe import Recipe
@@ -91,7 +91,7 @@ def train(
     weights: Weights | None = None,
     deadline: float = math.inf,
     device: Device = "cpu",
-    world: World = run.ALONE,
+    world: ProcessGroup = run.SINGLE_PROCESS,
     log: session.Log | None = None,
     final_preview_steps: float | None = None,
     draw: dict | None = None,

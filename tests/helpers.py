@@ -11,7 +11,7 @@ from torch import nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.datasets import DATASETS
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 
 PAPER = ddpm.beta_schedule(ddpm.linear_beta())
 straight = torch.arange(1001, dtype=torch.float64) / 1000
@@ -53,11 +53,11 @@ def change_dataset(monkeypatch, name: str, **changes) -> None:
     monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], **changes))
 
 
-def in_processes(size: int, work: Callable[[World], object]) -> list:
+def in_processes(size: int, work: Callable[[ProcessGroup], object]) -> list:
     """What work(world) returns in each of several processes, here threads that gather."""
     barrier, sent = threading.Barrier(size), [None] * size
 
-    class Member(World):
+    class Member(ProcessGroup):
         def __init__(self, rank: int):
             self.rank, self.size = rank, size
 

@@ -28,7 +28,7 @@ from mnist_ddpm.datasets import CELEBA, MNIST
 from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, folder_lock
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.training import loop, planning, previews, saving, throughput
 from mnist_ddpm.training.presets import PRESETS, preset
 from mnist_ddpm.training.recipe import Recipe
@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_reported_before_images_are_read(
     assert "nothing to resume" in line
     for resume in ([], ["--resume"]):
         folder = checkpoint if resume else tmp_path
-        with folder_lock.locked_folder(folder, World()):
+        with folder_lock.locked_folder(folder, ProcessGroup()):
             line = error_of(capsys, "train", *resume, "--dataset", pictures, "--out", folder)
         assert f"another training is at work in {folder}" in line
 

@@ -11,7 +11,7 @@ import torch
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.machine import devices, shell
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,7 +113,7 @@ def test_an_unavailable_device_is_refused():
     for name in ("meta", "cuda:99", "toaster"):
         with pytest.raises(ValueError, match=name):
             devices.pick_device(name)
-    world = type("Fake", (World,), {"size": 2, "device": torch.device("cuda:1")})()
+    world = type("Fake", (ProcessGroup,), {"size": 2, "device": torch.device("cuda:1")})()
     assert {str(devices.pick_device(name, world)) for name in ("auto", "cuda")} == {"cuda:1"}
     with pytest.raises(ValueError, match="cuda:0"):
         devices.pick_device("cuda:0", world)

@@ -19,12 +19,12 @@ from training_helpers import TINY, fit, squares, start_simple, steps, without_lo
 
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine import processes, progress
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.learned_variance import l_vlb
 from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training import saving
-from mnist_ddpm.training.run import join_world
+from mnist_ddpm.training.run import attach_processes
 
 ROOT = Path(__file__).resolve().parent.parent
 # Times that are chosen by all losses so far; labels; batches in parts
@@ -32,7 +32,7 @@ RECIPE = replace(TINY, batch_size=12, classes=3, objective="vlb", optimizer="muo
 IMAGES, LABELS = squares(60), torch.arange(60) % 3
 
 
-def train(folder: Path, world: World, objective=None):
+def train(folder: Path, world: ProcessGroup, objective=None):
     """Ten steps, at once or from where they were stopped."""
     has_state = (folder / "training_state.pt").is_file()
     run = saving.resume_run(folder, start) if has_state else start(RECIPE)
@@ -51,10 +51,10 @@ def calling(action):
     return objective
 
 
-def half(folder: Path, world: World) -> None:
+def half(folder: Path, world: ProcessGroup) -> None:
     """Five steps, and a checkpoint of them. Of two parts, gradients are shared with the second."""
     run, shared = start(RECIPE), []
-    join_world(run, world)
+    attach_processes(run, world)
     objective = calling(lambda k: shared.append(run.callable_network.require_backward_grad_sync))
     losses = steps(run, objective, IMAGES, labels=LABELS, world=world)
     assert len([*islice(losses, 5)]) == 5
@@ -63,7 +63,7 @@ def half(folder: Path, world: World) -> None:
         saving.save_run(folder, run, save_checkpoint)
 
 
-def stopped(folder: Path, world: World) -> None:
+def stopped(folder: Path, world: ProcessGroup) -> None:
     """Only the last process gets a signal, in the second of two parts of the fifth step."""
     folder = folder / "stopped"
 
@@ -78,7 +78,7 @@ def stopped(folder: Path, world: World) -> None:
         (folder / f"{world.rank}.txt").write_text(f"{is_saved} {interrupt}")
 
 
-def killed(folder: Path, world: World) -> None:
+def killed(folder: Path, world: ProcessGroup) -> None:
     """The second process dies in the fourth step, and the launcher has time to break in."""
     save = saving.save_run
 
@@ -99,7 +99,7 @@ def in_notebook(folder, device, world):
     train(folder, world)
 
 
-def from_notebook(folder: Path, world: World) -> None:
+def from_notebook(folder: Path, world: ProcessGroup) -> None:
     """What one process does that launches two, and goes on by itself."""
     torch.set_num_threads(2)
     torch.rand(2, 10**6).mul(2).sum()  # by OpenMP's threads, which the two will not have
@@ -127,7 +127,7 @@ def state(folder: Path) -> dict:
 def alone(tmp_path_factory) -> dict:
     """The state of what one process does."""
     folder = tmp_path_factory.mktemp("alone")
-    train(folder, World())
+    train(folder, ProcessGroup())
     return state(folder)
 
 
@@ -255,23 +255,23 @@ def test_shares_are_disjoint_and_nearly_equal(n):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def member(size: int, rank: int = 0, **methods) -> World:
+def member(size: int, rank: int = 0, **methods) -> ProcessGroup:
     """One of several processes, without the others: it gathers its own share again and again."""
     methods = {"gather": lambda self, x: x.repeat(size)} | methods
-    return type("Member", (World,), {"rank": rank, "size": size, **methods})()
+    return type("Member", (ProcessGroup,), {"rank": rank, "size": size, **methods})()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="12 .* 5 processes"):
-        join_world(start_simple(replace(TINY, batch_size=12)), member(5))
+        attach_processes(start_simple(replace(TINY, batch_size=12)), member(5))
 
 
 def test_a_run_of_several_processes_is_not_fitted_as_if_it_were_alone(tmp_path):
     world = member(2, prepare=lambda self, network: torch.nn.Sequential(network))
     run = start_simple(TINY)
-    join_world(run, world)
+    attach_processes(run, world)
     called = run.callable_network
-    join_world(run, world)
+    attach_processes(run, world)
     assert run.callable_network is called, "wrapped once"
     with pytest.raises(ValueError, match="attached"):
         fit(run, tmp_path)

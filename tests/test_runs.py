@@ -16,7 +16,7 @@ from training_helpers import start_simple as start
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import eps_denoiser, l_simple
 from mnist_ddpm.machine import folder_lock
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.training import loop, saving, session
 from mnist_ddpm.training.previews import draw_preview
@@ -316,7 +316,7 @@ def test_of_several_processes_all_hear_that_another_training_is_there(tmp_path):
             pass
         return True
 
-    with folder_lock.locked_folder(tmp_path, World()):
+    with folder_lock.locked_folder(tmp_path, ProcessGroup()):
         told = in_processes(3, refused)
     assert told == [True] * 3
 

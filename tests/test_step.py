@@ -10,7 +10,7 @@ from training_helpers import PATH, TINY, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import l_simple
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.run import training_step
@@ -208,7 +208,7 @@ def test_sampling_between_steps_does_not_end_dropout():
 
 
 def test_each_step_and_each_process_draws_its_own_dropout():
-    class Second(World):
+    class Second(ProcessGroup):
         rank, size = 1, 2
 
         def gather(self, x):
@@ -216,7 +216,7 @@ def test_each_step_and_each_process_draws_its_own_dropout():
 
     seen = [
         [torch.initial_seed() for _ in islice(steps(start(TINY), world=world), 4)]
-        for world in (World(), Second())
+        for world in (ProcessGroup(), Second())
     ]
     assert len({*seen[0], *seen[1]}) == 8
 

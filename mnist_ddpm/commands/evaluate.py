@@ -16,7 +16,7 @@ from mnist_ddpm.evaluation.features import RealImages
 from mnist_ddpm.formats.checkpoints import Checkpoint, find
 from mnist_ddpm.machine import files, processes
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
@@ -149,7 +149,7 @@ def draw_images(
     partial: PartialResults,
     *,
     device: torch.device,
-    world: World,
+    world: ProcessGroup,
 ) -> tuple[Tensor, dict]:
     """The images to judge; and for a card, how they were drawn, and at what cost.
 

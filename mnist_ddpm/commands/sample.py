@@ -25,7 +25,7 @@ from mnist_ddpm.evaluation import extractors, generation
 from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.machine import files, folder_lock
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.training import cost
@@ -45,7 +45,7 @@ class SamplingJob(NamedTuple):
     denoiser_for_batch: generation.DenoiserForBatch
     network: CountedNetwork
     pictures: Tensor | None  # of the condition
-    world: World
+    world: ProcessGroup
     device: torch.device
 
     @property

@@ -20,7 +20,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import GUIDANCE_OPTIONS, Checkpoint
 from mnist_ddpm.machine import devices, processes
 from mnist_ddpm.machine.partial_results import CountedNetwork
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import parse_json
 from mnist_ddpm.methods import solvers
@@ -50,7 +50,7 @@ class SamplerChoice(NamedTuple):
     described: dict[str, Any]  # the options in words, for a card
 
 
-def pick_processes_and_device(flags: DrawingFlags) -> tuple[World, torch.device]:
+def pick_processes_and_device(flags: DrawingFlags) -> tuple[ProcessGroup, torch.device]:
     """The processes that share the work, and this one's device. Checks the flags' ranges."""
     for name in ("n", "batch_size"):
         value = getattr(flags, name)

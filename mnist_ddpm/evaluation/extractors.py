@@ -17,7 +17,7 @@ from mnist_ddpm.ddpm import check, to_float
 from mnist_ddpm.formats.checkpoints import shipped_path
 from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import replacing
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.machine.text import describe_error, parse_json
 from mnist_ddpm.training.checkpoint_files import check_header, load_weights, warn_unverified
@@ -140,7 +140,9 @@ class Judge:
     network: Extractor | Inception
     name: str
     device: torch.device | str = "cpu"
-    world: World = field(default_factory=World)  # of several processes, each takes its part
+    world: ProcessGroup = field(
+        default_factory=ProcessGroup
+    )  # of several processes, each takes its part
 
     def features(self, images: Tensor, title: str = "images", mirrored: bool = False) -> Tensor:
         """float64 (N, D) of uint8 images (N, C, H, W), or of their mirror images.
@@ -167,7 +169,7 @@ def pick_judge(
     dataset: str,
     device: torch.device | str = "cpu",
     side: int = 28,
-    world: World | None = None,
+    world: ProcessGroup | None = None,
 ) -> Judge:
     """The extractor in a file, or "inception"; "auto": the shipped one for a data set.
 
@@ -176,7 +178,7 @@ def pick_judge(
     processor: PyTorch lacks operations there, or takes vast memory for them.
     """
     device = "cpu" if torch.device(device).type == "mps" else device
-    world = world or World()
+    world = world or ProcessGroup()
     if name == "inception":
         network = Inception()
         sha256 = digest(*network.state_dict().values())

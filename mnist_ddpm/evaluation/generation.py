@@ -13,7 +13,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
 from mnist_ddpm.machine import prefetch
 from mnist_ddpm.machine.partial_results import PartialResults
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods import guidance, shortcuts
 from mnist_ddpm.methods.learned_variance import keeping_exponent
@@ -109,7 +109,7 @@ def generate(
     first: int = 0,
     device: torch.device | str = "cpu",
     partial_results: PartialResults | None = None,
-    world: World | None = None,
+    world: ProcessGroup | None = None,
     progress: bool = True,
 ) -> tuple[Tensor, Film]:
     """Images first … first + n - 1, uint8 (n, C, H, W), and a film of a few of the first batch.
@@ -119,7 +119,7 @@ def generate(
     saved. Raises ValueError for arguments out of range, FloatingPointError for images that are NaN,
     and OSError where a batch cannot be saved.
     """
-    world = world or World()
+    world = world or ProcessGroup()
     check(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
     check(0 <= seed < 2**32, f"seed is {seed}: it must be from 0 to 2^32 - 1")  # else streams meet
     enough = n >= world.size
@@ -189,9 +189,11 @@ def collect_images_and_film(states: States, T: int, film_images: int, bar: tqdm)
     return part
 
 
-def cost_per_image(results: PartialResults, n: int, world: World | None = None) -> dict[str, float]:
+def cost_per_image(
+    results: PartialResults, n: int, world: ProcessGroup | None = None
+) -> dict[str, float]:
     """The network evaluations and seconds for each of n images, as a card records them."""
-    world = world or World()
+    world = world or ProcessGroup()
     seconds = torch.tensor([results.seconds], dtype=torch.float32, device=world.device)
     slowest = world.gather(seconds).max().item()
     evaluations = results.evaluations / len(world.share(n))

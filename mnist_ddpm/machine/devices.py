@@ -11,12 +11,12 @@ import torch
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.machine.files import first_line
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 
 Device = torch.device | str
 
 
-def pick_device(name: str, world: World | None = None) -> torch.device:
+def pick_device(name: str, world: ProcessGroup | None = None) -> torch.device:
     """The device of that name, "auto" being the fastest; in one of several processes, its own.
 
     Raises ValueError if it is not available.

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mnist_ddpm.machine.files import first_line
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 
 LOCK = ".lock"
 
@@ -37,7 +37,7 @@ class FolderIdentity:
 
 
 @contextmanager
-def locked_folder(folder: Path, world: World) -> Iterator[Callable[[], Path]]:
+def locked_folder(folder: Path, world: ProcessGroup) -> Iterator[Callable[[], Path]]:
     """Locks a folder against other trainings; the first process locks it for all.
 
     Yields a function that returns the folder's path, which may change. Where a disk has no locks,

@@ -1,4 +1,4 @@
-"""Several processes, each with its GPU, that share a run by way of Hugging Face Accelerate.
+"""Several processes, each with its GPU, that share a run through Hugging Face Accelerate.
 
 A launcher (`accelerate launch`, `torchrun`, or Accelerate's `notebook_launcher`) starts them all
 with the same command, on one machine or many.
@@ -20,26 +20,29 @@ from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line
 
 
-class World:
-    """The processes that share the work of a run: here one alone."""
+class ProcessGroup:
+    """The processes that share the work of a run. This base class is a single process.
+
+    rank: this process's number. size: how many processes there are.
+    """
 
     rank = 0
     size = 1
-    device = torch.device("cpu")  # of the tensors that it gathers
+    device = torch.device("cpu")  # of the tensors that gather takes
 
     def share(self, n: int, rank: int | None = None) -> range:
-        """The indices, of n, that this process or that of a rank works on."""
+        """The indices below n that this process works on, or the process of a given rank."""
         rank = self.rank if rank is None else rank
         return range(rank * n // self.size, (rank + 1) * n // self.size)
 
     def gather(self, x: Tensor) -> Tensor:
-        """All processes' x (N, …), in their order: (size * N, …)."""
+        """The x (N, …) of all processes, concatenated by rank: (size * N, …)."""
         return x
 
     def gather_shares(self, own: Tensor, n: int) -> Tensor:
-        """All n rows (n, …), of which each process has its own share, on the processor."""
+        """All n rows (n, …), of which each process passes its own share, on the CPU."""
         most = -(-n // self.size)
-        padding = own.new_zeros(most - len(own), *own.shape[1:])  # all send as much
+        padding = own.new_zeros(most - len(own), *own.shape[1:])  # all must send the same size
         rows = self.gather(torch.cat([own, padding]).to(self.device)).cpu().split(most)
         return torch.cat([row[: len(self.share(n, rank))] for rank, row in enumerate(rows)])
 
@@ -52,7 +55,7 @@ class World:
         return network
 
 
-class Processes(World):
+class LaunchedProcesses(ProcessGroup):
     """Several processes that a launcher has started."""
 
     def __init__(self, accelerator):
@@ -77,8 +80,8 @@ def launched_processes() -> int:
     return int(size) if size.isdecimal() else 1
 
 
-def connect_world(expected: int = 0, cpu: bool = False) -> World:
-    """This process's world, of the expected number of processes; 0: of as many as were launched.
+def connect_world(expected: int = 0, cpu: bool = False) -> ProcessGroup:
+    """The group of the launched processes, or of this one. expected: their number; 0: any.
 
     Raises ValueError if another number was launched.
     """
@@ -95,11 +98,11 @@ def connect_world(expected: int = 0, cpu: bool = False) -> World:
     if "ACCELERATE_MIXED_PRECISION" in os.environ and not expected:  # set by accelerate launch
         hint = "if you wanted several, --processes N says why not"
         print(f"accelerate launch has started one process; {hint}")
-    return World()
+    return ProcessGroup()
 
 
-def connect_processes(launched: int, cpu: bool) -> Processes:
-    """The world of several processes.
+def connect_processes(launched: int, cpu: bool) -> LaunchedProcesses:
+    """The group of several launched processes.
 
     Raises ValueError if Accelerate is missing, or connects fewer.
     """
@@ -111,7 +114,7 @@ def connect_processes(launched: int, cpu: bool) -> Processes:
     patience = accelerate.InitProcessGroupKwargs(timeout=two_hours)
     # The precision is the recipe's.
     accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
-    world = Processes(accelerator)
+    world = LaunchedProcesses(accelerator)
     counts = f"the launcher started {launched} processes, and Accelerate has connected {world.size}"
     check(world.size == launched, f"{counts}: launch them with torchrun or accelerate launch")
     return world
@@ -124,14 +127,14 @@ def disconnect() -> None:
         gc.collect()  # trained networks hold on to the connection
 
 
-def main_process_first(world: World) -> AbstractContextManager:
+def main_process_first(world: ProcessGroup) -> AbstractContextManager:
     """The machine's first process runs the block before the others, which read what it cached."""
     if world.size == 1:
         return nullcontext()
     return world.accelerator.local_main_process_first()
 
 
-def check_batch_size(size: int, world: World) -> None:
+def check_batch_size(size: int, world: ProcessGroup) -> None:
     """Raises ValueError unless these processes can share a batch of this size equally."""
     refusal = f"batch_size {size} cannot be shared by {world.size} processes: take a multiple"
     check(size % world.size == 0, refusal)
@@ -159,7 +162,7 @@ def train_in_notebook(processes: int, train: Callable, *arguments) -> None:
             reason = first_line(error)
     print(f"{processes} processes cannot be launched ({reason}): training goes on with one")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train(*arguments, device=device, world=World())
+    train(*arguments, device=device, world=ProcessGroup())
 
 
 def notebook_process(processes: int, train: Callable, arguments: tuple, marker: Path) -> None:

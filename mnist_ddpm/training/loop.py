@@ -13,9 +13,9 @@ from mnist_ddpm.machine import folder_lock
 from mnist_ddpm.machine.files import writable_folder
 from mnist_ddpm.machine.interrupts import deferred_interrupt
 from mnist_ddpm.machine.prefetch import to_device
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.training import saving
-from mnist_ddpm.training.run import ALONE, Run, join_world, training_step
+from mnist_ddpm.training.run import SINGLE_PROCESS, Run, attach_processes, training_step
 from mnist_ddpm.training.run_length import Length, TimedLength, epochs_length, with_deadline
 from mnist_ddpm.training.session import Log, Preview, Session
 
@@ -61,7 +61,7 @@ def check_images(run: Run, images: Tensor) -> None:
 
 
 def read_batches(
-    images: Tensor, batches: Sequence[Tensor], world: World, device: torch.device
+    images: Tensor, batches: Sequence[Tensor], world: ProcessGroup, device: torch.device
 ) -> Iterator[Tensor]:
     """The images of each batch of indices (N,), as uint8 (N, C, H, W) on the device.
 
@@ -90,7 +90,7 @@ def training_loop(
     schedule: Schedule,
     labels: Tensor | None = None,
     augment: Augment | None = None,
-    world: World = ALONE,
+    world: ProcessGroup = SINGLE_PROCESS,
     length: Length | None = None,
 ) -> Iterator[float]:
     """Trains run on uint8 images (N, C, H, W), and their labels (N,), to its last epoch.
@@ -136,7 +136,7 @@ def fit(
     preview: Preview | None = None,
     deadline: float = math.inf,
     final_preview_steps: float | None = None,
-    world: World = ALONE,
+    world: ProcessGroup = SINGLE_PROCESS,
     log: Log | None = None,
 ) -> Run:
     """Trains run to its last epoch on uint8 images (N, C, H, W), and saves it in folder.
@@ -158,7 +158,7 @@ def fit(
     """
     check_labels(labels, len(images), run.settings.classes)
     check_images(run, images)
-    join_world(run, world)
+    attach_processes(run, world)
     length = epochs_length(run.settings, len(images))  # raises for too few images
     folder = writable_folder(folder)
     run.n_images = len(images)

@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule, check, random_generator
 from mnist_ddpm.machine.folder_lock import FolderIdentity
-from mnist_ddpm.machine.processes import World, check_batch_size
+from mnist_ddpm.machine.processes import ProcessGroup, check_batch_size
 from mnist_ddpm.method import Batch, MakeOptimizer, Method, PlainMethod, as_method
 from mnist_ddpm.training.recipe import Recipe
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
 class TimeSampler(Protocol):
@@ -154,10 +154,11 @@ def recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return checkpoint(forward, *inputs, use_reentrant=False)
 
 
-def join_world(run: Run, world: World) -> None:
-    """Makes the run one of these processes'.
+def attach_processes(run: Run, world: ProcessGroup) -> None:
+    """Prepares the run for training by several processes, or by one.
 
-    Raises ValueError where they cannot share its batches, and for a run that has joined others.
+    Raises ValueError where they cannot share its batches or its method has networks of its own, and
+    for one process where the run is already attached to several.
     """
     recipe = run.settings
     check_batch_size(recipe.batch_size, world)
@@ -183,7 +184,7 @@ def training_step(
     schedule: Schedule,
     generator: torch.Generator,
     labels: Tensor | None = None,
-    world: World = ALONE,
+    world: ProcessGroup = SINGLE_PROCESS,
 ) -> float:
     """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], and their labels (N,).
 

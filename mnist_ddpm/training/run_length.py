@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from mnist_ddpm.ddpm import total_steps
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.training.recipe import Recipe
 
 # From the steps that are done to the total that is expected then; equal calls return the same.
@@ -21,7 +21,7 @@ def epochs_length(recipe: Recipe, n: int) -> Length:
     return lambda step: total
 
 
-def until_deadline(length: Length, deadline: float, world: World) -> Length:
+def until_deadline(length: Length, deadline: float, world: ProcessGroup) -> Length:
     """The same length, cut off at the deadline, but at least one step."""
     is_late: dict[int, bool] = {}  # at most one item, that of the latest step
 
@@ -43,7 +43,12 @@ class TimedLength:
     """
 
     def __init__(
-        self, end: float, planned: int, final_preview_steps: float, world: World, step: int = 0
+        self,
+        end: float,
+        planned: int,
+        final_preview_steps: float,
+        world: ProcessGroup,
+        step: int = 0,
     ):
         """end: the time.monotonic() by which training and its last preview are done.
 
@@ -92,7 +97,11 @@ class TimedLength:
 
 
 def with_deadline(
-    length: Length, deadline: float, final_preview_steps: float | None, world: World, step: int
+    length: Length,
+    deadline: float,
+    final_preview_steps: float | None,
+    world: ProcessGroup,
+    step: int,
 ) -> Length:
     """A length that ends at the deadline; math.inf means none. Arguments: as of loop.fit.
 

@@ -15,7 +15,7 @@ from mnist_ddpm.ddpm import Schedule, total_steps
 from mnist_ddpm.machine import folder_lock
 from mnist_ddpm.machine.files import first_line, is_out_of_memory, replacing
 from mnist_ddpm.machine.interrupts import Stopped
-from mnist_ddpm.machine.processes import World
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.machine.threads import adapt_threads
 from mnist_ddpm.training import saving
@@ -37,7 +37,7 @@ class Session:
     schedule: Schedule
     save_checkpoint: saving.SaveCheckpoint
     preview: Preview | None
-    world: World
+    world: ProcessGroup
     log: Log | None = None
     timed_length: TimedLength | None = None  # of a training that ends at a given time
 
