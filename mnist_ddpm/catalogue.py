@@ -27,7 +27,7 @@ from mnist_ddpm.methods import (
     solvers,
 )
 from mnist_ddpm.methods.adversarial import Adversarial
-from mnist_ddpm.methods.conditioning import Condition, Conditioned
+from mnist_ddpm.methods.conditioning import Conditioned, ConditionFunction
 from mnist_ddpm.methods.distillation import Distilled
 from mnist_ddpm.methods.distribution_matching import DistributionMatching
 from mnist_ddpm.methods.guidance import Teacher, check_takes_labels
@@ -90,8 +90,8 @@ VARIANCES: dict[str, Callable[..., Tensor]] = {
     "beta": ddpm.step_variance,
     "learned": learned_variance.learned_step_variance,
 }
-# x_0 to what the network is given of it
-CONDITIONS: dict[str, Condition] = {"grey": conditioning.grey, "small": conditioning.small}
+# from x_0 to the network's additional input
+CONDITIONS: dict[str, ConditionFunction] = {"grey": conditioning.grey, "small": conditioning.small}
 # called with the recipe and the channels of a network's input and output
 NETWORKS: dict[str, Callable[[Recipe, int, int], nn.Module]] = {
     "unet": networks.unet,
@@ -122,7 +122,7 @@ def stateless(
 
     def make_method(recipe: Recipe, teacher: Teacher | None) -> Method:
         conversion = conversion_of(recipe)
-        condition = condition_of(recipe)
+        condition = condition_function(recipe)
         method = as_method(make(conversion))
         if takes_next_time(recipe):
             fits = not condition and isinstance(method, PlainMethod) and not learns_variance
@@ -167,24 +167,25 @@ def look_up(what: str, name: str, table: dict):
     return table[name]
 
 
-def condition_of(recipe: Recipe) -> Condition | None:
-    """What the network is given of x_0; None: nothing. Raises ValueError for an unknown name."""
+def condition_function(recipe: Recipe) -> ConditionFunction | None:
+    """The function from x_0 to the condition, or None. Raises ValueError for an unknown name."""
     return look_up("condition", recipe.condition, CONDITIONS) if recipe.conditional else None
 
 
 def condition_channels(recipe: Recipe) -> int:
-    """The condition's channels. Raises ValueError for images that it is not for."""
-    condition = condition_of(recipe)
-    return condition(torch.zeros(1, *recipe.shape, device="meta")).shape[1] if condition else 0
+    """The number of channels of the condition. Raises ValueError for images that it is not for."""
+    compute_condition = condition_function(recipe)
+    x0 = torch.zeros(1, *recipe.shape, device="meta")
+    return compute_condition(x0).shape[1] if compute_condition else 0
 
 
-def conditions(recipe: Recipe, pictures: Tensor | None, batch: range) -> Tensor | None:
-    """What these images are given, by uint8 pictures (M, C, H, W) in turn; None: nothing."""
-    condition = condition_of(recipe)
-    if condition is None or pictures is None:
+def condition_batch(recipe: Recipe, condition_images: Tensor | None, batch: range) -> Tensor | None:
+    """The condition (N, K, H, W) of a batch, of uint8 images (M, C, H, W) in turn; or None."""
+    compute_condition = condition_function(recipe)
+    if compute_condition is None or condition_images is None:
         return None
-    indices = torch.arange(batch.start, batch.stop) % len(pictures)
-    return condition(ddpm.to_float(pictures[indices]))
+    indices = torch.arange(batch.start, batch.stop) % len(condition_images)
+    return compute_condition(ddpm.to_float(condition_images[indices]))
 
 
 def make_schedule(recipe: Recipe) -> Schedule:
@@ -291,20 +292,20 @@ def make_denoiser(
     network: Network,
     schedule: Schedule,
     recipe: Recipe,
-    c: Tensor | None = None,
+    condition: Tensor | None = None,
     sampling_schedule: Schedule | None = None,
     with_exponent: bool = False,
 ) -> Denoiser | LearnedDenoiser:
     """A network as a denoiser, not clipped; with_exponent: a LearnedDenoiser, where it can be one.
 
-    c (N, K, H, W): the condition of what is drawn. sampling_schedule: one to sample along in place
-    of the schedule, which is that of training. Raises ValueError where c is missing, or of no use
-    to this network.
+    condition (N, K, H, W): of the images to sample. sampling_schedule: one to sample along in place
+    of the schedule, which is that of training. Raises ValueError if the condition is missing, or if
+    the network takes none.
     """
-    needed = "needs" if recipe.conditional else "takes no"
-    advice = f"condition is {recipe.condition}: the network {needed} c, an image of each draw"
-    check((c is not None) == recipe.conditional, advice)
-    network = network if c is None else conditioning.with_condition(network, c)
+    needed = "needs a" if recipe.conditional else "takes no"
+    advice = f"condition is {recipe.condition}: the network {needed} condition for each image"
+    check((condition is not None) == recipe.conditional, advice)
+    network = network if condition is None else conditioning.with_condition(network, condition)
     learned = learns_variance(recipe)
     make = learned_variance.learned_denoiser if learned else predictions.denoiser
     make = partial(make, conversion=conversion_of(recipe))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import (
-    conditions,
+    condition_batch,
     learns_variance,
     make_denoiser,
     make_method,
@@ -125,7 +125,7 @@ def train(
         previews.draw_preview,
         make_denoiser=partial(make_denoiser, recipe=recipe),
         processes=world.size,
-        c=conditions(recipe, images, range(previews.IMAGES)),
+        condition=condition_batch(recipe, images, range(previews.IMAGES)),
     )
     draw = defaults_for_run(begun, folder, resume) if draw is None else draw
     return loop.fit(

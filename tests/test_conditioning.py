@@ -95,7 +95,7 @@ def test_a_short_training_heeds_the_condition(trained):
     pure, x0 = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)), colours()
 
     def error(pictures):
-        c = catalogue.conditions(recipe, pictures, range(64))
+        c = catalogue.condition_batch(recipe, pictures, range(64))
         x0_hat, _ = catalogue.make_denoiser(network, schedule, recipe, c)(pure, 50)
         return (x0_hat - to_float(x0)).abs().mean().item()
 
@@ -141,7 +141,7 @@ def test_a_condition_goes_with_labels_and_a_learned_variance(condition, more, tm
     assert begun.network.conv_in.in_channels == 3 + more
     trainer.save_checkpoint(tmp_path, begun.ema, recipe, {})
     network, schedule, loaded = checkpoints.load(tmp_path)
-    options = {"labels": labels, "scale": 2.0, "pictures": images, "with_exponent": True}
+    options = {"labels": labels, "scale": 2.0, "condition_images": images, "with_exponent": True}
     source = generation.make_denoiser_for_batch(network, schedule, loaded, **options)
     x0_hat, _, exponent = source(range(3))(torch.zeros(3, *recipe.shape), 30)
     assert x0_hat.shape == exponent.shape == (3, *recipe.shape)
@@ -273,9 +273,9 @@ def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monke
     monkeypatch.setattr(extractors, "pick_judge", lambda *arguments: untrained_judge())
     asked, denoisers = [], generation.make_denoiser_for_batch
 
-    def noted(*arguments, pictures, **options):
-        asked.append(pictures)
-        return denoisers(*arguments, pictures=pictures, **options)
+    def noted(*arguments, condition_images, **options):
+        asked.append(condition_images)
+        return denoisers(*arguments, condition_images=condition_images, **options)
 
     monkeypatch.setattr(generation, "make_denoiser_for_batch", noted)
     path = tmp_path / "card.json"

@@ -157,11 +157,12 @@ def draw_images(
     """
     recipe = checkpoint.recipe
     training, held_out = real
-    pictures = None
+    condition_images = None
     split = "train"
     if recipe.conditional:
         split = "train" if held_out is None else dataset_named(recipe.dataset).held_out
-        pictures = choose_images(training if held_out is None else held_out, flags.n, flags.seed)
+        images = training if held_out is None else held_out
+        condition_images = choose_images(images, flags.n, flags.seed)
     labels = labels_as_in_training(flags, recipe, split) if recipe.classes else None
     sampler_choice = sampler_setup.choose_sampler(flags, recipe)
     denoiser_for_batch = sampler_setup.build_denoiser_for_batch(
@@ -170,7 +171,7 @@ def draw_images(
         checkpoint,
         partial.counted,
         labels=labels,
-        pictures=pictures,
+        condition_images=condition_images,
         device=device,
     )
     images, _ = sampler_setup.generate_images(
@@ -184,10 +185,12 @@ def draw_images(
     )
     about = {"sampler": describe_sampling(flags, sampler_choice, recipe)}
     about |= generation.cost_per_image(partial, flags.n, world)
-    if pictures is not None:
+    if condition_images is not None:
         about["sampler"]["condition"] = f"{recipe.condition} of {split} images"
-        condition = catalogue.condition_of(recipe)
-        about["condition_error"] = loss_by_time.condition_error(condition, images, pictures)
+        compute_condition = catalogue.condition_function(recipe)
+        about["condition_error"] = loss_by_time.condition_error(
+            compute_condition, images, condition_images
+        )
     return images, about
 
 

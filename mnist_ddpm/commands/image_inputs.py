@@ -37,16 +37,16 @@ def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, T
     return x0, known.float()
 
 
-def read_conditions(path: Path, recipe: Recipe, n: int) -> Tensor:
+def read_condition_images(path: Path, recipe: Recipe, n: int) -> Tensor:
     """A picture, or the first n of a folder, as images to take a condition of: uint8 (M, C, H, W).
 
     Raises as read_image, and as folders.image_paths.
     """
     paths = folders.image_paths(path)[:n] if path.is_dir() else [path]
-    return torch.cat([condition_image(each, recipe) for each in paths])
+    return torch.cat([read_condition_image(each, recipe) for each in paths])
 
 
-def condition_image(path: Path, recipe: Recipe) -> Tensor:
+def read_condition_image(path: Path, recipe: Recipe) -> Tensor:
     """A picture as an image (1, C, H, W), uint8; for condition small it may be that small already.
 
     It is then enlarged pixel by pixel, so that its squares' means are its own pixels.

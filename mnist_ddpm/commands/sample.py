@@ -16,7 +16,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import sampler_setup
 from mnist_ddpm.commands.checkpoint_inputs import open_checkpoint
 from mnist_ddpm.commands.flags import SampleFlags
-from mnist_ddpm.commands.image_inputs import read_conditions, read_image
+from mnist_ddpm.commands.image_inputs import read_condition_images, read_image
 from mnist_ddpm.commands.outputs import open_partial_results, print_written, write_picture
 from mnist_ddpm.commands.sampler_setup import SamplerChoice
 from mnist_ddpm.data.labels import label_names
@@ -44,7 +44,7 @@ class SamplingJob(NamedTuple):
     sampler_choice: SamplerChoice
     denoiser_for_batch: generation.DenoiserForBatch
     network: CountedNetwork
-    pictures: Tensor | None  # of the condition
+    condition_images: Tensor | None  # uint8 (M, C, H, W)
     world: ProcessGroup
     device: torch.device
 
@@ -74,7 +74,7 @@ def prepare_job(flags: SampleFlags) -> SamplingJob:
     checkpoint, flags = open_checkpoint(flags, device)
     recipe = checkpoint.recipe
     flags = sampler_setup.with_sampling_defaults(flags, recipe, is_followed=not flags.mask)
-    pictures = condition_pictures(flags, recipe)
+    condition_images = load_condition_images(flags, recipe)
     network = CountedNetwork(checkpoint.network)
     cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
     sampler_setup.check_labels_and_guidance(flags, recipe)
@@ -82,7 +82,13 @@ def prepare_job(flags: SampleFlags) -> SamplingJob:
     sampler_setup.check_interval(flags, sampler_choice.times, recipe)
     labels = sampler_setup.labels_in_turn(flags, recipe, flags.first) if recipe.classes else None
     denoiser_for_batch = sampler_setup.build_denoiser_for_batch(
-        flags, sampler_choice, checkpoint, network, labels=labels, pictures=pictures, device=device
+        flags,
+        sampler_choice,
+        checkpoint,
+        network,
+        labels=labels,
+        condition_images=condition_images,
+        device=device,
     )
     check_image_flags(flags)
     return SamplingJob(
@@ -91,7 +97,7 @@ def prepare_job(flags: SampleFlags) -> SamplingJob:
         sampler_choice=sampler_choice,
         denoiser_for_batch=denoiser_for_batch,
         network=network,
-        pictures=pictures,
+        condition_images=condition_images,
         world=world,
         device=device,
     )
@@ -131,7 +137,7 @@ def run_sample(flags: SampleFlags) -> None:
     job = prepare_job(flags)
     flags = job.flags
     recipe = job.checkpoint.recipe
-    digests = [] if job.pictures is None else [extractors.digest(job.pictures)]
+    digests = [] if job.condition_images is None else [extractors.digest(job.condition_images)]
     array_path = flags.out / "samples.npz"
     partial = open_partial_results(flags, array_path, job.network, job.device, *digests)
     out = files.writable_folder(flags.out)
@@ -140,9 +146,9 @@ def run_sample(flags: SampleFlags) -> None:
         if job.world.rank > 0:
             return
         shown = range(flags.first, flags.first + min(flags.n, GRID_IMAGES))
-        conditions = catalogue.conditions(recipe, job.pictures, shown)
+        condition = catalogue.condition_batch(recipe, job.condition_images, shown)
         with folder_lock.exclusive_writer(out):
-            paths = write_samples(out, images, film, job.film_columns, conditions)
+            paths = write_samples(out, images, film, job.film_columns, condition)
     partial.discard()
     evaluations = partial.evaluations / len(job.world.share(flags.n))
     duration = f"{partial.seconds:.1f} s on {job.device}"
@@ -153,10 +159,10 @@ def run_sample(flags: SampleFlags) -> None:
     print_written(*paths)
 
 
-def condition_pictures(flags: SampleFlags, recipe: Recipe) -> Tensor | None:
-    """The pictures of --condition-image: uint8 (M, C, H, W); None where the network needs none.
+def load_condition_images(flags: SampleFlags, recipe: Recipe) -> Tensor | None:
+    """The images of --condition-image: uint8 (M, C, H, W); None if the network needs none.
 
-    Raises ValueError where it is missing, or of no use.
+    Raises ValueError if the flag is missing, or of no use.
     """
     path = flags.condition_image
     if path is None:
@@ -165,7 +171,7 @@ def condition_pictures(flags: SampleFlags, recipe: Recipe) -> Tensor | None:
         return None
     message = "leave out --condition-image, or train --condition small"
     check(recipe.conditional, f"{flags.checkpoint} was trained without a condition: {message}")
-    return read_conditions(path, recipe, flags.first + flags.n)
+    return read_condition_images(path, recipe, flags.first + flags.n)
 
 
 def check_image_flags(flags: SampleFlags) -> None:
@@ -217,20 +223,20 @@ def start_from(
 
 
 def write_samples(
-    out: Path, images: Tensor, film: ddpm.Film, columns: int, conditions: Tensor | None
+    out: Path, images: Tensor, film: ddpm.Film, columns: int, condition: Tensor | None
 ) -> list[Path]:
     """Writes the array, the grid, the strip and the GIFs, of as many images as fill their rows.
 
-    conditions: of the images in the grid, for a grid of their own. Returns the paths.
+    condition: of the images in the grid, for a second grid. Returns the paths.
     """
     array = images.permute(0, 2, 3, 1).numpy()
     with files.replacing(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, images=array)
     names = ["samples.png", "steps.png", "generation.gif", "predicted_x0.gif", "samples.npz"]
     write_grid(out / "samples.png", images[:GRID_IMAGES])
-    if conditions is not None:
+    if condition is not None:
         names.append("condition.png")
-        write_grid(out / "condition.png", ddpm.to_uint8(conditions))
+        write_grid(out / "condition.png", ddpm.to_uint8(condition))
     count = len(film[0][1])
     strip = ddpm.show_strip(film, images=min(2, count), moments=min(11, len(film)))
     with files.replacing(out / "steps.png") as path:

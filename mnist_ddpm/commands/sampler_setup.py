@@ -170,12 +170,12 @@ def build_denoiser_for_batch(
     counted: CountedNetwork,
     *,
     labels: Tensor | None,
-    pictures: Tensor | None,
+    condition_images: Tensor | None,
     device: torch.device,
 ) -> generation.DenoiserForBatch:
     """The function from a batch to its denoiser, as the flags guide and clip it.
 
-    labels, pictures: as of generation.make_denoiser_for_batch.
+    labels, condition_images: as of generation.make_denoiser_for_batch.
     """
     recipe = checkpoint.recipe
     guide = None
@@ -192,7 +192,7 @@ def build_denoiser_for_batch(
         guide=guide,
         interval=flags.guidance_interval,
         clip=CLIPS[flags.clip],
-        pictures=None if pictures is None else pictures.to(device),
+        condition_images=None if condition_images is None else condition_images.to(device),
         sampling_schedule=None if flags.path is None else sampler_choice.sampling_schedule,
         next_times=catalogue.next_times(sampler_choice.name, sampler_choice.times, recipe),
         with_exponent=takes_exponent(sampler_choice.options.get("variance")),

@@ -51,7 +51,7 @@ def make_denoiser_for_batch(
     guide: tuple[Network, Recipe] | None = None,
     interval: tuple[int, int] | None = None,
     clip: Callable[[Denoiser, Schedule], Denoiser] | None = ddpm.clipped,
-    pictures: Tensor | None = None,
+    condition_images: Tensor | None = None,
     sampling_schedule: Schedule | None = None,
     next_times: list[int] | None = None,
     with_exponent: bool = False,
@@ -60,23 +60,23 @@ def make_denoiser_for_batch(
 
     labels (n,): image k has labels[k]. scale: the guidance scale; the weaker model is the guide
     (a network and its recipe) if given, else the network without labels; unused without both.
-    interval: guidance acts at times low < t <= high only. pictures (M, C, H, W), uint8: image k has
-    the condition of pictures[k % M], where the recipe has one. sampling_schedule: the schedule to
-    sample along, if it is not the network's. next_times: the sampler's times, for a network whose
-    input includes where each step goes. with_exponent: for a sampler that uses the learned
-    variance.
+    interval: guidance acts at times low < t <= high only. condition_images (M, C, H, W), uint8:
+    image k has the condition of condition_images[k % M], where the recipe has one.
+    sampling_schedule: the schedule to sample along, if it is not the network's. next_times: the
+    sampler's times, for a network whose input includes where each step goes. with_exponent: for a
+    sampler that uses the learned variance.
     """
     if next_times is not None:
         network = shortcuts.with_next_times(network, next_times, schedule.T)
 
     def denoiser_for_batch(batch: range) -> Denoiser:
         batch_labels = None if labels is None else labels[batch.start : batch.stop]
-        c = catalogue.conditions(recipe, pictures, batch)
+        condition = catalogue.condition_batch(recipe, condition_images, batch)
 
         def make(network: Network, recipe: Recipe, labels: Tensor | None) -> Denoiser:
             labelled = guidance.with_labels(network, labels)
             return catalogue.make_denoiser(
-                labelled, schedule, recipe, c, sampling_schedule, with_exponent
+                labelled, schedule, recipe, condition, sampling_schedule, with_exponent
             )
 
         denoise = unguided = make(network, recipe, batch_labels)

@@ -48,14 +48,17 @@ def loss_by_tenth(denoise: Denoiser, schedule: Schedule, images: Tensor, **optio
 
 
 def condition_error(
-    condition: Callable[[Tensor], Tensor], images: Tensor, pictures: Tensor, batch_size: int = 250
+    compute_condition: Callable[[Tensor], Tensor],
+    images: Tensor,
+    condition_images: Tensor,
+    batch_size: int = 250,
 ) -> float:
-    """Mean distance of the images' condition from the pictures', in 1/255 of the range of pixels.
+    """Mean absolute difference between the conditions of two sets of images, in 1/255 of the range.
 
-    Both are uint8 (N, C, H, W): images that were drawn, and those whose condition the network saw.
+    Both sets are uint8 (N, C, H, W): generated images, and those whose condition the network saw.
     """
     total = 0.0
-    for pair in zip(images.split(batch_size), pictures.split(batch_size)):
-        drawn, wanted = (condition(to_float(part)).double() for part in pair)
+    for pair in zip(images.split(batch_size), condition_images.split(batch_size)):
+        drawn, wanted = (compute_condition(to_float(part)).double() for part in pair)
         total += (drawn - wanted).abs().mean().item() * 127.5 * len(drawn)
     return round(total / len(images), 4)

@@ -99,7 +99,7 @@ class Graph(nn.Module):
 def example_inputs(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]]:
     """Inputs of four images, then of one, with times from T to 1."""
     batches = []
-    condition = catalogue.condition_of(recipe)
+    compute_condition = catalogue.condition_function(recipe)
     for n in (4, 1):
         draw_noise = noise_source(0, range(n), recipe.shape)
         x0 = draw_noise().clamp(-1, 1)
@@ -109,8 +109,8 @@ def example_inputs(schedule: Schedule, recipe: Recipe) -> list[dict[str, Tensor]
             inputs["label"] = (torch.arange(n) - 1) % (recipe.classes + 1)
         if catalogue.takes_next_time(recipe):
             inputs["s"] = torch.linspace(schedule.T // 2, 0, 4).long()[:n]
-        if condition:
-            inputs["condition"] = condition(x0)
+        if compute_condition:
+            inputs["condition"] = compute_condition(x0)
         batches.append(inputs)
     return batches
 

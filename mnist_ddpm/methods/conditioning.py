@@ -1,7 +1,7 @@
-"""An image as the condition: the network sees c(x_0) beside x_t, as further channels.
+"""An image as the condition: the network sees a function of x_0 beside x_t, as more channels.
 
 So SR3 (arXiv 2104.07636) makes large images of small ones, and Palette (arXiv 2111.05826) colours
-grey ones. A condition is a function of x_0 (N, C, H, W) in [-1, 1] that returns c (N, K, H, W).
+grey ones. The condition (N, K, H, W) is computed from x_0 (N, C, H, W) in [-1, 1].
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from mnist_ddpm.ddpm import Network, Schedule, check
 from mnist_ddpm.method import Batch, Decorator, Method
 
-Condition = Callable[[Tensor], Tensor]
+ConditionFunction = Callable[[Tensor], Tensor]  # from x_0 to the condition
 LUMINANCE = 0.299, 0.587, 0.114  # of red, green, blue: ITU-R BT.601, as Pillow's mode "L"
 FACTOR = 4  # by which downsampled images are smaller on each side
 
@@ -38,23 +38,27 @@ def small(x0: Tensor) -> Tensor:
     return F.interpolate(downsampled(x0), scale_factor=float(FACTOR), mode="nearest")
 
 
-def with_condition(network: Network, c: Tensor) -> Network:
-    """A network (x_t and c as channels, t) as one of (x_t, t), for N images with c (N, K, H, W)."""
+def with_condition(network: Network, condition: Tensor) -> Network:
+    """A network of (x_t and condition as channels, t) as one of (x_t, t).
+
+    condition (N, K, H, W): of the N images to come.
+    """
 
     def conditional_network(xt: Tensor, t: Tensor, **labels: Tensor) -> Tensor:
-        check(len(c) == len(xt), f"there are {len(c)} conditions for {len(xt)} images")
-        return network(torch.cat([xt, c.to(xt)], dim=1), t, **labels)
+        n_conditions = len(condition)
+        check(n_conditions == len(xt), f"there are {n_conditions} conditions for {len(xt)} images")
+        return network(torch.cat([xt, condition.to(xt)], dim=1), t, **labels)
 
     return conditional_network
 
 
 class Conditioned(Decorator):
-    """A method whose network is also given the condition of each x_0."""
+    """A method whose network also gets the condition of each x_0."""
 
-    def __init__(self, method: Method, condition: Condition):
+    def __init__(self, method: Method, condition_function: ConditionFunction):
         super().__init__(method)
-        self.condition = condition
+        self.condition_function = condition_function
 
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
-        conditional = with_condition(network, self.condition(batch.x0))
+        conditional = with_condition(network, self.condition_function(batch.x0))
         return self.method.loss(conditional, schedule, batch)

@@ -22,12 +22,12 @@ def draw_preview(
     schedule: Schedule,
     make_denoiser: Callable[..., Denoiser],
     processes: int = 1,
-    c: Tensor | None = None,
+    condition: Tensor | None = None,
 ) -> np.ndarray:
     """36 images of the averaged network in 20 DDIM steps, always from the same noise: a picture.
 
     Labels come in turn. make_denoiser: called with network, schedule and, where there is one, the
-    condition c (36, 1 or 3, H, W) of a batch, as c; the picture then shows c on the left.
+    condition (36, 1 or 3, H, W) of a batch; the picture then shows the condition on the left.
     processes: how many share a batch, which is no larger than in training.
     Raises FloatingPointError for images that are NaN.
     """
@@ -36,9 +36,13 @@ def draw_preview(
     batches = [range(k, min(IMAGES, k + size)) for k in range(0, IMAGES, size)]
     images = []
     for batch in batches:
-        condition = {} if c is None else {"c": c[batch.start : batch.stop]}
-        images.append(draw_batch(run, schedule, partial(make_denoiser, **condition), batch))
-    panels = [torch.cat(images)] if c is None else [ddpm.to_uint8(c).cpu(), torch.cat(images)]
+        make = make_denoiser
+        if condition is not None:
+            make = partial(make_denoiser, condition=condition[batch.start : batch.stop])
+        images.append(draw_batch(run, schedule, make, batch))
+    panels = [torch.cat(images)]
+    if condition is not None:
+        panels.insert(0, ddpm.to_uint8(condition).cpu())
     return np.concatenate([ddpm.tile(panel, COLUMNS, scale=2) for panel in panels], axis=1)
 
 
