@@ -40,9 +40,9 @@ def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, T
 def read_condition_images(path: Path, recipe: Recipe, n: int) -> Tensor:
     """A picture, or the first n of a folder, as images to take a condition of: uint8 (M, C, H, W).
 
-    Raises as read_image, and as folders.image_paths.
+    Raises as read_image, and as folders.list_image_files.
     """
-    paths = folders.image_paths(path)[:n] if path.is_dir() else [path]
+    paths = folders.list_image_files(path)[:n] if path.is_dir() else [path]
     return torch.cat([read_condition_image(each, recipe) for each in paths])
 
 

@@ -13,7 +13,7 @@ from mnist_ddpm.data.pictures import crop_and_resize, known_formats, with_margin
 from mnist_ddpm.datasets import dataset_named
 
 
-def image_paths(folder: str | Path) -> list[Path]:
+def list_image_files(folder: str | Path) -> list[Path]:
     """All images below a folder, sorted. Hidden files and folders do not count.
 
     Raises ValueError where there is none, OSError where a folder cannot be read.
@@ -33,14 +33,14 @@ def image_paths(folder: str | Path) -> list[Path]:
 def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") -> Tensor:
     """All images below a folder, padded or cropped, and resized: uint8 (N, *recipe.shape).
 
-    Raises as image_paths, ValueError where more than a few cannot be read, OSError where the
+    Raises as list_image_files, ValueError where more than a few cannot be read, OSError where the
     images cannot be saved.
     """
 
     def fit(image: Image.Image) -> Image.Image:
         return crop_and_resize(with_margin(image, recipe), recipe.shape)
 
-    names = [path.relative_to(folder).as_posix() for path in image_paths(folder)]
+    names = [path.relative_to(folder).as_posix() for path in list_image_files(folder)]
     label = re.sub(r"\W+", "-", Path(folder).resolve().name)[:50] or "images"
     if dataset_named(recipe.dataset).padded_side:
         label = f"{recipe.dataset}-{label}"
