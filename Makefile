@@ -6,7 +6,7 @@
 # make export   write mnist_ddpm/ddpm.py from the notebook
 # make gallery  draw the pictures of images&samples/ with the shipped checkpoints
 # make notebook execute the notebook and those of further/ in place, and export
-# make playground  build playground/digits.html, which draws digits in the browser; needs clang, lld
+# make playground  build playground/digits.html, which draws digits in the browser
 # make measure  print what reading each notebook asks for
 # make lint     check style
 

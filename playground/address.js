@@ -6,9 +6,9 @@ const EACH = "each", NONE = "none"; // labels: image k's is k mod classes, as in
 
 // What to draw where the address says nothing: as the checkpoint advises.
 function defaults({ draw, classes, T }) {
-  const sampler = draw.sampler in SAMPLERS ? draw.sampler : "ddim";
+  const sampler = Object.hasOwn(SAMPLERS, draw.sampler) ? draw.sampler : "ddim";
   const steps = Math.min(draw.steps ?? 20, T), eta = Math.min(1, draw.eta ?? 0);
-  const wish = { seed: 0, image: 0, steps, sampler, eta };
+  const wish = { seed: 0, image: draw.image ?? 0, steps, sampler, eta };
   return classes ? { ...wish, label: EACH, guidance: draw.guide ? 1 : draw.guidance ?? 1 } : wish;
 }
 
@@ -28,7 +28,7 @@ function readAddress(hash, facts) {
   number("label", 0, facts.classes - 1);
   if (asked.get("label") === NONE && facts.classes) wish.label = NONE;
   const sampler = asked.get("sampler"), able = sampler !== "shortcut" || wish.sampler === sampler;
-  if (sampler in SAMPLERS && able) wish.sampler = sampler;
+  if (Object.hasOwn(SAMPLERS, sampler) && able) wish.sampler = sampler;
   return wish;
 }
 

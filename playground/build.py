@@ -1,7 +1,8 @@
 """Builds the page that draws digits in the browser: `make playground` writes one HTML file.
 
 A checkpoint's weights, the kernels compiled to WebAssembly, scripts and style are all inside, so
-the page opens from a disk, without a server. Needs clang with wasm-ld (Debian: clang and lld).
+the page opens from a disk, without a server. The compiled kernels are those of digits.html; only
+where kernels.c or noise.c have changed since, clang with wasm-ld is needed (Debian: clang, lld).
 
 With --as-checkpoint it writes the weights as the page reads them, for `mnist_ddpm evaluate`.
 """
@@ -31,15 +32,19 @@ from mnist_ddpm.methods.predictions import x0_factors
 from mnist_ddpm.training.saving import CONFIG, config_value
 
 HERE = Path(__file__).resolve().parent
+OUT = HERE / "digits.html"
 KERNELS = HERE / "kernels.c", HERE / "noise.c"
 CHECKPOINT = "mnist-few"  # in the page, unless told
 MAX_BYTES = 4_000_000  # bytes of the page
 KINDS = "float32", "float16", "int8"  # of stored weights
+# How the page begins, beyond what the checkpoint recommends: with the guidance that measure.py
+# finds best, where one image in `astray` shows another label, and an image that 50 steps draw, too
+BEGIN = {"mnist-few": {"guidance": 1.5, "astray": 60, "image": 6}}
 # With int8, layers with less than this share of the weights stay in half precision: mostly those of
 # the first level, next to the image, where errors cost most
 SMALL_SHARE = 1 / 80
 WORKER = "weights", "memory", "network", "noise", "samplers", "worker"  # scripts, in this order
-PAGE = "samplers", "address", "gif", "draw", "page"
+PAGE = "samplers", "address", "gif", "load", "film", "draw", "page"
 COMPILE = (
     "--target=wasm32 -O3 -msimd128 -mbulk-memory -mnontrapping-fptoint -ffreestanding -nostdlib "
     "-Wall -Wextra -Wl,--no-entry,--export=__heap_base,--allow-undefined,--strip-all"
@@ -67,6 +72,25 @@ def compile_kernels() -> bytes:
         out = Path(folder, "kernels.wasm")
         subprocess.run([find_clang(), *COMPILE, *KERNELS, "-o", out], check=True)
         return out.read_bytes()
+
+
+def digest_of_sources() -> str:
+    """The SHA-256 of the kernels' sources, which the page names."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in KERNELS)).hexdigest()
+
+
+def kernels() -> bytes:
+    """The kernels as WebAssembly: those in digits.html, or compiled where the sources differ.
+
+    Raises FileNotFoundError where they differ and there is no compiler.
+    """
+    if OUT.exists():
+        text = OUT.read_text(encoding="utf-8")
+        same = f'name="kernels" content="{digest_of_sources()}"' in text
+        compiled = re.search(r'id="wasm">([^<]+)<', text)
+        if same and compiled:
+            return gzip.decompress(base64.b64decode(compiled[1]))
+    return compile_kernels()
 
 
 def quantise(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,6 +173,21 @@ def compressed_text(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
+def facts_of(weights: bytes) -> dict:
+    """What the page shows before the network is ready, of a weights file."""
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    about = header["__metadata__"]
+    labels = header.get("label.weight")
+    return {
+        "name": about["name"],
+        "parameters": int(about["parameters"]),
+        "draw": json.loads(about["draw"]),
+        "shape": json.loads(about["shape"]),
+        "classes": labels["shape"][0] - 1 if labels else 0,
+        "T": header["schedule.signal"]["shape"][0] - 1,
+    }
+
+
 def script(name: str) -> str:
     """A script of this folder."""
     return (HERE / f"{name}.js").read_text(encoding="utf-8")
@@ -156,10 +195,14 @@ def script(name: str) -> str:
 
 def page(wasm: bytes, weights: bytes) -> str:
     """The page with everything inside."""
+    facts = facts_of(weights)
+    _, height, width = facts["shape"]
+    style = (HERE / "page.css").read_text(encoding="utf-8")
     parts = {
-        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+        "facts": json.dumps(facts),
+        "style": style.replace("{{aspect}}", f"{width} / {height}"),
         "worker": "\n".join(map(script, WORKER)),
-        "kernels": hashlib.sha256(b"".join(path.read_bytes() for path in KERNELS)).hexdigest(),
+        "kernels": digest_of_sources(),
         "wasm": compressed_text(wasm),
         "weights": compressed_text(weights),
         "page": "\n".join(map(script, PAGE)),
@@ -175,15 +218,17 @@ def page_weights(source: str, kind: str) -> bytes:
     condition = checkpoint.recipe.condition
     check(network in ("unet", "shortcut"), f"network is {network} in {source}: take a U-Net")
     check(condition == "none", f"condition is {condition} in {source}: the page gives it none")
-    return weights_file(checkpoint, Path(source).name, kind, checkpoints.sampling_defaults(source))
+    name = Path(source).name
+    draw = checkpoints.sampling_defaults(source) | BEGIN.get(name, {})
+    return weights_file(checkpoint, name, kind, draw)
 
 
 def build_page(source: str, kind: str, out: Path) -> int:
     """Writes the page of a checkpoint and returns its size in bytes.
 
-    Raises ValueError for one that is too large, and as checkpoints.load and compile_kernels.
+    Raises ValueError for one that is too large, and as checkpoints.load and kernels.
     """
-    text = page(compile_kernels(), page_weights(source, kind)).encode()
+    text = page(kernels(), page_weights(source, kind)).encode()
     too_large = f"the page would have {len(text):,} bytes, above {MAX_BYTES:,}"
     check(len(text) <= MAX_BYTES, f"{too_large}: take --weights int8, or a smaller checkpoint")
     out.write_bytes(text)
@@ -213,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="a name or folder")
     parser.add_argument("--weights", choices=KINDS, default="int8", help="how they are stored")
-    parser.add_argument("--out", type=Path, default=HERE / "digits.html")
+    parser.add_argument("--out", type=Path, default=OUT)
     text = "write no page, but the weights as it reads them, for evaluate --checkpoint FOLDER"
     parser.add_argument("--as-checkpoint", type=Path, metavar="FOLDER", help=text)
     flags = parser.parse_args(arguments)

@@ -4,30 +4,56 @@
 const FINE = 8; // the drawing has so many pixels for one of the network's, each way
 const BRUSH = 2.6; // width of a line, in the network's pixels
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const EXAMPLE = [ // a two, as a child might draw it: across and down, 0 … 1
+  [0.32, 0.32], [0.37, 0.19], [0.52, 0.14], [0.65, 0.21], [0.65, 0.34], [0.52, 0.5], [0.36, 0.66],
+  [0.31, 0.72], [0.46, 0.68], [0.58, 0.74], [0.72, 0.68],
+];
 const drawing = follower(redraw);
 const KEEPS = { // which pixels are known, by what is chosen
   upper: (x, y, width, height) => y < height / 2,
   left: (x, y, width) => x < width / 2,
 };
 
+let isExample = false; // which the first stroke replaces
+
 function readyToDraw() {
   const pad = $("pad"), context = pad.getContext("2d", { willReadFrequently: true });
   [pad.width, pad.height] = [facts.shape[2] * FINE, facts.shape[1] * FINE];
   Object.assign(context, { lineWidth: BRUSH * FINE, lineCap: "round", lineJoin: "round" });
-  context.strokeStyle = "#fff";
+  Object.assign(context, { strokeStyle: "#fff", fillStyle: "#000" });
   byPointer(pad, context);
   byKeys(pad, context);
   $("take").onclick = () => {
+    isExample = false;
     context.imageSmoothingEnabled = true;
     context.drawImage($("xt"), 0, 0, pad.width, pad.height);
     drawing.now();
   };
   $("clear").onclick = () => {
-    context.clearRect(0, 0, pad.width, pad.height);
+    wipe(context);
+    drawing.now();
+  };
+  $("example").onclick = () => {
+    drawExample(context);
     drawing.now();
   };
   $("strength").oninput = drawing.soon;
   $("keep").onchange = drawing.now;
+  drawExample(context);
+  drawing.now();
+}
+
+function wipe(context) {
+  isExample = false;
+  context.fillRect(0, 0, $("pad").width, $("pad").height);
+}
+
+function drawExample(context) {
+  const { width, height } = $("pad");
+  const points = EXAMPLE.map(([across, down]) => [across * width, down * height]);
+  wipe(context);
+  points.slice(1).forEach((to, k) => line(context, points[k], to));
+  isExample = true;
 }
 
 function byPointer(pad, context) {
@@ -39,6 +65,7 @@ function byPointer(pad, context) {
   let last = null; // where the pointer was
   pad.onpointerdown = (event) => {
     pad.setPointerCapture(event.pointerId);
+    if (isExample) wipe(context);
     last = place(event);
     line(context, last, last);
     drawing.soon();
@@ -69,11 +96,12 @@ function byKeys(pad, context) {
   };
   moveTo(pen);
   pad.onkeydown = (event) => {
-    if (!(event.key in ARROWS)) return;
+    if (!Object.hasOwn(ARROWS, event.key)) return;
     event.preventDefault(); // else the page would move
     const [across, down] = ARROWS[event.key], before = pen;
     moveTo([within(pen[0] + across * step, pad.width), within(pen[1] + down * step, pad.height)]);
     if (event.shiftKey) return;
+    if (isExample) wipe(context);
     line(context, before, pen);
     drawing.soon();
   };
@@ -93,26 +121,29 @@ function drawn() {
   const { data } = pad.getContext("2d").getImageData(0, 0, pad.width, pad.height);
   for (let k = 0; k < pad.width * pad.height; k++) {
     const place = Math.floor(k / pad.width / FINE) * width + Math.floor(k % pad.width / FINE);
-    result[place] += data[4 * k] * data[4 * k + 3] / 255 / 127.5 / FINE ** 2;
+    result[place] += data[4 * k] / 127.5 / FINE ** 2;
   }
   const all = new Float32Array(channels * height * width);
   for (let c = 0; c < channels; c++) all.set(result, c * height * width);
   return all;
 }
 
-// Asks for what becomes of the drawing; an empty one becomes nothing.
+// Asks for what becomes of the drawing, once the network is ready; an empty one becomes nothing.
 function redraw() {
   const strength = Number($("strength").value), keep = $("keep").value, picture = drawn();
   const [, height, width] = facts.shape;
   tell("strength", furthest(strength, facts.T));
   $("strength").disabled = keep !== "all";
   const empty = picture.every((value) => value === -1);
-  $("hint").hidden = !empty;
+  $("hint").hidden = !empty && !isExample;
+  $("hint").textContent = empty ? "Scribble here" : "example: scribble here";
+  $("hint").classList.toggle("below", !empty);
   if (empty) {
     latest.drawn = null;
+    showProgress("drawn", 1, 1);
     paint($("drawn"), picture);
-    return false;
   }
+  if (empty || !isReady) return false;
   const mask = KEEPS[keep] && picture.map((_, k) => {
     const x = k % width, y = Math.floor(k / width) % height;
     return KEEPS[keep](x, y, width, height) ? 1 : 0;

@@ -1,62 +1,38 @@
 "use strict";
-// What is seen and touched. The worker computes; here its states are kept, shown and played.
+// What is seen and touched. The worker computes; here it is asked, and its answers are shown.
 
-const $ = (id) => document.getElementById(id);
 const GRID = 16, BETWEEN = 8; // images
-const PLAY = 1000; // milliseconds from T to 0
 const SAYS = {
-  ddpm: "Algorithm 2: every step brings fresh noise.",
-  ddim: "Goes straight for the predicted image. With η = 0 no noise is added.",
-  dpmpp: "As DDIM, and uses the prediction before: good in few steps.",
-  consistency: "Takes the prediction at T, adds noise anew up to the next t, and so on.",
-  shortcut: "As DDIM, but the network is told how far each step goes: 1, 2 or 4 will do.",
+  ddpm: "The original way: each step removes some noise, and adds a little fresh noise.",
+  ddim: "Removes noise only, as long as η is 0.",
+  dpmpp: "As DDIM, and looks back one step: good in few steps.",
+  consistency: "Guesses the digit at once, adds some noise to the guess, and guesses again.",
+  shortcut: "As DDIM, but the network knows how far each step goes: 1, 2 or 4 are enough.",
 };
 const SEEN = {
-  consistency: "Trained for few steps, the network says one digit, where others predict a blur.",
-  mean: "The more noise, the more digits it could be. The network predicts their mean, a blur.",
+  consistency: "Trained for few steps, the network decides for one digit. Most networks would show a blur.",
+  mean: "The more noise, the more digits it could be: the network shows their mean, a blur.",
 };
-const still = matchMedia("(prefers-reduced-motion: reduce)");
-
-const QUICK = 8; // steps: with fewer, each of them takes its part of PLAY
+const FILM = { sampler: "ddpm", steps: SLOW }; // what diffusion looks like
+const facts = JSON.parse($("facts").textContent);
 const latest = {}; // lane -> the number of its last task
+const awaited = {}; // lane -> {done, count}: states that have come, of how many
 const seeing = follower(see);
 
-let facts, wish, stops, film = [], expected = 1, playing, writing, task = 0, worker;
+let wish = readAddress(location.hash, facts), stops, writing, task = 0, isReady = false;
 
-async function start() {
-  const source = $("worker-source").textContent;
-  worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-  const answers = { ready, state, error: ({ text }) => trouble(text) };
-  worker.onmessage = ({ data }) => answers[data.kind](data);
-  worker.onerror = (event) => trouble(event.message);
-  const [wasm, weights] = await Promise.all(["wasm", "weights"].map(unpacked));
-  worker.postMessage({ kind: "load", wasm, weights }, [wasm, weights]);
-}
-
-// The bytes that stand in the page as compressed text.
-function unpacked(id) {
-  const text = atob($(id).textContent), bytes = new Uint8Array(text.length);
-  for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).arrayBuffer();
-}
-
-function trouble(text) {
-  $("trouble").hidden = false;
-  const advice = "Take a current Chromium, Firefox or Safari.";
-  $("trouble").textContent = `This browser cannot draw here (${text}). ${advice}`;
-}
-
-function ready(message) {
-  facts = message.facts;
-  $("count").textContent = ` of ${facts.parameters.toLocaleString("en")} weights`;
+// All that needs no network, so that nothing moves when it comes, and strokes count from the start.
+function setUp() {
   $("T").textContent = facts.T;
   $("film").hidden = facts.shape[0] > 1; // GIFs here are grey
-  const trained = facts.draw.sampler; // in no other network is it of use
-  for (const name of OWN) if (name !== trained) $(name).remove();
-  $("quick").hidden = !OWN.includes(trained);
-  $("seen-says").textContent = SEEN[trained] ?? SEEN.mean;
+  const recommended = facts.draw.sampler;
+  for (const name of OWN) if (name !== recommended) $(name).remove(); // of use in no other network
+  $("quick").hidden = !OWN.includes(recommended);
+  $("seen-says").textContent = SEEN[recommended] ?? SEEN.mean;
+  const { astray } = facts.draw;
+  $("astray").textContent = astray ? `As the page begins, one in ${astray} comes out as another.` : "";
   [$("level").max, $("level").value] = [facts.T, Math.ceil(facts.T / 2)];
+  tell("level", $("level").value);
   $("labels").hidden = $("guiding").hidden = !facts.classes;
   const labels = facts.classes ? [EACH, ...Array(facts.classes).keys(), NONE] : [];
   labels.forEach(addLabel);
@@ -65,8 +41,8 @@ function ready(message) {
   for (const canvas of document.querySelectorAll("canvas")) {
     [, canvas.height, canvas.width] = facts.shape;
   }
+  showControls();
   readyToDraw();
-  follow();
 }
 
 function addLabel(label) {
@@ -81,7 +57,7 @@ function addTile(k) {
   const button = document.createElement("button");
   button.type = "button";
   button.append(document.createElement("canvas"));
-  button.onclick = () => change({ image: firstOfGrid() + k });
+  button.onclick = () => visit({ image: firstOfGrid() + k });
   $("grid").append(button);
 }
 
@@ -89,20 +65,46 @@ function firstOfGrid() {
   return Math.floor(wish.image / GRID) * GRID;
 }
 
+const ANSWERS = { // by kind
+  ready() {
+    isReady = true;
+    drawAll();
+  },
+  state({ lane, id, ...found }) {
+    if (id !== latest[lane]) return;
+    $("trouble").hidden = true;
+    showProgress(lane, ++awaited[lane].done, awaited[lane].count);
+    SHOW[lane](found);
+  },
+  error(problem) {
+    const { lane, id } = problem;
+    if (lane && id !== latest[lane]) return;
+    failed(problem);
+    showProgress(lane, 1, 1);
+    if (lane === "drawn") drawing.came();
+    if (lane === "seen") seeing.came();
+  },
+};
+
 // Draws what the address asks for.
 function follow() {
+  clearTimeout(writing);
   draw(readAddress(location.hash, facts));
 }
 
 function draw(asked) {
   const others = ({ image, ...rest }) => JSON.stringify([Math.floor(image / GRID), rest]);
-  const old = wish;
+  const isOtherGrid = others(wish) !== others(asked);
   wish = asked;
   showControls();
+  if (isReady) drawAll(isOtherGrid);
+}
+
+function drawAll(grid = true) {
   drawLarge();
   drawing.now();
   ask("few", [wish.image], { counts: [1, 2, 4].filter((count) => count <= facts.T) });
-  if (!old || others(wish) !== others(old)) drawGrid();
+  if (grid) drawGrid();
   drawBetween();
 }
 
@@ -110,7 +112,22 @@ function draw(asked) {
 function change(part) {
   draw({ ...wish, ...part });
   clearTimeout(writing);
-  writing = setTimeout(() => history.replaceState(null, "", writeAddress(wish)), 200);
+  writing = setTimeout(write, 200);
+}
+
+// Another digit, from which the browser's Back leads back.
+function visit(part) {
+  clearTimeout(writing);
+  write();
+  draw({ ...wish, ...part });
+  write("pushState");
+}
+
+function write(how = "replaceState") {
+  try {
+    history[how](null, "", writeAddress(wish));
+  } catch { // too many changes: the next one writes it
+  }
 }
 
 function ask(lane, images, more = {}) {
@@ -119,20 +136,30 @@ function ask(lane, images, more = {}) {
   const message = { kind: "draw", lane, id, seed, images, sampler, steps, eta, guidance, labels };
   worker.postMessage({ ...message, ...more });
   latest[lane] = id;
+  awaited[lane] = { done: 0, count: (more.steps ?? steps) + 1 };
+  showProgress(lane, 0, awaited[lane].count);
+}
+
+// How much of a lane's task is done: to be seen where it takes long.
+function showProgress(lane, done, count) {
+  const bar = document.querySelector(`progress[data-lane="${lane}"]`);
+  if (!bar) return;
+  [bar.max, bar.value] = [count, done];
+  bar.classList.toggle("busy", done < count);
 }
 
 // Follows what moves, such as a slider: `soon` asks at once, or when the answer that is awaited has
 // come. `asks` says whether there is anything to ask.
 function follower(asks) {
-  let awaited = false, again = false;
+  let isAwaited = false, isStale = false;
   const now = () => {
-    again = false;
-    awaited = asks();
+    isStale = false;
+    isAwaited = asks();
   };
-  const soon = () => awaited ? again = true : now();
+  const soon = () => isAwaited ? isStale = true : now();
   const came = () => {
-    awaited = false;
-    if (again) now();
+    isAwaited = false;
+    if (isStale) now();
   };
   return { now, soon, came };
 }
@@ -149,13 +176,12 @@ function drawGrid() {
   ask("grid", Array.from({ length: GRID }, (_, k) => firstOfGrid() + k));
 }
 
-// Without fresh noise: the way there is then the same for neighbours.
+// Without fresh noise and with one label, so that neighbours differ little.
 function drawBetween() {
   const images = [wish.image, wish.image + 1];
   const sampler = ["dpmpp", "shortcut"].includes(wish.sampler) ? wish.sampler : "ddim";
   const between = Array.from({ length: BETWEEN }, (_, k) => k / (BETWEEN - 1));
-  const two = labelsOf(wish, images, facts.classes);
-  const labels = two && between.map((weight) => two[weight < 0.5 ? 0 : 1]);
+  const own = labelsOf(wish, images, facts.classes), labels = own && between.map(() => own[0]);
   [$("from").textContent, $("to").textContent] = images;
   ask("between", images, { sampler, eta: 0, between, labels });
 }
@@ -168,19 +194,23 @@ function see() {
   return true;
 }
 
-function state({ lane, id, ...found }) {
-  if (id === latest[lane]) SHOW[lane](found);
+// Whether a state is to be painted: where motion is unwelcome, the last alone.
+function isShown(t) {
+  return t === 0 || !still.matches;
 }
 
 const SHOW = { // what comes of each lane
   large({ bytes, ...moment }) {
     film.push(moment);
+    if (moment.t > 0 && wish.steps >= SLOW) {
+      $("pace").textContent = `Step ${film.length} of ${wish.steps} …`;
+    }
     if (moment.t > 0) return;
     finished(bytes);
     seeing.now();
   },
   drawn({ t, x0 }) {
-    if (t === 0 || wish.steps > QUICK) paint($("drawn"), x0); // few steps: no flicker
+    if (t === 0 || (wish.steps > QUICK && isShown(t))) paint($("drawn"), x0); // few: no flicker
     $("drawn").dataset.t = t;
     if (t === 0) drawing.came();
   },
@@ -192,7 +222,7 @@ const SHOW = { // what comes of each lane
   },
   few({ t, x, x0, count }) {
     if (t === facts.T) paint(canvasOf(0), x);
-    paint(canvasOf(count), x0);
+    if (isShown(t)) paint(canvasOf(count), x0);
     canvasOf(count).dataset.t = t;
   },
   grid: ({ t, x }) => paintRow($("grid"), x, t),
@@ -214,48 +244,9 @@ function finished(bytes) {
 
 function paintRow(row, x, t) {
   const canvases = row.querySelectorAll("canvas"), size = x.length / canvases.length;
-  canvases.forEach((canvas, k) => paint(canvas, x.subarray(k * size, (k + 1) * size)));
   row.dataset.t = t;
-}
-
-// Shows the film from its start, as far as there is one, over PLAY milliseconds at most.
-function play() {
-  stop();
-  const began = performance.now(), last = expected - 1, each = PLAY / Math.max(QUICK, last);
-  const frame = (now) => {
-    const due = still.matches ? last : Math.min(last, Math.floor((now - began) / each));
-    if (film.length) show(Math.min(due, film.length - 1));
-    playing = due < last || film.length < expected ? requestAnimationFrame(frame) : null;
-  };
-  playing = requestAnimationFrame(frame);
-}
-
-function stop() {
-  cancelAnimationFrame(playing);
-  playing = null;
-}
-
-// One moment of the film.
-function show(k) {
-  const { t, x, x0 } = film[k];
-  paint($("xt"), x);
-  paint($("x0"), x0);
-  $("t").textContent = t;
-  $("moment").value = k;
-  $("moment").setAttribute("aria-valuetext", `t = ${t}`);
-  if (t === 0 && !performance.getEntriesByName("digit").length) performance.mark("digit");
-}
-
-// Floats in [-1, 1] as grey levels, or as colours.
-function paint(canvas, x) {
-  const context = canvas.getContext("2d"), { width, height } = canvas, size = width * height;
-  const picture = context.createImageData(width, height), levels = toUint8(x);
-  const plane = facts.shape[0] === 3 ? size : 0; // from red to green, and on to blue
-  for (let k = 0; k < size; k++) {
-    for (let c = 0; c < 3; c++) picture.data[4 * k + c] = levels[c * plane + k];
-    picture.data[4 * k + 3] = 255;
-  }
-  context.putImageData(picture, 0, 0);
+  if (!isShown(t)) return;
+  canvases.forEach((canvas, k) => paint(canvas, x.subarray(k * size, (k + 1) * size)));
 }
 
 // The t of a slider, which counts otherwise.
@@ -271,14 +262,17 @@ function showControls() {
   $("steps").value = stops.indexOf(wish.steps);
   $("steps").setAttribute("aria-valuetext", `${wish.steps} steps`);
   for (const button of document.querySelectorAll("#quick button")) {
-    button.setAttribute("aria-pressed", button.value === String(wish.steps));
+    const { steps, sampler } = quick(button);
+    const isChosen = steps === wish.steps && sampler === wish.sampler;
+    button.setAttribute("aria-pressed", isChosen);
+    button.hidden = steps > facts.T;
   }
   $("eta").value = wish.eta;
   $("anew").hidden = !WITH_ETA.includes(wish.sampler);
   $("guidance").value = wish.guidance ?? 1;
   $("guidance").disabled = wish.label === NONE;
-  $("sampler").value = wish.sampler;
-  $("sampler-says").textContent = SAYS[wish.sampler];
+  for (const name of ["sampler", "seed", "image"]) $(name).value = wish[name];
+  $("sampler-says").textContent = `${SAYS[wish.sampler]} ${madeFor()}`;
   for (const name of ["steps", "eta", "guidance"]) {
     document.querySelector(`output[for="${name}"]`).textContent = wish[name] ?? "";
   }
@@ -293,6 +287,21 @@ function showControls() {
   $("command").replaceChildren(...pythonCommand(wish, facts).split(/ (?=-)/).flatMap(unbroken));
 }
 
+// Which sampler suits this network.
+function madeFor() {
+  const { sampler } = facts.draw, option = document.querySelector(`#sampler [value="${sampler}"]`);
+  if (!option) return "";
+  const name = wish.sampler === sampler ? "it" : option.text;
+  if (!OWN.includes(sampler)) return `Best here: ${name}.`;
+  const made = `This network was made for ${name}`;
+  return wish.steps > QUICK ? `${made} and few steps: in many, some digits fail.` : `${made}.`;
+}
+
+// What a button of few steps, or of the slow film, asks for.
+function quick({ value }) {
+  return Number(value) === SLOW ? FILM : { sampler: facts.draw.sampler, steps: Number(value) };
+}
+
 // Words that no line parts, and a space.
 function unbroken(words) {
   const span = document.createElement("span");
@@ -300,33 +309,10 @@ function unbroken(words) {
   return [span, " "];
 }
 
-function download(url, ending) {
-  const link = document.createElement("a");
-  link.href = url;
-  link.download = `seed-${wish.seed}-image-${wish.image}${ending}`;
-  link.click();
-}
-
-function savePicture() {
-  const large = document.createElement("canvas"), scale = 16;
-  [large.width, large.height] = [$("xt").width * scale, $("xt").height * scale];
-  const context = large.getContext("2d");
-  context.imageSmoothingEnabled = false;
-  context.drawImage($("xt"), 0, 0, large.width, large.height);
-  download(large.toDataURL("image/png"), `-t-${$("t").textContent}.png`);
-}
-
-// The film of x_t, of 50 moments at most: 4 seconds, then 2 of rest, as the notebook's.
-function saveFilm() {
-  const [, height, width] = facts.shape, count = Math.min(50, film.length);
-  if (count < 2) return;
-  const frames = Array.from({ length: count }, (_, k) => {
-    const { t, x } = film[Math.round(k / (count - 1) * (film.length - 1))];
-    return { pixels: toUint8(x), hundredths: t === 0 ? 200 : Math.round(400 / count) };
-  });
-  const url = URL.createObjectURL(gifOf(frames, width, height, 4));
-  download(url, ".gif");
-  setTimeout(() => URL.revokeObjectURL(url), 60000);
+// Draws what a field's number asks for; where that is none, the old number returns.
+function typed({ target: { id, validity, valueAsNumber } }) {
+  if (validity.valid) visit({ [id]: valueAsNumber });
+  else showControls();
 }
 
 $("moment").oninput = (event) => {
@@ -334,16 +320,27 @@ $("moment").oninput = (event) => {
   if (film.length) show(Math.min(Number(event.target.value), film.length - 1));
 };
 $("level").oninput = () => film.at(-1)?.t === 0 && seeing.soon();
-$("fresh").onclick = () => change({ seed: 1 + Math.floor(9999 * Math.random()) });
+$("fresh").onclick = () => {
+  const [seed, image] = [9999, GRID].map((count) => Math.floor(count * Math.random()));
+  visit({ seed: 1 + seed, image });
+};
+$("seed").onchange = $("image").onchange = typed;
+$("controls").onsubmit = (event) => event.preventDefault();
 $("again").onclick = play;
 $("save").onclick = savePicture;
 $("film").onclick = saveFilm;
+$("copy-address").onclick = () => {
+  write();
+  copy(location.href, "address");
+};
+$("copy-command").onclick = () => copy($("command").innerText.trim(), "command");
 $("sampler").onchange = (event) => change({ sampler: event.target.value });
 $("steps").oninput = (event) => change({ steps: stops[event.target.value] });
 for (const button of document.querySelectorAll("#quick button")) {
-  button.onclick = () => change({ steps: Number(button.value) });
+  button.onclick = () => change(quick(button));
 }
 $("eta").oninput = (event) => change({ eta: Number(event.target.value) });
 $("guidance").oninput = (event) => change({ guidance: Number(event.target.value) });
 onhashchange = follow;
-start().catch((error) => trouble(String(error)));
+setUp();
+addEventListener("DOMContentLoaded", () => start().catch(failed));

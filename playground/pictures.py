@@ -1,15 +1,18 @@
 """Takes the page's pictures, wide and narrow, light and dark: `python playground/pictures.py`.
 
-Four PNGs of 64 colours, in headless Chromium by playwright. `make playground` builds the page.
+Four PNGs of 64 colours and a GIF of a scribble that becomes a digit, in headless Chromium by
+playwright. `make playground` builds the page.
 """
 
 import argparse
 import io
 import shutil
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).resolve().parent
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
@@ -17,7 +20,11 @@ SCHEMES = "light", "dark"
 COLOURS = 64
 LONGEST = 600_000  # milliseconds that anything may take
 DONE = "#few [data-count='4']", "#grid", "#between", "#drawn"
-SCRIBBLE = (0.35, 0.2), (0.65, 0.25), (0.6, 0.5), (0.65, 0.75), (0.35, 0.8)  # like a 3
+SCRIBBLE = [  # like a 3: across and down, as shares of the pad
+    (0.33, 0.25), (0.42, 0.17), (0.58, 0.17), (0.68, 0.26), (0.62, 0.4), (0.47, 0.48),
+    (0.62, 0.54), (0.7, 0.68), (0.6, 0.8), (0.44, 0.83), (0.32, 0.75),
+]  # fmt: skip
+GREYS = 32  # of the GIF
 
 
 def picture(browser: Browser, address: str, size: str, scheme: str, full_page: bool) -> bytes:
@@ -30,19 +37,45 @@ def picture(browser: Browser, address: str, size: str, scheme: str, full_page: b
     page = context.new_page()
     page.goto(address)
     page.wait_for_selector("#t:text-is('0')")
-    page.locator("#pad").scroll_into_view_if_needed()
-    box = page.locator("#pad").bounding_box()
-    for k, (x, y) in enumerate(SCRIBBLE):
-        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
-        if k == 0:
-            page.mouse.down()
-    page.mouse.up()
+    for _ in scribble(page):
+        pass
     for selector in DONE:
         page.wait_for_selector(f"{selector}[data-t='0']")
     page.evaluate("scrollTo(0, 0)")
     png = page.screenshot(full_page=full_page)
     context.close()
     return png
+
+
+def scribble(page: Page) -> Iterator[None]:
+    """Draws on the pad, and pauses after each of some forty short moves."""
+    page.locator("#pad").scroll_into_view_if_needed()
+    box = page.locator("#pad").bounding_box()
+    for k, (start, end) in enumerate(pairwise(SCRIBBLE)):
+        for share in (0, 0.25, 0.5, 0.75, 1):
+            x, y = (a + share * (b - a) for a, b in zip(start, end))
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+            if k == share == 0:
+                page.mouse.down()
+            yield
+    page.mouse.up()
+
+
+def film(browser: Browser, address: str) -> list[Image.Image]:
+    """The pad and the network's answer, from an empty pad to a digit."""
+    page = browser.new_page(viewport={"width": 800, "height": 900}, reduced_motion="reduce")
+    page.set_default_timeout(LONGEST)
+    page.goto(address)
+    page.wait_for_selector("#between[data-t='0']")
+    page.click("#clear")
+    box = page.locator("section .pair").first.bounding_box()
+    frames = []
+    for _ in scribble(page):
+        page.wait_for_timeout(150)  # milliseconds: an answer takes less
+        frame = Image.open(io.BytesIO(page.screenshot(clip=box)))
+        frames.append(frame.convert("L").quantize(GREYS, dither=0))
+    page.close()
+    return frames
 
 
 def main() -> None:
@@ -66,6 +99,11 @@ def main() -> None:
                 colours = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=0)
                 colours.save(path, optimize=True)
                 print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        first, *others = film(browser, address)
+        path = flags.out / "digits-scribble.gif"
+        durations = [80] * len(others) + [2000]  # milliseconds
+        first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
         browser.close()
 
 

@@ -50,12 +50,12 @@ function timesteps(T, n) {
   return Array.from({ length: n }, (_, k) => roundEven(T * (n - k) / n));
 }
 
-// n falling times from the last, between which the signal rises evenly up to 1:
-// mnist_ddpm/methods/schedules.py.
+// n falling times from the last, between which the signal rises evenly up to 1, from 0 at T
+// (mnist_ddpm/methods/schedules.py) or from what there is of a picture at an earlier time.
 function evenSignal(signal, last, n) {
-  const times = [last];
+  const times = [last], least = last < signal.length - 1 ? signal[last] : 0;
   for (let k = 1, t = last; k < n; k++) {
-    while (signal[t] < k / n) t--;
+    while (signal[t] < least + (1 - least) * k / n) t--;
     times.push(Math.min(t, times[k - 1] - 1));
   }
   return times.map((t, k) => Math.max(t, n - k));

@@ -1,9 +1,11 @@
 "use strict";
 // The thread that computes, so that the page never freezes. It is told
-//   {kind: "load", wasm, weights}             and answers  {kind: "ready", facts}
+//   {kind: "load", wasm, weights}             and answers  {kind: "ready"}
 //   {kind: "draw", lane, id, seed, images, …} and answers  {kind: "state", lane, id, t, x, x0, ms, bytes}
 // once for each state of the sampler. A lane has one task: a new one takes the old one's place.
 // After each step the first lane that has a task goes on, so the large digit does not wait.
+// What goes wrong it answers with {kind: "error", name, text}, and with the lane and id of the task
+// that failed; it then goes on with the others.
 
 const LANES = ["large", "drawn", "seen", "few", "grid", "between"]; // in the order of service
 const tasks = {};
@@ -49,13 +51,28 @@ function arc(two, weights) {
 async function work() {
   working = true;
   for (let lane; (lane = LANES.find((name) => tasks[name])); ) {
-    const { id, walk } = tasks[lane], began = performance.now(), { value, done } = walk.next();
-    const cost = { ms: performance.now() - began, bytes: network.memory.bytes };
-    if (done) delete tasks[lane];
-    else postMessage({ kind: "state", lane, id, ...cost, ...value });
+    const { id } = tasks[lane];
+    try {
+      step(lane);
+    } catch (error) {
+      delete tasks[lane];
+      fail(error, { lane, id });
+    }
     await newMessages();
   }
   working = false;
+}
+
+// The next state of a lane's task.
+function step(lane) {
+  const { id, walk } = tasks[lane], began = performance.now(), { value, done } = walk.next();
+  const cost = { ms: performance.now() - began, bytes: network.memory.bytes };
+  if (done) delete tasks[lane];
+  else postMessage({ kind: "state", lane, id, ...cost, ...value });
+}
+
+function fail({ name, message }, task = {}) {
+  postMessage({ kind: "error", name, text: `${name}: ${message}`, ...task });
 }
 
 // Lets messages in that have arrived; a timer would wait longer.
@@ -69,14 +86,12 @@ function newMessages() {
 
 async function load({ wasm, weights }) {
   const kernels = await loadKernels(wasm), memory = new Memory(kernels);
-  const file = readSafetensors(weights), { name, parameters, draw } = file.metadata;
+  const file = readSafetensors(weights);
   noise = new Noise(kernels, memory);
   schedule = new Schedule(file);
   network = new Network(kernels, memory, file);
-  const { shape, classes } = network, { T } = schedule;
-  advice = JSON.parse(draw);
-  const facts = { name, parameters: Number(parameters), draw: advice, shape, classes, T };
-  postMessage({ kind: "ready", facts });
+  advice = JSON.parse(file.metadata.draw);
+  postMessage({ kind: "ready" });
 }
 
 async function answer(message) {
@@ -85,6 +100,4 @@ async function answer(message) {
   if (!working) await work();
 }
 
-self.onmessage = ({ data }) => answer(data).catch((error) => {
-  postMessage({ kind: "error", text: String(error) });
-});
+self.onmessage = ({ data }) => answer(data).catch((error) => fail(error));

@@ -58,16 +58,16 @@ const JOBS = {
 
   // what the worker answers to the page's own messages, for addresses and more: the last image
   async worker() {
-    const last = [];
-    let facts, done;
+    const last = [], facts = JSON.parse(readFileSync(`${folder}/facts.json`, "utf8"));
+    let ready, done;
     globalThis.postMessage = (answer) => {
       if (answer.kind === "error") throw Error(answer.text);
-      if (answer.kind === "ready") facts = answer.facts;
+      if (answer.kind === "ready") ready = true;
       else if (answer.t === 0) done([...toUint8(answer.x)]);
     };
     const tell = (data) => self.onmessage({ data });
     tell({ kind: "load", wasm: read("kernels.wasm"), weights: read("weights.safetensors") });
-    while (!facts) await new Promise(setImmediate);
+    while (!ready) await new Promise(setImmediate);
     for (const { address, more = {} } of asked()) {
       const wish = readAddress(address, facts), images = [wish.image];
       for (const name of Object.keys(more)) {
@@ -80,6 +80,26 @@ const JOBS = {
       }));
     }
     return last;
+  },
+
+  // what the worker answers to a task with an unknown sampler, to one that is refused memory, and
+  // to one after them
+  async failures() {
+    const answers = [];
+    globalThis.postMessage = (answer) => answers.push(answer);
+    const tell = (data) => self.onmessage({ data });
+    await tell({ kind: "load", wasm: read("kernels.wasm"), weights: read("weights.safetensors") });
+    const task = { kind: "draw", seed: 0, images: [0], steps: 1, labels: null, guidance: 1 };
+    await tell({ ...task, lane: "grid", id: 1, sampler: "unheard" });
+    const { take } = network.memory;
+    network.memory.take = () => {
+      throw RangeError("WebAssembly.Memory.grow(): Maximum memory size exceeded");
+    };
+    await tell({ ...task, lane: "large", id: 2, sampler: "ddim" });
+    network.memory.take = take;
+    await tell({ ...task, lane: "large", id: 3, sampler: "ddim" });
+    return answers.filter(({ kind, t }) => kind === "error" || t === 0)
+      .map(({ kind, lane, id, name, t }) => ({ kind, lane, id, name, t }));
   },
 };
 
