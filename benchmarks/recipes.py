@@ -81,7 +81,7 @@ def train(recipe: Recipe, images: torch.Tensor, minutes: float, fall: float) -> 
     It has fewer where the time is up before. fall: the learning rate would be at 0 after so many
     times these steps.
     """
-    pace = trainer.measure(torch.device("cpu")).pace(recipe, 10.0)
+    pace = trainer.throughput_meter(torch.device("cpu")).pace(recipe, 10.0)
     recipe = replace(recipe, epochs=0.97 * 60 * minutes * pace / len(images))
     total = ddpm.total_steps(recipe, len(images))
     warmup = min(500, total // 10)

@@ -211,7 +211,7 @@ def uses_betas(recipe: Recipe) -> bool:
 
 
 def make_network(recipe: Recipe) -> nn.Module:
-    """A fresh network, whose weights depend on recipe.seed and the sizes alone.
+    """As ddpm.make_network, for any recipe: weights depend on recipe.seed and the sizes alone.
 
     Its input is x_t and after it the condition's channels; its output has as many again where it
     learns the variance. Raises ValueError for an unknown name, for one that memory cannot hold, and

@@ -40,7 +40,7 @@ def start_run(
     method_weights: dict[str, Weights] | None = None,
     teacher: Teacher | None = None,
 ) -> Run:
-    """A run at step 0, from random weights or those given.
+    """As ddpm.start_run, for any recipe: a run at step 0, from random weights or those given.
 
     method_weights: of its method's networks, by name. teacher: as formats.teachers loads it. Raises
     ValueError for an unknown name, weights of another network, or a recipe that does not fit.
@@ -53,8 +53,8 @@ def start_run(
         checkpoint_files.load_weights(network.state_dict(), weights, source)
     for name, own in (method_weights or {}).items():
         checkpoint_files.load_weights(method.networks[name].state_dict(), own, source)
-    make = partial(make_optimizer, recipe=recipe)
-    return run.new_run(recipe, network, make, method, make_times(recipe))
+    optimizer_factory = partial(make_optimizer, recipe=recipe)
+    return run.new_run(recipe, network, optimizer_factory, method, make_times(recipe))
 
 
 def method_settings(recipe: Recipe) -> dict:
@@ -113,23 +113,23 @@ def train(
     recipe = replace(recipe, compile=recipe.compile and devices.compiles(device, recipe.precision))
     start = partial(start_run, device=device, teacher=teacher)
     if resume:
-        begun = saving.resume_run(folder, start, recipe)
+        new_or_resumed_run = saving.resume_run(folder, start, recipe)
     else:
-        begun = start(recipe, weights=weights, method_weights=method_weights)
+        new_or_resumed_run = start(recipe, weights=weights, method_weights=method_weights)
     if world.rank == 0:
-        count = f"{run.count_parameters(begun.network):,} parameters"
-        place = f"{world.size} processes" if world.size > 1 else device
+        count = f"{run.count_parameters(new_or_resumed_run.network):,} parameters"
+        device_text = f"{world.size} processes" if world.size > 1 else device
         shape = tuple(images.shape[1:])
-        print(f"{len(images):,} images of {shape}, {count}, on {place}", flush=True)
+        print(f"{len(images):,} images of {shape}, {count}, on {device_text}", flush=True)
     preview = partial(
         previews.draw_preview,
         make_denoiser=partial(make_denoiser, recipe=recipe),
         processes=world.size,
         condition=condition_batch(recipe, images, range(previews.IMAGES)),
     )
-    draw = defaults_for_run(begun, folder, resume) if draw is None else draw
+    draw = defaults_for_run(new_or_resumed_run, folder, resume) if draw is None else draw
     return loop.fit(
-        begun,
+        new_or_resumed_run,
         images,
         make_schedule(recipe),
         folder,
@@ -144,7 +144,7 @@ def train(
     )
 
 
-def measure(device: torch.device) -> throughput.ThroughputMeter:
-    """How fast this machine trains and draws, for a plan."""
+def throughput_meter(device: torch.device) -> throughput.ThroughputMeter:
+    """A meter of how fast this machine trains and samples, for a plan."""
     start = partial(start_run, device=device)
     return throughput.ThroughputMeter(device, start, make_schedule, make_network)

@@ -412,7 +412,7 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
 
 
 def test_measuring_knows_how_to_train_a_recipe():
-    measuring = trainer.measure(torch.device("cpu"))
+    measuring = trainer.throughput_meter(torch.device("cpu"))
     run = measuring.start_run(TINY)
     steps = training_loop(run, squares(), measuring.make_schedule(TINY))
     assert len(list(islice(steps, 2))) == 2 and run.step == 2

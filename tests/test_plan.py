@@ -296,5 +296,5 @@ def test_a_compiler_that_fails_is_told_and_no_reason_to_stop(slow, monkeypatch, 
 
 
 def test_operations_are_counted():
-    measured = trainer.measure(torch.device("cpu"))
+    measured = trainer.throughput_meter(torch.device("cpu"))
     assert measured.flops(TINY) > 0 and measured.precisions() == ["float32", "bfloat16"]

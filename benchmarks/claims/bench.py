@@ -36,7 +36,7 @@ class Bench:
 
     def __post_init__(self):
         self.ends = time.monotonic() + self.seconds
-        self.measuring = trainer.measure(self.device)
+        self.measuring = trainer.throughput_meter(self.device)
         self.is_gpu = self.device.type == "cuda"
         self.default_precision = devices.default_precision(self.device)  # of training
         self.two_precisions = [*dict.fromkeys(("float32", self.default_precision))]

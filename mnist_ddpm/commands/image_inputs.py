@@ -17,9 +17,10 @@ from mnist_ddpm.training.recipe import Recipe
 
 
 def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
-    """An image (1, C, H, W) in [-1, 1], and its mask (1, 1, H, W) of ones (known) and zeros.
+    """A file's image (1, C, H, W) in [-1, 1], and its mask (1, 1, H, W): 1 known, 0 to inpaint.
 
-    28 x 28 pixels are padded for a network of MNIST; others are cropped to its shape and resized.
+    Unlike ddpm.read_image, it fits images to a network: 28 x 28 pixels are padded for one of MNIST;
+    others are cropped to its shape and resized.
     Raises ValueError for a file that is no image, and a mask of another size, or hiding nothing.
     """
     image = pictures.open_image(path, "L" if recipe.channels == 1 else "RGB")
@@ -73,7 +74,7 @@ def holds_samples(folder: Path) -> bool:
 
 
 def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
-    """uint8 (N, C, H, W) from a samples.npz, or a folder of pictures.
+    """Images to judge, uint8 (N, C, H, W), from a samples.npz or a folder (not ddpm.read_images).
 
     Raises ValueError where they do not fit.
     """

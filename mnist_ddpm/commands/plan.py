@@ -53,7 +53,7 @@ def make_plans(
 ) -> tuple[list[planning.Plan], Tensor]:
     """What to train, after measuring, and on which images. Prints what it does."""
     seconds = 60 * flags.minutes
-    measuring = trainer.measure(device)
+    measuring = trainer.throughput_meter(device)
     compiles = seconds >= planning.COMPILING and device.type != "mps"
     also = ", then compiling the network, a minute or two" if compiles else ""
     duration = f"about {planning.measuring_seconds(seconds):.0f} s, which count"

@@ -26,7 +26,7 @@ ADVICE = "restore {}, one of the four official archives, or name another folder 
 
 
 def load_mnist(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
-    """Digits with a black margin: uint8 (60000 or, to test, 10000, 1, H, W).
+    """As ddpm.load_mnist, for any recipe: uint8 (60000, or 10000 to test, 1, H, W).
 
     Raises ValueError for another split or a size that padding cannot reach, FileNotFoundError
     for archives that are missing or damaged.

@@ -112,12 +112,13 @@ def generate(
     world: ProcessGroup | None = None,
     progress: bool = True,
 ) -> tuple[Tensor, Film]:
-    """Images first … first + n - 1, uint8 (n, C, H, W), and a film of a few of the first batch.
+    """As ddpm.generate, but stoppable, in batches, on several processes, and from any image on.
 
-    Image k depends on seed and k alone, not on batches or processes. Each process draws its share,
-    all get all images, and the first one has the film. partial_results: where finished batches are
-    saved. Raises ValueError for arguments out of range, FloatingPointError for images that are NaN,
-    and OSError where a batch cannot be saved.
+    Returns images first … first + n - 1, uint8 (n, C, H, W), and a film of a few of the first
+    batch. Image k depends on seed and k alone, not on batches or processes. Each process draws its
+    share, all get all images, and the first one has the film. partial_results: where finished
+    batches are saved. Raises ValueError for arguments out of range, FloatingPointError for images
+    that are NaN, and OSError where a batch cannot be saved.
     """
     world = world or ProcessGroup()
     check(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
@@ -153,7 +154,7 @@ def generate(
 def noise_source(
     seed: int, batch: range, shape: tuple[int, int, int], device: torch.device
 ) -> Callable[[], Tensor]:
-    """ddpm.noise_source, without waiting on a GPU: threads draw the noise of the next step."""
+    """As ddpm.noise_source, but a GPU need not wait: threads draw the next step's noise ahead."""
     if not prefetch.is_asynchronous(device):
         return ddpm.noise_source(seed, batch, shape, device)
     size = math.ceil(len(batch) / torch.get_num_threads())

@@ -13,7 +13,7 @@ def is_first_process() -> bool:
 
 
 def progress_bar(iterable=None, disable: bool = False, **kwargs) -> tqdm:
-    """A progress bar with the remaining time, on stderr; the first process alone shows it."""
+    """As ddpm.progress_bar, but of several processes only the first one shows it."""
     # A notebook shows stderr in red.
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     if disable or stream is None or not is_first_process():

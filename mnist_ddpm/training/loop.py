@@ -93,11 +93,10 @@ def training_loop(
     world: ProcessGroup = SINGLE_PROCESS,
     length: Length | None = None,
 ) -> Iterator[float]:
-    """Trains run on uint8 images (N, C, H, W), and their labels (N,), to its last epoch.
+    """As ddpm.training_loop, but from any step, with labels (N,), and on several processes.
 
-    Unlike the notebook's, it can start in the middle of an epoch and share batches among processes.
-    length: how many steps to train, if not the recipe's epochs. Yields each loss. Raises
-    FloatingPointError as training_step.
+    Trains run on uint8 images (N, C, H, W) to its last epoch. length: how many steps to train, if
+    not the recipe's epochs. Yields each loss. Raises FloatingPointError as training_step.
     """
     recipe = run.settings
     n = len(images)

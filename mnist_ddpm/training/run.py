@@ -50,7 +50,7 @@ class TimeSampler(Protocol):
 
 @dataclass
 class Run(ddpm.Run):
-    """The state of a training run: all that changes in training, and is needed to resume it."""
+    """As ddpm.Run, for any recipe: all that changes in training, and is needed to resume it."""
 
     settings: Recipe
     method: Method = field(default_factory=lambda: PlainMethod(ddpm.l_simple))
@@ -186,10 +186,10 @@ def training_step(
     labels: Tensor | None = None,
     world: ProcessGroup = SINGLE_PROCESS,
 ) -> float:
-    """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], and their labels (N,).
+    """As ddpm.training_step, with labels, micro-batches, mixed precision and several processes.
 
-    Adds clipping, EMA, labels and micro-batches to the notebook's. Returns the batch's loss. Raises
-    FloatingPointError if it is not finite: the weights then stay as they were.
+    x0 (N, C, H, W) in [-1, 1], labels (N,). Returns the batch's loss. Raises FloatingPointError if
+    it is not finite: the weights then stay as they were.
     """
     recipe = run.settings
     n = len(x0)

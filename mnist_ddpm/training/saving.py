@@ -47,7 +47,7 @@ OTHERS = RuntimeError, KeyError, AttributeError, EOFError, UnpicklingError, BadZ
 
 
 def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
-    """Writes training_state.pt, then a checkpoint: whoever has a checkpoint can resume it.
+    """As ddpm.save_run, for any recipe: writes training_state.pt, and after it a checkpoint.
 
     Raises OSError if they cannot be written.
     """
@@ -134,7 +134,7 @@ def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
 def resume_run(
     folder: str | Path, start: Callable[[Recipe], Run], recipe: Recipe | None = None
 ) -> Run:
-    """The run saved in a folder, with its own recipe or one that differs in CHANGEABLE settings.
+    """As ddpm.resume_run, for any recipe: the saved one, or one with other CHANGEABLE settings.
 
     start: makes the run at step 0. Raises as load_state and check_changes.
     """
