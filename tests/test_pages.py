@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 import pytest
 from conftest import ROOT
 
+from mnist_ddpm import catalogue
 from mnist_ddpm.commands.command_line import parse_arguments
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.experiments.experiment_flags import NAMES
@@ -89,3 +90,6 @@ def test_the_examples_of_adding_a_method_run(monkeypatch):
             assert abs(grey[0] - grey[1]) < 5, "digits, not noise: else it is about 70"
     assert names["run"].step == names["own_run"].step == 1
     assert names["stripes"].shape == (1000, 1, 32, 32)
+    entries = re.findall(r"`(?:\"\w+\": )?([A-Za-z]\w+)\(", page)
+    tables = re.findall(r"\| `([A-Z]+)`", page)
+    assert entries and tables and {*entries, *tables} <= {*vars(catalogue), *names}
