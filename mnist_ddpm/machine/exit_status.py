@@ -30,8 +30,8 @@ def report_errors(work: Callable[[], None], memory_advice: str) -> int:
     try:
         work()
     except (ValueError, OSError, FloatingPointError) as error:
-        is_python_s = isinstance(error, OSError) and error.filename is not None
-        message = f"{error.filename}: {error.strerror}" if is_python_s else error
+        is_from_system = isinstance(error, OSError) and error.filename is not None
+        message = f"{error.filename}: {error.strerror}" if is_from_system else error
         print(f"error: {printable(message)}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
