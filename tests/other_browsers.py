@@ -32,12 +32,20 @@ def drag(x: float, y: float, across: float, down: float) -> list[dict]:
     return [{"type": "pointer", "id": "mouse", "actions": actions}]
 
 
+def end(process: subprocess.Popen | None) -> None:
+    """Ends a process, if there is one, and waits until it has."""
+    if process is not None:
+        process.terminate()
+        process.wait()
+
+
 class Firefox:
     """A headless Firefox with a profile in a folder."""
 
     program = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
+    process = None
 
-    def __init__(self, folder: Path):
+    def start(self, folder: Path) -> None:
         command = [self.program, "--headless", "--remote-debugging-port", "0"]
         command += ["--profile", str(folder)]
         log = folder / "firefox.log"
@@ -109,9 +117,7 @@ class Firefox:
         self.send("input.performActions", context=self.context, actions=actions)
 
     def close(self) -> None:
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait()
+        end(self.process)
 
 
 class WebKit:
@@ -120,8 +126,9 @@ class WebKit:
     folders = sorted(Path("/usr/lib").glob("*/webkit2gtk-4.*/MiniBrowser"))
     program = folders[0] if folders and shutil.which("WebKitWebDriver") else None
     program = program if shutil.which("Xvfb") else None
+    process = display = None
 
-    def __init__(self, folder: Path):
+    def start(self, folder: Path) -> None:
         self.display = subprocess.Popen(
             ["Xvfb", "-displayfd", "1", "-screen", "0", "1280x900x24"],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -164,7 +171,5 @@ class WebKit:
         self.send("/actions", actions=actions)
 
     def close(self) -> None:
-        self.process.terminate()
-        self.process.wait()
-        self.display.terminate()
-        self.display.wait()
+        end(self.process)
+        end(self.display)

@@ -671,8 +671,9 @@ def test_other_browsers_draw_the_same_and_answer_a_scribble(kind, wasm, tmp_path
         pytest.skip(f"the page is also tried in {kind.__name__}, which is not installed")
     path = tmp_path / "digits.html"
     path.write_text(building.page(wasm, few_steps("int8")), encoding="utf-8")
-    other = kind(tmp_path)
+    other = kind()
     try:
+        other.start(tmp_path)
         other.open(path.as_uri() + "#seed=7&image=3&label=5")
         found = other.run(DRAWN)
         wanted = pixels_in_python(as_stored(fresh(FEW), "int8"), 7, 3, 4, consistency_sampler, 5)
