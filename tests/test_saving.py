@@ -168,6 +168,16 @@ def test_a_damaged_training_state_is_refused(saved, damage):
     assert "weights_only" not in str(refusal.value)
 
 
+def test_an_optimizer_s_tensor_of_another_shape_is_refused(saved):
+    def edit(state):
+        state["optimizer"]["state"][0]["exp_avg"] = torch.ones(2, 2)
+        return state
+
+    edit_state(saved, edit)
+    with pytest.raises(ValueError, match=r"exp_avg is \(2, 2\)"):
+        resume_run(saved)
+
+
 def test_a_flipped_byte_of_a_training_state_is_refused_or_changes_nothing(saved):
     path = saved / STATE
     good, expected, refused = path.read_bytes(), load_state(saved)[0], 0

@@ -38,10 +38,17 @@ def restore(run: Run, state: dict) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads an optimiser's state, except whether it is fused, which depends on the device."""
+    """Loads an optimiser's state, except whether it is fused, which depends on the device.
+
+    Raises ValueError for a tensor that has not the shape of its weight.
+    """
     for group, own in zip(state.get("param_groups", []), optimizer.param_groups):
         group["fused"] = own.get("fused")
     optimizer.load_state_dict(state)
+    for weight, tensors in optimizer.state.items():
+        for name, x in tensors.items():
+            fits = not isinstance(x, Tensor) or x.dim() == 0 or x.shape == weight.shape
+            check(fits, f"{name} is {tuple(x.shape)}, its weight {tuple(weight.shape)}")
 
 
 def load_joined_networks(run: Run, state: dict) -> None:
