@@ -1,6 +1,7 @@
-"""The names of the command line, each with its function: a new method needs that and one line here.
+"""Tables from command-line names to functions, and the factories that use them.
 
-What the names of a recipe mean together is decided here too, and nowhere else.
+The factories build a recipe's network, schedule, method and denoiser. An objective is a loss
+function; a method is an objective plus its extra networks.
 """
 
 from collections.abc import Callable
@@ -54,19 +55,19 @@ SCHEDULES |= {"log-snr": schedules.log_snr, "flow": flow.flow}
 PREDICTIONS: dict[str, Conversion] = {"eps": EPS, "x0": X0, "v": V, "mu": MU}
 PREDICTIONS |= {"velocity": flow.VELOCITY, "edm": edm.EDM}
 
-# a schedule to what draws t, for objectives that have nothing of their own; None: each alike
+# a schedule to what draws t, for objectives without a time sampler of their own; None: uniform
 TIMES: dict[str, Callable[[Schedule], TimeSampler | None]] = {
     "uniform": lambda schedule: None,
     "logit-normal": partial(NormalTimes, mean=0.0, std=1.0),
     "log-normal": partial(NormalTimes, mean=-1.2, std=1.2),
     "noisy": partial(NormalTimes, mean=1.0, std=1.6),  # where large images lose their brightness
 }
-# of a network; all groups of parameters get the same learning rate
+# a network and the recipe to its optimiser; all parameter groups get the same learning rate
 OPTIMIZERS: dict[str, Callable[[nn.Module, Recipe], torch.optim.Optimizer]] = {
     "adam": lambda network, recipe: torch.optim.Adam(network.parameters(), recipe.learning_rate),
     "muon": lambda network, recipe: Muon(network, recipe.learning_rate),
 }
-# their keyword options are found by their signatures
+# their keyword options are read from their signatures
 SAMPLERS: dict[str, Callable[..., ddpm.States]] = {
     "ddpm": learned_variance.ancestral_sampler,
     "ddim": ddpm.ddim_sampler,
@@ -84,7 +85,7 @@ SPACINGS: dict[str, Callable[[Schedule, int], list[int]]] = {
     "edm": edm.karras_times,
     "signal": schedules.even_signal,
 }
-# of the steps of ancestral_sampler
+# of the steps of ancestral_sampler, which calls it with (schedule, t, s) and maybe an exponent
 VARIANCES: dict[str, Callable[..., Tensor]] = {
     "posterior": ddpm.posterior_variance,
     "beta": ddpm.step_variance,
@@ -92,7 +93,7 @@ VARIANCES: dict[str, Callable[..., Tensor]] = {
 }
 # from x_0 to the network's additional input
 CONDITIONS: dict[str, ConditionFunction] = {"grey": conditioning.grey, "small": conditioning.small}
-# called with the recipe and the channels of a network's input and output
+# the recipe, input channels and output channels to a network
 NETWORKS: dict[str, Callable[[Recipe, int, int], nn.Module]] = {
     "unet": networks.unet,
     "dit": networks.dit,
@@ -101,23 +102,24 @@ NETWORKS: dict[str, Callable[[Recipe, int, int], nn.Module]] = {
 }
 
 
-class ObjectiveEntry(NamedTuple):
-    """An objective of the command line: what makes its method, and what it needs."""
+class MethodEntry(NamedTuple):
+    """How --objective makes a method, and what that method needs."""
 
-    make: Callable[[Recipe, Teacher | None], Method]
+    make_method: Callable[[Recipe, Teacher | None], Method]
     learns_variance: bool = False  # whether the network also returns the variance of its steps
-    # what draws t, called with T; None: what the recipe says
+    # called with T, makes what draws t; None: the recipe says what draws t
     make_times: Callable[[int], TimeSampler] | None = None
 
 
-def stateless(
+def plain_entry(
     make: Callable[[Conversion], Objective | Method],
     learns_variance: bool = False,
     make_times: Callable[[int], TimeSampler] | None = None,
-) -> ObjectiveEntry:
-    """The entry of an objective without a second network; make is called with a conversion.
+) -> MethodEntry:
+    """The entry of an objective without extra networks.
 
-    One of your own: "mine": stateless(predictions.for_any_prediction(l_mine)).
+    make: called with the recipe's conversion, returns the objective. One of your own is added as
+    "mine": plain_entry(predictions.for_any_prediction(l_mine)).
     """
 
     def make_method(recipe: Recipe, teacher: Teacher | None) -> Method:
@@ -125,45 +127,45 @@ def stateless(
         condition = condition_function(recipe)
         method = as_method(make(conversion))
         if takes_next_time(recipe):
-            fits = not condition and isinstance(method, PlainMethod) and not learns_variance
-            allowed = f"takes no condition, and no objective {recipe.objective}"
-            check(fits, f"network {recipe.network} learns where steps end: it {allowed}")
+            is_supported = isinstance(method, PlainMethod) and not condition and not learns_variance
+            name = f"network {recipe.network}"
+            check(is_supported, f"{name} takes no condition, and no objective {recipe.objective}")
             return Shortcuts(method, conversion, teacher)
         method = method if teacher is None else Distilled(method, teacher)
         return Conditioned(method, condition) if condition else method
 
-    return ObjectiveEntry(make_method, learns_variance, make_times)
+    return MethodEntry(make_method, learns_variance, make_times)
 
 
-def match_distributions(recipe: Recipe, teacher: Teacher | None) -> Method:
+def distribution_matching_method(recipe: Recipe, teacher: Teacher | None) -> Method:
     """The method of distribution matching. Raises ValueError where the recipe does not fit."""
     name = f"objective {recipe.objective}"
-    named = bool(recipe.teacher and recipe.init_from)
-    check(named, f"{name} needs a teacher and a trained network: name teacher and init_from")
-    plain = not recipe.conditional and recipe.network == "unet"
-    check(plain, f"{name} takes no condition, and no network but unet")
+    has_both = bool(recipe.teacher and recipe.init_from)
+    check(has_both, f"{name} needs a teacher and a trained network: name teacher and init_from")
+    is_supported = not recipe.conditional and recipe.network == "unet"
+    check(is_supported, f"{name} takes no condition, and no network but unet")
     check(recipe.optimizer == "adam", f"{name} takes no optimizer {recipe.optimizer}: take adam")
     fake = make_network(replace(recipe, network="shortcut"))
     return DistributionMatching(conversion_of(recipe), fake, teacher, recipe.learning_rate)
 
 
-OBJECTIVES: dict[str, ObjectiveEntry] = {
-    "simple": stateless(predictions.unweighted),
-    "hybrid": stateless(learned_variance.l_hybrid, learns_variance=True),
-    "vlb": stateless(learned_variance.l_vlb, True, learned_variance.ImportanceTimes),
-    "bound": stateless(partial(weighted, weight=predictions.bound_weight)),
-    "truncated-snr": stateless(partial(weighted, weight=predictions.truncated_snr)),
-    "min-snr": stateless(partial(weighted, weight=predictions.min_snr)),
-    "p2": stateless(partial(weighted, weight=predictions.p2)),
-    "edm": stateless(partial(weighted, weight=edm.edm_weight)),
-    "consistency": stateless(consistency.Consistency),
-    "matching": ObjectiveEntry(match_distributions),
+OBJECTIVES: dict[str, MethodEntry] = {
+    "simple": plain_entry(predictions.unweighted),
+    "hybrid": plain_entry(learned_variance.l_hybrid, learns_variance=True),
+    "vlb": plain_entry(learned_variance.l_vlb, True, learned_variance.ImportanceTimes),
+    "bound": plain_entry(partial(weighted, weight=predictions.bound_weight)),
+    "truncated-snr": plain_entry(partial(weighted, weight=predictions.truncated_snr)),
+    "min-snr": plain_entry(partial(weighted, weight=predictions.min_snr)),
+    "p2": plain_entry(partial(weighted, weight=predictions.p2)),
+    "edm": plain_entry(partial(weighted, weight=edm.edm_weight)),
+    "consistency": plain_entry(consistency.Consistency),
+    "matching": MethodEntry(distribution_matching_method),
 }
 
 
-def look_up(what: str, name: str, table: dict):
-    """The entry of that name. Raises ValueError for an unknown one."""
-    check(name in table, f'{what} "{name}" is unknown: take one of {", ".join(table)}')
+def look_up(setting: str, name: str, table: dict):
+    """The entry of that name in a setting's table. Raises ValueError for an unknown name."""
+    check(name in table, f'{setting} "{name}" is unknown: take one of {", ".join(table)}')
     return table[name]
 
 
@@ -198,8 +200,7 @@ def make_schedule(recipe: Recipe) -> Schedule:
     schedule = look_up("schedule", name, SCHEDULES)(recipe.T, recipe.beta_1, recipe.beta_T)
     schedules.check_tables(name, schedule, recipe.T)
     determines_x0 = recipe.prediction != "eps" or schedule.a[-1].item() > 0
-    undetermined = f'schedule "{name}" ends in pure noise, where eps does not determine x_0'
-    check(determines_x0, f'{undetermined}: take prediction "v" or "x0"')
+    check(determines_x0, f'schedule "{name}" ends in pure noise: take prediction "v" or "x0"')
     return schedule
 
 
@@ -213,9 +214,9 @@ def uses_betas(recipe: Recipe) -> bool:
 def make_network(recipe: Recipe) -> nn.Module:
     """As ddpm.make_network, for any recipe: weights depend on recipe.seed and the sizes alone.
 
-    Its input is x_t and after it the condition's channels; its output has as many again where it
-    learns the variance. Raises ValueError for an unknown name, for one that memory cannot hold, and
-    for labels that it does not take.
+    Its input channels are those of x_t, then those of the condition. Its output has twice the
+    channels of x_t where it learns the variance. Raises ValueError for an unknown name, for a
+    network that memory cannot hold, and for one that takes no labels where there are classes.
     """
     make = look_up("network", recipe.network, NETWORKS)
     check_network(recipe)
@@ -246,15 +247,15 @@ def takes_next_time(recipe: Recipe) -> bool:
 def make_method(recipe: Recipe, teacher: Teacher | None = None) -> Method:
     """The recipe's method. Raises ValueError for an unknown name, and for what does not fit.
 
-    teacher: what to learn from, such as that of formats.teachers. Parts depend on recipe.seed.
+    teacher: what to learn from, such as that of formats.teachers. The weights of the method's
+    networks depend on recipe.seed.
     """
     entry = look_up("objective", recipe.objective, OBJECTIVES)
     with networks.seeded(recipe.seed):
-        method = entry.make(recipe, teacher)
+        method = entry.make_method(recipe, teacher)
     if not recipe.critic:
         return method
-    learned = f"objective {recipe.objective} also learns the variance"
-    check(not entry.learns_variance, f"{learned}: leave critic at 0")
+    check(not entry.learns_variance, f"objective {recipe.objective} takes no critic: set it to 0")
     critic = networks.make_critic(recipe)
     return Adversarial(method, conversion_of(recipe), critic, recipe.critic)
 
@@ -265,16 +266,16 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def make_times(recipe: Recipe) -> TimeSampler | None:
-    """What draws t in training; None: each alike.
+    """What draws t in training; None: t is uniform.
 
-    Raises ValueError for an unknown name, and for one beside an objective that draws its own.
+    Raises ValueError for an unknown name, or one beside an objective that draws its own times.
     """
     make = look_up("times", recipe.times, TIMES)
-    entry = OBJECTIVES.get(recipe.objective)
+    name = recipe.objective
+    entry = OBJECTIVES.get(name)
     if entry is None or entry.make_times is None:
         return make(make_schedule(recipe))
-    drawn = f'objective "{recipe.objective}" draws its own times'
-    check(recipe.times == "uniform", f"{drawn}: leave times at uniform")
+    check(recipe.times == "uniform", f"objective {name} draws its own times: leave it uniform")
     return entry.make_times(recipe.T)
 
 
@@ -302,27 +303,29 @@ def make_denoiser(
     of the schedule, which is that of training. Raises ValueError if the condition is missing, or if
     the network takes none.
     """
-    needed = "needs a" if recipe.conditional else "takes no"
-    advice = f"condition is {recipe.condition}: the network {needed} condition for each image"
-    check((condition is not None) == recipe.conditional, advice)
+    if recipe.conditional:
+        check(condition is not None, f"condition is {recipe.condition}: pass its tensor")
+    check(condition is None or recipe.conditional, "condition is none: the network takes none")
     network = network if condition is None else conditioning.with_condition(network, condition)
-    learned = learns_variance(recipe)
-    make = learned_variance.learned_denoiser if learned else predictions.denoiser
+    has_exponent = learns_variance(recipe)
+    make = learned_variance.learned_denoiser if has_exponent else predictions.denoiser
     make = partial(make, conversion=conversion_of(recipe))
     if sampling_schedule is None:
         denoise = make(network, schedule)
     else:
         denoise = paths.denoiser_along(sampling_schedule, network, schedule, make)
-    return learned_variance.without_exponent(denoise) if learned and not with_exponent else denoise
+    if has_exponent and not with_exponent:
+        return learned_variance.without_exponent(denoise)
+    return denoise
 
 
 def bound_denoiser(
     network: Network, schedule: Schedule, recipe: Recipe, with_exponent: bool
 ) -> Denoiser | LearnedDenoiser:
-    """As make_denoiser, clipped: for likelihood.bits_per_dim."""
+    """A denoiser as of make_denoiser, but clipped: for likelihood.bits_per_dim."""
     denoise = make_denoiser(network, schedule, recipe, with_exponent=with_exponent)
-    learned = with_exponent and learns_variance(recipe)
-    clip = learned_variance.keeping_exponent(ddpm.clipped) if learned else ddpm.clipped
+    has_exponent = with_exponent and learns_variance(recipe)
+    clip = learned_variance.keeping_exponent(ddpm.clipped) if has_exponent else ddpm.clipped
     return clip(denoise, schedule)
 
 
@@ -333,8 +336,7 @@ def next_times(sampler: str, times: list[int], recipe: Recipe) -> list[int] | No
     """
     if not gives_next_time(sampler):
         return None
-    needed = f"sampler {sampler} needs a network that takes the time to which a step goes"
-    check(takes_next_time(recipe), f"{needed}: take another, or train --network shortcut")
+    check(takes_next_time(recipe), f"sampler {sampler} needs a network of --network shortcut")
     return times
 
 

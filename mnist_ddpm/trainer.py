@@ -1,4 +1,4 @@
-"""The trainer of a recipe: it starts, resumes, trains, saves and measures what the names mean."""
+"""Trains a recipe from start to end: starts or resumes the run, trains, saves."""
 
 import math
 from dataclasses import replace

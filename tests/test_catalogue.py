@@ -24,8 +24,8 @@ from mnist_ddpm.catalogue import (
     make_method,
     make_network,
     make_schedule,
+    plain_entry,
     sampling_times,
-    stateless,
     uses_betas,
 )
 from mnist_ddpm.data import loading
@@ -162,7 +162,7 @@ def test_simple_is_the_plain_error_of_what_is_predicted(kind):
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
 def test_an_objective_of_ones_own_is_told_the_noise_whatever_is_predicted(kind, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "mine", stateless(for_any_prediction(ddpm.l_simple)))
+    monkeypatch.setitem(OBJECTIVES, "mine", plain_entry(for_any_prediction(ddpm.l_simple)))
     recipe = Recipe(prediction=kind, objective="mine")
     schedule = make_schedule(recipe)
     x0, eps, _ = example(schedule)
@@ -397,7 +397,7 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
         seen[recipe.dataset] = x0
         return ddpm.l_simple(network, schedule, x0, t, eps)
 
-    monkeypatch.setitem(OBJECTIVES, "watched", stateless(lambda conversion: watched))
+    monkeypatch.setitem(OBJECTIVES, "watched", plain_entry(lambda conversion: watched))
     for dataset in ("squares", *DATASETS):
         recipe = replace(DIGITS, dataset=dataset, T=4, epochs=0.2, batch_size=16)
         train(replace(recipe, objective="watched"), images, tmp_path / dataset)

@@ -152,7 +152,7 @@ def test_training_tells_how_far_it_is(tmp_path, monkeypatch):
         told.append(part)
         return ect_times(schedule, t, part)
 
-    entry = catalogue.stateless(partial(Consistency, earlier=earlier))
+    entry = catalogue.plain_entry(partial(Consistency, earlier=earlier))
     monkeypatch.setitem(catalogue.OBJECTIVES, "consistency", entry)
     names = {"objective": "consistency", "prediction": "edm", "times": "log-normal"}
     recipe = replace(TINY, **names)

@@ -37,7 +37,7 @@ def test_a_method_with_a_second_network_needs_one_class_and_one_name(tmp_path, m
     """By the command line: trained, drawn as it says, resumed bit for bit, saved without it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "load_images", lambda *_: blobs(64))
-    entry = catalogue.ObjectiveEntry(Doubtful)
+    entry = catalogue.MethodEntry(Doubtful)
     monkeypatch.setitem(catalogue.OBJECTIVES, "doubtful", entry)
     flags = "train --base-channels 8 --channel-mults 1 2 --T 20 --batch-size 16".split()
     flags += ["--objective", "doubtful", "--optimizer", "muon"]

@@ -60,8 +60,10 @@ class Consistency(Method):
         weight: Weight = edm.edm_weight,
         c: float = 0.00054,
     ):
-        advice = "consistency needs a prediction that is x_0 itself at t = 0, as v: not x0 or mu"
-        check(conversion not in (X0, MU), advice)
+        check(
+            conversion not in (X0, MU),
+            "consistency needs a prediction that is x_0 itself at t = 0, as v: not x0 or mu",
+        )
         super().__init__()
         self.sampling_defaults = {"sampler": "consistency", "steps": 4}
         self.conversion = conversion

@@ -45,8 +45,10 @@ def check_takes_labels(network: nn.Module, classes: int) -> None:
     try:
         inspect.signature(network.forward).bind("x_t", "t", "labels")
     except TypeError as error:
-        advice = "set classes to 0, or give its forward labels as a third parameter"
-        raise ValueError(f"{type(network).__name__} takes no labels: {advice}") from error
+        raise ValueError(
+            f"{type(network).__name__} takes no labels: "
+            "set classes to 0, or give its forward labels as a third parameter"
+        ) from error
 
 
 def labels_at(labels: Tensor | None, part: Tensor) -> Tensor | None:

@@ -29,8 +29,10 @@ def check_shape(name: str, images: Tensor, xT: Tensor) -> None:
     """Raises ValueError unless these are (1 or N, 1 or C, H, W), for xT (N, C, H, W)."""
     shape = tuple(images.shape)
     N, C, *sides = xT.shape
-    fits = len(shape) == 4 and shape[0] in (1, N) and shape[1] in (1, C) and [*shape[2:]] == sides
-    check(fits, f"the {name} is {shape}, which does not fit images {tuple(xT.shape)}")
+    is_broadcastable = (
+        len(shape) == 4 and shape[0] in (1, N) and shape[1] in (1, C) and [*shape[2:]] == sides
+    )
+    check(is_broadcastable, f"the {name} is {shape}, which does not fit images {tuple(xT.shape)}")
 
 
 def check_image(image: Tensor, xT: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Learned variances of the reverse steps (Improved DDPM, arXiv 2102.09672, Sections 3.1, 3.3).
 
-The network has a second output v, of the shape of the first. With the exponent e = (v + 1) / 2 a
-step's variance is beta^e · beta-tilde^(1 - e). L_simple does not depend on it, the bound does.
+The network has a second output v, of the shape of the first, from which comes the exponent
+e = (v + 1) / 2 of each step's variance (LearnedDenoiser). L_simple does not depend on it, but the
+bound does.
 """
 
 import inspect
@@ -15,7 +16,8 @@ from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, Time, check,
 from mnist_ddpm.methods.likelihood import bound_term
 from mnist_ddpm.methods.predictions import EPS, Conversion, network_output, target, x0_and_eps
 
-# x_t and its time to x0_hat, eps_hat and the exponent of the step's variance
+# A denoiser that also returns the exponent e of Improved DDPM, Eq. 15, from the network's output v:
+# (x_t, t) to (x0_hat, eps_hat, e). The variance of a step is beta^e · beta-tilde^(1 - e).
 LearnedDenoiser = Callable[[Tensor, Time], tuple[Tensor, Tensor, Tensor]]
 Clip = Callable[[Denoiser, Schedule], Denoiser]  # as ddpm.clipped
 
@@ -31,7 +33,7 @@ def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
 def learned_denoiser(
     network: Network, schedule: Schedule, conversion: Conversion
 ) -> LearnedDenoiser:
-    """A network of two outputs as a denoiser: x0_hat, eps_hat and the exponent."""
+    """The LearnedDenoiser of a network that has both outputs."""
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
         output = network_output(network, conversion, schedule, xt, t)
@@ -42,12 +44,12 @@ def learned_denoiser(
 
 
 def without_exponent(denoise: LearnedDenoiser) -> Denoiser:
-    """The denoiser with x0_hat and eps_hat alone, for samplers with another variance."""
+    """The denoiser without the exponent, for samplers that do not use the learned variance."""
     return lambda xt, t: denoise(xt, t)[:2]
 
 
 def keeping_exponent(clip: Clip) -> Callable[[LearnedDenoiser, Schedule], LearnedDenoiser]:
-    """A clip such as ddpm.clipped for LearnedDenoisers, whose exponent it leaves unchanged."""
+    """Makes a clip such as ddpm.clipped work on LearnedDenoisers; the exponent stays as it is."""
 
     def clip_x0_and_eps(denoise: LearnedDenoiser, schedule: Schedule) -> LearnedDenoiser:
         def denoise_and_clip(xt: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:

@@ -175,8 +175,8 @@ def bits_per_dim(
     margin = margin if isinstance(margin, tuple) else (margin, margin)
     count = T if times_per_image is None else times_per_image
     check(1 <= count <= T, f"times_per_image is {count}: take a number from 1 to T = {T}")
-    fits = all(0 <= 2 * m < side for m, side in zip(margin, images.shape[2:]))
-    check(fits, f"margin is {margin}: it leaves nothing of {tuple(images.shape[2:])} pixels")
+    has_pixels = all(0 <= 2 * m < side for m, side in zip(margin, images.shape[2:]))
+    check(has_pixels, f"margin is {margin}: it leaves nothing of {tuple(images.shape[2:])} pixels")
     check(batch_size > 0, f"batch_size is {batch_size}: take a number from 1")
     check(0 <= seed < 2**32, f"seed is {seed}: take a number from 0 to 2^32 - 1")
     fractions = torch.zeros(n, 1).expand(-1, count)  # without effect where every t is taken

@@ -74,8 +74,8 @@ def check_tables(name: str, schedule: Schedule, T: int) -> None:
     check(schedule.T == T, f"the tables of {name} end at {schedule.T}, not at T = {T}")
     t = torch.arange(1, T + 1)
     beta = ddpm.step_variance(schedule, t, t - 1)
-    fits = schedule.at(0) == (1, 0) and ((beta > 0) & (beta <= 1)).all()
-    check(bool(fits), f"the tables of {name} need a_0 = 1, b_0 = 0, then 0 < beta_t <= 1")
+    is_valid = schedule.at(0) == (1, 0) and ((beta > 0) & (beta <= 1)).all()
+    check(bool(is_valid), f"the tables of {name} need a_0 = 1, b_0 = 0, then 0 < beta_t <= 1")
 
 
 def by_length(spacing: Callable[[int, int], list[int]]) -> Callable[[Schedule, int], list[int]]:

@@ -105,9 +105,9 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
         version = config["format"]
         check(version in (1, FORMAT), f"format {version}: this version reads up to {FORMAT}")
         method = config["method"] if version == FORMAT else {}
-        named = {name: value for name, value in method.items() if name not in TABLES}
+        method_settings = {name: each for name, each in method.items() if name not in TABLES}
         others = config.get("recipe", {}) if version == FORMAT else {}  # not by the notebook
-        recipe = Recipe(**config["settings"] | named | others)
+        recipe = Recipe(**config["settings"] | method_settings | others)
         record = config["training"]
         recorded = config.get("sha256", {})
         digests = description_digests(config)
@@ -137,9 +137,10 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
         warn_unverified(path)
     elif recorded != hashlib.sha256(content).hexdigest():
         can_resume = Path(folder, STATE).is_file()
-        advice = "resume the run, which saves both again" if can_resume else "copy both once more"
-        differs = f"{path} is damaged, or of another save than {CONFIG} (its SHA-256 differs)"
-        raise ValueError(f"{differs}: {advice}")
+        hint = "resume the run, which saves both again" if can_resume else "copy both once more"
+        raise ValueError(
+            f"{path} is damaged, or of another save than {CONFIG} (its SHA-256 differs): {hint}"
+        )
     try:
         return load(content)
     except SafetensorError as error:

@@ -88,8 +88,10 @@ def parse_size(text: str) -> Size:
     """The inverse of format_size. Raises ValueError for what is neither."""
     match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
     if not match:
-        advice = "take a side, such as 64, or height x width, such as 64x96"
-        raise ValueError(f"image_size is {text[:30]!r}: {advice}")
+        raise ValueError(
+            f"image_size is {text[:30]!r}: "
+            "take a side, such as 64, or height x width, such as 64x96"
+        )
     height, width = match.groups()
     return simplify_size((int(height), int(width or height)))
 

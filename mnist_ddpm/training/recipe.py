@@ -72,7 +72,7 @@ class Recipe(Options, Settings):
         return self.condition != "none"
 
     def fill_in(self) -> None:
-        """Puts plain values in the place of None, paths and JSON's lists."""
+        """Replaces None by its default, paths by text and lists, which JSON has, by tuples."""
         paths = "dataset", "teacher", "teacher_unlabelled", "init_from"
         filled = {name: os.fspath(getattr(self, name)) for name in paths}
         if self.channels is None:
@@ -106,17 +106,17 @@ class Recipe(Options, Settings):
             check(type(value) in types, f"{f.name} is {value!r}: it must be {wanted}")
             if isinstance(value, str):
                 may_be_empty = f.name in ("teacher", "teacher_unlabelled", "init_from")
-                fits = bool(value or may_be_empty) and not CONTROL.search(value)
-                check(fits, f"{f.name} is {value!r}: it must be a name or path in one line")
+                is_valid = bool(value or may_be_empty) and not CONTROL.search(value)
+                check(is_valid, f"{f.name} is {value!r}: it must be a name or path in one line")
 
     def check_values(self) -> None:
         """Raises ValueError for a value out of range."""
         lists = "channel_mults", "attention_resolutions"
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
-            fits = least <= value <= most
-            check(fits, f"{name} is {value!r}: it must be from {least:g} to {most:g}")
-        for names, fits, wanted in (
+            is_in_range = least <= value <= most
+            check(is_in_range, f"{name} is {value!r}: it must be from {least:g} to {most:g}")
+        for names, is_valid, wanted in (
             (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("channels",), lambda x: x in (1, 3) and type(x) is int, "1 (grey) or 3 (colour)"),
             (("precision",), lambda x: x in PRECISIONS, "float32, bfloat16 or float16"),
@@ -127,23 +127,28 @@ class Recipe(Options, Settings):
         ):
             for name in names:
                 value = getattr(self, name)
-                check(bool(fits(value)), f"{name} is {value!r}: it must be {wanted}")
+                check(bool(is_valid(value)), f"{name} is {value!r}: it must be {wanted}")
 
     def check_fit(self) -> None:
         """Raises ValueError for values that do not fit each other."""
         check_size(self.image_size, self.patch_size, self.channel_mults, self.dataset)
         groups = self.norm_groups
-        fits = groups == 0 or self.base_channels % groups == 0
-        check(fits, f"norm_groups is {groups}: it must divide base_channels, {self.base_channels}")
-        fits = self.accumulation <= self.batch_size
-        check(fits, f"accumulation is {self.accumulation}: take at most {self.batch_size}")
+        check(
+            groups == 0 or self.base_channels % groups == 0,
+            f"norm_groups is {groups}: it must divide base_channels, {self.base_channels}",
+        )
+        check(
+            self.accumulation <= self.batch_size,
+            f"accumulation is {self.accumulation}: take at most {self.batch_size}",
+        )
         check(self.beta_T < 1, f"beta_T is {self.beta_T}: take a number between 0 and 1")
         check(self.beta_1 <= self.beta_T, f"beta_1 is {self.beta_1}: take at most beta_T")
         check(0 <= self.seed < 2**32, f"seed is {self.seed}: take a number from 0 to 2^32 - 1")
         resolutions = self.attention_resolutions
-        fits = {*(resolutions or ())} <= {*self.sides}
-        message = f"attention_resolutions is {resolutions}: take sides of levels, {self.sides}"
-        check(fits, message)
+        check(
+            {*(resolutions or ())} <= {*self.sides},
+            f"attention_resolutions is {resolutions}: take sides of levels, {self.sides}",
+        )
 
 
 def fit_batch_size(recipe: Recipe, n: int, processes: int = 1) -> Recipe:

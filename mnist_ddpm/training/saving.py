@@ -41,9 +41,17 @@ CHANGEABLE = {  # settings that may differ when a run is resumed
     "gradient_checkpointing",
     "compile",
 }
-# Errors of a damaged file: those whose messages help users, and others
-HELPFUL = OSError, TypeError, ValueError
-OTHERS = RuntimeError, KeyError, AttributeError, EOFError, UnpicklingError, BadZipFile, zlib.error
+# Errors that loading a damaged file raises: those whose messages help users, and others
+HELPFUL_ERRORS = OSError, TypeError, ValueError
+OTHER_ERRORS = (
+    RuntimeError,
+    KeyError,
+    AttributeError,
+    EOFError,
+    UnpicklingError,
+    BadZipFile,
+    zlib.error,
+)
 
 
 def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
@@ -87,9 +95,11 @@ def states_of(modules: Mapping) -> dict[str, dict]:
 
 def check_schedule_name(method: dict, path: Path) -> None:
     """Raises ValueError for a schedule without a name, of which the notebook saves the tables."""
-    advice = "resume and draw in the notebook, or load it with ddpm.load_checkpoint"
-    refusal = f"{path} has a schedule without a name, and a recipe needs its name: {advice}"
-    check(method.get("schedule") != "tables", refusal)
+    check(
+        method.get("schedule") != "tables",
+        f"{path} has a schedule without a name, and a recipe needs its name: "
+        "resume and sample in the notebook, or load it with ddpm.load_checkpoint",
+    )
 
 
 def load_state(folder: str | Path) -> tuple[dict, Recipe]:
@@ -104,13 +114,14 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
         state = load_tensors(path)
         check(type(state) is dict, f"it holds a {type(state).__name__}")
         method = state.get("method", {})
-        named = {name: value for name, value in method.items() if name not in TABLES}
-        recipe = Recipe(**state["settings"] | named)
-    except (*HELPFUL, *OTHERS) as error:
-        reason = f" ({describe_error(error)})" if isinstance(error, HELPFUL) else ""
-        refusal = f"{path} is damaged or no training state of this version{reason}"
-        advice = "init_from can start a new run from the weights beside it"
-        raise ValueError(f"{refusal}: {advice}") from error
+        method_settings = {name: each for name, each in method.items() if name not in TABLES}
+        recipe = Recipe(**state["settings"] | method_settings)
+    except (*HELPFUL_ERRORS, *OTHER_ERRORS) as error:
+        reason = f" ({describe_error(error)})" if isinstance(error, HELPFUL_ERRORS) else ""
+        raise ValueError(
+            f"{path} is damaged or no training state of this version{reason}: "
+            "init_from can start a new run from the weights beside it"
+        ) from error
     check_schedule_name(method, path)
     return state, recipe
 
@@ -124,11 +135,16 @@ def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
     for name in ("attributes", *fixed):  # attributes first: they decide the number of classes
         before = getattr(saved, name)
         after = getattr(recipe, name)
-        refusal = f"{name} was {before!r} in the run in {folder} and cannot become {after!r}"
-        check(before == after, f"{refusal}: train a new run for that")
-    values = f"critic was {saved.critic!r} in the run in {folder}, and is {recipe.critic!r} here"
-    same = bool(saved.critic) == bool(recipe.critic)
-    check(same, f"{values}: its weight may change, but not whether there is one")
+        check(
+            before == after,
+            f"{name} was {before!r} in the run in {folder} and cannot become {after!r}: "
+            "train a new run for that",
+        )
+    check(
+        bool(saved.critic) == bool(recipe.critic),
+        f"critic was {saved.critic!r} in the run in {folder}, and is {recipe.critic!r} here: "
+        "its weight may change, but not whether there is one",
+    )
 
 
 def resume_run(
@@ -148,8 +164,10 @@ def resume_run(
     try:
         restore(run, state)
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        refusal = f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)})"
-        raise ValueError(f"{refusal}: train a new run") from error
+        raise ValueError(
+            f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)}): "
+            "train a new run"
+        ) from error
     run.folder_identity = FolderIdentity.of(folder)
     run.last_saved_step = step
     return run
@@ -206,11 +224,14 @@ def check_not_overwriting(folder: str | Path, run: Run | None = None) -> None:
     if run is not None and run.is_at(folder):
         step = saved_step(folder)
         if step not in (None, run.last_saved_step):
-            reason = f"another training has saved step {step} in {folder} meanwhile"
-            raise FileExistsError(f"{reason}: this would overwrite it")
+            raise FileExistsError(
+                f"another training has saved step {step} in {folder} meanwhile: "
+                "this would overwrite it"
+            )
         return
     has_state = Path(folder, STATE).exists()
     if has_state or Path(folder, CONFIG).exists():
-        advice = "resume it, or" if has_state else "init_from can start from it, but"
-        reason = f"{folder} holds a checkpoint already"
-        raise FileExistsError(f"{reason}: {advice} train into another folder")
+        hint = "resume it, or" if has_state else "init_from can start from it, but"
+        raise FileExistsError(
+            f"{folder} holds a checkpoint already: {hint} train into another folder"
+        )

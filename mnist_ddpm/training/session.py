@@ -188,8 +188,8 @@ class Session:
         else:
             saved = self.remains()
         diverged = isinstance(error, FloatingPointError)
-        advice = "; try a lower learning_rate, or float32" if diverged else ""
-        return type(error)(f"{first_line(error)}; {saved}{advice}")
+        hint = "; try a lower learning_rate, or float32" if diverged else ""
+        return type(error)(f"{first_line(error)}; {saved}{hint}")
 
     def remains(self) -> str:
         """What a save that was cut short, or never came, has left in the folder."""

@@ -33,8 +33,10 @@ def check_tracker(name: str) -> None:
         return
     check(name in PACKAGES, f'log "{name}" is unknown: take one of {", ".join(PACKAGES)}')
     package = PACKAGES[name][0]
-    refusal = f"log {name} needs the package {package}, not installed: pip install {package}"
-    check(any(map(find_spec, PACKAGES[name])), refusal)
+    check(
+        any(map(find_spec, PACKAGES[name])),
+        f"log {name} needs the package {package}, not installed: pip install {package}",
+    )
     import_extra("accelerate", "accelerate")
 
 
