@@ -72,14 +72,19 @@ def method_settings(recipe: Recipe) -> dict:
 
 
 def save_checkpoint(
-    folder: str | Path, network: nn.Module, recipe: Recipe, record: dict, draw: dict | None = None
+    folder: str | Path,
+    network: nn.Module,
+    recipe: Recipe,
+    record: dict,
+    sampling_defaults: dict | None = None,
 ) -> None:
     """Writes a checkpoint of an averaged network, and the record of its training.
 
-    draw: how to sample from it best, if known. Raises OSError where it cannot be written.
+    sampling_defaults: flags of sample that work best, if known. Raises OSError where it cannot be
+    written.
     """
     method = method_settings(recipe)
-    checkpoint_files.write_checkpoint(folder, network, recipe, record, method, draw)
+    checkpoint_files.write_checkpoint(folder, network, recipe, record, method, sampling_defaults)
 
 
 def train(
@@ -94,16 +99,16 @@ def train(
     world: ProcessGroup = run.SINGLE_PROCESS,
     log: session.Log | None = None,
     final_preview_steps: float | None = None,
-    draw: dict | None = None,
+    sampling_defaults: dict | None = None,
     teacher: Teacher | None = None,
     method_weights: dict[str, Weights] | None = None,
 ) -> Run:
     """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
 
     weights, method_weights, teacher: as in start_run. deadline, final_preview_steps: as in
-    loop.fit. draw: the sampling defaults to save; None: those of defaults_for_run. Raises
-    ValueError where the recipe names weights to start from or a teacher, and none are passed, and
-    as check_precision, resume_run and loop.fit.
+    loop.fit. sampling_defaults: those to save; None: those of defaults_for_run. Raises ValueError
+    where the recipe names weights to start from or a teacher, and none are passed, and as
+    check_precision, resume_run and loop.fit.
     """
     has_weights = resume or weights is not None or not recipe.init_from
     check(has_weights, f"init_from is {recipe.init_from}: pass the weights of initial_weights")
@@ -117,23 +122,22 @@ def train(
     else:
         new_or_resumed_run = start(recipe, weights=weights, method_weights=method_weights)
     if world.rank == 0:
-        count = f"{run.count_parameters(new_or_resumed_run.network):,} parameters"
         device_text = f"{world.size} processes" if world.size > 1 else device
-        shape = tuple(images.shape[1:])
-        print(f"{len(images):,} images of {shape}, {count}, on {device_text}", flush=True)
+        print_start(new_or_resumed_run, images, device_text)
     preview = partial(
         previews.draw_preview,
         make_denoiser=partial(make_denoiser, recipe=recipe),
         processes=world.size,
         condition=condition_batch(recipe, images, range(previews.IMAGES)),
     )
-    draw = defaults_for_run(new_or_resumed_run, folder, resume) if draw is None else draw
+    if sampling_defaults is None:
+        sampling_defaults = defaults_for_run(new_or_resumed_run, folder, resume)
     return loop.fit(
         new_or_resumed_run,
         images,
         make_schedule(recipe),
         folder,
-        save_checkpoint=partial(save_checkpoint, draw=draw),
+        save_checkpoint=partial(save_checkpoint, sampling_defaults=sampling_defaults),
         labels=labels,
         deadline=deadline,
         augment=ddpm.mirrored if dataset_named(recipe.dataset).is_mirrored else None,
@@ -142,6 +146,13 @@ def train(
         log=log,
         preview=preview,
     )
+
+
+def print_start(new_or_resumed_run: Run, images: Tensor, device: Device) -> None:
+    """Prints what is trained on how many images, and on which device."""
+    count = f"{run.count_parameters(new_or_resumed_run.network):,} parameters"
+    shape = tuple(images.shape[1:])
+    print(f"{len(images):,} images of {shape}, {count}, on {device}", flush=True)
 
 
 def throughput_meter(device: torch.device) -> throughput.ThroughputMeter:

@@ -128,7 +128,7 @@ def test_the_largest_network_that_sees_enough_is_planned(images, minutes, datase
     assert plan.preset == expected
     digits = dataset == "mnist"
     assert (plan.recipe.objective == "p2") == digits
-    assert plan.draw["eta"] == digits and plan.recipe.warmup_steps <= 500
+    assert plan.sampling_defaults["eta"] == digits and plan.recipe.warmup_steps <= 500
 
 
 def test_precision_batch_and_ema_suit_the_machine_and_the_time(machine):
@@ -216,8 +216,11 @@ def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
     assert all(getattr(guide.recipe, name) == getattr(network.recipe, name) for name in shared)
     assert guide.recipe.base_channels == 16
     assert guide.recipe.ema_decay < network.recipe.ema_decay
-    assert network.draw == alone.draw | {"guide": "guide"} | MNIST.planning.guided_draw
-    assert guide.draw == {}
+    assert (
+        network.sampling_defaults
+        == alone.sampling_defaults | {"guide": "guide"} | MNIST.planning.guided_draw
+    )
+    assert guide.sampling_defaults == {}
 
 
 def test_if_a_guide_has_too_few_steps_the_network_is_trained_alone(machine):

@@ -97,7 +97,7 @@ def carry_out(
     options = {
         "deadline": plan.deadline,
         "final_preview_steps": plan.final_preview_steps,
-        "draw": plan.draw,
+        "sampling_defaults": plan.sampling_defaults,
     }
     with tracking.tracker_log(flags.log, folder, plan.recipe) as log:
         run = trainer.train(plan.recipe, images, folder, labels, device=device, log=log, **options)

@@ -46,12 +46,12 @@ def write_checkpoint(
     recipe: Recipe,
     record: dict,
     method: dict,
-    draw: dict | None = None,
+    sampling_defaults: dict | None = None,
 ) -> None:
     """Writes model.safetensors, then config.json, into a folder, which is made.
 
     record: of the training, for people. method: settings that another method than the notebook's
-    needs, its schedule and prediction in any case. draw: how to sample best, if known. Raises
+    needs, its schedule and prediction in any case. sampling_defaults: if known. Raises
     OSError where they cannot be written.
     """
     folder = Path(folder)
@@ -63,7 +63,7 @@ def write_checkpoint(
         "format": FORMAT,
         **describe_recipe(recipe, method),
         "data_range": [-1, 1],
-        **({"draw": draw} if draw else {}),
+        **({"draw": sampling_defaults} if sampling_defaults else {}),
         "sha256": {WEIGHTS: hashlib.sha256(content).hexdigest()},
         "parameters": count_parameters(network),
         "training": record,

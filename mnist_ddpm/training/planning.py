@@ -39,7 +39,7 @@ class Plan:
     seconds: float  # of training, previews included
     deadline: float  # of training, by time.monotonic()
     sampling: float  # seconds an image, with the sampling defaults
-    draw: dict  # sampling defaults; {} if there are none, as for a guide
+    sampling_defaults: dict  # flags of sample; {} if there are none, as for a guide
     minutes: float  # that were asked for
     measured: float  # seconds that measuring took
 
@@ -71,7 +71,7 @@ class Plan:
         end = datetime.now() + timedelta(seconds=self.deadline - time.monotonic())
         duration = f"{self.seconds / 60:.1f} minutes, until {end:%H:%M:%S}"
         lines = [f"{out}: {settings}, {precision}: {speed}, {duration}"]
-        if self.draw:
+        if self.sampling_defaults:
             command = shell.own_command(["sample", "--checkpoint", str(out)])
             lines.append(f"then 64 images take about {64 * self.sampling:.1f} s: {command}")
         return lines
@@ -131,15 +131,15 @@ def make_plan(
         total >= MIN_STEPS,
         f"{seconds / 60:.3g} minutes are enough for {total} steps here: give it more",
     )
-    draw = sampling_defaults.measured_defaults(recipe)
+    defaults = sampling_defaults.measured_defaults(recipe)
     plan = Plan(
         preset=name,
         recipe=with_epochs(recipe, epochs, steps),
         pace=pace,
         seconds=training_seconds,
         deadline=deadline,
-        sampling=draw.get("steps", 0) * evaluation,
-        draw=draw,
+        sampling=defaults.get("steps", 0) * evaluation,
+        sampling_defaults=defaults,
         minutes=seconds / 60,
         measured=measured_at - start,
     )
@@ -210,9 +210,9 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
         recipe=with_epochs(r, epochs, steps),
         seconds=share * plan.seconds,
         deadline=plan.deadline - guide_seconds,
-        draw=plan.draw | {"guide": folder} | planning.guided_draw,
+        sampling_defaults=plan.sampling_defaults | {"guide": folder} | planning.guided_draw,
         # guided in half of the steps
-        sampling=plan.sampling + plan.draw.get("steps", 0) // 2 * evaluation,
+        sampling=plan.sampling + plan.sampling_defaults.get("steps", 0) // 2 * evaluation,
     )
     guide_plan = replace(
         plan,
@@ -220,7 +220,7 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
         recipe=with_epochs(guide, epochs / GUIDE_RATIO, steps),
         pace=pace,
         seconds=guide_seconds,
-        draw={},
+        sampling_defaults={},
     )
     return [network_plan, guide_plan], ""
 

@@ -98,7 +98,7 @@ def check_schedule_name(method: dict, path: Path) -> None:
     check(
         method.get("schedule") != "tables",
         f"{path} has a schedule without a name, and a recipe needs its name: "
-        "resume and sample in the notebook, or load it with ddpm.load_checkpoint",
+        "resume and draw in the notebook, or load it with ddpm.load_checkpoint",
     )
 
 
