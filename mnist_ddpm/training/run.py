@@ -157,7 +157,7 @@ def recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def attach_processes(run: Run, world: ProcessGroup) -> None:
     """Prepares the run for training by several processes, or by one.
 
-    Raises ValueError where they cannot share its batches or its method has networks of its own, and
+    Raises ValueError where they cannot share its batches or its method has extra networks, and
     for one process where the run is already attached to several.
     """
     recipe = run.settings
@@ -166,7 +166,7 @@ def attach_processes(run: Run, world: ProcessGroup) -> None:
     names = " and ".join(run.method.networks)
     check(
         world.size == 1 or not has_networks,
-        f"a method with networks of its own ({names}) trains in one process only: launch one",
+        f"a method with extra networks ({names}) trains in one process only: launch one",
     )
     if world.size == 1:
         is_attached = run.callable_network is not run.network
