@@ -1,7 +1,7 @@
 """Samplers side by side at equal network evaluations, with one checkpoint and the same noise.
 
 python benchmarks/samplers.py                      all, with checkpoints/mnist
-python benchmarks/samplers.py --n 100 --out out    a quick look
+python benchmarks/samplers.py --n 100 --out out    rough figures, in minutes
 
 Prints, and writes to samplers.json in --out: the Fréchet distance of the images to all training
 images, in the features of checkpoints/extractors/mnist.safetensors, with its 95 % interval; and

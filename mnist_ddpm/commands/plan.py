@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mnist_ddpm import trainer
 from mnist_ddpm.commands.outputs import check_outside
-from mnist_ddpm.commands.train import print_checkpoint, print_smaller_batch
+from mnist_ddpm.commands.train import print_checkpoint, print_if_short, print_smaller_batch
 from mnist_ddpm.commands.training_flags import PlanFlags, place_flags
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
@@ -37,6 +37,7 @@ def run_plan(flags: PlanFlags) -> None:
     runs = [*zip(folders, plans)]
     for folder, plan in runs:
         print("\n".join(plan.lines(folder)), flush=True)
+        print_if_short(plan.recipe, len(images), "--minutes", flags.minutes)
         if flags.dry_run:
             print(plan.equivalent_command(plan.recipe, place_flags(flags, folder)), flush=True)
     if flags.dry_run:

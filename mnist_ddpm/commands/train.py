@@ -63,7 +63,7 @@ def run_train(flags: TrainFlags) -> None:
         recipe = fit_batch_size(recipe, len(images), world.size)
         print_smaller_batch(batch_size, recipe.batch_size, len(images))
     if world.rank == 0:
-        print_if_short(recipe, len(images))
+        print_if_short(recipe, len(images), "--epochs", recipe.epochs)
     step = saving.saved_step(flags.out) or 0 if flags.resume else 0
     tracker = flags.log if world.rank == 0 else "none"
     with tracking.tracker_log(tracker, flags.out, recipe, step) as log:
@@ -77,13 +77,16 @@ def run_train(flags: TrainFlags) -> None:
         print_checkpoint(flags.out)
 
 
-def print_if_short(recipe: Recipe, n: int) -> None:
-    """Prints what to expect of so few steps that a network draws noise, and how many are enough."""
+def print_if_short(recipe: Recipe, n: int, flag: str, value: float) -> None:
+    """Prints what to expect of so few steps that a network draws noise, and how many are enough.
+
+    flag, value: what decides how long the training is; more is needed in proportion.
+    """
     steps = round(recipe.epochs * (n // recipe.batch_size))
     if 0 < steps < ENOUGH_STEPS and not recipe.init_from:
-        epochs = math.ceil(ENOUGH_STEPS * recipe.epochs / steps)
-        advice = f"some {ENOUGH_STEPS:,} draw first images: --epochs {epochs}"
-        print(f"{steps} steps in {recipe.epochs:g} epochs: expect noise or strokes ({advice})")
+        enough = math.ceil(ENOUGH_STEPS * value / steps)
+        hint = f"some {ENOUGH_STEPS:,} draw first images: {flag} {enough}"
+        print(f"{steps} steps in {recipe.epochs:g} epochs: expect noise or strokes ({hint})")
 
 
 def resumed_recipe(flags: TrainFlags) -> Recipe:

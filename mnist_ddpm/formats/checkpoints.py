@@ -73,7 +73,8 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
     # An existing folder is no owner on the hub
     is_local = path.parent.is_dir() or name.startswith(f"{FOLDER}/")
     if is_local or not hub.repository_and_revision(name):
-        raise FileNotFoundError(f"{no_folder}, and the shipped ones are {', '.join(SHIPPED)}")
+        present = [name for name in SHIPPED if (shipped_path(name) / CONFIG).is_file()]
+        raise FileNotFoundError(f"{no_folder}, and the shipped ones are {', '.join(present)}")
     try:
         return hub.download(name, None, files)
     except OSError as error:
