@@ -6,6 +6,7 @@ with the same command, on one machine or many.
 
 import gc
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -71,6 +72,8 @@ class LaunchedProcesses(ProcessGroup):
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
     def prepare(self, network: nn.Module) -> nn.Module:
+        # of 1 x 1 convolutions, whose strides mean nothing
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return self.accelerator.prepare_model(network)
 
 
