@@ -184,9 +184,9 @@ def test_one_call_draws_the_images_of_the_command(digits, tmp_path, quick):
     assert np.array_equal(images[:, 0], command)
     assert torch.equal(film[-1][1], images)
     assert len(mnist_ddpm.sample(str(digits), 3, labels=1, **options)) == 3
-    for wrong in ("step", "out"):
-        with pytest.raises(ValueError, match=wrong):
-            mnist_ddpm.sample(digits, **{wrong: 4})
+    for wrong in ({"step": 4}, {"out": 4}, {"n": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            mnist_ddpm.sample(digits, **wrong)
 
 
 def test_later_images_are_drawn_without_those_before(digits, tmp_path, quick):

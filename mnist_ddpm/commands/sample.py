@@ -127,7 +127,8 @@ def sample(
     unknown = sorted(options.keys() - known)
     check(not unknown, f"sample takes no {', '.join(unknown)}: see mnist-ddpm sample --help")
     options |= {name: Path(options[name]) for name in PATH_FLAGS if options.get(name) is not None}
-    job = prepare_job(SampleFlags(n=n or len(labels) or SampleFlags.n, **options))
+    n = len(labels) or SampleFlags.n if n is None else n
+    job = prepare_job(SampleFlags(n=n, **options))
     images, frames = job.draw()
     return (images, frames) if film else images
 

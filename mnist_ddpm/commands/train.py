@@ -12,7 +12,7 @@ from mnist_ddpm.commands.outputs import check_outside, print_written
 from mnist_ddpm.commands.training_flags import TrainFlags, typed_settings
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
-from mnist_ddpm.ddpm import check
+from mnist_ddpm.ddpm import check, total_steps
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.machine import devices, files, folder_lock, processes
@@ -82,8 +82,10 @@ def print_if_short(recipe: Recipe, n: int, flag: str, value: float) -> None:
 
     flag, value: what decides how long the training is; more is needed in proportion.
     """
-    steps = round(recipe.epochs * (n // recipe.batch_size))
-    if 0 < steps < ENOUGH_STEPS and not recipe.init_from:
+    if recipe.init_from or recipe.batch_size > n:  # which fit refuses
+        return
+    steps = total_steps(recipe, n)
+    if steps < ENOUGH_STEPS:
         enough = math.ceil(ENOUGH_STEPS * value / steps)
         hint = f"some {ENOUGH_STEPS:,} draw first images: {flag} {enough}"
         print(f"{steps} steps in {recipe.epochs:g} epochs: expect noise or strokes ({hint})")
