@@ -14,7 +14,7 @@ LAYERS = [
     {"catalogue"},
     {"trainer"},
     {"formats"},
-    {"evaluation"},
+    {"evaluation", "doctor"},
     {"commands", "experiments"},
     {"__main__", "__init__"},
 ]
