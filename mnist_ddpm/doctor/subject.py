@@ -1,0 +1,131 @@
+"""What is examined, whoever wrote it, in one form: a schedule and plain functions of tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.ddpm import Schedule, check
+from mnist_ddpm.doctor.report import Check
+from mnist_ddpm.methods import flow, predictions
+from mnist_ddpm.methods.predictions import Conversion
+
+TimeUnit = Literal["index", "fraction", "sigma"]
+Prediction = Literal["eps", "x0", "v", "score", "velocity"]
+
+
+def x0_from_score(schedule: Schedule, xt: Tensor, t, score: Tensor) -> Tensor:
+    """x_0 from the score, which is -eps / b_t."""
+    _, b_t = schedule.at(t)
+    return predictions.EPS.to_x0(schedule, xt, t, -score * predictions.per_image(b_t, xt))
+
+
+def score_from_x0(schedule: Schedule, xt: Tensor, t, x0: Tensor) -> Tensor:
+    """The score, -eps / b_t, of x_t when its image is x_0."""
+    _, b_t = schedule.at(t)
+    return -predictions.EPS.from_x0(schedule, xt, t, x0) / predictions.per_image(b_t, xt)
+
+
+CONVERSIONS: dict[str, Conversion] = {
+    "eps": predictions.EPS,
+    "x0": predictions.X0,
+    "v": predictions.V,
+    "score": Conversion(x0_from_score, score_from_x0),
+    "velocity": flow.VELOCITY,
+}
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How the code counts and scales. A convention is never wrong, but must be the same throughout.
+
+    first_time: what the code calls the schedule's entry 1, the least noisy one; 0 or 1.
+    time: the network is told an index, the fraction index / T, or sigma = b_t / a_t of an image
+    x_0 + sigma eps.
+    """
+
+    first_time: int = 0
+    time: TimeUnit = "index"
+    prediction: Prediction = "eps"
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    output_range: tuple[float, float] = (-1.0, 1.0)  # of what the sampler returns
+    is_flat: bool = False  # vectors (N, D) instead of images (N, C, H, W)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is examined. What was not given is None, and is not judged.
+
+    Times in calls of the functions are as the code counts: `told` converts to them.
+    """
+
+    schedule: Schedule | None = None  # entry 0 is the clean image
+    forward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # (x0, t, noise) to x_t
+    sampler: Callable[[Callable, tuple], Tensor] | None = None  # (network, shape) to images
+    network: Callable[[Tensor, Tensor], Tensor] | None = None  # (x_t, t) to its prediction
+    averaged_network: Callable[[Tensor, Tensor], Tensor] | None = None
+    guidance: Callable[..., Tensor] | None = None  # (network, x, t, labels, scale) to a prediction
+    loss: Callable[[Callable, Tensor], Tensor] | None = None  # (network, x0) to a number or (N,)
+    training_step: Callable[[Tensor], Any] | None = None  # one step of the network on a batch x0
+    data: Tensor | None = None  # images (N, C, H, W) as the network is trained on them
+    likelihood: Callable[[Callable, Tensor], Any] | None = None  # (network, x0) to bits/dim
+    posterior_variance: Tensor | None = None  # (T,) or (T+1,), where the code has such a table
+    shape: tuple[int, ...] = (1, 8, 8)  # of one image
+    conventions: Conventions = field(default_factory=Conventions)
+    places: dict[str, str] = field(default_factory=dict)  # "forward": "my.py:q_sample", for reports
+
+    @property
+    def T(self) -> int:
+        """The last time of the schedule. Raises ValueError where there is none."""
+        check(self.schedule is not None, "the schedule is not known")
+        return self.schedule.T
+
+    @property
+    def conversion(self) -> Conversion:
+        """Between the network's prediction and x_0."""
+        return CONVERSIONS[self.conventions.prediction]
+
+    def told(self, t: Tensor) -> Tensor:
+        """Our times 1 … T (N,) as the code's networks and functions are told them (N,)."""
+        if self.conventions.time == "sigma":
+            a_t, b_t = self.schedule.at(t)
+            return (b_t / a_t).float()
+        index = t - 1 + self.conventions.first_time
+        return index / self.T if self.conventions.time == "fraction" else index
+
+    def entries(self, told: Tensor) -> Tensor:
+        """The code's times (N,) as ours, float64; between two entries for continuous times."""
+        told = torch.as_tensor(told).detach().cpu().double()
+        if self.conventions.time == "fraction":
+            told = told * self.T
+        if self.conventions.time != "sigma":
+            return told + 1 - self.conventions.first_time
+        sigma = self.schedule.b / self.schedule.a
+        after = torch.searchsorted(sigma, told).clamp(1, self.T)
+        before = sigma[after - 1]
+        return after - 1 + ((told - before) / (sigma[after] - before)).clamp(0, 1)
+
+    def levels(self, told: Tensor) -> tuple[Tensor, Tensor]:
+        """a_t and b_t of the image that the network is shown at the code's times, float64."""
+        if self.conventions.time == "sigma":
+            sigma = torch.as_tensor(told).detach().cpu().double()
+            return torch.ones_like(sigma), sigma
+        entries = self.entries(told).clamp(0, self.T)
+        before = entries.floor().long().clamp(max=self.T - 1)
+        share = entries - before
+        tables = self.schedule.a, self.schedule.b
+        a_t, b_t = (torch.lerp(table[before], table[before + 1], share) for table in tables)
+        return a_t, b_t
+
+
+class CheckEntry(NamedTuple):
+    """One group of checks: what it is called, what it needs of a subject, and the function.
+
+    The function takes (subject, seed) and returns its checks. It may raise what the code raises.
+    """
+
+    name: str
+    needs: tuple[str, ...]  # fields of Subject
+    function: Callable[[Subject, int], list[Check]]
