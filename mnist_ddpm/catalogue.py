@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm import ddpm, networks
+from mnist_ddpm import ddpm, networks, special_methods
 from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
 from mnist_ddpm.method import Method, PlainMethod, as_method
 from mnist_ddpm.methods import (
@@ -30,7 +30,6 @@ from mnist_ddpm.methods import (
 from mnist_ddpm.methods.adversarial import Adversarial
 from mnist_ddpm.methods.conditioning import Conditioned, ConditionFunction
 from mnist_ddpm.methods.distillation import Distilled
-from mnist_ddpm.methods.distribution_matching import DistributionMatching
 from mnist_ddpm.methods.guidance import Teacher, check_takes_labels
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.methods.muon import Muon
@@ -97,6 +96,7 @@ CONDITIONS: dict[str, ConditionFunction] = {"grey": conditioning.grey, "small": 
 NETWORKS: dict[str, Callable[[Recipe, int, int], nn.Module]] = {
     "unet": networks.unet,
     "dit": networks.dit,
+    "jit": networks.jit,
     "shortcut": networks.shortcut_unet,
     "fourier": networks.fourier_unet,
 }
@@ -137,18 +137,6 @@ def plain_entry(
     return MethodEntry(make_method, learns_variance, make_times)
 
 
-def distribution_matching_method(recipe: Recipe, teacher: Teacher | None) -> Method:
-    """The method of distribution matching. Raises ValueError where the recipe does not fit."""
-    name = f"objective {recipe.objective}"
-    has_both = bool(recipe.teacher and recipe.init_from)
-    check(has_both, f"{name} needs a teacher and a trained network: name teacher and init_from")
-    is_supported = not recipe.conditional and recipe.network == "unet"
-    check(is_supported, f"{name} takes no condition, and no network but unet")
-    check(recipe.optimizer == "adam", f"{name} takes no optimizer {recipe.optimizer}: take adam")
-    fake = make_network(replace(recipe, network="shortcut"))
-    return DistributionMatching(conversion_of(recipe), fake, teacher, recipe.learning_rate)
-
-
 OBJECTIVES: dict[str, MethodEntry] = {
     "simple": plain_entry(predictions.unweighted),
     "hybrid": plain_entry(learned_variance.l_hybrid, learns_variance=True),
@@ -159,7 +147,16 @@ OBJECTIVES: dict[str, MethodEntry] = {
     "p2": plain_entry(partial(weighted, weight=predictions.p2)),
     "edm": plain_entry(partial(weighted, weight=edm.edm_weight)),
     "consistency": plain_entry(consistency.Consistency),
-    "matching": MethodEntry(distribution_matching_method),
+    "velocity": plain_entry(partial(weighted, weight=flow.velocity_weight)),
+    "mean-flow": MethodEntry(special_methods.mean_flow),
+    "matching": MethodEntry(
+        lambda recipe, teacher: special_methods.distribution_matching(
+            recipe, conversion_of(recipe), teacher
+        )
+    ),
+    "drifting": MethodEntry(
+        lambda recipe, teacher: special_methods.drifting(recipe, conversion_of(recipe), teacher)
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from mnist_ddpm.ddpm import UNet
 from mnist_ddpm.methods.adversarial import Critic
 from mnist_ddpm.methods.fourier import FourierUNet
 from mnist_ddpm.methods.guidance import LabelledUNet
+from mnist_ddpm.methods.just_transformer import JiT
 from mnist_ddpm.methods.shortcuts import ShortcutUNet
 from mnist_ddpm.methods.transformer import DiT
 from mnist_ddpm.training.recipe import Recipe
@@ -53,13 +54,20 @@ def unet_of(
     return network
 
 
-def dit(recipe: Recipe, in_channels: int, out_channels: int) -> DiT:
+def jit(recipe: Recipe, in_channels: int, out_channels: int) -> JiT:
+    """A transformer for large patches, with the sizes of dit."""
+    return dit(recipe, in_channels, out_channels, JiT)
+
+
+def dit(
+    recipe: Recipe, in_channels: int, out_channels: int, transformer_class: type[DiT] = DiT
+) -> DiT:
     """A transformer as wide as the U-Net's widest level, with as many blocks as the U-Net."""
     width = recipe.base_channels * max(recipe.channel_mults)
     depth = (2 * recipe.blocks_per_level + 1) * len(recipe.channel_mults)
     options = {"patch_size": recipe.patch_size, "dropout": recipe.dropout}
-    classes = recipe.classes
-    return DiT(in_channels, width, depth, **options, classes=classes, out_channels=out_channels)
+    options |= {"classes": recipe.classes, "out_channels": out_channels}
+    return transformer_class(in_channels, width, depth, **options)
 
 
 def make_critic(recipe: Recipe) -> Critic:

@@ -11,6 +11,7 @@ LAYERS = [
     {"machine", "datasets", "method"},
     {"methods", "training"},
     {"data", "networks"},
+    {"special_methods"},
     {"catalogue"},
     {"trainer"},
     {"formats"},

@@ -13,9 +13,9 @@ from helpers import PAPER, STRAIGHT, no_noise
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.methods.edm import EDM
-from mnist_ddpm.methods.flow import VELOCITY, flow, reflow
+from mnist_ddpm.methods.flow import VELOCITY, flow, reflow, velocity_weight
 from mnist_ddpm.methods.paths import denoiser_along, match_snr
-from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser
+from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser, weighted
 from mnist_ddpm.methods.schedules import cosine, linear, zero_terminal_snr
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
 from mnist_ddpm.methods.times import NormalTimes
@@ -209,3 +209,15 @@ def test_times_are_drawn_as_often_as_their_probability_says(schedule):
     likely = wanted > 5
     assert ((counts[1:] - wanted)[likely] / wanted[likely].sqrt()).abs().max() < 4.5
     assert times.state_dict() == {}
+
+
+def test_the_velocity_s_weight_makes_the_error_of_x0_the_velocity_s():
+    generator = ddpm.random_generator(0)
+    x0, eps, guess = (torch.randn(4, 1, 2, 2, generator=generator) for _ in range(3))
+    t = torch.tensor([51, 400, 999, 1000])
+    losses = weighted(X0, velocity_weight)(lambda xt, t: guess, STRAIGHT, x0, t, eps)
+    xt = ddpm.q_sample(STRAIGHT, x0, t, eps)
+    share = (t / 1000).view(-1, 1, 1, 1)
+    wanted = ((xt - guess) / share - (xt - x0) / share).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(losses, wanted)
+    assert velocity_weight(STRAIGHT, torch.tensor([1, 50])).tolist() == pytest.approx([400, 400])

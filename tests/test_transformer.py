@@ -10,14 +10,18 @@ from helpers import with_random_weights
 from torch import nn
 from training_helpers import TINY, squares
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_denoiser, make_network
+from mnist_ddpm.ddpm import to_float
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.pretrained import initial_weights
+from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.guidance import with_labels
+from mnist_ddpm.methods.just_transformer import JiT, rotary_angles, rotated
 from mnist_ddpm.methods.transformer import DiT, DiTBlock, position_embedding
-from mnist_ddpm.trainer import train
+from mnist_ddpm.trainer import start_run, train
 from mnist_ddpm.training.cost import network_cost
+from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import count_parameters, recompute_blocks
 
@@ -124,3 +128,46 @@ def test_it_is_trained_saved_and_drawn_like_any_other(tmp_path):
     denoise = ddpm.clipped(denoise, schedule)
     images, _ = ddpm.generate(denoise, schedule, 2, TINY.shape, ddpm.ddim_sampler, steps=3)
     assert images.shape == (2, *TINY.shape)
+
+
+def test_positions_of_the_plain_transformer_are_relative():
+    angles = rotary_angles(5, 6, 16).view(5, 6, 8)
+    q, k = torch.randn(2, 16, generator=ddpm.random_generator(0), dtype=torch.float64)
+
+    def product(first, second):
+        return rotated(q[None], angles[first][None]) @ rotated(k[None], angles[second][None]).T
+
+    torch.testing.assert_close(product((0, 1), (2, 4)), product((2, 2), (4, 5)))
+    for other in ((1, 4), (2, 3)):
+        assert not torch.allclose(product((0, 1), other), product((0, 1), (2, 4)))
+
+
+def test_the_plain_transformer_begins_at_0_and_sees_every_patch_and_time():
+    network = JiT(width=32, depth=2, patch_size=4)
+    assert torch.equal(network(X, T), torch.zeros_like(X))
+    network = with_random_weights(network)
+    before = network(X, T)
+    changed = X.clone()
+    changed[:, :, :4, :4] += 1
+    assert ((network(changed, T) - before).abs().amax(dim=1) > 0).all()
+    assert not torch.equal(network(X, T + 1), before)
+    assert count_parameters(JiT(width=96, depth=4)) == pytest.approx(
+        count_parameters(DiT(width=96, depth=4)), rel=0.05
+    )
+
+
+def test_a_plain_transformer_is_trained_by_the_velocity_s_error():
+    changes = {"prediction": "x0", "objective": "velocity", "schedule": "flow", "epochs": 5}
+    recipe = replace(SMALL, network="jit", **changes)
+    schedule, run, x0 = catalogue.make_schedule(recipe), start_run(recipe), to_float(squares(64))
+    t = torch.arange(1, 65) * 50 // 64 + 1
+    eps = torch.randn(x0.shape, generator=ddpm.random_generator(0))
+
+    @torch.no_grad()
+    def loss():
+        return run.method.loss(run.network, schedule, Batch(x0, t.clamp(max=50), eps)).mean()
+
+    before = loss()
+    for _ in training_loop(run, squares(), schedule):
+        pass
+    assert loss() < 0.7 * before

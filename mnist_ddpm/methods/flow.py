@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Network, Objective, Schedule, Time, check, per_image
-from mnist_ddpm.methods.predictions import Conversion
+from mnist_ddpm.methods.predictions import Conversion, squared_error_ratio
 
 
 def flow(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
@@ -31,6 +31,15 @@ def velocity_from_x0(schedule: Schedule, xt: Tensor, t: Time, x0: Tensor) -> Ten
 
 
 VELOCITY = Conversion(x0_from_velocity, velocity_from_x0)
+LARGEST_WEIGHT = 400  # that of t/T = 0.05 on the straight path
+
+
+def velocity_weight(schedule: Schedule, t: Tensor) -> Tensor:
+    """The weight of x_0's squared error that makes it the velocity's, (N,), but at most 400.
+
+    That bound is JiT's (arXiv 2511.13720), whose divisor t/T is at least 0.05.
+    """
+    return squared_error_ratio(schedule, t, VELOCITY).clamp(max=LARGEST_WEIGHT)
 
 
 def number_lookup(images: Tensor) -> Callable[[Tensor], Tensor]:

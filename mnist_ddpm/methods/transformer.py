@@ -8,9 +8,9 @@ from mnist_ddpm.ddpm import check, time_embedding
 from mnist_ddpm.methods.guidance import labels_or_unknown
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm of x (N, L, C), times 1 + scale, plus shift, each (N, 1, C)."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+def layer_norm(x: Tensor) -> Tensor:
+    """x (…, C) less its mean, over its deviation."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def position_embedding(height: int, width: int, channels: int, like: Tensor) -> Tensor:
@@ -25,6 +25,8 @@ def position_embedding(height: int, width: int, channels: int, like: Tensor) -> 
 
 class DiTBlock(nn.Module):
     """(N, L, C) and an embedding of t and label (N, C) to (N, L, C). It begins as the identity."""
+
+    normalize = staticmethod(layer_norm)
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -41,11 +43,11 @@ class DiTBlock(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, *positions: Tensor) -> Tensor:
         modulation = self.modulation(F.silu(embedding)).unsqueeze(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=2)
-        x = x + gate1 * self.attend(modulated(x, shift1, scale1))
-        return x + gate2 * self.mlp(modulated(x, shift2, scale2))
+        x = x + gate1 * self.attend(self.normalize(x) * (1 + scale1) + shift1, *positions)
+        return x + gate2 * self.mlp(self.normalize(x) * (1 + scale2) + shift2)
 
 
 class DiT(nn.Module):
@@ -54,6 +56,8 @@ class DiT(nn.Module):
     With classes it also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown"; None
     stands for all unknown. A head has 64 channels, or as few more as divide the width.
     """
+
+    block_class = DiTBlock
 
     def __init__(
         self,
@@ -71,14 +75,22 @@ class DiT(nn.Module):
         self.patch_size = patch_size
         self.classes = classes
         heads = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
-        self.patch = nn.Linear(channels * patch_size**2, width)
+        self.patch = self.make_patch_embedding(channels * patch_size**2)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         if classes:
             self.label = nn.Embedding(classes + 1, width)
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(self.block_class(width, heads, dropout) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.last = nn.Linear(width, (out_channels or channels) * patch_size**2)
         self.reset()
+
+    def make_patch_embedding(self, inputs: int) -> nn.Module:
+        """From the numbers of a patch to its embedding."""
+        return nn.Linear(inputs, self.width)
+
+    def positions(self, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+        """What blocks are given of the positions of so many rows and columns of patches."""
+        return ()
 
     def reset(self) -> None:
         """Weights as in the paper: each block begins as the identity, and the output is 0."""
@@ -98,11 +110,12 @@ class DiT(nn.Module):
         shape = h.shape[2:]
         h = self.patch(h.flatten(2).mT)
         h = h + position_embedding(*shape, self.width, h)
-        embedding = self.time(time_embedding(t, self.width).to(self.patch.weight))
+        embedding = self.time(time_embedding(t, self.width).to(self.last.weight))
         if self.classes:
             embedding = embedding + self.label(labels_or_unknown(labels, x, self.classes))
+        positions = self.positions(shape)
         for block in self.blocks:
-            h = block(h, embedding)
+            h = block(h, embedding, *positions)
         shift, scale = self.modulation(F.silu(embedding)).unsqueeze(1).chunk(2, dim=2)
-        h = self.last(modulated(h, shift, scale))
+        h = self.last(self.block_class.normalize(h) * (1 + scale) + shift)
         return F.pixel_shuffle(h.mT.unflatten(2, shape), self.patch_size)

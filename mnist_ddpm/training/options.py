@@ -17,8 +17,8 @@ class Options:
 
     image_size: Size = 32  # side of square images, in pixels; or height and width
     channels: int | None = None  # 1 grey, 3 colour; None: the data set's; of a folder 3
-    # unet, dit; shortcut: a U-Net that is told how far a step goes; fourier: one that sees the last
-    # digits of a pixel
+    # unet; dit and jit: transformers, the latter for large patches; shortcut: a U-Net that is told
+    # how far a step goes; fourier: one that sees the last digits of a pixel
     network: str = "unet"
     blocks_per_level: int = 1  # residual blocks in each level
     # sides of the levels with attention, of a rectangle the shorter; None: the smallest
@@ -28,7 +28,8 @@ class Options:
     # linear, cosine, quadratic, sigmoid, each also with -zero-snr; log-snr, flow
     schedule: str = "linear"
     prediction: str = "eps"  # what the network predicts: eps, x0, v, mu, velocity, edm
-    # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, consistency, matching
+    # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, velocity, consistency, matching,
+    # mean-flow, drifting
     objective: str = "simple"
     times: str = "uniform"  # of training: uniform, logit-normal, log-normal, noisy
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small

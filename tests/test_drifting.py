@@ -1,0 +1,108 @@
+"""The drift against its paper's algorithm, written out in loops, and where it has to vanish."""
+
+import math
+from dataclasses import replace
+from math import exp, sqrt
+
+import pytest
+import torch
+from helpers import PAPER
+from torch import nn
+from training_helpers import TINY, squares
+
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.method import Batch
+from mnist_ddpm.methods.drifting import Drifting, drift, drifting_loss, pixel_features
+from mnist_ddpm.methods.predictions import X0
+from mnist_ddpm.trainer import start_run
+from mnist_ddpm.training.loop import training_loop
+
+
+def points(n, seed, D=3):
+    generator = ddpm.random_generator(seed)
+    return torch.randn(1, n, D, generator=generator, dtype=torch.float64)
+
+
+def test_the_drift_is_that_of_the_paper_s_algorithm():
+    drawn, real = points(4, 0)[0], points(4, 1)[0]
+    temperature = 0.7
+    columns = torch.cat([real, drawn])
+    kernel = [
+        [0.0 if j == 4 + i else exp(-(x - y).norm() / temperature) for j, y in enumerate(columns)]
+        for i, x in enumerate(drawn)
+    ]
+    wanted = torch.zeros(4, 3, dtype=torch.float64)
+    rows = [sum(row) for row in kernel]
+    sums = [sum(row[j] for row in kernel) for j in range(8)]
+    A = [[kernel[i][j] / sqrt(rows[i] * sums[j]) for j in range(8)] for i in range(4)]
+    for i in range(4):
+        for j in range(4):
+            for k in range(4):
+                wanted[i] += A[i][j] * A[i][4 + k] * (real[j] - drawn[k])
+    itself = 1e6 * torch.eye(4, dtype=torch.float64)
+    to_real = torch.cdist(drawn, real)[None] / temperature
+    to_drawn = torch.cdist(drawn, drawn)[None] / temperature + itself
+    torch.testing.assert_close(drift(to_real, to_drawn, real[None], drawn[None])[0], wanted)
+
+
+def test_the_drift_turns_round_where_the_two_sets_change_places():
+    x, a, b = points(5, 0), points(5, 1), points(5, 2)
+    to_a, to_b = torch.cdist(x, a), torch.cdist(x, b)
+    torch.testing.assert_close(drift(to_a, to_b, a, b), -drift(to_b, to_a, b, a))
+
+
+def test_the_loss_takes_drawn_images_to_real_ones_whatever_their_scale():
+    real = torch.tensor([[[4.0], [5.0], [6.0]]], dtype=torch.float64)
+    drawn = torch.tensor([[[0.0], [1.0], [2.0]]], dtype=torch.float64, requires_grad=True)
+    nothing = torch.zeros(3, 3)
+    losses = drifting_loss(drawn, real, nothing)
+    (gradient,) = torch.autograd.grad(losses.sum(), drawn)
+    assert losses.shape == (3,) and (gradient < 0).all()
+    torch.testing.assert_close(drifting_loss(100 * drawn, 100 * real, nothing), losses)
+
+
+def test_images_of_other_labels_change_nothing():
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    x0 = points(6, 0, 64).view(6, 1, 8, 8)
+    eps = points(6, 1, 64).view(6, 1, 8, 8)
+    factor = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def gradients_of(x0):
+        def network(xt, t, labels):
+            assert (t == PAPER.T).all()
+            return factor * xt
+
+        batch = Batch(x0, torch.ones(6, dtype=torch.long), eps, labels, labels)
+        losses = Drifting(X0, lambda images: [images.flatten(1)[None]]).loss(network, PAPER, batch)
+        return torch.autograd.grad(losses[:3].sum(), factor)[0]
+
+    before = gradients_of(x0)
+    changed = x0.clone()
+    changed[3:] = changed[3:].flip(0)  # another order: all scales stay as they are
+    torch.testing.assert_close(gradients_of(changed), before)
+    changed[:3] = x0[3:]
+    changed[3:] = x0[:3]
+    assert not torch.allclose(gradients_of(changed), before)
+
+
+def test_pixels_are_one_set_and_patches_another():
+    images = torch.arange(2 * 256.0).view(2, 1, 16, 16)
+    pixels, patches = pixel_features(images)
+    assert torch.equal(pixels, images.view(1, 2, 256))
+    assert patches.shape == (4, 2, 64)
+    assert torch.equal(patches[3, 1].view(8, 8), images[1, 0, 8:, 8:])
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_a_small_network_is_trained_by_it(classes):
+    recipe = replace(TINY, objective="drifting", prediction="x0", classes=classes)
+    images = squares()
+    labels = torch.arange(len(images)) % 2 if classes else None
+    schedule = catalogue.make_schedule(recipe)
+    losses = list(training_loop(start_run(recipe), images, schedule, labels))
+    assert len(losses) == 12 and all(map(math.isfinite, losses))
+
+
+def test_a_teacher_is_refused():
+    with pytest.raises(ValueError, match="teacher"):
+        catalogue.make_method(replace(TINY, objective="drifting"), teacher=lambda labels: None)
