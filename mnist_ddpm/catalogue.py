@@ -28,6 +28,7 @@ from mnist_ddpm.methods import (
     solvers,
 )
 from mnist_ddpm.methods.adversarial import Adversarial
+from mnist_ddpm.methods.augmentation import AUGMENTATIONS, Augmented
 from mnist_ddpm.methods.conditioning import Conditioned, ConditionFunction
 from mnist_ddpm.methods.distillation import Distilled
 from mnist_ddpm.methods.guidance import Teacher, check_takes_labels
@@ -250,11 +251,13 @@ def make_method(recipe: Recipe, teacher: Teacher | None = None) -> Method:
     entry = look_up("objective", recipe.objective, OBJECTIVES)
     with networks.seeded(recipe.seed):
         method = entry.make_method(recipe, teacher)
-    if not recipe.critic:
-        return method
-    check(not entry.learns_variance, f"objective {recipe.objective} takes no critic: set it to 0")
-    critic = networks.make_critic(recipe)
-    return Adversarial(method, conversion_of(recipe), critic, recipe.critic)
+    if recipe.critic:
+        name = f"objective {recipe.objective}"
+        check(not entry.learns_variance, f"{name} takes no critic: set it to 0")
+        critic = networks.make_critic(recipe)
+        method = Adversarial(method, conversion_of(recipe), critic, recipe.critic)
+    augmentations = [look_up("augment", name, AUGMENTATIONS) for name in recipe.augment]
+    return Augmented(method, augmentations) if augmentations else method
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

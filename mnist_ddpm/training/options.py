@@ -38,6 +38,7 @@ class Options:
     classes: int = 0  # number of different labels that the network is told; 0: no labels
     attributes: tuple[str, ...] = ()  # of the images, as labels: attribute i counts 2^i
     label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without
+    augment: tuple[str, ...] = ()  # change images, ever fewer while training: shift, colour
     optimizer: str | None = None  # adam, muon; None: adam, the paper's
     learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
     gradient_clip: float = 1.0  # largest norm of a step's gradient, for each network

@@ -87,7 +87,7 @@ class Recipe(Options, Settings):
             n = len(self.attributes)
             check(n <= MOST_ATTRIBUTES, f"attributes are {n}: name at most {MOST_ATTRIBUTES}")
             filled["classes"] = 2 ** len(self.attributes)
-        for name in ("channel_mults", "attention_resolutions", "attributes"):
+        for name in ("channel_mults", "attention_resolutions", "attributes", "augment"):
             if isinstance(getattr(self, name), list):
                 filled[name] = tuple(getattr(self, name))
         size = self.image_size
@@ -121,7 +121,7 @@ class Recipe(Options, Settings):
             (("channels",), lambda x: x in (1, 3) and type(x) is int, "1 (grey) or 3 (colour)"),
             (("precision",), lambda x: x in PRECISIONS, "float32, bfloat16 or float16"),
             (("image_size",), is_image_size, "a whole number, or two: height and width"),
-            (("attributes",), is_names, "a list of names, each in one line"),
+            (("attributes", "augment"), is_names, "a list of names, each in one line"),
             (lists, lambda x: x is None or is_tuple_of(int, x), "a list of whole numbers"),
             (("channel_mults",), is_widths, f"1 to {MOST_LEVELS} numbers above 0"),
         ):
