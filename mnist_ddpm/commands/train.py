@@ -14,7 +14,7 @@ from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check, total_steps
 from mnist_ddpm.formats import checkpoints, teachers
-from mnist_ddpm.formats.pretrained import initial_weights
+from mnist_ddpm.formats.pretrained import fill_with_fresh, initial_weights
 from mnist_ddpm.machine import devices, files, folder_lock, processes
 from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.method import Method
@@ -123,11 +123,24 @@ def new_recipe(flags: TrainFlags) -> Recipe:
 
 
 def weights_to_start_from(recipe: Recipe, network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of --init-from. Raises ValueError where they do not fit the network."""
+    """The weights of --init-from, and fresh ones where those do not fit, which it prints.
+
+    Raises ValueError where they are another network's.
+    """
     options = {"condition": recipe.condition, "classes": recipe.classes}
     options |= {"labels": recipe.classes > 0, "shortcut": catalogue.takes_next_time(recipe)}
-    _, weights = initial_weights(recipe.init_from, **options)
-    checkpoints.load_weights(network.state_dict(), weights, recipe.init_from)
+    source = recipe.init_from
+    _, weights = initial_weights(source, **options)
+    fresh_names = []
+    if {name: own.shape for name, own in network.state_dict().items()} != {
+        name: weight.shape for name, weight in weights.items()
+    }:
+        weights, fresh_names = fill_with_fresh(recipe, weights, source)
+    checkpoints.load_weights(network.state_dict(), weights, source)
+    if fresh_names and is_first_process():
+        fitting = len(weights) - len(fresh_names)
+        names = ", ".join(fresh_names)
+        print(f"{fitting} of {len(weights)} tensors are those of {source}; new: {names}")
     return weights
 
 

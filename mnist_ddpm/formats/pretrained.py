@@ -11,6 +11,8 @@ from mnist_ddpm.ddpm import UNet
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import CONFIG, CONFIGS, load_diffusers
 from mnist_ddpm.formats.hub import read_config
+from mnist_ddpm.training.checkpoint_files import refuse, wrong_shapes
+from mnist_ddpm.training.recipe import Recipe
 
 # The settings that determine a network and what its output means
 DECISIVE_SETTINGS = """
@@ -64,3 +66,24 @@ def initial_weights(
         padding = 0, 0, 0, 0, 0, channels * recipe.patch_size**2  # patches come channel by channel
         weights["conv_in.weight"] = nn.functional.pad(weights["conv_in.weight"], padding)
     return settings, weights
+
+
+def fill_with_fresh(
+    recipe: Recipe, weights: dict[str, Tensor], source: str | Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights for a recipe's network: those that fit it, else its own; and the names of the latter.
+
+    So a network begins with another number of channels or labels. Raises ValueError where less than
+    half of the numbers fit: then it is another network.
+    """
+    fresh = catalogue.make_network(recipe).state_dict()
+    fitting = {
+        name: weights[name]
+        for name, own in fresh.items()
+        if name in weights and weights[name].shape == own.shape
+    }
+    share = sum(own.numel() for own in fitting.values())
+    if 2 * share < sum(own.numel() for own in fresh.values()):
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        refuse(wrong_shapes(fresh, shapes), source)
+    return fresh | fitting, sorted(fresh.keys() - fitting.keys())
