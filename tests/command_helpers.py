@@ -13,7 +13,6 @@ from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.training.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 NETWORK = {"base_channels": 8, "channel_mults": (1, 2), "T": 20}
 DIGITS = Recipe(**NETWORK, objective="hybrid", classes=10)  # with labels and a learned variance
 SMALL = "--image-size 16 --base-channels 8 --channel-mults 1 2 --T 20 --batch-size 16".split()

@@ -30,7 +30,6 @@ from mnist_ddpm.catalogue import (
 )
 from mnist_ddpm.data import loading
 from mnist_ddpm.data.loading import held_out, load_images, load_labels
-from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.flow import flow
@@ -56,15 +55,6 @@ def example(schedule):
 
 
 # Schedules
-
-
-@pytest.mark.parametrize("T", [2, 10, 1000])
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_adds_noise_at_every_step(name, T):
-    schedule = make_schedule(Recipe(schedule=name, T=T, prediction="v"))
-    assert (schedule.a.diff() < 0).all() and (schedule.b.diff() > 0).all()
-    ends_in_noise = schedule.a[-1] == 0 and schedule.b[-1] == 1
-    assert ends_in_noise == (name in (*ZERO_SNR, "flow"))
 
 
 @pytest.mark.parametrize("name", ZERO_SNR)
@@ -258,20 +248,6 @@ def test_making_a_network_draws_from_no_generator_of_the_users(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_attention_is_on_levels_of_these_sides():
-    def sides(resolutions):
-        recipe = Recipe(base_channels=8, attention_resolutions=resolutions)
-        network, seen = make_network(recipe), []
-        for module in network.modules():
-            if isinstance(module, ddpm.SelfAttention):
-                module.register_forward_hook(lambda _, x, output: seen.append(output.shape[-1]))
-        network(torch.randn(1, *recipe.shape), torch.tensor([1]))
-        return seen
-
-    assert sides(None) == sides((4,)) == [4, 4, 4, 4]  # down, middle, up twice
-    assert sides(()) == [4] and sides((16,)) == [16, 4, 16, 16]
-
-
 def test_a_network_needs_one_class_and_one_name(monkeypatch):
     class Mine(nn.Module):
         def __init__(self, recipe, in_channels, out_channels):
@@ -332,11 +308,6 @@ def test_what_is_held_out_depends_on_the_data_set(pictures, monkeypatch, capsys)
     assert of["ffhq"] is None and "only a part of it is there" in capsys.readouterr().out
     assert held_out(replace(TINY, dataset=str(pictures))) is None
     assert capsys.readouterr().out == ""
-
-
-def test_only_digits_have_a_margin():
-    margins = {name: margin(Recipe(dataset=name)) for name in ("mnist", "celeba")}
-    assert margins == {"mnist": (2, 2), "celeba": (0, 0)}
 
 
 def test_labels_are_those_of_a_data_set_that_has_them(pictures, monkeypatch):

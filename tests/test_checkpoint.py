@@ -13,7 +13,7 @@ import torch
 from helpers import with_flipped_bit, with_random_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from training_helpers import TINY, same, squares
+from training_helpers import NOTEBOOK, TINY, same, squares
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
@@ -29,10 +29,6 @@ SHORT = replace(TINY, T=4)
 NAMES = (
     "mnist", "mnist-taught", "mnist-few", "mnist-guide", "mnist-conditional", "mnist-pixels",
     "mnist-bits", "celeba", "celeba-few", "celeba-guide",
-)  # fmt: skip
-NOTEBOOK = ddpm.Settings(
-    dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1,
-    batch_size=16,
 )  # fmt: skip
 # recipes that the notebook knows nothing of, and what it names
 FOREIGN = {

@@ -182,9 +182,9 @@ def test_of_too_many_saved_images_a_part_is_judged(places, tmp_path, capsys):
     assert [7, 33] in pairs and len(pairs) == 8
     picture = imageio.imread(tmp_path / "a-closest.png")[::2, ::2, 0]
     assert picture.shape == (2 + 2 * 34, 2 + 8 * 34)
-    first, second = card["nearest_training_image_in_features"]["closest"][0]
-    assert np.array_equal(picture[2:34, 2:34], images[first, 0]), "above the one it is near"
-    assert np.array_equal(picture[36:68, 2:34], PARTS["train"][second, 0])
+    first, second = card["nearest_training_image_in_features"]["closest"][7]
+    assert np.array_equal(picture[2:34, 240:272], images[first, 0]), "above the one it is near"
+    assert np.array_equal(picture[36:68, 240:272], PARTS["train"][second, 0])
 
 
 def test_images_that_are_drawn_are_not_drawn_again(places, tmp_path, monkeypatch, capsys):

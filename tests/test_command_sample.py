@@ -88,14 +88,6 @@ def test_sample_writes_everything_it_promises(colours, tmp_path):
     assert np.array_equal(grid[4:36:2, 4:36:2], images[0]), "the grid shows the images"
 
 
-@pytest.mark.parametrize(("n", "rows", "columns"), [(2, 1, 2), (8, 1, 6), (13, 2, 6)])
-def test_a_gif_moves_as_many_images_as_fill_its_grid(colours, tmp_path, n, rows, columns):
-    assert run("sample", "--checkpoint", colours, "--n", n, "--steps", 2, "--out", tmp_path) == 0
-    frames = imageio.imread(tmp_path / "generation.gif")
-    scale = frames.shape[1] // (2 + rows * 18)
-    assert frames.shape[1:3] == (scale * (2 + rows * 18), scale * (2 + columns * 18))
-
-
 # --- flags
 
 
@@ -336,12 +328,6 @@ def test_a_drawing_that_was_stopped_is_resumed(
     assert "7 images x 5 network evaluations" in capsys.readouterr().out
     assert [t for t, *_ in films[0]] == [10, 8, 6, 4, 2, 0]
     assert films[0][-1][1].tolist() == unstopped[:2, None].tolist()
-
-
-def test_ctrl_c_is_reported_where_nothing_was_drawn(digits, tmp_path, stop, capsys):
-    stop(1)
-    assert run("sample", "--checkpoint", digits, "--n", 2, "--steps", 5, "--out", tmp_path) == 130
-    assert capsys.readouterr().err.endswith("interrupted\n")
 
 
 def test_what_is_drawn_is_what_the_notebook_draws(colours, tmp_path, quick):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import ROOT
-from helpers import untrained_judge
+from helpers import PAPER, untrained_judge
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import loading
@@ -16,7 +16,6 @@ from mnist_ddpm.evaluation.copies import Audit, audit, audit_points, audited_ind
 from mnist_ddpm.training.recipe import Recipe
 
 DATA = ROOT / "data"
-PAPER = ddpm.beta_schedule(ddpm.linear_beta())
 
 
 @pytest.fixture(scope="module")

@@ -5,39 +5,21 @@ import pytest
 import torch
 from helpers import PAPER, PATHS, with_random_weights
 
-from mnist_ddpm.ddpm import (
-    Downsample,
-    SelfAttention,
-    Settings,
-    UNet,
-    beta_schedule,
-    group_norm,
-    linear_beta,
-    make_network,
-    posterior_mean,
-    posterior_variance,
-    predict_eps,
-    predict_x0,
-    q_sample,
-    step_variance,
-    time_embedding,
-    to_float,
-    to_uint8,
-)
+from mnist_ddpm import ddpm
 
 
 def small(**options):
     options = {"base_channels": 8, "channel_mults": (1, 2), "attention": (1,)} | options
-    return UNet(**options)
+    return ddpm.UNet(**options)
 
 
 def test_uint8_round_trip():
     levels = torch.arange(256, dtype=torch.uint8)
-    x = to_float(levels)
-    assert x.min() == -1 and x.max() == 1 and torch.equal(to_uint8(x), levels)
-    assert to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+    x = ddpm.to_float(levels)
+    assert x.min() == -1 and x.max() == 1 and torch.equal(ddpm.to_uint8(x), levels)
+    assert ddpm.to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
     with pytest.raises(ValueError, match="float32"):
-        to_float(levels.float())
+        ddpm.to_float(levels.float())
 
 
 # the forward process
@@ -47,22 +29,22 @@ def test_linear_schedule_has_the_papers_values():
     beta = [1e-4 + (0.02 - 1e-4) * (t - 1) / 999 for t in range(1, 1001)]
     alpha_bar = np.cumprod(1 - np.array(beta))
     assert PAPER.T == 1000 and PAPER.a.dtype == PAPER.b.dtype == torch.float64
-    np.testing.assert_allclose(linear_beta()[1:], beta, rtol=1e-12)
+    np.testing.assert_allclose(ddpm.linear_beta()[1:], beta, rtol=1e-12)
     np.testing.assert_allclose(PAPER.a[1:] ** 2, alpha_bar, rtol=1e-12)
     np.testing.assert_allclose(PAPER.b[1:] ** 2, 1 - alpha_bar, rtol=1e-10)
-    assert PAPER.a[0] == 1 and PAPER.b[0] == linear_beta()[0] == 0
+    assert PAPER.a[0] == 1 and PAPER.b[0] == ddpm.linear_beta()[0] == 0
     assert PAPER.a[-1].item() ** 2 == pytest.approx(4.0358e-5, rel=1e-4)
 
 
 def test_closed_form_equals_the_chain():
     """The mean and variance that single steps carry on, Eq. 2, are those of Eq. 4."""
     x0, t = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64), torch.arange(1, 1001)
-    torch.testing.assert_close(step_variance(PAPER, t, t - 1), linear_beta()[1:])
+    torch.testing.assert_close(ddpm.step_variance(PAPER, t, t - 1), ddpm.linear_beta()[1:])
     mean, variance = x0.clone(), torch.zeros_like(x0)
-    for t, beta in enumerate(linear_beta()[1:], start=1):
+    for t, beta in enumerate(ddpm.linear_beta()[1:], start=1):
         mean, variance = (1 - beta).sqrt() * mean, (1 - beta) * variance + beta
-        torch.testing.assert_close(q_sample(PAPER, x0, t, 0 * x0), mean)
-        torch.testing.assert_close(q_sample(PAPER, 0 * x0, t, 0 * x0 + 1), variance.sqrt())
+        torch.testing.assert_close(ddpm.q_sample(PAPER, x0, t, 0 * x0), mean)
+        torch.testing.assert_close(ddpm.q_sample(PAPER, 0 * x0, t, 0 * x0 + 1), variance.sqrt())
 
 
 @PATHS
@@ -70,11 +52,11 @@ def test_each_image_has_its_own_time_and_what_was_mixed_is_found_again(path):
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 3, 2, 4, 4, generator=generator, dtype=torch.float64)
     times = torch.tensor([1, 500, 990])
-    together = q_sample(path, x0, times, eps)
-    torch.testing.assert_close(predict_x0(path, together, times, eps), x0)
-    torch.testing.assert_close(predict_eps(path, together, times, x0), eps)
+    together = ddpm.q_sample(path, x0, times, eps)
+    torch.testing.assert_close(ddpm.predict_x0(path, together, times, eps), x0)
+    torch.testing.assert_close(ddpm.predict_eps(path, together, times, x0), eps)
     for k, t in enumerate(times.tolist()):
-        alone = q_sample(path, x0[k : k + 1], t, eps[k : k + 1])
+        alone = ddpm.q_sample(path, x0[k : k + 1], t, eps[k : k + 1])
         torch.testing.assert_close(alone, together[k : k + 1])
         expected = path.a[t] * x0[k] + path.b[t] * eps[k]
         torch.testing.assert_close(together[k], expected)
@@ -93,26 +75,29 @@ def test_posterior_is_the_product_of_two_gaussians(path, t, s):
     mean = np.average(grid, weights=weight)
     variance = np.average((grid - mean) ** 2, weights=weight)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    got = posterior_mean(path, x0 * one, xt * one, t, s).item()
+    got = ddpm.posterior_mean(path, x0 * one, xt * one, t, s).item()
     assert got == pytest.approx(mean, rel=1e-6)
-    assert posterior_variance(path, t, s).item() == pytest.approx(variance, rel=1e-5)
+    assert ddpm.posterior_variance(path, t, s).item() == pytest.approx(variance, rel=1e-5)
 
 
 def test_posterior_by_hand_and_for_a_batch():
     """beta = (0.5, 0.5): alpha_bar = (0.5, 0.25). The weights at t = 2 are both sqrt(0.5) / 1.5."""
-    schedule = beta_schedule(torch.tensor([0, 0.5, 0.5], dtype=torch.float64))
+    schedule = ddpm.beta_schedule(torch.tensor([0, 0.5, 0.5], dtype=torch.float64))
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     for x0, xt in ((3, 0), (0, 3)):
-        mean = posterior_mean(schedule, x0 * one, xt * one, 2, 1)
+        mean = ddpm.posterior_mean(schedule, x0 * one, xt * one, 2, 1)
         assert mean.item() == pytest.approx(3 * 0.5**0.5 * 0.5 / 0.75)
-    assert posterior_variance(schedule, 2, 1).item() == pytest.approx(0.5 * 0.5 / 0.75)
+    assert ddpm.posterior_variance(schedule, 2, 1).item() == pytest.approx(0.5 * 0.5 / 0.75)
     x0, xt = torch.randn(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     t, s = torch.tensor([10, 900]), torch.tensor([9, 400])
-    together, variances = posterior_mean(PAPER, x0, xt, t, s), posterior_variance(PAPER, t, s)
+    together, variances = (
+        ddpm.posterior_mean(PAPER, x0, xt, t, s),
+        ddpm.posterior_variance(PAPER, t, s),
+    )
     for k in range(2):
-        alone = posterior_mean(PAPER, x0[k : k + 1], xt[k : k + 1], t[k].item(), s[k].item())
+        alone = ddpm.posterior_mean(PAPER, x0[k : k + 1], xt[k : k + 1], t[k].item(), s[k].item())
         torch.testing.assert_close(together[k : k + 1], alone)
-        assert variances[k] == posterior_variance(PAPER, t[k].item(), s[k].item())
+        assert variances[k] == ddpm.posterior_variance(PAPER, t[k].item(), s[k].item())
     assert together.dtype == torch.float32
 
 
@@ -144,7 +129,7 @@ def test_attention_is_where_it_is_asked_for():
     for attention, expected in (((), [4]), ((1,), [4, 4, 4, 4]), ((0,), [8, 4, 8, 8])):
         network, sides = small(attention=attention), []
         for module in network.modules():
-            if isinstance(module, SelfAttention):
+            if isinstance(module, ddpm.SelfAttention):
                 hook = lambda module, given, out, sides=sides: sides.append(out.shape[-1])  # noqa: E731
                 module.register_forward_hook(hook)
         network(torch.zeros(1, 1, 16, 16), torch.tensor([1]))
@@ -184,7 +169,7 @@ def test_every_parameter_takes_part_and_gradients_are_those_of_finite_difference
 
 
 def test_downsampling_pads_below_and_right_as_the_papers_weights_need():
-    layer, x = Downsample(1), torch.arange(36.0).view(1, 1, 6, 6)
+    layer, x = ddpm.Downsample(1), torch.arange(36.0).view(1, 1, 6, 6)
     layer.conv.weight.data = torch.eye(3)[0].outer(torch.eye(3)[0]).view(1, 1, 3, 3)
     layer.conv.bias.data.zero_()
     assert torch.equal(layer(x, None), x[:, :, ::2, ::2])
@@ -193,25 +178,25 @@ def test_downsampling_pads_below_and_right_as_the_papers_weights_need():
 def test_weights_depend_on_the_seed_alone_and_leave_other_chance_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    a, b, c = (make_network(Settings(base_channels=8, seed=seed)) for seed in (0, 0, 1))
+    a, b, c = (ddpm.make_network(ddpm.Settings(base_channels=8, seed=seed)) for seed in (0, 0, 1))
     assert all(map(torch.equal, a.parameters(), b.parameters()))
     assert not torch.equal(a.conv_in.weight, c.conv_in.weight)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_time_embedding_tells_all_times_apart():
-    e = time_embedding(torch.arange(1, 1001), 32)
+    e = ddpm.time_embedding(torch.arange(1, 1001), 32)
     assert e.shape == (1000, 32) and e.abs().max() <= 1
     assert torch.equal(e[0], torch.tensor([0.0] * 16 + [1.0] * 16))
     assert torch.cdist(e, e).fill_diagonal_(9).min() > 0.1
-    assert time_embedding(torch.tensor([4]), 7).shape == (1, 7)
+    assert ddpm.time_embedding(torch.tensor([4]), 7).shape == (1, 7)
 
 
 @pytest.mark.parametrize(
     ("channels", "groups"), [(128, 32), (384, 32), (32, 8), (10, 2), (9, 1), (3, 1), (1, 1)]
 )
 def test_group_norm_works_for_any_channel_count(channels, groups):
-    assert group_norm(channels).num_groups == groups
+    assert ddpm.group_norm(channels).num_groups == groups
 
 
 def test_dropout_changes_training_only():

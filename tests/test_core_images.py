@@ -2,16 +2,14 @@
 
 import gzip
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image, ImageOps
 
 from mnist_ddpm.ddpm import load_images, load_mnist
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def save(path, image, **options):

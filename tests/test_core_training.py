@@ -6,59 +6,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import PAPER
+from training_helpers import NOTEBOOK, same, squares
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import (
-    Schedule,
-    Settings,
-    beta_schedule,
-    l_simple,
-    learning_rate_at,
-    linear_beta,
-    load_checkpoint,
-    make_network,
-    mirrored,
-    q_sample,
-    random_generator,
-    replace_file,
-    resume_run,
-    save_run,
-    start_run,
-    to_float,
-    to_uint8,
-    training_loop,
-    training_step,
-)
 
-PAPER = beta_schedule(linear_beta())
-TINY = Settings(
-    dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=2,
-    batch_size=16, warmup_steps=2,
-)  # fmt: skip
-
-
-def squares(n=96):
-    """n grey images of one bright square each: uint8 (n, 1, 16, 16)."""
-    images = torch.zeros(n, 1, 16, 16, dtype=torch.uint8)
-    for k, image in enumerate(images[:, 0]):
-        image[k % 8 : k % 8 + 4, k // 8 : k // 8 + 4] = 255
-    return images
+TINY = replace(NOTEBOOK, epochs=2, warmup_steps=2)
 
 
 def schedule_of(settings):
-    return beta_schedule(linear_beta(settings.T, settings.beta_1, settings.beta_T))
+    return ddpm.beta_schedule(ddpm.linear_beta(settings.T, settings.beta_1, settings.beta_T))
 
 
 def trained(settings, images=None, **options):
-    run = start_run(settings)
+    run = ddpm.start_run(settings)
     images = squares() if images is None else images
-    list(training_loop(run, images, schedule_of(settings), **options))
+    list(ddpm.training_loop(run, images, schedule_of(settings), **options))
     return run
-
-
-def same(a, b):
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
 
 
 def test_l_simple_by_hand():
@@ -66,27 +30,27 @@ def test_l_simple_by_hand():
     t = torch.tensor([1, 400])
 
     def network(xt, given):
-        assert torch.equal(given, t) and torch.equal(xt, q_sample(PAPER, x0, t, eps))
+        assert torch.equal(given, t) and torch.equal(xt, ddpm.q_sample(PAPER, x0, t, eps))
         return torch.ones_like(xt)
 
-    assert l_simple(network, PAPER, x0, t, eps).tolist() == [0, 4]
+    assert ddpm.l_simple(network, PAPER, x0, t, eps).tolist() == [0, 4]
 
 
 def test_learning_rate_rises_then_falls_towards_zero():
     settings = replace(TINY, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate_at(step, 100, settings) for step in range(1, 101)]
+    rates = [ddpm.learning_rate_at(step, 100, settings) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1, abs=0.03)
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.001
-    assert learning_rate_at(10, 100, replace(settings, warmup_steps=500)) == rates[9]
-    assert learning_rate_at(1, 1, replace(settings, warmup_steps=0)) == 1
+    assert ddpm.learning_rate_at(10, 100, replace(settings, warmup_steps=500)) == rates[9]
+    assert ddpm.learning_rate_at(1, 1, replace(settings, warmup_steps=0)) == 1
 
 
 def test_the_average_is_warmed_up_and_forgets_as_fast_as_ema_decay_says():
     """With a decay of 0.999 from the start, it would stay at the random weights."""
     settings = replace(TINY, learning_rate=0.1, epochs=4, ema_decay=0.5)
-    run = start_run(settings)
-    steps = training_loop(run, squares(), schedule_of(settings))
+    run = ddpm.start_run(settings)
+    steps = ddpm.training_loop(run, squares(), schedule_of(settings))
     next(steps)
     moved = run.network.conv_out.bias.detach()  # from 0
     assert (moved != 0).all()
@@ -104,9 +68,9 @@ def test_an_epoch_shows_every_image_once_and_each_at_a_time_of_its_own():
     seen, times = [], []
 
     def objective(network, schedule, x0, t, eps):
-        seen.extend(to_uint8(x0[:, 0, 0, 0]).tolist())
+        seen.extend(ddpm.to_uint8(x0[:, 0, 0, 0]).tolist())
         times.append(t.tolist())
-        return l_simple(network, schedule, x0, t, eps)
+        return ddpm.l_simple(network, schedule, x0, t, eps)
 
     settings = replace(TINY, T=5, epochs=2.5)
     run = trained(settings, images, objective=objective)
@@ -129,7 +93,7 @@ def test_each_step_draws_times_and_noise_of_its_own_from_the_seed():
 
     def objective(network, schedule, x0, t, eps):
         seen.append(torch.cat([t, eps.flatten()]))
-        return l_simple(network, schedule, x0, t, eps)
+        return ddpm.l_simple(network, schedule, x0, t, eps)
 
     for seed in (0, 1):
         trained(replace(TINY, epochs=0.5, seed=seed), objective=objective)
@@ -140,36 +104,38 @@ def test_training_fits_64_images_with_both_its_networks():
     settings = replace(TINY, epochs=40, batch_size=32, learning_rate=1e-2, ema_decay=0.9)
     run = trained(settings, squares(64))
     assert run.losses[0] > 0.9 and sum(run.losses[-20:]) / 20 < 0.5
-    x0, t = to_float(squares(64)).repeat(4, 1, 1, 1), torch.arange(256) % 50 + 1
+    x0, t = ddpm.to_float(squares(64)).repeat(4, 1, 1, 1), torch.arange(256) % 50 + 1
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert l_simple(run.ema, schedule_of(settings), x0, t, eps).mean() < 0.5
+        assert ddpm.l_simple(run.ema, schedule_of(settings), x0, t, eps).mean() < 0.5
 
 
 @pytest.mark.parametrize("size", [math.inf, math.nan, 3e38])
 def test_what_is_not_finite_stops_before_it_reaches_the_weights(size):
     """3e38: the loss is finite, the gradient is not."""
     run = trained(replace(TINY, epochs=0.5))
-    before = make_network(TINY)
+    before = ddpm.make_network(TINY)
     before.load_state_dict(run.network.state_dict())
     explode = lambda network, *given: network(given[1], given[2]).square().mean((1, 2, 3)) * size  # noqa: E731
-    x0 = to_float(squares(16))
+    x0 = ddpm.to_float(squares(16))
     with pytest.raises(FloatingPointError, match="step 4"):
-        training_step(run, explode, schedule_of(TINY), x0, random_generator(0))
+        ddpm.training_step(run, explode, schedule_of(TINY), x0, ddpm.random_generator(0))
     assert same(run.network, before) and run.step == len(run.losses) == 3
 
 
 def test_gradients_are_clipped():
-    run = start_run(TINY)
-    steep = lambda *given: 1e4 * l_simple(*given)  # noqa: E731
-    training_step(run, steep, schedule_of(TINY), to_float(squares(16)), random_generator(0))
+    run = ddpm.start_run(TINY)
+    steep = lambda *given: 1e4 * ddpm.l_simple(*given)  # noqa: E731
+    ddpm.training_step(
+        run, steep, schedule_of(TINY), ddpm.to_float(squares(16)), ddpm.random_generator(0)
+    )
     norms = torch.stack([p.grad.norm() for p in run.network.parameters()])
     assert norms.norm().item() == pytest.approx(1, rel=1e-3)
 
 
 def test_half_of_the_images_are_mirrored_and_the_others_are_as_they_were():
     x0 = torch.arange(12.0).view(1, 1, 3, 4).expand(400, 1, 3, 4)
-    out = mirrored(x0, random_generator(0))
+    out = ddpm.mirrored(x0, ddpm.random_generator(0))
     flipped = (out == x0.flip(-1)).flatten(1).all(1)
     assert (flipped | (out == x0).flatten(1).all(1)).all() and 150 < flipped.sum() < 250
 
@@ -184,15 +150,15 @@ def test_too_few_images_for_a_batch_are_refused():
 
 def test_a_run_goes_on_bit_for_bit_from_the_middle_of_an_epoch(tmp_path):
     images, schedule = squares(), schedule_of(TINY)
-    flipped = {"augment": mirrored}
-    whole, part = trained(TINY, images, **flipped), start_run(TINY)
-    for _ in training_loop(part, images, schedule, **flipped):
+    flipped = {"augment": ddpm.mirrored}
+    whole, part = trained(TINY, images, **flipped), ddpm.start_run(TINY)
+    for _ in ddpm.training_loop(part, images, schedule, **flipped):
         if part.step == 8:
             break
-    save_run(tmp_path, part, schedule)
-    resumed = resume_run(tmp_path, TINY, schedule)
+    ddpm.save_run(tmp_path, part, schedule)
+    resumed = ddpm.resume_run(tmp_path, TINY, schedule)
     assert resumed.step == 8
-    list(training_loop(resumed, images, schedule, **flipped))
+    list(ddpm.training_loop(resumed, images, schedule, **flipped))
     assert resumed.losses == whole.losses and len(whole.losses) == 12
     assert same(resumed.network, whole.network) and same(resumed.ema, whole.ema)
 
@@ -201,9 +167,12 @@ def test_a_checkpoint_draws_as_the_averaged_network_does(tmp_path):
     settings = replace(TINY, beta_1=1e-3, beta_T=0.1)
     run = trained(settings)
     linear = schedule_of(settings)
-    for saved in (linear, Schedule(linear.a.square(), linear.b.square())):  # by name, as tables
-        save_run(tmp_path, run, saved)
-        network, schedule, found = load_checkpoint(tmp_path)
+    for saved in (
+        linear,
+        ddpm.Schedule(linear.a.square(), linear.b.square()),
+    ):  # by name, as tables
+        ddpm.save_run(tmp_path, run, saved)
+        network, schedule, found = ddpm.load_checkpoint(tmp_path)
         assert found == settings and torch.equal(schedule.a, saved.a)
         assert torch.equal(schedule.b, saved.b) and schedule.b.dtype == torch.float64
     assert same(network, run.ema) and not same(network, run.network) and not network.training
@@ -211,58 +180,58 @@ def test_a_checkpoint_draws_as_the_averaged_network_does(tmp_path):
 
 def test_more_epochs_may_be_trained_and_nothing_else_may_change(tmp_path):
     schedule = schedule_of(TINY)
-    save_run(tmp_path, trained(replace(TINY, epochs=1)), schedule)
-    more = resume_run(tmp_path, TINY, schedule)
-    list(training_loop(more, squares(), schedule))
+    ddpm.save_run(tmp_path, trained(replace(TINY, epochs=1)), schedule)
+    more = ddpm.resume_run(tmp_path, TINY, schedule)
+    list(ddpm.training_loop(more, squares(), schedule))
     assert more.step == 12
     with pytest.raises(ValueError, match="learning_rate"):
-        resume_run(tmp_path, replace(TINY, learning_rate=0.1), schedule)
+        ddpm.resume_run(tmp_path, replace(TINY, learning_rate=0.1), schedule)
     with pytest.raises(ValueError, match="schedule"):
-        resume_run(tmp_path, TINY, Schedule(schedule.a.square(), schedule.b))
+        ddpm.resume_run(tmp_path, TINY, ddpm.Schedule(schedule.a.square(), schedule.b))
 
 
 def test_a_run_of_other_code_goes_on_with_a_warning(tmp_path, monkeypatch, capsys):
-    save_run(tmp_path, start_run(TINY), schedule_of(TINY))
-    resume_run(tmp_path, TINY, schedule_of(TINY))
+    ddpm.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
+    ddpm.resume_run(tmp_path, TINY, schedule_of(TINY))
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(ddpm, "code_digest", lambda: "of an edited cell")
-    assert resume_run(tmp_path, TINY, schedule_of(TINY)).step == 0
+    assert ddpm.resume_run(tmp_path, TINY, schedule_of(TINY)).step == 0
     assert "Warning: the code" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
-    save_run(tmp_path, start_run(TINY), schedule_of(TINY))
+    ddpm.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     ours = {"schedule": "linear", "prediction": "eps"}
     for method in (ours | {"schedule": "cosine"}, ours | {"prediction": "v"}, None):
         path.write_text(json.dumps(config | {"method": method}))
         with pytest.raises(ValueError, match=str(tmp_path)):
-            load_checkpoint(tmp_path)
+            ddpm.load_checkpoint(tmp_path)
 
 
 def test_an_edited_config_is_reported_and_one_of_a_huge_network_takes_no_memory(tmp_path, capsys):
-    save_run(tmp_path, start_run(TINY), schedule_of(TINY))
-    load_checkpoint(tmp_path)
+    ddpm.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
+    ddpm.load_checkpoint(tmp_path)
     assert capsys.readouterr().out == ""
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"settings": config["settings"] | {"beta_T": 0.12}}))
-    assert load_checkpoint(tmp_path)[2].beta_T == 0.12
+    assert ddpm.load_checkpoint(tmp_path)[2].beta_T == 0.12
     assert str(path) in capsys.readouterr().out
     path.write_text(
         json.dumps(config | {"settings": config["settings"] | {"base_channels": 2**20}})
     )
     with pytest.raises(ValueError, match=str(tmp_path)):  # it would take terabytes
-        load_checkpoint(tmp_path)
+        ddpm.load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name, load", [
-    ("model.safetensors", load_checkpoint), 
-    ("training_state.pt", lambda folder: resume_run(folder, TINY, schedule_of(TINY))),
+    ("model.safetensors", ddpm.load_checkpoint), 
+    ("training_state.pt", lambda folder: ddpm.resume_run(folder, TINY, schedule_of(TINY))),
 ])  # fmt: skip
 def test_a_changed_byte_is_refused(tmp_path, name, load):
-    save_run(tmp_path, start_run(TINY), schedule_of(TINY))
+    ddpm.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
     load(tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
     content[len(content) // 2] ^= 1  # of a weight
@@ -281,8 +250,8 @@ def test_a_kill_or_a_full_disk_while_writing_leaves_the_old_file(tmp_path, monke
 
     with monkeypatch.context() as patched, pytest.raises(type(error), match=r"kept\.txt|^$"):
         patched.setattr(ddpm.os, "fsync", failing)
-        replace_file(path, b"half")
+        ddpm.replace_file(path, b"half")
     assert path.read_bytes() == b"old"
-    replace_file(path, b"new")
+    ddpm.replace_file(path, b"new")
     assert path.read_bytes() == b"new"
     assert isinstance(error, KeyboardInterrupt) or len(list(tmp_path.iterdir())) == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from helpers import with_flipped_bit
 from picture_helpers import image_recipe, numbers, plain, ramp, save, save_celeba, save_some
 from PIL import EpsImagePlugin, Image, ImageOps
@@ -28,7 +29,6 @@ from mnist_ddpm.data.loading import check_labelled
 from mnist_ddpm.data.mnist import load_mnist, mnist_labels
 from mnist_ddpm.data.pictures import margin, open_image
 
-ROOT = Path(__file__).resolve().parent.parent
 COLOUR, DIGITS = image_recipe(), image_recipe("mnist", 32, 1)
 LOADERS = load_mnist, mnist_labels
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from command_helpers import NETWORK, blobs, error_of, run, save_network
-from helpers import equal
+from helpers import PAPER, equal
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
@@ -22,8 +22,7 @@ from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.methods.schedules import even_signal
 from mnist_ddpm.training.recipe import Recipe
 
-PATH = ddpm.beta_schedule(ddpm.linear_beta())
-SNR = float((PATH.a[100] / PATH.b[100]) ** 2)
+SNR = float((PAPER.a[100] / PAPER.b[100]) ** 2)
 SMALL = Recipe(**NETWORK | {"T": 60}, prediction="v", classes=3)
 
 
@@ -31,10 +30,10 @@ def normal(mean, std):
     """What is known of x_0 by x_t, where pixels are normal and independent."""
 
     def denoise(xt, t):
-        a_t, b_t = (ddpm.per_image(value, xt) for value in PATH.at(t))
+        a_t, b_t = (ddpm.per_image(value, xt) for value in PAPER.at(t))
         gain = a_t * std**2 / (a_t**2 * std**2 + b_t**2)
         x0 = mean + gain * (xt - a_t * mean)
-        return x0, ddpm.predict_eps(PATH, xt, t, x0)
+        return x0, ddpm.predict_eps(PAPER, xt, t, x0)
 
     return denoise
 
@@ -66,9 +65,9 @@ def gradients(generator, teacher):
     torch.manual_seed(0)
     eps = torch.randn(600, 1, 4, 4)
     t = torch.randint(1, 1001, (600,))
-    _, count = chains_of(600, PATH)
+    _, count = chains_of(600, PAPER)
     method = DistributionMatching(X0, fake, lambda labels: teacher)
-    losses = method.loss(generator, PATH, Batch(eps, t, eps))
+    losses = method.loss(generator, PAPER, Batch(eps, t, eps))
     losses[count == 1].mean().backward()
     return generator.mean.grad.item(), generator.std.grad.item()
 
@@ -100,7 +99,7 @@ def test_the_second_network_learns_what_is_drawn(t, weight):
     generator, second, teacher = Generator(0.3, 0.0), Constant(0.0), normal(0.3, 0.1)
     eps, t = torch.randn(20, 1, 4, 4), torch.full((20,), t)
     method = DistributionMatching(X0, second, lambda labels: teacher)
-    losses = method.loss(generator, PATH, Batch(eps, t, eps))
+    losses = method.loss(generator, PAPER, Batch(eps, t, eps))
     losses[:6].sum().backward()  # drawn in one step
     torch.testing.assert_close(second.value.grad, torch.tensor(-2 * 6 * 0.3 * weight))
 
@@ -125,8 +124,8 @@ def test_it_learns_at_the_times_that_are_drawn_at_from_its_own_images():
 
     eps, t = torch.randn(20, 1, 4, 4), torch.full((20,), 500)
     method = DistributionMatching(X0, Fake(fake), teacher)
-    method.loss(network, PATH, Batch(eps, t, eps, own))
-    two, four = even_signal(PATH, 2), even_signal(PATH, 4)
+    method.loss(network, PAPER, Batch(eps, t, eps, own))
+    two, four = even_signal(PAPER, 2), even_signal(PAPER, 4)
     last = [1000] * 6 + [two[1]] * 4 + [four[1]] * 2 + [four[2]] * 3 + [four[3]] * 5
     assert seen[-1] == (last, [*range(20)], True) and known == [[*range(20)]]
     assert seen[:-1] == [
@@ -137,13 +136,13 @@ def test_it_learns_at_the_times_that_are_drawn_at_from_its_own_images():
 
 
 def test_times_of_even_signal():
-    assert even_signal(PATH, 1) == [1000]
+    assert even_signal(PAPER, 1) == [1000]
     for n in (2, 4, 10):
-        T, *times = even_signal(PATH, n)
+        T, *times = even_signal(PAPER, n)
         assert T == 1000
-        apart = PATH.a[times] - torch.linspace(0, 1, n + 1)[1:-1]
+        apart = PAPER.a[times] - torch.linspace(0, 1, n + 1)[1:-1]
         assert apart.abs().max() < 2e-3
-    assert even_signal(PATH, 1000) == [*range(1000, 0, -1)]
+    assert even_signal(PAPER, 1000) == [*range(1000, 0, -1)]
 
 
 def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):

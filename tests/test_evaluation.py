@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import change_dataset, in_processes, untrained_judge, with_random_weights
+from helpers import PAPER, change_dataset, in_processes, untrained_judge, with_random_weights
 from PIL import Image
 
 from mnist_ddpm import ddpm
@@ -33,7 +33,6 @@ from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.training.recipe import Recipe
 
 DATA = ROOT / "data"
-PAPER = ddpm.beta_schedule(ddpm.linear_beta())
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +73,6 @@ def test_a_card_is_built_written_read_and_compared(digits, tmp_path):
         assert told in text
     for space in cards.SPACES:
         assert f"in {space}: nearest" in text
-
-
-def test_of_many_images_a_card_judges_some_and_numbers_them_as_they_came(digits, quick):
-    images = digits[3000:3030].clone()
-    images[7] = digits[123]
-    real = digits[:400], digits[400:600], untrained_judge(), Recipe()
-    for seed in range(3):
-        card = build_card(images, *real, n=20, seed=seed)
-        pairs = card["nearest_training_image_in_features"]["closest"]
-        chosen = distances.shuffled(torch.arange(30), seed, 20).tolist()
-        assert card["n"] == 20 and len({i for i, _ in pairs}) == len(pairs) == 8
-        assert {i for i, _ in pairs} < {*chosen}
-        assert (pairs[0] == [7, 123]) == (7 in chosen), "an exact copy is the nearest"
-        both = cards.closest_pairs(card, images, digits)
-        assert torch.equal(both[0], images[pairs[0][0]])
-        assert torch.equal(both[8], digits[pairs[0][1]])
 
 
 def test_too_few_images_make_no_card(digits):

@@ -172,55 +172,6 @@ def rows_of(start, monkeypatch):
     return rows_of
 
 
-HYBRID = {"arm": "4k cosine, hybrid"}
-VLB = {"arm": "4k cosine, vlb"}
-ALL_4000 = {"steps": 4000, "skipped": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "less", "more"),  # keys of rows: with the smaller figure, with the larger
-    [
-        ("ddpm-table2", "L_simple beats L", {"arm": "eps, L_simple"}, {"arm": "eps, L"}),
-        ("iddpm-schedules", "vlb needs the fewest bits", VLB, HYBRID),
-        ("iddpm-schedules", "vlb draws worse than hybrid", HYBRID, VLB),
-        ("iddpm-schedules", "with hybrid, 4000 steps beat 100", ALL_4000, {"steps": 100}),
-        ("ddim-table1", "in 10 steps, η = 0 beats η = 1", {"arm": "η = 0"}, {"arm": "η = 1"}),
-        ("ddim-table1", "more steps make a smaller error", {"S": 100}, {"S": 10}),
-        (
-            "ema",
-            "with a steady rate, averaging helps",
-            {"arm": "averaged, steady rate"},
-            {"arm": "raw, steady rate"},
-        ),
-        ("guidance", "a scale of 2 draws better than 8", {"scale": 2.0}, {"scale": 8.0}),
-        ("guidance", "a scale of 8 costs variety", {"scale": 8.0}, {"scale": 1.0}),
-        ("plain", "predicting v helps", {"arm": "v, plain error"}, {"arm": "eps, L_simple"}),
-        (
-            "plain",
-            "with logit-normal times the straight path helps",
-            {"arm": "flow matching"},
-            {"arm": "eps, logit-normal times"},
-        ),
-        ("steps", "two evaluations of mnist-few beat one", {"S": 2}, {"S": 1}),
-        (
-            "steps",
-            "in 8 evaluations, DDIM beats ancestral sampling",
-            {"arm": "mnist, DDIM"},
-            {"arm": "mnist, DDPM"},
-        ),
-    ],
-)
-def test_a_claim_holds_where_what_it_names_has_less(name, text, less, more, rows_of):
-    rows = rows_of(name)
-    for key, value in ((less, 1.0), (more, 2.0)):
-        chosen = [row for row in rows if key.items() <= row.items()]
-        assert len(chosen) >= 3
-        for row in chosen:
-            row |= dict.fromkeys(FIGURES, value + row["seed"] / 9)
-    verdicts = {claim.text: claim.verdict for claim in EXPERIMENTS[name].claims(rows)}
-    assert verdicts[text] == "holds here"
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_picture_finds_the_rows_that_its_experiment_makes(name, rows_of):
     rows = rows_of(name)
@@ -457,12 +408,6 @@ def test_a_signal_ends_with_its_status_and_how_to_go_on(name, status, monkeypatc
     monkeypatch.setattr(registry, "run_experiment", stop)
     assert command.main(["ema"]) == status
     assert "same command" in capsys.readouterr().err
-
-
-def test_a_pipe_at_the_name_of_the_plot_is_replaced(rows_of, tmp_path):
-    os.mkfifo(tmp_path / "plot.png")
-    write_plot(EXPERIMENTS["ema"], rows_of("ema"), tmp_path)
-    assert imageio.imread(tmp_path / "plot.png").ndim == 3
 
 
 def test_an_experiment_outlives_its_streams():

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import in_processes, with_random_weights
+from helpers import PAPER, in_processes, with_random_weights
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.generation import (
@@ -15,10 +15,8 @@ from mnist_ddpm.evaluation.generation import (
     make_denoiser_for_batch,
 )
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
-from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.training.recipe import Recipe
 
-PAPER = ddpm.beta_schedule(ddpm.linear_beta())
 POINTS = torch.tensor([-0.75, 0.25]).view(2, 1, 1, 1)
 SHAPE = 1, 16, 16
 RECIPE = Recipe(dataset="squares", channels=1, image_size=16)
@@ -74,39 +72,6 @@ def test_the_film_is_of_the_first_images_from_noise_to_the_result(tmp_path):
     assert 20 < len(film) <= 41, "more than a hundred would make large files"
     assert all(xt.shape == x0_hat.shape == (2, 1, 1, 1) for _, xt, x0_hat in film)
     assert torch.equal(film[-1][1], images[:2]) and torch.equal(images, again) and not none
-
-
-def test_work_that_was_stopped_goes_on(network, tmp_path, capsys):
-    whole, sizes = drawn(network, batch_size=2), []
-
-    def stopping(last, denoise, schedule, times, xT, draw_noise):
-        sizes.append(len(xT))
-        for state in VARIED(denoise, schedule, times, xT, draw_noise):
-            if len(sizes) == last and state[0] == 400:
-                raise KeyboardInterrupt
-            yield state
-
-    def work(last):
-        sizes.clear()
-        counted = CountedNetwork(network)
-        kept, sampler = PartialResults(tmp_path / "kept", counted), partial(stopping, last)
-        with kept.stoppable():
-            images, film = generate(
-                of(counted), PAPER, 7, SHAPE, times=TIMES, sampler=sampler, seed=3, batch_size=2,
-                partial_results=kept, film_images=2,
-            )  # fmt: skip
-        return images.int(), film, cost_per_image(kept, 7)
-
-    with pytest.raises(KeyboardInterrupt, match="kept"):
-        work(last=3)
-    files = {path.name for path in (tmp_path / "kept").iterdir()}
-    assert sizes == [2, 2, 2] and files == {"images-0-2.npz", "images-2-4.npz"}
-    damaged = tmp_path / "kept" / "images-2-4.npz"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    images, film, found = work(last=None)
-    assert sizes == [2, 2, 1] and torch.equal(images, whole), "all but the first batch"
-    assert torch.equal(film[-1][1].int(), whole[:2]), "its film was kept too"
-    assert found["evaluations_per_image"] == 5 and found["seconds_per_image"] > 0
 
 
 def test_several_processes_cost_what_the_slowest_takes(tmp_path):
@@ -180,12 +145,6 @@ def test_precision_is_that_of_the_network_alone(precision):
 # --- guidance
 
 
-@pytest.fixture(scope="module")
-def labelled():
-    options = {"base_channels": 8, "channel_mults": (1, 2), "attention": (1,), "classes": 3}
-    return with_random_weights(LabelledUNet(**options), 0.05)
-
-
 @pytest.mark.parametrize("interval", [None, (300, 700)])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("guide", [False, True])
@@ -221,39 +180,6 @@ def test_a_guide_steers_a_network_without_labels():
     assert (source(range(2))(torch.zeros(2, 1, 2, 2), 500)[1] == 3).all()
 
 
-def test_labels_are_told_in_turn_whatever_the_batches(labelled):
-    def images(n, labels, **options):
-        source = of(labelled, labels=labels, scale=2.0)
-        options = {"times": TIMES, "seed": 3, "progress": False} | options
-        return generate(source, PAPER, n, SHAPE, **options)[0].int()
-
-    in_turn = images(4, torch.tensor([2, 0, 2, 0]), batch_size=3)
-    for k, label in enumerate((2, 0, 2, 0)):
-        alone = images(4, torch.full((4,), label))
-        assert (alone[k] - in_turn[k]).abs().max() <= 1
-    assert (images(4, torch.full((4,), 1)) != in_turn).any()
-    with pytest.raises(ValueError):
-        images(4, torch.tensor([1, 2, 0]))
-
-
-def test_x0_hat_is_clipped_unless_asked_otherwise():
-    def network(xt, t):
-        return -torch.ones_like(xt)
-
-    x = torch.zeros(1, 1, 1, 1)
-    assert of(network)(range(1))(x, 1000)[0] == 1
-    assert of(network, clip=None)(range(1))(x, 1000)[0] > 100
-
-
-def test_drawing_is_not_changed_by_the_global_random_state(network):
-    torch.manual_seed(0)
-    first = drawn(network, n=2)
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    assert torch.equal(drawn(network, n=2), first)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_there_is_one_name_for_each_part(tmp_path, network):
     """A part is found again by the numbers of its images, whoever draws it."""
     names = []
@@ -266,3 +192,9 @@ def test_there_is_one_name_for_each_part(tmp_path, network):
     kept = Noting(tmp_path, CountedNetwork(network))
     in_processes(2, lambda world: drawn(network, world=world, batch_size=2, partial_results=kept))
     assert sorted(names) == ["images-0-2", "images-2-3", "images-3-5", "images-5-7"]
+
+
+def test_x0_hat_is_clipped_unless_asked_otherwise():
+    network, x = lambda xt, t: -torch.ones_like(xt), torch.zeros(1, 1, 1, 1)
+    assert of(network)(range(1))(x, 1000)[0] == 1
+    assert of(network, clip=None)(range(1))(x, 1000)[0] > 100

@@ -9,7 +9,6 @@ from helpers import PAPER, STRAIGHT
 from test_solvers import gaussian
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.methods.learned_variance import keeping_exponent, learned_denoiser
 from mnist_ddpm.methods.likelihood import (
     Bound,
     bits_per_dim,
@@ -20,7 +19,6 @@ from mnist_ddpm.methods.likelihood import (
     step_log_variance,
     strata,
 )
-from mnist_ddpm.methods.predictions import EPS
 from mnist_ddpm.methods.schedules import cosine, linear, log_snr
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
@@ -243,22 +241,6 @@ def test_bound_of_an_image_depends_on_the_seed_and_not_on_the_batch_size(times):
     assert not torch.equal(run(seed=4).bits, whole.bits)
 
 
-def test_batches_that_are_known_are_not_measured_again():
-    schedule, images, known = cosine(12), random_images(7), {}
-
-    def part(name, work):
-        if name not in known:
-            known[name] = work()
-        return known[name]
-
-    options = {"times_per_image": 4, "batch_size": 3, "part": part}
-    first = bits_per_dim(silent(schedule), schedule, images, **options)
-    assert len(known) == 3
-    again = bits_per_dim(lambda xt, t: pytest.fail("measured again"), schedule, images, **options)
-    assert torch.equal(first.bits, again.bits)
-    assert torch.equal(first.terms.nan_to_num(), again.terms.nan_to_num())
-
-
 def test_margin_leaves_out_the_edge():
     """A denoiser that knows the inner pixels and errs at the edge; a prior that counts."""
     schedule = linear(30)
@@ -273,20 +255,6 @@ def test_margin_leaves_out_the_edge():
     prior = prior_term(schedule, x0)
     assert inner.prior == pytest.approx(prior[..., 1:-1, 1:-1].mean().item(), rel=1e-5)
     assert whole.prior == pytest.approx(prior.mean().item(), rel=1e-5)
-
-
-def test_learned_variance_at_its_ends_is_the_posteriors_and_beta():
-    schedule, images = cosine(12), random_images(3)
-
-    def bound(v, exponent):
-        network = lambda xt, t: torch.cat([0.5 * xt, v + 0 * xt], dim=1)  # noqa: E731
-        denoise = keeping_exponent(ddpm.clipped)(learned_denoiser(network, schedule, EPS), schedule)
-        return bits_per_dim(denoise, schedule, images, exponent=exponent)
-
-    for exponent, v in ((0.0, -1.0), (1.0, 1.0)):
-        fixed, learned = bound(0.3, exponent), bound(v, None)
-        torch.testing.assert_close(learned.terms[1:], fixed.terms[1:])
-        assert torch.isclose(learned.terms[0], fixed.terms[0]) == (exponent == 0)
 
 
 @pytest.mark.parametrize(

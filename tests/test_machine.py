@@ -4,16 +4,14 @@ import os
 import shlex
 import sys
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.machine import devices, shell
 from mnist_ddpm.machine.processes import ProcessGroup
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("computes", [False, True])

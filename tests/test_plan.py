@@ -11,7 +11,6 @@ import pytest
 import torch
 from training_helpers import PATH, TINY, start_simple
 
-from mnist_ddpm import trainer
 from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.training import planning, session, throughput
 from mnist_ddpm.training.options import format_size
@@ -296,8 +295,3 @@ def test_a_compiler_that_fails_is_told_and_no_reason_to_stop(slow, monkeypatch, 
     tried.fails = True
     assert slow.compiled_pace(TINY) == 0
     assert capsys.readouterr().out.endswith("BackendCompilerFailed: no\n")
-
-
-def test_operations_are_counted():
-    measured = trainer.throughput_meter(torch.device("cpu"))
-    assert measured.flops(TINY) > 0 and measured.precisions() == ["float32", "bfloat16"]

@@ -9,7 +9,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from command_helpers import ROOT, error_of, run
+from command_helpers import ROOT, run
 from helpers import PAPER, equal, untrained_judge, with_random_weights
 from picture_helpers import ORIGINAL, image_recipe, ramp, save
 from PIL import Image, ImageOps
@@ -18,9 +18,7 @@ from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import celeba, mnist
 from mnist_ddpm.data.folders import load_folder
 from mnist_ddpm.data.pictures import margin
-from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.extractors import save_extractor
-from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import likelihood
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.cost import least_maps
@@ -265,11 +263,6 @@ def test_a_folder_is_judged(home, tmp_path):
     assert found["nearest_training_image_in_pixels"]["exact"] == 1, "they are cropped alike"
 
 
-def test_the_page_of_a_checkpoint_tells_height_and_width(home):
-    page = publishing.model_card("me/wide", checkpoints.load(home / "trained"), {}, {})
-    assert "16 x 24 pixels" in page
-
-
 def test_a_picture_is_filled_in_around_what_is_kept(home, tmp_path):
     image = Image.open(home / "pictures" / "03.png").resize((24, 16))
     mask = Image.new("L", (24, 16), 255)
@@ -283,8 +276,3 @@ def test_a_picture_is_filled_in_around_what_is_kept(home, tmp_path):
     assert images.shape == (2, 16, 24, 3)
     assert (images[:, :, 9:] == np.asarray(image)[:, 9:]).all()
     assert (images[:, :, :9] != np.asarray(image)[:, :9]).any()
-
-
-def test_a_run_keeps_its_shape(home, capsys):
-    flags = "--resume", "--out", home / "trained", "--image-size", "24x16"
-    assert "image_size" in error_of(capsys, "train", *flags)

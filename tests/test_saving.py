@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import equal, with_flipped_bit
-from training_helpers import PATH, TINY, fit, same, squares, start_simple, steps
+from training_helpers import NOTEBOOK, PATH, TINY, fit, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import l_simple
@@ -24,12 +24,6 @@ from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training import saving
 from mnist_ddpm.training.saving import load_state, save_run
-
-NOTEBOOK = ddpm.Settings(
-    dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1,
-    batch_size=16,
-)  # fmt: skip
-
 
 STATE, WEIGHTS, CONFIG = "training_state.pt", "model.safetensors", "config.json"
 

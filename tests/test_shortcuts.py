@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from command_helpers import NETWORK, blobs, error_of, run, save_network
-from helpers import equal, with_random_weights
+from helpers import PAPER, equal, with_random_weights
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
@@ -26,14 +26,13 @@ from mnist_ddpm.methods.shortcuts import (
 )
 from mnist_ddpm.training.recipe import Recipe
 
-PATH = ddpm.beta_schedule(ddpm.linear_beta())
 VARIANCE = 0.01  # of Gaussian data, for which all is known
 SMALL = Recipe(**NETWORK | {"T": 64}, network="shortcut", prediction="v", classes=3)
 
 
 def spread(t):
     """The deviation of x_t."""
-    a_t, b_t = PATH.at(t)
+    a_t, b_t = PAPER.at(t)
     return (a_t**2 * VARIANCE + b_t**2).sqrt()
 
 
@@ -45,12 +44,12 @@ def carried(xt, t, s):
 def right(xt, t, s=None):
     """v that leads there: at once where s is t, the posterior's mean."""
     s = t if s is None else s
-    (a_t, b_t), (a_s, b_s) = PATH.at(t), PATH.at(s)
+    (a_t, b_t), (a_s, b_s) = PAPER.at(t), PAPER.at(s)
     moves = s < t
     between = torch.where(moves, a_s * b_t - a_t * b_s, 1)
     jump = (b_t * spread(s) / spread(t) - b_s) / between
     x0 = torch.where(moves, jump, a_t * VARIANCE / spread(t) ** 2)
-    return V.from_x0(PATH, xt, t, ddpm.per_image(x0, xt) * xt)
+    return V.from_x0(PAPER, xt, t, ddpm.per_image(x0, xt) * xt)
 
 
 def example(n=64):
@@ -62,8 +61,8 @@ def example(n=64):
 
 def teacher(labels):
     return lambda xt, t: (
-        x0 := V.to_x0(PATH, xt, t, right(xt, t)),
-        ddpm.predict_eps(PATH, xt, t, x0),
+        x0 := V.to_x0(PAPER, xt, t, right(xt, t)),
+        ddpm.predict_eps(PAPER, xt, t, x0),
     )
 
 
@@ -71,21 +70,21 @@ def test_a_right_network_has_nothing_to_learn():
     x0, t, eps = example()
     count = steps_of(len(x0))
     method, batch = Shortcuts(PlainMethod(unweighted(V)), V, teacher), Batch(x0, t, eps)
-    losses = method.loss(right, PATH, batch)
+    losses = method.loss(right, PAPER, batch)
     assert losses[count != FINEST].max() < 1e-12
     assert losses[count == FINEST].max() < 1e-4  # second order: not exact
     for wrong, where in (
         (lambda xt, t, s: right(xt, t), 1),
         (lambda xt, t, s: right(xt, t, 0 * t), 0),
     ):
-        assert method.loss(wrong, PATH, batch)[count == where].min() > 1e-7
+        assert method.loss(wrong, PAPER, batch)[count == where].min() > 1e-7
 
 
 def test_without_a_teacher_steps_of_no_length_learn_from_the_images():
     x0, t, eps = example()
     none = steps_of(len(x0)) == 0
-    found = Shortcuts(PlainMethod(unweighted(V)), V).loss(right, PATH, Batch(x0, t, eps))
-    torch.testing.assert_close(found[none], unweighted(V)(right, PATH, x0, t, eps)[none])
+    found = Shortcuts(PlainMethod(unweighted(V)), V).loss(right, PAPER, Batch(x0, t, eps))
+    torch.testing.assert_close(found[none], unweighted(V)(right, PAPER, x0, t, eps)[none])
     assert found[none].min() > 1e-3
 
 
@@ -94,8 +93,8 @@ def test_a_right_network_lands_where_the_ode_does(steps):
     _, _, noise = example(8)
     times = ddpm.timesteps(1000, steps)
     network = with_next_times(right, times, 1000)
-    denoise = catalogue.predictions.denoiser(network, PATH, V)
-    *_, (_, found, _) = shortcut_sampler(denoise, PATH, times, noise, None)
+    denoise = catalogue.predictions.denoiser(network, PAPER, V)
+    *_, (_, found, _) = shortcut_sampler(denoise, PAPER, times, noise, None)
     T = torch.full((8,), 1000)
     torch.testing.assert_close(found, carried(noise, T, 0 * T))
 
@@ -140,7 +139,7 @@ def test_each_part_of_a_batch_is_told_its_own_labels():
         return teacher(labels)
 
     batch = Batch(x0, t, eps, labels, true)
-    Shortcuts(PlainMethod(unweighted(V)), V, asks).loss(network, PATH, batch)
+    Shortcuts(PlainMethod(unweighted(V)), V, asks).loss(network, PAPER, batch)
     jumps = steps_of(32) > 0
     (_, of_teacher), (first, one), (_, two), (all_of_it, three) = asked
     assert of_teacher.tolist() == true[~jumps].tolist()
@@ -159,8 +158,8 @@ def test_a_critic_judges_steps_that_end_at_an_image_alone():
         return network + right(xt, t, s)
 
     method, batch = Shortcuts(PlainMethod(unweighted(V)), V, teacher), Batch(x0, t, eps)
-    bare = method.loss(asked, PATH, batch).detach()
-    found = adversarial.Adversarial(method, V, critic, 0.5).loss(asked, PATH, batch).detach()
+    bare = method.loss(asked, PAPER, batch).detach()
+    found = adversarial.Adversarial(method, V, critic, 0.5).loss(asked, PAPER, batch).detach()
     judged = (found - bare).abs() > 1e-9
     ends = torch.zeros(32, dtype=torch.bool)
     for k, (count, time) in enumerate(zip(steps_of(32).tolist(), t.tolist())):
@@ -208,6 +207,6 @@ def test_what_cannot_be_told_is_refused(flags, named, tmp_path, monkeypatch, cap
 
 def test_times_that_cannot_be_halved_so_often_are_refused():
     x0, t, eps = example(32)
-    short = ddpm.Schedule(PATH.a[:21], PATH.b[:21])
+    short = ddpm.Schedule(PAPER.a[:21], PAPER.b[:21])
     with pytest.raises(ValueError, match="20"):
         Shortcuts(PlainMethod(unweighted(V)), V).loss(right, short, Batch(x0, t.clamp(max=20), eps))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from tqdm import tqdm
 from training_helpers import TINY, fit, same, stopped_clock
 from training_helpers import start_simple as start
@@ -22,7 +23,6 @@ from mnist_ddpm.machine.interrupts import SIGNALS, Stopped, deferred_interrupt
 from mnist_ddpm.training import session
 from mnist_ddpm.training.saving import resume_run, saved_step
 
-ROOT = Path(__file__).resolve().parent.parent
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 

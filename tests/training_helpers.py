@@ -36,6 +36,10 @@ TINY = Recipe(
     dataset="squares", channels=1, image_size=16, base_channels=8, channel_mults=(1, 2), T=50,
     epochs=2, batch_size=16, warmup_steps=2,
 )  # fmt: skip
+NOTEBOOK = ddpm.Settings(
+    dataset="squares", image_size=16, base_channels=8, channel_mults=(1, 2), T=50, epochs=1,
+    batch_size=16,
+)  # fmt: skip
 PATH = ddpm.beta_schedule(ddpm.linear_beta(50))
 
 
