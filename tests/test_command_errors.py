@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_helpers import DIGITS, NETWORK, ROOT, blobs, error_of, run, save_network
+from command_helpers import DIGITS, NETWORK, blobs, error_of, run, save_network
+from conftest import ROOT
 from PIL import Image
 
 from mnist_ddpm import trainer

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_helpers import ROOT, SMALL, error_of, run, save_pictures
+from command_helpers import SMALL, error_of, run, save_pictures
+from conftest import ROOT
 from helpers import equal
 from safetensors.torch import load_file
 

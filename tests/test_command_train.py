@@ -10,7 +10,6 @@ import torch
 from command_helpers import (
     DIGITS,
     NETWORK,
-    ROOT,
     SMALL,
     blobs,
     error_of,
@@ -18,6 +17,7 @@ from command_helpers import (
     save_network,
     save_pictures,
 )
+from conftest import ROOT
 from safetensors.torch import load_file
 from training_helpers import stopped_clock
 

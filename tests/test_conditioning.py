@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from command_helpers import DIGITS, ROOT, blobs, error_of, run, save_network, skip_films
+from command_helpers import DIGITS, blobs, error_of, run, save_network, skip_films
+from conftest import ROOT
 from helpers import change_dataset, equal, untrained_judge, with_random_weights
 from PIL import Image
 

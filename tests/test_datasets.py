@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from command_helpers import ROOT
+from conftest import ROOT
 
 from mnist_ddpm.data.loading import reader
 from mnist_ddpm.datasets import DATASETS, UNNAMED_FOLDER

@@ -410,6 +410,12 @@ def test_a_signal_ends_with_its_status_and_how_to_go_on(name, status, monkeypatc
     assert "same command" in capsys.readouterr().err
 
 
+def test_a_pipe_at_the_name_of_the_plot_is_replaced(rows_of, tmp_path):
+    os.mkfifo(tmp_path / "plot.png")
+    write_plot(EXPERIMENTS["ema"], rows_of("ema"), tmp_path)
+    assert imageio.imread(tmp_path / "plot.png").ndim == 3
+
+
 def test_an_experiment_outlives_its_streams():
     command = [sys.executable, "-m", "mnist_ddpm.experiments", "--help"]
     with open("/dev/full", "w") as full:

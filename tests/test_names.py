@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_helpers import DIGITS, ROOT, error_of, run, save_network, skip_films
+from command_helpers import DIGITS, error_of, run, save_network, skip_films
+from conftest import ROOT
 
 import mnist_ddpm
 from mnist_ddpm.commands.flags import SampleFlags

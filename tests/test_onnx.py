@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from command_helpers import NETWORK, ROOT, run, save_network
+from command_helpers import NETWORK, run, save_network
+from conftest import ROOT
 from helpers import with_random_weights
 
 from mnist_ddpm import catalogue, ddpm

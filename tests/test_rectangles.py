@@ -9,7 +9,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from command_helpers import ROOT, run
+from command_helpers import run
+from conftest import ROOT
 from helpers import PAPER, equal, untrained_judge, with_random_weights
 from picture_helpers import ORIGINAL, image_recipe, ramp, save
 from PIL import Image, ImageOps

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_helpers import DIGITS, ROOT, drawn, error_of, run, save_network, skip_films
+from command_helpers import DIGITS, drawn, error_of, run, save_network, skip_films
+from conftest import ROOT
 
 from mnist_ddpm.commands.flags import SampleFlags
 from mnist_ddpm.commands.sampler_setup import with_sampling_defaults
