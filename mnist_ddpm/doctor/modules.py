@@ -1,0 +1,74 @@
+"""The PyTorch modules of a network: finding them, and changing their state for one check."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def find_module(network: object, depth: int = 3) -> nn.Module | None:
+    """The module that a network is or calls: itself, or among what its function uses. Or None."""
+    if isinstance(network, nn.Module):
+        return network
+    if depth == 0:
+        return None
+    parts = [getattr(network, "__self__", None)]
+    if isinstance(network, functools.partial):
+        parts += [network.func, *network.args, *network.keywords.values()]
+    if inspect.isfunction(network):
+        used = inspect.getclosurevars(network)
+        parts += [*used.nonlocals.values(), *used.globals.values()]
+    elif hasattr(network, "__dict__"):
+        parts += vars(network).values()
+    modules = (find_module(part, depth - 1) for part in parts if callable(part))
+    return next((module for module in modules if module is not None), None)
+
+
+@contextmanager
+def awakened(module: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Inside, every parameter that is all zeros has random values instead.
+
+    A network that begins with an output of 0, as many do, then shows what it is made of.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    zeros = [weight for weight in module.parameters() if not weight.detach().any()]
+    with torch.no_grad():
+        for weight in zeros:
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight in zeros:
+                weight.zero_()
+
+
+@contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Inside, the module trains or evaluates; afterwards its modes and buffers are as before."""
+    modes = {layer: layer.training for layer in module.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+        for buffer, values in buffers:
+            buffer.copy_(values)
+
+
+@torch.no_grad()
+def output_of(network: Callable, x: Tensor, t: Tensor, seed: int = 0) -> Tensor:
+    """The network's output in float64, with the same dropout in every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network(x, t).detach().double().cpu()
+
+
+def rms(x: Tensor) -> float:
+    """The root of the mean square."""
+    return x.double().square().mean().sqrt().item()

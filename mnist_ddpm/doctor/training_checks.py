@@ -1,0 +1,259 @@
+"""Checks of a training loss, by what it shows to its network: times, noise, range, labels."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.ddpm import Schedule
+from mnist_ddpm.doctor.report import Check
+from mnist_ddpm.doctor.training_record import Recording
+
+Entries = Callable[[Tensor], Tensor]  # the code's times (N,) as entries of the schedule, float64
+CERTAIN = 16  # draws that are expected where none came: exp(-16) is 1e-7
+PARTS = 50  # of the range of a continuous t
+UNIFORM_KURTOSIS = 1.8
+LEVEL_TOLERANCE = 0.1  # of the log of noise over signal
+RANGE_TOLERANCE = 0.1
+TARGET_TOLERANCE = 0.01
+STANDARD_ERRORS = 6  # a normal variable is beyond them once in 5e8
+
+
+def check_times_of_batch(recording: Recording) -> Check:
+    """Whether the images of a batch have a t each.
+
+    The value is the number of different times among all that were seen. With 8 images a batch or
+    more, one time for all of them happens by accident in no batch.
+    """
+    name = "times of a batch"
+    different = len(recording.times.unique())
+    if recording.batch_size < 8:
+        return Check(name, "not checked", "needs: batches of 8 images or more")
+    if not recording.has_one_time:
+        return Check(name, "ok", "each image of a batch has its own t", different, 1)
+    if different == 1:
+        return Check(name, "undecided", "the loss always has the same t", different, 1)
+    meaning = "all images of a batch have the same t, so gradients are noisy"
+    return Check(name, "wrong", meaning, different, 1, evidence={"one-time": 1.0})
+
+
+def check_ends(recording: Recording, entries: Entries, T: int) -> Check:
+    """Whether training sees the first and the last t.
+
+    The value is how often the end that was drawn less was drawn, over the mean of the ten times
+    next to it (for a continuous t: of 50 parts of its range). It is wrong where it is 0 and
+    16 draws or more were expected, which happens to correct code once in 10 million.
+    """
+    name = "first and last t"
+    step = recording.batch_size if recording.has_one_time else 1
+    drawn = entries(recording.times[::step])
+    bins = T if bool((drawn == drawn.round()).all()) else PARTS
+    place = (drawn * bins / T).ceil().long().clamp(0, bins + 1)
+    counts = torch.bincount(place, minlength=bins + 2)[1 : bins + 1].double()
+    if T < 12 or len(drawn) < CERTAIN * bins or len(drawn.unique()) == 1:
+        return Check(name, "undecided", f"too few t were drawn: {len(drawn)}")
+    shares = {}
+    for end, near in (("last", counts.flip(0)), ("first", counts)):
+        neighbours = near[1:11]
+        falls = neighbours[:5].mean() < neighbours[5:].mean() / 2
+        if neighbours.mean() >= CERTAIN and not falls:
+            shares[end] = (near[0] / neighbours.mean()).item()
+    if not shares:
+        return Check(name, "undecided", "the times near both ends are drawn too seldom")
+    end = min(shares, key=shares.get)
+    if shares[end] > 0:
+        return Check(name, "ok", "training sees the first and the last t", shares[end], 0)
+    meaning = f"training never sees the {end} t, at which the sampler asks the network"
+    return Check(name, "wrong", meaning, 0, 0, evidence={"unseen-end": 1.0})
+
+
+def check_noise(recording: Recording) -> Check:
+    """Whether the noise is normal, by its kurtosis: 3, or 1.8 for uniform noise, as of rand.
+
+    The tolerance is six standard errors of the mean kurtosis over all images, sqrt(24 / pixels),
+    and at least 0.02. Noise that is neither normal nor uniform is undecided.
+    """
+    name = "distribution of the noise"
+    n = recording.pixels
+    has_noise = recording.variance > 1e-6
+    if n < 64 or not has_noise.any():
+        return Check(name, "not checked", "needs: images of 64 pixels or more, with noise")
+    kurtosis = recording.kurtosis[has_noise]
+    normal = 3 * (n - 2) / n  # the expectation, with two means taken from the same pixels
+    tolerance = max(0.02, STANDARD_ERRORS * math.sqrt(24 / (n * len(kurtosis))))
+    value = kurtosis.mean().item()
+    if abs(value - normal) <= tolerance:
+        return Check(name, "ok", "the noise is normal", value - normal, tolerance)
+    if abs(value - UNIFORM_KURTOSIS) > 0.1 + tolerance:
+        meaning = "the noise is not normal, and not uniform: a mixture?"
+        return Check(name, "undecided", meaning, value - normal, tolerance)
+    meaning = "the noise is uniform (rand), not normal (randn)"
+    evidence = {"uniform-noise": 1.0}
+    return Check(name, "wrong", meaning, value - normal, tolerance, evidence=evidence)
+
+
+def check_shared_noise(recording: Recording) -> Check:
+    """Whether each image has its own noise.
+
+    The value is the mean correlation of the noise of two images in a batch. Independent noise
+    correlates by 0 ± 6 / sqrt(pixels · pairs); noise that all images share, by 1.
+    """
+    name = "noise of a batch"
+    n = recording.batch_size
+    noise = recording.noise
+    if noise.shape[1] < 32 or n < 2 or len(noise) < 2 * n:
+        return Check(name, "not checked", "needs: images of 64 pixels or more")
+    pairs = (noise[: n - 1] * noise[1:n]).sum(dim=1)
+    steps = (noise[:n] * noise[n:]).sum(dim=1).mean().item()
+    value = pairs.mean().item()
+    tolerance = STANDARD_ERRORS / math.sqrt(noise.shape[1] * len(pairs))
+    if value > 0.9:
+        meaning = "all images of a batch have the same noise"
+        evidence = {"shared-noise": 1.0}
+        return Check(name, "wrong", meaning, value, tolerance, evidence=evidence)
+    if steps > 0.9:
+        return Check(name, "undecided", "every call has the same noise: it was fixed", value)
+    if abs(value) > tolerance + 0.1:
+        return Check(name, "undecided", "the images' noise is correlated", value, tolerance)
+    return Check(name, "ok", "each image has its own noise", value, tolerance)
+
+
+class Halves:
+    """Signal and noise of the images whose level is known and neither is too small."""
+
+    def __init__(self, recording: Recording, entries: Entries, schedule: Schedule):
+        t = entries(recording.times).round().long().clamp(0, schedule.T)
+        a_t, b_t = schedule.at(t)
+        signal = (recording.upper - recording.lower).abs() / 2
+        is_uniform = recording.kurtosis.mean() < 2.2
+        noise = recording.variance.sqrt() * (math.sqrt(12) if is_uniform else 1)
+        ratio = b_t / a_t.clamp(min=1e-9)
+        use = (ratio > 0.1) & (ratio < 3) & (noise > 1e-4) & (signal > 1e-4)
+        self.t = t[use]
+        self.ratio = ratio[use]
+        self.signal = signal[use]
+        self.noise = noise[use]
+        self.middle = ((recording.upper + recording.lower) / 2)[use]
+
+    def range(self) -> tuple[float, float]:
+        """What the network sees as the least and the greatest value of the known images.
+
+        The middle of both halves, over the signal, is a line in b_t / a_t whose slope is the mean
+        of the noise. What multiplies all of x_t, as EDM's c_in, cancels.
+        """
+        size = (self.signal / self.noise * self.ratio).median()
+        line = torch.stack([torch.ones_like(self.ratio), self.ratio], dim=1) / self.ratio[:, None]
+        value = self.middle / self.signal * size / self.ratio
+        middle = torch.linalg.lstsq(line, value[:, None]).solution[0]
+        return (middle - size).item(), (middle + size).item()
+
+    def mismatch(self, a: Tensor, b: Tensor) -> float:
+        """How much noise over signal follows b / a (T+1,): the spread of their log ratio over t."""
+        expected = (b / a.clamp(min=1e-12))[self.t].clamp(min=1e-12)
+        difference = (self.noise / self.signal / expected).log()
+        parts = difference[self.ratio.argsort()].chunk(6)
+        means = [part.median().item() for part in parts]
+        return max(means) - min(means)
+
+
+def check_noising(halves: Halves, schedule: Schedule) -> Check:
+    """Whether x_t in training has the schedule's ratio of noise to signal at each t.
+
+    The value is the largest difference of the log ratio between six ranges of t, so that a factor
+    of the data or of x_t does not matter. Medians over ranges have errors of about 0.01.
+    """
+    name = "noise levels in training"
+    if len(halves.t) < 300:
+        return Check(name, "undecided", "too few images with both signal and noise")
+    a = schedule.a
+    b = schedule.b
+    alpha = torch.cat([a[:1], a[1:] / a[:-1]])
+    rivals = {
+        "missing-sqrt": [(a**2, b**2), (a**2, b), (a, b**2)],
+        "alpha-for-alpha-bar": [(alpha, (1 - alpha**2).clamp(min=0).sqrt())],
+    }
+    value = halves.mismatch(a, b)
+    if value <= LEVEL_TOLERANCE:
+        return Check(name, "ok", "x_t has the schedule's noise", value, LEVEL_TOLERANCE)
+    evidence = {
+        bug: 1.0
+        for bug, levels in rivals.items()
+        if min(halves.mismatch(*each) for each in levels) <= LEVEL_TOLERANCE
+    }
+    meaning = "x_t in training does not have the schedule's noise"
+    return Check(name, "wrong", meaning, value, LEVEL_TOLERANCE, evidence=evidence)
+
+
+def check_data_range(low: float, high: float) -> Check:
+    """Whether the network is trained on [-1, 1], to which samplers clip. The value is the least.
+
+    low, high: as the network sees the least and the greatest value of the data.
+    """
+    name = "range of the data"
+    meaning = f"the network is trained on values from {low:.2f} to {high:.2f}"
+    is_right = max(abs(low + 1), abs(high - 1)) <= RANGE_TOLERANCE
+    is_half = max(abs(low), abs(high - 1)) <= RANGE_TOLERANCE
+    if is_right or not (is_half or high - low > 20):
+        verdict = "ok" if is_right else "undecided"
+        return Check(name, verdict, meaning, low, RANGE_TOLERANCE)
+    meaning += ": it should be -1 to 1"
+    evidence = {"data-range": 1.0}
+    return Check(name, "wrong", meaning, low, RANGE_TOLERANCE, evidence=evidence)
+
+
+def check_target(perfect: float, ignorant: float) -> Check:
+    """Whether the loss of the exact answer is 0. The value is that loss over an output of 0's.
+
+    A loss that never is 0, such as a variational bound, stays undecided.
+    """
+    name = "target of the loss"
+    if not ignorant > 0 or not math.isfinite(perfect):
+        return Check(name, "undecided", "the loss of an output of zeros is not a number above 0")
+    value = perfect / ignorant
+    if value <= TARGET_TOLERANCE:
+        return Check(name, "ok", "the exact answer has a loss of 0", value, TARGET_TOLERANCE)
+    if value < 0.5:
+        meaning = "the exact answer has a loss: an additional term, or another target?"
+        return Check(name, "undecided", meaning, value, TARGET_TOLERANCE)
+    meaning = "the exact answer has a large loss: the target is not what is in x_t"
+    evidence = {"other-target": 1.0}
+    return Check(name, "wrong", meaning, value, TARGET_TOLERANCE, evidence=evidence)
+
+
+def check_label_dropout(recording: Recording, classes: int) -> Check:
+    """Whether training hides some labels, without which guidance has nothing to start from.
+
+    classes: how many there are; the label `classes` stands for "unknown". The value is the share
+    of it. Of 2000 labels, at least one would be hidden even at a share of 1 % (1 - 2e-9).
+    """
+    name = "hidden labels"
+    labels = [each.flatten() for each in recording.labels if not each.is_floating_point()]
+    total = sum(map(len, labels))
+    if total < 2000:
+        return Check(name, "not checked", "needs: 2000 labels in training")
+    share = (torch.cat(labels) >= classes).double().mean().item()
+    if share > 0:
+        return Check(name, "ok", f"{share:.0%} of the labels are hidden", share, 0)
+    meaning = "no label is ever hidden in training: guidance has no network without labels"
+    return Check(name, "wrong", meaning, 0, 0, evidence={"no-null-label": 1.0})
+
+
+def check_likelihood_times(calls: list[Tensor]) -> Check:
+    """Whether a bound takes its sum over t: the times (N,) of the calls of a network, in order.
+
+    The value is the number of different times. A bound that calls the network four times or more,
+    always with the same times, takes the sum over one term.
+    """
+    name = "times of the likelihood"
+    if not calls:
+        return Check(name, "not checked", "the likelihood never called the network")
+    times = torch.cat(calls).unique()
+    first = calls[0]
+    same = all(call.shape == first.shape and torch.equal(call, first) for call in calls)
+    if len(calls) < 4:
+        return Check(name, "undecided", "the network is called too seldom", len(times))
+    if not same:
+        return Check(name, "ok", "t changes from call to call", len(times), 1)
+    meaning = f"the network is called {len(calls)} times with the same t: the sum has one term"
+    return Check(name, "wrong", meaning, len(times), 1, evidence={"frozen-likelihood": 1.0})

@@ -1,0 +1,124 @@
+"""What a training loss shows to its network: the times and, for images that are known, the noise.
+
+The images are constant in their upper and in their lower half, so that signal and noise can be
+separated in each x_t, even if the code scales them first.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+PIXELS = 256  # of each image's noise, for correlations
+SEEN = 20  # times that each t is to be drawn: one of 1000 is then missed in exp(-20)
+
+
+class Recorder(nn.Module):
+    """A network that keeps all that it is shown, and returns the answer of a function, or zeros."""
+
+    def __init__(self, answer: Callable[[Tensor, Tensor], Tensor] | None = None):
+        super().__init__()
+        self.answer = answer
+        self.gain = nn.Parameter(torch.ones(()))  # so that a loss has a gradient
+        self.calls: list[tuple[Tensor, Tensor, list]] = []
+
+    def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
+        times = torch.as_tensor(t).detach().double().cpu().flatten()
+        self.calls.append((x.detach(), times, [*labels, *named_labels.values()]))
+        output = torch.zeros_like(x) if self.answer is None else self.answer(x.detach(), times)
+        return self.gain * output
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What N images' training showed, in K calls: one entry for each image, call after call."""
+
+    times: Tensor  # (N,), the times as the code counts, float64
+    upper: Tensor  # (N,), the mean of the upper half of x_t
+    lower: Tensor  # (N,)
+    variance: Tensor  # (N,), of the pixels around these means
+    kurtosis: Tensor  # (N,), of the same: 3 for normal noise, 1.8 for uniform noise
+    noise: Tensor  # (M, D), pixels around the means over their deviation, of the first two calls
+    pixels: int  # of an image
+    batch_size: int
+    has_one_time: bool  # whether each batch had one t
+    labels: list[Tensor]  # what else the network was given, where it was tensors
+
+
+def known_images(shape: tuple[int, ...], n: int, low: float, high: float) -> Tensor:
+    """Images (n, *shape), high in the upper half of the rows and low in the lower."""
+    images = torch.full((n, *shape), float(low))
+    images[:, ..., : max(1, shape[-2] // 2), :] = high
+    return images
+
+
+def record(
+    train: Callable[[Recorder, Tensor], object],
+    images: Tensor,
+    T: int,
+    seed: int = 0,
+    seconds: float = 5.0,
+) -> Recording | None:
+    """Trains on the images again and again until each t should be drawn SEEN times, or time is up.
+
+    train: a loss of (network, x0), whose result is not used. Returns None if the network is never
+    called with one x_t for each image. Seeds PyTorch's generator for as long as it runs.
+    """
+    statistics = []
+    singles = []
+    noise = []
+    labels = []
+    began = perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        while len(statistics) * len(images) < SEEN * T and perf_counter() - began < seconds:
+            recorder = Recorder()
+            train(recorder, images.clone())
+            calls = [call for call in recorder.calls if len(call[0]) == len(images)]
+            if not calls:
+                return None
+            x, times, others = calls[0]
+            labels += [each for each in others if isinstance(each, Tensor)]
+            singles.append(bool((times == times[0]).all()))
+            statistics.append((times.expand(len(x)), *half_statistics(x)))
+            if len(noise) < 2:
+                noise.append(standardised(x))
+    names = "times", "upper", "lower", "variance", "kurtosis"
+    return Recording(
+        **{name: torch.cat(values) for name, values in zip(names, zip(*statistics))},
+        noise=torch.cat(noise),
+        pixels=images[0].numel(),
+        batch_size=len(images),
+        has_one_time=all(singles),
+        labels=labels,
+    )
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The pixels of the upper and of the lower half: (N, D) each, float64."""
+    rows = max(1, x.shape[-2] // 2)
+    x = x.double().cpu()
+    return x[..., :rows, :].flatten(1), x[..., rows:, :].flatten(1)
+
+
+def half_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both halves' means, then variance and kurtosis around them, of each image: (N,) each."""
+    upper, lower = halves(x)
+    around = around_means(x)
+    variance = around.square().mean(dim=1)
+    kurtosis = around.pow(4).mean(dim=1) / variance.square().clamp(min=1e-30)
+    return upper.mean(dim=1), lower.mean(dim=1), variance, kurtosis
+
+
+def around_means(x: Tensor) -> Tensor:
+    """Pixels less their half's mean: (N, D)."""
+    return torch.cat([half - half.mean(dim=1, keepdim=True) for half in halves(x)], dim=1)
+
+
+def standardised(x: Tensor) -> Tensor:
+    """Up to PIXELS pixels around their half's mean, of length 1: (N, D)."""
+    around = around_means(x)
+    some = around[:, :: -(-around.shape[1] // PIXELS)]
+    return some / some.norm(dim=1, keepdim=True).clamp(min=1e-30)
