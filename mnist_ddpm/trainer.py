@@ -28,6 +28,7 @@ from mnist_ddpm.training import checkpoint_files, loop, previews, run, saving, s
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.sampling_defaults import defaults_for_run
+from mnist_ddpm.training.weights import load_weights
 
 Device = torch.device | str
 Weights = dict[str, Tensor]  # by name
@@ -50,9 +51,9 @@ def start_run(
     method.networks.to(device)
     source = recipe.init_from or "what is given"
     if weights is not None:
-        checkpoint_files.load_weights(network.state_dict(), weights, source)
+        load_weights(network.state_dict(), weights, source)
     for name, own in (method_weights or {}).items():
-        checkpoint_files.load_weights(method.networks[name].state_dict(), own, source)
+        load_weights(method.networks[name].state_dict(), own, source)
     optimizer_factory = partial(make_optimizer, recipe=recipe)
     return run.new_run(recipe, network, optimizer_factory, method, make_times(recipe))
 

@@ -7,8 +7,10 @@ import os
 import shutil
 import struct
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -31,6 +33,9 @@ from mnist_ddpm.data.pictures import margin, open_image
 
 COLOUR, DIGITS = image_recipe(), image_recipe("mnist", 32, 1)
 LOADERS = load_mnist, mnist_labels
+# The passes of an interlaced PNG: first column, first row, and the distances to the next
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+ADAM7 += [(0, 1, 1, 2)]
 
 
 # Pixels
@@ -355,6 +360,34 @@ def test_pictures_too_large_for_memory_are_refused_or_decoded_smaller(tmp_path, 
         ).max()
         < 9
     )
+
+
+def png(rows: bytes, interlace: int) -> bytes:
+    """A PNG of 8 x 8 grey pixels, of which not all need be there, with right checksums."""
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, interlace)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    parts = [
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc32(name + content))
+        for name, content in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("end", [0, 200], ids=["black", "bright"])
+@pytest.mark.parametrize("passes", [[(0, 0, 1, 1)], ADAM7], ids=["in order", "interlaced"])
+def test_a_png_that_lacks_pixels_is_refused_and_one_that_ends_black_is_not(tmp_path, passes, end):
+    """Pillow decodes the lacking ones as 0."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    pixels[-1] = end
+    parts = [pixels[y::dy, x::dx] for x, y, dx, dy in passes]
+    rows = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
+    path = tmp_path / "x.png"
+    path.write_bytes(png(rows, len(passes) > 1))
+    assert np.array_equal(open_image(path, "L"), pixels)
+    for lacking in range(1, len(rows)):
+        path.write_bytes(png(rows[:-lacking], len(passes) > 1))
+        with pytest.raises(ValueError, match="x.png"):
+            open_image(path, "L")
 
 
 @pytest.mark.parametrize("packed", [False, True])

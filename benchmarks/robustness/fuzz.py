@@ -37,7 +37,9 @@ from robustness.tiny_data import make_base
 
 SECONDS, MEMORY = 10.0, 2**31  # of the processor; bytes
 PATIENCE = 4.0  # seconds of the processor, or twice as many of no work, before Ctrl-C
-WORK = re.compile(r"(training|drawing|bound of|decoding|extracting|looking for)[^\n]*?\d+/")
+WORK = re.compile(
+    r"(training|drawing|bound of|decoding|extracting|looking for)[^\n]*?\d+/|exporting"
+)
 STATUSES = {0: "done", 1: "refused", 2: "flag refused", 130: "at work, then stopped"}
 HARMFUL = re.compile(r"(?!\x1b\[A)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|^\s*FORGED", re.MULTILINE)
 
@@ -167,10 +169,11 @@ def main(flags) -> int:
         # by another process, since this one must not have used OpenMP
         if os.waitpid(fork(lambda: make_base(Path()), base, files), 0)[1]:
             sys.exit(read(files)[1])
-        for index in range(flags.n) if flags.only is None else [flags.only]:
-            results.append(try_command(base, scratch, flags.seed, index))
-            if results[-1]["faults"] or flags.only is not None:
-                print(results[-1] if flags.only is None else results[-1]["said"], flush=True)
+        with suppress(KeyboardInterrupt):  # the results until then are written
+            for index in range(flags.n) if flags.only is None else [flags.only]:
+                results.append(try_command(base, scratch, flags.seed, index))
+                if results[-1]["faults"] or flags.only is not None:
+                    print(results[-1] if flags.only is None else results[-1]["said"], flush=True)
     finally:
         remove(scratch)
     failing = [{**each, "said": each["said"][-1000:]} for each in results if each["faults"]]

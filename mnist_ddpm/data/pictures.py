@@ -76,10 +76,28 @@ def decoding_lock(image: Image.Image) -> AbstractContextManager:
     return LARGE_PICTURES if image.width * image.height > MAX_PIXELS // 8 else nullcontext()
 
 
+def check_complete(opened: Image.Image, source: Path | BinaryIO) -> None:
+    """Raises ValueError for a PNG whose compressed data end before its last pixel.
+
+    Pillow leaves such pixels 0. So a PNG whose last row is 0 is decoded once more, over ones.
+    """
+    end = (0, max(0, opened.height - 2), *opened.size)  # here, interlaced or not, is the last pixel
+    rows = opened.crop(end).tobytes()
+    if opened.format != "PNG" or (any(rows[-len(rows) // 2 :]) and "interlace" not in opened.info):
+        return
+    if not isinstance(source, Path):
+        source.seek(0)
+    with Image.open(source, formats=["PNG"]) as again:
+        ones = b"\xff" * (len(rows) * opened.height // min(2, opened.height))
+        again.im = Image.frombytes(again.mode, again.size, ones).im
+        ddpm.check(again.crop(end).tobytes() == rows, "its data end before its last pixel")
+
+
 def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:
     """The picture in a file, upright, on white, with 8 bits, in Pillow's mode "L" or "RGB"."""
     with Image.open(source, formats=known_formats()) as opened, decoding_lock(opened):
         limit_size(opened)
+        check_complete(opened, source)
         image = upright(opened)
         if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
             raise ValueError("pixels of unknown range: save it with 8 or 16 bits")

@@ -21,11 +21,11 @@ from mnist_ddpm.training.checkpoint_files import (
     check_header,
     checkpoint_path,
     load_config,
-    load_weights,
     read_weights,
 )
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
+from mnist_ddpm.training.weights import load_weights
 
 __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
 

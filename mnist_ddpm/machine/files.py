@@ -53,12 +53,16 @@ def load_tensors(path: Path) -> object:
     """What torch.save has written, on the processor; no code in it is run.
 
     torch.load alone compares no checksums, and takes flipped bytes for values. Raises ValueError
-    where one differs, and errors of many kinds for other damage.
+    where one differs or the content is larger than the file, and errors of many kinds for other
+    damage.
     """
     with path.open("rb") as file:
         if zipfile.is_zipfile(file):  # files from before PyTorch 1.6 are none, without checksums
             with zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
+                size = sum(entry.file_size for entry in entries)  # torch.save does not compress
+                if size > path.stat().st_size:
+                    raise ValueError(f"its content would be {size:,} bytes, more than the file has")
                 folders = [entry.filename for entry in entries if entry.external_attr & IS_FOLDER]
                 damaged = folders[0] if folders else archive.testzip()
             if damaged is not None:

@@ -12,7 +12,6 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from mnist_ddpm.training.saving import (
     check_schedule_name,
     recorded_digest,
 )
+from mnist_ddpm.training.weights import refuse, wrong_shapes
 
 FORMAT = 2
 BETWEEN_FILES = 0.5  # seconds from one file of a save to the next, at most
@@ -182,44 +182,4 @@ def check_header(path: Path, tensors: dict[str, Tensor], source: str | Path) -> 
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-    refuse(wrong_shapes(tensors, shapes), source)
-
-
-def wrong_shapes(tensors: dict[str, Tensor], shapes: dict[str, Sequence[int]]) -> list[str]:
-    """What is missing or unknown among named shapes, or other than that of a network's tensor."""
-    wrong = []
-    for name, tensor in tensors.items():
-        expected = tuple(tensor.shape)
-        if name not in shapes:
-            wrong.append(f"{name} is missing, should be {expected}")
-        elif tuple(shapes[name]) != expected:
-            wrong.append(f"{name} is {tuple(shapes[name])}, should be {expected}")
-    return wrong + [f"{name} is unknown" for name in shapes if name not in tensors]
-
-
-def refuse(wrong: list[str], source: str | Path) -> None:
-    """Raises ValueError naming what is wrong with weights, if anything is: the first three."""
-    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    listed = f"{'; '.join(wrong[:3])}{more}"
-    check(not wrong, f"the weights of {source} do not fit the network: {listed}")
-
-
-def load_weights(
-    tensors: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path
-) -> None:
-    """Copies weights into a network's tensors.
-
-    Raises ValueError naming those that are missing or unknown, of another shape, no floats where
-    the network has some, or not finite.
-    """
-    refuse(wrong_shapes(tensors, {name: weight.shape for name, weight in weights.items()}), source)
-    wrong = []
-    for name, tensor in tensors.items():
-        weight = weights[name]
-        if weight.is_floating_point() != tensor.is_floating_point():
-            wrong.append(f"{name} is {weight.dtype}, should be like {tensor.dtype}")
-        elif not weight.float().isfinite().all():
-            wrong.append(f"{name} is not finite everywhere")
-    refuse(wrong, source)
-    for name, tensor in tensors.items():
-        tensor.copy_(weights[name])
+    refuse(wrong_shapes(tensors, shapes), f"the weights of {source}")

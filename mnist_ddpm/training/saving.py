@@ -45,7 +45,8 @@ CHANGEABLE = {  # settings that may differ when a run is resumed
 HELPFUL_ERRORS = OSError, TypeError, ValueError
 OTHER_ERRORS = (
     RuntimeError,
-    KeyError,
+    LookupError,
+    ArithmeticError,
     AttributeError,
     EOFError,
     UnpicklingError,
@@ -163,10 +164,10 @@ def resume_run(
     run = start(recipe)
     try:
         restore(run, state)
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except (*HELPFUL_ERRORS, *OTHER_ERRORS) as error:
         raise ValueError(
             f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)}): "
-            "train a new run"
+            "init_from can start a new run from the weights beside it"
         ) from error
     run.folder_identity = FolderIdentity.of(folder)
     run.last_saved_step = step

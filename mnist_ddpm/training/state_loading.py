@@ -12,55 +12,77 @@ from torch.optim import Optimizer
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.training.run import Run
+from mnist_ddpm.training.weights import copy_tensors, load_weights
 
 
 def restore(run: Run, state: dict) -> None:
-    """Loads a saved state into a run at step 0."""
+    """Loads a saved state into a run at step 0. Raises errors of many kinds where it does not fit.
+
+    Only tensors and numbers are loaded: settings of optimisers and scalers stay the run's own.
+    """
     if run.method.networks and "parts" not in state:
         load_joined_networks(run, state)
     else:
-        run.network.load_state_dict(state["model"])
-        run.ema.load_state_dict(state["ema"])
         load_optimizer(run.optimizer, state["optimizer"])
+        load_weights(run.network.state_dict(), state["model"], "model")
+        load_weights(run.ema.state_dict(), state["ema"], "ema")
         for name, network in run.method.networks.items():
-            network.load_state_dict(state["parts"][name])
             load_optimizer(run.method_optimizers[name], state["part_optimizers"][name])
+            load_weights(network.state_dict(), state["parts"][name], name)
     if run.time_sampler is not None:
-        run.time_sampler.load_state_dict(state["times"])
-    if state.get("scaler"):
-        run.scaler.load_state_dict(state["scaler"])
-    run.step = state["step"]
+        load_weights(run.time_sampler.state_dict(), state["times"], "times")
+    scaler = state.get("scaler") or run.scaler.state_dict()
+    numbers = {name: scaler[name] for name in ("scale", "_growth_tracker") if scaler}
+    numbers |= {"step": state["step"], "n": state.get("n", 0), "seconds": state.get("seconds", 0.0)}
+    for name, value in numbers.items():
+        kinds = (int, float) if name in ("scale", "seconds") else (int,)
+        check(type(value) in kinds and 0 <= value < 1e38, f"{name} is {value!r}")
+    run.scaler.load_state_dict(run.scaler.state_dict() | numbers)
+    run.step = numbers["step"]
+    run.n_images = numbers["n"]
+    run.training_seconds = float(numbers["seconds"])
+    check(type(state["losses"]) is list, "losses are no list")
     run.losses = [*map(float, state["losses"])]
-    run.n_images = state.get("n", 0)
-    run.training_seconds = float(state.get("seconds", 0.0))
-    for name, count in (("step", run.step), ("n", run.n_images)):
-        check(type(count) is int and count >= 0, f"{name} is {count!r}")
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads an optimiser's state, except whether it is fused, which depends on the device.
+def load_optimizer(optimizer: Optimizer, state: dict) -> None:
+    """Copies an optimiser's saved tensors, such as Adam's moments, into one that has none yet.
 
-    Raises ValueError for a tensor that has not the shape of its weight.
+    Raises errors of many kinds where they are not as such an optimiser makes them.
     """
-    for group, own in zip(state.get("param_groups", []), optimizer.param_groups):
-        group["fused"] = own.get("fused")
-    optimizer.load_state_dict(state)
-    for weight, tensors in optimizer.state.items():
-        for name, x in tensors.items():
-            fits = not isinstance(x, Tensor) or x.dim() == 0 or x.shape == weight.shape
-            check(fits, f"{name} is {tuple(x.shape)}, its weight {tuple(weight.shape)}")
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()  # makes the tensors
+    optimizer.zero_grad()
+    copy_optimizer_state(optimizer.state_dict(), state)
+
+
+def copy_optimizer_state(own: dict, saved: dict) -> None:
+    """Copies saved tensors into those of an optimiser's own state_dict, and 0 where none are."""
+    if "param_groups" not in own:  # of optimisers within it, such as Muon's
+        for name, inner in own.items():
+            copy_optimizer_state(inner, saved[name])
+        return
+    unknown = saved["state"].keys() - own["state"].keys()
+    check(not unknown, f"its optimizer knows no weight {sorted(map(str, unknown))[:3]}")
+    for index, tensors in own["state"].items():
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        values = saved["state"].get(index, zeros)
+        copy_tensors(tensors, values, f"the optimizer's tensors of weight {index}")
 
 
 def load_joined_networks(run: Run, state: dict) -> None:
     """Loads an earlier version's state into a run whose method has networks."""
     networks = run.method.networks
-    run.network.load_state_dict(without_method_networks(state["model"], networks))
-    run.ema.load_state_dict(without_method_networks(state["ema"], networks))
+    joined = load_joined_optimizer(run, state["optimizer"])
+    for key, own in (("model", run.network), ("ema", run.ema)):
+        load_weights(own.state_dict(), without_method_networks(state[key], networks), key)
     for name, network in networks.items():
         prefix = f"{name}."
         own = {key: value for key, value in state["model"].items() if key.startswith(prefix)}
-        network.load_state_dict({key.removeprefix(prefix): value for key, value in own.items()})
-    joined = load_joined_optimizer(run, state["optimizer"])
+        own = {key.removeprefix(prefix): value for key, value in own.items()}
+        load_weights(network.state_dict(), own, name)
     for _, optimizer in run.networks_and_optimizers:
         for own, old in zip(inner_optimizers(optimizer), inner_optimizers(joined)):
             for group in own.param_groups:

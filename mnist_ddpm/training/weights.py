@@ -1,0 +1,53 @@
+"""Copies tensors into a network or an optimiser, and names those that do not fit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mnist_ddpm.ddpm import check
+
+
+def wrong_shapes(tensors: dict[str, Tensor], shapes: dict[str, Sequence[int]]) -> list[str]:
+    """What is missing or unknown among named shapes, or other than that of a network's tensor."""
+    wrong = []
+    for name, tensor in tensors.items():
+        expected = tuple(tensor.shape)
+        if name not in shapes:
+            wrong.append(f"{name} is missing, should be {expected}")
+        elif tuple(shapes[name]) != expected:
+            wrong.append(f"{name} is {tuple(shapes[name])}, should be {expected}")
+    return wrong + [f"{name} is unknown" for name in shapes if name not in tensors]
+
+
+def refuse(wrong: list[str], subject: str) -> None:
+    """Raises ValueError naming what is wrong with tensors, if anything is: the first three."""
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    listed = f"{'; '.join(wrong[:3])}{more}"
+    check(not wrong, f"{subject} do not fit the network: {listed}")
+
+
+def load_weights(
+    tensors: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path
+) -> None:
+    """As copy_tensors, for the weights of a network; source: what messages call it."""
+    copy_tensors(tensors, weights, f"the weights of {source}")
+
+
+def copy_tensors(tensors: dict[str, Tensor], values: dict[str, Tensor], subject: str) -> None:
+    """Copies named values into a network's tensors, or into an optimiser's.
+
+    Raises ValueError naming those that are missing or unknown, of another shape, no floats where
+    the tensors are, or not finite. subject: what messages call the values.
+    """
+    refuse(wrong_shapes(tensors, {name: value.shape for name, value in values.items()}), subject)
+    wrong = []
+    for name, tensor in tensors.items():
+        value = values[name]
+        if value.is_floating_point() != tensor.is_floating_point():
+            wrong.append(f"{name} is {value.dtype}, should be like {tensor.dtype}")
+        elif not value.float().isfinite().all():
+            wrong.append(f"{name} is not finite everywhere")
+    refuse(wrong, subject)
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
