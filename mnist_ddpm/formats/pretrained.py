@@ -11,8 +11,8 @@ from mnist_ddpm.ddpm import UNet
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import CONFIG, CONFIGS, load_diffusers
 from mnist_ddpm.formats.hub import read_config
-from mnist_ddpm.training.checkpoint_files import refuse, wrong_shapes
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.weights import refuse, wrong_shapes
 
 # The settings that determine a network and what its output means
 DECISIVE_SETTINGS = """
@@ -85,5 +85,5 @@ def fill_with_fresh(
     share = sum(own.numel() for own in fitting.values())
     if 2 * share < sum(own.numel() for own in fresh.values()):
         shapes = {name: weight.shape for name, weight in weights.items()}
-        refuse(wrong_shapes(fresh, shapes), source)
+        refuse(wrong_shapes(fresh, shapes), f"the weights of {source}")
     return fresh | fitting, sorted(fresh.keys() - fitting.keys())
