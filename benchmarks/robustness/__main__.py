@@ -6,9 +6,10 @@ python benchmarks/robustness faults    signals, kills, full disks and the like; 
 python benchmarks/robustness soak      memory and files of an hour's training
 
 Each trial is seeded, and each command tiny. The results go to benchmarks/results/damage.json,
-fuzz.json and faults.json (a soak adds its part). The status is 1 if anything is wrong. `fuzz --only
-K` runs command K once more and prints its output. Faults that need a mount or another user need
-root on Linux, and are named as left out elsewhere.
+fuzz.json and faults.json (a soak adds its part). The status is 1 if anything is wrong. Ctrl-C ends
+a part after the present trial, and its results are written. `fuzz --only K` runs command K once
+more and prints its output. Faults that need a mount or another user need root on Linux, and are
+named as left out elsewhere.
 """
 
 import argparse

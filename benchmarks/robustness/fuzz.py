@@ -31,7 +31,7 @@ from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.machine.streams import tolerate_broken_streams
 from mnist_ddpm.training import presets, throughput
 from robustness.file_damage import damage
-from robustness.processes import fork
+from robustness.processes import fork, until_interrupt
 from robustness.random_commands import random_command
 from robustness.tiny_data import make_base
 
@@ -169,11 +169,10 @@ def main(flags) -> int:
         # by another process, since this one must not have used OpenMP
         if os.waitpid(fork(lambda: make_base(Path()), base, files), 0)[1]:
             sys.exit(read(files)[1])
-        with suppress(KeyboardInterrupt):  # the results until then are written
-            for index in range(flags.n) if flags.only is None else [flags.only]:
-                results.append(try_command(base, scratch, flags.seed, index))
-                if results[-1]["faults"] or flags.only is not None:
-                    print(results[-1] if flags.only is None else results[-1]["said"], flush=True)
+        for index in until_interrupt(range(flags.n) if flags.only is None else [flags.only]):
+            results.append(try_command(base, scratch, flags.seed, index))
+            if results[-1]["faults"] or flags.only is not None:
+                print(results[-1] if flags.only is None else results[-1]["said"], flush=True)
     finally:
         remove(scratch)
     failing = [{**each, "said": each["said"][-1000:]} for each in results if each["faults"]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.progress import progress_bar
-from robustness.processes import COMMAND, Process
+from robustness.processes import COMMAND, Process, until_interrupt
 from robustness.reference import COMMANDS, Reference, saved_step
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
@@ -27,7 +27,8 @@ def signals(reference: Reference, n: int, rng: random.Random, is_new: bool = Fal
     for name in COMMANDS if is_new else ():  # how long they take with the imports
         folder = reference.new_folder(f"new-{name}")
         seconds[name] = Process(reference.command(name), folder, launcher).wait().seconds
-    for k in progress_bar(range(n), desc="signals, new processes" if is_new else "signals"):
+    bar = progress_bar(range(n), desc="signals, new processes" if is_new else "signals")
+    for k in until_interrupt(bar):
         name, number = COMMANDS[k % len(COMMANDS)], rng.choice(SIGNALS)
         folder, delay = reference.new_folder("trial"), rng.uniform(0, 1.05 * seconds[name])
         process = Process(reference.command(name), folder, launcher)
@@ -65,7 +66,7 @@ def kills(reference: Reference, n: int, rng: random.Random) -> dict:
     """
     counts = {"kills": 0, "resumes": 0, "within a save": 0, "before the first checkpoint": 0}
     counts["files of two saves, reported"], wrong = 0, []
-    for k in progress_bar(range(n), desc="kills"):
+    for k in until_interrupt(progress_bar(range(n), desc="kills")):
         folder, problems = reference.new_folder("trial"), []
         state = folder / "out" / "training_state.pt"
         for repeat in range(1 + k % 2):

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,17 @@ def fork(work: Callable[[], int], folder: Path, files: Sequence[Path]) -> int:
         with suppress(OSError):
             stream.flush()
     os._exit(status)
+
+
+def until_interrupt(trials: Iterable) -> Iterator:
+    """The trials, one by one. Ctrl-C lets the present one end, and none follow."""
+    interrupts = []
+    signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
+    for trial in trials:
+        yield trial
+        if interrupts:
+            break
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_command(arguments: list[str]) -> int:
