@@ -71,16 +71,30 @@ class Subject:
     training_step: Callable[[Tensor], Any] | None = None  # one step of the network on a batch x0
     data: Tensor | None = None  # images (N, C, H, W) as the network is trained on them
     likelihood: Callable[[Callable, Tensor], Any] | None = None  # (network, x0) to bits/dim
-    posterior_variance: Tensor | None = None  # (T,) or (T+1,), where the code has such a table
+    tables: dict[str, Tensor] | None = None  # the code's own, such as posterior_variance (T,)
+    clips: bool | None = None  # whether its sampler is meant to clip x0_hat
     shape: tuple[int, ...] = (1, 8, 8)  # of one image
     conventions: Conventions = field(default_factory=Conventions)
+    known: frozenset[str] = frozenset()  # conventions that were found out or fixed
     places: dict[str, str] = field(default_factory=dict)  # "forward": "my.py:q_sample", for reports
+    cache: dict = field(default_factory=dict)  # of runs that several checks use
 
     @property
     def T(self) -> int:
         """The last time of the schedule. Raises ValueError where there is none."""
         check(self.schedule is not None, "the schedule is not known")
         return self.schedule.T
+
+    @property
+    def path(self) -> Schedule:
+        """The levels of the images that the network is shown: x_0 + sigma eps where told sigma."""
+        if self.conventions.time != "sigma":
+            return self.schedule
+        return Schedule(torch.ones_like(self.schedule.a), self.schedule.b / self.schedule.a)
+
+    def place(self, name: str) -> str:
+        """The user's name of one of the functions, for reports."""
+        return self.places.get(name, name)
 
     @property
     def conversion(self) -> Conversion:
@@ -112,12 +126,31 @@ class Subject:
         if self.conventions.time == "sigma":
             sigma = torch.as_tensor(told).detach().cpu().double()
             return torch.ones_like(sigma), sigma
-        entries = self.entries(told).clamp(0, self.T)
-        before = entries.floor().long().clamp(max=self.T - 1)
-        share = entries - before
-        tables = self.schedule.a, self.schedule.b
-        a_t, b_t = (torch.lerp(table[before], table[before + 1], share) for table in tables)
-        return a_t, b_t
+        return levels_at(self.schedule, self.entries(told))
+
+
+def levels_at(schedule: Schedule, entries: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b at entries 0 … T of a schedule, which may lie between two; float64, as the entries.
+
+    Between them b / a is linear where a² + b² = 1, else a and b are.
+    """
+    entries = entries.double().clamp(0, schedule.T)
+    before = entries.floor().long()
+    after = entries.ceil().long()
+    share = entries - before
+    a, b = (torch.lerp(table[before], table[after], share) for table in (schedule.a, schedule.b))
+    if share.any() and is_variance_preserving(schedule):
+        sigma = schedule.b / schedule.a
+        between = torch.lerp(sigma[before], sigma[after], share)
+        is_between = (share > 0) & between.isfinite()
+        a = torch.where(is_between, (1 + between**2).rsqrt(), a)
+        b = torch.where(is_between, a * between, b)
+    return a, b
+
+
+def is_variance_preserving(schedule: Schedule) -> bool:
+    """Whether a² + b² = 1, as in DDPM."""
+    return bool(((schedule.a**2 + schedule.b**2 - 1).abs() < 1e-3).all())
 
 
 class CheckEntry(NamedTuple):

@@ -1,0 +1,132 @@
+"""Finds out how a code counts and scales: by trying, in its forward process and its sampler."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, get_args
+
+from mnist_ddpm.doctor.forward_checks import TOLERANCE, error_of, factors, probed_times
+from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
+from mnist_ddpm.doctor.sampler_analysis import explain
+from mnist_ddpm.doctor.sampler_results import RANGES, possible_ends
+from mnist_ddpm.doctor.subject import Prediction, Subject, levels_at
+
+PREDICTIONS = get_args(Prediction)
+
+
+def with_convention(subject: Subject, **changes: Any) -> Subject:
+    """The subject with conventions that are known from now on."""
+    conventions = replace(subject.conventions, **changes)
+    return replace(subject, conventions=conventions, known=subject.known | changes.keys())
+
+
+def find_conventions(subject: Subject, seed: int = 0) -> Subject:
+    """The subject with all conventions that can be found out. Fixed ones stay."""
+    if subject.schedule is None or not subject.schedule.a.isfinite().all():
+        return subject
+    if subject.forward is not None and "first_time" not in subject.known:
+        subject = first_time_of_forward(subject)
+    if subject.sampler is not None:
+        subject = conventions_of_sampler(subject, seed)
+    return subject
+
+
+def first_time_of_forward(subject: Subject) -> Subject:
+    """Whether the forward process counts from 0 or 1, or is told fractions or sigma."""
+    best = None
+    for time in [subject.conventions.time] if "time" in subject.known else ["index", "fraction"]:
+        for first_time in (0, 1):
+            tried = with_convention(subject, first_time=first_time, time=time)
+            t = probed_times(subject.T)
+            t = t[t < subject.T] if first_time else t  # an index may end at T - 1
+            try:
+                error = error_of(factors(tried, t), levels_at(subject.path, t))
+            except (IndexError, RuntimeError, ValueError, TypeError):
+                continue
+            if error <= TOLERANCE and (best is None or error < best[0]):
+                best = error, tried
+    return best[1] if best else subject
+
+
+def natural_first_time(subject: Subject, run: SamplerRun) -> int:
+    """0 or 1, from the times that a sampler tells: 0 if 0 is among them, 1 if T is."""
+    told = run.told * (subject.T if subject.conventions.time == "fraction" else 1)
+    if told.min() < 0.5:
+        return 0
+    return 1 if told.max() > subject.T - 0.5 else subject.conventions.first_time
+
+
+def time_unit(subject: Subject, run: SamplerRun) -> str:
+    """Whether the times that a sampler tells are indices, fractions or sigmas."""
+    told = run.told
+    is_whole = bool((told == told.round()).all())
+    if told.max() <= 1 and not is_whole and len(told) > 1:
+        return "fraction"
+    sigma = subject.schedule.b / subject.schedule.a
+    if not is_whole and told.max() < subject.T / 2 and told.max() <= 1.01 * sigma[-1]:
+        return "sigma"
+    return "index"
+
+
+def tried_conventions(subject: Subject, run: SamplerRun) -> Iterator[Subject]:
+    """Subjects to try on a sampler, the likeliest first. run: of a first try."""
+    if "time" not in subject.known:
+        subject = with_convention(subject, time=time_unit(subject, run))
+    if "first_time" not in subject.known:
+        natural = natural_first_time(subject, run)
+        first_times = [natural, 1 - natural]
+    else:
+        first_times = [subject.conventions.first_time]
+    if subject.conventions.time == "sigma":
+        first_times = first_times[:1]
+    is_known = "prediction" in subject.known
+    predictions = [subject.conventions.prediction] if is_known else PREDICTIONS
+    for first_time in first_times:
+        for prediction in predictions:
+            yield with_convention(subject, first_time=first_time, prediction=prediction)
+
+
+def conventions_of_sampler(subject: Subject, seed: int) -> Subject:
+    """Prediction, first time and range that explain a sampler by right formulas, or by wrong ones.
+
+    Where nothing explains it, what is usual: eps, times from the sampler's own.
+    """
+    first_run = run_sampler(subject, probe(subject, seed=seed), IMAGES, seed)
+    tries = list(tried_conventions(subject, first_run))
+    for with_bugs in (False, True):
+        for tried in tries:
+            run = run_of(tried, seed)
+            candidates = explain(tried, run, [tried.conventions.prediction], with_bugs)
+            if not candidates:
+                return with_range(undecided(subject, tries[0]), run_of(tries[0], seed), None)
+            if candidates[0].fits:
+                return with_range(tried, run, candidates[0])
+    return with_range(undecided(subject, tries[0]), run_of(tries[0], seed), None)
+
+
+def undecided(subject: Subject, tried: Subject) -> Subject:
+    """The conventions of a try, of which only those that were known before count as known."""
+    return replace(tried, known=subject.known)
+
+
+def run_of(subject: Subject, seed: int) -> SamplerRun:
+    """The run of a probe, kept for the checks."""
+    key = "probe", 0.9, seed, subject.conventions
+    if key not in subject.cache:
+        subject.cache[key] = run_sampler(subject, probe(subject, seed=seed), IMAGES, seed)
+    return subject.cache[key]
+
+
+def with_range(subject: Subject, run: SamplerRun, best) -> Subject:
+    """The subject with the range in which the sampler returns images."""
+    if "output_range" in subject.known:
+        return subject
+    errors = {}
+    for output_range in RANGES:
+        tried = with_convention(subject, output_range=output_range)
+        errors[output_range] = min(end.error for end in possible_ends(tried, run, best))
+    chosen = min(errors, key=errors.get)
+    found = with_convention(subject, output_range=chosen)
+    key = "probe", 0.9, 0, subject.conventions
+    if key in subject.cache:
+        subject.cache["probe", 0.9, 0, found.conventions] = run
+    return found

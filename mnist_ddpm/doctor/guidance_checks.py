@@ -1,0 +1,160 @@
+"""Checks of guidance: its formula, its scale, and what the network is told for "no label"."""
+
+import torch
+from torch import Tensor
+
+from mnist_ddpm.doctor.report import Check
+from mnist_ddpm.doctor.subject import CheckEntry, Subject
+
+TOLERANCE = 1e-3
+SCALES = 0.0, 1.0, 3.0
+IMAGES = 4
+
+
+class LabelledProbe(torch.nn.Module):
+    """A network whose output is white noise, one for each label; it records the labels."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+        self.outputs: dict[str, Tensor] = {}  # by label, as text
+        self.weight = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def output_of(self, x: Tensor, label: object) -> Tensor:
+        """The noise (1, …) for one image with this label."""
+        key = describe_label(label)
+        if key not in self.outputs:
+            generator = torch.Generator().manual_seed(self.seed + len(self.outputs))
+            self.outputs[key] = torch.randn(x.shape[1:], generator=generator)
+        return self.outputs[key]
+
+    def forward(self, x: Tensor, t: Tensor, *labels, **named_labels) -> Tensor:
+        given = [each for each in (*labels, *named_labels.values()) if each is not None]
+        rows = given[0] if given and isinstance(given[0], Tensor) else None
+        if rows is not None and (rows.ndim == 0 or len(rows) != len(x)):
+            rows = rows.expand(len(x), *rows.shape[1:])
+        singles = [None if rows is None else rows[k] for k in range(len(x))]
+        return torch.stack([self.output_of(x, label) for label in singles]).to(x)
+
+
+def describe_label(label: object) -> str:
+    """A label as text, by which outputs are kept."""
+    if label is None:
+        return "None"
+    values = torch.as_tensor(label).detach().cpu().double().flatten().tolist()
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def guidance_checks(subject: Subject, seed: int) -> list[Check]:
+    """All checks of guidance."""
+    name = "guidance: its formula"
+    place = subject.place("guidance")
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(IMAGES, *subject.shape, generator=generator)
+    t = torch.full((IMAGES,), 1)
+    label = 3
+    labels = torch.full((IMAGES,), label)
+    weights = {}
+    for scale in SCALES:
+        network = LabelledProbe(seed)
+        with torch.no_grad():
+            guided = subject.guidance(network, x, t, labels, scale)
+        without = [key for key in network.outputs if key != str(label)]
+        if scale == SCALES[-1]:
+            null = check_null_label(subject, network, label)
+            if null.verdict == "wrong":
+                return [null]
+        fitted = fit_weights(network, guided[0], str(label), without)
+        if fitted is None:
+            meaning = "what it returns is no sum of the network's two outputs"
+            return [Check(name, "undecided", meaning, where=place)]
+        weights[scale] = fitted
+    return [judge_weights(subject, weights), null]
+
+
+GUIDANCE_ENTRY = CheckEntry("guidance", ("guidance",), guidance_checks)
+
+
+def fit_weights(
+    network: LabelledProbe, guided: Tensor, label: str, without: list[str]
+) -> tuple[float, float] | None:
+    """The weights of the outputs with and without label in a guided one; None if it is no sum."""
+    keys = [key for key in (label, *without[:1]) if key in network.outputs]
+    basis = torch.stack([network.outputs[key].flatten().double() for key in keys], dim=1)
+    wanted = guided.flatten().double()
+    solution = torch.linalg.lstsq(basis, wanted[:, None]).solution.flatten()
+    if (basis @ solution - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1):
+        return None
+    weights = dict(zip(keys, solution.tolist()))
+    return weights.get(label, 0.0), sum(weights.get(key, 0.0) for key in without[:1])
+
+
+def check_null_label(subject: Subject, network: LabelledProbe, label: int) -> Check:
+    """Whether one of the network's two calls has no label."""
+    name = "guidance: the call without label"
+    place = subject.place("guidance")
+    seen = list(network.outputs)
+    others = [key for key in seen if key != str(label)]
+    if not others:
+        meaning = f"the network is always called with the label {', '.join(seen)}"
+        return Check(name, "wrong", meaning, len(seen), 2, place, {"no-null-label": 1.0})
+    null = others[0]
+    if null == "0":
+        meaning = "label 0 stands for none: right if classes count from 1"
+        return Check(name, "undecided", meaning, 0, None, place, {"no-null-label": 0.5})
+    shown = "None" if null == "None" else f"the label {null}"
+    return Check(name, "ok", f"it has {shown}", len(seen), 2, place)
+
+
+def judge_weights(subject: Subject, weights: dict[float, tuple[float, float]]) -> Check:
+    """The weights at all scales against both published formulas."""
+    name = "guidance: its formula"
+    place = subject.place("guidance")
+    published = {
+        "uncond + w (cond - uncond)": lambda w: (w, 1 - w),
+        "(1 + w) cond - w uncond": lambda w: (1 + w, -w),
+    }
+    wrong = {
+        "cond + w (uncond - cond)": ("guidance-sign", lambda w: (1 - w, w)),
+        "uncond - w (cond - uncond)": ("guidance-sign", lambda w: (-w, 1 + w)),
+        "w cond - (1 + w) uncond": ("guidance-sign", lambda w: (w, -1 - w)),
+        "w cond + (1 + w) uncond": ("guidance-scale", lambda w: (w, 1 + w)),
+        "(1 + w) cond + w uncond": ("guidance-sign", lambda w: (1 + w, w)),
+        "(1 - w) cond - w uncond": ("guidance-sign", lambda w: (1 - w, -w)),
+        "cond + w uncond": ("guidance-sign", lambda w: (1.0, w)),
+        "w (cond - uncond)": ("guidance-scale", lambda w: (w, -w)),
+        "(1 + w) cond - uncond": ("guidance-scale", lambda w: (1 + w, -1.0)),
+        "w cond - uncond": ("guidance-scale", lambda w: (w, -1.0)),
+        "uncond + w cond": ("guidance-scale", lambda w: (w, 1.0)),
+        "cond - w uncond": ("guidance-scale", lambda w: (1.0, -w)),
+    }
+    for formula, function in published.items():
+        error = weights_error(weights, function)
+        if error <= TOLERANCE:
+            return Check(name, "ok", f"it is {formula}", error, TOLERANCE, place)
+    best = min(weights_error(weights, function) for function in published.values())
+    sums = max(abs(cond + uncond - 1) for cond, uncond in weights.values())
+    for formula, (bug, function) in wrong.items():
+        if weights_error(weights, function) <= TOLERANCE:
+            meaning = f"it is {formula}"
+            return Check(name, "wrong", meaning, best, TOLERANCE, place, {bug: 1.0})
+    cond, uncond = weights[SCALES[-1]]
+    meaning = f"at scale {SCALES[-1]:g} it is {cond:.3g} cond {uncond:+.3g} uncond"
+    if sums > TOLERANCE:
+        meaning += ", and the weights' sum is not 1"
+        return Check(name, "wrong", meaning, sums, TOLERANCE, place, {"guidance-scale": 1.0})
+    if cond < 0:
+        return Check(name, "wrong", meaning, best, TOLERANCE, place, {"guidance-sign": 1.0})
+    slope = cond - weights[1.0][0]
+    bug = "guidance-sign" if slope < 0 else "guidance-scale"
+    return Check(name, "wrong", meaning, best, TOLERANCE, place, {bug: 1.0})
+
+
+def weights_error(weights: dict[float, tuple[float, float]], function) -> float:
+    """The largest difference of weights from a formula. A network that is not called has 0."""
+    errors = [
+        abs(found - right)
+        for scale, pair in weights.items()
+        for found, right in zip(pair, function(scale))
+    ]
+    return max(errors)

@@ -1,0 +1,270 @@
+"""Anybody's functions as those of a Subject: arguments are found by the names of parameters."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import check
+
+# By role, names that parameters have in tutorials and libraries
+NAMES: dict[str, set[str]] = {
+    "network": set(
+        "network model net unet u_net denoiser denoise_fn denoise eps_model "
+        "noise_predictor score_model nn_model eps_theta predictor noise_pred_net "
+        "score_net model_fn eps_net epsilon_model".split()
+    ),
+    "shape": set("shape sample_shape img_shape x_shape image_shape".split()),
+    "n": set(
+        "n n_samples num_samples n_sample batch_size batchsize batch bs num_images n_images "
+        "number count nsamples num b sample_num n_sample_images num_imgs".split()
+    ),
+    "channels": set("channels n_channels in_channels num_channels nc ch c_in".split()),
+    "image_size": set(
+        "image_size img_size imgsize size resolution h w height width im_size".split()
+    ),
+    "x0": set(
+        "x0 x_0 x_start x image images img imgs original_samples clean data batch_x "
+        "input inputs x_clean samples original".split()
+    ),
+    "t": set("t timestep timesteps time times ts step steps sigma sigmas tau noise_level".split()),
+    "noise": set("noise eps epsilon e z noises".split()),
+    "start": {"x", "xt", "x_t", "xT", "x_T", "latents", "noise", "z", "img", "x_init"},
+    "device": {"device"},
+    "labels": set("labels label y c cond classes class_labels context class_label".split()),
+    "scale": set("scale w cfg_scale guidance_scale guidance guide_w s weight cfg strength".split()),
+    "T": set(
+        "T timesteps n_steps num_steps num_timesteps n_T noise_steps max_t n_timesteps "
+        "total_steps diffusion_steps".split()
+    ),
+}
+ATTRIBUTES = "model", "network", "net", "unet", "nn_model", "eps_model", "denoise_fn", "denoiser"
+
+
+def role_of(name: str, roles: dict[str, Any]) -> str | None:
+    """Which of these roles a parameter has, by its name."""
+    return next((role for role in roles if name == role or name in NAMES.get(role, ())), None)
+
+
+def arguments_for(
+    function: Callable, roles: dict[str, Any], order: list[str], tables: dict[str, Any]
+) -> tuple[list, dict]:
+    """Positional and named arguments for a call with these values by role.
+
+    Parameters whose names mean nothing get the values of `order` that are left, in that order.
+    tables: values for parameters by their own names. Raises ValueError for a required parameter
+    that nothing is known about.
+    """
+    try:
+        parameters = [*inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):  # of a builtin
+        return [roles[role] for role in order], {}
+    named = {each.name: role_of(each.name, roles) for each in parameters}
+    remaining = [role for role in order if role not in named.values()]
+    values: list[Any] = []
+    keywords: dict[str, Any] = {}
+    for each in parameters:
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+            continue
+        role = named[each.name]
+        is_required = each.default is each.empty
+        if role in order or (role and is_required):
+            value = roles[role]
+        elif each.name in tables and is_required:
+            value = tables[each.name]
+        elif is_required and remaining:
+            value = roles[remaining.pop(0)]
+        elif is_required:
+            name = getattr(function, "__name__", "the function")
+            raise ValueError(
+                f"{name} needs {each.name}, which no argument is known for: give it a default, or "
+                f"wrap it as a function of ({', '.join(order)})"
+            )
+        else:
+            continue
+        if each.kind == each.KEYWORD_ONLY or (keywords and each.kind != each.POSITIONAL_ONLY):
+            keywords[each.name] = value
+        elif len(values) < parameters.index(each):
+            keywords[each.name] = value
+        else:
+            values.append(value)
+    return values, keywords
+
+
+def plain_forward(function: Callable, tables: dict[str, Any]) -> Callable:
+    """A forward process as a function of (x0, t, noise)."""
+
+    def forward(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        roles = {"x0": x0, "t": t, "noise": noise, "device": "cpu"}
+        order = ["x0", "t", "noise"]
+        takes_noise = has_role(function, "noise", order)
+        order = order if takes_noise else order[:2]
+        values, named = arguments_for(
+            function, {r: roles[r] for r in [*order, "device"]}, order, tables
+        )
+        return function(*values, **named)
+
+    return forward
+
+
+def has_role(function: Callable, role: str, order: list[str]) -> bool:
+    """Whether a function takes this role, by name or as one of as many parameters as `order`."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    named = {role_of(name, dict.fromkeys(order)) for name in parameters}
+    return role in named or len(parameters) >= len(order)
+
+
+def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> Callable:
+    """A sampler as a function of (network, shape). Without a parameter for it, the network is
+    exchanged where the function looks for it: in its object, or among its module's names.
+    """
+    takes_network = has_named_role(function, "network")
+
+    def sampler(network: nn.Module, shape: tuple[int, ...]) -> Any:
+        n, *rest = shape
+        roles = {"network": network, "shape": shape, "n": n, "device": "cpu", "labels": None}
+        sizes = size_roles(function)
+        roles |= {"channels": rest[0], "image_size": shape if sizes == ["image_size"] else rest[-1]}
+        roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if "sigmas" in tables else 1)
+        if T is not None:
+            roles["T"] = T
+        order = ["network"] if takes_network else []
+        order += sizes
+        values, named = arguments_for(function, roles, order, tables)
+        if takes_network:
+            return function(*values, **named)
+        with exchanged_network(function, network):
+            return function(*values, **named)
+
+    return sampler
+
+
+def has_named_role(function: Callable, role: str) -> bool:
+    """Whether one of the function's parameters is named for this role, or the first of several."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    return any(name in NAMES[role] for name in parameters)
+
+
+def size_roles(function: Callable) -> list[str]:
+    """How a sampler is told the size of its result: a shape, or numbers."""
+    try:
+        names = [*inspect.signature(function).parameters]
+    except (TypeError, ValueError):
+        return ["shape"]
+    by_name = [
+        role
+        for role in ("shape", "n", "channels", "image_size", "start")
+        if any(name in NAMES[role] for name in names)
+    ]
+    return by_name or ["shape"]
+
+
+@contextmanager
+def exchanged_network(function: Callable, network: nn.Module) -> Iterator[None]:
+    """Within it, the networks that a function finds for itself are this one."""
+    places = [*network_places(function)]
+    check(
+        bool(places),
+        f"{getattr(function, '__name__', 'the sampler')} takes no network, and none was found "
+        "among its module's names: give it a parameter named model",
+    )
+    saved = [
+        (holder, name, holder[name] if isinstance(holder, dict) else getattr(holder, name))
+        for holder, name in places
+    ]
+    try:
+        for holder, name, _ in saved:
+            place_network(holder, name, network)
+        yield
+    finally:
+        for holder, name, value in saved:
+            place_network(holder, name, value)
+
+
+def place_network(holder: Any, name: str, value: Any) -> None:
+    """Sets a name of a module or an attribute of an object."""
+    if isinstance(holder, dict):
+        holder[name] = value
+    else:
+        setattr(holder, name, value)
+
+
+def network_places(function: Callable) -> Iterator[tuple[Any, str]]:
+    """Where a function finds a network: attributes of its object, else names of its module."""
+    function = function.func if isinstance(function, partial) else function
+    owner = getattr(function, "__self__", None)
+    if owner is not None:
+        for name in ATTRIBUTES:
+            if isinstance(getattr(owner, name, None), nn.Module):
+                yield owner, name
+                return
+    names = getattr(function, "__globals__", {})
+    for name, value in [*names.items()]:
+        if isinstance(value, nn.Module) and not isinstance(value, nn.modules.loss._Loss):
+            yield names, name
+
+
+def plain_network(function: Callable) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network as a function of (x, t) to a tensor."""
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        forward = getattr(function, "forward", function)
+        values, named = arguments_for(forward, {"x0": x, "t": t, "labels": None}, ["x0", "t"], {})
+        output = function(*values, **named)
+        output = getattr(output, "sample", output)
+        return output[0] if isinstance(output, tuple) else output
+
+    return network
+
+
+def plain_guidance(function: Callable) -> Callable:
+    """Guidance as a function of (network, x, t, labels, scale)."""
+
+    def guidance(network, x: Tensor, t: Tensor, labels: Tensor, scale: float) -> Tensor:
+        roles = {"network": network, "x0": x, "t": t, "labels": labels, "scale": scale}
+        takes_network = has_named_role(function, "network")
+        order = [*roles] if takes_network else [*roles][1:]
+        values, named = arguments_for(function, roles, order, {})
+        if takes_network:
+            return function(*values, **named)
+        with exchanged_network(function, network):
+            return function(*values, **named)
+
+    return guidance
+
+
+def plain_loss(function: Callable, T: int | None) -> Callable:
+    """A training loss as a function of (network, x0). Times that it asks for are 0 … T - 1."""
+
+    def loss(network, x0: Tensor) -> Tensor:
+        takes_network = has_named_role(function, "network")
+        roles = {"network": network, "x0": x0, "device": "cpu", "labels": None}
+        roles |= {"t": torch.randint(0, T or 1000, (len(x0),)), "noise": torch.randn_like(x0)}
+        order = ["network", "x0"] if takes_network else ["x0"]
+        values, named = arguments_for(function, roles, order, {})
+        if takes_network:
+            return function(*values, **named)
+        with exchanged_network(function, network):
+            return function(*values, **named)
+
+    return loss
+
+
+def as_batch(data: Any) -> Tensor | None:
+    """Images as one float or uint8 tensor (N, …): of a tensor, an array, a list, a data loader."""
+    if data is None or isinstance(data, Tensor):
+        return data
+    if not hasattr(data, "shape") and hasattr(data, "__iter__"):
+        data = next(iter(data))
+        data = data[0] if isinstance(data, (tuple, list)) else data
+    return torch.as_tensor(data)

@@ -1,0 +1,227 @@
+"""Checks of a sampler: what it asks the network, each step's formula, its noise, and its result."""
+
+import math
+
+from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
+from mnist_ddpm.doctor.report import Check
+from mnist_ddpm.doctor.sampler_analysis import (
+    Candidate,
+    examined_steps,
+    explain,
+    rounding,
+    steps_seen,
+)
+from mnist_ddpm.doctor.sampler_results import check_clipping, check_end, check_result
+from mnist_ddpm.doctor.subject import CheckEntry, Subject
+
+Z = 5.0  # deviations that a mean of random numbers may have: one false alarm in two million
+
+
+def sampler_checks(subject: Subject, seed: int) -> list[Check]:
+    """All checks of the sampler with probes and an exact network."""
+    run = probe_run(subject, seed)
+    best = explain_run(subject, run)
+    clipped_run = probe_run(subject, seed, size=1.6)
+    result = check_result(subject, seed)
+    checks = [
+        check_told_times(subject, run),
+        check_start(subject, run),
+        check_steps(subject, run, best, result),
+        check_noise(subject, run, best),
+        check_end(subject, run, best),
+        check_clipping(subject, clipped_run, best),
+        result,
+    ]
+    return [check for check in checks if check is not None]
+
+
+SAMPLER_ENTRY = CheckEntry("sampler", ("schedule", "sampler"), sampler_checks)
+
+
+def probe_run(subject: Subject, seed: int, size: float = 0.9) -> SamplerRun:
+    """A run of the sampler with the probe, which later checks use again."""
+    key = "probe", size, seed, subject.conventions
+    if key not in subject.cache:
+        network = probe(subject, size, seed)
+        subject.cache[key] = run_sampler(subject, network, IMAGES, seed)
+    return subject.cache[key]
+
+
+def explain_run(subject: Subject, run: SamplerRun) -> list[Candidate]:
+    """The candidates for a run, the best first. Noise shared by images is allowed for."""
+    key = "explained", id(run), subject.conventions
+    if key not in subject.cache:
+        predictions = [subject.conventions.prediction]
+        candidates = explain(subject, run, predictions)
+        if candidates and not candidates[0].fits:
+            pixels = run.x.shape[2]
+            tolerant = explain(subject, run, predictions, False, independent=pixels)[0]
+            if tolerant.fits and noise_statistics(subject, run, tolerant)["shared"] > 0.5:
+                candidates = [tolerant]
+        subject.cache[key] = candidates
+    return subject.cache[key]
+
+
+def check_told_times(subject: Subject, run: SamplerRun) -> Check:
+    """Whether the network is told falling times of the schedule, from noise to image."""
+    name = "sampler: times told to the network"
+    entries = subject.entries(run.told)
+    T = subject.T
+    shown = f"{run.told[0]:g} … {run.told[-1]:g} in {len(run.told)} calls"
+    if not run.has_one_time or not entries.isfinite().all():
+        return Check(name, "undecided", f"images of one batch are told different times ({shown})")
+    if (entries.max() > T + 1e-6 or entries.min() < 1 - 1e-6) and len(entries) > 1:
+        first = subject.conventions.first_time
+        meaning = f"{shown}, but times run from {first} to {T - 1 + first}"
+        is_close = entries.max() < T + 2 and entries.min() >= -1
+        evidence = {"network-time": 0.9} if is_close else {"unit-time": 0.5, "respacing": 0.3}
+        far = max(entries.max().item() - T, 1 - entries.min().item())
+        return Check(name, "wrong", meaning, far, 0.0, subject.place("sampler"), evidence)
+    rises = (entries[1:] - entries[:-1]).max().item() if len(entries) > 1 else -1.0
+    if rises > 0:
+        meaning = f"times rise on the way ({shown}): right only for samplers that go back"
+        return Check(name, "undecided", meaning, rises, 0.0, subject.place("sampler"))
+    if len(entries) > 2 and entries[0] == entries[-1]:
+        meaning = f"every call has the same time, {run.told[0]:g}"
+        return Check(name, "wrong", meaning, 0.0, 1.0, subject.place("sampler"), {"one-time": 0.9})
+    a_first, _ = subject.levels(run.told[:1])
+    signal = a_first.item()
+    limit = max(0.3, 1.5 * subject.schedule.a[-1].item())
+    if signal > limit and subject.conventions.time != "sigma":
+        meaning = f"noise is shown as if it were an image at t = {run.told[0]:g} ({shown})"
+        evidence = {"respacing": 0.6, "network-time": 0.4}
+        return Check(name, "wrong", meaning, signal, limit, subject.place("sampler"), evidence)
+    meaning = f"they fall from noise to image ({shown})"
+    return Check(name, "ok", meaning, signal, limit, subject.place("sampler"))
+
+
+def check_start(subject: Subject, run: SamplerRun) -> Check:
+    """Whether sampling starts from normal noise of the right size."""
+    name = "sampler: the noise it starts from"
+    x = run.x[0].flatten()
+    n = len(x)
+    _, b_first = subject.levels(run.told[:1])
+    expected = b_first.item()
+    deviation = x.std().item() / expected
+    mean = x.mean().item() / expected
+    kurtosis = ((x - x.mean()) / x.std()).pow(4).mean().item()
+    tolerance = Z * math.sqrt(2 / n) / 2 + 0.02
+    is_normal = abs(kurtosis - 3) < Z * math.sqrt(24 / n) + 0.05
+    if abs(mean) < Z / math.sqrt(n) + 0.01 and is_normal:
+        larger = math.sqrt(1 + expected**2) / expected  # image and noise, where b is not 1
+        sizes = {1.0, larger, 1 / expected} if expected < 1 else {1.0, larger}
+        error = min(abs(deviation - size) for size in sizes)
+        if error < tolerance:
+            return Check(
+                name, "ok", "it is normal", deviation - 1, tolerance, subject.place("sampler")
+            )
+        meaning = f"its deviation is {deviation * expected:.3g} where {expected:.3g} is right"
+        return Check(
+            name, "wrong", meaning, deviation, 1 + tolerance, subject.place("sampler"), {"start": 1}
+        )
+    if not is_normal and kurtosis < 2.4:
+        meaning = f"it is uniform, with mean {mean:.2f} and deviation {deviation:.2f}, not normal"
+        evidence = {"uniform-noise": 1.0}
+        return Check(name, "wrong", meaning, kurtosis, 3.0, subject.place("sampler"), evidence)
+    meaning = (
+        f"it is not normal: mean {mean:.2f}, deviation {deviation:.2f}, kurtosis {kurtosis:.1f}"
+    )
+    return Check(name, "undecided", meaning, kurtosis, 3.0, subject.place("sampler"))
+
+
+def check_steps(
+    subject: Subject, run: SamplerRun, candidates: list[Candidate], result: Check
+) -> Check:
+    """Which formula carries each x_t to the next."""
+    name = "sampler: the formula of its steps"
+    if not candidates:
+        return Check(name, "not checked", "there is one step alone", where=subject.place("sampler"))
+    best = candidates[0]
+    if best.fits and best.bug is None:
+        meaning = f"each step is that of {best.description}"
+        return Check(name, "ok", meaning, best.misfit, 1.0, subject.place("sampler"))
+    if best.fits:
+        fitting = [each for each in candidates if each.fits]
+        weights = likelihood_weights(fitting)
+        meaning = f"each step is that of {best.description}"
+        return Check(
+            name,
+            "wrong",
+            meaning,
+            misfit_of_right(candidates),
+            1.0,
+            subject.place("sampler"),
+            weights,
+        )
+    if result.verdict == "ok":
+        meaning = "no formula that this program knows, but the result is right"
+        return Check(name, "ok", meaning, result.value, result.tolerance, subject.place("sampler"))
+    meaning = f"no formula that this program knows; the closest is {best.description}"
+    verdict = "wrong" if result.verdict == "wrong" else "undecided"
+    bugs = list(dict.fromkeys(each.bug for each in candidates[:12] if each.bug))
+    near = {bug: 0.4 / (k + 1) for k, bug in enumerate(bugs[:3])}
+    return Check(name, verdict, meaning, best.misfit, 1.0, subject.place("sampler"), near)
+
+
+def misfit_of_right(candidates: list[Candidate]) -> float | None:
+    """The smallest misfit of a right formula, if any is among the candidates."""
+    return min((each.misfit for each in candidates if each.bug is None), default=None)
+
+
+def likelihood_weights(candidates: list[Candidate]) -> dict[str, float]:
+    """For each bug its share of the likelihood, at least a tenth: all of them fit."""
+    best = max(each.likelihood for each in candidates)
+    weights: dict[str, float] = {}
+    for each in candidates:
+        weight = max(0.1, math.exp(max(-50.0, each.likelihood - best)))
+        weights[each.bug] = max(weights.get(each.bug, 0.0), weight)
+    return weights
+
+
+def noise_statistics(subject: Subject, run: SamplerRun, best: Candidate) -> dict[str, float]:
+    """Of the steps' noise, divided by its deviation: kurtosis, and how much images share."""
+    chosen = examined_steps(run)
+    steps = steps_seen(subject, run, best.view, best.prediction, chosen, best.clipping)
+    mean, deviation = best.formula(steps)
+    is_noisy = (deviation > 10 * rounding(steps)).flatten()
+    if not is_noisy.any():
+        return {"steps": 0, "kurtosis": 3.0, "shared": 0.0, "repeated": 0.0, "pixels": 1}
+    noise = ((steps.y - mean) / deviation)[is_noisy]
+    scale = noise.square().mean()
+    follows = (chosen[is_noisy][1:] - chosen[is_noisy][:-1]) == 1
+    repeated = (noise[1:] * noise[:-1]).mean((1, 2))[follows]
+    return {
+        "steps": len(noise),
+        "pixels": noise.numel(),
+        "kurtosis": (noise.pow(4).mean() / scale**2).item(),
+        "shared": (noise.mean(1).square().mean() / scale).item() if noise.shape[1] > 1 else 0.0,
+        "repeated": (repeated.mean() / scale).item() if len(repeated) else 0.0,
+    }
+
+
+def check_noise(subject: Subject, run: SamplerRun, candidates: list[Candidate]) -> Check | None:
+    """Whether the noise of the steps is normal, and each image's and step's its own."""
+    if not candidates or not candidates[0].fits or candidates[0].bug == "uniform-noise":
+        return None
+    name = "sampler: the noise of its steps"
+    found = noise_statistics(subject, run, candidates[0])
+    if not found["steps"]:
+        return Check(name, "ok", "there is none", where=subject.place("sampler"))
+    if found["shared"] > 0.5:
+        meaning = "all images of a batch get the same noise"
+        evidence = {"shared-noise": 1.0}
+        return Check(
+            name, "wrong", meaning, found["shared"], 0.5, subject.place("sampler"), evidence
+        )
+    if found["repeated"] > 0.5:
+        meaning = "every step gets the same noise"
+        evidence = {"repeated-noise": 1.0}
+        return Check(
+            name, "wrong", meaning, found["repeated"], 0.5, subject.place("sampler"), evidence
+        )
+    tolerance = Z * math.sqrt(24 / found["pixels"]) + 0.05
+    excess = found["kurtosis"] - 3
+    if abs(excess) > tolerance:
+        meaning = f"it is not normal: its kurtosis is {found['kurtosis']:.2f}, not 3"
+        return Check(name, "undecided", meaning, excess, tolerance, subject.place("sampler"))
+    return Check(name, "ok", "it is normal", excess, tolerance, subject.place("sampler"))
