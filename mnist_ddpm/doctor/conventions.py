@@ -31,7 +31,7 @@ def find_conventions(subject: Subject, seed: int = 0) -> Subject:
 
 
 def first_time_of_forward(subject: Subject) -> Subject:
-    """Whether the forward process counts from 0 or 1, or is told fractions or sigma."""
+    """Whether the forward process counts from 0 or 1, or takes fractions or sigma."""
     best = None
     for time in [subject.conventions.time] if "time" in subject.known else ["index", "fraction"]:
         for first_time in (0, 1):
@@ -48,21 +48,21 @@ def first_time_of_forward(subject: Subject) -> Subject:
 
 
 def natural_first_time(subject: Subject, run: SamplerRun) -> int:
-    """0 or 1, from the times that a sampler tells: 0 if 0 is among them, 1 if T is."""
-    told = run.told * (subject.T if subject.conventions.time == "fraction" else 1)
-    if told.min() < 0.5:
+    """0 or 1, from the times of a sampler's calls: 0 if 0 is among them, 1 if T is."""
+    code_times = run.code_times * (subject.T if subject.conventions.time == "fraction" else 1)
+    if code_times.min() < 0.5:
         return 0
-    return 1 if told.max() > subject.T - 0.5 else subject.conventions.first_time
+    return 1 if code_times.max() > subject.T - 0.5 else subject.conventions.first_time
 
 
 def time_unit(subject: Subject, run: SamplerRun) -> str:
-    """Whether the times that a sampler tells are indices, fractions or sigmas."""
-    told = run.told
-    is_whole = bool((told == told.round()).all())
-    if told.max() <= 1 and not is_whole and len(told) > 1:
+    """Whether the times of a sampler's calls are indices, fractions or sigmas."""
+    code_times = run.code_times
+    is_whole = bool((code_times == code_times.round()).all())
+    if code_times.max() <= 1 and not is_whole and len(code_times) > 1:
         return "fraction"
     sigma = subject.schedule.b / subject.schedule.a
-    if not is_whole and told.max() < subject.T / 2 and told.max() <= 1.01 * sigma[-1]:
+    if not is_whole and code_times.max() < subject.T / 2 and code_times.max() <= 1.01 * sigma[-1]:
         return "sigma"
     return "index"
 
@@ -125,8 +125,8 @@ def with_range(subject: Subject, run: SamplerRun, best) -> Subject:
         tried = with_convention(subject, output_range=output_range)
         errors[output_range] = min(end.error for end in possible_ends(tried, run, best))
     chosen = min(errors, key=errors.get)
-    found = with_convention(subject, output_range=chosen)
+    ranged = with_convention(subject, output_range=chosen)
     key = "probe", 0.9, 0, subject.conventions
     if key in subject.cache:
-        subject.cache["probe", 0.9, 0, found.conventions] = run
-    return found
+        subject.cache["probe", 0.9, 0, ranged.conventions] = run
+    return ranged

@@ -185,8 +185,8 @@ def schedule_fields(
         if name is None:
             if forward is None:
                 return {}
-            found = schedule_of_forward(plain_functions.plain_forward(forward, tables), shape)
-            return {} if found is None else {"schedule": found}
+            levels = schedule_of_forward(plain_functions.plain_forward(forward, tables), shape)
+            return {} if levels is None else {"schedule": levels}
         value = tables[name]
     if isinstance(value, Schedule):
         return {"schedule": value}

@@ -33,7 +33,7 @@ def probed_times(T: int) -> Tensor:
 def call_forward(subject: Subject, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """x_t (N, …), float64, at our times (N,). Of a pair (x_t, noise) the first."""
     with torch.no_grad():
-        result = subject.forward(x0, subject.told(t), noise)
+        result = subject.forward(x0, subject.code_times(t), noise)
     result = result[0] if isinstance(result, tuple) else result
     return result.detach().double()
 
@@ -46,32 +46,32 @@ def factors(subject: Subject, t: Tensor) -> tuple[Tensor, Tensor]:
     return signal.flatten(1).mean(1), noise.flatten(1).mean(1)
 
 
-def error_of(found: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> float:
+def error_of(measured: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> float:
     """The largest difference of two pairs of factors."""
-    return max((one - other).abs().max().item() for one, other in zip(found, right))
+    return max((one - other).abs().max().item() for one, other in zip(measured, right))
 
 
 def check_factors(subject: Subject) -> Check:
     """Whether the factors are those of the schedule at the same times."""
     name = "forward: factors of x_0 and noise"
     t = probed_times(subject.T)
-    found = factors(subject, t)
+    measured = factors(subject, t)
     right = levels_at(subject.path, t)
     place = subject.place("forward")
-    error = error_of(found, right) / max(1.0, right[1].max().item())
+    error = error_of(measured, right) / max(1.0, right[1].max().item())
     if error <= TOLERANCE:
         meaning = "they are those of the schedule"
         return Check(name, "ok", meaning, error, TOLERANCE, place)
     for bug, description, values in wrong_factors(subject, t):
-        if error_of(found, values) <= TOLERANCE:
-            return Check(name, "wrong", description, error, TOLERANCE, place, {bug: 1.0})
+        if error_of(measured, values) <= TOLERANCE:
+            return Check(name, "wrong", description, error, TOLERANCE, place, evidence={bug: 1.0})
     if noise_is_ignored(subject):
         meaning = "it takes no notice of the noise that it is given, or of x_0"
         return Check(name, "undecided", meaning, error, TOLERANCE, place)
-    k = (found[0] - right[0]).abs().argmax().item()
-    shown = f"{found[0][k]:.4f} x_0 + {found[1][k]:.4f} eps"
+    k = (measured[0] - right[0]).abs().argmax().item()
+    shown = f"{measured[0][k]:.4f} x_0 + {measured[1][k]:.4f} eps"
     wanted = f"{right[0][k]:.4f} x_0 + {right[1][k]:.4f} eps"
-    meaning = f"at t = {subject.told(t)[k]:g} it gives {shown}, the schedule {wanted}"
+    meaning = f"at t = {subject.code_times(t)[k]:g} it gives {shown}, the schedule {wanted}"
     return Check(name, "wrong", meaning, error, TOLERANCE, place)
 
 
@@ -97,9 +97,9 @@ def noise_is_ignored(subject: Subject) -> bool:
     t = torch.full((2,), subject.T)
     zeros = torch.zeros(2, *subject.shape)
     first = call_forward(subject, zeros, t, zeros)
-    again = call_forward(subject, zeros, t, zeros)
+    second = call_forward(subject, zeros, t, zeros)
     other = call_forward(subject, zeros, t, zeros + 1)
-    return not torch.equal(first, again) or torch.equal(first, other)
+    return not torch.equal(first, second) or torch.equal(first, other)
 
 
 def check_linear(subject: Subject, seed: int) -> Check:
@@ -108,19 +108,19 @@ def check_linear(subject: Subject, seed: int) -> Check:
     generator = torch.Generator().manual_seed(seed)
     x0, noise = torch.randn(2, IMAGES, *subject.shape, generator=generator)
     t = torch.randint(1, subject.T + 1, (IMAGES,), generator=generator)
-    found = call_forward(subject, x0, t, noise)
+    xt = call_forward(subject, x0, t, noise)
     signal_factor, noise_factor = factors(subject, t)
     spread = (-1, *[1] * len(subject.shape))
     expected = signal_factor.view(spread) * x0 + noise_factor.view(spread) * noise
     place = subject.place("forward")
-    if found.shape != expected.shape:
-        meaning = f"of images {tuple(x0.shape)} it makes {tuple(found.shape)}"
+    if xt.shape != expected.shape:
+        meaning = f"of images {tuple(x0.shape)} it makes {tuple(xt.shape)}"
         return Check(name, "wrong", meaning, where=place)
     size = max(1.0, expected.abs().max().item())
-    error = (found - expected).abs().max().item() / size
+    error = (xt - expected).abs().max().item() / size
     if error <= TOLERANCE:
         return Check(name, "ok", "it is", error, TOLERANCE, place)
-    remainder = (found - expected).flatten()
+    remainder = (xt - expected).flatten()
     if noise_is_ignored(subject):
         return check_own_noise(subject, seed)
     meaning = f"it is not: {remainder.std():.3g} of x_t is neither"
@@ -142,7 +142,7 @@ def check_own_noise(subject: Subject, seed: int) -> Check:
         return Check(name, "ok", "it is normal", kurtosis - 3, tolerance, place)
     meaning = f"it is not normal: mean {noise.mean():.2f}, kurtosis {kurtosis:.2f} instead of 3"
     evidence = {"uniform-noise": 1.0} if kurtosis < 2.4 else {}
-    return Check(name, "wrong", meaning, kurtosis - 3, tolerance, place, evidence)
+    return Check(name, "wrong", meaning, kurtosis - 3, tolerance, place, evidence=evidence)
 
 
 def check_own_time(subject: Subject) -> Check:
@@ -161,4 +161,4 @@ def check_own_time(subject: Subject) -> Check:
     if error <= TOLERANCE:
         return Check(name, "ok", "it has", error, TOLERANCE, place)
     meaning = "an image alone and in a batch get another noise level"
-    return Check(name, "wrong", meaning, error, TOLERANCE, place, {"one-time": 1.0})
+    return Check(name, "wrong", meaning, error, TOLERANCE, place, evidence={"one-time": 1.0})

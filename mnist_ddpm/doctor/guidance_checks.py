@@ -29,8 +29,8 @@ class LabelledProbe(torch.nn.Module):
         return self.outputs[key]
 
     def forward(self, x: Tensor, t: Tensor, *labels, **named_labels) -> Tensor:
-        given = [each for each in (*labels, *named_labels.values()) if each is not None]
-        rows = given[0] if given and isinstance(given[0], Tensor) else None
+        seen = [each for each in (*labels, *named_labels.values()) if each is not None]
+        rows = seen[0] if seen and isinstance(seen[0], Tensor) else None
         if rows is not None and (rows.ndim == 0 or len(rows) != len(x)):
             rows = rows.expand(len(x), *rows.shape[1:])
         singles = [None if rows is None else rows[k] for k in range(len(x))]
@@ -64,11 +64,11 @@ def guidance_checks(subject: Subject, seed: int) -> list[Check]:
             null = check_null_label(subject, network, label)
             if null.verdict == "wrong":
                 return [null]
-        fitted = fit_weights(network, guided[0], str(label), without)
-        if fitted is None:
+        pair = fit_weights(network, guided[0], str(label), without)
+        if pair is None:
             meaning = "what it returns is no sum of the network's two outputs"
             return [Check(name, "undecided", meaning, where=place)]
-        weights[scale] = fitted
+        weights[scale] = pair
     return [judge_weights(subject, weights), null]
 
 
@@ -97,11 +97,11 @@ def check_null_label(subject: Subject, network: LabelledProbe, label: int) -> Ch
     others = [key for key in seen if key != str(label)]
     if not others:
         meaning = f"the network is always called with the label {', '.join(seen)}"
-        return Check(name, "wrong", meaning, len(seen), 2, place, {"no-null-label": 1.0})
+        return Check(name, "wrong", meaning, len(seen), 2, place, evidence={"no-null-label": 1.0})
     null = others[0]
     if null == "0":
         meaning = "label 0 stands for none: right if classes count from 1"
-        return Check(name, "undecided", meaning, 0, None, place, {"no-null-label": 0.5})
+        return Check(name, "undecided", meaning, 0, None, place, evidence={"no-null-label": 0.5})
     shown = "None" if null == "None" else f"the label {null}"
     return Check(name, "ok", f"it has {shown}", len(seen), 2, place)
 
@@ -137,24 +137,28 @@ def judge_weights(subject: Subject, weights: dict[float, tuple[float, float]]) -
     for formula, (bug, function) in wrong.items():
         if weights_error(weights, function) <= TOLERANCE:
             meaning = f"it is {formula}"
-            return Check(name, "wrong", meaning, best, TOLERANCE, place, {bug: 1.0})
+            return Check(name, "wrong", meaning, best, TOLERANCE, place, evidence={bug: 1.0})
     cond, uncond = weights[SCALES[-1]]
     meaning = f"at scale {SCALES[-1]:g} it is {cond:.3g} cond {uncond:+.3g} uncond"
     if sums > TOLERANCE:
         meaning += ", and the weights' sum is not 1"
-        return Check(name, "wrong", meaning, sums, TOLERANCE, place, {"guidance-scale": 1.0})
+        return Check(
+            name, "wrong", meaning, sums, TOLERANCE, place, evidence={"guidance-scale": 1.0}
+        )
     if cond < 0:
-        return Check(name, "wrong", meaning, best, TOLERANCE, place, {"guidance-sign": 1.0})
+        return Check(
+            name, "wrong", meaning, best, TOLERANCE, place, evidence={"guidance-sign": 1.0}
+        )
     slope = cond - weights[1.0][0]
     bug = "guidance-sign" if slope < 0 else "guidance-scale"
-    return Check(name, "wrong", meaning, best, TOLERANCE, place, {bug: 1.0})
+    return Check(name, "wrong", meaning, best, TOLERANCE, place, evidence={bug: 1.0})
 
 
 def weights_error(weights: dict[float, tuple[float, float]], function) -> float:
     """The largest difference of weights from a formula. A network that is not called has 0."""
     errors = [
-        abs(found - right)
+        abs(measured - right)
         for scale, pair in weights.items()
-        for found, right in zip(pair, function(scale))
+        for measured, right in zip(pair, function(scale))
     ]
     return max(errors)

@@ -90,7 +90,7 @@ def of_scheduler(scheduler: Any, steps: int, shape: tuple[int, ...]) -> Subject:
         schedule = Schedule(1 - b, b)
         tables = {}
     else:
-        tables = {"given": scheduler.alphas_cumprod}
+        tables = {"alpha_bar": scheduler.alphas_cumprod}
         schedule = schedule_of(scheduler.alphas_cumprod.cpu(), "alpha_bar")
     prediction = getattr(config, "prediction_type", "velocity" if is_flow else "epsilon")
     clips = getattr(config, "clip_sample", None)
@@ -111,11 +111,11 @@ def of_scheduler(scheduler: Any, steps: int, shape: tuple[int, ...]) -> Subject:
     def forward(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return scheduler.add_noise(x0, noise, t)
 
-    is_scaled = float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0
+    has_own_indices = hasattr(scheduler, "sigmas")  # add_noise wants times of the sampler alone
     name = type(scheduler).__name__
     return Subject(
         schedule=schedule,
-        forward=None if is_scaled or is_flow else forward,
+        forward=None if has_own_indices else forward,
         sampler=sampler,
         tables=tables,
         clips=False if clips is False else None,
@@ -149,14 +149,14 @@ def of_gaussian_diffusion(diffusion: Any, shape: tuple[int, ...]) -> Subject:
             return diffusion.p_losses(x0, t)
 
     tables = named_tables(diffusion)
-    given = tables["alphas_cumprod"]
+    alpha_bar = tables["alphas_cumprod"]
     return Subject(
-        schedule=schedule_of(given, "alpha_bar"),
+        schedule=schedule_of(alpha_bar, "alpha_bar"),
         forward=lambda x0, t, noise: diffusion.q_sample(x0, t, noise),
         sampler=sampler,
         network=plain_network(diffusion.model),
         loss=loss if hasattr(diffusion, "p_losses") else None,
-        tables=tables | {"given": tables.get("betas", given)},
+        tables=tables | {"given": tables.get("betas", alpha_bar)},
         clips=True,
         shape=own_shape,
         conventions=Conventions(prediction=PREDICTIONS.get(diffusion.objective, "eps")),
@@ -184,7 +184,7 @@ def of_sigma_schedule(schedule: Any, steps: int, shape: tuple[int, ...]) -> Subj
     return Subject(
         schedule=schedule_of(torch.as_tensor(schedule.sigmas).cpu(), "sigma"),
         sampler=sampler if samples else None,
-        tables={"given": torch.as_tensor(schedule.sigmas)},
+        tables={"alpha_bar": torch.as_tensor(schedule.sigmas)},
         shape=shape,
         clips=False,
         conventions=Conventions(time="sigma"),

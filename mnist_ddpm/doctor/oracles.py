@@ -20,7 +20,7 @@ RECORDED = 2048  # pixels of a batch that a record holds, at most
 class Call:
     """What a network was shown, and its output: some pixels of each (N, D)."""
 
-    told: float  # the time, as the code counts
+    code_time: float
     x: Tensor
     output: Tensor
     has_one_time: bool  # all images of the batch were shown with the same time
@@ -74,22 +74,22 @@ class StandIn(nn.Module):
         return self(x, sigma)
 
     def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
-        told = torch.as_tensor(t).detach().cpu().double().flatten()
-        a_t, b_t = (level.expand(len(x)) for level in self.subject.levels(told))
+        code_times = torch.as_tensor(t).detach().cpu().double().flatten()
+        a_t, b_t = (level.expand(len(x)) for level in self.subject.levels(code_times))
         levels = Schedule(a_t, b_t.clamp(min=1e-4))  # for a time that has no noise
         images = x.detach().cpu().double().view(len(x), 1, 1, -1)
         t = torch.arange(len(x))
         x0 = self.x0_hat(levels, images, t)
         output = self.subject.conversion.from_x0(levels, images, t, x0)
-        self.record(told, images, output, [*labels, *named_labels.values()])
+        self.record(code_times, images, output, [*labels, *named_labels.values()])
         return output.view(x.shape).to(x)
 
-    def record(self, told: Tensor, x: Tensor, output: Tensor, labels: list) -> None:
+    def record(self, code_times: Tensor, x: Tensor, output: Tensor, labels: list) -> None:
         """Adds a call."""
-        has_one_time = bool((told == told[0]).all())
+        has_one_time = bool((code_times == code_times[0]).all())
         known = [label for label in labels if label is not None]
         shown, answer = map(some_pixels, (x, output))
-        self.calls.append(Call(told[0].item(), shown, answer, has_one_time, known or None))
+        self.calls.append(Call(code_times[0].item(), shown, answer, has_one_time, known or None))
 
 
 def some_pixels(images: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class SamplerRun:
     x, output: float64 (K, N, D), some pixels in K calls; end: (N, D), the same of the result.
     """
 
-    told: Tensor  # (K,)
+    code_times: Tensor  # (K,)
     x: Tensor
     output: Tensor
     end: Tensor
@@ -161,7 +161,7 @@ def run_sampler(subject: Subject, network: StandIn, n: int, seed: int) -> Sample
     shapes = {call.x.shape for call in calls}
     ddpm.check(len(shapes) == 1, "the sampler called the network with batches of several sizes")
     return SamplerRun(
-        torch.tensor([call.told for call in calls], dtype=torch.float64),
+        torch.tensor([call.code_time for call in calls], dtype=torch.float64),
         torch.stack([call.x for call in calls]),
         torch.stack([call.output for call in calls]),
         some_pixels(images),

@@ -128,10 +128,13 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
     takes_network = has_named_role(function, "network")
 
     def sampler(network: nn.Module, shape: tuple[int, ...]) -> Any:
-        n, *rest = shape
+        n, *sizes_of_image = shape
         roles = {"network": network, "shape": shape, "n": n, "device": "cpu", "labels": None}
         sizes = size_roles(function)
-        roles |= {"channels": rest[0], "image_size": shape if sizes == ["image_size"] else rest[-1]}
+        roles |= {
+            "channels": sizes_of_image[0],
+            "image_size": shape if sizes == ["image_size"] else sizes_of_image[-1],
+        }
         roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if "sigmas" in tables else 1)
         if T is not None:
             roles["T"] = T

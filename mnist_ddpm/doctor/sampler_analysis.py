@@ -9,12 +9,21 @@ from torch import Tensor
 
 from mnist_ddpm.doctor.oracles import SamplerRun
 from mnist_ddpm.doctor.sampler_bugs import WRONG, WRONG_X0, WrongFormula
-from mnist_ddpm.doctor.sampler_formulas import RIGHT, Formula, Steps, ddim, dpmpp, predicted
+from mnist_ddpm.doctor.sampler_formulas import (
+    RIGHT,
+    Formula,
+    Steps,
+    ddim_step,
+    dpmpp_step,
+    predicted,
+)
 from mnist_ddpm.doctor.subject import Subject, is_variance_preserving, levels_at
 
 FALSE_ALARM = 1e-4  # probability that correct code is not recognised, for a whole run
-LIKELIER = 25.0  # log-likelihood by which a wrong formula must surpass a right one
-EXAMINED = 40  # steps of a run that are compared with formulas, at most
+LIKELIER = 16.0  # log-likelihood by which a wrong formula must surpass a right one
+EXAMINED = 40  # steps of a run that are compared with all formulas, at most
+MANY = 300  # steps with which few formulas are compared
+RIVALS = 3
 CLIPPINGS: dict[str, tuple[float, float, bool]] = {  # limits of x0_hat; whether eps_hat follows
     "none": (-torch.inf, torch.inf, False),
     "with eps_hat to match": (-1.0, 1.0, True),
@@ -61,7 +70,7 @@ class View:
 
 def views(subject: Subject, run: SamplerRun) -> list[View]:
     """The right view first; then those of codes that mix up two times."""
-    t = subject.entries(run.told)
+    t = subject.entries(run.code_times)
     s = torch.cat([t[1:], torch.zeros(1)])
     right = View(None, "", t, s)
     if subject.conventions.time == "sigma":
@@ -71,11 +80,11 @@ def views(subject: Subject, run: SamplerRun) -> list[View]:
         side = "below" if shift > 0 else "above"
         shifted = (t + shift, torch.cat([s[:-1] + shift, torch.zeros(1)]))
         wrong.append(
-            View("network-time", f", the network told a time 1 {side} its image's", *shifted)
+            View("network-time", f", the network at a time 1 {side} its image's", *shifted)
         )
     start = torch.full((1,), float(subject.T))
     wrong.append(
-        View("network-time", ", the network told the next time", torch.cat([start, t[:-1]]), t)
+        View("network-time", ", the network at the next time", torch.cat([start, t[:-1]]), t)
     )
     if ((t - s)[:-1] - 1).abs().max() > 0.5 if len(t) > 1 else False:
         wrong.append(View("respacing", ", to t - 1 though the next time is another", t, t - 1))
@@ -84,12 +93,12 @@ def views(subject: Subject, run: SamplerRun) -> list[View]:
     return [right, *wrong]
 
 
-def examined_steps(run: SamplerRun) -> Tensor:
+def examined_steps(run: SamplerRun, most: int = EXAMINED) -> Tensor:
     """Numbers of the steps that are compared, without the last: all, or some with both ends."""
-    last = len(run.told) - 2
-    if last < EXAMINED:
+    last = len(run.code_times) - 2
+    if last < most:
         return torch.arange(last + 1)
-    return torch.linspace(0, last, EXAMINED).round().long().unique()
+    return torch.linspace(0, last, most).round().long().unique()
 
 
 def steps_seen(
@@ -111,8 +120,8 @@ def steps_seen(
             _, eps = predicted("x0", subject.path, view.t[k], run.x[k], x0)
         seen.append((run.x[k], x0, eps))
     (x, x0, eps), (x_before, x0_before, eps_before) = seen
-    following = (chosen + 1).clamp(max=len(run.told) - 1)
-    is_corrector = (run.told[chosen] == run.told[following]) & (chosen < following)
+    following = (chosen + 1).clamp(max=len(run.code_times) - 1)
+    is_corrector = (run.code_times[chosen] == run.code_times[following]) & (chosen < following)
     return Steps(
         schedule=subject.path,
         t=view.t[chosen],
@@ -198,12 +207,13 @@ def explain(
         wrong += search.candidates(right_view, predictions, lambda steps: WRONG)
     for view in wrong_views:
         wrong += search.candidates(view, predictions, lambda steps: PUBLISHED)
-    likelier = [each for each in wrong if each.fits]
+    likely = by_likelihood([each for each in wrong if each.fits])
     if fitting:
-        least = fitting[0].likelihood + LIKELIER
-        likelier = [each for each in likelier if each.likelihood > least]
-        return by_likelihood(likelier) if likelier else fitting
-    return by_likelihood(likelier or right + wrong)
+        least = fitting[0].likelihood - LIKELIER
+        rivals = [each for each in likely if each.likelihood > least][:RIVALS]
+        likelier = [each for each in rivals if search.surpasses(each, fitting[0])]
+        return likelier or fitting
+    return likely or by_likelihood(right + wrong)
 
 
 def by_likelihood(candidates: list[Candidate]) -> list[Candidate]:
@@ -240,12 +250,23 @@ class Search:
                     return tried
         return tried
 
+    def surpasses(self, wrong: Candidate, right: Candidate) -> bool:
+        """Whether a wrong formula is far likelier than a right one, over many more steps."""
+        chosen = examined_steps(self.run, MANY)
+        likelihoods = []
+        for each in (wrong, right):
+            steps = steps_seen(
+                self.subject, self.run, each.view, each.prediction, chosen, each.clipping
+            )
+            likelihoods.append(judge(steps, each.formula, self.independent)[0])
+        return likelihoods[0] > likelihoods[1] + LIKELIER
+
     def likeliest(self, steps: Steps, formulas: list[WrongFormula]) -> list[WrongFormula]:
-        """Of many formulas those few that explain some of the steps best."""
+        """Of many formulas those some that explain some of the steps best."""
         if len(formulas) <= SCREENED:
             return formulas
-        few = some_steps(steps)
-        return sorted(formulas, key=lambda each: -judge(few, each.formula)[0])[:SCREENED]
+        some = some_steps(steps)
+        return sorted(formulas, key=lambda each: -judge(some, each.formula)[0])[:SCREENED]
 
 
 def some_steps(steps: Steps) -> Steps:
@@ -272,7 +293,7 @@ def right_formulas(steps: Steps, search: Search) -> Iterator[WrongFormula]:
         has_fit |= judge(steps, each.formula, search.independent)[1] <= 1
         yield each
     if not has_fit:
-        for name, formula in (("DDIM", ddim), ("SDE-DPM-Solver++(2M)", dpmpp)):
+        for name, formula in (("DDIM", ddim_step), ("SDE-DPM-Solver++(2M)", dpmpp_step)):
             eta = best_eta(steps, formula)
             yield WrongFormula("", f"{name}, eta {eta:.2f}", partial(formula, eta=eta))
 
@@ -280,10 +301,10 @@ def right_formulas(steps: Steps, search: Search) -> Iterator[WrongFormula]:
 def best_eta(steps: Steps, formula: Formula) -> float:
     """The eta from 0 to 1 under which the steps are likeliest."""
 
-    few = some_steps(steps)
+    some = some_steps(steps)
 
     def likelihood(eta: float) -> float:
-        return judge(few, partial(formula, eta=eta))[0]
+        return judge(some, partial(formula, eta=eta))[0]
 
     best = max(ETAS, key=likelihood)
     for width in 0.2 * 0.5 ** torch.arange(1.0, 10.0):

@@ -8,7 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mnist_ddpm.doctor.sampler_formulas import RIGHT, Formula, Steps, ancestral, ddim, posterior
+from mnist_ddpm.doctor.sampler_formulas import (
+    RIGHT,
+    Formula,
+    Steps,
+    ddim_step,
+    ddpm_step,
+    posterior,
+)
 
 
 class WrongFormula(NamedTuple):
@@ -116,12 +123,12 @@ def changed_variance(steps: Steps, change: Change):
 def shifted_variance(steps: Steps, shift: int):
     """DDPM's step with the posterior variance of another time."""
     entries = {"t": steps.t + shift, "s": (steps.s + shift).clamp(min=0)}
-    return ancestral(steps, lambda _: posterior(replace(steps, **entries)))
+    return ddpm_step(steps, lambda _: posterior(replace(steps, **entries)))
 
 
 def noisy_by(steps: Steps, deviation: Callable[[Pieces], Tensor]):
     """DDPM's step with noise of another deviation."""
-    mean, _ = ancestral(steps)
+    mean, _ = ddpm_step(steps)
     return mean, deviation(right_pieces(steps))
 
 
@@ -135,7 +142,7 @@ def changed_ddim(steps: Steps, change: Callable[[Tensor, Tensor, Steps], tuple],
 
 def without_subtraction(steps: Steps, eta: float):
     """DDIM's step with all of b_s eps_hat, and noise of sigma besides."""
-    mean, _ = ddim(steps)
+    mean, _ = ddim_step(steps)
     return mean, eta * posterior(steps).sqrt()
 
 

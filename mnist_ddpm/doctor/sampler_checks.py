@@ -26,8 +26,8 @@ def sampler_checks(subject: Subject, seed: int) -> list[Check]:
     checks = [
         check_told_times(subject, run),
         check_start(subject, run),
-        check_steps(subject, run, best, result),
-        check_noise(subject, run, best),
+        check_formula(subject, run, best, result),
+        check_step_noise(subject, run, best),
         check_end(subject, run, best),
         check_clipping(subject, clipped_run, best),
         result,
@@ -63,34 +63,38 @@ def explain_run(subject: Subject, run: SamplerRun) -> list[Candidate]:
 
 
 def check_told_times(subject: Subject, run: SamplerRun) -> Check:
-    """Whether the network is told falling times of the schedule, from noise to image."""
-    name = "sampler: times told to the network"
-    entries = subject.entries(run.told)
+    """Whether the network gets falling times of the schedule, from noise to image."""
+    name = "sampler: times of the network's calls"
+    entries = subject.entries(run.code_times)
     T = subject.T
-    shown = f"{run.told[0]:g} … {run.told[-1]:g} in {len(run.told)} calls"
+    shown = f"{run.code_times[0]:g} … {run.code_times[-1]:g} in {len(run.code_times)} calls"
     if not run.has_one_time or not entries.isfinite().all():
-        return Check(name, "undecided", f"images of one batch are told different times ({shown})")
+        return Check(name, "undecided", f"images of one batch have different times ({shown})")
     if (entries.max() > T + 1e-6 or entries.min() < 1 - 1e-6) and len(entries) > 1:
         first = subject.conventions.first_time
         meaning = f"{shown}, but times run from {first} to {T - 1 + first}"
         is_close = entries.max() < T + 2 and entries.min() >= -1
         evidence = {"network-time": 0.9} if is_close else {"unit-time": 0.5, "respacing": 0.3}
         far = max(entries.max().item() - T, 1 - entries.min().item())
-        return Check(name, "wrong", meaning, far, 0.0, subject.place("sampler"), evidence)
+        return Check(name, "wrong", meaning, far, 0.0, subject.place("sampler"), evidence=evidence)
     rises = (entries[1:] - entries[:-1]).max().item() if len(entries) > 1 else -1.0
     if rises > 0:
         meaning = f"times rise on the way ({shown}): right only for samplers that go back"
         return Check(name, "undecided", meaning, rises, 0.0, subject.place("sampler"))
     if len(entries) > 2 and entries[0] == entries[-1]:
-        meaning = f"every call has the same time, {run.told[0]:g}"
-        return Check(name, "wrong", meaning, 0.0, 1.0, subject.place("sampler"), {"one-time": 0.9})
-    a_first, _ = subject.levels(run.told[:1])
+        meaning = f"every call has the same time, {run.code_times[0]:g}"
+        return Check(
+            name, "wrong", meaning, 0.0, 1.0, subject.place("sampler"), evidence={"one-time": 0.9}
+        )
+    a_first, _ = subject.levels(run.code_times[:1])
     signal = a_first.item()
     limit = max(0.3, 1.5 * subject.schedule.a[-1].item())
     if signal > limit and subject.conventions.time != "sigma":
-        meaning = f"noise is shown as if it were an image at t = {run.told[0]:g} ({shown})"
+        meaning = f"noise is shown as if it were an image at t = {run.code_times[0]:g} ({shown})"
         evidence = {"respacing": 0.6, "network-time": 0.4}
-        return Check(name, "wrong", meaning, signal, limit, subject.place("sampler"), evidence)
+        return Check(
+            name, "wrong", meaning, signal, limit, subject.place("sampler"), evidence=evidence
+        )
     meaning = f"they fall from noise to image ({shown})"
     return Check(name, "ok", meaning, signal, limit, subject.place("sampler"))
 
@@ -100,7 +104,7 @@ def check_start(subject: Subject, run: SamplerRun) -> Check:
     name = "sampler: the noise it starts from"
     x = run.x[0].flatten()
     n = len(x)
-    _, b_first = subject.levels(run.told[:1])
+    _, b_first = subject.levels(run.code_times[:1])
     expected = b_first.item()
     deviation = x.std().item() / expected
     mean = x.mean().item() / expected
@@ -122,14 +126,16 @@ def check_start(subject: Subject, run: SamplerRun) -> Check:
     if not is_normal and kurtosis < 2.4:
         meaning = f"it is uniform, with mean {mean:.2f} and deviation {deviation:.2f}, not normal"
         evidence = {"uniform-noise": 1.0}
-        return Check(name, "wrong", meaning, kurtosis, 3.0, subject.place("sampler"), evidence)
+        return Check(
+            name, "wrong", meaning, kurtosis, 3.0, subject.place("sampler"), evidence=evidence
+        )
     meaning = (
         f"it is not normal: mean {mean:.2f}, deviation {deviation:.2f}, kurtosis {kurtosis:.1f}"
     )
     return Check(name, "undecided", meaning, kurtosis, 3.0, subject.place("sampler"))
 
 
-def check_steps(
+def check_formula(
     subject: Subject, run: SamplerRun, candidates: list[Candidate], result: Check
 ) -> Check:
     """Which formula carries each x_t to the next."""
@@ -160,7 +166,7 @@ def check_steps(
     verdict = "wrong" if result.verdict == "wrong" else "undecided"
     bugs = list(dict.fromkeys(each.bug for each in candidates[:12] if each.bug))
     near = {bug: 0.4 / (k + 1) for k, bug in enumerate(bugs[:3])}
-    return Check(name, verdict, meaning, best.misfit, 1.0, subject.place("sampler"), near)
+    return Check(name, verdict, meaning, best.misfit, 1.0, subject.place("sampler"), evidence=near)
 
 
 def misfit_of_right(candidates: list[Candidate]) -> float | None:
@@ -199,29 +205,31 @@ def noise_statistics(subject: Subject, run: SamplerRun, best: Candidate) -> dict
     }
 
 
-def check_noise(subject: Subject, run: SamplerRun, candidates: list[Candidate]) -> Check | None:
+def check_step_noise(
+    subject: Subject, run: SamplerRun, candidates: list[Candidate]
+) -> Check | None:
     """Whether the noise of the steps is normal, and each image's and step's its own."""
     if not candidates or not candidates[0].fits or candidates[0].bug == "uniform-noise":
         return None
     name = "sampler: the noise of its steps"
-    found = noise_statistics(subject, run, candidates[0])
-    if not found["steps"]:
+    statistics = noise_statistics(subject, run, candidates[0])
+    if not statistics["steps"]:
         return Check(name, "ok", "there is none", where=subject.place("sampler"))
-    if found["shared"] > 0.5:
+    if statistics["shared"] > 0.5:
         meaning = "all images of a batch get the same noise"
         evidence = {"shared-noise": 1.0}
         return Check(
-            name, "wrong", meaning, found["shared"], 0.5, subject.place("sampler"), evidence
+            name, "wrong", meaning, statistics["shared"], 0.5, subject.place("sampler"), evidence
         )
-    if found["repeated"] > 0.5:
+    if statistics["repeated"] > 0.5:
         meaning = "every step gets the same noise"
         evidence = {"repeated-noise": 1.0}
         return Check(
-            name, "wrong", meaning, found["repeated"], 0.5, subject.place("sampler"), evidence
+            name, "wrong", meaning, statistics["repeated"], 0.5, subject.place("sampler"), evidence
         )
-    tolerance = Z * math.sqrt(24 / found["pixels"]) + 0.05
-    excess = found["kurtosis"] - 3
+    tolerance = Z * math.sqrt(24 / statistics["pixels"]) + 0.05
+    excess = statistics["kurtosis"] - 3
     if abs(excess) > tolerance:
-        meaning = f"it is not normal: its kurtosis is {found['kurtosis']:.2f}, not 3"
+        meaning = f"it is not normal: its kurtosis is {statistics['kurtosis']:.2f}, not 3"
         return Check(name, "undecided", meaning, excess, tolerance, subject.place("sampler"))
     return Check(name, "ok", "it is normal", excess, tolerance, subject.place("sampler"))

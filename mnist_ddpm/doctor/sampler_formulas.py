@@ -76,7 +76,7 @@ def posterior(steps: Steps) -> Tensor:
     return step_variance(steps) * (b_s / b_t) ** 2
 
 
-def ancestral(steps: Steps, variance: Callable[[Steps], Tensor] = posterior):
+def ddpm_step(steps: Steps, variance: Callable[[Steps], Tensor] = posterior):
     """DDPM's step: the mean of q(x_s | x_t, x0_hat), and noise."""
     (a_t, b_t), (a_s, b_s) = steps.now, steps.next
     x_weight = a_t / a_s * (b_s / b_t) ** 2
@@ -84,14 +84,14 @@ def ancestral(steps: Steps, variance: Callable[[Steps], Tensor] = posterior):
     return x_weight * steps.x + x0_weight * steps.x0, variance(steps).sqrt()
 
 
-def ddim(steps: Steps, eta: float = 0.0):
+def ddim_step(steps: Steps, eta: float = 0.0):
     """DDIM's step: a_s x0_hat + sqrt(b_s² - sigma²) eps_hat, and noise of sigma."""
     a_s, b_s = steps.next
     sigma = eta * posterior(steps).sqrt()
     return a_s * steps.x0 + (b_s**2 - sigma**2).clamp(min=0).sqrt() * steps.eps, sigma
 
 
-def dpmpp(steps: Steps, eta: float = 0.0):
+def dpmpp_step(steps: Steps, eta: float = 0.0):
     """DPM-Solver++(2M), or its SDE where eta is 1. Of first order in the steps that are so."""
     (a_t, b_t), (a_s, b_s) = steps.now, steps.next
     a_before, b_before = steps.levels(steps.t_before)
@@ -108,9 +108,9 @@ def dpmpp(steps: Steps, eta: float = 0.0):
     return mean, b_s * (1 - decay**2).clamp(min=0).sqrt()
 
 
-def heun(steps: Steps):
+def heun_step(steps: Steps):
     """Heun's method in sigma: Euler's step, then from x_t again with the mean of both slopes."""
-    euler, sigma = ddim(steps)
+    euler, sigma = ddim_step(steps)
     (a_start, b_start), (a_s, b_s) = steps.levels(steps.t_before), steps.next
     slope = (steps.eps + steps.eps_before) / 2
     corrected = a_s * (steps.x_before / a_start + (b_s / a_s - b_start / a_start) * slope)
@@ -126,11 +126,11 @@ def gradient_estimation(steps: Steps):
 
 
 RIGHT: dict[str, Formula] = {
-    "DDPM, posterior variance": ancestral,
-    "DDPM, variance beta": partial(ancestral, variance=step_variance),
-    "DDIM": ddim,
-    "DPM-Solver++(2M)": dpmpp,
-    "SDE-DPM-Solver++(2M)": partial(dpmpp, eta=1.0),
-    "Heun": heun,
+    "DDPM, posterior variance": ddpm_step,
+    "DDPM, variance beta": partial(ddpm_step, variance=step_variance),
+    "DDIM": ddim_step,
+    "DPM-Solver++(2M)": dpmpp_step,
+    "SDE-DPM-Solver++(2M)": partial(dpmpp_step, eta=1.0),
+    "Heun": heun_step,
     "gradient estimation": gradient_estimation,
 }

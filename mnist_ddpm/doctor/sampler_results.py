@@ -19,7 +19,7 @@ from mnist_ddpm.doctor.sampler_analysis import (
     steps_seen,
     views,
 )
-from mnist_ddpm.doctor.sampler_formulas import Steps, ancestral
+from mnist_ddpm.doctor.sampler_formulas import Steps, ddpm_step
 from mnist_ddpm.doctor.subject import Subject, levels_at
 
 Z = 5.0  # deviations that a mean of random numbers may have: one false alarm in two million
@@ -37,6 +37,7 @@ class End:
     meaning: str
     error: float  # root of the mean square
     allowed: float
+    noise: float = 0.0  # deviation of the noise that is left
 
 
 def in_range(subject: Subject, values: Tensor) -> Tensor:
@@ -50,13 +51,13 @@ def last_step(subject: Subject, run: SamplerRun, best: Candidate | None, s: floa
     view = best.view if best else views(subject, run)[0]
     view = replace(view, s=torch.cat([view.s[:-1], torch.tensor([s], dtype=torch.float64)]))
     prediction = best.prediction if best else subject.conventions.prediction
-    last = torch.tensor([len(run.told) - 1])
+    last = torch.tensor([len(run.code_times) - 1])
     return steps_seen(subject, run, view, prediction, last, best.clipping if best else "none")
 
 
 def possible_ends(subject: Subject, run: SamplerRun, best: Candidate | None) -> list[End]:
     """The right ends of a run, then those that stop short of the image."""
-    formula = best.formula if best else ancestral
+    formula = best.formula if best else ddpm_step
     result = in_range(subject, run.end)
     to_image = last_step(subject, run, best, 0.0)
     to_first = last_step(subject, run, best, 1.0)
@@ -65,15 +66,16 @@ def possible_ends(subject: Subject, run: SamplerRun, best: Candidate | None) -> 
     rounded = 0.01 if subject.conventions.output_range[1] > 1 else 0.0  # to 8 bits
     allowed = 3 * rounding(to_image).max().item() + rounded
     early = math.hypot(allowed, 1.2 * noise.max().item())
+    (_, b_first), (_, b_last) = to_first.next, to_first.now
     ends = [
-        (None, "it goes to the image, without noise", mean, allowed),
-        (None, "it returns the last x0_hat", to_image.x0, allowed),
-        ("early-end", "it goes to the first time, not to the image", early_mean, early),
-        ("early-end", "its last call of the network changes nothing", to_image.x, allowed),
+        (None, "it goes to the image, without noise", mean, allowed, 0.0),
+        (None, "it returns the last x0_hat", to_image.x0, allowed, 0.0),
+        ("early-end", "it goes to the first time, not to the image", early_mean, early, b_first),
+        ("early-end", "its last call of the network changes nothing", to_image.x, allowed, b_last),
     ]
     return [
-        End(bug, meaning, (result - image[0]).square().mean().sqrt().item(), limit)
-        for bug, meaning, image, limit in ends
+        End(bug, meaning, (result - image[0]).square().mean().sqrt().item(), limit, float(noise))
+        for bug, meaning, image, limit, noise in ends
     ]
 
 
@@ -90,13 +92,15 @@ def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate]) ->
     allowed = ends[0].allowed
     for end in ends[2:]:
         if end.error <= end.allowed:
-            meaning = f"{end.meaning}: noise of deviation {distance:.3f} is left"
-            if subject.conventions.time == "sigma" and distance < 0.1:
-                return Check(name, "ok", meaning, distance, 0.1, place)
-            return Check(name, "wrong", meaning, distance, allowed, place, {end.bug: 1.0})
+            meaning = f"{end.meaning}: noise of deviation {end.noise:.3f} is left"
+            if best is None:
+                return Check(name, "undecided", meaning, end.noise, 0.0, place)
+            if subject.conventions.time == "sigma" and end.noise < 0.1:
+                return Check(name, "ok", meaning, end.noise, 0.1, place)
+            return Check(name, "wrong", meaning, end.noise, 0.0, place, evidence={end.bug: 1.0})
     if is_noise_added(subject, run, best):
         meaning = f"noise of deviation {distance:.3f} is added to the image"
-        return Check(name, "wrong", meaning, distance, allowed, place, {"last-noise": 1.0})
+        return Check(name, "wrong", meaning, distance, allowed, place, evidence={"last-noise": 1.0})
     meaning = "the result is neither the last x0_hat nor what the formula of the steps gives"
     return Check(name, "undecided", meaning, distance, allowed, place)
 
@@ -104,7 +108,7 @@ def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate]) ->
 def is_noise_added(subject: Subject, run: SamplerRun, best: Candidate | None) -> bool:
     """Whether what the result has beside the last mean depends on nothing in the step."""
     steps = last_step(subject, run, best, 0.0)
-    mean, _ = (best.formula if best else ancestral)(steps)
+    mean, _ = (best.formula if best else ddpm_step)(steps)
     error = in_range(subject, run.end) - mean[0]
     size = error.square().mean().sqrt()
     limit = Z / math.sqrt(error.numel()) + 0.05
@@ -141,12 +145,12 @@ def check_clipping(subject: Subject, run: SamplerRun, candidates: list[Candidate
     if subject.clips is False and clipping == "none":
         return Check(name, "ok", "x0_hat is not clipped", misfits[clipping], 1.0, place)
     value = misfits["with eps_hat to match"]
-    return Check(name, verdict, meaning, value, 1.0, place, {bug: 0.8})
+    return Check(name, verdict, meaning, value, 1.0, place, evidence={bug: 0.8})
 
 
-def reference_deviations(subject: Subject, told: Tensor, draw: Tensor) -> list[float]:
+def reference_deviations(subject: Subject, code_times: Tensor, draw: Tensor) -> list[float]:
     """The deviation of normal data that our samplers draw at the same times, from this noise."""
-    entries = subject.entries(told).unique(sorted=True).clamp(0, subject.T)
+    entries = subject.entries(code_times).unique(sorted=True).clamp(0, subject.T)
     entries = entries[entries > 0]
     a, b = levels_at(subject.path, entries)
     schedule = Schedule(torch.cat([torch.ones(1), a]), torch.cat([torch.zeros(1), b]))
@@ -182,7 +186,9 @@ def check_result(subject: Subject, seed: int) -> Check:
     place = subject.place("sampler")
     start = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(2)).double()
     start = start * run.x[0].std()
-    error = max(abs(each - DEVIATION) for each in reference_deviations(subject, run.told, start))
+    error = max(
+        abs(each - DEVIATION) for each in reference_deviations(subject, run.code_times, start)
+    )
     deviation = drawn.std().item()
     mean = drawn.mean().item()
     tolerance = 2 * error + Z * DEVIATION / math.sqrt(2 * n) + 0.005

@@ -16,7 +16,7 @@ LARGEST_BETA = 0.9999
 
 def schedule_checks(subject: Subject, seed: int) -> list[Check]:
     """All checks of the schedule."""
-    checks = [check_levels(subject), check_end_of_schedule(subject), check_precision(subject)]
+    checks = [check_levels(subject), check_end_of_schedule(subject), check_table_precision(subject)]
     if is_variance_preserving(subject.schedule):
         checks.append(check_last_beta(subject))
         for name, table in (subject.tables or {}).items():
@@ -40,7 +40,7 @@ def check_levels(subject: Subject) -> Check:
     if falls:
         meaning = f"noise shrinks from one t to the next {falls} times of {subject.T}"
         evidence = {"reversed-schedule": 1.0} if falls > subject.T / 2 else {}
-        return Check(name, "wrong", meaning, falls, 0, place, evidence)
+        return Check(name, "wrong", meaning, falls, 0, place, evidence=evidence)
     return Check(name, "ok", f"it does, over {subject.T} steps", 0, 0, place)
 
 
@@ -53,7 +53,7 @@ def check_end_of_schedule(subject: Subject) -> Check:
     meaning = f"x_T is {a:.3g} x_0 + {b:.3g} eps"
     if ratio > VISIBLE:
         meaning += ": it still shows the image, and sampling starts without one"
-        return Check(name, "wrong", meaning, ratio, VISIBLE, place, {"weak-end": 1.0})
+        return Check(name, "wrong", meaning, ratio, VISIBLE, place, evidence={"weak-end": 1.0})
     verdict = "ok" if ratio <= FAINT else "undecided"
     return Check(name, verdict, meaning, ratio, VISIBLE, place)
 
@@ -74,29 +74,28 @@ def check_last_beta(subject: Subject) -> Check:
     evidence = {"cosine-end": 1.0}
     is_known = "prediction" in subject.known
     if is_known and subject.conventions.prediction in ("eps", "score"):
-        return Check(name, "wrong", meaning, beta, LARGEST_BETA, place, evidence)
+        return Check(name, "wrong", meaning, beta, LARGEST_BETA, place, evidence=evidence)
     if is_known:
         meaning = f"it is {beta:.6f}, which the network's prediction allows"
         return Check(name, "ok", meaning, beta, 1.0, place)
     meaning += ": right only for networks that predict v or x_0"
-    return Check(name, "undecided", meaning, beta, LARGEST_BETA, place, evidence)
+    return Check(name, "undecided", meaning, beta, LARGEST_BETA, place, evidence=evidence)
 
 
-def check_precision(subject: Subject) -> Check:
+def check_table_precision(subject: Subject) -> Check:
     """Whether the table was computed in half precision."""
     name = "schedule: precision of its table"
     place = subject.place("schedule")
-    given = (subject.tables or {}).get("given")
-    if given is None:
+    table = (subject.tables or {}).get("given")
+    if table is None:
         return Check(name, "not checked", "needs: the table itself", where=place)
-    table = given.double()
     for half in (torch.float16, torch.bfloat16):
-        is_exact = bool((table.to(half).double() == table).all())
-        if given.dtype == half or (is_exact and len(table.unique()) > 20):
+        is_exact = bool((table.to(half).double() == table.double()).all())
+        if table.dtype == half or (is_exact and len(table.unique()) > 20):
             meaning = f"all its values are {str(half).removeprefix('torch.')}"
             evidence = {"half-schedule": 1.0}
             step = torch.finfo(half).eps
-            return Check(name, "wrong", meaning, step, 1e-6, place, evidence)
+            return Check(name, "wrong", meaning, step, 1e-6, place, evidence=evidence)
     changes = table[1:] - table[:-1]
     repeated = int((changes == 0).sum())
     if repeated > len(table) / 20 and len(table.unique()) > 2:
@@ -185,6 +184,8 @@ def check_table(subject: Subject, name: str, table: Tensor) -> list[Check]:
     for bug, description, values in suspects(subject.schedule, name):
         if table_error(subject.schedule, table, values) <= 1:
             evidence = {bug: 1.0}
-            return [Check(title, "wrong", f"it is {description}", error, 1.0, place, evidence)]
+            return [
+                Check(title, "wrong", f"it is {description}", error, 1.0, place, evidence=evidence)
+            ]
     meaning = "it is not what its name says"
     return [Check(title, "wrong", meaning, error, 1.0, place)]

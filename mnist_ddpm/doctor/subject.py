@@ -42,7 +42,7 @@ class Conventions:
     """How the code counts and scales. A convention is never wrong, but must be the same throughout.
 
     first_time: what the code calls the schedule's entry 1, the least noisy one; 0 or 1.
-    time: the network is told an index, the fraction index / T, or sigma = b_t / a_t of an image
+    time: the network gets an index, the fraction index / T, or sigma = b_t / a_t of an image
     x_0 + sigma eps.
     """
 
@@ -58,7 +58,7 @@ class Conventions:
 class Subject:
     """What is examined. What was not given is None, and is not judged.
 
-    Times in calls of the functions are as the code counts: `told` converts to them.
+    Times in calls of the functions are as the code counts: `code_times` converts to them.
     """
 
     schedule: Schedule | None = None  # entry 0 is the clean image
@@ -87,7 +87,7 @@ class Subject:
 
     @property
     def path(self) -> Schedule:
-        """The levels of the images that the network is shown: x_0 + sigma eps where told sigma."""
+        """The levels of the network's images: x_0 + sigma eps where it gets sigma."""
         if self.conventions.time != "sigma":
             return self.schedule
         return Schedule(torch.ones_like(self.schedule.a), self.schedule.b / self.schedule.a)
@@ -101,32 +101,32 @@ class Subject:
         """Between the network's prediction and x_0."""
         return CONVERSIONS[self.conventions.prediction]
 
-    def told(self, t: Tensor) -> Tensor:
-        """Our times 1 … T (N,) as the code's networks and functions are told them (N,)."""
+    def code_times(self, t: Tensor) -> Tensor:
+        """Our times 1 … T (N,) as the code's networks and functions get them (N,)."""
         if self.conventions.time == "sigma":
             a_t, b_t = self.schedule.at(t)
             return (b_t / a_t).float()
         index = t - 1 + self.conventions.first_time
         return index / self.T if self.conventions.time == "fraction" else index
 
-    def entries(self, told: Tensor) -> Tensor:
+    def entries(self, code_times: Tensor) -> Tensor:
         """The code's times (N,) as ours, float64; between two entries for continuous times."""
-        told = torch.as_tensor(told).detach().cpu().double()
+        code_times = torch.as_tensor(code_times).detach().cpu().double()
         if self.conventions.time == "fraction":
-            told = told * self.T
+            code_times = code_times * self.T
         if self.conventions.time != "sigma":
-            return told + 1 - self.conventions.first_time
+            return code_times + 1 - self.conventions.first_time
         sigma = self.schedule.b / self.schedule.a
-        after = torch.searchsorted(sigma, told).clamp(1, self.T)
+        after = torch.searchsorted(sigma, code_times).clamp(1, self.T)
         before = sigma[after - 1]
-        return after - 1 + ((told - before) / (sigma[after] - before)).clamp(0, 1)
+        return after - 1 + ((code_times - before) / (sigma[after] - before)).clamp(0, 1)
 
-    def levels(self, told: Tensor) -> tuple[Tensor, Tensor]:
+    def levels(self, code_times: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and b_t of the image that the network is shown at the code's times, float64."""
         if self.conventions.time == "sigma":
-            sigma = torch.as_tensor(told).detach().cpu().double()
+            sigma = torch.as_tensor(code_times).detach().cpu().double()
             return torch.ones_like(sigma), sigma
-        return levels_at(self.schedule, self.entries(told))
+        return levels_at(self.schedule, self.entries(code_times))
 
 
 def levels_at(schedule: Schedule, entries: Tensor) -> tuple[Tensor, Tensor]:
