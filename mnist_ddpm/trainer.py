@@ -8,17 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm import ddpm
-from mnist_ddpm.catalogue import (
-    condition_batch,
-    learns_variance,
-    make_denoiser,
-    make_method,
-    make_network,
-    make_optimizer,
-    make_schedule,
-    make_times,
-)
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
@@ -46,16 +36,16 @@ def start_run(
     method_weights: of its method's networks, by name. teacher: as formats.teachers loads it. Raises
     ValueError for an unknown name, weights of another network, or a recipe that does not fit.
     """
-    network = make_network(recipe).to(device)
-    method = make_method(recipe, teacher)
+    network = catalogue.make_network(recipe).to(device)
+    method = catalogue.make_method(recipe, teacher)
     method.networks.to(device)
     source = recipe.init_from or "what is given"
     if weights is not None:
         load_weights(network.state_dict(), weights, source)
     for name, own in (method_weights or {}).items():
         load_weights(method.networks[name].state_dict(), own, source)
-    optimizer_factory = partial(make_optimizer, recipe=recipe)
-    return run.new_run(recipe, network, optimizer_factory, method, make_times(recipe))
+    optimizer_factory = partial(catalogue.make_optimizer, recipe=recipe)
+    return run.new_run(recipe, network, optimizer_factory, method, catalogue.make_times(recipe))
 
 
 def method_settings(recipe: Recipe) -> dict:
@@ -67,7 +57,7 @@ def method_settings(recipe: Recipe) -> dict:
         names.append("image_size")
     if recipe.attention != (len(recipe.channel_mults) - 1,):
         names.append("attention_resolutions")
-    if learns_variance(recipe):
+    if catalogue.learns_variance(recipe):
         names.append("objective")
     return {name: getattr(recipe, name) for name in names}
 
@@ -127,16 +117,16 @@ def train(
         print_start(new_or_resumed_run, images, device_text)
     preview = partial(
         previews.draw_preview,
-        make_denoiser=partial(make_denoiser, recipe=recipe),
+        make_denoiser=partial(catalogue.make_denoiser, recipe=recipe),
         processes=world.size,
-        condition=condition_batch(recipe, images, range(previews.IMAGES)),
+        condition=catalogue.condition_batch(recipe, images, range(previews.IMAGES)),
     )
     if sampling_defaults is None:
         sampling_defaults = defaults_for_run(new_or_resumed_run, folder, resume)
     return loop.fit(
         new_or_resumed_run,
         images,
-        make_schedule(recipe),
+        catalogue.make_schedule(recipe),
         folder,
         save_checkpoint=partial(save_checkpoint, sampling_defaults=sampling_defaults),
         labels=labels,
@@ -159,4 +149,6 @@ def print_start(new_or_resumed_run: Run, images: Tensor, device: Device) -> None
 def throughput_meter(device: torch.device) -> throughput.ThroughputMeter:
     """A meter of how fast this machine trains and samples, for a plan."""
     start = partial(start_run, device=device)
-    return throughput.ThroughputMeter(device, start, make_schedule, make_network)
+    return throughput.ThroughputMeter(
+        device, start, catalogue.make_schedule, catalogue.make_network
+    )

@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
+import pytest
+
 # A background shell and nohup have processes ignore these, and so the programs that tests start
 USUAL = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
 for name, handler in USUAL.items():
@@ -27,3 +29,19 @@ def pytest_configure(config) -> None:
         from torchvision.datasets import MNIST
 
         MNIST(ROOT / "data", download=True)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of small coloured pictures."""
+    from command_helpers import save_pictures
+
+    return save_pictures(tmp_path_factory.mktemp("pictures") / "mine")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The first training digits: uint8 (6000, 1, 32, 32)."""
+    from mnist_ddpm import ddpm
+
+    return ddpm.load_mnist(root=ROOT / "data")[:6000]

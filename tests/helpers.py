@@ -43,6 +43,15 @@ def equal(a: object, b: object) -> bool:
     return a == b
 
 
+def raising(error: BaseException | type[BaseException]) -> Callable:
+    """A function that raises this error, whatever it is given."""
+
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
 def no_noise():
     """A noise source for samplers that need none."""
     raise AssertionError("noise must not be drawn here")

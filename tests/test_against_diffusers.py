@@ -110,9 +110,6 @@ def steps_of(scheduler, out, xs, times, **options):
         yield scheduler.step(out[k], t - 1, xs[k], **now)
 
 
-# Schedules
-
-
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize(("T", "beta_1", "beta_T"), [(1000, 1e-4, 0.02), (50, 1e-3, 0.3)])
 def test_schedule_is_that_of_diffusers(name, T, beta_1, beta_T):
@@ -142,9 +139,6 @@ def test_zero_terminal_snr_is_that_of_diffusers(name, T):
     torch.testing.assert_close(theirs.sqrt(), ours.a[1:], rtol=1e-5, atol=2e-7)
 
 
-# Conversions
-
-
 @BOTH
 def test_dynamic_threshold_is_theirs(dtype):
     """Its quantile is each image's, not the batch's; images within [-1, 1] stay as they are."""
@@ -169,9 +163,6 @@ def test_learned_log_variance_is_theirs():
         learned_step_variance(PAPER, t, t - 1, exponent).log(),
     ):
         torch.testing.assert_close(ours.flatten(), torch.stack(theirs), rtol=1e-10, atol=0)
-
-
-# Times
 
 
 THEIR_TIMES = {name: DDIMScheduler(timestep_spacing=name) for name in list(SPACINGS)[:3]}
@@ -226,9 +217,7 @@ ANCESTRAL = [
 @pytest.mark.parametrize(
     ("schedule", "steps", "spacing", "variance", "clip", "prediction"), ANCESTRAL
 )
-def test_ancestral_steps_are_those_of_diffusers(
-    monkeypatch, schedule, steps, spacing, variance, clip, prediction, dtype
-):
+def test_ancestral_steps(monkeypatch, schedule, steps, spacing, variance, clip, prediction, dtype):
     times = SPACINGS[spacing](1000, steps)
     two = variance == "learned_range"
     net, make = network(6 if two else 3, prediction), learned_denoiser if two else denoiser
@@ -253,9 +242,6 @@ def test_ancestral_steps_are_those_of_diffusers(
     assert error(x0_hats, expected).max() < TOLERANCE[dtype]
     expected = torch.stack([step.prev_sample for step in theirs])
     assert error(xs[1:], expected).max() < TOLERANCE[dtype]
-
-
-# DDIM
 
 
 def paper_ddim(out, xs, times, eta, clip, noise):
@@ -335,9 +321,6 @@ def test_dpm_solver_steps_are_those_of_diffusers(steps, spacing, bound, eta, alg
         their_xs.append(step.prev_sample)
     assert error(x0_hats, torch.stack(their_x0_hats)).max() < 1e-5
     assert error(xs[1:], torch.stack(their_xs)).max() < 1e-5
-
-
-# A whole model
 
 
 def test_ddim_with_eta_1_starts_from_zero_terminal_snr_with_fresh_noise():

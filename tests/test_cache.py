@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import with_flipped_bit
+from helpers import raising, with_flipped_bit
 from picture_helpers import (
     image_recipe,
     listing,
@@ -153,14 +153,8 @@ def test_sizes_channels_and_folders_have_caches_of_their_own(tmp_path, blind):
     assert len(listing(tmp_path / "cache", ".npy")) == 8
 
 
-# Starts that end early, and two at once
-
-
 def test_interrupted_start_leaves_nothing(load, tmp_path, monkeypatch):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    fail_at(monkeypatch, interrupt)
+    fail_at(monkeypatch, raising(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         load()
     assert listing(tmp_path / "cache") == []
@@ -203,11 +197,7 @@ def test_a_cache_that_another_start_made_and_uses_is_used_too(load, monkeypatch)
 
     monkeypatch.setattr(os, "replace", replace_mapped)
     assert numbers(load()) == SIX
-
-    def denied(source, target):
-        raise PermissionError(errno.EACCES, "Access is denied")
-
-    monkeypatch.setattr(os, "replace", denied)
+    monkeypatch.setattr(os, "replace", raising(PermissionError(errno.EACCES, "Access is denied")))
     with pytest.raises(OSError, match="cannot write"):
         load(replace(COLOUR, channels=1))
 
@@ -236,9 +226,6 @@ def test_a_cache_without_its_record_is_made_again(load, tmp_path):
     record = path.read_bytes()
     path.unlink()
     assert numbers(load()) == SIX and path.read_bytes() == record
-
-
-# No place to write
 
 
 def test_cache_that_cannot_be_written_stays_in_memory_if_small(tmp_path, monkeypatch, capsys):
@@ -277,9 +264,6 @@ def test_disk_that_fills_while_writing_leaves_nothing(load, folder, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert listing(tmp_path / "cache") == []
     assert len(load()) == 60
-
-
-# Files that are no images
 
 
 @pytest.mark.parametrize("n, allowed", [(1, 0), (9, 0), (10, 1), (29, 2), (299, 3), (400, 4)])
@@ -329,10 +313,7 @@ def test_a_passing_failure_is_no_damaged_image(tmp_path, monkeypatch, error):
 
 
 def test_too_little_memory_is_no_damaged_image(load, tmp_path, monkeypatch):
-    def read_picture(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(cache, "read_picture", read_picture)
+    monkeypatch.setattr(cache, "read_picture", raising(MemoryError))
     with pytest.raises(MemoryError):
         load()
     assert listing(tmp_path / "cache") == []

@@ -54,9 +54,6 @@ def example(schedule):
     return x0, eps, ddpm.q_sample(schedule, x0, TIMES, eps)
 
 
-# Schedules
-
-
 @pytest.mark.parametrize("name", ZERO_SNR)
 def test_noise_is_not_predicted_from_pure_noise(name):
     for prediction in ("x0", "v", "mu"):
@@ -127,9 +124,6 @@ def test_unknown_names_are_told_with_the_known_ones(tmp_path):
     ):
         with pytest.raises(ValueError, match=f'mine" is unknown: .*{known}'):
             ask()
-
-
-# Predictions and objectives
 
 
 def test_the_papers_loss_is_the_notebooks():
@@ -232,9 +226,6 @@ def test_a_path_is_for_networks_that_tell_x0():
         catalogue.make_sampling_schedule(Recipe(), "mine")
 
 
-# Networks
-
-
 def test_the_papers_network_is_the_notebooks():
     ours, theirs = make_network(TINY), ddpm.make_network(TINY)
     assert same(ours, theirs) and type(ours) is type(theirs)
@@ -264,9 +255,6 @@ def test_a_network_needs_one_class_and_one_name(monkeypatch):
     assert run.step == 6 and isinstance(run.ema, Mine)
     with pytest.raises(ValueError, match="Mine takes no labels"):
         start_run(replace(recipe, classes=2))
-
-
-# Data sets
 
 
 @pytest.fixture
@@ -320,9 +308,6 @@ def test_labels_are_those_of_a_data_set_that_has_them(pictures, monkeypatch):
     loading.check_labelled(replace(recipe, classes=0))
     change_dataset(monkeypatch, "mnist", labels=lambda recipe, root, split: split)
     assert load_labels(replace(DIGITS, classes=10)) == "train"
-
-
-# Runs
 
 
 def test_a_run_starts_from_given_weights():

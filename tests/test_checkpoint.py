@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import with_flipped_bit, with_random_weights
+from helpers import raising, with_flipped_bit, with_random_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from training_helpers import NOTEBOOK, TINY, same, squares
@@ -40,6 +40,8 @@ FOREIGN = {
     "blocks_per_level": {"blocks_per_level": 2},
     "norm_groups": {"norm_groups": 4},
     "attention_resolutions": {"attention_resolutions": (8, 4)},
+    "image_size": {"image_size": (16, 24)},
+    "small": {"condition": "small", "prediction": "x0"},
 }
 
 
@@ -121,9 +123,6 @@ def test_every_setting_comes_back_from_one_place(tmp_path, changes):
     assert sorted(names) == sorted(asdict(recipe))
 
 
-# The notebook's checkpoints and ours
-
-
 def test_the_notebooks_checkpoint_is_one_of_ours(tmp_path):
     run = ddpm.start_run(NOTEBOOK)
     path = ddpm.beta_schedule(ddpm.linear_beta(50))
@@ -163,9 +162,6 @@ def test_the_notebook_refuses_another_method_and_names_it(tmp_path, name):
     with pytest.raises(ValueError, match=name):
         ddpm.load_checkpoint(tmp_path)
     assert checkpoints.load(tmp_path).recipe == recipe
-
-
-# Shipped checkpoints
 
 
 def plain_ddim(network, alpha_bar, prediction, times, x):
@@ -212,9 +208,6 @@ def test_the_notebook_loads_the_shipped_digits():
     ours = checkpoints.load(SHIPPED / "mnist")
     assert same(network, ours.network) and torch.equal(schedule.b, ours.schedule.b)
     assert settings.epochs == 48
-
-
-# Damage
 
 
 def test_missing_files_are_named(saved, tmp_path):
@@ -352,22 +345,16 @@ def test_a_checkpoint_without_a_digest_loads_and_that_is_said_once(saved, capsys
 
 @pytest.mark.parametrize("error", [SafetensorError("No space left"), OSError(28, "No space left")])
 def test_a_full_disk_is_said_and_leaves_the_old_files(saved, monkeypatch, error):
-    def full(*given):
-        raise error
-
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    monkeypatch.setattr(checkpoint_files, "save", full)
+    monkeypatch.setattr(checkpoint_files, "save", raising(error))
     with pytest.raises(OSError, match=re.escape(str(error))):
         checkpoints.save(saved, make_network(TINY), TINY, {})
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_path, monkeypatch):
-    def killed(*given):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint_files, "save", killed)
+        patched.setattr(checkpoint_files, "save", raising(KeyboardInterrupt))
         train(SHORT, squares(), tmp_path)
     with pytest.raises(FileExistsError):
         train(SHORT, squares(), tmp_path)
@@ -377,13 +364,9 @@ def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_pat
 
 def test_a_kill_between_the_files_of_a_later_save_is_told_and_healed(tmp_path, monkeypatch):
     """The weights are new, and config.json is of the save before."""
-
-    def killed(*given, **options):
-        raise KeyboardInterrupt
-
     train(replace(SHORT, epochs=1), squares(), tmp_path)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint_files.json, "dumps", killed)
+        patched.setattr(checkpoint_files.json, "dumps", raising(KeyboardInterrupt))
         train(SHORT, squares(), tmp_path, resume=True)
     with pytest.raises(ValueError, match="resume"):
         checkpoints.load(tmp_path)

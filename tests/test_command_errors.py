@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command_helpers import DIGITS, NETWORK, blobs, error_of, run, save_network
-from conftest import ROOT
+from helpers import raising
 from PIL import Image
 
 from mnist_ddpm import trainer
@@ -40,119 +40,55 @@ def few_digits(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("command", "named"),
     [
-        ("--n 0", "n is 0"),
-        ("--steps 21", "1 to T = 20"),
-        ("--eta -0.5", "eta is -0.5"),
-        ("--seed -1", "seed is -1"),
-        ("--batch-size 0", "batch_size is 0"),
-        ("--checkpoint no/where", "no/where is not a checkpoint"),
-        ("--out README.md/x", "README.md/x"),
-        ("--guidance 2", "without labels"),
-        ("--guidance-interval 5 15", "a checkpoint with labels"),
-        ("--init-image nowhere", "nowhere is not a readable image (No such file"),
-        ("--guide nowhere --guidance nan", "guidance is nan"),
-        ("--guide nowhere --guidance-interval 5 21", "T = 20"),
-        ("--guide nowhere --guidance-interval 3 6", "none of the 6 times"),
-        ("--label 3", "without labels"),
-        ("--sampler ddpm --variance learned", "learned no variance"),
-        ("--sampler heun --eta 1", "heun takes no --eta"),
-        ("--variance beta", "ddim takes no --variance"),
-        ("--mask mask.png", "--init-image"),
-        ("--init-image README.md", "README.md is not a readable image"),
-        ("--init-image digit.png --strength 0", "strength is 0.0"),
-        ("--strength 0.9", "--strength"),
-        ("--init-image digit.png --mask mask.png --strength 0.9", "--strength"),
-        ("--init-image digit.png --resamples 3", "--resamples"),
-        ("--init-image digit.png --jump 3", "--jump"),
-        ("--init-image digit.png --mask mask.png --jump 0", "jump is 0"),
-        ("--init-image digit.png --mask small.png", "10 x 9 pixels and the image 28 x 28"),
-        ("--init-image digit.png --mask white.png", "white.png hides nothing"),
-        ("--init-image digit.png --mask mask.png --sampler heun", "--sampler heun"),
-        ("--init-image digit.png --mask mask.png --eta 1", "ddpm takes no --eta"),
-    ],
-)
-def test_bad_requests_to_sample_end_in_one_line(
-    places, tmp_path, monkeypatch, capsys, flags, named
-):
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("digit.png")
-    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("mask.png")
-    (tmp_path / "README.md").touch()
-    Image.new("L", (10, 9)).save("small.png")
-    Image.new("L", (28, 28), 255).save("white.png")
-    base = ["--checkpoint", places / "colours", "--steps", 6]
-    assert named in error_of(capsys, "sample", *base, *flags.split())
-
-
-def test_labels_and_guidance_must_be_of_use(places, tmp_path, capsys):
-    digits = places / "digits"
-    base = ["sample", "--checkpoint", digits, "--out", tmp_path]
-    for label in ("10", "-1"):
-        assert f"label {label} " in error_of(capsys, *base, "--label", "3", label)
-    interval = ["--steps", 6, "--guidance-interval", 5, 15]
-    for guide in ([], ["--guide", digits, "--guidance", 1]):
-        assert "--guidance to other than 1" in error_of(capsys, *base, *interval, *guide)
-    always_labelled = save_network(tmp_path / "labelled", DIGITS, label_dropout=0.0)
-    base = ["sample", "--checkpoint", always_labelled, "--guidance", 2, "--out", tmp_path]
-    assert "label_dropout 0" in error_of(capsys, *base)
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        ("--extractor nowhere", "no extractor nowhere"),
-        ("--n 3", "4 images and 8 of the training set at least, and there are 3 and 60"),
-        ("--extractor README.md", "README.md is damaged"),
-        ("--images README.md", "no zip archive"),
-        (f"--images {os.devnull}", f"{os.devnull} is neither"),
-        ("--out tests", "tests is a folder"),
-        ("--images x.npz --steps 9 --eta 1", "--steps and --eta"),
-        ("--images x.npz --guidance-interval 1 9", "--guidance-interval"),
-        ("--images x.npz --bits 9 --variance posterior", "x.npz is neither"),
-        (
-            "--images tests --out tests/card.json",
-            "tests/card.json is in the folder of images tests",
-        ),
-        ("--bits 1", "--bits is 1"),
-        ("--label 3", "without labels"),
-    ],
-)
-def test_bad_requests_to_evaluate_end_in_one_line(
-    places, few_digits, tmp_path, monkeypatch, capsys, flags, named
-):
-    monkeypatch.chdir(ROOT)
-    steps = [] if "--images" in flags or "--steps" in flags else ["--steps", 4]
-    base = ["evaluate", "--checkpoint", places / "plain", "--n", 4, *steps]
-    base += ["--extractor", places / "judge.safetensors", "--out", tmp_path / "card"]
-    assert named in error_of(capsys, *base, *flags.split())
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        ("--variance learned", "learned no variance"),
-        ("--n 1", "at least 2 images, and there are 1"),
-        ("--steps 21", "1 to T = 20"),
-        ("--times-per-image 21", "times_per_image is 21"),
-        ("--seed -1", "seed is -1"),
-        ("--spacing quadratic", "--steps"),
-    ],
-)
-def test_bad_requests_for_a_likelihood_end_in_one_line(
-    places, few_digits, tmp_path, capsys, flags, named
-):
-    base = ["likelihood", "--checkpoint", places / "plain", "--n", 4, "--out", tmp_path / "l.json"]
-    assert named in error_of(capsys, *base, *flags.split())
-
-
-# --- what is far beyond sense, empty, or a trap
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
+        ("sample --n 0", "n is 0"),
+        ("sample --steps 21", "1 to T = 20"),
+        ("sample --eta -0.5", "eta is -0.5"),
+        ("sample --seed -1", "seed is -1"),
+        ("sample --batch-size 0", "batch_size is 0"),
+        ("sample --checkpoint no/where", "no/where is not a checkpoint"),
+        ("sample --out README.md/x", "README.md/x"),
+        ("sample --guidance 2", "without labels"),
+        ("sample --guidance-interval 5 15", "a checkpoint with labels"),
+        ("sample --init-image nowhere", "nowhere is not a readable image (No such file"),
+        ("sample --guide nowhere --guidance nan", "guidance is nan"),
+        ("sample --guide nowhere --guidance-interval 5 21", "T = 20"),
+        ("sample --guide nowhere --guidance-interval 3 6", "none of the 6 times"),
+        ("sample --label 3", "without labels"),
+        ("sample --sampler ddpm --variance learned", "learned no variance"),
+        ("sample --sampler heun --eta 1", "heun takes no --eta"),
+        ("sample --variance beta", "ddim takes no --variance"),
+        ("sample --mask mask.png", "--init-image"),
+        ("sample --init-image README.md", "README.md is not a readable image"),
+        ("sample --init-image digit.png --strength 0", "strength is 0.0"),
+        ("sample --strength 0.9", "--strength"),
+        ("sample --init-image digit.png --mask mask.png --strength 0.9", "--strength"),
+        ("sample --init-image digit.png --resamples 3", "--resamples"),
+        ("sample --init-image digit.png --jump 3", "--jump"),
+        ("sample --init-image digit.png --mask mask.png --jump 0", "jump is 0"),
+        ("sample --init-image digit.png --mask small.png", "10 x 9 pixels and the image 28 x 28"),
+        ("sample --init-image digit.png --mask white.png", "white.png hides nothing"),
+        ("sample --init-image digit.png --mask mask.png --sampler heun", "--sampler heun"),
+        ("sample --init-image digit.png --mask mask.png --eta 1", "ddpm takes no --eta"),
+        ("evaluate --extractor nowhere", "no extractor nowhere"),
+        ("evaluate --n 3", "3 and 60"),
+        ("evaluate --extractor README.md", "README.md is damaged"),
+        ("evaluate --images README.md", "no zip archive"),
+        (f"evaluate --images {os.devnull}", f"{os.devnull} is neither"),
+        ("evaluate --out folder", "folder is a folder"),
+        ("evaluate --images x.npz --steps 9 --eta 1", "--steps and --eta"),
+        ("evaluate --images x.npz --guidance-interval 1 9", "--guidance-interval"),
+        ("evaluate --images x.npz --bits 9 --variance posterior", "x.npz is neither"),
+        ("evaluate --images folder --out folder/card.json", "in the folder of images folder"),
+        ("evaluate --bits 1", "--bits is 1"),
+        ("evaluate --label 3", "without labels"),
+        ("likelihood --variance learned", "learned no variance"),
+        ("likelihood --n 1", "at least 2 images, and there are 1"),
+        ("likelihood --steps 21", "1 to T = 20"),
+        ("likelihood --times-per-image 21", "times_per_image is 21"),
+        ("likelihood --seed -1", "seed is -1"),
+        ("likelihood --spacing quadratic", "--steps"),
         ("sample --n 1000000000000", "n is 1000000000000"),
         ("sample --n 1000000000", "n is 1,000,000,000"),
         ("sample --seed 99999999999999999999", "seed is 99999999999999999999"),
@@ -166,18 +102,40 @@ def test_bad_requests_for_a_likelihood_end_in_one_line(
         ("train --T 1000000000000", "T is 1000000000000"),
     ],
 )
-def test_flags_far_beyond_sense_end_in_one_line(
-    places, few_digits, tmp_path, monkeypatch, capsys, flags, named
-):
+def test_bad_requests(places, few_digits, tmp_path, monkeypatch, capsys, command, named):
+    """Also what is far beyond sense, empty, or a trap."""
     monkeypatch.chdir(tmp_path)
-    os.symlink("loop", "loop")
+    for name in ("digit.png", "mask.png"):
+        Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(name)
+    Image.new("L", (10, 9)).save("small.png")
+    Image.new("L", (28, 28), 255).save("white.png")
+    Path("README.md").write_text("text")
     Path("folder").mkdir()
-    command, *arguments = flags.split()
-    if command not in ("train", "extractor"):
-        steps = [] if command == "likelihood" else ["--steps", 2]
-        arguments = ["--checkpoint", places / "plain", *steps, *arguments]
-    line = error_of(capsys, command, *arguments)
+    os.symlink("loop", "loop")
+    name, *flags = command.split()
+    base = {
+        "sample": ["--checkpoint", places / "colours", "--steps", 6],
+        "evaluate": ["--checkpoint", places / "plain", "--n", 4, "--out", "card"],
+        "likelihood": ["--checkpoint", places / "plain", "--n", 4, "--out", "l.json"],
+    }.get(name, [])
+    if name == "evaluate":
+        base += ["--extractor", places / "judge.safetensors"]
+        base += [] if {"--images", "--steps"} & {*flags} else ["--steps", 4]
+    line = error_of(capsys, name, *base, *flags)
     assert named in line and line.isprintable()
+
+
+def test_labels_and_guidance_must_be_of_use(places, tmp_path, capsys):
+    digits = places / "digits"
+    base = ["sample", "--checkpoint", digits, "--out", tmp_path]
+    for label in ("10", "-1"):
+        assert f"label {label} " in error_of(capsys, *base, "--label", "3", label)
+    interval = ["--steps", 6, "--guidance-interval", 5, 15]
+    for guide in ([], ["--guide", digits, "--guidance", 1]):
+        assert "--guidance to other than 1" in error_of(capsys, *base, *interval, *guide)
+    always_labelled = save_network(tmp_path / "labelled", DIGITS, label_dropout=0.0)
+    base = ["sample", "--checkpoint", always_labelled, "--guidance", 2, "--out", tmp_path]
+    assert "label_dropout 0" in error_of(capsys, *base)
 
 
 BOMBS = {
@@ -207,11 +165,7 @@ def test_json_that_is_none_of_ours_is_damaged(tmp_path, capsys, name):
 def test_an_odd_environment_is_no_traceback(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "x")  # of no launcher
     assert "missing" in error_of(capsys, "compare", tmp_path / "missing", tmp_path / "b.json")
-
-    def read_only(name):
-        raise OSError("Matplotlib requires access to a writable cache directory")
-
-    monkeypatch.setattr(dispatch, "import_module", read_only)
+    monkeypatch.setattr(dispatch, "import_module", raising(OSError("no writable cache")))
     assert "writable" in error_of(capsys, "compare", "a.json", "b.json")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command_helpers import DIGITS, blobs, error_of, run, save_network, skip_films
+from helpers import raising
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import extractor as extractor_command
@@ -68,22 +69,14 @@ def bound_of(places, out, *flags, status=0) -> dict:
     return {} if status else json.loads(out.read_text()) | {"seconds": 0}
 
 
-# --- evaluate
-
-
 @pytest.mark.parametrize(
     ("command", "figure"), [("evaluate", "n = 12"), ("likelihood", "bits/dim")]
 )
-def test_figures_are_printed_even_where_the_disk_is_full_and_the_same_command_goes_on(
-    places, tmp_path, monkeypatch, capsys, command, figure
-):
-    def full(path, text, **options):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_a_full_disk_costs_no_figures(places, tmp_path, monkeypatch, capsys, command, figure):
     flags = flags_of(places)
     flags = [*flags, "--steps", 4] if command == "evaluate" else [*flags[:2], *flags[4:]]
     with monkeypatch.context() as once:
-        once.setattr(Path, "write_text", full)
+        once.setattr(Path, "write_text", raising(OSError(errno.ENOSPC, "No space left on device")))
         assert run(command, *flags, "--out", tmp_path / "a.json") == 1
     told = capsys.readouterr()
     assert figure in told.out and "a.json" in told.err and "disk" in told.err
@@ -223,9 +216,7 @@ def test_what_was_kept_is_not_of_other_held_out_images(places, tmp_path, monkeyp
     assert bits[0] == bits[1]
 
 
-def test_the_second_card_asks_the_extractor_about_its_samples_alone(
-    places, tmp_path, monkeypatch, capsys
-):
+def test_features_of_real_images_are_computed_once(places, tmp_path, monkeypatch, capsys):
     """It is the same card to the last bit as without what the first has left."""
     asked, forward = [], Extractor.forward
 
@@ -300,9 +291,6 @@ def test_cards_that_differ_in_what_they_measure_are_refused(tmp_path, change, ca
     assert f"{tmp_path / 'a'} is no card" in error_of(capsys, "compare", *[tmp_path / "a"] * 2)
 
 
-# --- likelihood
-
-
 def test_likelihood_prints_and_writes_the_bound(places, tmp_path, capsys):
     out = tmp_path / "cards" / "bound.json"
     card = bound_of(places, out)
@@ -345,12 +333,7 @@ def test_a_bound_that_was_stopped_goes_on(places, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"whole.json", "bound.json"}
 
 
-# --- extractor
-
-
-def test_the_extractor_command_saves_what_it_trained_and_overwrites_nothing(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_extractor_command_overwrites_nothing(tmp_path, monkeypatch, capsys):
     asked, out = [], tmp_path / "a.safetensors"
 
     def train(dataset, root, **options):

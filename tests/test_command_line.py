@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_helpers import SMALL, error_of, run, save_pictures
+from command_helpers import SMALL, error_of, run
 from conftest import ROOT
-from helpers import equal
+from helpers import equal, raising
 from safetensors.torch import load_file
 
 from mnist_ddpm.commands import compare, plan, sample, train
@@ -26,11 +26,6 @@ from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.recipe import Recipe
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return save_pictures(tmp_path_factory.mktemp("pictures") / "mine")
 
 
 def interrupt_at(step: int, monkeypatch) -> None:
@@ -100,18 +95,6 @@ def test_a_process_of_its_own_is_stopped_and_says_how_to_go_on(pictures, tmp_pat
     assert f"stopped after step {step} " in errors and "train --resume" in errors
 
 
-# --- main
-
-
-def fail_with(error: Exception):
-    """Stands in for a command's function."""
-
-    def fail(flags):
-        raise error
-
-    return fail
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -121,20 +104,20 @@ def fail_with(error: Exception):
     ],
 )
 def test_too_little_memory_is_reported_in_one_line_with_advice(monkeypatch, capsys, error):
-    monkeypatch.setattr(sample, "run_sample", fail_with(error))
-    monkeypatch.setattr(plan, "run_plan", fail_with(error))
+    monkeypatch.setattr(sample, "run_sample", raising(error))
+    monkeypatch.setattr(plan, "run_plan", raising(error))
     assert re.search(r"20.00 GiB.*--batch-size", error_of(capsys, "sample"))
     line = error_of(capsys, "plan")
     assert "--accumulation" in line and "--batch-size" not in line, "plan has no such flag"
 
 
 def test_the_system_s_errors_are_sentences(monkeypatch, capsys):
-    monkeypatch.setattr(sample, "run_sample", fail_with(OSError(36, "File name too long", "aa")))
+    monkeypatch.setattr(sample, "run_sample", raising(OSError(36, "File name too long", "aa")))
     assert error_of(capsys, "sample") == "error: aa: File name too long"
 
 
 def test_other_failures_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr(sample, "run_sample", fail_with(RuntimeError("shape mismatch")))
+    monkeypatch.setattr(sample, "run_sample", raising(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError):
         run("sample")
 

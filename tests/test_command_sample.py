@@ -72,9 +72,6 @@ def stop(monkeypatch):
     return set_stop
 
 
-# --- files
-
-
 def test_sample_writes_everything_it_promises(colours, tmp_path):
     out = tmp_path / "a & b"
     base = ["--n", 5, "--steps", 6, "--batch-size", 3, "--sampler", "dpmpp", "--eta", 1]
@@ -86,9 +83,6 @@ def test_sample_writes_everything_it_promises(colours, tmp_path):
     grid = imageio.imread(out / "samples.png")
     assert grid.shape == (2 * (2 + 2 * 18), 2 * (2 + 3 * 18), 3)
     assert np.array_equal(grid[4:36:2, 4:36:2], images[0]), "the grid shows the images"
-
-
-# --- flags
 
 
 def test_each_flag_of_sample_changes_the_images(digits, tmp_path, quick):
@@ -131,9 +125,7 @@ def test_what_a_card_says_of_the_sampler_is_drawn_again(digits, tmp_path, quick)
         ("--init-image digit.png --mask mask.png --resamples 3 --jump 4", 18),
     ],
 )
-def test_what_sampling_costs_is_printed(
-    digits, tmp_path, digit, quick, monkeypatch, capsys, flags, evaluations
-):
+def test_costs_are_printed(digits, tmp_path, digit, quick, monkeypatch, capsys, flags, evaluations):
     monkeypatch.chdir(tmp_path)
     base = ["--checkpoint", digits, "--n", 3, "--steps", 6, "--out", "out"]
     assert run("sample", *base, *flags.split()) == 0
@@ -256,9 +248,6 @@ def test_what_every_sampler_takes_is_no_option_of_one(sampler):
     assert own_options(catalogue.SAMPLERS[sampler]).keys() <= {"eta", "variance"}
 
 
-# --- starting from an image
-
-
 def test_masked_pixels_are_inpainted_and_the_others_stay(digits, tmp_path, digit, quick):
     base = ["--checkpoint", digits, "--n", 2, "--resamples", 1, "--steps", 5]
     start = ["--init-image", tmp_path / "digit.png", "--mask", tmp_path / "mask.png"]
@@ -291,12 +280,7 @@ def test_an_image_of_another_size_is_cropped_together_with_its_mask(colours, tmp
     assert (image[:, :8] == 200).all() and (image[:12, 8:] != 200).all()
 
 
-# --- stopping
-
-
-def test_a_drawing_that_was_stopped_is_resumed(
-    digits, tmp_path, digit, stop, quick, monkeypatch, capsys
-):
+def test_a_stopped_drawing_is_resumed(digits, tmp_path, digit, stop, quick, monkeypatch, capsys):
     base = ["--checkpoint", digits, "--n", 7, "--steps", 5, "--eta", 1, "--batch-size", 2]
     base += ["--init-image", tmp_path / "digit.png"]
     unstopped = drawn(tmp_path / "unstopped", *base)

@@ -40,11 +40,6 @@ GREY = "--channels 1 --image-size 32 --accumulation 1"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return save_pictures(tmp_path_factory.mktemp("pictures") / "mine")
-
-
-@pytest.fixture(scope="module")
 def checkpoint(pictures, tmp_path_factory):
     """A network that was trained for one epoch, and can be resumed."""
     folder = tmp_path_factory.mktemp("trained")
@@ -87,9 +82,6 @@ def no_images(monkeypatch):
     monkeypatch.setattr(loading, "load_images", lambda *_: pytest.fail("images are read"))
 
 
-# --- which flag wins
-
-
 def test_flags_are_known_however_they_are_typed():
     typed = "train --base-channels 8 --beta_1=1e-3 --no-compile --attributes A --T 5 -x".split()
     assert {*typed_flags(typed)} == {"base_channels", "beta_1", "compile", "attributes", "T"}
@@ -127,17 +119,13 @@ def test_a_typed_flag_wins_and_the_preset_decides_all_others(trainings, tmp_path
         ("bfloat16", "--precision float32", "float32"),
     ],
 )
-def test_precision_is_the_device_s_unless_typed(
-    trainings, monkeypatch, tmp_path, default, flags, precision
-):
+def test_a_typed_precision_wins(trainings, monkeypatch, tmp_path, default, flags, precision):
     monkeypatch.setattr(devices, "default_precision", lambda device: default)
     assert run("train", "--base-channels", 8, "--out", tmp_path, *flags.split()) == 0
     assert trainings[0].recipe.precision == precision
 
 
-def test_a_resumed_run_keeps_its_precision_where_the_device_has_it(
-    trainings, monkeypatch, tmp_path
-):
+def test_a_resumed_run_keeps_its_precision(trainings, monkeypatch, tmp_path):
     """As in Colab, which may give an A100 one day and a T4 the next."""
     begun = trainer.start_run(Recipe(**NETWORK, precision="bfloat16"))
     saving.save_run(tmp_path, begun, trainer.save_checkpoint)
@@ -165,7 +153,7 @@ def test_labels_are_passed_to_the_training(trainings, monkeypatch, tmp_path):
         (f"--preset ddpm-celebahq {GREY}", 0),  # FFHQ has no labels
     ],
 )
-def test_a_network_keeps_its_labels_where_the_data_have_some(
+def test_labels_stay_where_the_data_have_some(
     digits, pictures, trainings, tmp_path, flags, classes
 ):
     flags = flags.format(pictures=pictures, data=tmp_path).split()
@@ -215,9 +203,7 @@ def test_other_channels_and_labels_begin_anew_and_are_listed(
     assert trainings[1].network.label.weight.shape[0] == 5
 
 
-def test_resume_takes_settings_from_the_run_and_flags_override_them(
-    checkpoint, tmp_path, capsys, monkeypatch
-):
+def test_flags_override_the_settings_of_a_run(checkpoint, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(checkpoint, out)
     resume = ["train", "--resume", "--out", out, "--data", tmp_path / "data"]
@@ -231,9 +217,6 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(
         (out / name).unlink()
     assert run(*resume, "--epochs", 3) == 0
     assert checkpoints.load_config(out)[0].epochs == 3
-
-
-# --- what cannot be trained
 
 
 @pytest.mark.parametrize(
@@ -252,9 +235,7 @@ def test_resume_takes_settings_from_the_run_and_flags_override_them(
         ("--preset faces-64 --image-size 50", "image_size"),
     ],
 )
-def test_bad_requests_to_train_end_in_one_line(
-    pictures, tmp_path, monkeypatch, capsys, flags, named
-):
+def test_bad_requests_to_train(pictures, tmp_path, monkeypatch, capsys, flags, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -262,7 +243,7 @@ def test_bad_requests_to_train_end_in_one_line(
     assert named in error_of(capsys, *base, *flags.split())
 
 
-def test_what_does_not_fit_is_reported_before_images_are_read(
+def test_what_does_not_fit_is_refused_at_once(
     checkpoint, digits, pictures, no_images, tmp_path, capsys
 ):
     out = ["--out", tmp_path / "out"]
@@ -281,9 +262,6 @@ def test_what_does_not_fit_is_reported_before_images_are_read(
         with folder_lock.locked_folder(folder, ProcessGroup()):
             line = error_of(capsys, "train", *resume, "--dataset", pictures, "--out", folder)
         assert f"another training is at work in {folder}" in line
-
-
-# --- plan
 
 
 @pytest.fixture
@@ -348,9 +326,7 @@ def test_a_plan_keeps_the_settings_of_its_flags(trainings, tiny_plans, tmp_path)
     assert len(trainings[0].labels) == 64 and trainings[0].deadline < float("inf")
 
 
-def test_few_images_make_smaller_batches_unless_their_size_is_typed(
-    trainings, measured, monkeypatch, tmp_path, capsys
-):
+def test_few_images_make_smaller_batches(trainings, measured, monkeypatch, tmp_path, capsys):
     few = save_pictures(tmp_path / "few", 10)
     monkeypatch.setattr(loading, "load_images", lambda recipe, *_, **__: black_images(recipe, 10))
     base = ["--dataset", few, "--out", tmp_path / "run", "--data", tmp_path, "--device", "cpu"]

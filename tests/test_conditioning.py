@@ -16,7 +16,7 @@ from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.commands.push import push_to_hub
 from mnist_ddpm.ddpm import to_float, to_uint8
 from mnist_ddpm.evaluation import extractors, generation, loss_by_time
-from mnist_ddpm.formats import checkpoints, diffusers
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.conditioning import downsampled, grey, small, with_condition
@@ -51,9 +51,6 @@ def sampled(out, *arguments) -> np.ndarray:
     return np.load(out / "samples.npz")["images"].astype(int)
 
 
-# the conditions
-
-
 def test_grey_is_the_luminance():
     x0 = to_float(noise(4, 3, 6, 9))
     red, green, blue = x0.unbind(dim=1)
@@ -78,9 +75,6 @@ def test_each_image_has_a_condition_of_its_own():
     network = with_condition(lambda x, t: x, torch.zeros(3, 1, 4, 4))
     with pytest.raises(ValueError, match="3 .* 2 "):
         network(torch.zeros(2, 1, 4, 4), torch.ones(2))
-
-
-# training
 
 
 @pytest.fixture(scope="module")
@@ -165,17 +159,12 @@ def test_a_network_without_a_condition_begins_one_as_it_was(tmp_path):
     assert equal(initial_weights(tmp_path)[1], network.state_dict())
 
 
-# drawing
-
-
 @pytest.fixture(scope="module")
 def upscaling(tmp_path_factory):
     return save_network(tmp_path_factory.mktemp("upscaling"), UPSCALING, 0.4)
 
 
-def test_the_same_condition_and_seed_give_the_same_and_others_differ(
-    upscaling, tmp_path, monkeypatch
-):
+def test_condition_and_seed_decide_the_images(upscaling, tmp_path, monkeypatch):
     skip_films(monkeypatch)
     digits = tmp_path / "digits"
     digits.mkdir()
@@ -203,9 +192,7 @@ def test_a_picture_may_be_as_small_as_the_condition(upscaling, tmp_path, monkeyp
     assert np.array_equal(tiny, whole)
 
 
-def test_a_condition_goes_with_an_image_to_start_from_and_with_a_mask(
-    upscaling, tmp_path, monkeypatch
-):
+def test_a_condition_goes_with_a_start_and_a_mask(upscaling, tmp_path, monkeypatch):
     skip_films(monkeypatch)
     digit, other = (save_picture(tmp_path / f"{k}.png", blobs(1, k)[0]) for k in (0, 200))
     mask = save_picture(
@@ -227,12 +214,7 @@ def test_draws_in_the_notebook_agree_with_their_small_pictures_and_vary():
     assert 1.4 < float(re.search(r"ratio ([\d.]+)", notebook)[1]) < 2
 
 
-# what is refused, and judged
-
-
-def test_a_condition_that_is_missing_or_of_no_use_is_told_with_its_flag(
-    upscaling, trained, tmp_path, capsys
-):
+def test_a_missing_or_useless_condition_is_refused(upscaling, trained, tmp_path, capsys):
     picture = save_picture(tmp_path / "picture.png", blobs(1)[0])
     plain = save_network(tmp_path / "plain", replace(UPSCALING, condition="none"))
     out = "--out", tmp_path / "out"
@@ -260,14 +242,6 @@ def test_a_condition_that_is_missing_or_of_no_use_is_told_with_its_flag(
     with pytest.raises(ValueError, match="none"):
         c = torch.zeros(1, 1, 32, 32)
         catalogue.make_denoiser(network, schedule, replace(recipe, condition="none"), c)
-
-
-def test_neither_the_notebook_nor_diffusers_takes_it_for_theirs(tmp_path):
-    recipe = replace(UPSCALING, objective="simple")
-    with pytest.raises(ValueError, match="small"):
-        ddpm.load_checkpoint(save_network(tmp_path, recipe))
-    with pytest.raises(ValueError, match="condition is small"):
-        diffusers.settings_to_diffusers(replace(recipe, patch_size=1))
 
 
 def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monkeypatch):

@@ -18,11 +18,6 @@ from mnist_ddpm.training.recipe import Recipe
 DATA = ROOT / "data"
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return ddpm.load_mnist(root=DATA)[:6000]
-
-
 def in_features(generated, training, held_out=None):
     """As audit, by every fourth pixel."""
 
@@ -112,13 +107,6 @@ def test_images_that_are_twice_in_the_training_set_do_not_hide_copies(digits, au
     assert audited(digits[100:200], training).figures()["copies"]
     assert not audited(digits[400:500], training).figures()["copies"]
     assert not audited(digits[400:500], digits[:1].expand(50, -1, -1, -1)).figures()["copies"]
-
-
-def test_mirrored_copies_are_copies_where_training_saw_them(digits):
-    fresh, held_out = digits[:30].flip(-1), digits[500:1000]
-    assert not audit(fresh, digits[:500], held_out).figures()["copies"]
-    found = audit(fresh, digits[:500], held_out, mirrored=True)
-    assert found.figures()["copies"] and found.index.tolist() == list(range(30))
 
 
 def test_the_nearest_of_images_and_their_mirror_images_are_those_of_brute_force(digits):

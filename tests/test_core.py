@@ -22,9 +22,6 @@ def test_uint8_round_trip():
         ddpm.to_float(levels.float())
 
 
-# the forward process
-
-
 def test_linear_schedule_has_the_papers_values():
     beta = [1e-4 + (0.02 - 1e-4) * (t - 1) / 999 for t in range(1, 1001)]
     alpha_bar = np.cumprod(1 - np.array(beta))
@@ -99,9 +96,6 @@ def test_posterior_by_hand_and_for_a_batch():
         torch.testing.assert_close(together[k : k + 1], alone)
         assert variances[k] == ddpm.posterior_variance(PAPER, t[k].item(), s[k].item())
     assert together.dtype == torch.float32
-
-
-# the network
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,6 @@ def test_a_film_holds_the_first_images_from_noise_to_the_result():
     assert images.shape == (5, 1, 1, 1) and images.dtype == torch.uint8
 
 
-# pictures
-
-
 @pytest.mark.parametrize(("n", "columns", "channels"), [(2, 8, 1), (5, 3, 3), (6, 3, 1), (7, 1, 3)])
 def test_tile_is_torchvisions_grid(n, columns, channels):
     generator = torch.Generator().manual_seed(n)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import PAPER
+from helpers import PAPER, raising
 from training_helpers import NOTEBOOK, same, squares
 
 from mnist_ddpm import ddpm
@@ -145,9 +145,6 @@ def test_too_few_images_for_a_batch_are_refused():
         trained(TINY, squares(15))
 
 
-# saving
-
-
 def test_a_run_goes_on_bit_for_bit_from_the_middle_of_an_epoch(tmp_path):
     images, schedule = squares(), schedule_of(TINY)
     flipped = {"augment": ddpm.mirrored}
@@ -188,15 +185,6 @@ def test_more_epochs_may_be_trained_and_nothing_else_may_change(tmp_path):
         ddpm.resume_run(tmp_path, replace(TINY, learning_rate=0.1), schedule)
     with pytest.raises(ValueError, match="schedule"):
         ddpm.resume_run(tmp_path, TINY, ddpm.Schedule(schedule.a.square(), schedule.b))
-
-
-def test_a_run_of_other_code_goes_on_with_a_warning(tmp_path, monkeypatch, capsys):
-    ddpm.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
-    ddpm.resume_run(tmp_path, TINY, schedule_of(TINY))
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(ddpm, "code_digest", lambda: "of an edited cell")
-    assert ddpm.resume_run(tmp_path, TINY, schedule_of(TINY)).step == 0
-    assert "Warning: the code" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
@@ -244,12 +232,8 @@ def test_a_changed_byte_is_refused(tmp_path, name, load):
 def test_a_kill_or_a_full_disk_while_writing_leaves_the_old_file(tmp_path, monkeypatch, error):
     path = tmp_path / "kept.txt"
     path.write_bytes(b"old")
-
-    def failing(file):
-        raise error
-
     with monkeypatch.context() as patched, pytest.raises(type(error), match=r"kept\.txt|^$"):
-        patched.setattr(ddpm.os, "fsync", failing)
+        patched.setattr(ddpm.os, "fsync", raising(error))
         ddpm.replace_file(path, b"half")
     assert path.read_bytes() == b"old"
     ddpm.replace_file(path, b"new")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import with_flipped_bit
+from helpers import raising, with_flipped_bit
 from picture_helpers import image_recipe, numbers, plain, ramp, save, save_celeba, save_some
 from PIL import EpsImagePlugin, Image, ImageOps
 from torchvision import datasets
@@ -36,9 +36,6 @@ LOADERS = load_mnist, mnist_labels
 # The passes of an interlaced PNG: first column, first row, and the distances to the next
 ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
 ADAM7 += [(0, 1, 1, 2)]
-
-
-# Pixels
 
 
 def test_folders_are_read_as_pillow_fits_them_in_the_order_of_their_paths(tmp_path):
@@ -136,9 +133,6 @@ def test_pictures_are_turned_as_pillow_turns_them(tmp_path, mode, name):
         )
 
 
-# Folders
-
-
 def test_hidden_files_and_other_files_do_not_count(tmp_path):
     save_some(tmp_path / "in", 2)
     for name in (".ipynb_checkpoints/0.png", ".thumbnail.png", "lost+found/0.png"):
@@ -184,9 +178,6 @@ def test_a_folder_may_have_a_name_as_long_as_names_may_be(tmp_path):
     folders = sorted(tmp_path.glob("a*"))
     drawn = [numbers(load_folder(COLOUR, folder, tmp_path / "cache")) for folder in folders]
     assert drawn == [[0, 1, 2, 5], [0, 1, 2, 7]], "and another cache than one that begins alike"
-
-
-# MNIST
 
 
 def test_mnist_is_the_notebooks():
@@ -290,10 +281,8 @@ def test_a_damaged_archive_is_fetched_anew(archives, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_not_taken_for_damaged_archives(tmp_path, monkeypatch):
-    def download_url(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(datasets.utils, "download_url", download_url)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(datasets.utils, "download_url", raising(full))
     with pytest.raises(OSError, match="No space left on device") as caught:
         load_mnist(DIGITS, tmp_path)
     assert caught.value.errno == errno.ENOSPC
@@ -309,9 +298,6 @@ def test_digits_without_their_margin_are_padded_like_those_of_training(tmp_path)
     assert resized[:4].ne(digits[:4]).any(), "those of another data set are not"
     assert torch.equal(resized[4], digits[4])
     assert (margin(DIGITS), margin(own)) == ((2, 2), (0, 0))
-
-
-# Labels
 
 
 def test_labels_are_looked_at_before_images_unless_celeba_is_still_to_be_downloaded(tmp_path):
@@ -331,9 +317,6 @@ def test_labels_are_looked_at_before_images_unless_celeba_is_still_to_be_downloa
 def test_a_network_that_never_missed_a_label_is_always_told(classes, label_dropout, told):
     asked = type("Recipe", (), {"classes": classes, "label_dropout": label_dropout})
     assert needs_labels(asked) is told
-
-
-# Pictures that are a trap
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

@@ -173,9 +173,7 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     ],
     ids=["alike", "alike, and another", "another prediction", "another width, and another"],
 )  # fmt: skip
-def test_the_second_network_begins_as_a_teacher_if_it_can(
-    teacher, unlabelled, who, tmp_path, monkeypatch
-):
+def test_the_second_network_begins_as_a_teacher(teacher, unlabelled, who, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = ("few", {}), ("known", teacher), ("plain", {"classes": 0})
     for std, (name, changed) in enumerate(changes, 1):

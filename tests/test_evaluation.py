@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from helpers import PAPER, change_dataset, in_processes, untrained_judge, with_random_weights
 from PIL import Image
 
@@ -32,21 +31,11 @@ from mnist_ddpm.evaluation.slider import film_slider
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.training.recipe import Recipe
 
-DATA = ROOT / "data"
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return ddpm.load_mnist(root=DATA)[:6000]
-
 
 @pytest.fixture
 def quick(monkeypatch):
     """Intervals take time: for tests that do not look at them."""
     monkeypatch.setattr(distances, "RESAMPLES", 10)
-
-
-# --- cards
 
 
 def test_a_card_is_built_written_read_and_compared(digits, tmp_path):
@@ -209,9 +198,6 @@ def test_cards_are_compared_by_the_figures_that_both_have(tmp_path):
             read_card(tmp_path / "card.json")
 
 
-# --- the error by time
-
-
 def test_loss_by_t_spreads_times_and_is_zero_for_a_seer():
     images = torch.zeros(100, 1, 2, 2, dtype=torch.uint8)
     black = -torch.ones(1, 1, 2, 2)
@@ -221,9 +207,6 @@ def test_loss_by_t_spreads_times_and_is_zero_for_a_seer():
     constant = ddpm.eps_denoiser(lambda xt, t: torch.full_like(xt, 3.0), PAPER)
     _, losses = loss_by_t(constant, PAPER, images)
     assert losses.mean().item() == pytest.approx(10, abs=0.5), "E (3 - eps)², as it is predicted"
-
-
-# --- the slider
 
 
 @pytest.mark.parametrize(("channels", "n", "columns"), [(1, 8, 8), (3, 3, 8), (1, 6, 4)])

@@ -283,9 +283,7 @@ def test_a_record_keeps_the_machine_of_earlier_rows(start, tmp_path):
     assert start(scale=ONE_SEED).record()["earlier"] == [earlier]
 
 
-def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_same_run(
-    start, tmp_path, monkeypatch
-):
+def test_raw_and_averaged_weights_are_of_one_run(start, tmp_path, monkeypatch):
     monkeypatch.setattr(ddpm, "timesteps", lambda T, steps: [20, 10, 5])
     run = start("ema", ONE_SEED)
     are_averaged = []

@@ -18,11 +18,6 @@ from mnist_ddpm.evaluation.extractor_training import shifted, train_extractor
 from mnist_ddpm.evaluation.extractors import digest, in_batches, pick_judge
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return ddpm.load_mnist(root=ROOT / "data")[:600]
-
-
 def test_a_digest_is_that_of_all_bytes_in_a_tensors_order():
     images = torch.arange(6, dtype=torch.uint8).view(2, 3).mT
     count = torch.tensor(7, dtype=torch.uint8)

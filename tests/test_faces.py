@@ -28,9 +28,6 @@ from mnist_ddpm.data.labels import label_names
 COLOUR = image_recipe()
 
 
-# CelebA
-
-
 @pytest.mark.parametrize(
     "where",
     [
@@ -275,9 +272,6 @@ def test_attributes_that_celeba_has_not_are_refused(tmp_path, attributes, classe
     asked = replace(COLOUR, attributes=attributes, classes=classes)
     with pytest.raises(ValueError, match="classes" if classes == 10 else "attributes"):
         celeba_labels(asked, tmp_path)
-
-
-# FFHQ
 
 
 @pytest.mark.parametrize(

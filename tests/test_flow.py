@@ -104,9 +104,6 @@ def test_ddim_is_the_euler_step_of_another_implementation():
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
 
 
-# Along another path
-
-
 def test_times_are_matched_by_snr():
     """On the straight path t/T = noise / (signal + noise), whatever lies between two times."""
     times, own = match_snr(STRAIGHT, PAPER)
@@ -164,9 +161,6 @@ def test_in_the_notebook_digits_along_both_paths_come_together():
     assert apart[2] < 1 < 20 < min(others)
 
 
-# Reflow
-
-
 def test_each_image_is_trained_with_the_noise_that_it_came_from():
     points = torch.tensor([-0.8, 0.1, 0.6]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
     options = {"sampler": ddpm.ddim_sampler, "steps": 9, "seed": 3}
@@ -180,9 +174,6 @@ def test_each_image_is_trained_with_the_noise_that_it_came_from():
     assert torch.equal(told, ddpm.noise_source(3, range(9), (1, 2, 2))()[batch].flatten(1))
     with pytest.raises(ValueError, match="unknown"):
         objective(None, STRAIGHT, ddpm.to_float(images[:1] + 20), None, torch.zeros(1, 1, 2, 2))
-
-
-# Times
 
 
 def test_times_have_the_density_of_the_paper():

@@ -142,9 +142,6 @@ def test_precision_is_that_of_the_network_alone(precision):
     assert torch.equal(images, exact), "x_t is float32"
 
 
-# --- guidance
-
-
 @pytest.mark.parametrize("interval", [None, (300, 700)])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("guide", [False, True])

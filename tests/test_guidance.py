@@ -93,21 +93,6 @@ def test_guide_and_guided_may_predict_different_things_with_and_without_a_varian
     assert len(guided(strong, weak, 2.5)(x, t)) == 2
 
 
-def test_guidance_in_an_interval_of_times_leaves_the_others_alone():
-    x, network = torch.ones(2, 1, 4, 4), Counted(linear_network)
-    weak, strong = (
-        learned_denoiser(each, PAPER, EPS)
-        for each in (network, with_labels(network, torch.tensor([0, 1])))
-    )
-    always = guided(weak, strong, 3.0)
-    denoise = within_interval((20, 50), always, strong)
-    for time, inside in ((20, False), (21, True), (50, True), (51, False)):
-        for t in (time, torch.full((2,), time)):
-            expected, before = (always if inside else strong)(x, t), network.images
-            torch.testing.assert_close(denoise(x, t), expected)
-            assert network.images - before == (4 if inside else 2), "outside it costs nothing"
-
-
 def test_an_interval_asks_each_image_of_a_batch_about_its_own_time():
     x, t = torch.arange(4.0).view(4, 1, 1, 1), torch.tensor([51, 21, 20, 50])
     guided_there, plain = (

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from conftest import ROOT
+from helpers import raising
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.machine import devices, shell
@@ -66,12 +67,8 @@ def test_a_compiler_is_tried_once_if_it_works(monkeypatch, capsys, compiled):
         (AssertionError(), "AssertionError()\n"),
     ):
         capsys.readouterr()
-
-        def fail(module, error=error):
-            raise error
-
         with monkeypatch.context() as patched:
-            patched.setattr(torch, "compile", fail)
+            patched.setattr(torch, "compile", raising(error))
             assert not devices.compiles("cpu") and capsys.readouterr().out.endswith(f": {reason}")
     assert devices.compiles("cpu") and devices.compiles("cpu") and len(compiled) == 1
 

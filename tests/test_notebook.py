@@ -125,9 +125,6 @@ def alone(tmp_path, monkeypatch):
     return tmp_path
 
 
-# what a reader meets
-
-
 def test_module_is_a_fresh_export(tmp_path):
     for name in (NOTEBOOK.name, "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
@@ -188,9 +185,6 @@ def test_links_lead_somewhere(path):
     prose = "\n".join("".join(cell["source"]) for cell in cells_of(path, "markdown"))
     links = re.findall(r"\]\((?!https?:|attachment:)([^)#]+)", prose)
     assert [link for link in links if not (path.parent / link).exists()] == []
-
-
-# what it does
 
 
 @pytest.mark.parametrize(

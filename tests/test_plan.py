@@ -1,10 +1,7 @@
 """Plans for the time there is, with a machine and a clock that are made up."""
 
 import math
-import shlex
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -169,19 +166,6 @@ def test_a_network_too_large_for_the_memory_gives_way_to_a_smaller_one(error):
             return super().pace(recipe)
 
     assert make_plan(Small(images=20_000.0), 10).preset == "faces-64-small"
-
-
-def test_a_plan_prints_a_command_and_its_end(machine, monkeypatch):
-    plan = make_plan(machine, 90, dataset="my faces & others")
-    monkeypatch.setattr(planning.time, "monotonic", machine.clock)
-    ends = [datetime.now() + timedelta(seconds=plan.seconds + k) for k in (0, 1)]
-    line = plan.lines(Path("a b"))[0]
-    assert any(f"until {end:%H:%M:%S}" in line for end in ends)
-    trained = replace(plan.recipe, epochs=1.2345)
-    words = shlex.split(plan.equivalent_command(trained, ["--out", "a b"]))
-    assert words[words.index("--epochs") + 1] == "1.2345", "those that were trained"
-    assert words[words.index("--dataset") + 1] == "my faces & others"
-    assert words[-2:] == ["--out", "a b"]
 
 
 @pytest.mark.parametrize("size", [64, (64, 96)])

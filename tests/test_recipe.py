@@ -184,20 +184,10 @@ def test_memory_grows_with_the_part_of_a_batch_and_shrinks_with_checkpointing():
     assert costs[1].flops == costs[4].flops
 
 
-def test_what_is_given_wins_over_a_preset_also_where_it_is_the_default():
-    given = {"schedule": "linear", "prediction": "eps", "objective": "simple"}
-    recipe = preset("faces-64-small", **given)
-    assert {name: getattr(recipe, name) for name in given} == given
-    assert recipe.epochs == 80, "which was not given"
+def test_what_comes_with_a_preset_gives_way_to_what_is_asked_for():
     assert resolve({}, PRESETS["faces-64"]) == preset("faces-64")
     with pytest.raises(ValueError, match="faces-128"):
         preset("faces-128")
-
-
-def test_what_comes_with_a_preset_gives_way_to_what_is_asked_for():
-    assert preset("faces-64", optimizer="muon").learning_rate == 5e-3, "not Adam's, of the preset"
-    assert preset("faces-64", optimizer="adam").learning_rate == 2e-4
-    assert preset("faces-64", optimizer="muon", learning_rate=0.1).learning_rate == 0.1
     base = asdict(Recipe(attributes=("Smiling", "Male")))
     assert resolve({}, base).classes == 4
     assert resolve({"attributes": ("Smiling",)}, base).classes == 2, "counted anew"

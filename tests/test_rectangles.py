@@ -21,7 +21,7 @@ from mnist_ddpm.data.folders import load_folder
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.evaluation.extractors import save_extractor
 from mnist_ddpm.methods import likelihood
-from mnist_ddpm.training import loop, saving
+from mnist_ddpm.training import loop
 from mnist_ddpm.training.cost import least_maps
 from mnist_ddpm.training.options import format_size, parse_size
 from mnist_ddpm.training.recipe import Recipe
@@ -31,9 +31,6 @@ TINY = Recipe(
     batch_size=4, warmup_steps=2,
 )  # fmt: skip
 SMALL = "--base-channels 4 --channel-mults 1 2 --T 8 --batch-size 8".split()
-
-
-# Sizes
 
 
 def test_a_size_is_read_as_it_is_written():
@@ -75,9 +72,6 @@ def test_as_many_pixels_take_as_much_memory():
     assert len({*needed}) == 1 and least_maps(replace(TINY, image_size=(8, 64))) == 2 * needed[0]
 
 
-# The network
-
-
 def transposed(network, patch_size: int):
     """The same network for images whose rows and columns have changed places."""
     weights = {}
@@ -102,9 +96,6 @@ def test_the_network_of_transposed_images_is_the_transposed_network(patch_size):
     output = network(x, t)
     assert output.shape == x.shape and output.std() > 0.1
     torch.testing.assert_close(transposed(other, patch_size)(x.mT, t).mT, output)
-
-
-# Data
 
 
 def as_in_the_notebook(image: Image.Image, size: tuple[int, int], bleed: float) -> torch.Tensor:
@@ -140,9 +131,6 @@ def test_digits_get_a_margin_of_their_own_above_and_beside(tmp_path):
     assert torch.equal(load_folder(asked, tmp_path, tmp_path / "cache")[0], wide[0])
 
 
-# Judges and the bound
-
-
 def test_a_judge_of_faces_sees_a_square():
     faces = untrained_judge("celeba")
     upright = torch.randint(256, (2, 3, 96, 64), dtype=torch.uint8)
@@ -175,9 +163,6 @@ def test_the_bound_within_a_margin_is_that_of_the_inner_pixels():
             likelihood.bits_per_dim(denoise, PAPER, images, margin=border)
 
 
-# Training
-
-
 def rectangles(n: int = 12) -> torch.Tensor:
     """Coloured noise: uint8 (n, 3, 16, 24)."""
     generator = torch.Generator().manual_seed(0)
@@ -199,18 +184,6 @@ def test_other_networks_and_conditions_take_rectangles(changes):
     before = [weight.clone() for weight in run.network.parameters()]
     steps(run, 1)
     assert not equal([*run.network.parameters()], before) and np.isfinite(run.losses).all()
-
-
-def test_the_notebook_refuses_rectangles_by_name(tmp_path):
-    begun = trainer.start_run(TINY)
-    saving.save_run(tmp_path, begun, trainer.save_checkpoint)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["settings"]["image_size"] == [16, 24]
-    with pytest.raises(ValueError, match=r"'image_size': \[16, 24\]"):
-        ddpm.load_checkpoint(tmp_path)
-
-
-# As a user meets them
 
 
 def save_pictures(folder: Path, n: int, width: int, height: int) -> Path:

@@ -91,9 +91,7 @@ def test_compiling_in_the_first_step_spoils_no_forecast(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("early", "foreseen"), [(0.005, 390), (0.5, 460)])
-def test_a_run_that_was_stopped_goes_on_to_the_steps_foreseen(
-    monkeypatch, tmp_path, early, foreseen
-):
+def test_a_stopped_run_goes_on_to_the_steps_foreseen(monkeypatch, tmp_path, early, foreseen):
     """By steps: bit for bit the same however often it is stopped; and its rate does not jump."""
     machine = Machine(monkeypatch, PACES["a third faster"])
     machine.pressed = early

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import equal, with_flipped_bit
+from helpers import equal, raising, with_flipped_bit
 from training_helpers import NOTEBOOK, PATH, TINY, fit, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
@@ -59,12 +59,8 @@ def compress(path):
             archive.writestr(name, content)
 
 
-def full(*arguments):
-    raise OSError("No space left on device")
-
-
-def killed(*arguments):
-    raise KeyboardInterrupt
+full = raising(OSError("No space left on device"))
+killed = raising(KeyboardInterrupt)
 
 
 @pytest.mark.parametrize(
@@ -296,12 +292,8 @@ def test_a_file_is_replaced_by_a_finished_one_or_not_at_all(tmp_path):
 
 def test_a_full_disk_is_reported_and_leaves_the_old_files(saved, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-
-    def fails(*arguments):
-        raise RuntimeError("PytorchStreamWriter failed")
-
     run = resume_run(saved)
-    monkeypatch.setattr(torch, "save", fails)
+    monkeypatch.setattr(torch, "save", raising(RuntimeError("PytorchStreamWriter failed")))
     with pytest.raises(OSError, match="PytorchStreamWriter failed"):
         save_run(saved, run, save_checkpoint)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
@@ -370,10 +362,7 @@ def test_files_are_on_the_disk_before_they_replace_others_and_their_names_after(
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.EIO])
 def test_a_disk_without_sync_will_do_and_one_that_fails_will_not(tmp_path, monkeypatch, error):
-    def fsync(handle):
-        raise OSError(error, "of the disk")
-
-    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", raising(OSError(error, "of the disk")))
     (tmp_path / "file").write_text("old")
     with pytest.raises(OSError) if error == errno.EIO else nullcontext():
         with replacing(tmp_path / "file") as temporary:
@@ -409,7 +398,7 @@ def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(save
 )
 @pytest.mark.parametrize("same_process", [True, False])
 @pytest.mark.parametrize("saved_before", [False, True])
-def test_a_run_whose_save_was_cut_short_can_be_resumed(
+def test_after_a_cut_save_a_run_resumes(
     tmp_path, save_checkpoint, error, same_process, saved_before
 ):
     """The state is saved, and the checkpoint is not."""

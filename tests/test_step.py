@@ -6,6 +6,7 @@ from itertools import combinations, islice
 
 import pytest
 import torch
+from helpers import raising
 from training_helpers import NOTEBOOK, PATH, TINY, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
@@ -115,12 +116,8 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(optimizer):
 
 def test_float16_goes_on_after_an_interrupt_within_a_step(monkeypatch):
     run = start(replace(TINY, precision="float16"))
-
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
+        patched.setattr(torch.nn.utils, "clip_grad_norm_", raising(KeyboardInterrupt))
         next(steps(run))
     assert math.isfinite(next(steps(run))) and run.step == 1
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers import raising
 from tqdm import tqdm
 from training_helpers import TINY, fit, same, stopped_clock
 from training_helpers import start_simple as start
@@ -54,11 +55,7 @@ def test_other_signals_wait_also_the_second_time_and_one_is_reported(clock, caps
 @pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
 def test_an_interrupt_counts_also_if_it_cannot_be_printed(monkeypatch, error):
     """Ctrl-C ends what the output is piped to as well, and training must be saved still."""
-
-    def broken(*arguments, **options):
-        raise error
-
-    monkeypatch.setattr("builtins.print", broken)
+    monkeypatch.setattr("builtins.print", raising(error))
     with deferred_interrupt() as received:
         signal.raise_signal(signal.SIGINT)
     assert len(received) == 1

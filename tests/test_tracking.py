@@ -93,7 +93,7 @@ def test_a_log_that_fails_ends_and_training_does_not(tmp_path, monkeypatch, caps
         ("tensorboard", ("accelerate",), '".[accelerate]"'),
     ],
 )
-def test_a_missing_package_is_reported_before_images_are_read(
+def test_a_missing_package_is_reported_at_once(
     tmp_path, monkeypatch, capsys, tracker, missing, advice
 ):
     monkeypatch.setitem(sys.modules, "tensorboard", sys)

@@ -140,9 +140,7 @@ def test_the_steps_of_the_solutions_are_those_of_the_samplers(reader):
 
 
 @pytest.mark.parametrize("is_complete", [True, False])
-def test_the_end_draws_with_your_functions_or_with_the_solutions(
-    reader, is_complete, monkeypatch, capsys
-):
+def test_the_end_draws_with_yours_or_the_solutions(reader, is_complete, monkeypatch, capsys):
     for name, solution in SOLUTIONS.items():
         result_of(reader, name, solution)
     if not is_complete:

@@ -5,6 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+from helpers import raising
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm, trainer
@@ -25,11 +26,9 @@ def stopped_clock(monkeypatch) -> list[float]:
 
 def without_locks(monkeypatch) -> None:
     """As on a disk that knows none."""
-
-    def lock(*arguments, **options):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(folder_lock.FileLock, "acquire", lock)
+    monkeypatch.setattr(
+        folder_lock.FileLock, "acquire", raising(OSError(errno.ENOLCK, "No locks available"))
+    )
 
 
 TINY = Recipe(

@@ -13,16 +13,7 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.evaluation import copies
-from mnist_ddpm.evaluation.distances import (
-    NEIGHBOURS,
-    Estimate,
-    class_balance,
-    distances,
-    floors,
-    frechet_bias,
-    shuffled,
-)
+from mnist_ddpm.evaluation import copies, distances
 from mnist_ddpm.evaluation.extractors import Judge, digest
 from mnist_ddpm.evaluation.features import RealFeatures, RealImages
 from mnist_ddpm.machine import devices
@@ -30,7 +21,7 @@ from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import describe_error, printable, read_json
 from mnist_ddpm.training.options import format_size
 
-LEAST = NEIGHBOURS + 1  # images of a card, at least
+LEAST = distances.NEIGHBOURS + 1  # images of a card, at least
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias
 SPACES = "pixels", "features"  # in which the nearest training images are looked for
 MAY_DIFFER = "checkpoint", "checkpoint_sha256", "images", "sampler", "seed"  # in a comparison
@@ -66,7 +57,7 @@ def build_card(
     check_enough(len(images) if n is None else min(n, len(images)), len(training))
     chosen = torch.arange(len(images))
     if n is not None and n < len(images):
-        chosen = shuffled(chosen, seed, n)
+        chosen = distances.shuffled(chosen, seed, n)
     size = f"{format_size(recipe.image_size)} pixels"
     facts = {
         "n": len(chosen),
@@ -104,20 +95,20 @@ def card_figures(
     real = real or RealImages(judge, training, held_out, mirrored).features()
     drawn = judge.features(images, f"{len(images):,} samples")
     if held_out is not None:  # in no order, since a data set may begin with the easier ones
-        order = shuffled(torch.arange(len(held_out)), seed)
+        order = distances.shuffled(torch.arange(len(held_out)), seed)
         real = real._replace(held_out=real.held_out[order])
         held_out = held_out[order[: copies.AUDITED]]  # all may be more than memory holds
     card = {
-        "metrics": distances(real.training, drawn, seed),
-        "frechet_bias": frechet_bias(real.training, drawn, seed),
-        "floor": floors(real.training, real.held_out, len(images), seed),
+        "metrics": distances.distances(real.training, drawn, seed),
+        "frechet_bias": distances.frechet_bias(real.training, drawn, seed),
+        "floor": distances.floors(real.training, real.held_out, len(images), seed),
     }
     knows_classes = recipe.dataset == getattr(judge.network, "dataset", None)
     if knows_classes and dataset.classifier.card_noun:
-        balance = class_balance(judge.logits(drawn))
+        balance = distances.class_balance(judge.logits(drawn))
         if held_out is not None:
             unseen = judge.logits(real.held_out[: len(images)])
-            balance["held_out"] = class_balance(unseen)
+            balance["held_out"] = distances.class_balance(unseen)
         card[dataset.classifier.card_noun] = balance
     in_pixels = copies.audit(images, training, held_out, mirrored, judge.device)
     for space, result in zip(SPACES, (in_pixels, audit_features(drawn, real))):
@@ -173,7 +164,7 @@ def comparison(a: dict, b: dict) -> list[str]:
             pair = [{key: value.get(key, "unknown") for key in keys} for value in pair]
         lines.append(f"{name}: {' against '.join(map(describe_value, pair))}")
     for name in [name for name in a["metrics"] if name in b["metrics"]]:
-        first, second = (Estimate(**card["metrics"][name]) for card in (a, b))
+        first, second = (distances.Estimate(**card["metrics"][name]) for card in (a, b))
         larger, smaller = sorted([first, second], reverse=True)
         interval = math.hypot(larger.value - larger.low, smaller.high - smaller.value)
         is_clear = larger.value - smaller.value > interval
@@ -193,7 +184,7 @@ def write_card(path: str | Path, card: dict) -> None:
     """Writes a card as JSON, each estimate as its value and the ends of its interval."""
 
     def to_plain(value: object) -> object:
-        value = value._asdict() if isinstance(value, Estimate) else value
+        value = value._asdict() if isinstance(value, distances.Estimate) else value
         if isinstance(value, dict):
             return {name: to_plain(inner) for name, inner in value.items()}
         return [*map(to_plain, value)] if isinstance(value, list) else value
@@ -209,7 +200,7 @@ def read_card(path: str | Path) -> dict:
     try:
         card = read_json(Path(path))
         for name, figure in card["metrics"].items():  # raises for a damaged one
-            is_finite = all(map(math.isfinite, Estimate(**figure)))
+            is_finite = all(map(math.isfinite, distances.Estimate(**figure)))
             check(is_finite, f"its {name} is not finite")
         fields = {name: card[name] for name in ("n", "extractor", "reference", "metrics")}
         return fields | {name: card.get(name) for name in ("reference_sha256", *MAY_DIFFER)}

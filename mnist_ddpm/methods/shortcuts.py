@@ -10,20 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import (
-    Denoiser,
-    Network,
-    Schedule,
-    States,
-    UNet,
-    check,
-    ddim_sampler,
-    per_image,
-    predict_eps,
-    q_sample,
-    time_embedding,
-    transitions,
-)
+from mnist_ddpm import ddpm
 from mnist_ddpm.method import Batch, Decorator, Method
 from mnist_ddpm.methods.guidance import Teacher, labels_at, labels_or_unknown, with_labels
 from mnist_ddpm.methods.predictions import Conversion, network_output
@@ -33,7 +20,7 @@ SHARES = {0: 8, 16: 3, 8: 4, 4: 5, 2: 5, 1: 7}
 FINEST = max(SHARES)  # these steps are learned from the ODE, each longer one from two of half
 
 
-class ShortcutUNet(UNet):
+class ShortcutUNet(ddpm.UNet):
     """A U-Net that is also told the time s (N,) to go to, s <= t; None stands for t.
 
     With classes it takes labels, too, as LabelledUNet does. It begins without heeding s.
@@ -52,7 +39,7 @@ class ShortcutUNet(UNet):
     def time_vector(self, conditions: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Times, how far steps go and labels, each (N,), as the vectors (N, c_time) of blocks."""
         t, span, labels = conditions
-        span = time_embedding(1 + span, self.base_channels).to(self.conv_in.weight)
+        span = ddpm.time_embedding(1 + span, self.base_channels).to(self.conv_in.weight)
         time = super().time_vector(t) + self.span(span)
         return time if labels is None else time + self.label(labels)
 
@@ -70,7 +57,7 @@ def steps_of(n: int) -> Tensor:
     return table[torch.arange(n) * len(table) // n]
 
 
-def grid(schedule: Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def grid(schedule: ddpm.Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The step in which t lies, of `count` from T to 0: its start, middle and end, each (N,).
 
     Times are those of ddpm.timesteps.
@@ -80,23 +67,23 @@ def grid(schedule: Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Tensor, 
     return tuple((T * (k - back) / count).round().long() for back in (0, 0.5, 1))
 
 
-def step(schedule: Schedule, xt: Tensor, t: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+def step(schedule: ddpm.Schedule, xt: Tensor, t: Tensor, s: Tensor, x0: Tensor) -> Tensor:
     """x_s of DDIM's step from x_t, without noise."""
-    return q_sample(schedule, x0, s, predict_eps(schedule, xt, t, x0))
+    return ddpm.q_sample(schedule, x0, s, ddpm.predict_eps(schedule, xt, t, x0))
 
 
-def x0_of_step(schedule: Schedule, xt: Tensor, t: Tensor, s: Tensor, xs: Tensor) -> Tensor:
+def x0_of_step(schedule: ddpm.Schedule, xt: Tensor, t: Tensor, s: Tensor, xs: Tensor) -> Tensor:
     """The x_0 with which that step ends at x_s."""
     a_t, b_t = schedule.at(t)
     a_s, b_s = schedule.at(s)
-    difference = per_image(b_t, xt) * xs - per_image(b_s, xt) * xt
-    return difference / per_image(a_s * b_t - a_t * b_s, xt)
+    difference = ddpm.per_image(b_t, xt) * xs - ddpm.per_image(b_s, xt) * xt
+    return difference / ddpm.per_image(a_s * b_t - a_t * b_s, xt)
 
 
 def two_steps(
-    network: Network,
+    network: ddpm.Network,
     conversion: Conversion,
-    schedule: Schedule,
+    schedule: ddpm.Schedule,
     xt: Tensor,
     times: tuple[Tensor, Tensor, Tensor],
     is_finest: Tensor,
@@ -135,9 +122,9 @@ class Shortcuts(Decorator):
         self.teacher = teacher
         self.sampling_defaults = {"sampler": "shortcut", "steps": 4}
 
-    def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
+    def loss(self, network: ddpm.Network, schedule: ddpm.Schedule, batch: Batch) -> Tensor:
         least = 2 * FINEST
-        check(schedule.T >= least, f"T is {schedule.T}: shortcuts need {least} or more")
+        ddpm.check(schedule.T >= least, f"T is {schedule.T}: shortcuts need {least} or more")
         x0 = batch.x0.clone()
         eps = batch.eps.clone()
         t = batch.t.cpu().clone()
@@ -145,7 +132,7 @@ class Shortcuts(Decorator):
         jumps = count > 0
         s = t.clone()
         t[jumps], middle, s[jumps] = grid(schedule, t[jumps], count[jumps])
-        xt = q_sample(schedule, x0, t, eps)
+        xt = ddpm.q_sample(schedule, x0, t, eps)
         with torch.no_grad():
             if self.teacher is not None:
                 denoise = self.teacher(labels_at(batch.true_labels, ~jumps))
@@ -156,15 +143,15 @@ class Shortcuts(Decorator):
             x0[jumps] = two_steps(
                 labelled, self.conversion, schedule, xt[jumps], times, is_finest=is_finest
             )
-            eps[jumps] = predict_eps(schedule, xt[jumps], t[jumps], x0[jumps])
+            eps[jumps] = ddpm.predict_eps(schedule, xt[jumps], t[jumps], x0[jumps])
         batch = replace(batch, x0=x0, t=t, eps=eps)
         return self.method.loss(partial(network, s=s), schedule, batch)
 
 
-def with_next_times(network: Network, times: list[int], T: int) -> Network:
+def with_next_times(network: ddpm.Network, times: list[int], T: int) -> ddpm.Network:
     """A network (xt, t, …) that is told, at each of a sampler's times, the one that follows."""
     after = torch.zeros(T + 1, dtype=torch.long)
-    for t, s in transitions(times, T):
+    for t, s in ddpm.transitions(times, T):
         after[t] = s
 
     def headed(xt: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
@@ -173,6 +160,6 @@ def with_next_times(network: Network, times: list[int], T: int) -> Network:
     return headed
 
 
-def shortcut_sampler(denoise: Denoiser, schedule, times, x, draw_noise) -> States:
+def shortcut_sampler(denoise: ddpm.Denoiser, schedule, times, x, draw_noise) -> ddpm.States:
     """DDIM without noise, by a network that is told where each step goes (with_next_times)."""
-    return ddim_sampler(denoise, schedule, times, x, draw_noise)
+    return ddpm.ddim_sampler(denoise, schedule, times, x, draw_noise)

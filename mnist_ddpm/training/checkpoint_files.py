@@ -112,7 +112,7 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
         recorded = config.get("sha256", {})
         digests = description_digests(config)
         if any(recorded.get(part, digest) != digest for part, digest in digests.items()):
-            print_edited(path)
+            warn_once(f"{path} was edited after it was saved, or is damaged")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"{path} is damaged or not a checkpoint's of this version"
         raise ValueError(f"{message}: {describe_error(error)}") from error
@@ -147,19 +147,17 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
 
 
-@functools.cache  # once for each
-def print_edited(path: Path) -> None:
-    """Prints, in the first of several processes, that a config.json is not as it was saved."""
-    if is_first_process():
-        print(f"{path} was edited after it was saved, or is damaged", file=sys.stderr)
-
-
-@functools.cache  # once for each
 def warn_unverified(path: Path) -> None:
-    """Prints, in the first of several processes, that damage to a file cannot be noticed."""
+    """Prints that damage to a file cannot be noticed."""
+    message = f"{path} comes without its SHA-256, as of an earlier version"
+    warn_once(f"{message}: damage to it would not be noticed")
+
+
+@functools.cache  # once for each
+def warn_once(message: str) -> None:
+    """Prints a warning, in the first of several processes."""
     if is_first_process():
-        message = f"{path} comes without its SHA-256, as of an earlier version"
-        print(f"{message}: damage to it would not be noticed", file=sys.stderr)
+        print(message, file=sys.stderr)
 
 
 def checkpoint_path(folder: str | Path, name: str) -> Path:
