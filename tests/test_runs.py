@@ -146,20 +146,6 @@ def test_short_epochs_are_saved_once_and_then_by_time(tmp_path, clock, each_epoc
     assert 4 * len(saved) + len(drawn) <= 3 + 4 + 5 + (clock[0] - began) / 20
 
 
-def test_training_ends_with_the_time_and_keeps_its_checkpoint(tmp_path, clock):
-    def slow(*arguments):
-        clock[0] += 1
-        return l_simple(*arguments)
-
-    deadline = clock[0] + 4.5
-    run = fit(
-        start(replace(TINY, epochs=1000)), tmp_path, slow, deadline=deadline,
-        preview=lambda *_: BLACK,
-    )  # fmt: skip
-    assert run.step == saved_step(tmp_path) == resume_run(tmp_path).step == 5
-    assert names(tmp_path / "previews") == ["epoch_001.png"]
-
-
 def test_a_loss_that_is_not_finite_stops_with_step_and_time(tmp_path, each_epoch):
     run, times = start(TINY), []
 
@@ -208,20 +194,6 @@ def test_a_disk_that_is_full_is_told_with_what_is_saved(tmp_path, each_epoch):
 
     with pytest.raises(OSError, match="No space left on device; .*step 6 "):
         fit(start(TINY), tmp_path, save_checkpoint=save)
-
-
-def test_steps_that_end_early_are_saved_as_far_as_they_went(tmp_path, monkeypatch):
-    real = loop.training_loop
-
-    def ending(run, *rest, **options):
-        for loss in real(run, *rest, **options):
-            yield loss
-            if run.step == 4:
-                return
-
-    monkeypatch.setattr(loop, "training_loop", ending)
-    fit(start(TINY), tmp_path)
-    assert resume_run(tmp_path).step == saved_step(tmp_path) == 4
 
 
 def test_a_finished_run_keeps_its_record_when_nothing_is_left_to_train(tmp_path, capsys):
