@@ -52,6 +52,8 @@ class RecipeFlags(Options):
     classes: Annotated[int, unless_typed("no labels")] = 0  # number of different labels
     # of the images, as labels: attribute i counts 2^i
     attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
+    # change images, ever fewer while training: shift, colour
+    augment: Annotated[tuple[str, ...], unless_typed("none")] = ()
     optimizer: Annotated[str | None, unless_typed("adam, the paper's")] = None  # adam, muon
     # at its peak
     learning_rate: Annotated[float | None, unless_typed("2e-3, with muon 5e-3")] = None
