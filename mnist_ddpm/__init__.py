@@ -17,4 +17,8 @@ def __getattr__(name: str):
         from mnist_ddpm.commands.push import push_to_hub
 
         return push_to_hub
+    if name == "examine":
+        from mnist_ddpm.doctor.examination import examine
+
+        return examine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

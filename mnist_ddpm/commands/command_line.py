@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "extractor": (flags.ExtractorFlags, "extractor:run_extractor"),
     "push": (flags.PushFlags, "push:run_push"),
     "export": (flags.ExportFlags, "export:run_export"),
+    "doctor": (flags.DoctorFlags, "doctor:run_doctor"),
 }
 HELP = {"-h", "--help"}
 

@@ -228,3 +228,56 @@ class ExportFlags:
     out: Path  # folder for the result, or for onnx a file that ends in .onnx
     format: Literal["diffusers", "onnx"] = "diffusers"  # the library that is to read it
     precision: Literal["float32", "float16"] = "float32"  # of onnx's weights and computation
+
+
+@dataclass
+class DoctorFlags:
+    """Examine anybody's diffusion code: what is wrong, where, and how to correct it.
+
+    An exact denoiser takes the network's place, so that nothing is trained: seconds on a processor.
+    Each thing is named as file.py:name or package.module:name. What is not named is not judged;
+    what it can find beside a function (tables of its module, its network) it uses. The code runs
+    in a process of its own. The status is 1 where something is wrong.
+
+    Example: python -m mnist_ddpm doctor --schedule my.py:betas --sampler my.py:sample
+    """
+
+    # an object of diffusers, denoising-diffusion-pytorch, smalldiffusion or k-diffusion, or a
+    # folder of diffusers
+    code: Annotated[str | None, unless_typed("none")] = None
+    # table of beta, alpha_bar or sigma, or a function that returns it
+    schedule: Annotated[str | None, unless_typed("what stands beside the functions")] = None
+    # function of (x0, t, noise) to x_t
+    forward: Annotated[str | None, unless_typed("none")] = None
+    # function of (network, shape) to images
+    sampler: Annotated[str | None, unless_typed("none")] = None
+    # of (x, t), trained or not
+    network: Annotated[str | None, unless_typed("none")] = None
+    # with the moving average of the network's weights
+    averaged_network: Annotated[str | None, unless_typed("none")] = None
+    # function of (network, x, t, labels, scale) to a prediction
+    guidance: Annotated[str | None, unless_typed("none")] = None
+    # function of (network, x0) to the training loss
+    loss: Annotated[str | None, unless_typed("none")] = None
+    # function of (x0) that trains the network for one step
+    training_step: Annotated[str | None, unless_typed("none")] = None
+    # training images, as the network sees them: a tensor or a loader
+    data: Annotated[str | None, unless_typed("none")] = None
+    # function of (network, x0) to bits/dim
+    likelihood: Annotated[str | None, unless_typed("none")] = None
+    shape: tuple[int, int, int] = (1, 16, 16)  # of one image: channels, height, width
+    steps: int = 50  # of a library's sampler
+    # whether the sampler is meant to clip x0_hat to [-1, 1]
+    clips: Annotated[bool | None, unless_typed("either will do")] = None
+    # what the code calls the least noisy time: 0 or 1
+    first_time: Annotated[Literal[0, 1] | None, unless_typed("found out")] = None
+    # what the network is given: an index, a fraction of T, or sigma
+    time: Annotated[Literal["index", "fraction", "sigma"] | None, unless_typed("found out")] = None
+    # what the network predicts
+    prediction: Annotated[
+        Literal["eps", "x0", "v", "score", "velocity"] | None, unless_typed("found out")
+    ] = None
+    seconds: float = 120.0  # that the code may take
+    seed: int = 0  # of all random numbers
+    out: Path = Path("out/doctor.png")  # file for the picture
+    json: bool = False  # print the report as JSON

@@ -92,7 +92,7 @@ def of_scheduler(scheduler: Any, steps: int, shape: tuple[int, ...]) -> Subject:
     else:
         tables = {"alpha_bar": scheduler.alphas_cumprod}
         schedule = schedule_of(scheduler.alphas_cumprod.cpu(), "alpha_bar")
-    prediction = getattr(config, "prediction_type", "velocity" if is_flow else "epsilon")
+    prediction = getattr(config, "prediction_type", "flow_prediction" if is_flow else "epsilon")
     clips = getattr(config, "clip_sample", None)
 
     def sampler(network: Callable, batch: tuple[int, ...]) -> Tensor:

@@ -202,16 +202,25 @@ def place_network(holder: Any, name: str, value: Any) -> None:
         setattr(holder, name, value)
 
 
-def network_places(function: Callable) -> Iterator[tuple[Any, str]]:
-    """Where a function finds a network: attributes of its object, else names of its module."""
+def surroundings(function: Callable) -> tuple[Any, dict[str, Any]]:
+    """The object to which a function is bound, or None, and the names of its module."""
     function = function.func if isinstance(function, partial) else function
     owner = getattr(function, "__self__", None)
+    if not hasattr(function, "__code__") and not hasattr(function, "__func__"):
+        owner = owner or function  # an object that can be called
+        function = type(function).__call__
+    plain = inspect.unwrap(getattr(function, "__func__", function))  # without decorators
+    return owner, getattr(plain, "__globals__", {})
+
+
+def network_places(function: Callable) -> Iterator[tuple[Any, str]]:
+    """Where a function finds a network: attributes of its object, else names of its module."""
+    owner, names = surroundings(function)
     if owner is not None:
         for name in ATTRIBUTES:
             if isinstance(getattr(owner, name, None), nn.Module):
                 yield owner, name
                 return
-    names = getattr(function, "__globals__", {})
     for name, value in [*names.items()]:
         if isinstance(value, nn.Module) and not isinstance(value, nn.modules.loss._Loss):
             yield names, name

@@ -24,6 +24,7 @@ LIKELIER = 16.0  # log-likelihood by which a wrong formula must surpass a right 
 EXAMINED = 40  # steps of a run that are compared with all formulas, at most
 MANY = 300  # steps with which few formulas are compared
 RIVALS = 3
+LARGEST = 1e6  # pixels of steps that are compared
 CLIPPINGS: dict[str, tuple[float, float, bool]] = {  # limits of x0_hat; whether eps_hat follows
     "none": (-torch.inf, torch.inf, False),
     "with eps_hat to match": (-1.0, 1.0, True),
@@ -94,11 +95,17 @@ def views(subject: Subject, run: SamplerRun) -> list[View]:
 
 
 def examined_steps(run: SamplerRun, most: int = EXAMINED) -> Tensor:
-    """Numbers of the steps that are compared, without the last: all, or some with both ends."""
-    last = len(run.code_times) - 2
-    if last < most:
-        return torch.arange(last + 1)
-    return torch.linspace(0, last, most).round().long().unique()
+    """Numbers of the steps that are compared: without the last, and up to where images explode.
+
+    Where there are too many, more of the late ones, in which most bugs show.
+    """
+    results = torch.cat([run.x[1:], run.end[None]])
+    sizes = torch.maximum(run.x.abs().amax((1, 2)), results.abs().amax((1, 2)))
+    possible = (sizes[:-1] < LARGEST).nonzero().flatten()
+    if len(possible) <= most:
+        return possible
+    fractions = 1 - (1 - torch.linspace(0, 1, most)) ** 2
+    return possible[(fractions * (len(possible) - 1)).round().long().unique()]
 
 
 def steps_seen(
@@ -212,8 +219,8 @@ def explain(
         least = fitting[0].likelihood - LIKELIER
         rivals = [each for each in likely if each.likelihood > least][:RIVALS]
         likelier = [each for each in rivals if search.surpasses(each, fitting[0])]
-        return likelier or fitting
-    return likely or by_likelihood(right + wrong)
+        return likelier + fitting
+    return likely + by_likelihood(right) if likely else by_likelihood(right + wrong)
 
 
 def by_likelihood(candidates: list[Candidate]) -> list[Candidate]:

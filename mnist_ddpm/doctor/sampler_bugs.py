@@ -102,6 +102,13 @@ def noise_form(steps: Steps, coefficient: Callable, noise: Callable, root=torch.
     return mean, noise(pieces)
 
 
+def divided_by_alpha_bar(steps: Steps, noise: Callable):
+    """Algorithm 2 of DDPM with alpha_bar in the place of alpha before the bracket."""
+    pieces = right_pieces(steps)
+    eps_weight = pieces.beta / (1 - pieces.alpha_bar).sqrt()
+    return (steps.x - eps_weight * steps.eps) / pieces.alpha_bar.sqrt(), noise(pieces)
+
+
 def changed_mean(steps: Steps, change: Change, noise: Callable):
     """DDPM's step with changed pieces in the mean, and in the posterior variance where used."""
     pieces = change(steps, right_pieces(steps))
@@ -178,6 +185,11 @@ DEVIATIONS: list[tuple[str, str, Callable[[Pieces], Tensor]]] = [
     ("missing-sqrt", "noise times beta, without the root", lambda p: p.beta),
     ("missing-sqrt", "noise times the posterior variance, without the root", lambda p: p.posterior),
     ("alpha-for-alpha-bar", "noise times sqrt(1 - alpha_bar)", lambda p: (1 - p.alpha_bar).sqrt()),
+    (
+        "posterior-variance",
+        "a posterior variance with its two alpha_bar swapped",
+        lambda p: (p.beta * (1 - p.alpha_bar) / (1 - p.alpha_bar_s).clamp(min=1e-20)).sqrt(),
+    ),
     ("no-noise", "no noise in any step", lambda p: 0 * p.beta),
 ]
 
@@ -222,6 +234,9 @@ def noise_form_bugs() -> list[WrongFormula]:
         formula = partial(noise_form, coefficient=right, noise=noise, root=identity)
         description = f"Algorithm 2, {name}: division by alpha without its root"
         wrong.append(WrongFormula("missing-sqrt", description, formula))
+        formula = partial(divided_by_alpha_bar, noise=noise)
+        description = f"Algorithm 2, {name}: division by the root of alpha_bar"
+        wrong.append(WrongFormula("alpha-for-alpha-bar", description, formula))
     return wrong
 
 

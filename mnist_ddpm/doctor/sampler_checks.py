@@ -95,7 +95,7 @@ def check_told_times(subject: Subject, run: SamplerRun) -> Check:
         return Check(
             name, "wrong", meaning, signal, limit, subject.place("sampler"), evidence=evidence
         )
-    meaning = f"they fall from noise to image ({shown})"
+    meaning = f"they fall: {shown}"
     return Check(name, "ok", meaning, signal, limit, subject.place("sampler"))
 
 
@@ -121,7 +121,13 @@ def check_start(subject: Subject, run: SamplerRun) -> Check:
             )
         meaning = f"its deviation is {deviation * expected:.3g} where {expected:.3g} is right"
         return Check(
-            name, "wrong", meaning, deviation, 1 + tolerance, subject.place("sampler"), {"start": 1}
+            name,
+            "wrong",
+            meaning,
+            deviation,
+            1 + tolerance,
+            subject.place("sampler"),
+            {"start-noise": 1.0},
         )
     if not is_normal and kurtosis < 2.4:
         meaning = f"it is uniform, with mean {mean:.2f} and deviation {deviation:.2f}, not normal"
@@ -144,10 +150,10 @@ def check_formula(
         return Check(name, "not checked", "there is one step alone", where=subject.place("sampler"))
     best = candidates[0]
     if best.fits and best.bug is None:
-        meaning = f"each step is that of {best.description}"
+        meaning = f"that of {best.description}"
         return Check(name, "ok", meaning, best.misfit, 1.0, subject.place("sampler"))
     if best.fits:
-        fitting = [each for each in candidates if each.fits]
+        fitting = [each for each in candidates if each.fits and each.bug]
         weights = likelihood_weights(fitting)
         meaning = f"each step is that of {best.description}"
         return Check(

@@ -73,7 +73,7 @@ class Subject:
     likelihood: Callable[[Callable, Tensor], Any] | None = None  # (network, x0) to bits/dim
     tables: dict[str, Tensor] | None = None  # the code's own, such as posterior_variance (T,)
     clips: bool | None = None  # whether its sampler is meant to clip x0_hat
-    shape: tuple[int, ...] = (1, 8, 8)  # of one image
+    shape: tuple[int, ...] = (1, 16, 16)  # of one image
     conventions: Conventions = field(default_factory=Conventions)
     known: frozenset[str] = frozenset()  # conventions that were found out or fixed
     places: dict[str, str] = field(default_factory=dict)  # "forward": "my.py:q_sample", for reports

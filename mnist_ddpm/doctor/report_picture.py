@@ -1,0 +1,145 @@
+"""One picture of an examination: what the code draws with an exact network, and what is right."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mnist_ddpm import ddpm
+from mnist_ddpm.doctor.bugs import BUGS
+from mnist_ddpm.doctor.forward_checks import call_forward
+from mnist_ddpm.doctor.oracles import points_oracle, run_sampler
+from mnist_ddpm.doctor.report import Report
+from mnist_ddpm.doctor.sampler_results import RANGES
+from mnist_ddpm.doctor.schedule_checks import VISIBLE
+from mnist_ddpm.doctor.subject import Subject
+from mnist_ddpm.methods import schedules
+
+SHOWN = 10  # images a row
+
+
+def draw_picture(subject: Subject, report: Report, path: Path) -> str | None:
+    """Writes the picture that shows most of what was given; returns its path, or None without one.
+
+    A sampler shows images of four shapes drawn with their exact denoiser; a forward process its
+    x_t; a schedule its curve. Code that fails here has no picture.
+    """
+    if subject.schedule is None or not subject.schedule.a.isfinite().all():
+        return None
+    figure = None
+    try:
+        if subject.sampler is not None:
+            figure = sampler_figure(subject)
+        elif subject.forward is not None:
+            figure = forward_figure(subject)
+    except Exception:  # of any kind, in code that others wrote: the checks have reported it
+        figure = None
+    figure = figure or schedule_figure(subject)
+    figure.suptitle(title_of(report), fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return str(path)
+
+
+def title_of(report: Report) -> str:
+    """The likeliest cause, or that nothing was found."""
+    if report.is_ok:
+        return "Nothing wrong was found"
+    causes = report.causes()
+    known = [BUGS[bug].title for bug, _ in causes if bug in BUGS]
+    return f"Likeliest cause: {known[0]}" if known else "Something is wrong"
+
+
+def shapes(shape: tuple[int, ...]) -> Tensor:
+    """A ring, a cross, a square and stripes in [-1, 1] (4, *shape), for images (C, H, W)."""
+    _, height, width = shape
+    y = torch.linspace(-1, 1, height).view(-1, 1)
+    x = torch.linspace(-1, 1, width).view(1, -1)
+    radius = (x.square() + y.square()).sqrt()
+    far = torch.maximum(x.abs().expand(height, width), y.abs().expand(height, width))
+    patterns = [
+        (radius > 0.45) & (radius < 0.8),
+        ((x.abs() < 0.22) | (y.abs() < 0.22)) & (far < 0.85),
+        far < 0.55,
+        ((x + y + 4) * 2.2 % 2 < 1) & (far < 0.85),
+    ]
+    return torch.stack([pattern.expand(shape).float() * 1.8 - 0.9 for pattern in patterns])
+
+
+def sampler_figure(subject: Subject) -> Figure:
+    """Images that the user's sampler draws, above those of DDPM at the same times."""
+    points = shapes(subject.shape).double()
+    run = run_sampler(subject, points_oracle(subject, points), SHOWN, 0)
+    factor, shift = RANGES[subject.conventions.output_range]
+    drawn = run.images.float() * factor + shift
+    rows = [
+        ("your sampler", drawn),
+        ("a right one", right_samples(subject, points, run.code_times)),
+    ]
+    return rows_figure(rows, "An exact denoiser of four shapes stands in for the network")
+
+
+def right_samples(subject: Subject, points: Tensor, code_times: Tensor) -> Tensor:
+    """Images (SHOWN, *shape) by DDPM's steps through the same times."""
+    entries = subject.entries(code_times).clamp(1, subject.T).round().long().unique()
+    levels = schedules.respaced_schedule(subject.path, entries.flip(0).tolist())
+    generator = torch.Generator().manual_seed(0)
+
+    def noise() -> Tensor:
+        return torch.randn(SHOWN, *subject.shape, generator=generator, dtype=torch.float64)
+
+    denoise = ddpm.ideal_denoiser(levels, points)
+    start = noise() * levels.b[-1]
+    *_, (_, x, _) = ddpm.ddpm_sampler(denoise, levels, [*range(levels.T, 0, -1)], start, noise)
+    return x.float()
+
+
+def forward_figure(subject: Subject) -> Figure:
+    """x_t of the user's forward process, above that of the schedule."""
+    t = torch.linspace(1, subject.T, SHOWN).round().long()
+    x0 = shapes(subject.shape)[:1].expand(SHOWN, *subject.shape)
+    noise = torch.randn(1, *subject.shape, generator=torch.Generator().manual_seed(0))
+    noise = noise.expand_as(x0)
+    yours = call_forward(subject, x0.clone(), t, noise.clone()).float()
+    right = ddpm.q_sample(subject.path, x0, t, noise)
+    rows = [("your x_t", yours), ("the schedule's", right)]
+    return rows_figure(rows, "x_t from t = 1 to T, with the same noise")
+
+
+def rows_figure(rows: list[tuple[str, Tensor]], caption: str) -> Figure:
+    """Rows of images (N, C, H, W) in [-1, 1], each with its name."""
+    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 2.4), layout="constrained")
+    for ax, (name, images) in zip(axes, rows):
+        images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+        picture = ddpm.tile(ddpm.to_uint8(images.nan_to_num()), SHOWN)
+        ax.imshow(picture, interpolation="nearest")
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    axes[-1].set_xlabel(caption, fontsize=9)
+    return figure
+
+
+def schedule_figure(subject: Subject) -> Figure:
+    """Signal over noise of the schedule, beside DDPM's linear and the cosine schedule."""
+    figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    lines = {
+        "yours": subject.schedule,
+        "linear (DDPM)": schedules.linear(),
+        "cosine (Improved DDPM)": schedules.cosine(),
+    }
+    for name, schedule in lines.items():
+        ratio = (schedule.a / schedule.b)[1:].clamp(min=1e-6).numpy()
+        style = {"linewidth": 2.5} if name == "yours" else {"linewidth": 1, "linestyle": "--"}
+        ax.plot(np.linspace(0, 1, len(ratio)), ratio, label=name, **style)
+    ax.axhline(VISIBLE, color="grey", linewidth=0.8)
+    ax.text(0, VISIBLE * 1.1, "the image shows at T above this line", fontsize=8, color="grey")
+    ax.set_yscale("log")
+    ax.set_xlabel("t / T")
+    ax.set_ylabel("signal over noise, a_t / b_t")
+    ax.legend(fontsize=9)
+    return figure
