@@ -117,4 +117,114 @@ BUGS: dict[str, Bug] = {
         "https://github.com/huggingface/diffusers/pull/3005, "
         "https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/14071",
     ),
+    "neighbour-padding": Bug(
+        "the neighbour's alpha_bar is another's",
+        "noise, or images that brighten and explode in the first steps",
+        "alphas_cumprod_prev = F.pad(alphas_cumprod[:-1], (1, 0), value=1.0): a 1 in front",
+        "https://github.com/lucidrains/denoising-diffusion-pytorch/issues/18",
+    ),
+    "ddim-alpha": Bug(
+        "DDIM's step with the alpha_bar of another time",
+        "grey or glaring images, the more so the fewer steps",
+        "x_s = sqrt(ab_s) x0_hat + sqrt(1 - ab_s - sigma²) eps_hat: ab_s of the next time, twice",
+        "arXiv 2010.02502, Eq. 12; https://github.com/jsboige/CoursIA/pull/16158",
+    ),
+    "respacing": Bug(
+        "a chain of fewer steps still goes from t to t - 1",
+        "noise, where all T steps draw images",
+        "take the next time of the list for s, and alpha = ab_t / ab_s",
+        "https://github.com/huggingface/diffusers/pull/2076, "
+        "https://github.com/huggingface/diffusers/issues/11347",
+    ),
+    "network-time": Bug(
+        "the network gets another t than its image has",
+        "grain or blur; noise where the times are those of another list",
+        "call the network with the t at which x_t is: that of q_sample in training",
+        "https://github.com/Stability-AI/stablediffusion/pull/226",
+    ),
+    "early-end": Bug(
+        "sampling ends at the first time instead of the image",
+        "a faint grain",
+        "after the last call go to alpha_bar = 1: the result is x0_hat",
+        "https://github.com/Stability-AI/stablediffusion/pull/345",
+    ),
+    "no-clipping": Bug(
+        "x0_hat is not clipped",
+        "glaring colours or grey, with few steps or a young network",
+        "x0_hat.clamp(-1, 1) in each step, where data are pixels in [-1, 1]",
+        "https://github.com/lucidrains/denoising-diffusion-pytorch/issues/47",
+    ),
+    "stale-eps": Bug(
+        "eps_hat is not computed again after clipping",
+        "glaring or flat areas in DDIM's images",
+        "after clipping: eps_hat = (x_t - sqrt(ab_t) x0_hat) / sqrt(1 - ab_t)",
+        "https://github.com/lucidrains/denoising-diffusion-pytorch/pull/84",
+    ),
+    "missing-sqrt": Bug(
+        "a square root is missing",
+        "noise, or images that explode or fade",
+        "x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) eps; noise is multiplied by a deviation, sqrt(beta)",
+        "arXiv 2006.11239, Eq. 4 and Algorithm 2",
+    ),
+    "alpha-for-alpha-bar": Bug(
+        "alpha in the place of alpha_bar, or the reverse",
+        "noise, or images that explode",
+        "alpha_bar_t is the product of alpha_1 … alpha_t: torch.cumprod(1 - betas, 0)",
+        "https://github.com/labmlai/annotated_deep_learning_paper_implementations/issues/152",
+    ),
+    "posterior-variance": Bug(
+        "the posterior variance is another time's",
+        "too smooth or too grainy images",
+        "beta_t (1 - ab_s) / (1 - ab_t): 0 in the last step",
+        "https://github.com/huggingface/diffusers/pull/3006",
+    ),
+    "no-noise": Bug(
+        "DDPM's steps without noise",
+        "blurred, empty images",
+        "add sqrt(variance) * torch.randn_like(x) in all steps but the last; or take DDIM's step",
+    ),
+    "repeated-noise": Bug(
+        "every step has the same noise",
+        "a pattern in all images",
+        "draw noise in the loop, and set the seed before it",
+    ),
+    "start-noise": Bug(
+        "sampling starts from noise of another size",
+        "grey images, or images without detail",
+        "x = torch.randn(shape), times sigma_max where x_t = x_0 + sigma eps",
+    ),
+    "weak-end": Bug(
+        "the schedule ends before the image is gone",
+        "grey images of middling brightness: sampling starts from noise that training never saw",
+        "with fewer steps scale beta by 1000 / T, or take the cosine schedule",
+        "arXiv 2305.08891",
+    ),
+    "reversed-schedule": Bug(
+        "the schedule runs backwards",
+        "noise; the loss falls to almost nothing",
+        "beta rises and alpha_bar falls with t",
+    ),
+    "swapped-factors": Bug(
+        "the factors of x_0 and noise are swapped",
+        "noise",
+        "x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) eps",
+    ),
+    "cosine-end": Bug(
+        "the cosine schedule's last beta is 1",
+        "NaN, or glaring colours from the first step on",
+        "clip beta at 0.999, or predict v",
+        "arXiv 2102.09672, Section 3.2; https://github.com/openai/guided-diffusion/issues/42",
+    ),
+    "guidance-sign": Bug(
+        "guidance with a wrong sign",
+        "images of other labels, or none",
+        "uncond + w (cond - uncond), with w above 1",
+        "https://github.com/labmlai/annotated_deep_learning_paper_implementations/issues/177",
+    ),
+    "guidance-scale": Bug(
+        "guidance with a wrong scale",
+        "glaring images, or no effect",
+        "the weights of cond and uncond have the sum 1: w and 1 - w",
+        "arXiv 2207.12598, Eq. 6",
+    ),
 }

@@ -76,8 +76,11 @@ def sampler_figure(subject: Subject) -> Figure:
     run = run_sampler(subject, points_oracle(subject, points), SHOWN, 0)
     factor, shift = RANGES[subject.conventions.output_range]
     drawn = run.images.float() * factor + shift
+    distances = torch.cdist(drawn.flatten(1).double(), points.flatten(1)).nan_to_num(1e9)
+    error = drawn - points[distances.argmin(dim=1)].float()
     rows = [
         ("your sampler", drawn),
+        ("its error × 10", error * 10),
         ("a right one", right_samples(subject, points, run.code_times)),
     ]
     return rows_figure(rows, "An exact denoiser of four shapes stands in for the network")
@@ -112,7 +115,7 @@ def forward_figure(subject: Subject) -> Figure:
 
 def rows_figure(rows: list[tuple[str, Tensor]], caption: str) -> Figure:
     """Rows of images (N, C, H, W) in [-1, 1], each with its name."""
-    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 2.4), layout="constrained")
+    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.4 + len(rows)), layout="constrained")
     for ax, (name, images) in zip(axes, rows):
         images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
         picture = ddpm.tile(ddpm.to_uint8(images.nan_to_num()), SHOWN)

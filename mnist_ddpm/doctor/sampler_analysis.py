@@ -87,8 +87,10 @@ def views(subject: Subject, run: SamplerRun) -> list[View]:
     wrong.append(
         View("network-time", ", the network at the next time", torch.cat([start, t[:-1]]), t)
     )
-    if ((t - s)[:-1] - 1).abs().max() > 0.5 if len(t) > 1 else False:
-        wrong.append(View("respacing", ", to t - 1 though the next time is another", t, t - 1))
+    for stride in {1, max(1, subject.T // len(t))}:
+        if ((t - s)[:-1] - stride).abs().gt(0.5).any():
+            description = f", to t - {stride} where the next time is another"
+            wrong.append(View("respacing", description, t, (t - stride).clamp(min=0)))
     for bug, description, x0_from_eps in WRONG_X0:
         wrong.append(View(bug, f", x0_hat with {description}", t, s, x0_from_eps))
     return [right, *wrong]
