@@ -77,7 +77,7 @@ def test_alpha_in_the_place_of_alpha_bar():
 
 def test_images_that_the_loss_itself_scales_are_ok():
     found, _ = verdicts(make_loss(prepare=lambda x: 2 * x - 1), low=0)
-    assert found["range of the data"] == "ok"
+    assert found["training: range of the data"] == "ok"
 
 
 def test_inputs_that_are_scaled_as_edm_s_are_ok():
@@ -119,7 +119,7 @@ def test_a_loss_with_fixed_times_and_noise_is_undecided():
     loss = make_loss(draw=lambda n: torch.full((n,), T // 2), noise=lambda x: eps)
     found, named = verdicts(loss)
     assert not named
-    assert found["times of a batch"] == found["noise of a batch"] == "undecided"
+    assert found["training: times of a batch"] == found["training: noise of a batch"] == "undecided"
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,20 @@ import torch
 
 from mnist_ddpm.doctor.forward_checks import FORWARD_ENTRY
 from mnist_ddpm.doctor.guidance_checks import GUIDANCE_ENTRY
+from mnist_ddpm.doctor.learning_entries import LEARNING_ENTRIES
 from mnist_ddpm.doctor.report import Check, Report
 from mnist_ddpm.doctor.sampler_checks import SAMPLER_ENTRY
 from mnist_ddpm.doctor.schedule_checks import SCHEDULE_ENTRY
 from mnist_ddpm.doctor.subject import CheckEntry, Subject
 from mnist_ddpm.doctor.subject_building import build_subject
 
-ENTRIES: list[CheckEntry] = [SCHEDULE_ENTRY, FORWARD_ENTRY, SAMPLER_ENTRY, GUIDANCE_ENTRY]
+ENTRIES: list[CheckEntry] = [
+    SCHEDULE_ENTRY,
+    FORWARD_ENTRY,
+    SAMPLER_ENTRY,
+    GUIDANCE_ENTRY,
+    *LEARNING_ENTRIES,
+]
 TIMES = {"index": "an index", "fraction": "a fraction of T", "sigma": "sigma"}
 LAST_LINES = 5  # of the user's own in a traceback
 

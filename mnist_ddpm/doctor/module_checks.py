@@ -15,7 +15,7 @@ from mnist_ddpm.doctor.report import Check, Verdict
 
 ATTENTION = re.compile(r"scaled_dot_product_attention|softmax|MultiheadAttention")
 POSITIONS = re.compile(r"\b(sin|cos|arange|rotary|rope|linspace|meshgrid)\b")
-ATTENTION_CHECK = "attention over positions"
+ATTENTION_CHECK = "network: attention"
 POINTWISE = nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Softmax
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d
 EQUIVARIANCE_TOLERANCE = 1e-3  # float32 sums in another order differ by about 1e-5
@@ -33,7 +33,7 @@ def check_channel_groups(module: nn.Module) -> Check:
         if isinstance(layer, _InstanceNorm)
         or (isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels)
     ]
-    name = "channels in a normalisation group"
+    name = "network: normalisation groups"
     if not lone:
         return Check(name, "ok", "no normalisation takes a channel alone", 0, 0)
     meaning = (
@@ -223,7 +223,7 @@ def check_averaged_buffers(module: nn.Module, averaged: nn.Module) -> Check:
     BatchNorm's statistics may differ. A table that differs by rounding, or by one factor, has been
     averaged. Whether another buffer should differ cannot be known.
     """
-    name = "buffers of the averaged network"
+    name = "network: buffers of its average"
     statistics = {
         f"{path}.{key}".lstrip(".")
         for path, layer in module.named_modules()

@@ -11,20 +11,27 @@ from torch import Tensor, nn
 
 def find_module(network: object, depth: int = 3) -> nn.Module | None:
     """The module that a network is or calls: itself, or among what its function uses. Or None."""
-    if isinstance(network, nn.Module):
-        return network
-    if depth == 0:
-        return None
-    parts = [getattr(network, "__self__", None)]
-    if isinstance(network, functools.partial):
-        parts += [network.func, *network.args, *network.keywords.values()]
-    if inspect.isfunction(network):
-        used = inspect.getclosurevars(network)
-        parts += [*used.nonlocals.values(), *used.globals.values()]
-    elif hasattr(network, "__dict__"):
-        parts += vars(network).values()
-    modules = (find_module(part, depth - 1) for part in parts if callable(part))
-    return next((module for module in modules if module is not None), None)
+    level = [network]
+    for _ in range(depth + 1):
+        modules = [each for each in level if isinstance(each, nn.Module)]
+        if modules:
+            return modules[0]
+        level = [part for each in level for part in parts_of(each)]
+    return None
+
+
+def parts_of(value: object) -> list:
+    """What a function, a method, a partial or an object of a user's class refers to."""
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if inspect.ismethod(value):
+        return [value.__self__, value.__func__]
+    if inspect.isfunction(value):
+        used = inspect.getclosurevars(value)
+        return [*used.nonlocals.values(), *used.globals.values()]
+    if callable(value) and not isinstance(value, type) and hasattr(value, "__dict__"):
+        return [*vars(value).values(), type(value).__call__]
+    return []
 
 
 @contextmanager

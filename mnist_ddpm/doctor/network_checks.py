@@ -47,7 +47,7 @@ def check_batch_leak(network: Network, T: int, shape: tuple[int, ...], seed: int
     The value is the largest change of the first or last image's output when all others change,
     over the RMS of the output; in evaluation and, for modules, in training mode.
     """
-    name = "images of a batch"
+    name = "network: images of a batch"
     generator = torch.Generator().manual_seed(seed)
     x, others = torch.randn(2, 4, *shape, generator=generator)
     t = spread_times(T, 4)
@@ -81,7 +81,7 @@ def check_batch_leak(network: Network, T: int, shape: tuple[int, ...], seed: int
 
 def check_time_use(network: Network, T: int, shape: tuple[int, ...], seed: int = 0) -> Check:
     """Whether the output depends on t. The value is its deviation over t, over its RMS."""
-    name = "use of t"
+    name = "network: use of t"
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, *shape, generator=generator).expand(8, *shape).contiguous()
     t = spread_times(T, 8)
@@ -106,7 +106,7 @@ def check_time_unit(network: Network, T: int, shape: tuple[int, ...]) -> Check:
     0.01. Undecided up to a whole turn, since EDM's ln(sigma) / 4 turns by 2.6; and where no sines
     of t are seen inside the network.
     """
-    name = "unit of t"
+    name = "network: unit of t"
     module = find_module(network)
     if module is None or T < 10:
         return Check(name, "not checked", "needs: a network that is a torch.nn.Module, T from 10")

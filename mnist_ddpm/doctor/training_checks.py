@@ -14,7 +14,7 @@ Entries = Callable[[Tensor], Tensor]  # the code's times (N,) as entries of the 
 CERTAIN = 16  # draws that are expected where none came: exp(-16) is 1e-7
 PARTS = 50  # of the range of a continuous t
 UNIFORM_KURTOSIS = 1.8
-LEVEL_TOLERANCE = 0.1  # of the log of noise over signal
+LEVEL_TOLERANCE = 0.05  # of the log of noise over signal
 RANGE_TOLERANCE = 0.1
 TARGET_TOLERANCE = 0.01
 STANDARD_ERRORS = 6  # a normal variable is beyond them once in 5e8
@@ -26,7 +26,7 @@ def check_times_of_batch(recording: Recording) -> Check:
     The value is the number of different times among all that were seen. With 8 images a batch or
     more, one time for all of them happens by accident in no batch.
     """
-    name = "times of a batch"
+    name = "training: times of a batch"
     different = len(recording.times.unique())
     if recording.batch_size < 8:
         return Check(name, "not checked", "needs: batches of 8 images or more")
@@ -45,7 +45,7 @@ def check_ends(recording: Recording, entries: Entries, T: int) -> Check:
     next to it (for a continuous t: of 50 parts of its range). It is wrong where it is 0 and
     16 draws or more were expected, which happens to correct code once in 10 million.
     """
-    name = "first and last t"
+    name = "training: first and last t"
     step = recording.batch_size if recording.has_one_time else 1
     drawn = entries(recording.times[::step])
     bins = T if bool((drawn == drawn.round()).all()) else PARTS
@@ -74,7 +74,7 @@ def check_noise(recording: Recording) -> Check:
     The tolerance is six standard errors of the mean kurtosis over all images, sqrt(24 / pixels),
     and at least 0.02. Noise that is neither normal nor uniform is undecided.
     """
-    name = "distribution of the noise"
+    name = "training: distribution of the noise"
     n = recording.pixels
     has_noise = recording.variance > 1e-6
     if n < 64 or not has_noise.any():
@@ -99,7 +99,7 @@ def check_shared_noise(recording: Recording) -> Check:
     The value is the mean correlation of the noise of two images in a batch. Independent noise
     correlates by 0 ± 6 / sqrt(pixels · pairs); noise that all images share, by 1.
     """
-    name = "noise of a batch"
+    name = "training: noise of a batch"
     n = recording.batch_size
     noise = recording.noise
     if noise.shape[1] < 32 or n < 2 or len(noise) < 2 * n:
@@ -130,6 +130,9 @@ class Halves:
         noise = recording.variance.sqrt() * (math.sqrt(12) if is_uniform else 1)
         ratio = b_t / a_t.clamp(min=1e-9)
         use = (ratio > 0.1) & (ratio < 3) & (noise > 1e-4) & (signal > 1e-4)
+        # where the error of the signal's mean is below a tenth of it
+        size = (signal / noise * ratio)[use].median() if use.any() else torch.ones(())
+        use &= ratio < 0.1 * size * math.sqrt(recording.pixels)
         self.t = t[use]
         self.ratio = ratio[use]
         self.signal = signal[use]
@@ -148,22 +151,26 @@ class Halves:
         middle = torch.linalg.lstsq(line, value[:, None]).solution[0]
         return (middle - size).item(), (middle + size).item()
 
-    def mismatch(self, a: Tensor, b: Tensor) -> float:
-        """How much noise over signal follows b / a (T+1,): the spread of their log ratio over t."""
+    def mismatch(self, a: Tensor, b: Tensor) -> tuple[float, float]:
+        """How far noise over signal is from a factor of b / a (T+1,), and the error of that.
+
+        It is the largest difference between medians of the log ratio in six ranges of t.
+        """
         expected = (b / a.clamp(min=1e-12))[self.t].clamp(min=1e-12)
         difference = (self.noise / self.signal / expected).log()
         parts = difference[self.ratio.argsort()].chunk(6)
-        means = [part.median().item() for part in parts]
-        return max(means) - min(means)
+        medians = [part.median().item() for part in parts]
+        errors = [1.25 * part.std().item() / math.sqrt(len(part)) for part in parts]
+        return max(medians) - min(medians), math.sqrt(2) * max(errors)
 
 
 def check_noising(halves: Halves, schedule: Schedule) -> Check:
     """Whether x_t in training has the schedule's ratio of noise to signal at each t.
 
     The value is the largest difference of the log ratio between six ranges of t, so that a factor
-    of the data or of x_t does not matter. Medians over ranges have errors of about 0.01.
+    of the data or of x_t does not matter. The tolerance is 0.05 and six standard errors.
     """
-    name = "noise levels in training"
+    name = "training: noise levels"
     if len(halves.t) < 300:
         return Check(name, "undecided", "too few images with both signal and noise")
     a = schedule.a
@@ -173,16 +180,17 @@ def check_noising(halves: Halves, schedule: Schedule) -> Check:
         "missing-sqrt": [(a**2, b**2), (a**2, b), (a, b**2)],
         "alpha-for-alpha-bar": [(alpha, (1 - alpha**2).clamp(min=0).sqrt())],
     }
-    value = halves.mismatch(a, b)
-    if value <= LEVEL_TOLERANCE:
-        return Check(name, "ok", "x_t has the schedule's noise", value, LEVEL_TOLERANCE)
+    value, error = halves.mismatch(a, b)
+    tolerance = LEVEL_TOLERANCE + STANDARD_ERRORS * error
+    if value <= tolerance:
+        return Check(name, "ok", "x_t has the schedule's noise", value, tolerance)
     evidence = {
         bug: 1.0
         for bug, levels in rivals.items()
-        if min(halves.mismatch(*each) for each in levels) <= LEVEL_TOLERANCE
+        if min(halves.mismatch(*each)[0] for each in levels) <= tolerance
     }
     meaning = "x_t in training does not have the schedule's noise"
-    return Check(name, "wrong", meaning, value, LEVEL_TOLERANCE, evidence=evidence)
+    return Check(name, "wrong", meaning, value, tolerance, evidence=evidence)
 
 
 def check_data_range(low: float, high: float) -> Check:
@@ -190,7 +198,7 @@ def check_data_range(low: float, high: float) -> Check:
 
     low, high: as the network sees the least and the greatest value of the data.
     """
-    name = "range of the data"
+    name = "training: range of the data"
     meaning = f"the network is trained on values from {low:.2f} to {high:.2f}"
     is_right = max(abs(low + 1), abs(high - 1)) <= RANGE_TOLERANCE
     is_half = max(abs(low), abs(high - 1)) <= RANGE_TOLERANCE
@@ -207,7 +215,7 @@ def check_target(perfect: float, ignorant: float) -> Check:
 
     A loss that never is 0, such as a variational bound, stays undecided.
     """
-    name = "target of the loss"
+    name = "training: target of the loss"
     if not ignorant > 0 or not math.isfinite(perfect):
         return Check(name, "undecided", "the loss of an output of zeros is not a number above 0")
     value = perfect / ignorant
@@ -227,7 +235,7 @@ def check_label_dropout(recording: Recording, classes: int) -> Check:
     classes: how many there are; the label `classes` stands for "unknown". The value is the share
     of it. Of 2000 labels, at least one would be hidden even at a share of 1 % (1 - 2e-9).
     """
-    name = "hidden labels"
+    name = "training: hidden labels"
     labels = [each.flatten() for each in recording.labels if not each.is_floating_point()]
     total = sum(map(len, labels))
     if total < 2000:
@@ -245,7 +253,7 @@ def check_likelihood_times(calls: list[Tensor]) -> Check:
     The value is the number of different times. A bound that calls the network four times or more,
     always with the same times, takes the sum over one term.
     """
-    name = "times of the likelihood"
+    name = "likelihood: times"
     if not calls:
         return Check(name, "not checked", "the likelihood never called the network")
     times = torch.cat(calls).unique()

@@ -4,31 +4,59 @@ The images are constant in their upper and in their lower half, so that signal a
 separated in each x_t, even if the code scales them first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
+from mnist_ddpm.doctor.oracles import StandIn
+from mnist_ddpm.doctor.subject import Subject
+
 PIXELS = 256  # of each image's noise, for correlations
+LEAST = 2000  # images in all
 SEEN = 20  # times that each t is to be drawn: one of 1000 is then missed in exp(-20)
 
 
-class Recorder(nn.Module):
-    """A network that keeps all that it is shown, and returns the answer of a function, or zeros."""
+class Recorder(StandIn):
+    """A network that keeps each x_t, its times (N,) and what else it is given; returns zeros."""
 
-    def __init__(self, answer: Callable[[Tensor, Tensor], Tensor] | None = None):
-        super().__init__()
-        self.answer = answer
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__(Subject(shape=tuple(shape)), lambda schedule, x, t: torch.zeros_like(x))
         self.gain = nn.Parameter(torch.ones(()))  # so that a loss has a gradient
-        self.calls: list[tuple[Tensor, Tensor, list]] = []
+        self.seen: list[tuple[Tensor, Tensor, list]] = []
 
     def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
-        times = torch.as_tensor(t).detach().double().cpu().flatten()
-        self.calls.append((x.detach(), times, [*labels, *named_labels.values()]))
-        output = torch.zeros_like(x) if self.answer is None else self.answer(x.detach(), times)
-        return self.gain * output
+        self.keep(x, t, [*labels, *named_labels.values()])
+        return self.gain * torch.zeros_like(x)
+
+    def keep(self, x: Tensor, t: Tensor | float, others: list) -> None:
+        """Adds a call."""
+        self.seen.append((x.detach(), torch.as_tensor(t).detach().cpu().double().flatten(), others))
+
+
+@contextmanager
+def recorded_step(step: Callable[[Tensor], object], module: nn.Module) -> Iterator[Callable]:
+    """A step of training on x0 as a function of (recorder, x0). Afterwards the weights are back."""
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def train(recorder: Recorder, x0: Tensor) -> None:
+        def keep(layer: nn.Module, inputs: tuple, options: dict) -> None:
+            x, t, *others = [*inputs, *options.values()]
+            recorder.keep(x, t, others)
+
+        handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            step(x0)
+        finally:
+            handle.remove()
+
+    try:
+        yield train
+    finally:
+        module.load_state_dict(state)
 
 
 @dataclass(frozen=True)
@@ -73,13 +101,15 @@ def record(
     began = perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        while len(statistics) * len(images) < SEEN * T and perf_counter() - began < seconds:
-            recorder = Recorder()
+        enough = max(LEAST, SEEN * T)
+        while len(statistics) * len(images) < enough and perf_counter() - began < seconds:
+            recorder = Recorder(images.shape[1:])
             train(recorder, images.clone())
-            calls = [call for call in recorder.calls if len(call[0]) == len(images)]
+            calls = [call for call in recorder.seen if call[0].numel() == images.numel()]
             if not calls:
                 return None
             x, times, others = calls[0]
+            x = x.reshape(images.shape)
             labels += [each for each in others if isinstance(each, Tensor)]
             singles.append(bool((times == times[0]).all()))
             statistics.append((times.expand(len(x)), *half_statistics(x)))

@@ -1,0 +1,248 @@
+"""The checks of networks and of training as entries of an examination: what each needs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ddpm.ddpm import Denoiser
+from mnist_ddpm.doctor import fit_checks, module_checks, network_checks, training_checks
+from mnist_ddpm.doctor.modules import find_module, output_of
+from mnist_ddpm.doctor.oracles import StandIn
+from mnist_ddpm.doctor.report import Check
+from mnist_ddpm.doctor.subject import CONVERSIONS, CheckEntry, Subject
+from mnist_ddpm.doctor.training_record import (
+    Recorder,
+    Recording,
+    known_images,
+    record,
+    recorded_step,
+)
+from mnist_ddpm.methods import predictions
+
+BATCH = 64  # images in a step of training that is recorded
+SAMPLES = 32
+SAMPLING_SECONDS = 20.0
+
+
+def our_network(subject: Subject, network: Callable) -> network_checks.Network:
+    """The code's network as one of images (N, C, H, W) and our times 1 … T."""
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        shown = x.flatten(1) if subject.conventions.is_flat else x
+        return network(shown, subject.code_times(t)).reshape(len(x), -1, *x.shape[2:])
+
+    return call
+
+
+def our_denoiser(subject: Subject, network: Callable) -> Denoiser:
+    """The code's network as a denoiser along the path of the images that it is shown."""
+    return predictions.denoiser(our_network(subject, network), subject.path, subject.conversion)
+
+
+def network_entry(subject: Subject, seed: int) -> list[Check]:
+    """Checks that need no data and no training."""
+    network = our_network(subject, subject.network)
+    arguments = network, subject.T, subject.shape
+    checks = [
+        network_checks.check_batch_leak(*arguments, seed),
+        network_checks.check_time_use(*arguments, seed),
+        network_checks.check_time_unit(*arguments),
+    ]
+    module = find_module(subject.network)
+    if module is not None:
+        x = torch.randn(2, *subject.shape)
+        t = torch.tensor([1, subject.T])
+        checks.append(module_checks.check_channel_groups(module))
+        checks.append(module_checks.check_attention(module, lambda: output_of(network, x, t)))
+    return in_place(checks, subject.place("network"))
+
+
+def in_place(checks: list[Check], place: str) -> list[Check]:
+    """The checks, each with the user's function before the layer it names."""
+    return [replace(c, where=f"{place}: {c.where}" if c.where else place) for c in checks]
+
+
+def buffers_entry(subject: Subject, seed: int) -> list[Check]:
+    """The check of both networks' buffers."""
+    modules = [find_module(each) for each in (subject.network, subject.averaged_network)]
+    if None in modules:
+        name = "network: buffers of its average"
+        return [Check(name, "not checked", "needs: two networks that are torch.nn.Modules")]
+    checks = [module_checks.check_averaged_buffers(*modules)]
+    return in_place(checks, subject.place("averaged_network"))
+
+
+def fit_entry(subject: Subject, seed: int) -> list[Check]:
+    """What the network, and its average, have learned of the data."""
+    data = torch.as_tensor(subject.data)[:256]
+    arguments = subject.path, data, seed
+    denoise = our_denoiser(subject, subject.network)
+    checks = in_place([fit_checks.check_fit(denoise, *arguments)], subject.place("network"))
+    if subject.averaged_network is not None:
+        averaged = our_denoiser(subject, subject.averaged_network)
+        average = [fit_checks.check_average(denoise, averaged, *arguments)]
+        checks += in_place(average, subject.place("averaged_network"))
+    return checks
+
+
+class TimeIsUp(Exception):
+    """A sampler takes too long."""
+
+
+def samples_entry(subject: Subject, seed: int) -> list[Check]:
+    """The channels' means of samples of the network, if they are drawn in time."""
+    name = "samples: means of the channels"
+    network = subject.averaged_network or subject.network
+    end = perf_counter() + SAMPLING_SECONDS
+
+    class Timed(StandIn):
+        """The network itself, until time is up."""
+
+        def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
+            if perf_counter() > end:
+                raise TimeIsUp
+            times = torch.as_tensor(t).flatten().expand(len(x))
+            return network(x, times, *labels, **named_labels)
+
+    torch.manual_seed(seed)
+    try:
+        with torch.no_grad():
+            stand_in = Timed(subject, lambda *_: None)
+            samples = subject.sampler(stand_in, (SAMPLES, *subject.shape))
+    except TimeIsUp:
+        meaning = f"{SAMPLES} samples take more than {SAMPLING_SECONDS:g} s"
+        return [Check(name, "not checked", meaning)]
+    data = torch.as_tensor(subject.data).float()
+    samples = torch.as_tensor(samples).float().reshape(-1, *data.shape[1:])
+    low, high = subject.conventions.output_range
+    samples = (samples - low) / (high - low) * (data.max() - data.min()) + data.min()
+    return in_place([fit_checks.check_tint(samples, data)], subject.place("sampler"))
+
+
+def training_entry(subject: Subject, seed: int) -> list[Check]:
+    """The checks of a loss, by what it shows its network."""
+    low, high = value_range(subject)
+    images = known_images(subject.shape, BATCH, low, high)
+    checks = recorded_checks(subject, subject.loss, images, seed)
+    if subject.network is not None and subject.data is not None:
+        sixteen = torch.as_tensor(subject.data)[:16]
+        ignorant = loss_of(subject, Recorder(subject.shape), sixteen, seed)
+        checks.append(fit_checks.check_learning(subject.loss, subject.network, sixteen, ignorant))
+    return in_place(checks, subject.place("loss"))
+
+
+def step_entry(subject: Subject, seed: int) -> list[Check]:
+    """The checks of a step of training, by what it shows the network."""
+    module = find_module(subject.network)
+    if subject.loss is not None or module is None:
+        return []
+    images = known_images(subject.shape, BATCH, *value_range(subject))
+    with recorded_step(subject.training_step, module) as train:
+        checks = recorded_checks(subject, train, images, seed)
+    return in_place(checks, subject.place("training_step"))
+
+
+def value_range(subject: Subject) -> tuple[float, float]:
+    """The least and the greatest value of the data."""
+    if subject.data is None:
+        return subject.conventions.data_range
+    return float(subject.data.min()), float(subject.data.max())
+
+
+def recorded_checks(subject: Subject, train: Callable, images: Tensor, seed: int) -> list[Check]:
+    """The checks of what a loss, or a step, shows its network."""
+    if len(subject.shape) < 2 or images[0].numel() < 16:
+        return [Check("training", "not checked", "needs: images of 16 pixels or more")]
+    is_flat = subject.conventions.is_flat
+
+    def train_on(network: Callable, x0: Tensor) -> object:
+        return train(network, x0.flatten(1) if is_flat else x0)
+
+    recording = record(train_on, images, subject.T, seed)
+    if recording is None:
+        meaning = "the network was not called with a batch of images"
+        return [Check("training", "undecided", meaning)]
+    subject = with_times_of(subject, recording)
+    halves = training_checks.Halves(recording, subject.entries, subject.schedule)
+    noising = training_checks.check_noising(halves, subject.schedule)
+    checks = [
+        training_checks.check_times_of_batch(recording),
+        training_checks.check_ends(recording, subject.entries, subject.T),
+        training_checks.check_noise(recording),
+        training_checks.check_shared_noise(recording),
+        noising,
+    ]
+    if noising.verdict == "ok":
+        seen = halves.range()
+        if subject.data is not None:
+            checks.append(training_checks.check_data_range(*seen))
+        if subject.loss is train:
+            checks.append(target_check(subject, images, seen, seed))
+    classes = getattr(find_module(subject.network), "classes", None)
+    if classes and recording.labels:
+        checks.append(training_checks.check_label_dropout(recording, classes))
+    return checks
+
+
+def with_times_of(subject: Subject, recording: Recording) -> Subject:
+    """The subject, with the unit of t and its first value as the recording shows them."""
+    times = recording.times
+    changes: dict = {}
+    is_whole = bool((times == times.round()).all())
+    if "time" not in subject.known and not is_whole:
+        changes["time"] = "fraction" if times.max() <= 1 else "sigma"
+    if "first_time" not in subject.known and is_whole:
+        changes["first_time"] = 0 if times.min() < 1 else 1
+    elif not is_whole and changes:
+        changes["first_time"] = 1
+    return replace(subject, conventions=replace(subject.conventions, **changes))
+
+
+def target_check(subject: Subject, images: Tensor, seen: tuple[float, float], seed: int) -> Check:
+    """The check of a loss with the exact answer; of any prediction, where it is not known."""
+    share = (images - images.min()) / (images.max() - images.min())
+    shown = torch.lerp(torch.tensor(seen[0]), torch.tensor(seen[1]), share)
+    flat = shown.double().view(len(shown), 1, 1, -1)
+    ignorant = loss_of(subject, Recorder(subject.shape), images, seed)
+    is_known = "prediction" in subject.known
+    losses = {}
+    for name in [subject.conventions.prediction] if is_known else CONVERSIONS:
+        changed = replace(subject.conventions, prediction=name)
+        oracle = StandIn(replace(subject, conventions=changed), lambda schedule, x, t: flat)
+        losses[name] = loss_of(subject, oracle, images, seed)
+    return training_checks.check_target(min(losses.values()), ignorant)
+
+
+@torch.no_grad()
+def loss_of(subject: Subject, network: nn.Module, x0: Tensor, seed: int) -> float:
+    """The mean loss of a network in eight batches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        x0 = x0.flatten(1) if subject.conventions.is_flat else x0
+        values = [torch.as_tensor(subject.loss(network, x0)).double().mean() for _ in range(8)]
+    return (sum(values) / len(values)).item()
+
+
+def likelihood_entry(subject: Subject, seed: int) -> list[Check]:
+    """The check of the times at which a likelihood asks the network."""
+    x0 = known_images(subject.shape, 8, *value_range(subject))
+    recorder = Recorder(subject.shape)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        subject.likelihood(recorder, x0)
+    checks = [training_checks.check_likelihood_times([times for _, times, _ in recorder.seen])]
+    return in_place(checks, subject.place("likelihood"))
+
+
+LEARNING_ENTRIES = [
+    CheckEntry("network", ("network", "schedule"), network_entry),
+    CheckEntry("network: buffers of its average", ("network", "averaged_network"), buffers_entry),
+    CheckEntry("network: fit to the data", ("network", "schedule", "data"), fit_entry),
+    CheckEntry("samples", ("sampler", "network", "data"), samples_entry),
+    CheckEntry("training", ("loss", "schedule"), training_entry),
+    CheckEntry("training step", ("training_step", "network", "schedule"), step_entry),
+    CheckEntry("likelihood", ("likelihood",), likelihood_entry),
+]
