@@ -6,6 +6,7 @@ import math
 import os
 import re
 from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,24 @@ def test_an_edit_of_config_json_is_reported_when_it_is_loaded(saved, capsys, par
     path.write_text(json.dumps(config | {part: config.get(part, {}) | changes}))
     checkpoints.load(saved)
     assert capsys.readouterr().err.count(str(path)) == 1
+
+
+def test_a_value_of_another_kind_anywhere_in_a_config_is_refused_by_its_file_or_harmless(saved):
+    path = saved / "config.json"
+    good = json.loads(path.read_text())
+    odd = cycle(["x", None, [], {}, -1, math.nan, 10**400, [[1]], "\ud800", 1e308, True, "1"])
+    refused = set()
+    for part, values in good.items():
+        keys = values if isinstance(values, dict) else ()
+        for changed in [{part: next(odd)}, *({part: values | {key: next(odd)}} for key in keys)]:
+            path.write_text(json.dumps(good | changed))
+            try:
+                checkpoints.load(saved)
+                checkpoints.sampling_defaults(saved)
+            except ValueError as error:
+                assert str(saved) in str(error), changed
+                refused.add(part)
+    assert refused >= {"settings", "method", "recipe"}
 
 
 def test_a_huge_network_is_refused_by_the_header_of_its_weights(saved, monkeypatch):

@@ -1,5 +1,8 @@
 """`sample` as a user meets it: files, flags that count, and errors of one line."""
 
+import math
+from dataclasses import fields
+
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -168,8 +171,12 @@ def test_one_call_draws_the_images_of_the_command(digits, tmp_path, quick):
     assert np.array_equal(images[:, 0], command)
     assert torch.equal(film[-1][1], images)
     assert len(mnist_ddpm.sample(str(digits), 3, labels=1, **options)) == 3
-    for wrong in ({"step": 4}, {"out": 4}, {"n": 0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+    assert len(mnist_ddpm.sample(digits, np.int64(1), labels=np.int64(1), **options)) == 1
+    odd = [{name: {}} for name in {field.name for field in fields(SampleFlags)} - {"checkpoint"}]
+    odd += [{"step": 4}, {"n": 0}, {"n": True}, {"n": 2.5}, {"seed": "1"}, {"label": [3]}]
+    odd += [{"steps": math.nan}, {"sampler": "x"}, {"guidance_interval": [1]}, {"option": "a=1"}]
+    for wrong in [*odd, {"labels": [None]}, {"labels": "3"}, {"labels": [2.5]}]:
+        with pytest.raises(ValueError, match=next(iter(wrong)).removesuffix("s")):
             mnist_ddpm.sample(digits, **wrong)
 
 

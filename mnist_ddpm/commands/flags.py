@@ -3,9 +3,12 @@
 `command_line.COMMANDS` maps each class to the function that does the work.
 """
 
+import reprlib
 from dataclasses import dataclass
+from inspect import formatannotation
 from pathlib import Path
-from typing import Annotated, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -24,6 +27,32 @@ def unless_typed(meaning: str):
     return tyro.conf.arg(
         help_behavior_hint=lambda default: f"(default: {meaning if default in empty else default})"
     )
+
+
+def check_kinds(flags: object) -> None:
+    """Raises ValueError for a flag that is of another kind than its field, as Python may set it."""
+    for name, kind in get_type_hints(type(flags)).items():
+        value = getattr(flags, name)
+        if not is_of_kind(value, kind):
+            raise ValueError(
+                f"{name} is {reprlib.repr(value)}: it must be {formatannotation(kind)}"
+            )
+
+
+def is_of_kind(value: object, kind: Any) -> bool:
+    """Whether a value is of the kind that an annotation names; a list will do for a tuple."""
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(is_of_kind(value, each) for each in inner)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in inner
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(map(is_of_kind, value, kinds))
+    is_right = isinstance(value, int | float if kind is float else kind)
+    return is_right and (kind is bool or not isinstance(value, bool))
 
 
 @dataclass

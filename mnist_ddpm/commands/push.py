@@ -67,7 +67,7 @@ def push_to_hub(
     try:
         options |= flags_of_card(sampler) if sampler else {}
         job = prepare_job(SampleFlags(checkpoint=folder, **options))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         if not card:
             raise
         refusal = f"{card} has a sampler or a seed that evaluate did not write"

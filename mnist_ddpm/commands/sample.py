@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import sampler_setup
 from mnist_ddpm.commands.checkpoint_inputs import open_checkpoint
-from mnist_ddpm.commands.flags import SampleFlags
+from mnist_ddpm.commands.flags import SampleFlags, check_kinds
 from mnist_ddpm.commands.image_inputs import read_condition_images, read_image
 from mnist_ddpm.commands.outputs import open_partial_results, print_written, write_picture
 from mnist_ddpm.commands.sampler_setup import SamplerChoice
@@ -33,7 +33,7 @@ from mnist_ddpm.training.recipe import Recipe
 
 GRID_IMAGES = 400  # at most
 PATH_FLAGS = "checkpoint", "guide", "condition_image", "init_image", "mask"
-COMMAND_ONLY_FLAGS = {"out", "advised", "processes"}
+COMMAND_ONLY_FLAGS = {"out", "advised", "processes", "label"}
 
 
 class SamplingJob(NamedTuple):
@@ -68,6 +68,7 @@ def prepare_job(flags: SampleFlags) -> SamplingJob:
 
     Raises ValueError for what cannot be drawn.
     """
+    check_kinds(flags)
     limit = sampler_setup.MAX_IMAGES
     check(0 <= flags.first <= limit, f"first is {flags.first}: it must be from 0 to {limit:,}")
     world, device = sampler_setup.pick_processes_and_device(flags)
@@ -80,7 +81,7 @@ def prepare_job(flags: SampleFlags) -> SamplingJob:
     sampler_setup.check_labels_and_guidance(flags, recipe)
     sampler_choice = choose_with_image(flags, recipe, device)
     sampler_setup.check_interval(flags, sampler_choice.times, recipe)
-    labels = sampler_setup.labels_in_turn(flags, recipe, flags.first) if recipe.classes else None
+    labels = sampler_setup.labels_in_turn(flags, recipe) if recipe.classes else None
     denoiser_for_batch = sampler_setup.build_denoiser_for_batch(
         flags,
         sampler_choice,
@@ -121,14 +122,19 @@ def sample(
     steps, guidance or init_image. Raises ValueError for what cannot be drawn, FileNotFoundError
     for a missing checkpoint.
     """
-    labels = (labels,) if isinstance(labels, int) else tuple(map(int, labels))
-    options |= {"checkpoint": checkpoint, "seed": seed, "label": labels, "device": device}
     known = {field.name for field in fields(SampleFlags)} - COMMAND_ONLY_FLAGS
     unknown = sorted(options.keys() - known)
     check(not unknown, f"sample takes no {', '.join(unknown)}: see mnist-ddpm sample --help")
-    options |= {name: Path(options[name]) for name in PATH_FLAGS if options.get(name) is not None}
-    n = len(labels) or SampleFlags.n if n is None else n
-    job = prepare_job(SampleFlags(n=n, **options))
+    labels = np.ravel([*labels] if isinstance(labels, Iterator) else labels).tolist()
+    options |= {"checkpoint": checkpoint, "seed": seed, "label": labels}
+    options["device"] = str(device)
+    options["n"] = len(labels) or SampleFlags.n if n is None else n
+    for name, value in options.items():
+        if name in PATH_FLAGS and isinstance(value, str):
+            options[name] = Path(value)
+        elif isinstance(value, np.generic):
+            options[name] = value.item()
+    job = prepare_job(SampleFlags(**options))
     images, frames = job.draw()
     return (images, frames) if film else images
 

@@ -127,10 +127,9 @@ def check_interval(flags: DrawingFlags, times: list[int], recipe: Recipe) -> Non
     check(acts, f"none of the {len(times)} times sampled is in {typed}")
 
 
-def labels_in_turn(flags: DrawingFlags, recipe: Recipe, first: int = 0) -> Tensor:
-    """The labels of images 0 … first + n - 1, those of --label in turn, else all: int64."""
-    labels = torch.tensor(flags.label or range(recipe.classes))
-    return labels[torch.arange(first + flags.n) % len(labels)]
+def labels_in_turn(flags: DrawingFlags, recipe: Recipe) -> Tensor:
+    """The labels that images get in turn, those of --label, else all: int64."""
+    return torch.tensor(flags.label or range(recipe.classes))
 
 
 def choose_sampler(flags: DrawingFlags, recipe: Recipe, default: str = "ddim") -> SamplerChoice:

@@ -58,7 +58,7 @@ def make_denoiser_for_batch(
 ) -> DenoiserForBatch:
     """A function from a batch to its denoiser: a network under guidance, its x0_hat clipped.
 
-    labels (n,): image k has labels[k]. scale: the guidance scale; the weaker model is the guide
+    labels (L,): image k has labels[k % L]. scale: the guidance scale; the weaker model is the guide
     (a network and its recipe) if given, else the network without labels; unused without both.
     interval: guidance acts at times low < t <= high only. condition_images (M, C, H, W), uint8:
     image k has the condition of condition_images[k % M], where the recipe has one.
@@ -70,7 +70,7 @@ def make_denoiser_for_batch(
         network = shortcuts.with_next_times(network, next_times, schedule.T)
 
     def denoiser_for_batch(batch: range) -> Denoiser:
-        batch_labels = None if labels is None else labels[batch.start : batch.stop]
+        batch_labels = None if labels is None else labels[torch.tensor(batch) % len(labels)]
         condition = catalogue.condition_batch(recipe, condition_images, batch)
 
         def make(network: Network, recipe: Recipe, labels: Tensor | None) -> Denoiser:

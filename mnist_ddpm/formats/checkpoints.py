@@ -131,10 +131,15 @@ def load(source: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     name = str(Path(folder, WEIGHTS))
     if recipe.objective not in catalogue.OBJECTIVES:
         name += f' (of objective "{recipe.objective}", unknown here)'
-    with torch.device("meta"):  # without memory, should config.json describe a huge network
-        expected = catalogue.make_network(recipe).state_dict()
-        check_header(checkpoint_path(folder, WEIGHTS), expected, name)
+    try:
+        schedule = catalogue.make_schedule(recipe)
+        catalogue.conversion_of(recipe)
+        with torch.device("meta"):  # without memory, should config.json describe a huge network
+            expected = catalogue.make_network(recipe).state_dict()
+    except ValueError as error:
+        raise ValueError(f"{Path(folder, CONFIG)} cannot be used here: {error}") from error
+    check_header(checkpoint_path(folder, WEIGHTS), expected, name)
     network = catalogue.make_network(recipe)
     load_weights(network.state_dict(), read_weights(folder), name)
     network = network.to(device).eval().requires_grad_(False)
-    return Checkpoint(network, catalogue.make_schedule(recipe), recipe)
+    return Checkpoint(network, schedule, recipe)

@@ -6,6 +6,7 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
+LONG = 1000  # characters that are shown of the beginning, or the end, of a text
 LARGEST_JSON = 2**26  # bytes of a file that is read
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # sets a terminal's colour and title, forges lines
 
@@ -13,8 +14,14 @@ ABSOLUTE = re.compile(r"(~|[A-Za-z]:)?[/\\]")  # the beginning of such a path
 
 
 def printable(text: object) -> str:
-    """The text in one line, with escapes such as \\x1b for all that a terminal obeys or hides."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    """The text in one line, with escapes such as \\x1b for all that a terminal obeys or hides.
+
+    Of a text that would fill screens only the beginning and the end.
+    """
+    text = str(text)
+    if len(text) > 2 * LONG:
+        text = f"{text[:LONG]} … {text[-LONG:]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def without_folders(content: object) -> object:

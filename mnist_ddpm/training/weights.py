@@ -44,7 +44,7 @@ def copy_tensors(tensors: dict[str, Tensor], values: dict[str, Tensor], subject:
     wrong = []
     for name, tensor in tensors.items():
         value = values[name]
-        if value.is_floating_point() != tensor.is_floating_point():
+        if value.is_floating_point() != tensor.is_floating_point() or value.is_complex():
             wrong.append(f"{name} is {value.dtype}, should be like {tensor.dtype}")
         elif not value.float().isfinite().all():
             wrong.append(f"{name} is not finite everywhere")
