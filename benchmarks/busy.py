@@ -60,9 +60,8 @@ def measure_speed(work: str, fixed: bool, folder: Path, flags) -> float:
     if work == "sample":
         options = ["--sampler", "ddim", "--n", flags.n, "--out", out]
         printed = output_of([*COMMAND, "sample", *options], fixed)
-        evaluations, seconds = re.search(
-            r"(\d+) network evaluations in ([\d.]+) s", printed
-        ).groups()
+        match = re.search(r"(\d+) network evaluations in ([\d.]+) s", printed)
+        evaluations, seconds = match.groups()
         return flags.n * int(evaluations) / float(seconds)
     command = [sys.executable, "-m", "papermill", "MNIST_DDPM.ipynb", folder / "run.ipynb"]
     output_of([*command, "-p", "train", True, "-p", "epochs", 0.25, "-p", "save_to", out], fixed)

@@ -55,9 +55,8 @@ def time_sampling(precision: str, n: int, steps: int) -> float:
     network = generation.autocast(network, precision, "cpu")
     denoiser_for_batch = generation.make_denoiser_for_batch(network, schedule, recipe)
     options = {"times": ddpm.timesteps(schedule.T, steps), "batch_size": 64, "film_images": 36}
-    _, film = generation.generate(
-        denoiser_for_batch, schedule, n, recipe.shape, progress=False, **options
-    )
+    options["progress"] = False
+    _, film = generation.generate(denoiser_for_batch, schedule, n, recipe.shape, **options)
     with tempfile.TemporaryDirectory() as folder:
         ddpm.save_gif(Path(folder, "film.gif"), film, columns=6)
     return time.perf_counter() - began

@@ -27,9 +27,8 @@ def command_line() -> str:
     """The command that was typed, with the script's path from the project's folder."""
     script = Path(sys.argv[0]).resolve()
     inside = script.is_relative_to(ROOT)
-    return shlex.join(
-        ["python", str(script.relative_to(ROOT) if inside else script), *sys.argv[1:]]
-    )
+    path = script.relative_to(ROOT) if inside else script
+    return shlex.join(["python", str(path), *sys.argv[1:]])
 
 
 def circumstances(device: str = "cpu") -> dict:

@@ -173,9 +173,8 @@ def measure(flags: Arguments) -> None:
     """Trains and judges each recipe that is not in the file yet, draws and prints all."""
     names = flags.only or RECIPES
     changes = {name: catalogue.look_up("recipe", name, RECIPES) for name in names}
-    images, unseen = (
-        loading.load_images(Recipe(), flags.data, split) for split in ("train", "test")
-    )
+    splits = "train", "test"
+    images, unseen = (loading.load_images(Recipe(), flags.data, split) for split in splits)
     judge, precision = (extractors.pick_judge("auto", "mnist"), flags.precision or precisions()[-1])
     about = {"minutes": flags.minutes, "n": flags.n, "seed": flags.seed, "precision": precision}
     about |= {"extractor": judge.name, "device": "cpu", "threads": torch.get_num_threads()}
@@ -190,11 +189,8 @@ def measure(flags: Arguments) -> None:
         print(name, flush=True)
         recipe = Recipe(precision=precision, seed=flags.seed, **changes[name])
         state, total = train(recipe, images, flags.minutes, changes[name].get("epochs", 1.0))
-        row = {
-            "images": state.step * recipe.batch_size,
-            "seconds": round(state.training_seconds, 1),
-        }
-        row |= {"steps": state.step, "planned": total}
+        row = {"images": state.step * recipe.batch_size, "steps": state.step, "planned": total}
+        row["seconds"] = round(state.training_seconds, 1)
         rows[name] = row | judge_run(state, flags.n, distance, unseen)
         cards.write_card(out, {"command": command_line()} | about | {"recipes": rows})
     rows = {name: rows[name] for name in RECIPES if name in rows}

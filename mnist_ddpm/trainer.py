@@ -149,6 +149,5 @@ def print_start(new_or_resumed_run: Run, images: Tensor, device: Device) -> None
 def throughput_meter(device: torch.device) -> throughput.ThroughputMeter:
     """A meter of how fast this machine trains and samples, for a plan."""
     start = partial(start_run, device=device)
-    return throughput.ThroughputMeter(
-        device, start, catalogue.make_schedule, catalogue.make_network
-    )
+    factories = catalogue.make_schedule, catalogue.make_network
+    return throughput.ThroughputMeter(device, start, *factories)

@@ -45,9 +45,8 @@ def save_pictures(folder: Path, n: int = 48) -> Path:
 def save_network(folder: Path, recipe: Recipe, std: float = 0.1, **changes) -> Path:
     """An untrained checkpoint, with random weights everywhere."""
     recipe = replace(recipe, **changes)
-    trainer.save_checkpoint(
-        folder, with_random_weights(catalogue.make_network(recipe), std), recipe, {}
-    )
+    network = with_random_weights(catalogue.make_network(recipe), std)
+    trainer.save_checkpoint(folder, network, recipe, {})
     return folder
 
 

@@ -216,10 +216,8 @@ def test_times_are_the_recipe_s_or_the_objective_s_own():
 
 def test_a_path_is_for_networks_that_tell_x0():
     for prediction in ("eps", "v", "edm"):
-        assert catalogue.make_sampling_schedule(Recipe(prediction=prediction), "flow").at(500) == (
-            0.5,
-            0.5,
-        )
+        path = catalogue.make_sampling_schedule(Recipe(prediction=prediction), "flow")
+        assert path.at(500) == (0.5, 0.5)
     with pytest.raises(ValueError, match="mu"):
         catalogue.make_sampling_schedule(Recipe(prediction="mu"), "flow")
     with pytest.raises(ValueError, match="cosine"):

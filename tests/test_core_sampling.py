@@ -95,10 +95,8 @@ def test_ddim_with_eta_1_is_ancestral_sampling(path, steps, perfect):
 
     def run(sampler, **options):
         draw_noise = ddpm.noise_source(3, range(8), (1, 1, 1))
-        states = sampler(
-            denoise, path, ddpm.timesteps(1000, steps), draw_noise(), draw_noise, **options
-        )
-        return last(states)
+        times = ddpm.timesteps(1000, steps)
+        return last(sampler(denoise, path, times, draw_noise(), draw_noise, **options))
 
     got, expected = run(ddpm.ddim_sampler, eta=1.0), run(ddpm.ddpm_sampler)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
@@ -143,9 +141,8 @@ def test_noise_is_normal_and_no_two_images_share_any():
 
 @pytest.mark.parametrize("sampler", [ddpm.ddpm_sampler, ddpm.ddim_sampler])
 def test_image_k_does_not_depend_on_the_batch_size(sampler):
-    network = with_random_weights(
-        ddpm.UNet(base_channels=8, channel_mults=(1, 2), attention=(1,)), 0.05
-    )
+    sizes = {"base_channels": 8, "channel_mults": (1, 2), "attention": (1,)}
+    network = with_random_weights(ddpm.UNet(**sizes), 0.05)
     denoise = ddpm.clipped(ddpm.eps_denoiser(network, PAPER), PAPER)
     options = {"sampler": sampler, "steps": 10, "seed": 4}
     with torch.no_grad():

@@ -126,9 +126,8 @@ def test_what_is_not_finite_stops_before_it_reaches_the_weights(size):
 def test_gradients_are_clipped():
     run = ddpm.start_run(TINY)
     steep = lambda *given: 1e4 * ddpm.l_simple(*given)  # noqa: E731
-    ddpm.training_step(
-        run, steep, schedule_of(TINY), ddpm.to_float(squares(16)), ddpm.random_generator(0)
-    )
+    x0 = ddpm.to_float(squares(16))
+    ddpm.training_step(run, steep, schedule_of(TINY), x0, ddpm.random_generator(0))
     norms = torch.stack([p.grad.norm() for p in run.network.parameters()])
     assert norms.norm().item() == pytest.approx(1, rel=1e-3)
 
@@ -207,9 +206,8 @@ def test_an_edited_config_is_reported_and_one_of_a_huge_network_takes_no_memory(
     path.write_text(json.dumps(config | {"settings": config["settings"] | {"beta_T": 0.12}}))
     assert ddpm.load_checkpoint(tmp_path)[2].beta_T == 0.12
     assert str(path) in capsys.readouterr().out
-    path.write_text(
-        json.dumps(config | {"settings": config["settings"] | {"base_channels": 2**20}})
-    )
+    huge = {"settings": config["settings"] | {"base_channels": 2**20}}
+    path.write_text(json.dumps(config | huge))
     with pytest.raises(ValueError, match=str(tmp_path)):  # it would take terabytes
         ddpm.load_checkpoint(tmp_path)
 

@@ -99,16 +99,10 @@ def test_pixels_whose_range_nothing_tells_are_refused(tmp_path, dtype):
 @pytest.mark.parametrize("tag", [0x0111, 0x011A])
 def test_malformed_exif_costs_no_image(tmp_path, tag):
     """Nor does it hide which way is up."""
-    orientation, text = (
-        struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0),
-        struct.pack("<HHI4s", tag, 2, 4, b"abc"),
-    )
-    exif = (
-        b"Exif\0\0II*\0"
-        + struct.pack("<IH", 8, 2)
-        + b"".join(sorted([orientation, text]))
-        + bytes(4)
-    )
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    text = struct.pack("<HHI4s", tag, 2, 4, b"abc")
+    entries = b"".join(sorted([orientation, text]))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
     Image.new("RGB", (20, 10), "red").save(tmp_path / "a.jpg", exif=exif)
     with Image.open(tmp_path / "a.jpg") as image, pytest.raises((TypeError, struct.error)):
         ImageOps.exif_transpose(image)
@@ -128,9 +122,8 @@ def test_pictures_are_turned_as_pillow_turns_them(tmp_path, mode, name):
             saved.load()
             expected = np.asarray(ImageOps.exif_transpose(saved))
         expected = expected // 257 if mode == "I;16" else expected
-        assert np.array_equal(
-            open_image(tmp_path / name, "RGB" if mode == "RGB" else "L"), expected
-        )
+        opened = open_image(tmp_path / name, "RGB" if mode == "RGB" else "L")
+        assert np.array_equal(opened, expected)
 
 
 def test_hidden_files_and_other_files_do_not_count(tmp_path):
@@ -337,12 +330,8 @@ def test_pictures_too_large_for_memory_are_refused_or_decoded_smaller(tmp_path, 
         open_image(tmp_path / "large.png", "RGB")
     small = open_image(tmp_path / "large.jpg", "RGB")
     assert small.size == (125, 100)
-    assert (
-        np.abs(
-            np.asarray(small.convert("L"), int) - ramp(250, 200).resize((125, 100)).convert("L")
-        ).max()
-        < 9
-    )
+    expected = ramp(250, 200).resize((125, 100)).convert("L")
+    assert np.abs(np.asarray(small.convert("L"), int) - expected).max() < 9
 
 
 def png(rows: bytes, interlace: int) -> bytes:

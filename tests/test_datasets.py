@@ -69,14 +69,9 @@ def test_commands_know_a_data_set_by_its_record(tmp_path):
         "plan --dataset stripes --minutes 2 --dry-run --out planned --device cpu",
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", FIFTH],
-        input="\n".join(commands),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+    command = [sys.executable, "-c", FIFTH]
+    done = subprocess.run(command, input="\n".join(commands), **options)
     assert done.returncode == 0, done.stderr
     train, plan, extractor = done.stdout.split("usage: ")[1:]
     assert "mnist, celeba, ffhq, stripes" in " ".join(train.split()) and "tiny-stripes" in train

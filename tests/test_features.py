@@ -12,9 +12,8 @@ from helpers import equal, in_processes, untrained_judge, with_flipped_bit
 from mnist_ddpm.evaluation import features
 from mnist_ddpm.evaluation.features import RealImages
 
-IMAGES = torch.randint(
-    0, 256, (24, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-)
+SOURCE = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(0, 256, (24, 1, 28, 28), generator=SOURCE, dtype=torch.uint8)
 
 
 class Asked:

@@ -101,9 +101,8 @@ def lines_of(kind) -> dict[str, str]:
 
 def test_the_flags_of_training_are_a_recipe_s():
     """Those of the notebook word for word, the options by inheritance; help adds meanings alone."""
-    assert {each.name for each in fields(training_flags.RecipeFlags)} == {
-        f.name for f in fields(Recipe)
-    }
+    names = [{each.name for each in fields(kind)} for kind in (training_flags.RecipeFlags, Recipe)]
+    assert names[0] == names[1]
     default = {each.name: each.default for each in fields(Recipe)}
     for each in fields(training_flags.RecipeFlags):
         assert each.default == default[each.name], each.name

@@ -30,10 +30,8 @@ def tables(schedule, t):
     """Signal and noise at times, fractions too, where the tables run straight between."""
     t = torch.as_tensor(t, dtype=torch.float64)
     low = t.long().clamp(max=schedule.T - 1)
-    return (
-        torch.lerp(table[low], table[low + 1], t - low).view(-1, 1, 1, 1)
-        for table in (schedule.a, schedule.b)
-    )
+    both = schedule.a, schedule.b
+    return (torch.lerp(x[low], x[low + 1], t - low).view(-1, 1, 1, 1) for x in both)
 
 
 def mixture_x0(a_t, b_t, xt):
@@ -164,9 +162,8 @@ def test_in_the_notebook_digits_along_both_paths_come_together():
 def test_each_image_is_trained_with_the_noise_that_it_came_from():
     points = torch.tensor([-0.8, 0.1, 0.6]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
     options = {"sampler": ddpm.ddim_sampler, "steps": 9, "seed": 3}
-    images, _ = ddpm.generate(
-        ddpm.ideal_denoiser(STRAIGHT, points), STRAIGHT, 9, (1, 2, 2), **options
-    )
+    denoise = ddpm.ideal_denoiser(STRAIGHT, points)
+    images, _ = ddpm.generate(denoise, STRAIGHT, 9, (1, 2, 2), **options)
     images = images + torch.arange(9, dtype=torch.uint8).view(9, 1, 1, 1)  # so that none is twice
     objective = reflow(lambda network, schedule, x0, t, eps: eps.flatten(1), images, seed=3)
     batch = [7, 2, 5]

@@ -26,9 +26,8 @@ VARIED = partial(ddpm.ddim_sampler, eta=1.0)  # draws noise in each step
 
 @pytest.fixture(scope="module")
 def network():
-    return with_random_weights(
-        ddpm.UNet(base_channels=8, channel_mults=(1, 2), attention=(1,)), 0.05
-    )
+    sizes = {"base_channels": 8, "channel_mults": (1, 2), "attention": (1,)}
+    return with_random_weights(ddpm.UNet(**sizes), 0.05)
 
 
 def ideal(batch):

@@ -69,10 +69,8 @@ def test_guidance_goes_from_the_unconditional_prediction_to_the_other_and_beyond
     x = torch.linspace(-1, 1, 3).double().view(3, 1, 1, 1)
     t, labels = torch.tensor([1, 30, 900]), torch.tensor([0, 1, 2])
     network = Counted(linear_network)
-    weak, strong = (
-        learned_denoiser(each, PAPER, conversion)
-        for each in (network, with_labels(network, labels))
-    )
+    both = network, with_labels(network, labels)
+    weak, strong = (learned_denoiser(each, PAPER, conversion) for each in both)
     untold, known = weak(x, t), strong(x, t)
     network.images = 0
     got = guided(weak, strong, scale)(x, t)

@@ -137,10 +137,8 @@ def test_no_path_of_this_machine_goes_public_and_no_name_is_markup(hub, tmp_path
         push_to_hub(folder, "own/faces", card=tmp_path / "card.json")
     printed = capsys.readouterr().out
     files = hub.files("own/faces", "main")
-    assert all(
-        f"{name}, {len(files[name]):,} bytes" in printed
-        for name in files.keys() - {".gitattributes"}
-    )
+    sizes = {name: len(files[name]) for name in files.keys() - {".gitattributes"}}
+    assert all(f"{name}, {size:,} bytes" in printed for name, size in sizes.items())
     texts = b"".join(content for name, content in files.items() if name.endswith((".md", ".json")))
     assert str(tmp_path).encode() not in texts
     assert b"--checkpoint faces --n 64" in texts and b"A&lt;b&gt;c" in texts

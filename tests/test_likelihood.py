@@ -27,9 +27,8 @@ BIN = 2 / 255
 
 def silent(schedule):
     """A denoiser that never sees any noise."""
-    return ddpm.clipped(
-        lambda xt, t: (xt / schedule.at(t)[0].view(-1, 1, 1, 1).to(xt), 0 * xt), schedule
-    )
+    denoise = lambda xt, t: (xt / ddpm.per_image(schedule.at(t)[0], xt), 0 * xt)  # noqa: E731
+    return ddpm.clipped(denoise, schedule)
 
 
 def random_images(n, size=4, seed=0):

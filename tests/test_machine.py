@@ -18,11 +18,8 @@ from mnist_ddpm.machine.processes import ProcessGroup
 @pytest.mark.parametrize("computes", [False, True])
 def test_bfloat16_is_for_gpus_that_compute_in_it(monkeypatch, computes):
     """As from capability 8.0 on; a T4 only emulates it."""
-    monkeypatch.setattr(
-        torch.cuda,
-        "is_bf16_supported",
-        lambda including_emulation=True: including_emulation or computes,
-    )
+    supported = lambda including_emulation=True: including_emulation or computes  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     devices.check_precision("float16", "cuda")
     devices.check_precision("bfloat16", "cpu")
     with nullcontext() if computes else pytest.raises(ValueError, match="bfloat16"):
@@ -44,9 +41,8 @@ def test_the_named_gpu_is_the_one_that_is_asked_about_bfloat16(monkeypatch):
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "device", entered)
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1
-    )
+    supported = lambda including_emulation: current[-1] == 1  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert devices.emulates("bfloat16", "cuda:0") and not devices.emulates("bfloat16", "cuda:1")
     assert current == [0]
 

@@ -105,10 +105,8 @@ def test_what_a_file_tells(exported):
 
 
 def test_a_transformer_a_condition_an_input_s_scale_and_half_precision(tmp_path):
-    network, schedule = (
-        with_random_weights(catalogue.make_network(COLOURS)),
-        catalogue.make_schedule(COLOURS),
-    )
+    network = with_random_weights(catalogue.make_network(COLOURS))
+    schedule = catalogue.make_schedule(COLOURS)
     path = tmp_path / "half.onnx"
     ours.save_onnx(path, network, schedule, COLOURS, "float16", {"steps": 7})
     halves = [w for w in onnx.load(path).graph.initializer if w.data_type == w.FLOAT16]

@@ -199,10 +199,8 @@ def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
     assert all(getattr(guide.recipe, name) == getattr(network.recipe, name) for name in shared)
     assert guide.recipe.base_channels == 16
     assert guide.recipe.ema_decay < network.recipe.ema_decay
-    assert (
-        network.sampling_defaults
-        == alone.sampling_defaults | {"guide": "guide"} | MNIST.planning.guided_draw
-    )
+    guided = {"guide": "guide"} | MNIST.planning.guided_draw
+    assert network.sampling_defaults == alone.sampling_defaults | guided
     assert guide.sampling_defaults == {}
 
 

@@ -106,9 +106,8 @@ def test_without_a_weight_the_loss_is_the_plain_error_of_the_output(kind):
 def test_bound_weight_is_that_of_the_bound_with_variance_beta(path):
     x0, _, xt = example(path)
     guess = torch.full_like(x0, 0.3)
-    wrong, right = (
-        bound_term(path, x0, xt, TIMES, x0_hat, 1.0).mean(dim=(1, 2, 3)) for x0_hat in (guess, x0)
-    )
+    terms = (bound_term(path, x0, xt, TIMES, x0_hat, 1.0) for x0_hat in (guess, x0))
+    wrong, right = (each.mean(dim=(1, 2, 3)) for each in terms)
     error = (x0 - guess).square().mean(dim=(1, 2, 3))
     expected = bound_weight(path, TIMES) * error / math.log(2)
     torch.testing.assert_close((wrong - right)[1:], expected[1:])

@@ -89,9 +89,8 @@ def transposed(network, patch_size: int):
 def test_the_network_of_transposed_images_is_the_transposed_network(patch_size):
     recipe = replace(TINY, patch_size=patch_size, attention_resolutions=(8,))
     turned = replace(recipe, image_size=(24, 16))
-    network, other = (
-        with_random_weights(catalogue.make_network(each)) for each in (recipe, turned)
-    )
+    networks = map(catalogue.make_network, (recipe, turned))
+    network, other = map(with_random_weights, networks)
     x, t = torch.randn(3, *recipe.shape, generator=torch.Generator().manual_seed(0)), torch.ones(3)
     output = network(x, t)
     assert output.shape == x.shape and output.std() > 0.1

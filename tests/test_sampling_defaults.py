@@ -32,14 +32,12 @@ def plain(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", checkpoints.SHIPPED)
 def test_what_is_shipped_advises_what_can_be_done(name):
-    advice, recipe = (
-        checkpoints.sampling_defaults(name),
-        checkpoints.load_config(ROOT / "checkpoints" / name),
-    )
+    advice = checkpoints.sampling_defaults(name)
+    recipe, _ = checkpoints.load_config(ROOT / "checkpoints" / name)
     assert bool(advice) == (not name.endswith("-guide"))
     if "guide" in advice:
         guide = checkpoints.load_config(checkpoints.find(advice["guide"]))[0]
-        assert (guide.T, guide.shape) == (recipe[0].T, recipe[0].shape)
+        assert (guide.T, guide.shape) == (recipe.T, recipe.shape)
         assert advice["guidance"] > 1 and advice["guidance_interval"][1] <= guide.T
 
 

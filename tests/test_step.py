@@ -206,10 +206,8 @@ def test_each_step_and_each_process_draws_its_own_dropout():
         def gather(self, x):
             return torch.cat([x, x])
 
-    seen = [
-        [torch.initial_seed() for _ in islice(steps(start(TINY), world=world), 4)]
-        for world in (ProcessGroup(), Second())
-    ]
+    runs = (islice(steps(start(TINY), world=world), 4) for world in (ProcessGroup(), Second()))
+    seen = [[torch.initial_seed() for _ in each] for each in runs]
     assert len({*seen[0], *seen[1]}) == 8
 
 

@@ -41,10 +41,8 @@ def test_a_resumed_run_continues_the_log_that_tensorboard_reads(tmp_path, monkey
     for event in events(out):
         for value in event.summary.value:
             logged.setdefault(value.tag, {})[event.step] = value
-    numbers = {
-        tag: {step: value.simple_value for step, value in values.items()}
-        for tag, values in logged.items()
-    }
+    simple = lambda values: {step: value.simple_value for step, value in values.items()}  # noqa: E731
+    numbers = {tag: simple(values) for tag, values in logged.items()}
     state, recipe = saving.load_state(out)
     losses = state["losses"]
     means = {1: losses[0], 2: losses[1], 4: losses[3], 6: np.mean(losses[4:6])}

@@ -13,10 +13,8 @@ from conftest import ROOT
 from mnist_ddpm import ddpm
 
 NOTEBOOK = ROOT / "further" / "your_turn.ipynb"
-CELLS = {
-    cell["id"]: "".join(cell["source"])
-    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-}
+CONTENT = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+CELLS = {cell["id"]: "".join(cell["source"]) for cell in CONTENT["cells"]}
 BLOCKS = re.findall(r"```python\n(.*?)```", "\n".join(CELLS.values()), re.S)
 SOLUTIONS = {re.match(r"def (\w+)", block)[1]: block for block in BLOCKS}
 

@@ -26,9 +26,8 @@ def stopped_clock(monkeypatch) -> list[float]:
 
 def without_locks(monkeypatch) -> None:
     """As on a disk that knows none."""
-    monkeypatch.setattr(
-        folder_lock.FileLock, "acquire", raising(OSError(errno.ENOLCK, "No locks available"))
-    )
+    refused = raising(OSError(errno.ENOLCK, "No locks available"))
+    monkeypatch.setattr(folder_lock.FileLock, "acquire", refused)
 
 
 TINY = Recipe(

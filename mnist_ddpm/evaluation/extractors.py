@@ -63,12 +63,11 @@ class Extractor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         fits = images.dtype == torch.uint8 and images.shape[1] == self.channels
-        check(
-            fits,
-            f"the extractor for {self.dataset} takes uint8 images of {self.channels} channel(s), "
-            f"not {images.dtype} {tuple(images.shape)}: "
-            "--extractor inception takes grey and colour",
+        wanted = (
+            f"the extractor for {self.dataset} takes uint8 images of {self.channels} channel(s)"
         )
+        actual = f"not {images.dtype} {tuple(images.shape)}"
+        check(fits, f"{wanted}, {actual}: --extractor inception takes grey and colour")
         x = to_float(images)
         if self.is_padded:
             vertical, horizontal = ((side - self.input_side) // 2 for side in x.shape[2:])
@@ -186,11 +185,9 @@ def pick_judge(
         full_name = f"inception-v3-compat, 2048 features, SHA-256 {sha256}"
         return Judge(network.to(device).eval(), full_name, device, world)
     suits = own_extractor(dataset)
-    check(
-        name != "auto" or suits is not None,
-        f"no extractor knows the data set {dataset}: take --extractor inception, "
-        f"or one of those shipped ({shipped_extractors()})",
-    )
+    advice = f"take --extractor inception, or one of those shipped ({shipped_extractors()})"
+    is_known = name != "auto" or suits is not None
+    check(is_known, f"no extractor knows the data set {dataset}: {advice}")
     path = find_extractor(suits if name == "auto" else name)
     network, _ = load_extractor(path)
     crops = network.is_padded and network.dataset != dataset and side > network.input_side

@@ -70,10 +70,8 @@ class RealImages:
         titles = [title for kind, (_, title) in self.kinds.items() if not self.path(kind).is_file()]
         if titles and is_first_process():
             features = f"the features of {' and '.join(titles)}"
-            print(
-                f"the first card takes longer: {features} are computed, and kept in {self.folder}",
-                flush=True,
-            )
+            work = f"{features} are computed, and kept in {self.folder}"
+            print(f"the first card takes longer: {work}", flush=True)
 
     def features(self) -> RealFeatures:
         """The features, from files as far as they are there. Each of several processes calls it."""

@@ -66,11 +66,8 @@ def description(title: str, recipe: Recipe, parameters: int, record: dict) -> st
     colour = "grey" if recipe.channels == 1 else "colour"
     network = f"A denoising diffusion model of {title}: {size}, {colour}, {parameters:,} parameters"
     method = f"schedule {recipe.schedule}, T = {recipe.T}, predicting {recipe.prediction}"
-    labels = (
-        ", ".join(map(html.escape, label_names(recipe)))
-        if recipe.attributes
-        else f"0 to {recipe.classes - 1}"
-    )
+    names = ", ".join(map(html.escape, label_names(recipe)))
+    labels = names if recipe.attributes else f"0 to {recipe.classes - 1}"
     labels = f" Its labels are {labels}." if recipe.classes else ""
     steps = record.get("steps") if isinstance(record, dict) else None
     trained = f" It was trained for {steps:,} steps." if type(steps) is int else ""

@@ -54,7 +54,5 @@ class PredictionsAndLosses(Experiment):
             "a fixed variance beats the one that L_hybrid learns": LEARNED,
         }
         simple = {"arm": "eps, L_simple"}
-        return [
-            Claim.of(rows, "frechet", text, less=simple, more={"arm": arm})
-            for text, arm in others.items()
-        ]
+        arms = {text: {"arm": arm} for text, arm in others.items()}
+        return [Claim.of(rows, "frechet", text, simple, other) for text, other in arms.items()]

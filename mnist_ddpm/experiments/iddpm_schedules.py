@@ -45,10 +45,8 @@ def measure_bound(run: ExperimentRun, trained: TrainedNetwork, seed: int) -> Row
 
 def skipping_costs(rows: list[Row], arm: str) -> dict[int, float]:
     """How much larger the distance is, by seed, if a fifth of the way is skipped."""
-    skipped, complete = (
-        values_by_seed(rows, "frechet", {"arm": arm, "steps": 50, "skipped": part})
-        for part in (0.2, 0.0)
-    )
+    keys = ({"arm": arm, "steps": 50, "skipped": part} for part in (0.2, 0.0))
+    skipped, complete = (values_by_seed(rows, "frechet", key) for key in keys)
     return {seed: skipped[seed] - complete[seed] for seed in skipped if seed in complete}
 
 

@@ -96,7 +96,5 @@ class EqualTime(Experiment):
             ),
             "twice the time helps": ("half the rate, twice as long", "half the rate"),
         }
-        return [
-            Claim.of(rows, "frechet", text, less={"arm": better}, more={"arm": worse})
-            for text, (better, worse) in pairs.items()
-        ]
+        nearer = partial(Claim.of, rows, "frechet")
+        return [nearer(text, {"arm": a}, {"arm": b}) for text, (a, b) in pairs.items()]

@@ -45,10 +45,8 @@ def read_rows(path: Path) -> list[Row]:
         rows = []
         for cells in table:
             check(len(cells) == len(names), f"a row has {len(cells)} cells, not {len(names)}")
-            row = {
-                name: text if name in TEXTS else parse_cell(text)
-                for name, text in zip(names, cells)
-            }
+            pairs = zip(names, cells)
+            row = {name: text if name in TEXTS else parse_cell(text) for name, text in pairs}
             wrong = [x for name, x in row.items() if name not in TEXTS and x and type(x) is str]
             check(not wrong, f"{str(wrong)[:50]} should be a number")
             rows.append(row)

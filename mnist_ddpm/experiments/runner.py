@@ -208,20 +208,9 @@ class ExperimentRun:
         recipe = trained.recipe
         schedule = trained.schedule
         network = generation.autocast(trained.network(), recipe.precision, self.device)
-        denoiser_for_batch = generation.make_denoiser_for_batch(
-            network, schedule, recipe, **options
-        )
-        noise = {"seed": seed, "device": self.device}
-        images, _ = generation.generate(
-            denoiser_for_batch,
-            schedule,
-            self.scale.n,
-            recipe.shape,
-            times=times,
-            sampler=sampler,
-            **noise,
-        )
-        return images
+        denoisers = generation.make_denoiser_for_batch(network, schedule, recipe, **options)
+        how = {"times": times, "sampler": sampler, "seed": seed, "device": self.device}
+        return generation.generate(denoisers, schedule, self.scale.n, recipe.shape, **how)[0]
 
     def measure_images(
         self,

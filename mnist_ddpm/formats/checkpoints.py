@@ -78,9 +78,8 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
     try:
         return hub.download(name, None, files)
     except OSError as error:
-        raise type(error)(
-            f"{no_folder}, no shipped checkpoint has this name, and {error}"
-        ) from error
+        message = f"{no_folder}, no shipped checkpoint has this name, and {error}"
+        raise type(error)(message) from error
 
 
 def is_number(value: object, *types: type) -> bool:

@@ -22,12 +22,9 @@ def denoiser_along_schedule(
     """A checkpoint's denoiser along a schedule, which may be its own, with labels (N,) or none."""
     network, schedule, recipe = checkpoint
     network = guidance.with_labels(network, labels)
-    is_own = torch.equal(schedule.a, sampling_schedule.a) and torch.equal(
-        schedule.b, sampling_schedule.b
-    )
-    return catalogue.make_denoiser(
-        network, schedule, recipe, sampling_schedule=None if is_own else sampling_schedule
-    )
+    tables = (schedule.a, sampling_schedule.a), (schedule.b, sampling_schedule.b)
+    other = None if all(torch.equal(*pair) for pair in tables) else sampling_schedule
+    return catalogue.make_denoiser(network, schedule, recipe, sampling_schedule=other)
 
 
 def load_teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
@@ -42,9 +39,8 @@ def load_teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
     labelled = load_one_teacher(recipe, recipe.teacher, recipe.teacher_guidance, device)
     if not recipe.teacher_unlabelled:
         return labelled
-    check(
-        recipe.classes > 0, "teacher_unlabelled is for hidden labels: without any, leave it empty"
-    )
+    message = "teacher_unlabelled is for hidden labels: without any, leave it empty"
+    check(recipe.classes > 0, message)
     without_labels = replace(recipe, classes=0, attributes=())
     unlabelled = load_one_teacher(without_labels, recipe.teacher_unlabelled, 0.0, device)(None)
 

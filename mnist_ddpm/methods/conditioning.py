@@ -29,9 +29,8 @@ def downsampled(x0: Tensor) -> Tensor:
     """Means of 4 x 4 pixels (N, C, H/4, W/4). Raises ValueError unless 4 divides both sides."""
     height, width = x0.shape[2:]
     is_divisible = height % FACTOR == width % FACTOR == 0
-    check(
-        is_divisible, f"condition small needs sides that {FACTOR} divides, not {height} x {width}"
-    )
+    message = f"condition small needs sides that {FACTOR} divides, not {height} x {width}"
+    check(is_divisible, message)
     return F.avg_pool2d(x0, FACTOR)
 
 

@@ -7,6 +7,7 @@ diffusion network, and is then called tuning (ECT, arXiv 2406.14548).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from mnist_ddpm.ddpm import Network, Schedule, States, check, q_sample, transiti
 from mnist_ddpm.method import Batch, Method
 from mnist_ddpm.methods import edm
 from mnist_ddpm.methods.guidance import with_labels
-from mnist_ddpm.methods.predictions import MU, X0, Conversion, Weight, network_output
+from mnist_ddpm.methods.predictions import MU, X0, Conversion, Weight
 
 # Earlier times (N,) for times (N,) of a schedule, once so large a part of training is done
 Earlier = Callable[[Schedule, Tensor, float], Tensor]
@@ -60,10 +61,8 @@ class Consistency(Method):
         weight: Weight = edm.edm_weight,
         c: float = 0.00054,
     ):
-        check(
-            conversion not in (X0, MU),
-            "consistency needs a prediction that is x_0 itself at t = 0, as v: not x0 or mu",
-        )
+        message = "consistency needs a prediction that is x_0 itself at t = 0, as v: not x0 or mu"
+        check(conversion not in (X0, MU), message)
         super().__init__()
         self.sampling_defaults = {"sampler": "consistency", "steps": 4}
         self.conversion = conversion
@@ -73,11 +72,7 @@ class Consistency(Method):
 
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
         network = with_labels(network, batch.labels)
-
-        def f(xt: Tensor, t: Tensor) -> Tensor:
-            output = network_output(network, self.conversion, schedule, xt, t)
-            return self.conversion.to_x0(schedule, xt, t, output)
-
+        f = partial(self.conversion.x0_hat, network, schedule)
         t = batch.t.cpu()
         r = self.earlier(schedule, t, batch.progress)
         xt = q_sample(schedule, batch.x0, t, batch.eps)

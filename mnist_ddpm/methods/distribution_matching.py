@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mnist_ddpm.ddpm import Network, Schedule, q_sample
 from mnist_ddpm.method import Batch, MakeOptimizer, Method
 from mnist_ddpm.methods.guidance import Teacher, labels_at, with_labels
-from mnist_ddpm.methods.predictions import Conversion, network_output, truncated_snr, weighted
+from mnist_ddpm.methods.predictions import Conversion, truncated_snr, weighted
 from mnist_ddpm.methods.schedules import even_signal
 
 # Images in so many steps; which of the steps learns; its share of a batch, of 20
@@ -69,13 +69,9 @@ class DistributionMatching(Method):
         group = {"params": [*network.parameters()], "rate_factor": factor}
         return torch.optim.Adam([group], factor * self.learning_rate, betas)
 
-    def predict_x0(self, network: Network, schedule: Schedule, xt: Tensor, t: Tensor) -> Tensor:
-        """x0_hat (N, C, H, W) of a network that predicts as the conversion says."""
-        output = network_output(network, self.conversion, schedule, xt, t)
-        return self.conversion.to_x0(schedule, xt, t, output)
-
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
         labels = batch.labels
+        predict_x0 = self.conversion.x0_hat
         margin = schedule.T // MARGIN
         times, count = chains_of(len(batch.eps), schedule)
         xt = batch.eps.clone()
@@ -84,18 +80,18 @@ class DistributionMatching(Method):
                 goes_on = count > k
                 labelled = with_labels(network, labels_at(labels, goes_on))
                 t = times[goes_on, k - 1]
-                image = self.predict_x0(labelled, schedule, xt[goes_on], t).clamp(-1, 1)
+                image = predict_x0(labelled, schedule, xt[goes_on], t).clamp(-1, 1)
                 noise = torch.randn_like(image)
                 xt[goes_on] = q_sample(schedule, image, times[goes_on, k], noise)
         last_times = times.gather(1, count[:, None] - 1).flatten()
-        image = self.predict_x0(with_labels(network, labels), schedule, xt, last_times)
+        image = predict_x0(with_labels(network, labels), schedule, xt, last_times)
         drawn = image.detach().clamp(-1, 1)
         fake = partial(with_labels(self.fake, labels), s=last_times)
         with torch.no_grad():
             t = batch.t.cpu().clamp(margin, schedule.T - margin)
             xt = q_sample(schedule, drawn, t, torch.randn_like(drawn))
             real_x0 = self.teacher(labels)(xt, t)[0].clamp(-1, 1)
-            fake_x0 = self.predict_x0(fake, schedule, xt, t).clamp(-1, 1)
+            fake_x0 = predict_x0(fake, schedule, xt, t).clamp(-1, 1)
             size = (drawn - real_x0).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
             target = drawn - (fake_x0 - real_x0) / size
         network_loss = (image - target).square().mean(dim=(1, 2, 3)) / 2

@@ -13,7 +13,7 @@ from torch import Tensor
 from mnist_ddpm.ddpm import Network, Schedule
 from mnist_ddpm.method import Batch, Method
 from mnist_ddpm.methods.guidance import with_labels
-from mnist_ddpm.methods.predictions import Conversion, network_output
+from mnist_ddpm.methods.predictions import Conversion
 
 TEMPERATURES = 0.02, 0.05, 0.2
 FARTHER = 1e6  # how much farther an image is from itself, and images of other labels are
@@ -79,8 +79,7 @@ class Drifting(Method):
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
         network = with_labels(network, batch.true_labels)
         T = torch.full_like(batch.t, schedule.T)
-        output = network_output(network, self.conversion, schedule, batch.eps, T)
-        images = self.conversion.to_x0(schedule, batch.eps, T, output)
+        images = self.conversion.x0_hat(network, schedule, batch.eps, T)
         n = len(images)
         farther = torch.zeros(n, n, device=images.device)
         if batch.true_labels is not None:

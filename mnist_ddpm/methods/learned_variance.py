@@ -114,9 +114,8 @@ def l_hybrid(conversion: Conversion = EPS, weight: float = 0.001) -> Objective:
 
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         xt = q_sample(schedule, x0, t, eps)
-        value, exponent = split_output(
-            network_output(network, conversion, schedule, xt, t), xt.shape[1]
-        )
+        output = network_output(network, conversion, schedule, xt, t)
+        value, exponent = split_output(output, xt.shape[1])
         wanted = target(conversion, schedule, x0, xt, t, eps)
         simple = (value - wanted).square().mean(dim=(1, 2, 3))
         x0_hat = conversion.to_x0(schedule, xt, t, value.detach()).clamp(-1, 1)

@@ -22,6 +22,10 @@ class Conversion(NamedTuple):
     # of (schedule, t): the factor of x_t in the network's input; None: 1
     scale: Callable[[Schedule, Time], Tensor] | None = None
 
+    def x0_hat(self, network: Network, schedule: Schedule, xt: Tensor, t: Time) -> Tensor:
+        """The x_0 that a network of such values predicts (N, C, H, W)."""
+        return self.to_x0(schedule, xt, t, network_output(network, self, schedule, xt, t))
+
 
 def x0_from_v(schedule: Schedule, xt: Tensor, t: Time, v: Tensor) -> Tensor:
     """x_0 from v = a_t eps - b_t x_0 (arXiv 2202.00512, Appendix D)."""
@@ -164,16 +168,12 @@ def weighted(conversion: Conversion, weight: Weight | None = None) -> Objective:
     def objective(network: Network, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor):
         xt = ddpm.q_sample(schedule, x0, t, eps)
         wanted = target(conversion, schedule, x0, xt, t, eps)
-        error = (
-            (network_output(network, conversion, schedule, xt, t) - wanted)
-            .square()
-            .mean(dim=(1, 2, 3))
-        )
+        output = network_output(network, conversion, schedule, xt, t)
+        error = (output - wanted).square().mean(dim=(1, 2, 3))
         if weight is None:
             return error
-        return error * (weight(schedule, t) / squared_error_ratio(schedule, t, conversion)).to(
-            error
-        )
+        ratio = weight(schedule, t) / squared_error_ratio(schedule, t, conversion)
+        return error * ratio.to(error)
 
     return objective
 

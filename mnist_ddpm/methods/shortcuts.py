@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mnist_ddpm import ddpm
 from mnist_ddpm.method import Batch, Decorator, Method
 from mnist_ddpm.methods.guidance import Teacher, labels_at, labels_or_unknown, with_labels
-from mnist_ddpm.methods.predictions import Conversion, network_output
+from mnist_ddpm.methods.predictions import Conversion
 
 # Of 32 images in training, how many are for steps of what length: T / the number, 0 for none
 SHARES = {0: 8, 16: 3, 8: 4, 4: 5, 2: 5, 1: 7}
@@ -95,8 +95,7 @@ def two_steps(
     t, middle, s = times
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        value = network_output(partial(network, s=s), conversion, schedule, xt, t)
-        return conversion.to_x0(schedule, xt, t, value).clamp(-1, 1)
+        return conversion.x0_hat(partial(network, s=s), schedule, xt, t).clamp(-1, 1)
 
     first = predict(xt, t, torch.where(is_finest, t, middle))
     xm = step(schedule, xt, t, middle, first)

@@ -138,9 +138,8 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     elif recorded != hashlib.sha256(content).hexdigest():
         can_resume = Path(folder, STATE).is_file()
         hint = "resume the run, which saves both again" if can_resume else "copy both once more"
-        raise ValueError(
-            f"{path} is damaged, or of another save than {CONFIG} (its SHA-256 differs): {hint}"
-        )
+        refusal = f"{path} is damaged, or of another save than {CONFIG} (its SHA-256 differs)"
+        raise ValueError(f"{refusal}: {hint}")
     try:
         return load(content)
     except SafetensorError as error:

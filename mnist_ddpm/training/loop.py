@@ -38,26 +38,20 @@ def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
     shape = tuple(labels.shape)
     check(shape == (n,), f"labels have shape {shape}: there must be one for each of {n} images")
     is_known = bool(((labels >= 0) & (labels < classes)).all())
-    check(
-        is_known,
-        f"labels are {labels.min()} to {labels.max()}: they must be from 0 to {classes - 1}",
-    )
+    message = f"labels are {labels.min()} to {labels.max()}: they must be from 0 to {classes - 1}"
+    check(is_known, message)
 
 
 def check_images(run: Run, images: Tensor) -> None:
     """Raises ValueError unless images have the recipe's shape, and a resumed run's number."""
     shape = tuple(images.shape[1:])
     expected = run.settings.shape
-    check(
-        shape == expected,
-        f"the images have (channels, height, width) {shape}, but the run's settings {expected}",
-    )
+    message = f"images are (channels, height, width) {shape}, and the run's settings {expected}"
+    check(shape == expected, message)
     n = len(images)
-    check(
-        run.n_images in (0, n),
-        f"this run was trained on {run.n_images} images, not {n}: "
-        "to continue on other images, start a new run with --init-from",
-    )
+    refusal = f"this run was trained on {run.n_images} images, not {n}"
+    advice = "to continue on other images, start a new run with --init-from"
+    check(run.n_images in (0, n), f"{refusal}: {advice}")
 
 
 def read_batches(
@@ -189,10 +183,8 @@ def warn_of_signal(schedule: Schedule) -> None:
     """Prints a warning if x_T still has signal, since sampling starts from pure noise."""
     power = schedule.a[-1].item() ** 2
     if power > 0.01:
-        print(
-            f"At t = T {power:.0%} of the signal's power is left, "
-            "but sampling starts from noise: raise T or beta_T"
-        )
+        left_over = f"At t = T {power:.0%} of the signal's power is left"
+        print(f"{left_over}, but sampling starts from noise: raise T or beta_T")
 
 
 def on_device_if_it_fits(images: Tensor, device: torch.device) -> Tensor:

@@ -90,10 +90,8 @@ def parse_size(text: str) -> Size:
     """The inverse of format_size. Raises ValueError for what is neither."""
     match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
     if not match:
-        raise ValueError(
-            f"image_size is {text[:30]!r}: "
-            "take a side, such as 64, or height x width, such as 64x96"
-        )
+        advice = "take a side, such as 64, or height x width, such as 64x96"
+        raise ValueError(f"image_size is {text[:30]!r}: {advice}")
     height, width = match.groups()
     return simplify_size((int(height), int(width or height)))
 
@@ -112,7 +110,6 @@ def check_size(size: Size, patch_size: int, channel_mults: tuple[int, ...], data
         if not 1 <= side <= LARGEST:
             raise ValueError(f"image_size is {format_size(size)}: take sides from 1 to {LARGEST}")
         if side % unit or side < least:
-            raise ValueError(
-                f"image_size is {format_size(size)}: take a multiple of {unit}, from {least} (each "
-                "of channel_mults but the first doubles that, and patch_size multiplies it)"
-            )
+            advice = f"take a multiple of {unit}, from {least}"
+            rule = "each of channel_mults but the first doubles that, and patch_size multiplies it"
+            raise ValueError(f"image_size is {format_size(size)}: {advice} ({rule})")

@@ -127,10 +127,8 @@ def make_plan(
     steps = len(images) // recipe.batch_size
     epochs = expected_epochs(recipe, steps, training_seconds, pace, evaluation)
     total = max(0, round(epochs * steps))
-    check(
-        total >= MIN_STEPS,
-        f"{seconds / 60:.3g} minutes are enough for {total} steps here: give it more",
-    )
+    message = f"{seconds / 60:.3g} minutes are enough for {total} steps here: give it more"
+    check(total >= MIN_STEPS, message)
     defaults = sampling_defaults.measured_defaults(recipe)
     plan = Plan(
         preset=name,
@@ -200,10 +198,8 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     share = (1 - preview / plan.seconds) / (1 + plan.pace / pace / GUIDE_RATIO)
     epochs = share * r.epochs
     if epochs * steps / GUIDE_RATIO < MIN_GUIDE_STEPS:
-        return [plan], (
-            f"{plan.minutes:.3g} minutes are too few for a guide, of {MIN_GUIDE_STEPS} steps: "
-            "the network is trained without one"
-        )
+        reason = f"{plan.minutes:.3g} minutes are too few for a guide, of {MIN_GUIDE_STEPS} steps"
+        return [plan], f"{reason}: the network is trained without one"
     guide_seconds = (1 - share) * plan.seconds
     network_plan = replace(
         plan,

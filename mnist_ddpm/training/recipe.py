@@ -133,22 +133,16 @@ class Recipe(Options, Settings):
         """Raises ValueError for values that do not fit each other."""
         check_size(self.image_size, self.patch_size, self.channel_mults, self.dataset)
         groups = self.norm_groups
-        check(
-            groups == 0 or self.base_channels % groups == 0,
-            f"norm_groups is {groups}: it must divide base_channels, {self.base_channels}",
-        )
-        check(
-            self.accumulation <= self.batch_size,
-            f"accumulation is {self.accumulation}: take at most {self.batch_size}",
-        )
+        message = f"norm_groups is {groups}: it must divide base_channels, {self.base_channels}"
+        check(groups == 0 or self.base_channels % groups == 0, message)
+        message = f"accumulation is {self.accumulation}: take at most {self.batch_size}"
+        check(self.accumulation <= self.batch_size, message)
         check(self.beta_T < 1, f"beta_T is {self.beta_T}: take a number between 0 and 1")
         check(self.beta_1 <= self.beta_T, f"beta_1 is {self.beta_1}: take at most beta_T")
         check(0 <= self.seed < 2**32, f"seed is {self.seed}: take a number from 0 to 2^32 - 1")
         resolutions = self.attention_resolutions
-        check(
-            {*(resolutions or ())} <= {*self.sides},
-            f"attention_resolutions is {resolutions}: take sides of levels, {self.sides}",
-        )
+        message = f"attention_resolutions is {resolutions}: take sides of levels, {self.sides}"
+        check({*(resolutions or ())} <= {*self.sides}, message)
 
 
 def fit_batch_size(recipe: Recipe, n: int, processes: int = 1) -> Recipe:

@@ -164,10 +164,8 @@ def attach_processes(run: Run, world: ProcessGroup) -> None:
     check_batch_size(recipe.batch_size, world)
     has_networks = len(run.method.networks) > 0
     names = " and ".join(run.method.networks)
-    check(
-        world.size == 1 or not has_networks,
-        f"a method with extra networks ({names}) trains in one process only: launch one",
-    )
+    message = f"a method with extra networks ({names}) trains in one process only: launch one"
+    check(world.size == 1 or not has_networks, message)
     if world.size == 1:
         is_attached = run.callable_network is not run.network
         check(not is_attached, "this run is attached to several processes: pass their world")
@@ -253,10 +251,8 @@ def add_gradients(run: Run, batch: Batch, weights: Tensor, schedule: Schedule) -
 
 def micro_batch(batch: Batch, indices: slice, device: torch.device) -> Batch:
     """A slice of a batch, with noise and labels on a device; images and times stay on theirs."""
-    on_device = [
-        None if values is None else values[indices].to(device)
-        for values in (batch.eps, batch.labels, batch.true_labels)
-    ]
+    parts = batch.eps, batch.labels, batch.true_labels
+    on_device = [None if values is None else values[indices].to(device) for values in parts]
     return Batch(batch.x0[indices], batch.t[indices], *on_device, batch.progress)
 
 
@@ -277,10 +273,8 @@ def update_weights(run: Run, loss: Tensor, t: Tensor, losses: Tensor) -> float:
         # At a scale of 1 that no longer helps.
         if not math.isfinite(value if run.scaler.get_scale() > 1 else value + sum(norms)):
             worst = t[losses.nan_to_num(math.inf).argmax().cpu()].item()
-            raise FloatingPointError(
-                f"loss {value}, gradient norm {sum(norms)} in step {run.step + 1}, "
-                f"worst at t = {worst}"
-            )
+            figures = f"loss {value}, gradient norm {sum(norms)}"
+            raise FloatingPointError(f"{figures} in step {run.step + 1}, worst at t = {worst}")
         for _, optimizer in run.networks_and_optimizers:
             run.scaler.step(optimizer)
     finally:

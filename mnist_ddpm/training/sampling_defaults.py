@@ -31,8 +31,6 @@ def as_typed(values: Iterable[tuple[str, object]]) -> list[str]:
     words = []
     for name, value in values:
         words.append(f"--{name.replace('_', '-')}")
-        words += [
-            f"{each:g}" if isinstance(each, float) else str(each)
-            for each in (value if isinstance(value, list | tuple) else (value,))
-        ]
+        several = value if isinstance(value, list | tuple) else [value]
+        words += [f"{each:g}" if isinstance(each, float) else str(each) for each in several]
     return words

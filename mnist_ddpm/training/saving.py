@@ -28,31 +28,16 @@ STATE = "training_state.pt"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TABLES = "a", "b"  # of a schedule that has no name
-CHANGEABLE = {  # settings that may differ when a run is resumed
-    "epochs",
-    "learning_rate",
-    "warmup_steps",
-    "gradient_clip",
-    "ema_decay",
-    "label_dropout",
-    "teacher_guidance",
-    "precision",
-    "accumulation",
-    "gradient_checkpointing",
-    "compile",
-}
+# Settings that may differ when a run is resumed
+CHANGEABLE = """
+    epochs learning_rate warmup_steps gradient_clip ema_decay label_dropout teacher_guidance
+    precision accumulation gradient_checkpointing compile
+""".split()
 # Errors that loading a damaged file raises: those whose messages help users, and others
 HELPFUL_ERRORS = OSError, TypeError, ValueError
-OTHER_ERRORS = (
-    RuntimeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    UnpicklingError,
-    BadZipFile,
-    zlib.error,
-)
+OTHER_ERRORS = RuntimeError, LookupError, ArithmeticError, AttributeError, EOFError
+OTHER_ERRORS += UnpicklingError, BadZipFile, zlib.error
+NEW_RUN = "init_from can start a new run from the weights beside it"
 
 
 def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
@@ -96,11 +81,9 @@ def states_of(modules: Mapping) -> dict[str, dict]:
 
 def check_schedule_name(method: dict, path: Path) -> None:
     """Raises ValueError for a schedule without a name, of which the notebook saves the tables."""
-    check(
-        method.get("schedule") != "tables",
-        f"{path} has a schedule without a name, and a recipe needs its name: "
-        "resume and draw in the notebook, or load it with ddpm.load_checkpoint",
-    )
+    refusal = f"{path} has a schedule without a name, and a recipe needs its name"
+    advice = "resume and draw in the notebook, or load it with ddpm.load_checkpoint"
+    check(method.get("schedule") != "tables", f"{refusal}: {advice}")
 
 
 def load_state(folder: str | Path) -> tuple[dict, Recipe]:
@@ -119,33 +102,26 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
         recipe = Recipe(**state["settings"] | method_settings)
     except (*HELPFUL_ERRORS, *OTHER_ERRORS) as error:
         reason = f" ({describe_error(error)})" if isinstance(error, HELPFUL_ERRORS) else ""
-        raise ValueError(
-            f"{path} is damaged or no training state of this version{reason}: "
-            "init_from can start a new run from the weights beside it"
-        ) from error
+        refusal = f"{path} is damaged or no training state of this version{reason}"
+        raise ValueError(f"{refusal}: {NEW_RUN}") from error
     check_schedule_name(method, path)
     return state, recipe
 
 
 def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
     """Raises ValueError if the run saved in a folder cannot be resumed with this recipe."""
-    free = CHANGEABLE | {"critic"}
+    free = {*CHANGEABLE, "critic"}
     if not {saved.dataset, recipe.dataset} & {*DATASETS}:
         free.add("dataset")  # a folder of images, which may move
     fixed = [field.name for field in fields(Recipe) if field.name not in free]
     for name in ("attributes", *fixed):  # attributes first: they decide the number of classes
         before = getattr(saved, name)
         after = getattr(recipe, name)
-        check(
-            before == after,
-            f"{name} was {before!r} in the run in {folder} and cannot become {after!r}: "
-            "train a new run for that",
-        )
-    check(
-        bool(saved.critic) == bool(recipe.critic),
-        f"critic was {saved.critic!r} in the run in {folder}, and is {recipe.critic!r} here: "
-        "its weight may change, but not whether there is one",
-    )
+        change = f"{name} was {before!r} in the run in {folder} and cannot become {after!r}"
+        check(before == after, f"{change}: train a new run for that")
+    change = f"critic was {saved.critic!r} in the run in {folder}, and is {recipe.critic!r} here"
+    rule = "its weight may change, but not whether there is one"
+    check(bool(saved.critic) == bool(recipe.critic), f"{change}: {rule}")
 
 
 def resume_run(
@@ -165,10 +141,8 @@ def resume_run(
     try:
         restore(run, state)
     except (*HELPFUL_ERRORS, *OTHER_ERRORS) as error:
-        raise ValueError(
-            f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)}): "
-            "init_from can start a new run from the weights beside it"
-        ) from error
+        refusal = f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)})"
+        raise ValueError(f"{refusal}: {NEW_RUN}") from error
     run.folder_identity = FolderIdentity.of(folder)
     run.last_saved_step = step
     return run
@@ -225,14 +199,11 @@ def check_not_overwriting(folder: str | Path, run: Run | None = None) -> None:
     if run is not None and run.is_at(folder):
         step = saved_step(folder)
         if step not in (None, run.last_saved_step):
-            raise FileExistsError(
-                f"another training has saved step {step} in {folder} meanwhile: "
-                "this would overwrite it"
-            )
+            other = f"another training has saved step {step} in {folder} meanwhile"
+            raise FileExistsError(f"{other}: this would overwrite it")
         return
     has_state = Path(folder, STATE).exists()
     if has_state or Path(folder, CONFIG).exists():
         hint = "resume it, or" if has_state else "init_from can start from it, but"
-        raise FileExistsError(
-            f"{folder} holds a checkpoint already: {hint} train into another folder"
-        )
+        message = f"{folder} holds a checkpoint already: {hint} train into another folder"
+        raise FileExistsError(message)

@@ -33,10 +33,8 @@ def check_tracker(name: str) -> None:
         return
     check(name in PACKAGES, f'log "{name}" is unknown: take one of {", ".join(PACKAGES)}')
     package = PACKAGES[name][0]
-    check(
-        any(map(find_spec, PACKAGES[name])),
-        f"log {name} needs the package {package}, not installed: pip install {package}",
-    )
+    message = f"log {name} needs the package {package}, not installed: pip install {package}"
+    check(any(map(find_spec, PACKAGES[name])), message)
     import_extra("accelerate", "accelerate")
 
 
