@@ -37,18 +37,13 @@ CONVERSIONS = {"eps": EPS, "x0": X0, "v": V}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 BOTH = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
 
-OURS = {
-    "linear": schedules.linear,
-    "cosine": schedules.cosine,
-    "quadratic": schedules.quadratic,
-    "sigmoid": schedules.sigmoid,
-}
 THEIRS = {
     "linear": "linear",
     "cosine": "squaredcos_cap_v2",
     "quadratic": "scaled_linear",
     "sigmoid": "sigmoid",
 }
+OURS = {name: getattr(schedules, name) for name in THEIRS}
 SPACINGS = {
     "trailing": ddpm.timesteps,
     "leading": schedules.leading,
@@ -214,9 +209,7 @@ ANCESTRAL = [
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("schedule", "steps", "spacing", "variance", "clip", "prediction"), ANCESTRAL
-)
+@pytest.mark.parametrize("schedule, steps, spacing, variance, clip, prediction", ANCESTRAL)
 def test_ancestral_steps(monkeypatch, schedule, steps, spacing, variance, clip, prediction, dtype):
     times = SPACINGS[spacing](1000, steps)
     two = variance == "learned_range"

@@ -69,9 +69,7 @@ def bound_of(places, out, *flags, status=0) -> dict:
     return {} if status else json.loads(out.read_text()) | {"seconds": 0}
 
 
-@pytest.mark.parametrize(
-    ("command", "figure"), [("evaluate", "n = 12"), ("likelihood", "bits/dim")]
-)
+@pytest.mark.parametrize("command, figure", [("evaluate", "n = 12"), ("likelihood", "bits/dim")])
 def test_a_full_disk_costs_no_figures(places, tmp_path, monkeypatch, capsys, command, figure):
     flags = flags_of(places)
     flags = [*flags, "--steps", 4] if command == "evaluate" else [*flags[:2], *flags[4:]]

@@ -184,9 +184,7 @@ def test_time_embedding_tells_all_times_apart():
     assert ddpm.time_embedding(torch.tensor([4]), 7).shape == (1, 7)
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(128, 32), (384, 32), (32, 8), (10, 2), (9, 1), (3, 1), (1, 1)]
-)
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (32, 8), (10, 2), (9, 1), (1, 1)])
 def test_group_norm_works_for_any_channel_count(channels, groups):
     assert ddpm.group_norm(channels).num_groups == groups
 

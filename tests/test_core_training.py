@@ -163,10 +163,8 @@ def test_a_checkpoint_draws_as_the_averaged_network_does(tmp_path):
     settings = replace(TINY, beta_1=1e-3, beta_T=0.1)
     run = trained(settings)
     linear = schedule_of(settings)
-    for saved in (
-        linear,
-        ddpm.Schedule(linear.a.square(), linear.b.square()),
-    ):  # by name, as tables
+    tables = ddpm.Schedule(linear.a.square(), linear.b.square())
+    for saved in (linear, tables):  # by name, as tables
         ddpm.save_run(tmp_path, run, saved)
         network, schedule, found = ddpm.load_checkpoint(tmp_path)
         assert found == settings and torch.equal(schedule.a, saved.a)

@@ -121,9 +121,7 @@ def test_times_are_matched_by_snr():
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
-@pytest.mark.parametrize(
-    ("schedule", "path"), [(STRAIGHT, PAPER), (PAPER, STRAIGHT)], ids=["to-ddpm", "to-flow"]
-)
+@pytest.mark.parametrize(("schedule", "path"), [(STRAIGHT, PAPER), (PAPER, STRAIGHT)])
 def test_a_network_that_is_right_is_right_along_another_path(kind, schedule, path):
     network = mixture_network(schedule, PREDICTIONS[kind])
     make = partial(denoiser, conversion=PREDICTIONS[kind])

@@ -82,9 +82,7 @@ def test_several_processes_cost_what_the_slowest_takes(tmp_path):
     assert in_processes(2, found) == [{"evaluations_per_image": 50, "seconds_per_image": 2.0}] * 2
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"n": 0}, {"n": -3}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**32}], ids=str
-)
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**32}])
 def test_impossible_requests_are_refused(wrong):
     options = {"n": 1, "times": [5], **wrong}
     with pytest.raises(ValueError):

@@ -64,9 +64,7 @@ def test_a_jump_is_the_papers_share_of_the_steps_unless_told(steps, jump):
     assert torch.equal(given, default)
 
 
-@pytest.mark.parametrize(
-    ("resamples", "jump"), [(1, 10), (1, 3), (4, 10), (4, 3), (3, 1), (2, 100)]
-)
+@pytest.mark.parametrize("resamples, jump", [(1, 3), (4, 10), (4, 3), (3, 1), (2, 100)])
 def test_cost_and_states(resamples, jump):
     exact, asked = ddpm.ideal_denoiser(PAPER, PAIRS), []
     denoise = lambda xt, t: asked.append(t) or exact(xt, t)  # noqa: E731

@@ -74,10 +74,7 @@ def make_plan(machine, minutes, n=9000, decoding=0.0, began=None, size=None, **s
     return planning.make_plan(request, load, 60 * minutes, machine, **options)[0]
 
 
-@pytest.mark.parametrize(
-    "minutes, n",
-    [(0.5, 9000), (3, 9000), (10, 9000), (60, 100), (60, 127), (60, 1700), (60, 5_000_000)],
-)
+@pytest.mark.parametrize("minutes, n", [(0.5, 9000), (3, 9000), (60, 127), (60, 5_000_000)])
 def test_the_plan_fills_the_time_with_what_fit_will_do(machine, minutes, n):
     """Whole batches only, and a preview after each epoch, or where these are short, after some."""
     plan = make_plan(machine, minutes, n)

@@ -393,9 +393,7 @@ def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(save
     assert load_state(saved)[1].epochs == 40
 
 
-@pytest.mark.parametrize(
-    "save_checkpoint, error", [(full, OSError), (killed, KeyboardInterrupt)], ids=["full", "killed"]
-)
+@pytest.mark.parametrize("save_checkpoint, error", [(full, OSError), (killed, KeyboardInterrupt)])
 @pytest.mark.parametrize("same_process", [True, False])
 @pytest.mark.parametrize("saved_before", [False, True])
 def test_after_a_cut_save_a_run_resumes(
