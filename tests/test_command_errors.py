@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -95,6 +97,7 @@ def few_digits(monkeypatch):
         ("sample --out loop", "loop"),
         ("sample --init-image folder", "folder"),
         ("sample --init-image x\x1b]0;title\x07", "control"),
+        ("sample --out x\u202egnp.exe", "control"),
         ("evaluate --bits 99999999999999999999", "--bits"),
         ("extractor --seed 99999999999999999999", "seed"),
         ("train --dataset=", "--dataset"),
@@ -165,6 +168,11 @@ def test_json_that_is_none_of_ours_is_damaged(tmp_path, capsys, name):
 def test_an_odd_environment_is_no_traceback(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "x")  # of no launcher
     assert "missing" in error_of(capsys, "compare", tmp_path / "missing", tmp_path / "b.json")
+    broken = ModuleType("dispatch")
+    broken.__getattr__ = raising(ValueError("no float: 'x'"))  # as of TQDM_MININTERVAL=x
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, dispatch.__name__, broken)
+        assert "no float" in error_of(capsys, "compare", "a.json", "b.json")
     monkeypatch.setattr(dispatch, "import_module", raising(OSError("no writable cache")))
     assert "writable" in error_of(capsys, "compare", "a.json", "b.json")
 

@@ -60,8 +60,13 @@ def run_command_line(arguments: list[str] | None = None, began: float | None = N
     except ValueError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
-    with loading_notice():
-        from mnist_ddpm.commands.dispatch import dispatch
+    try:
+        with loading_notice():
+            from mnist_ddpm.commands.dispatch import dispatch
+    except (ValueError, OSError) as error:
+        advice = "a library does not start: is an environment variable wrong?"
+        print(f"error: {printable(error)}: {advice}", file=sys.stderr)
+        return 1
 
     return dispatch(command, COMMANDS[arguments[0]][1])
 

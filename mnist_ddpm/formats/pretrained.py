@@ -85,5 +85,5 @@ def fill_with_fresh(
     share = sum(own.numel() for own in fitting.values())
     if 2 * share < sum(own.numel() for own in fresh.values()):
         shapes = {name: weight.shape for name, weight in weights.items()}
-        refuse(wrong_shapes(fresh, shapes), f"the weights of {source}")
+        refuse(wrong_shapes(fresh, shapes), source)
     return fresh | fitting, sorted(fresh.keys() - fitting.keys())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 LONG = 1000  # characters that are shown of the beginning, or the end, of a text
 LARGEST_JSON = 2**26  # bytes of a file that is read
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # sets a terminal's colour and title, forges lines
+# What sets a terminal's colour and title, forges lines, or turns the direction of text
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 ABSOLUTE = re.compile(r"(~|[A-Za-z]:)?[/\\]")  # the beginning of such a path
 

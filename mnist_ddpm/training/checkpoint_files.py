@@ -179,4 +179,4 @@ def check_header(path: Path, tensors: dict[str, Tensor], source: str | Path) -> 
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-    refuse(wrong_shapes(tensors, shapes), f"the weights of {source}")
+    refuse(wrong_shapes(tensors, shapes), source)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.weights import copy_tensors, load_weights
+from mnist_ddpm.training.weights import load_weights
 
 
 def restore(run: Run, state: dict) -> None:
@@ -68,8 +68,7 @@ def copy_optimizer_state(own: dict, saved: dict) -> None:
     check(not unknown, f"its optimizer knows no weight {sorted(map(str, unknown))[:3]}")
     for index, tensors in own["state"].items():
         zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        values = saved["state"].get(index, zeros)
-        copy_tensors(tensors, values, f"the optimizer's tensors of weight {index}")
+        load_weights(tensors, saved["state"].get(index, zeros), f"optimizer, {index}")
 
 
 def load_joined_networks(run: Run, state: dict) -> None:

@@ -20,34 +20,29 @@ def wrong_shapes(tensors: dict[str, Tensor], shapes: dict[str, Sequence[int]]) -
     return wrong + [f"{name} is unknown" for name in shapes if name not in tensors]
 
 
-def refuse(wrong: list[str], subject: str) -> None:
-    """Raises ValueError naming what is wrong with tensors, if anything is: the first three."""
+def refuse(wrong: list[str], source: str | Path) -> None:
+    """Raises ValueError naming what is wrong with weights, if anything is: the first three."""
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     listed = f"{'; '.join(wrong[:3])}{more}"
-    check(not wrong, f"{subject} do not fit the network: {listed}")
+    check(not wrong, f"the weights of {source} do not fit the network: {listed}")
 
 
 def load_weights(
     tensors: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path
 ) -> None:
-    """As copy_tensors, for the weights of a network; source: what messages call it."""
-    copy_tensors(tensors, weights, f"the weights of {source}")
+    """Copies weights into a network's tensors, or an optimiser's.
 
-
-def copy_tensors(tensors: dict[str, Tensor], values: dict[str, Tensor], subject: str) -> None:
-    """Copies named values into a network's tensors, or into an optimiser's.
-
-    Raises ValueError naming those that are missing or unknown, of another shape, no floats where
-    the tensors are, or not finite. subject: what messages call the values.
+    source: what messages call them. Raises ValueError naming those that are missing or unknown, of
+    another shape, no floats where the tensors are, or not finite.
     """
-    refuse(wrong_shapes(tensors, {name: value.shape for name, value in values.items()}), subject)
+    refuse(wrong_shapes(tensors, {name: weight.shape for name, weight in weights.items()}), source)
     wrong = []
     for name, tensor in tensors.items():
-        value = values[name]
-        if value.is_floating_point() != tensor.is_floating_point() or value.is_complex():
-            wrong.append(f"{name} is {value.dtype}, should be like {tensor.dtype}")
-        elif not value.float().isfinite().all():
+        weight = weights[name]
+        if weight.is_floating_point() != tensor.is_floating_point() or weight.is_complex():
+            wrong.append(f"{name} is {weight.dtype}, should be like {tensor.dtype}")
+        elif not weight.float().isfinite().all():
             wrong.append(f"{name} is not finite everywhere")
-    refuse(wrong, subject)
+    refuse(wrong, source)
     for name, tensor in tensors.items():
-        tensor.copy_(values[name])
+        tensor.copy_(weights[name])
