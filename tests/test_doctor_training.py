@@ -56,6 +56,7 @@ def test_a_right_loss_is_ok(schedule, seed):
         ("one-time", {"draw": lambda n: torch.randint(1, T + 1, (1,)).expand(n)}),
         ("unseen-end", {"draw": lambda n: torch.randint(1, T, (n,))}),
         ("unseen-end", {"draw": lambda n: torch.randint(2, T + 1, (n,))}),
+        ("unseen-end", {"draw": lambda n: torch.randint(1, 9 * T // 10, (n,))}),
         ("uniform-noise", {"noise": torch.rand_like}),
         ("shared-noise", {"noise": lambda x: torch.randn_like(x[:1]).expand_as(x)}),
         ("data-range", {"prepare": lambda x: (x + 1) / 2}),
@@ -135,18 +136,26 @@ def test_the_target_of_the_loss(perfect, ignorant, verdict):
     assert checks.check_target(perfect, ignorant).verdict == verdict
 
 
-def test_labels_that_are_never_hidden():
-    def loss_hiding(share):
-        def loss(network, x0):
-            labels = torch.randint(0, 10, (len(x0),))
-            labels[torch.rand(len(x0)) < share] = 10
-            return network(x0, torch.randint(1, T + 1, (len(x0),)), labels)
+def labelled_network(classes, rows):
+    network = torch.nn.Module()
+    network.label = torch.nn.Embedding(rows, 4)
+    network.classes = classes
+    return network
 
-        return loss
 
-    for share, verdict in ((0.1, "ok"), (0.0, "wrong")):
-        recording = record(loss_hiding(share), known_images(SHAPE, 32, -1, 1), T)
-        assert checks.check_label_dropout(recording, 10).verdict == verdict
+@pytest.mark.parametrize("share, verdict", [(0.1, "ok"), (0.0, "wrong")])
+def test_labels_that_are_never_hidden(share, verdict):
+    def loss(network, x0):
+        labels = torch.randint(0, 10, (len(x0),))
+        labels[torch.rand(len(x0)) < share] = 10
+        return network(x0, torch.randint(1, T + 1, (len(x0),)), labels)
+
+    recording = record(loss, known_images(SHAPE, 32, -1, 1), T)
+    for classes, rows in ((10, 99), (None, 11)):
+        found = checks.classes_of(labelled_network(classes, rows), recording)
+        assert found == 10
+        assert checks.check_label_dropout(recording, found).verdict == verdict
+    assert checks.classes_of(labelled_network(None, 99), recording) is None
 
 
 @pytest.mark.parametrize("is_frozen, verdict", [(False, "ok"), (True, "wrong")])

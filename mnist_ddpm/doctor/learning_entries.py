@@ -22,7 +22,8 @@ from mnist_ddpm.doctor.training_record import (
 )
 from mnist_ddpm.methods import predictions
 
-BATCH = 64  # images in a step of training that is recorded
+BATCH = 256  # images for which a loss is recorded
+STEP_BATCH = 64  # images in a step of training that is recorded
 SAMPLES = 32
 SAMPLING_SECONDS = 20.0
 
@@ -139,7 +140,7 @@ def step_entry(subject: Subject, seed: int) -> list[Check]:
     module = find_module(subject.network)
     if subject.loss is not None or module is None:
         return []
-    images = known_images(subject.shape, BATCH, *value_range(subject))
+    images = known_images(subject.shape, STEP_BATCH, *value_range(subject))
     with recorded_step(subject.training_step, module) as train:
         checks = recorded_checks(subject, train, images, seed)
     return in_place(checks, subject.place("training_step"))
@@ -181,8 +182,8 @@ def recorded_checks(subject: Subject, train: Callable, images: Tensor, seed: int
             checks.append(training_checks.check_data_range(*seen))
         if subject.loss is train:
             checks.append(target_check(subject, images, seen, seed))
-    classes = getattr(find_module(subject.network), "classes", None)
-    if classes and recording.labels:
+    classes = training_checks.classes_of(find_module(subject.network), recording)
+    if classes:
         checks.append(training_checks.check_label_dropout(recording, classes))
     return checks
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Schedule
 from mnist_ddpm.doctor.report import Check
@@ -41,9 +41,10 @@ def check_times_of_batch(recording: Recording) -> Check:
 def check_ends(recording: Recording, entries: Entries, T: int) -> Check:
     """Whether training sees the first and the last t.
 
-    The value is how often the end that was drawn less was drawn, over the mean of the ten times
-    next to it (for a continuous t: of 50 parts of its range). It is wrong where it is 0 and
-    16 draws or more were expected, which happens to correct code once in 10 million.
+    The value is the number of draws that were expected where none came, up to the end; tolerance:
+    16, which happens to correct code once in 10 million. It follows from how often the times next
+    to them were drawn (for a continuous t: of 50 parts of its range), if that is an even share. So
+    t that are drawn seldom near an end stay undecided.
     """
     name = "training: first and last t"
     step = recording.batch_size if recording.has_one_time else 1
@@ -51,21 +52,32 @@ def check_ends(recording: Recording, entries: Entries, T: int) -> Check:
     bins = T if bool((drawn == drawn.round()).all()) else PARTS
     place = (drawn * bins / T).ceil().long().clamp(0, bins + 1)
     counts = torch.bincount(place, minlength=bins + 2)[1 : bins + 1].double()
-    if T < 12 or len(drawn) < CERTAIN * bins or len(drawn.unique()) == 1:
+    if T < 12 or len(drawn) < 2 * CERTAIN or len(drawn.unique()) == 1:
         return Check(name, "undecided", f"too few t were drawn: {len(drawn)}")
-    shares = {}
-    for end, near in (("last", counts.flip(0)), ("first", counts)):
-        neighbours = near[1:11]
-        falls = neighbours[:5].mean() < neighbours[5:].mean() / 2
-        if neighbours.mean() >= CERTAIN and not falls:
-            shares[end] = (near[0] / neighbours.mean()).item()
-    if not shares:
-        return Check(name, "undecided", "the times near both ends are drawn too seldom")
-    end = min(shares, key=shares.get)
-    if shares[end] > 0:
-        return Check(name, "ok", "training sees the first and the last t", shares[end], 0)
-    meaning = f"training never sees the {end} t, at which the sampler asks the network"
-    return Check(name, "wrong", meaning, 0, 0, evidence={"unseen-end": 1.0})
+    expected = {"first": expected_in_gap(counts), "last": expected_in_gap(counts.flip(0))}
+    end = max(expected, key=expected.get)
+    value = expected[end]
+    if value > CERTAIN:
+        meaning = f"training never sees the {end} t, at which the sampler asks the network"
+        evidence = {"unseen-end": 1.0}
+        return Check(name, "wrong", meaning, value, CERTAIN, evidence=evidence)
+    if min(counts[0], counts[-1]) > 0:
+        return Check(name, "ok", "training sees the first and the last t", value, CERTAIN)
+    meaning = f"the first t came {counts[0]:.0f} times, the last {counts[-1]:.0f} times"
+    return Check(name, "undecided", meaning, value, CERTAIN)
+
+
+def expected_in_gap(counts: Tensor) -> float:
+    """Draws to expect in the empty bins at the start, from as many behind them, 10 or more.
+
+    0 where those behind them rise by more than a third, or are too few to say.
+    """
+    gap = int((counts > 0).nonzero()[0])
+    width = max(5, gap)
+    near = counts[gap : gap + width]
+    far = counts[gap + width : gap + 2 * width]
+    is_even = len(far) == width and near.sum() > 0.75 * far.sum() and near.sum() >= CERTAIN
+    return gap * near.mean().item() if is_even else 0.0
 
 
 def check_noise(recording: Recording) -> Check:
@@ -236,15 +248,37 @@ def check_label_dropout(recording: Recording, classes: int) -> Check:
     of it. Of 2000 labels, at least one would be hidden even at a share of 1 % (1 - 2e-9).
     """
     name = "training: hidden labels"
-    labels = [each.flatten() for each in recording.labels if not each.is_floating_point()]
-    total = sum(map(len, labels))
-    if total < 2000:
+    labels = all_labels(recording)
+    if len(labels) < 2000:
         return Check(name, "not checked", "needs: 2000 labels in training")
-    share = (torch.cat(labels) >= classes).double().mean().item()
+    share = (labels >= classes).double().mean().item()
     if share > 0:
         return Check(name, "ok", f"{share:.0%} of the labels are hidden", share, 0)
     meaning = "no label is ever hidden in training: guidance has no network without labels"
     return Check(name, "wrong", meaning, 0, 0, evidence={"no-null-label": 1.0})
+
+
+def all_labels(recording: Recording) -> Tensor:
+    """All whole numbers that the network was given beside x_t and t."""
+    labels = [each.flatten() for each in recording.labels if not each.is_floating_point()]
+    return torch.cat(labels) if labels else torch.zeros(0, dtype=torch.long)
+
+
+def classes_of(network: nn.Module | None, recording: Recording) -> int | None:
+    """The number of classes of a network with a row for "unknown", as far as it shows. Or None.
+
+    It is the network's `classes`; or one less than the rows of an embedding, if all labels that
+    training showed are rows, and at most the last is not among them.
+    """
+    labels = all_labels(recording)
+    if network is None or not len(labels):
+        return None
+    if getattr(network, "classes", None):
+        return network.classes
+    embeddings = [layer for layer in network.modules() if isinstance(layer, nn.Embedding)]
+    rows = {layer.num_embeddings for layer in embeddings}
+    largest = int(labels.max())
+    return next((count - 1 for count in rows if count - 2 <= largest < count), None)
 
 
 def check_likelihood_times(calls: list[Tensor]) -> Check:

@@ -16,7 +16,7 @@ from mnist_ddpm.doctor.oracles import StandIn
 from mnist_ddpm.doctor.subject import Subject
 
 PIXELS = 256  # of each image's noise, for correlations
-LEAST = 2000  # images in all
+LEAST = 4000  # images in all
 SEEN = 20  # times that each t is to be drawn: one of 1000 is then missed in exp(-20)
 
 
