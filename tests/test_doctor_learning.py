@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.functional import mse_loss
+from torch.nn.functional import l1_loss, mse_loss, smooth_l1_loss
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.doctor import learning_entries
@@ -23,14 +23,14 @@ def verdicts(name, **fields):
     return {check.name.split(": ")[-1]: check.verdict for check in checks}, named
 
 
-def make_loss(first_time=0, target=lambda x0, eps, t: eps, unit=1):
+def make_loss(first_time=0, target=lambda x0, eps, t: eps, unit=1, error=mse_loss):
     """A training loss whose code counts from first_time; unit: what it divides t by."""
 
     def loss(model, x0):
         t = torch.randint(0, T, (len(x0),))
         eps = torch.randn_like(x0)
         x = ddpm.q_sample(PAPER, x0, t + 1, eps)
-        return mse_loss(model(x, (t + first_time) / unit), target(x0, eps, t + 1))
+        return error(model(x, (t + first_time) / unit), target(x0, eps, t + 1))
 
     return loss
 
@@ -54,12 +54,38 @@ def velocity(x0, eps, t):
 def test_a_right_loss_in_any_convention_is_ok(loss):
     data = torch.rand(16, *SHAPE) * 2 - 1
     found, _ = verdicts("training", loss=loss, data=data)
-    assert len(found) == 7 and set(found.values()) == {"ok"}
+    assert len(found) == 6 and set(found.values()) == {"ok"}
 
 
-def test_a_loss_whose_target_is_other_noise():
-    loss = make_loss(target=lambda x0, eps, t: torch.randn_like(x0))
-    assert verdicts("training", loss=loss)[1] == {"other-target"}
+def mean_of_step(x0, eps, t):
+    return ddpm.posterior_mean(PAPER, x0, ddpm.q_sample(PAPER, x0, t, eps), t, t - 1)
+
+
+def with_variance(model, x0):
+    """A loss of a network that also returns a variance."""
+    loss = make_loss()
+    return loss(lambda x, t: model(x, t).split([1, 1], dim=1)[0], x0)
+
+
+@pytest.mark.parametrize(
+    "loss, verdict",
+    [
+        (make_loss(), "ok"),
+        (make_loss(target=velocity), "ok"),
+        (make_loss(target=lambda x0, eps, t: x0), "ok"),
+        (make_loss(target=mean_of_step), "ok"),
+        (make_loss(error=l1_loss), "ok"),
+        (make_loss(error=smooth_l1_loss), "ok"),
+        (with_variance, "ok"),
+        (make_loss(target=lambda x0, eps, t: torch.randn_like(x0)), "wrong"),
+        (make_loss(target=lambda x0, eps, t: eps + torch.randn_like(x0)), "undecided"),
+        (lambda model, x0: x0.mean(), "undecided"),
+    ],
+)
+def test_what_a_loss_wants_of_the_network(loss, verdict):
+    found, named = verdicts("training: target of the loss", loss=loss)
+    assert found == {"target of the loss": verdict}
+    assert named == ({"other-target"} if verdict == "wrong" else set())
 
 
 def test_data_from_zero_to_one():
@@ -100,19 +126,35 @@ def test_a_network_behind_a_function():
     assert verdicts("network", network=lambda x, t: network(x, t))[1] == {"time-ignored"}
 
 
-def test_samples_that_take_too_long_are_not_judged(monkeypatch):
+LEVELS = torch.linspace(-1, 1, 32).view(-1, 1, 1, 1).expand(-1, *SHAPE)  # images of one level
+
+
+def exact_for_levels(x, t):
+    _, b_t = PAPER.at(t.long() + 1)
+    return (x - x.mean(dim=(1, 2, 3), keepdim=True)) / ddpm.per_image(b_t, x)
+
+
+def samples_of(level, network=exact_for_levels, known=("output_range",)):
+    """The verdict on samples of one level."""
+
+    def sampler(network, shape):
+        network(torch.zeros(shape), torch.zeros(len(torch.zeros(shape)), dtype=torch.long))
+        return torch.full(shape, level)
+
+    options = {"sampler": sampler, "network": network, "data": LEVELS, "known": frozenset(known)}
+    return verdicts("samples", **options)[0]["means of the channels"]
+
+
+def test_samples_of_a_network_that_has_learned():
+    assert samples_of(0.0) == samples_of(0.7) == "ok"  # the data's mean has a standard error of 0.1
+    assert samples_of(1.3) == "wrong"
+
+
+def test_samples_that_cannot_be_judged(monkeypatch):
+    assert samples_of(1.3, network=lambda x, t: 0 * x) == "not checked"
+    assert samples_of(1.3, known=()) == "not checked"
     monkeypatch.setattr(learning_entries, "SAMPLING_SECONDS", 0.0)
-    options = {"network": lambda x, t: x, "data": torch.zeros(16, *SHAPE)}
-    options["sampler"] = lambda network, shape: network(torch.zeros(shape), torch.tensor([1]))
-    assert verdicts("samples", **options)[0] == {"means of the channels": "not checked"}
-
-
-def test_samples_of_the_network_that_are_grey():
-    data = 1 - 2 * torch.rand(32, *SHAPE).round()
-    for level, verdict in ((0.0, "ok"), (0.7, "wrong")):
-        options = {"data": data, "network": lambda x, t, level=level: level + 0 * x}
-        options["sampler"] = lambda network, shape: network(torch.zeros(shape), torch.tensor([1]))
-        assert verdicts("samples", **options)[0] == {"means of the channels": verdict}
+    assert samples_of(1.3) == "not checked"
 
 
 @pytest.mark.parametrize("is_frozen, bugs", [(False, set()), (True, {"frozen-likelihood"})])

@@ -123,19 +123,6 @@ def test_a_loss_with_fixed_times_and_noise_is_undecided():
     assert found["training: times of a batch"] == found["training: noise of a batch"] == "undecided"
 
 
-@pytest.mark.parametrize(
-    "perfect, ignorant, verdict",
-    [
-        (0.0, 1.0, "ok"),
-        (2.0, 1.0, "wrong"),
-        (0.1, 1.0, "undecided"),
-        (float("nan"), 1, "undecided"),
-    ],
-)
-def test_the_target_of_the_loss(perfect, ignorant, verdict):
-    assert checks.check_target(perfect, ignorant).verdict == verdict
-
-
 def labelled_network(classes, rows):
     network = torch.nn.Module()
     network.label = torch.nn.Embedding(rows, 4)

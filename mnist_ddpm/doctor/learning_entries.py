@@ -5,19 +5,20 @@ from dataclasses import replace
 from time import perf_counter
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mnist_ddpm.ddpm import Denoiser
 from mnist_ddpm.doctor import fit_checks, module_checks, network_checks, training_checks
 from mnist_ddpm.doctor.modules import find_module, output_of
-from mnist_ddpm.doctor.oracles import StandIn
+from mnist_ddpm.doctor.oracles import StandIn, as_tensor
 from mnist_ddpm.doctor.report import Check
-from mnist_ddpm.doctor.subject import CONVERSIONS, CheckEntry, Subject
+from mnist_ddpm.doctor.subject import CheckEntry, Subject
 from mnist_ddpm.doctor.training_record import (
     Recorder,
     Recording,
     known_images,
     record,
+    recorded_call,
     recorded_step,
 )
 from mnist_ddpm.methods import predictions
@@ -97,6 +98,12 @@ def samples_entry(subject: Subject, seed: int) -> list[Check]:
     """The channels' means of samples of the network, if they are drawn in time."""
     name = "samples: means of the channels"
     network = subject.averaged_network or subject.network
+    if "output_range" not in subject.known:
+        return [Check(name, "not checked", "the range of the samples is not known")]
+    data = torch.as_tensor(subject.data).float()
+    fit = fit_checks.check_fit(our_denoiser(subject, network), subject.path, data[:256], seed)
+    if fit.verdict != "ok":
+        return [Check(name, "not checked", "needs: a network that has learned from the data")]
     end = perf_counter() + SAMPLING_SECONDS
 
     class Timed(StandIn):
@@ -112,12 +119,11 @@ def samples_entry(subject: Subject, seed: int) -> list[Check]:
     try:
         with torch.no_grad():
             stand_in = Timed(subject, lambda *_: None)
-            samples = subject.sampler(stand_in, (SAMPLES, *subject.shape))
+            samples = as_tensor(subject.sampler(stand_in, (SAMPLES, *subject.shape)))
     except TimeIsUp:
         meaning = f"{SAMPLES} samples take more than {SAMPLING_SECONDS:g} s"
         return [Check(name, "not checked", meaning)]
-    data = torch.as_tensor(subject.data).float()
-    samples = torch.as_tensor(samples).float().reshape(-1, *data.shape[1:])
+    samples = samples.float().reshape(-1, *data.shape[1:])
     low, high = subject.conventions.output_range
     samples = (samples - low) / (high - low) * (data.max() - data.min()) + data.min()
     return in_place([fit_checks.check_tint(samples, data)], subject.place("sampler"))
@@ -125,13 +131,8 @@ def samples_entry(subject: Subject, seed: int) -> list[Check]:
 
 def training_entry(subject: Subject, seed: int) -> list[Check]:
     """The checks of a loss, by what it shows its network."""
-    low, high = value_range(subject)
-    images = known_images(subject.shape, BATCH, low, high)
+    images = known_images(subject.shape, BATCH, *value_range(subject))
     checks = recorded_checks(subject, subject.loss, images, seed)
-    if subject.network is not None and subject.data is not None:
-        sixteen = torch.as_tensor(subject.data)[:16]
-        ignorant = loss_of(subject, Recorder(subject.shape), sixteen, seed)
-        checks.append(fit_checks.check_learning(subject.loss, subject.network, sixteen, ignorant))
     return in_place(checks, subject.place("loss"))
 
 
@@ -176,12 +177,8 @@ def recorded_checks(subject: Subject, train: Callable, images: Tensor, seed: int
         training_checks.check_shared_noise(recording),
         noising,
     ]
-    if noising.verdict == "ok":
-        seen = halves.range()
-        if subject.data is not None:
-            checks.append(training_checks.check_data_range(*seen))
-        if subject.loss is train:
-            checks.append(target_check(subject, images, seen, seed))
+    if noising.verdict == "ok" and subject.data is not None:
+        checks.append(training_checks.check_data_range(*halves.range()))
     classes = training_checks.classes_of(find_module(subject.network), recording)
     if classes:
         checks.append(training_checks.check_label_dropout(recording, classes))
@@ -202,29 +199,44 @@ def with_times_of(subject: Subject, recording: Recording) -> Subject:
     return replace(subject, conventions=replace(subject.conventions, **changes))
 
 
-def target_check(subject: Subject, images: Tensor, seen: tuple[float, float], seed: int) -> Check:
-    """The check of a loss with the exact answer; of any prediction, where it is not known."""
-    share = (images - images.min()) / (images.max() - images.min())
-    shown = torch.lerp(torch.tensor(seen[0]), torch.tensor(seen[1]), share)
-    flat = shown.double().view(len(shown), 1, 1, -1)
-    ignorant = loss_of(subject, Recorder(subject.shape), images, seed)
-    is_known = "prediction" in subject.known
-    losses = {}
-    for name in [subject.conventions.prediction] if is_known else CONVERSIONS:
-        changed = replace(subject.conventions, prediction=name)
-        oracle = StandIn(replace(subject, conventions=changed), lambda schedule, x, t: flat)
-        losses[name] = loss_of(subject, oracle, images, seed)
-    return training_checks.check_target(min(losses.values()), ignorant)
+def target_entry(subject: Subject, seed: int) -> list[Check]:
+    """The check of what a loss wants of the network, for 64 known images."""
+    images = known_images(subject.shape, STEP_BATCH, *value_range(subject))
+    value, recorder = loss_of_zeros(subject, images, seed)
+    gradient = None
+    if value.requires_grad and recorder.outputs:
+        [gradient] = torch.autograd.grad(value, recorder.outputs[:1], allow_unused=True)
+    x = recorder.seen[0][0] if recorder.seen else images[:0]
+    if gradient is None or x.numel() != images.numel():
+        meaning = "the loss does not use the network's output for a batch of images"
+        return [Check("training: target of the loss", "undecided", meaning)]
+    gradient = gradient[:, : x.shape[1]].reshape(images.shape)
+    checks = [training_checks.check_target(x.reshape(images.shape), gradient)]
+    return in_place(checks, subject.place("loss"))
 
 
-@torch.no_grad()
-def loss_of(subject: Subject, network: nn.Module, x0: Tensor, seed: int) -> float:
-    """The mean loss of a network in eight batches."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def loss_of_zeros(subject: Subject, x0: Tensor, seed: int) -> tuple[Tensor, Recorder]:
+    """The mean loss of an output of zeros, with its graph, and what the loss showed."""
+    values = []
+
+    def call(network: Callable, x0: Tensor) -> None:
         x0 = x0.flatten(1) if subject.conventions.is_flat else x0
-        values = [torch.as_tensor(subject.loss(network, x0)).double().mean() for _ in range(8)]
-    return (sum(values) / len(values)).item()
+        values.append(torch.as_tensor(subject.loss(network, x0)).mean())
+
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        recorder = recorded_call(call, x0)
+    return values[-1], recorder
+
+
+def heart_entry(subject: Subject, seed: int) -> list[Check]:
+    """The trial of learning sixteen images by heart."""
+    images = torch.as_tensor(subject.data)[:16]
+    values = [loss_of_zeros(subject, images, seed + k)[0].item() for k in range(8)]
+    ignorant = sum(values) / len(values)
+    images = images.flatten(1) if subject.conventions.is_flat else images
+    checks = [fit_checks.check_learning(subject.loss, subject.network, images, ignorant)]
+    return in_place(checks, subject.place("loss"))
 
 
 def likelihood_entry(subject: Subject, seed: int) -> list[Check]:
@@ -242,8 +254,10 @@ LEARNING_ENTRIES = [
     CheckEntry("network", ("network", "schedule"), network_entry),
     CheckEntry("network: buffers of its average", ("network", "averaged_network"), buffers_entry),
     CheckEntry("network: fit to the data", ("network", "schedule", "data"), fit_entry),
-    CheckEntry("samples", ("sampler", "network", "data"), samples_entry),
+    CheckEntry("samples", ("sampler", "network", "schedule", "data"), samples_entry),
     CheckEntry("training", ("loss", "schedule"), training_entry),
+    CheckEntry("training: target of the loss", ("loss",), target_entry),
+    CheckEntry("training: images by heart", ("loss", "network", "data"), heart_entry),
     CheckEntry("training step", ("training_step", "network", "schedule"), step_entry),
     CheckEntry("likelihood", ("likelihood",), likelihood_entry),
 ]

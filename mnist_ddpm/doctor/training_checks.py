@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Schedule
 from mnist_ddpm.doctor.report import Check
-from mnist_ddpm.doctor.training_record import Recording
+from mnist_ddpm.doctor.training_record import Recording, around_means
 
 Entries = Callable[[Tensor], Tensor]  # the code's times (N,) as entries of the schedule, float64
 CERTAIN = 16  # draws that are expected where none came: exp(-16) is 1e-7
@@ -16,7 +16,7 @@ PARTS = 50  # of the range of a continuous t
 UNIFORM_KURTOSIS = 1.8
 LEVEL_TOLERANCE = 0.05  # of the log of noise over signal
 RANGE_TOLERANCE = 0.1
-TARGET_TOLERANCE = 0.01
+EXPLAINED = 0.2  # of a gradient's squares that may stay unexplained
 STANDARD_ERRORS = 6  # a normal variable is beyond them once in 5e8
 
 
@@ -222,23 +222,37 @@ def check_data_range(low: float, high: float) -> Check:
     return Check(name, "wrong", meaning, low, RANGE_TOLERANCE, evidence=evidence)
 
 
-def check_target(perfect: float, ignorant: float) -> Check:
-    """Whether the loss of the exact answer is 0. The value is that loss over an output of 0's.
+def check_target(x: Tensor, gradient: Tensor) -> Check:
+    """Whether what a loss wants of the network is in x_t, by its gradient for an output of zeros.
 
-    A loss that never is 0, such as a variational bound, stays undecided.
+    x, gradient: (N, C, H, W), of known images. The value is the share of the gradient's squares
+    that neither the halves of the image nor the noise of x_t, or its sign, explain. It is 0 for a
+    mean square of noise, image, velocity or mean, 0.1 for Huber's loss, and 1 where the target is
+    other noise. Between 0.2 and 0.7 it is undecided.
     """
     name = "training: target of the loss"
-    if not ignorant > 0 or not math.isfinite(perfect):
-        return Check(name, "undecided", "the loss of an output of zeros is not a number above 0")
-    value = perfect / ignorant
-    if value <= TARGET_TOLERANCE:
-        return Check(name, "ok", "the exact answer has a loss of 0", value, TARGET_TOLERANCE)
-    if value < 0.5:
-        meaning = "the exact answer has a loss: an additional term, or another target?"
-        return Check(name, "undecided", meaning, value, TARGET_TOLERANCE)
-    meaning = "the exact answer has a large loss: the target is not what is in x_t"
+    around = around_means(gradient)
+    noise = around_means(x)
+    total = gradient.double().square().sum().item()
+    if not total > 0 or not math.isfinite(total):
+        return Check(name, "undecided", "the loss has no gradient for an output of zeros")
+    unexplained = min(left_over(around, noise), left_over(around, noise.sign())) / total
+    if unexplained <= EXPLAINED:
+        meaning = "the loss wants what is in x_t"
+        return Check(name, "ok", meaning, unexplained, EXPLAINED)
+    if unexplained < 0.7:
+        meaning = "the loss wants more than what is in x_t: an additional term, or another target"
+        return Check(name, "undecided", meaning, unexplained, EXPLAINED)
+    meaning = "the loss wants something that is not in x_t, such as other noise"
     evidence = {"other-target": 1.0}
-    return Check(name, "wrong", meaning, value, TARGET_TOLERANCE, evidence=evidence)
+    return Check(name, "wrong", meaning, unexplained, EXPLAINED, evidence=evidence)
+
+
+def left_over(values: Tensor, explanation: Tensor) -> float:
+    """The squares of values (N, D) that multiples of an explanation, one an image, leave."""
+    product = (values * explanation).sum(dim=1)
+    explained = product.square() / explanation.square().sum(dim=1).clamp(min=1e-30)
+    return (values.square().sum(dim=1) - explained).clamp(min=0).sum().item()
 
 
 def check_label_dropout(recording: Recording, classes: int) -> Check:

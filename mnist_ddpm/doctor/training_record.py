@@ -21,20 +21,47 @@ SEEN = 20  # times that each t is to be drawn: one of 1000 is then missed in exp
 
 
 class Recorder(StandIn):
-    """A network that keeps each x_t, its times (N,) and what else it is given; returns zeros."""
+    """A network that keeps each x_t, its times (N,) and what else it is given; returns zeros.
 
-    def __init__(self, shape: tuple[int, ...]):
+    outputs: the zeros of each call, whose gradients show what a loss wants. width: their channels
+    over those of x_t, 2 for networks that learn a variance.
+    """
+
+    def __init__(self, shape: tuple[int, ...], width: int = 1):
         super().__init__(Subject(shape=tuple(shape)), lambda schedule, x, t: torch.zeros_like(x))
-        self.gain = nn.Parameter(torch.ones(()))  # so that a loss has a gradient
+        self.width = width
         self.seen: list[tuple[Tensor, Tensor, list]] = []
+        self.outputs: list[Tensor] = []
 
     def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
         self.keep(x, t, [*labels, *named_labels.values()])
-        return self.gain * torch.zeros_like(x)
+        output = torch.zeros_like(torch.cat([x.detach()] * self.width, dim=1))
+        self.outputs.append(output.requires_grad_())
+        return output
 
     def keep(self, x: Tensor, t: Tensor | float, others: list) -> None:
         """Adds a call."""
         self.seen.append((x.detach(), torch.as_tensor(t).detach().cpu().double().flatten(), others))
+
+
+def recorded_call(train: Callable, images: Tensor) -> Recorder:
+    """A recorder after a loss, with an output as wide as x_t, or twice where that fails.
+
+    Raises what the loss raises with the first.
+    """
+    recorder = Recorder(images.shape[1:])
+    try:
+        train(recorder, images.clone())
+    except (RuntimeError, ValueError, IndexError):
+        wide = Recorder(images.shape[1:], width=2)
+        try:
+            train(wide, images.clone())
+        except Exception:  # of many kinds: the first one is the one to report
+            wide.seen.clear()
+        if not wide.seen:
+            raise
+        return wide
+    return recorder
 
 
 @contextmanager
@@ -103,8 +130,7 @@ def record(
         torch.manual_seed(seed)
         enough = max(LEAST, SEEN * T)
         while len(statistics) * len(images) < enough and perf_counter() - began < seconds:
-            recorder = Recorder(images.shape[1:])
-            train(recorder, images.clone())
+            recorder = recorded_call(train, images)
             calls = [call for call in recorder.seen if call[0].numel() == images.numel()]
             if not calls:
                 return None
