@@ -145,16 +145,23 @@ def steps_seen(
         is_first=(chosen == 0).view(-1, 1, 1),
         is_corrector=is_corrector.view(-1, 1, 1),
         y=results[chosen],
+        allowed=rounding(subject, run, chosen),
     )
 
 
-def rounding(steps: Steps) -> Tensor:
-    """The deviation (K, 1, 1) that codes in float32 may have from a formula in float64."""
-    (a_t, b_t), (a_s, _) = steps.now, steps.next
-    size = steps.x.square().mean((1, 2), True).sqrt()
+def rounding(subject: Subject, run: SamplerRun, chosen: Tensor) -> Tensor:
+    """The deviation (K, 1, 1) that codes in float32 may have from a formula in float64.
+
+    Levels are those of the times of the calls, whatever a code believes them to be.
+    """
+    t = subject.entries(run.code_times)
+    s = torch.cat([t[1:], torch.zeros(1)])
+    a_t, b_t = levels_at(subject.path, t[chosen])
+    a_s, _ = levels_at(subject.path, s[chosen])
     of_tables = 3e-7 * (a_t / b_t.clamp(min=1e-4)) ** 2  # 1 - alpha_bar where it is small
     of_x0 = 1e-6 * (a_s / a_t.clamp(min=1e-6)).clamp(max=1e3)
-    return size.clamp(min=1) * (2e-5 + of_tables + of_x0)
+    size = run.x[chosen].square().mean((1, 2), True).sqrt().clamp(min=1)
+    return size * (2e-5 + of_tables + of_x0).view(-1, 1, 1)
 
 
 def judge(steps: Steps, formula: Formula, independent: int | None = None) -> tuple[float, float]:
@@ -165,7 +172,7 @@ def judge(steps: Steps, formula: Formula, independent: int | None = None) -> tup
     """
     mean, deviation = formula(steps)
     n = independent or steps.x[0].numel()
-    allowed = rounding(steps)
+    allowed = steps.allowed
     variance = deviation**2 + allowed**2
     error = steps.y - mean
     square = error.square().mean((1, 2), True)

@@ -4,13 +4,7 @@ import math
 
 from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
 from mnist_ddpm.doctor.report import Check
-from mnist_ddpm.doctor.sampler_analysis import (
-    Candidate,
-    examined_steps,
-    explain,
-    rounding,
-    steps_seen,
-)
+from mnist_ddpm.doctor.sampler_analysis import Candidate, examined_steps, explain, steps_seen
 from mnist_ddpm.doctor.sampler_results import check_clipping, check_end, check_result
 from mnist_ddpm.doctor.subject import CheckEntry, Subject
 
@@ -195,7 +189,7 @@ def noise_statistics(subject: Subject, run: SamplerRun, best: Candidate) -> dict
     chosen = examined_steps(run)
     steps = steps_seen(subject, run, best.view, best.prediction, chosen, best.clipping)
     mean, deviation = best.formula(steps)
-    is_noisy = (deviation > 10 * rounding(steps)).flatten()
+    is_noisy = (deviation > 10 * steps.allowed).flatten()
     if not is_noisy.any():
         return {"steps": 0, "kurtosis": 3.0, "shared": 0.0, "repeated": 0.0, "pixels": 1}
     noise = ((steps.y - mean) / deviation)[is_noisy]

@@ -34,6 +34,7 @@ class Steps:
     is_first: Tensor  # (K, 1, 1): there was no call before
     is_corrector: Tensor  # (K, 1, 1): the next call has the same time, as in Heun's method
     y: Tensor  # what came out: x_s
+    allowed: Tensor  # (K, 1, 1): the deviation of rounding
 
     def levels(self, entries: Tensor) -> tuple[Tensor, Tensor]:
         """a and b at entries (K,), each (K, 1, 1)."""

@@ -15,7 +15,6 @@ from mnist_ddpm.doctor.sampler_analysis import (
     Candidate,
     examined_steps,
     judge,
-    rounding,
     steps_seen,
     views,
 )
@@ -64,7 +63,7 @@ def possible_ends(subject: Subject, run: SamplerRun, best: Candidate | None) -> 
     mean, _ = formula(to_image)
     early_mean, noise = formula(to_first)
     rounded = 0.01 if subject.conventions.output_range[1] > 1 else 0.0  # to 8 bits
-    allowed = 3 * rounding(to_image).max().item() + rounded
+    allowed = 3 * to_image.allowed.max().item() + rounded
     early = math.hypot(allowed, 1.2 * noise.max().item())
     (_, b_first), (_, b_last) = to_first.next, to_first.now
     ends = [
