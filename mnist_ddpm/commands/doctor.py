@@ -21,7 +21,12 @@ def run_doctor(flags: DoctorFlags) -> None:
     options |= {name: value for name, value in fixed.items() if value is not None}
     if sys.stderr.isatty():
         print(f"examining, for {flags.seconds:g} s at most …", file=sys.stderr)
-    answer = examine_foreign_code(names, options, flags.out, flags.seconds)
+    try:
+        answer = examine_foreign_code(names, options, flags.out, flags.seconds)
+    except ValueError as error:
+        for line in getattr(error, "__notes__", ()):
+            print(f"  {printable(line)}", file=sys.stderr)
+        raise
     if flags.json:
         print(json.dumps(answer.report | {"picture": answer.picture}, indent=2))
     else:

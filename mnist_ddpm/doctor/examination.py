@@ -1,11 +1,10 @@
 """Examines diffusion code: all checks that have what they need, in one report."""
 
-import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from mnist_ddpm.doctor.foreign_code import users_lines
 from mnist_ddpm.doctor.forward_checks import FORWARD_ENTRY
 from mnist_ddpm.doctor.guidance_checks import GUIDANCE_ENTRY
 from mnist_ddpm.doctor.learning_entries import LEARNING_ENTRIES
@@ -23,7 +22,6 @@ ENTRIES: list[CheckEntry] = [
     *LEARNING_ENTRIES,
 ]
 TIMES = {"index": "an index", "fraction": "a fraction of T", "sigma": "sigma"}
-LAST_LINES = 5  # of the user's own in a traceback
 
 
 def examine(
@@ -99,17 +97,6 @@ def run_checks(entry: CheckEntry, subject: Subject, seed: int) -> list[Check]:
         place = subject.places.get(entry.name, entry.name)
         meaning = "\n".join(["it could not be run:", *users_lines(error)])
         return [Check(entry.name, "undecided", meaning, where=place)]
-
-
-def users_lines(error: BaseException) -> list[str]:
-    """An error, and its traceback shortened to lines outside this package and installed ones."""
-    frames = traceback.extract_tb(error.__traceback__)
-    package = str(Path(__file__).parents[1])
-    hidden = (package, "site-packages", "importlib", "<frozen")
-    users = [each for each in frames if not any(part in each.filename for part in hidden)]
-    shown = users[-LAST_LINES:] or frames[-1:]
-    lines = [f"{Path(each.filename).name}:{each.lineno}: {each.line}" for each in shown]
-    return [f"{type(error).__name__}: {error}", *lines]
 
 
 def describe_conventions(subject: Subject) -> dict[str, str]:

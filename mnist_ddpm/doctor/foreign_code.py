@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,9 @@ OBJECTS = (  # arguments of examine that name something in the user's code
 )
 
 
+LAST_LINES = 5  # of the user's own in a traceback
+
+
 class NamingError(ValueError):
     """A name that was typed names nothing."""
 
@@ -53,7 +57,8 @@ def examine_foreign_code(
 
     names: by argument of examine "my.py:name", "package.module:name" or for code a folder; a name
     may be any expression of the module's names. options: other arguments. Raises ValueError, with
-    the user's lines of a traceback, where the code cannot be loaded or takes longer than allowed.
+    the user's lines of a traceback, as notes, where the code cannot be loaded, and
+    where it takes longer than allowed.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer_path = Path(folder, "answer.json")
@@ -72,7 +77,10 @@ def examine_foreign_code(
             )
         answer = json.loads(answer_path.read_text(encoding="utf-8"))
     if "error" in answer:
-        raise ValueError(answer["error"])
+        error = ValueError(answer["error"])
+        for line in answer.get("lines", ()):
+            error.add_note(line)
+        raise error
     return Answer(answer["report"], answer["picture"])
 
 
@@ -155,12 +163,18 @@ def load_module(source: str) -> ModuleType:
     return module
 
 
+def users_lines(error: BaseException) -> list[str]:
+    """An error, and its traceback shortened to lines outside this package and installed ones."""
+    frames = traceback.extract_tb(error.__traceback__)
+    hidden = (str(Path(__file__).parents[1]), "site-packages", "importlib", "<frozen")
+    users = [each for each in frames if not any(part in each.filename for part in hidden)]
+    shown = users[-LAST_LINES:] or frames[-1:]
+    lines = [f"{Path(each.filename).name}:{each.lineno}: {each.line}" for each in shown]
+    return [f"{type(error).__name__}: {error}", *lines]
+
+
 def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """The report of a request, as JSON can hold it, or the error that stopped it."""
-    from mnist_ddpm.doctor.examination import examine_subject, users_lines
-    from mnist_ddpm.doctor.report_picture import draw_picture
-    from mnist_ddpm.doctor.subject_building import build_subject
-
     names, options = request["names"], request["options"]
     loaded = {}
     for argument, name in names.items():
@@ -170,7 +184,12 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
         except NamingError as error:
             return {"error": str(error)}
         except BaseException as error:  # of any kind, in code that others wrote
-            return {"error": "\n  ".join([f"{name} cannot be loaded:", *users_lines(error)])}
+            reason, *lines = users_lines(error)
+            return {"error": f"{name} cannot be loaded: {reason}", "lines": lines}
+    from mnist_ddpm.doctor.examination import examine_subject
+    from mnist_ddpm.doctor.report_picture import draw_picture
+    from mnist_ddpm.doctor.subject_building import build_subject
+
     values = {argument: loaded.get(argument) for argument in OBJECTS if argument != "code"}
     try:
         subject = build_subject(loaded.get("code"), values, places=names, **options)
