@@ -327,3 +327,20 @@ def test_nothing_and_unknown_things_are_refused_with_one_sentence():
             mnist_ddpm.examine(*arguments)
     with pytest.raises(ValueError, match="predicts"):
         mnist_ddpm.examine(schedule=BETAS, predicts="v")
+
+
+def loss_from(first_time):
+    """A training loss whose network is told times from 0 or 1."""
+
+    def loss(model, x0):
+        t = torch.randint(0, 1000, (len(x0),))
+        noise = torch.randn_like(x0)
+        return (model(right(x0, t, noise), t + first_time) - noise).square().mean()
+
+    return loss
+
+
+@pytest.mark.parametrize("first_time", [0, 1])
+def test_training_says_from_where_times_count(first_time):
+    subject = build_subject(None, {"schedule": BETAS, "loss": loss_from(first_time)})
+    assert subject.conventions.first_time == first_time and "first_time" in subject.known

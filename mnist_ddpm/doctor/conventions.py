@@ -1,8 +1,11 @@
 """Finds out how a code counts and scales: by trying, in its forward process and its sampler."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
 
 from mnist_ddpm.doctor.forward_checks import TOLERANCE, error_of, factors, probed_times
 from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
@@ -11,6 +14,8 @@ from mnist_ddpm.doctor.sampler_results import RANGES, possible_ends
 from mnist_ddpm.doctor.subject import Prediction, Subject, levels_at
 
 PREDICTIONS = get_args(Prediction)
+BRIGHT = 1e4  # value of images whose factor a_t is to show beside noise of size 1
+LOSSES = 4  # calls of the training loss
 
 
 def with_convention(subject: Subject, **changes: Any) -> Subject:
@@ -25,6 +30,8 @@ def find_conventions(subject: Subject, seed: int = 0) -> Subject:
         return subject
     if subject.forward is not None and "first_time" not in subject.known:
         subject = first_time_of_forward(subject)
+    if subject.loss is not None and "first_time" not in subject.known:
+        subject = first_time_of_loss(subject)
     if subject.sampler is not None:
         subject = conventions_of_sampler(subject, seed)
     return subject
@@ -45,6 +52,43 @@ def first_time_of_forward(subject: Subject) -> Subject:
             if error <= TOLERANCE and (best is None or error < best[0]):
                 best = error, tried
     return best[1] if best else subject
+
+
+def first_time_of_loss(subject: Subject) -> Subject:
+    """Whether training counts from 0 or 1: images of BRIGHT show a_t in what the network is shown.
+
+    Unknown where the loss scales its images, or draws no small times.
+    """
+    calls = []
+
+    def network(x: Tensor, t: Tensor, *others, **named) -> Tensor:
+        calls.append((torch.as_tensor(t).flatten(), x.detach().double().flatten(1).mean(1)))
+        return torch.zeros_like(x, requires_grad=True)
+
+    try:
+        for _ in range(LOSSES):
+            subject.loss(Shown(network), torch.full((IMAGES, *subject.shape), BRIGHT))
+        code_times, brightness = (torch.cat(each) for each in zip(*calls))
+    except Exception:  # of any kind, in code that others wrote: the checks will show it
+        return subject
+    for first_time in (0, 1):
+        tried = with_convention(subject, first_time=first_time)
+        a_t, _ = tried.levels(code_times)
+        if len(a_t) == len(brightness) and (brightness / BRIGHT - a_t).abs().max() < 1e-4:
+            return tried
+    return subject
+
+
+class Shown(nn.Module):
+    """A module that calls a function."""
+
+    def __init__(self, function: Callable):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.zeros(()))  # for codes that ask for the device
+
+    def forward(self, *arguments, **named) -> Tensor:
+        return self.function(*arguments, **named)
 
 
 def natural_first_time(subject: Subject, run: SamplerRun) -> int:

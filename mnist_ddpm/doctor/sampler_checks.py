@@ -82,7 +82,7 @@ def check_told_times(subject: Subject, run: SamplerRun) -> Check:
         )
     a_first, _ = subject.levels(run.code_times[:1])
     signal = a_first.item()
-    limit = max(0.3, 1.5 * subject.schedule.a[-1].item())
+    limit = max(0.5, 1.5 * subject.schedule.a[-1].item())
     if signal > limit and subject.conventions.time != "sigma":
         meaning = f"noise is shown as if it were an image at t = {run.code_times[0]:g} ({shown})"
         evidence = {"respacing": 0.6, "network-time": 0.4}
