@@ -47,7 +47,16 @@ ATTRIBUTES = "model", "network", "net", "unet", "nn_model", "eps_model", "denois
 
 def role_of(name: str, roles: dict[str, Any]) -> str | None:
     """Which of these roles a parameter has, by its name."""
-    return next((role for role in roles if name == role or name in NAMES.get(role, ())), None)
+    role = next((role for role in roles if name == role or name in NAMES.get(role, ())), None)
+    if role is None and "network" in roles and is_network_name(name):
+        return "network"
+    return role
+
+
+def is_network_name(name: str) -> bool:
+    """Whether a parameter is named for a network, such as denoise_model."""
+    pieces = name.lower().split("_")
+    return name in NAMES["network"] or not {"model", "net", "network", "unet"}.isdisjoint(pieces)
 
 
 def arguments_for(
@@ -155,7 +164,8 @@ def has_named_role(function: Callable, role: str) -> bool:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return True
-    return any(name in NAMES[role] for name in parameters)
+    names = map(is_network_name, parameters)
+    return any(names) if role == "network" else any(name in NAMES[role] for name in parameters)
 
 
 def size_roles(function: Callable) -> list[str]:

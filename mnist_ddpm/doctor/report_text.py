@@ -20,7 +20,7 @@ def report_lines(report: dict, picture: str | None = None) -> list[str]:
         subject, _, name = check["name"].rpartition(": ")
         if subject != group:
             group = subject
-            lines.append(group)
+            lines += [group] if group else []
         lines += check_lines(check, name)
     for check in [each for each in checks if each["verdict"] == "not checked"]:
         lines += wrapped(f"not checked: {check['name']} ({check['meaning']})", "    ")

@@ -1,6 +1,5 @@
 """A schedule from a table that anybody has: beta, alpha_bar, alpha, sigma, by name and values."""
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,17 @@ TABLE_NAMES = (  # attributes of objects and modules, the one that says most fir
     "beta",
     "sigmas",
     "sqrt_alphas_cumprod",
+)
+DERIVED = (
+    "alphas",
+    "alphas_cumprod_prev",
+    "sqrt_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
 )
 
 
@@ -96,18 +106,10 @@ def schedule_of(table: Tensor, kind: str) -> Schedule:
 
 def named_tables(holder: Any) -> dict[str, Tensor]:
     """The tables among a module's or object's names, by their usual names."""
-    known = {*TABLE_NAMES, "alphas", "alphas_cumprod_prev", "posterior_variance"}
-    known |= {"sqrt_one_minus_alphas_cumprod", "posterior_mean_coef1", "posterior_mean_coef2"}
-    known |= {"sqrt_recip_alphas", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"}
     tables = {}
-    for name in known:
+    for name in (*TABLE_NAMES, *DERIVED):
         if hasattr(holder, name):
             value = as_table(getattr(holder, name))
             if value is not None:
                 tables[name] = value
     return tables
-
-
-def module_tables(module: ModuleType | None) -> dict[str, Tensor]:
-    """The tables of the module in which a function stands; {} without one."""
-    return {} if module is None else named_tables(module)
