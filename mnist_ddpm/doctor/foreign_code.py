@@ -190,9 +190,9 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     from mnist_ddpm.doctor.report_picture import draw_picture
     from mnist_ddpm.doctor.subject_building import build_subject
 
-    values = {argument: loaded.get(argument) for argument in OBJECTS if argument != "code"}
+    code = loaded.pop("code", None)
     try:
-        subject = build_subject(loaded.get("code"), values, places=names, **options)
+        subject = build_subject(code, loaded, places=names, **options)
     except ValueError as error:
         return {"error": str(error)}
     report = examine_subject(subject, options.get("seed", 0))

@@ -111,16 +111,18 @@ def probe(subject: Subject, size: float = 0.9, seed: int = 0) -> StandIn:
     return StandIn(subject, x0_hat)
 
 
-def gaussian_oracle(subject: Subject, mean: float, deviation: float) -> StandIn:
-    """The exact network for data whose pixels are independent and normal.
+def normal_x0_hat(x: Tensor, a_t: Tensor, b_t: Tensor, mean: float, deviation: float) -> Tensor:
+    """E[x_0 | x_t] of independent normal pixels: m + a c² (x_t - a m) / (a² c² + b²)."""
+    gain = a_t * deviation**2 / ((a_t * deviation) ** 2 + b_t**2)
+    return mean + gain * (x - a_t * mean)
 
-    E[x_0 | x_t] = m + a c² (x_t - a m) / (a² c² + b²), with mean m and deviation c.
-    """
+
+def gaussian_oracle(subject: Subject, mean: float, deviation: float) -> StandIn:
+    """The exact network for data whose pixels are independent and normal."""
 
     def x0_hat(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
         a_t, b_t = (ddpm.per_image(level, x) for level in schedule.at(t))
-        gain = a_t * deviation**2 / ((a_t * deviation) ** 2 + b_t**2)
-        return mean + gain * (x - a_t * mean)
+        return normal_x0_hat(x, a_t, b_t, mean, deviation)
 
     return StandIn(subject, x0_hat)
 

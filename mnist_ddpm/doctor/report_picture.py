@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Schedule
 from mnist_ddpm.doctor.bugs import BUGS
 from mnist_ddpm.doctor.forward_checks import call_forward
-from mnist_ddpm.doctor.oracles import points_oracle, run_sampler
+from mnist_ddpm.doctor.oracles import gaussian_oracle, points_oracle, run_sampler
 from mnist_ddpm.doctor.report import Report
-from mnist_ddpm.doctor.sampler_results import RANGES
+from mnist_ddpm.doctor.sampler_results import DEVIATION, MEAN, in_range, normal_denoiser
 from mnist_ddpm.doctor.schedule_checks import VISIBLE
 from mnist_ddpm.doctor.subject import Subject
 from mnist_ddpm.methods import schedules
@@ -71,31 +72,37 @@ def shapes(shape: tuple[int, ...]) -> Tensor:
 
 
 def sampler_figure(subject: Subject) -> Figure:
-    """Images that the user's sampler draws, above those of DDPM at the same times."""
+    """Images of shapes and of normal pixels that the user's sampler and DDPM's steps draw."""
     points = shapes(subject.shape).double()
     run = run_sampler(subject, points_oracle(subject, points), SHOWN, 0)
-    factor, shift = RANGES[subject.conventions.output_range]
-    drawn = run.images.float() * factor + shift
+    drawn = in_range(subject, run.images.float())
     distances = torch.cdist(drawn.flatten(1).double(), points.flatten(1)).nan_to_num(1e9)
     error = drawn - points[distances.argmin(dim=1)].float()
+    levels = levels_of_run(subject, run.code_times)
+    normal = run_sampler(subject, gaussian_oracle(subject, MEAN, DEVIATION), SHOWN, 0)
     rows = [
-        ("your sampler", drawn),
-        ("its error × 10", error * 10),
-        ("a right one", right_samples(subject, points, run.code_times)),
+        ("your sampler: shapes", drawn),
+        ("their error × 10", error * 10),
+        ("a right one", right_samples(levels, ddpm.ideal_denoiser(levels, points), subject.shape)),
+        ("your sampler: normal pixels", in_range(subject, normal.images.float())),
+        ("a right one", right_samples(levels, normal_denoiser(levels), subject.shape)),
     ]
-    return rows_figure(rows, "An exact denoiser of four shapes stands in for the network")
+    return rows_figure(rows, "Exact denoisers of four shapes and of normal pixels, not a network")
 
 
-def right_samples(subject: Subject, points: Tensor, code_times: Tensor) -> Tensor:
-    """Images (SHOWN, *shape) by DDPM's steps through the same times."""
+def levels_of_run(subject: Subject, code_times: Tensor) -> Schedule:
+    """The schedule of the times at which a sampler called the network."""
     entries = subject.entries(code_times).clamp(1, subject.T).round().long().unique()
-    levels = schedules.respaced_schedule(subject.path, entries.flip(0).tolist())
+    return schedules.respaced_schedule(subject.path, entries.flip(0).tolist())
+
+
+def right_samples(levels: Schedule, denoise: ddpm.Denoiser, shape: tuple[int, ...]) -> Tensor:
+    """Images (SHOWN, *shape) by DDPM's steps along a schedule."""
     generator = torch.Generator().manual_seed(0)
 
     def noise() -> Tensor:
-        return torch.randn(SHOWN, *subject.shape, generator=generator, dtype=torch.float64)
+        return torch.randn(SHOWN, *shape, generator=generator, dtype=torch.float64)
 
-    denoise = ddpm.ideal_denoiser(levels, points)
     start = noise() * levels.b[-1]
     *_, (_, x, _) = ddpm.ddpm_sampler(denoise, levels, [*range(levels.T, 0, -1)], start, noise)
     return x.float()

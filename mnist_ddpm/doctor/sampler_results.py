@@ -8,7 +8,13 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Schedule
-from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, gaussian_oracle, run_sampler
+from mnist_ddpm.doctor.oracles import (
+    IMAGES,
+    SamplerRun,
+    gaussian_oracle,
+    normal_x0_hat,
+    run_sampler,
+)
 from mnist_ddpm.doctor.report import Check
 from mnist_ddpm.doctor.sampler_analysis import (
     CLIPPINGS,
@@ -147,6 +153,17 @@ def check_clipping(subject: Subject, run: SamplerRun, candidates: list[Candidate
     return Check(name, verdict, meaning, value, 1.0, place, evidence={bug: 0.8})
 
 
+def normal_denoiser(schedule: Schedule) -> ddpm.Denoiser:
+    """The exact denoiser of independent normal pixels with MEAN and DEVIATION."""
+
+    def denoise(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        a_t, b_t = schedule.at(t)
+        x0 = normal_x0_hat(x, a_t, b_t, MEAN, DEVIATION)
+        return x0, ddpm.predict_eps(schedule, x, t, x0)
+
+    return denoise
+
+
 def reference_deviations(subject: Subject, code_times: Tensor, draw: Tensor) -> list[float]:
     """The deviation of normal data that our samplers draw at the same times, from this noise."""
     entries = subject.entries(code_times).unique(sorted=True).clamp(0, subject.T)
@@ -155,19 +172,13 @@ def reference_deviations(subject: Subject, code_times: Tensor, draw: Tensor) -> 
     schedule = Schedule(torch.cat([torch.ones(1), a]), torch.cat([torch.zeros(1), b]))
     generator = torch.Generator().manual_seed(1)
 
-    def denoise(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        a_t, b_t = schedule.at(t)
-        gain = a_t * DEVIATION**2 / ((a_t * DEVIATION) ** 2 + b_t**2)
-        x0 = MEAN + gain * (x - a_t * MEAN)
-        return x0, ddpm.predict_eps(schedule, x, t, x0)
-
     def noise() -> Tensor:
         return torch.randn(draw.shape, generator=generator, dtype=torch.float64)
 
     times = list(range(schedule.T, 0, -1))
     results = []
     for sampler in (ddpm.ddim_sampler, ddpm.ddpm_sampler):
-        *_, (_, x, _) = sampler(denoise, schedule, times, draw, noise)
+        *_, (_, x, _) = sampler(normal_denoiser(schedule), schedule, times, draw, noise)
         results.append(x.std().item())
     return results
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mnist_ddpm.ddpm import Schedule, check
 from mnist_ddpm.doctor import plain_functions
 from mnist_ddpm.doctor.conventions import find_conventions, with_convention
+from mnist_ddpm.doctor.foreign_code import OBJECTS
 from mnist_ddpm.doctor.libraries import from_library
 from mnist_ddpm.doctor.schedule_tables import (
     TABLE_NAMES,
@@ -63,6 +64,7 @@ def gather(
         code is not None or any(value is not None for value in values.values()),
         "there is nothing to examine: name a schedule, a forward process, a sampler or a network",
     )
+    values = dict.fromkeys(OBJECTS[1:]) | values
     subject = Subject(shape=shape)
     for name, value in [("code", code), *values.items()]:
         library = None if value is None else from_library_or_none(name, value, steps, shape)
