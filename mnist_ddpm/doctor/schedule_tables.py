@@ -59,7 +59,7 @@ def as_table(value: Any) -> Tensor | None:
 
 
 def kind_of_table(table: Tensor, name: str = "") -> str:
-    """Which of KINDS a table (K,) is: by its name, unless its values speak against it.
+    """Which of KINDS a table (K,) is: by its name, or without one by its values.
 
     Raises ValueError where neither says it.
     """
@@ -67,7 +67,7 @@ def kind_of_table(table: Tensor, name: str = "") -> str:
     by_name = next((kind for piece, kind in NAMES.items() if piece in name.lower()), None)
     rises = bool(table[-1] > table[0])
     is_share = bool((table >= 0).all() and (table <= 1).all())
-    if by_name and (is_share or by_name != "beta") and (rises or by_name != "sigma"):
+    if by_name:
         return by_name
     if not is_share:
         check(bool((table >= 0).all()), f"{name or 'the table'} is no schedule: it falls below 0")
