@@ -43,7 +43,7 @@ def sample(n, image_size, channels=1):
 
 
 def broken(n, image_size):
-    return sample(n, image_size)[:, :, :, :, None]
+    return sample(n, image_size)[:, :, :, :, 0, 0]
 
 """
 
@@ -77,7 +77,7 @@ def test_a_wrong_script_has_a_cause_and_a_status(script, capsys):
 def test_an_error_inside_is_shown_with_the_user_s_lines_alone(script, capsys):
     assert run("doctor", "--sampler", "mine.py:broken", "--out", "x.png") == 0
     printed = capsys.readouterr().out
-    assert "IndexError" in printed and "[:, :, :, :, None]" in printed
+    assert "IndexError" in printed and "[:, :, :, :, 0, 0]" in printed
     assert "mnist_ddpm" not in printed and "site-packages" not in printed
 
 
