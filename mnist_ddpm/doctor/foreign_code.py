@@ -1,4 +1,4 @@
-"""Examines code that others wrote in a process of its own, with a time limit.
+"""Examines code that others wrote in another process, with a time limit.
 
 Run as a module it is that process: it reads a request as JSON from its input and writes an answer
 to the file that the request names. What the code prints is shown only where something fails.
@@ -53,7 +53,7 @@ class Answer:
 def examine_foreign_code(
     names: dict[str, str], options: dict[str, Any], picture: Path | None, seconds: float
 ) -> Answer:
-    """The answer of an examination of named objects, in a process of its own.
+    """The answer of an examination of named objects, in another process.
 
     names: by argument of examine "my.py:name", "package.module:name" or for code a folder; a name
     may be any expression of the module's names. options: other arguments. Raises ValueError, with
@@ -175,7 +175,8 @@ def users_lines(error: BaseException) -> list[str]:
 
 def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """The report of a request, as JSON can hold it, or the error that stopped it."""
-    names, options = request["names"], request["options"]
+    names = request["names"]
+    options = request["options"]
     loaded = {}
     for argument, name in names.items():
         is_folder = argument == "code" and ":" not in name
@@ -202,12 +203,12 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     return {"report": report.as_dict(), "picture": picture}
 
 
-def main() -> None:
-    """Reads a request, writes its answer."""
+def answer_input() -> None:
+    """Reads a request from the input, and writes its answer to the file that it names."""
     request = json.load(sys.stdin)
     answer = answer_request(request)
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    answer_input()

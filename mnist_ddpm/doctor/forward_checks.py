@@ -146,7 +146,7 @@ def check_own_noise(subject: Subject, seed: int) -> Check:
 
 
 def check_own_time(subject: Subject) -> Check:
-    """Whether each image of a batch gets the noise of its own time."""
+    """Whether each image of a batch gets the noise level of its time."""
     name = "forward: each image has its own time"
     t = torch.tensor([1, subject.T // 2, subject.T])
     zeros = torch.zeros(3, *subject.shape)
@@ -157,7 +157,7 @@ def check_own_time(subject: Subject) -> Check:
     error = (together - alone).abs().max().item()
     place = subject.place("forward")
     if noise_is_ignored(subject):
-        return Check(name, "undecided", "it draws noise of its own", where=place)
+        return Check(name, "undecided", "it draws its noise itself", where=place)
     if error <= TOLERANCE:
         return Check(name, "ok", "it has", error, TOLERANCE, place)
     meaning = "an image alone and in a batch get another noise level"

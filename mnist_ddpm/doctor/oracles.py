@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import StringIO
 
 import torch
@@ -24,14 +24,13 @@ class Call:
     x: Tensor
     output: Tensor
     has_one_time: bool  # all images of the batch were shown with the same time
-    labels: object = None
 
 
 class StandIn(nn.Module):
     """A network that predicts exactly what `x0_hat` says, in the code's conventions.
 
     x0_hat: a function of (schedule, x, t) with one entry of the schedule for each image. Times may
-    be a number, () or (N,) or (N, 1, 1, 1). What comes after them is recorded as labels.
+    be a number, () or (N,) or (N, 1, 1, 1). What comes after them is not used.
     """
 
     def __init__(self, subject: Subject, x0_hat: Callable[[Schedule, Tensor, Tensor], Tensor]):
@@ -81,15 +80,14 @@ class StandIn(nn.Module):
         t = torch.arange(len(x))
         x0 = self.x0_hat(levels, images, t)
         output = self.subject.conversion.from_x0(levels, images, t, x0)
-        self.record(code_times, images, output, [*labels, *named_labels.values()])
+        self.record(code_times, images, output)
         return output.view(x.shape).to(x)
 
-    def record(self, code_times: Tensor, x: Tensor, output: Tensor, labels: list) -> None:
+    def record(self, code_times: Tensor, x: Tensor, output: Tensor) -> None:
         """Adds a call."""
         has_one_time = bool((code_times == code_times[0]).all())
-        known = [label for label in labels if label is not None]
         shown, answer = map(some_pixels, (x, output))
-        self.calls.append(Call(code_times[0].item(), shown, answer, has_one_time, known or None))
+        self.calls.append(Call(code_times[0].item(), shown, answer, has_one_time))
 
 
 def some_pixels(images: Tensor) -> Tensor:
@@ -150,7 +148,6 @@ class SamplerRun:
     end: Tensor
     images: Tensor  # the result as it was returned
     has_one_time: bool = True
-    labels: list = field(default_factory=list)
 
 
 def run_sampler(subject: Subject, network: StandIn, n: int, seed: int) -> SamplerRun:
@@ -163,13 +160,12 @@ def run_sampler(subject: Subject, network: StandIn, n: int, seed: int) -> Sample
     shapes = {call.x.shape for call in calls}
     ddpm.check(len(shapes) == 1, "the sampler called the network with batches of several sizes")
     return SamplerRun(
-        torch.tensor([call.code_time for call in calls], dtype=torch.float64),
-        torch.stack([call.x for call in calls]),
-        torch.stack([call.output for call in calls]),
-        some_pixels(images),
-        images,
-        all(call.has_one_time for call in calls),
-        [call.labels for call in calls],
+        code_times=torch.tensor([call.code_time for call in calls], dtype=torch.float64),
+        x=torch.stack([call.x for call in calls]),
+        output=torch.stack([call.output for call in calls]),
+        end=some_pixels(images),
+        images=images,
+        has_one_time=all(call.has_one_time for call in calls),
     )
 
 

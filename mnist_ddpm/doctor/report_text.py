@@ -38,7 +38,7 @@ def wrapped(text: str, indent: str) -> list[str]:
 
 
 def check_lines(check: dict, name: str) -> list[str]:
-    """One check: verdict, name, figure, and below what it means where there is no room."""
+    """One check: verdict, name, figure, and what it means, below where the line is full."""
     mark = MARKS[check["verdict"]]
     head = f"  {mark:<7} {name:<{NAME_WIDTH}} {figure(check):<20} "
     first, *others = check["meaning"].splitlines()
@@ -51,7 +51,8 @@ def check_lines(check: dict, name: str) -> list[str]:
 
 def figure(check: dict) -> str:
     """The value of a check beside its tolerance."""
-    value, tolerance = check["value"], check["tolerance"]
+    value = check["value"]
+    tolerance = check["tolerance"]
     if value is None:
         return ""
     if tolerance is None:

@@ -152,7 +152,7 @@ def steps_seen(
 def rounding(subject: Subject, run: SamplerRun, chosen: Tensor) -> Tensor:
     """The deviation (K, 1, 1) that codes in float32 may have from a formula in float64.
 
-    Levels are those of the times of the calls, whatever a code believes them to be.
+    Levels are those of the times of the calls, not those that a code believes in.
     """
     t = subject.entries(run.code_times)
     s = torch.cat([t[1:], torch.zeros(1)])
@@ -257,9 +257,18 @@ class Search:
                 tried_here = []
                 for bug, name, formula in self.likeliest(steps, [*formulas(steps)]):
                     bug, name = (bug, name) if bug else (view.bug, f"{name}{view.description}")
-                    verdict = judge(steps, formula, self.independent)
+                    likelihood, misfit = judge(steps, formula, self.independent)
                     tried_here.append(
-                        Candidate(bug, name, formula, prediction, clipping, view, *verdict)
+                        Candidate(
+                            bug=bug,
+                            description=name,
+                            formula=formula,
+                            prediction=prediction,
+                            clipping=clipping,
+                            view=view,
+                            likelihood=likelihood,
+                            misfit=misfit,
+                        )
                     )
                 tried += sorted(tried_here, key=lambda each: each.fits)
                 if tried[-1].fits:

@@ -59,6 +59,7 @@ def explain_run(subject: Subject, run: SamplerRun) -> list[Candidate]:
 def check_told_times(subject: Subject, run: SamplerRun) -> Check:
     """Whether the network gets falling times of the schedule, from noise to image."""
     name = "sampler: times of the network's calls"
+    place = subject.place("sampler")
     entries = subject.entries(run.code_times)
     T = subject.T
     shown = f"{run.code_times[0]:g} … {run.code_times[-1]:g} in {len(run.code_times)} calls"
@@ -70,32 +71,29 @@ def check_told_times(subject: Subject, run: SamplerRun) -> Check:
         is_close = entries.max() < T + 2 and entries.min() >= -1
         evidence = {"network-time": 0.9} if is_close else {"unit-time": 0.5, "respacing": 0.3}
         far = max(entries.max().item() - T, 1 - entries.min().item())
-        return Check(name, "wrong", meaning, far, 0.0, subject.place("sampler"), evidence=evidence)
+        return Check(name, "wrong", meaning, far, 0.0, place, evidence=evidence)
     rises = (entries[1:] - entries[:-1]).max().item() if len(entries) > 1 else -1.0
     if rises > 0:
         meaning = f"times rise on the way ({shown}): right only for samplers that go back"
-        return Check(name, "undecided", meaning, rises, 0.0, subject.place("sampler"))
+        return Check(name, "undecided", meaning, rises, 0.0, place)
     if len(entries) > 2 and entries[0] == entries[-1]:
         meaning = f"every call has the same time, {run.code_times[0]:g}"
-        return Check(
-            name, "wrong", meaning, 0.0, 1.0, subject.place("sampler"), evidence={"one-time": 0.9}
-        )
+        return Check(name, "wrong", meaning, 0.0, 1.0, place, evidence={"one-time": 0.9})
     a_first, _ = subject.levels(run.code_times[:1])
     signal = a_first.item()
     limit = max(0.5, 1.5 * subject.schedule.a[-1].item())
     if signal > limit and subject.conventions.time != "sigma":
         meaning = f"noise is shown as if it were an image at t = {run.code_times[0]:g} ({shown})"
         evidence = {"respacing": 0.6, "network-time": 0.4}
-        return Check(
-            name, "wrong", meaning, signal, limit, subject.place("sampler"), evidence=evidence
-        )
+        return Check(name, "wrong", meaning, signal, limit, place, evidence=evidence)
     meaning = f"they fall: {shown}"
-    return Check(name, "ok", meaning, signal, limit, subject.place("sampler"))
+    return Check(name, "ok", meaning, signal, limit, place)
 
 
 def check_start(subject: Subject, run: SamplerRun) -> Check:
     """Whether sampling starts from normal noise of the right size."""
     name = "sampler: the noise it starts from"
+    place = subject.place("sampler")
     x = run.x[0].flatten()
     n = len(x)
     _, b_first = subject.levels(run.code_times[:1])
@@ -110,29 +108,19 @@ def check_start(subject: Subject, run: SamplerRun) -> Check:
         sizes = {1.0, larger, 1 / expected} if expected < 1 else {1.0, larger}
         error = min(abs(deviation - size) for size in sizes)
         if error < tolerance:
-            return Check(
-                name, "ok", "it is normal", deviation - 1, tolerance, subject.place("sampler")
-            )
+            return Check(name, "ok", "it is normal", deviation - 1, tolerance, place)
         meaning = f"its deviation is {deviation * expected:.3g} where {expected:.3g} is right"
         return Check(
-            name,
-            "wrong",
-            meaning,
-            deviation,
-            1 + tolerance,
-            subject.place("sampler"),
-            {"start-noise": 1.0},
+            name, "wrong", meaning, deviation, 1 + tolerance, place, evidence={"start-noise": 1.0}
         )
     if not is_normal and kurtosis < 2.4:
         meaning = f"it is uniform, with mean {mean:.2f} and deviation {deviation:.2f}, not normal"
         evidence = {"uniform-noise": 1.0}
-        return Check(
-            name, "wrong", meaning, kurtosis, 3.0, subject.place("sampler"), evidence=evidence
-        )
+        return Check(name, "wrong", meaning, kurtosis, 3.0, place, evidence=evidence)
     meaning = (
         f"it is not normal: mean {mean:.2f}, deviation {deviation:.2f}, kurtosis {kurtosis:.1f}"
     )
-    return Check(name, "undecided", meaning, kurtosis, 3.0, subject.place("sampler"))
+    return Check(name, "undecided", meaning, kurtosis, 3.0, place)
 
 
 def check_formula(
@@ -140,33 +128,28 @@ def check_formula(
 ) -> Check:
     """Which formula carries each x_t to the next."""
     name = "sampler: the formula of its steps"
+    place = subject.place("sampler")
     if not candidates:
-        return Check(name, "not checked", "there is one step alone", where=subject.place("sampler"))
+        return Check(name, "not checked", "there is one step alone", where=place)
     best = candidates[0]
     if best.fits and best.bug is None:
         meaning = f"that of {best.description}"
-        return Check(name, "ok", meaning, best.misfit, 1.0, subject.place("sampler"))
+        return Check(name, "ok", meaning, best.misfit, 1.0, place)
     if best.fits:
         fitting = [each for each in candidates if each.fits and each.bug]
         weights = likelihood_weights(fitting)
         meaning = f"each step is that of {best.description}"
         return Check(
-            name,
-            "wrong",
-            meaning,
-            misfit_of_right(candidates),
-            1.0,
-            subject.place("sampler"),
-            weights,
+            name, "wrong", meaning, misfit_of_right(candidates), 1.0, place, evidence=weights
         )
     if result.verdict == "ok":
         meaning = "no formula that this program knows, but the result is right"
-        return Check(name, "ok", meaning, result.value, result.tolerance, subject.place("sampler"))
+        return Check(name, "ok", meaning, result.value, result.tolerance, place)
     meaning = f"no formula that this program knows; the closest is {best.description}"
     verdict = "wrong" if result.verdict == "wrong" else "undecided"
     bugs = list(dict.fromkeys(each.bug for each in candidates[:12] if each.bug))
     near = {bug: 0.4 / (k + 1) for k, bug in enumerate(bugs[:3])}
-    return Check(name, verdict, meaning, best.misfit, 1.0, subject.place("sampler"), evidence=near)
+    return Check(name, verdict, meaning, best.misfit, 1.0, place, evidence=near)
 
 
 def misfit_of_right(candidates: list[Candidate]) -> float | None:
@@ -212,24 +195,21 @@ def check_step_noise(
     if not candidates or not candidates[0].fits or candidates[0].bug == "uniform-noise":
         return None
     name = "sampler: the noise of its steps"
+    place = subject.place("sampler")
     statistics = noise_statistics(subject, run, candidates[0])
     if not statistics["steps"]:
-        return Check(name, "ok", "there is none", where=subject.place("sampler"))
+        return Check(name, "ok", "there is none", where=place)
     if statistics["shared"] > 0.5:
         meaning = "all images of a batch get the same noise"
         evidence = {"shared-noise": 1.0}
-        return Check(
-            name, "wrong", meaning, statistics["shared"], 0.5, subject.place("sampler"), evidence
-        )
+        return Check(name, "wrong", meaning, statistics["shared"], 0.5, place, evidence=evidence)
     if statistics["repeated"] > 0.5:
         meaning = "every step gets the same noise"
         evidence = {"repeated-noise": 1.0}
-        return Check(
-            name, "wrong", meaning, statistics["repeated"], 0.5, subject.place("sampler"), evidence
-        )
+        return Check(name, "wrong", meaning, statistics["repeated"], 0.5, place, evidence=evidence)
     tolerance = Z * math.sqrt(24 / statistics["pixels"]) + 0.05
     excess = statistics["kurtosis"] - 3
     if abs(excess) > tolerance:
         meaning = f"it is not normal: its kurtosis is {statistics['kurtosis']:.2f}, not 3"
-        return Check(name, "undecided", meaning, excess, tolerance, subject.place("sampler"))
-    return Check(name, "ok", "it is normal", excess, tolerance, subject.place("sampler"))
+        return Check(name, "undecided", meaning, excess, tolerance, place)
+    return Check(name, "ok", "it is normal", excess, tolerance, place)

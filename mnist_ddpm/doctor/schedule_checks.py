@@ -30,7 +30,8 @@ SCHEDULE_ENTRY = CheckEntry("schedule", ("schedule",), schedule_checks)
 def check_levels(subject: Subject) -> Check:
     """Whether all levels are finite, and the noise grows against the signal."""
     name = "schedule: noise grows with t"
-    a, b = subject.schedule.a, subject.schedule.b
+    a = subject.schedule.a
+    b = subject.schedule.b
     place = subject.place("schedule")
     if not (a.isfinite() & b.isfinite()).all() or (a < 0).any() or (b < 0).any():
         count = int((~(a.isfinite() & b.isfinite()) | (a < 0) | (b < 0)).sum())
@@ -107,7 +108,8 @@ def check_table_precision(subject: Subject) -> Check:
 def right_tables(schedule: Schedule) -> dict[str, Tensor]:
     """What common tables hold (T,) by their usual names, on a path with a² + b² = 1."""
     alpha_bar = schedule.a.square()
-    now, before = alpha_bar[1:], alpha_bar[:-1]
+    now = alpha_bar[1:]
+    before = alpha_bar[:-1]
     beta = betas_of(schedule)
     posterior = beta * (1 - before) / (1 - now)
     return {

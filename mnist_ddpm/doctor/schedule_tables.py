@@ -47,7 +47,7 @@ DERIVED = (
 
 
 def as_table(value: Any) -> Tensor | None:
-    """A tensor, array or list of numbers as a tensor of its own precision (K,), else None."""
+    """A tensor, array or list of numbers as a tensor of the same precision (K,), else None."""
     if isinstance(value, np.ndarray) or (isinstance(value, list) and value):
         try:
             value = torch.as_tensor(np.asarray(value))

@@ -191,7 +191,8 @@ def schedule_of_forward(forward: Callable, shape: tuple[int, ...]) -> Schedule |
         return None
     a, b = levels(torch.arange(T))
     if b[0] > 1e-6:
-        a, b = torch.cat([torch.ones(1), a]), torch.cat([torch.zeros(1), b])
+        a = torch.cat([torch.ones(1), a])
+        b = torch.cat([torch.zeros(1), b])
     return Schedule(a, b)
 
 
