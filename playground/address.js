@@ -2,13 +2,15 @@
 // What is asked for, as the page's address has it: digits.html#seed=7&image=3&label=5&steps=4.
 
 const STOPS = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000]; // of steps
+const BENCHES = ["break", "fork", "ideal"]; // which an address can open
 const EACH = "each", NONE = "none"; // labels: image k's is k mod classes, as in Python; no label
 
 // What to draw where the address says nothing: as the checkpoint advises.
 function defaults({ draw, classes, T }) {
   const sampler = Object.hasOwn(SAMPLERS, draw.sampler) ? draw.sampler : "ddim";
   const steps = Math.min(draw.steps ?? 20, T), eta = Math.min(1, draw.eta ?? 0);
-  const wish = { seed: 0, image: draw.image ?? 0, steps, sampler, eta };
+  const hold = Math.ceil(0.7 * T); // where most digits are half decided
+  const wish = { seed: 0, image: draw.image ?? 0, steps, sampler, eta, hold };
   return classes ? { ...wish, label: EACH, guidance: draw.guide ? 1 : draw.guidance ?? 1 } : wish;
 }
 
@@ -27,15 +29,23 @@ function readAddress(hash, facts) {
   number("guidance", 0, 100, false);
   number("label", 0, facts.classes - 1);
   if (asked.get("label") === NONE && facts.classes) wish.label = NONE;
+  number("hold", 1, facts.T);
+  if (BENCHES.includes(asked.get("bench"))) wish.bench = asked.get("bench");
+  const bugs = asked.get("bugs")?.split(",").filter((name) => Object.hasOwn(BUGS, name));
+  if (bugs) wish.bugs = [...new Set(bugs)];
   const sampler = asked.get("sampler"), able = sampler !== "shortcut" || wish.sampler === sampler;
   if (Object.hasOwn(SAMPLERS, sampler) && able) wish.sampler = sampler;
   return wish;
 }
 
-function writeAddress({ seed, image, label, steps, sampler, eta, guidance }) {
+function writeAddress(wish) {
+  const { seed, image, label, steps, sampler, eta, guidance, bench, bugs, hold } = wish;
   const parts = { seed, image, label: label === EACH ? undefined : label, steps, sampler };
   if (WITH_ETA.includes(sampler)) parts.eta = eta;
   if (label !== undefined && label !== NONE) parts.guidance = guidance;
+  if (bench) parts.bench = bench;
+  if (bench === "break") parts.bugs = bugs?.join(",");
+  if (bench === "fork") parts.hold = hold;
   const said = Object.entries(parts).filter(([, value]) => value !== undefined);
   return `#${said.map(([name, value]) => `${name}=${value}`).join("&")}`;
 }

@@ -1,8 +1,9 @@
 """Builds the page that draws digits in the browser: `make playground` writes one HTML file.
 
-A checkpoint's weights, the kernels compiled to WebAssembly, scripts and style are all inside, so
-the page opens from a disk, without a server. The compiled kernels are those of digits.html; only
-where kernels.c or noise.c have changed since, clang with wasm-ld is needed (Debian: clang, lld).
+A checkpoint's weights, the kernels compiled to WebAssembly, a few digits of MNIST, scripts and
+style are all inside, so the page opens from a disk, without a server. The compiled kernels are
+those of digits.html; only where kernels.c or noise.c have changed since, clang with wasm-ld is
+needed (Debian: clang, lld).
 
 With --as-checkpoint it writes the weights as the page reads them, for `mnist_ddpm evaluate`.
 """
@@ -43,8 +44,14 @@ BEGIN = {"mnist-few": {"guidance": 1.5, "astray": 60, "image": 6}}
 # With int8, layers with less than this share of the weights stay in half precision: mostly those of
 # the first level, next to the image, where errors cost most
 SMALL_SHARE = 1 / 80
-WORKER = "weights", "memory", "network", "noise", "samplers", "worker"  # scripts, in this order
-PAGE = "samplers", "address", "gif", "load", "film", "draw", "page"
+TRAINING_DIGITS = HERE.parent / "data" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+DIGITS = 300  # of these, for the ideal denoiser
+SIDE = 28  # pixels of each
+# Scripts, in this order
+WORKER = "weights memory network noise samplers bugs ideal_denoiser worker".split()
+PAGE = (
+    "samplers bugs address gif load film draw bug_bench fork_bench ideal_bench benches page"
+).split()
 COMPILE = (
     "--target=wasm32 -O3 -msimd128 -mbulk-memory -mnontrapping-fptoint -ffreestanding -nostdlib "
     "-Wall -Wextra -Wl,--no-entry,--export=__heap_base,--allow-undefined,--strip-all"
@@ -168,6 +175,18 @@ def weights_file(checkpoint: checkpoints.Checkpoint, name: str, kind: str, draw:
     return save(stored_weights(weights, kind) | schedule_tables(checkpoint), texts)
 
 
+def digits_file() -> bytes:
+    """The first training digits with 16 grey levels, two pixels a byte.
+
+    Raises OSError where the file of MNIST, which the repository contains, cannot be read.
+    """
+    with gzip.open(TRAINING_DIGITS) as file:
+        file.seek(16)  # bytes of its header
+        digits = np.frombuffer(file.read(DIGITS * SIDE**2), np.uint8)
+    levels = np.rint(digits / 17).astype(np.uint8).reshape(-1, 2)
+    return (levels[:, 0] << 4 | levels[:, 1]).tobytes()
+
+
 def compressed_text(content: bytes) -> str:
     """Bytes, compressed, as base64."""
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()
@@ -178,11 +197,13 @@ def facts_of(weights: bytes) -> dict:
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     about = header["__metadata__"]
     labels = header.get("label.weight")
+    channels, height, width = shape = json.loads(about["shape"])
     return {
         "name": about["name"],
         "parameters": int(about["parameters"]),
         "draw": json.loads(about["draw"]),
-        "shape": json.loads(about["shape"]),
+        "shape": shape,
+        "digits": DIGITS if channels == 1 and min(height, width) >= SIDE else 0,
         "classes": labels["shape"][0] - 1 if labels else 0,
         "T": header["schedule.signal"]["shape"][0] - 1,
     }
@@ -194,7 +215,7 @@ def script(name: str) -> str:
 
 
 def page(wasm: bytes, weights: bytes) -> str:
-    """The page with everything inside."""
+    """The page with everything inside. Raises as digits_file."""
     facts = facts_of(weights)
     _, height, width = facts["shape"]
     style = (HERE / "page.css").read_text(encoding="utf-8")
@@ -205,6 +226,7 @@ def page(wasm: bytes, weights: bytes) -> str:
         "kernels": digest_of_sources(),
         "wasm": compressed_text(wasm),
         "weights": compressed_text(weights),
+        "digits": compressed_text(digits_file() if facts["digits"] else b""),
         "page": "\n".join(map(script, PAGE)),
     }
     template = (HERE / "page.html").read_text(encoding="utf-8")
@@ -226,7 +248,7 @@ def page_weights(source: str, kind: str) -> bytes:
 def build_page(source: str, kind: str, out: Path) -> int:
     """Writes the page of a checkpoint and returns its size in bytes.
 
-    Raises ValueError for one that is too large, and as checkpoints.load and kernels.
+    Raises ValueError for one that is too large, and as checkpoints.load, kernels and page.
     """
     text = page(kernels(), page_weights(source, kind)).encode()
     too_large = f"the page would have {len(text):,} bytes, above {MAX_BYTES:,}"

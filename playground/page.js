@@ -43,6 +43,7 @@ function setUp() {
   }
   showControls();
   readyToDraw();
+  openBench();
 }
 
 function addLabel(label) {
@@ -93,7 +94,7 @@ function follow() {
 }
 
 function draw(asked) {
-  const others = ({ image, ...rest }) => JSON.stringify([Math.floor(image / GRID), rest]);
+  const others = ({ image, bench, bugs, hold, ...rest }) => JSON.stringify([Math.floor(image / GRID), rest]);
   const isOtherGrid = others(wish) !== others(asked);
   wish = asked;
   showControls();
@@ -106,11 +107,16 @@ function drawAll(grid = true) {
   ask("few", [wish.image], { counts: [1, 2, 4].filter((count) => count <= facts.T) });
   if (grid) drawGrid();
   drawBetween();
+  drawBenches();
 }
 
 // The address follows a little later: browsers refuse too many changes, as of a slider that moves.
 function change(part) {
   draw({ ...wish, ...part });
+  writeSoon();
+}
+
+function writeSoon() {
   clearTimeout(writing);
   writing = setTimeout(write, 200);
 }
@@ -227,6 +233,7 @@ const SHOW = { // what comes of each lane
   },
   grid: ({ t, x }) => paintRow($("grid"), x, t),
   between: ({ t, x }) => paintRow($("between"), x, t),
+  ...BUG_BENCH.show, ...FORK_BENCH.show, ...IDEAL_BENCH.show,
 };
 
 function canvasOf(count) {

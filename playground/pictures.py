@@ -1,7 +1,7 @@
 """Takes the page's pictures, wide and narrow, light and dark: `python playground/pictures.py`.
 
-Four PNGs of 64 colours and a GIF of a scribble that becomes a digit, in headless Chromium by
-playwright. `make playground` builds the page.
+Four PNGs of 64 colours, one of the bench "Fork", and a GIF of a scribble that becomes a digit, in
+headless Chromium by playwright. `make playground` builds the page.
 """
 
 import argparse
@@ -24,6 +24,7 @@ SCRIBBLE = [  # like a 3: across and down, as shares of the pad
     (0.33, 0.25), (0.42, 0.17), (0.58, 0.17), (0.68, 0.26), (0.62, 0.4), (0.47, 0.48),
     (0.62, 0.54), (0.7, 0.68), (0.6, 0.8), (0.44, 0.83), (0.32, 0.75),
 ]  # fmt: skip
+HELD = 650  # t of the bench: several digits are possible
 GREYS = 32  # of the GIF
 
 
@@ -45,6 +46,24 @@ def picture(browser: Browser, address: str, size: str, scheme: str, full_page: b
     png = page.screenshot(full_page=full_page)
     context.close()
     return png
+
+
+def bench_picture(browser: Browser, address: str) -> bytes:
+    """A held moment, what is expected there, and its sixteen futures, as PNG."""
+    page = browser.new_page(viewport={"width": 800, "height": 900}, reduced_motion="reduce")
+    page.set_default_timeout(LONGEST)
+    page.goto(f"{address}&bench=fork&hold={HELD}")
+    page.wait_for_selector("#futures[data-t='0']")
+    png = page.locator("#bench-fork .fork").screenshot()
+    page.close()
+    return png
+
+
+def save_png(png: bytes, path: Path) -> None:
+    """Writes a picture with few colours, and says how large it is."""
+    colours = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=0)
+    colours.save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def scribble(page: Page) -> Iterator[None]:
@@ -79,7 +98,7 @@ def film(browser: Browser, address: str) -> list[Image.Image]:
 
 
 def main() -> None:
-    """Reads the flags, and writes the four files."""
+    """Reads the flags, and writes the six files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", type=Path, nargs="?", default=HERE / "digits.html")
     parser.add_argument("--address", default="#seed=0", help="what it draws, as the page writes it")
@@ -95,10 +114,8 @@ def main() -> None:
         for size in SIZES:
             for scheme in SCHEMES:
                 png = picture(browser, address, size, scheme, flags.whole)
-                path = flags.out / f"digits-{size}-{scheme}.png"
-                colours = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=0)
-                colours.save(path, optimize=True)
-                print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+                save_png(png, flags.out / f"digits-{size}-{scheme}.png")
+        save_png(bench_picture(browser, address), flags.out / "digits-fork.png")
         first, *others = film(browser, address)
         path = flags.out / "digits-scribble.gif"
         durations = [80] * len(others) + [2000]  # milliseconds

@@ -71,10 +71,10 @@ function roundEven(x) {
   return over > 0.5 || (over === 0.5 && low % 2 !== 0) ? low + 1 : low;
 }
 
-// x_t and t to {x0, eps}, predicted and clipped to [-1, 1]; s: where the step goes, for a network
-// that is told. labels: one for each image, or null.
+// x_t and t to {x0, eps}, predicted and, unless told otherwise, clipped to [-1, 1]; s: where the step
+// goes, for a network that is told. labels: one for each image, or null.
 // guidance g other than 1: x0 unlabelled + g (x0 labelled - x0 unlabelled), classifier-free.
-function denoiser(network, schedule, { labels = null, guidance = 1 } = {}) {
+function denoiser(network, schedule, { labels = null, guidance = 1, isClipped = true } = {}) {
   const [channels, height, width] = network.shape, size = channels * height * width;
   const both = labels && guidance !== 0 && guidance !== 1;
   const unknown = labels && labels.map(() => network.classes);
@@ -97,7 +97,7 @@ function denoiser(network, schedule, { labels = null, guidance = 1 } = {}) {
     } else {
       x0 = predict(xt, t, guidance === 0 ? unknown : labels, s);
     }
-    x0 = x0.map((value) => Math.min(1, Math.max(-1, value)));
+    if (isClipped) x0 = x0.map((value) => Math.min(1, Math.max(-1, value)));
     return { x0, eps: sum(1 / schedule.noise[t], xt, -schedule.signal[t] / schedule.noise[t], x0) };
   };
 }

@@ -1,19 +1,27 @@
 "use strict";
 // The thread that computes, so that the page never freezes. It is told
 //   {kind: "load", wasm, weights}             and answers  {kind: "ready"}
+//   {kind: "digits", digits}                  those of the ideal denoiser, and answers nothing
 //   {kind: "draw", lane, id, seed, images, …} and answers  {kind: "state", lane, id, t, x, x0, ms, bytes}
-// once for each state of the sampler. A lane has one task: a new one takes the old one's place.
-// After each step the first lane that has a task goes on, so the large digit does not wait.
+//   {kind: "cancel", lane}                    and answers nothing more of that lane's task
+// "draw" is answered once for each state of the sampler. A lane has one task: a new one takes the
+// old one's place. After each step the first lane that has a task goes on, so the large digit does
+// not wait.
 // What goes wrong it answers with {kind: "error", name, text}, and with the lane and id of the task
 // that failed; it then goes on with the others.
 
-const LANES = ["large", "drawn", "seen", "few", "grid", "between"]; // in the order of service
+const LANES = [ // in the order of service, the benches last
+  "large", "drawn", "seen", "few", "grid", "between",
+  "healthy", "broken", "question", "answer", "held", "futures", "network", "ideal",
+];
 const tasks = {};
-let network, schedule, noise, advice, working = false;
+let network, schedule, noise, advice, points, working = false;
 
-// The states of a task: from noise, from a picture (SDEdit), from a part of one (RePaint), or of
-// images whose x_T lie `between` those of two numbers, one for each weight 0 … 1. With `counts`:
-// one way after the other, each with so many steps.
+// The states of a task: from noise, from a picture (SDEdit), from a part of one (RePaint), of images
+// whose x_T lie `between` those of two numbers, one for each weight 0 … 1, or from a state {t, x} of
+// one image that is `held`, once for each image number. With `counts`: one way after the other, each
+// with so many steps. `bugs` names what is wrong; `isIdeal` has the ideal denoiser instead of the
+// network; `isCompared` adds each state's nearest stored digits.
 function* states(task) {
   for (const count of task.counts ?? []) {
     for (const state of states({ ...task, steps: count, counts: null })) yield { ...state, count };
@@ -22,22 +30,41 @@ function* states(task) {
 }
 
 function* walked(task) {
-  const { seed, images, sampler, steps, eta, labels, guidance, picture, mask, between } = task;
-  const [channels, height, width] = network.shape;
-  const draw = noise.source(seed, images, channels * height * width);
-  const denoise = denoiser(network, schedule, { labels, guidance });
-  const last = picture && !mask ? furthest(task.strength, schedule.T) : schedule.T;
-  const n = Math.min(steps, last), xT = draw();
-  const even = advice.sampler === sampler && advice.spacing === "signal";
-  const times = even ? evenSignal(schedule.signal, last, n) : timesteps(last, n);
-  if (mask) {
-    yield* repaint(denoise, schedule, times, xT, draw, picture, mask);
-  } else {
-    let start = xT;
-    if (picture) start = schedule.qSample(picture, times[0], xT);
-    if (between) start = arc(xT, between);
-    yield* SAMPLERS[sampler](denoise, schedule, times, start, draw, eta);
+  const { seed, images, sampler, eta, labels, guidance, picture, mask, bugs = [] } = task;
+  const [channels, height, width] = network.shape, size = channels * height * width;
+  const draw = noise.source(seed, images, size), times = timesOf(task);
+  const start = startOf(task, times, draw);
+  const options = { labels, guidance };
+  const parts = withBugs(bugs, { network, schedule, sampler: SAMPLERS[sampler], times, options });
+  const denoise = task.isIdeal
+    ? idealDenoiser(schedule, points, size)
+    : denoiser(parts.network, parts.schedule, parts.options);
+  const walk = mask
+    ? repaint(denoise, schedule, times, start, draw, picture, mask)
+    : parts.sampler(denoise, parts.schedule, times, start, draw, eta);
+  for (const state of walk) {
+    yield task.isCompared ? { ...state, nearest: nearestPoints(state.x0, points, size) } : state;
   }
+}
+
+function timesOf({ sampler, steps, picture, mask, strength, held }) {
+  const last = picture && !mask ? furthest(strength, schedule.T) : schedule.T;
+  const n = Math.min(steps, last), even = advice.sampler === sampler && advice.spacing === "signal";
+  const times = even ? evenSignal(schedule.signal, last, n) : timesteps(last, n);
+  return held ? times.filter((t) => t <= held.t) : times;
+}
+
+function startOf({ images, picture, mask, between, held }, times, draw) {
+  if (held) return repeated(held.x, images.length);
+  const xT = draw();
+  if (between) return arc(xT, between);
+  return picture && !mask ? schedule.qSample(picture, times[0], xT) : xT;
+}
+
+function repeated(x, count) {
+  const result = new Float32Array(count * x.length);
+  for (let k = 0; k < count; k++) result.set(x, k * x.length);
+  return result;
 }
 
 // From the first of two noises to the second, a noise for each weight.
@@ -94,8 +121,15 @@ async function load({ wasm, weights }) {
   postMessage({ kind: "ready" });
 }
 
+function takeDigits({ digits }) {
+  const [, height, width] = network.shape;
+  points = readDigits(digits, height, width);
+}
+
 async function answer(message) {
   if (message.kind === "load") return load(message);
+  if (message.kind === "digits") return takeDigits(message);
+  if (message.kind === "cancel") return void delete tasks[message.lane];
   tasks[message.lane] = { id: message.id, walk: states(message) };
   if (!working) await work();
 }

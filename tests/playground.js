@@ -70,8 +70,8 @@ const JOBS = {
     while (!ready) await new Promise(setImmediate);
     for (const { address, more = {} } of asked()) {
       const wish = readAddress(address, facts), images = [wish.image];
-      for (const name of Object.keys(more)) {
-        if (Array.isArray(more[name])) more[name] = Float32Array.from(more[name]);
+      for (const name of ["picture", "mask"].filter((name) => more[name])) {
+        more[name] = Float32Array.from(more[name]);
       }
       const labels = labelsOf(wish, images, facts.classes);
       last.push(await new Promise((resolve) => {
@@ -80,6 +80,48 @@ const JOBS = {
       }));
     }
     return last;
+  },
+
+  // how the worker reads the stored digits, and what their ideal denoiser makes of files x at the
+  // times asked for; and each image's nearest digit
+  async ideal() {
+    const file = readSafetensors(read("weights.safetensors")), schedule = new Schedule(file);
+    const [channels, height, width] = JSON.parse(file.metadata.shape);
+    const points = readDigits(read("digits"), height, width), size = channels * height * width;
+    const images = new Float32Array(read("x")), denoise = idealDenoiser(schedule, points, size);
+    const nearest = nearestPoints(images, points, size);
+    return {
+      points: [...toUint8(points)],
+      states: asked().map((t) => ({ x0: [...denoise(images, t).x0], eps: [...denoise(images, t).eps] })),
+      nearest: { images: [...toUint8(nearest.images)], distances: nearest.distances },
+    };
+  },
+
+  // for each address what the page reads, and writes
+  async addresses() {
+    const facts = JSON.parse(readFileSync(`${folder}/facts.json`, "utf8"));
+    return asked().map((address) => {
+      const { bench, bugs, hold } = readAddress(address, facts);
+      return { bench, bugs, hold, written: writeAddress(readAddress(address, facts)) };
+    });
+  },
+
+  // the times of the states that arrive of a task that is cancelled after the second, and of one
+  // after it
+  async cancelled() {
+    const times = { futures: [], ideal: [] };
+    const tell = (data) => self.onmessage({ data });
+    globalThis.postMessage = ({ kind, lane, t }) => {
+      if (kind !== "state") return;
+      times[lane].push(t);
+      if (times.futures.length === 2) tell({ kind: "cancel", lane: "futures" });
+    };
+    await tell({ kind: "load", wasm: read("kernels.wasm"), weights: read("weights.safetensors") });
+    await tell({ kind: "digits", digits: read("digits") });
+    const task = { kind: "draw", seed: 0, images: [0], steps: 5, sampler: "ddpm", labels: null };
+    await tell({ ...task, lane: "futures", id: 1 });
+    await tell({ ...task, lane: "ideal", id: 2, isIdeal: true, isCompared: true });
+    return times;
   },
 
   // what the worker answers to a task with an unknown sampler, to one that is refused memory, and

@@ -58,7 +58,7 @@ MODULES = {
     for path in (ROOT / "mnist_ddpm").rglob("*.py")
     if path.stem.isidentifier()
 }
-FILES = [["gif"], ["json"], ["npz"], ["png"], ["py"], ["safetensors"]]
+FILES = [["gif"], ["js"], ["json"], ["npz"], ["png"], ["py"], ["safetensors"]]
 FOLDERS = {path.parent.name for path in (ROOT / "mnist_ddpm").rglob("__init__.py")}
 
 

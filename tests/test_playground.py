@@ -5,11 +5,8 @@ The scripts run in node as they stand in the page, and the whole page in Chromiu
 
 import base64
 import gzip
-import importlib.util
 import json
 import re
-import shutil
-import subprocess
 from functools import partial
 
 import numpy as np
@@ -19,38 +16,48 @@ import torch.nn.functional as F
 from conftest import ROOT
 from helpers import with_random_weights
 from other_browsers import Firefox, WebKit, drag
+from page_helpers import (
+    ADVICE,
+    FEW,
+    LABELLED,
+    SMALL,
+    as_stored,
+    building,
+    canvas,
+    denoiser_of,
+    few_steps,
+    find_kernels,
+    fresh,
+    launch_chromium,
+    levels,
+    nearly_equal,
+    node_runner,
+    page_opener,
+    weights_of,
+)
 from PIL import Image
 from safetensors.numpy import load, save
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import inpainting, schedules, solvers
 from mnist_ddpm.methods.consistency import consistency_sampler
-from mnist_ddpm.methods.guidance import guided, with_labels
 from mnist_ddpm.methods.shortcuts import shortcut_sampler, with_next_times
 from mnist_ddpm.training.recipe import Recipe
 
-spec = importlib.util.spec_from_file_location("playground_build", ROOT / "playground" / "build.py")
-building = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(building)
-
-NODE = shutil.which("node")
-
-
-@pytest.fixture(scope="module")
-def wasm():
-    try:
-        return building.kernels()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+wasm = pytest.fixture(scope="module")(find_kernels)
+browser = pytest.fixture(scope="module")(launch_chromium)
+in_node = pytest.fixture(node_runner)
+open_page = pytest.fixture(page_opener)
 
 
 def test_the_page_of_the_repository_is_what_its_sources_and_checkpoint_make():
     """But for the compiler: the page names the kernels' sources."""
-    parts = re.compile(r'(?<=id="w)[a-z]+">[^<]*(?=</script>)')  # wasm and weights
+    parts = re.compile(r'id="(wasm|weights|digits)">([^<]*)(?=</script>)')
     text = (ROOT / "playground" / "digits.html").read_text(encoding="utf-8")
-    packed = re.search(r'id="weights">([^<]*)<', text)[1]
-    inside = gzip.decompress(base64.b64decode(packed))
+    unpacked = {name: gzip.decompress(base64.b64decode(part)) for name, part in parts.findall(text)}
+    assert unpacked["digits"] == building.digits_file()
+    inside = unpacked["weights"]
     wanted = building.page_weights(building.CHECKPOINT, "int8")
     assert parts.sub("", text) == parts.sub("", building.page(b"", wanted))
     header, expected = (
@@ -59,32 +66,6 @@ def test_the_page_of_the_repository_is_what_its_sources_and_checkpoint_make():
     assert header == expected
     tensors = load(inside)
     assert all(np.array_equal(tensors[name], value) for name, value in load(wanted).items())
-
-
-@pytest.fixture
-def in_node(wasm, tmp_path):
-    """Runs a job of playground.js on requests and files, and returns its answer."""
-    if NODE is None:
-        pytest.skip("the page's scripts run in node, and there is none: install Node.js")
-
-    def run(job: str, requests, **files: bytes):
-        (tmp_path / "kernels.wasm").write_bytes(wasm)
-        (tmp_path / "asked.json").write_text(json.dumps(requests))
-        for name, content in files.items():
-            name = "weights.safetensors" if name == "weights" else name
-            (tmp_path / name).write_bytes(content)
-        if job in ("worker", "failures"):
-            facts = json.dumps(building.facts_of(files["weights"]))
-            (tmp_path / "facts.json").write_text(facts)
-        scripts = [building.script(name) for name in (*building.WORKER, "address")]
-        driver = (ROOT / "tests" / "playground.js").read_text(encoding="utf-8")
-        program = "\n".join(["globalThis.self = globalThis;", *scripts, driver])
-        subprocess.run(
-            [NODE, "-", job, tmp_path], input=program, text=True, encoding="utf-8", check=True
-        )
-        return json.loads((tmp_path / "out.json").read_text())
-
-    return run
 
 
 def test_noise_is_numpy_s(in_node):
@@ -135,28 +116,6 @@ def test_each_layer_is_pytorch_s(in_node):
         assert error < 1e-5, f"{name} differs by {error}"
 
 
-def fresh(recipe: Recipe, std: float = 0.1) -> checkpoints.Checkpoint:
-    """A checkpoint with random weights."""
-    network = with_random_weights(catalogue.make_network(recipe), std)
-    network.requires_grad_(False)
-    return checkpoints.Checkpoint(network, catalogue.make_schedule(recipe), recipe)
-
-
-def weights_of(checkpoint, kind: str = "float32", draw: dict | None = None) -> bytes:
-    """The page's file of a checkpoint."""
-    return building.weights_file(checkpoint, "it", kind, draw or {})
-
-
-def as_stored(checkpoint, kind: str) -> checkpoints.Checkpoint:
-    """The checkpoint with the weights that the page reads."""
-    read = building.read_weights(load(weights_of(checkpoint, kind)))
-    names = checkpoint.network.state_dict()
-    checkpoint.network.load_state_dict({name: torch.from_numpy(read[name]) for name in names})
-    return checkpoint
-
-
-SMALL = {"base_channels": 8, "channel_mults": (1, 2), "T": 20}
-LABELLED = Recipe(**SMALL, objective="hybrid", classes=10, prediction="v", schedule="cosine")
 RECIPES = {
     "the notebook's": Recipe(base_channels=16),
     "labels and a learned variance": LABELLED,
@@ -190,16 +149,6 @@ def test_the_network_is_pytorch_s(in_node, name, kind):
         assert np.abs(np.float32(answer) - wanted.flatten().numpy()).max() < 1e-4
 
 
-def denoiser_of(checkpoint, label=None, guidance=1.0):
-    """What it predicts of images with a label, clipped."""
-    network, schedule, recipe = checkpoint
-    of = partial(catalogue.make_denoiser, schedule=schedule, recipe=recipe)
-    denoise = of(network if label is None else with_labels(network, torch.tensor([label])))
-    if label is not None:
-        denoise = guided(of(network), denoise, guidance)
-    return ddpm.clipped(denoise, schedule)
-
-
 def draw_in_python(checkpoint, seed, image, steps, sampler, label=None, guidance=1.0, T=None):
     """The same image in Python, in [-1, 1]."""
     schedule = checkpoint.schedule
@@ -215,20 +164,9 @@ def draw_in_python(checkpoint, seed, image, steps, sampler, label=None, guidance
     return x
 
 
-def levels(x):
-    """An image's grey levels, flattened."""
-    return ddpm.to_uint8(x).flatten().numpy()
-
-
 def pixels_in_python(*arguments):
     """The same image's grey levels."""
     return levels(draw_in_python(*arguments))
-
-
-def nearly_equal(found: list[int], wanted: np.ndarray) -> bool:
-    """Whether 99.9 % of the pixels are within one grey level."""
-    assert len(found) == len(wanted)
-    return (np.abs(np.array(found) - wanted) <= 1).mean() >= 0.999
 
 
 def ddim(eta):
@@ -261,8 +199,6 @@ LABELS = {  # of a small network with labels
 EDM = Recipe(**SMALL, prediction="edm", schedule="cosine")
 CONSISTENT = {"#seed=7&image=3&steps=3&sampler=consistency": (7, 3, 3, consistency_sampler)}
 FLOW = Recipe(**SMALL, prediction="velocity", schedule="flow")  # which ends in pure noise
-FEW = Recipe(**SMALL, classes=10, prediction="v")
-ADVICE = {"sampler": "consistency", "steps": 4, "spacing": "signal"}
 JUMPING = Recipe(**SMALL, network="shortcut", classes=10, prediction="v")
 JUMPS = {"#seed=7&image=3&label=5": (7, 3, 4, shortcut_sampler, 5)}
 QUICK = {"#seed=7&image=3&label=5&steps=3": (7, 3, 3, consistency_sampler, 5)}
@@ -360,73 +296,6 @@ def test_stored_weights_are_a_checkpoint_to_measure(tmp_path, capsys):
     assert "name another folder" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def browser():
-    needed = "the page is tried in Chromium by playwright"
-    api = pytest.importorskip("playwright.sync_api", reason=f"{needed}: pip install playwright")
-    paths = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    path = next(paths, None)
-    if path is None:
-        pytest.skip(f"{needed}, and there is no Chromium: install it")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser, wasm, tmp_path):
-    """Opens the page of weights on a phone; at the end there were no errors and no requests."""
-    messages = []
-    schemes = set()
-    contexts = []
-
-    def open_at(address: str, weights=None, width=360, script="", change=str, **options):
-        path = tmp_path / "digits.html"
-        weights = weights or weights_of(fresh(LABELLED))
-        path.write_text(change(building.page(wasm, weights)), encoding="utf-8")
-        phone = {"viewport": {"width": width, "height": 740}, "has_touch": True}
-        context = browser.new_context(**phone, **{"reduced_motion": "reduce"} | options)
-        contexts.append(context)
-        context.set_default_timeout(600_000)  # milliseconds, for a machine that is busy
-        page = context.new_page()
-        page.add_init_script(script)
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("request", lambda request: schemes.add(request.url.split(":")[0]))
-        page.goto(path.as_uri() + address)
-        if not script and change is str:
-            page.wait_for_selector("#t:text-is('0')")
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        return page
-
-    yield open_at
-    for context in contexts:
-        context.close()
-    assert messages == []
-    assert "file" in schemes and schemes <= {"file", "blob"}  # the page and its worker
-
-
-def few_steps(kind: str = "float32") -> bytes:
-    """Of a small network that advises the consistency sampler in four steps of even signal."""
-    return weights_of(fresh(FEW), kind, ADVICE)
-
-
-def canvas(page, selector: str) -> list[int]:
-    """The grey levels that a canvas shows, once the page has painted."""
-    return page.evaluate(
-        """async (selector) => {
-            for (const frame of [1, 2]) await new Promise(requestAnimationFrame);
-            const canvas = document.querySelector(selector), { width, height } = canvas;
-            const copy = new OffscreenCanvas(width, height).getContext("2d");
-            copy.drawImage(canvas, 0, 0);
-            const { data } = copy.getImageData(0, 0, width, height);
-            return Array.from({ length: width * height }, (_, k) => data[4 * k]);
-        }""",
-        selector,
-    )
-
-
 def saved(page) -> np.ndarray:
     """The pixels that the page saves, as wide as the network's."""
     with page.expect_download() as download:
@@ -509,7 +378,7 @@ def test_every_control_is_in_the_address(open_page):
         "input, select",
         """(all) => all.filter(({ id, labels, attributes }) => {
             const says = document.getElementById(attributes["aria-describedby"]?.value);
-            return !labels[0]?.innerText || (id && !says.textContent);
+            return !labels[0]?.textContent.trim() || (id && !says.textContent);
         }).map(({ id }) => id)""",
     )
     assert unnamed == []
