@@ -48,17 +48,18 @@ def network_entry(subject: Subject, seed: int) -> list[Check]:
     """Checks that need no data and no training."""
     network = our_network(subject, subject.network)
     arguments = network, subject.T, subject.shape
-    checks = [
-        network_checks.check_batch_leak(*arguments, seed),
-        network_checks.check_time_use(*arguments, seed),
-        network_checks.check_time_unit(*arguments),
-    ]
+    checks = []
     module = find_module(subject.network)
-    if module is not None:
+    if module is not None:  # first, since a channel alone in its group loses what t adds to it
         x = torch.randn(2, *subject.shape)
         t = torch.tensor([1, subject.T])
         checks.append(module_checks.check_channel_groups(module))
         checks.append(module_checks.check_attention(module, lambda: output_of(network, x, t)))
+    checks += [
+        network_checks.check_batch_leak(*arguments, seed),
+        network_checks.check_time_use(*arguments, seed),
+        network_checks.check_time_unit(*arguments),
+    ]
     return in_place(checks, subject.place("network"))
 
 

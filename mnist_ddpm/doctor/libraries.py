@@ -137,16 +137,19 @@ def of_gaussian_diffusion(diffusion: Any, shape: tuple[int, ...]) -> Subject:
     name = type(diffusion).__name__
     draws_by_ddim = getattr(diffusion, "is_ddim_sampling", False)
     draw = diffusion.ddim_sample if draws_by_ddim else diffusion.p_sample_loop
-    own_shape = (getattr(diffusion, "channels", shape[0]), *shape[1:])
+    sides = getattr(diffusion, "image_size", shape[1:])
+    sides = sides if isinstance(sides, tuple) else (sides, sides)
+    own_shape = (getattr(diffusion, "channels", shape[0]), *sides)
+    scales_images = getattr(diffusion, "normalize", float)(0.0) < 0
+    data_range = (0.0, 1.0) if scales_images else (-1.0, 1.0)
 
     def sampler(network: nn.Module, batch: tuple[int, ...]) -> Tensor:
         with exchanged_network(draw, network):
             return draw(batch)
 
     def loss(network: nn.Module, x0: Tensor) -> Tensor:
-        t = torch.randint(0, len(diffusion.betas), (len(x0),))
         with exchanged_network(draw, network):
-            return diffusion.p_losses(x0, t)
+            return diffusion(x0)  # which draws t, and scales images from [0, 1]
 
     tables = named_tables(diffusion)
     alpha_bar = tables["alphas_cumprod"]
@@ -155,18 +158,20 @@ def of_gaussian_diffusion(diffusion: Any, shape: tuple[int, ...]) -> Subject:
         forward=lambda x0, t, noise: diffusion.q_sample(x0, t, noise),
         sampler=sampler,
         network=plain_network(diffusion.model),
-        loss=loss if hasattr(diffusion, "p_losses") else None,
+        loss=loss,
         tables=tables | {"given": tables.get("betas", alpha_bar)},
         clips=True,
         shape=own_shape,
-        conventions=Conventions(prediction=PREDICTIONS.get(diffusion.objective, "eps")),
+        conventions=Conventions(
+            prediction=PREDICTIONS.get(diffusion.objective, "eps"), data_range=data_range
+        ),
         known=KNOWN if hasattr(diffusion, "objective") else frozenset({"first_time", "time"}),
         places={
             "schedule": f"{name}.betas",
             "forward": f"{name}.q_sample",
             "sampler": f"{name}.{'ddim_sample' if draws_by_ddim else 'p_sample_loop'}",
             "network": f"{name}.model",
-            "loss": f"{name}.p_losses",
+            "loss": f"{name}.forward",
         },
     )
 

@@ -150,8 +150,9 @@ def schedule_fields(
             levels = schedule_of_forward(plain_functions.plain_forward(forward, tables), shape)
             return {} if levels is None else {"schedule": levels}
         value = tables[name]
-    if isinstance(value, Schedule):
-        return {"schedule": value}
+    levels = getattr(value, "a", None), getattr(value, "b", None)
+    if all(isinstance(level, Tensor) for level in levels):  # as of ddpm.Schedule, or of a copy
+        return {"schedule": Schedule(*levels)}
     table = as_table(value)
     if table is None:
         inside = named_tables(value)

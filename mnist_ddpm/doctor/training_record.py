@@ -114,7 +114,7 @@ def record(
     images: Tensor,
     T: int,
     seed: int = 0,
-    seconds: float = 5.0,
+    seconds: float = 10.0,
 ) -> Recording | None:
     """Trains on the images again and again until each t should be drawn SEEN times, or time is up.
 
