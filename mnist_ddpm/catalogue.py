@@ -100,6 +100,7 @@ NETWORKS: dict[str, Callable[[Recipe, int, int], nn.Module]] = {
     "jit": networks.jit,
     "shortcut": networks.shortcut_unet,
     "fourier": networks.fourier_unet,
+    "mlp": networks.mlp,
 }
 
 
@@ -216,12 +217,11 @@ def make_network(recipe: Recipe) -> nn.Module:
     channels of x_t where it learns the variance. Raises ValueError for an unknown name, for a
     network that memory cannot hold, and for one that takes no labels where there are classes.
     """
-    make = look_up("network", recipe.network, NETWORKS)
     check_network(recipe)
     in_channels = recipe.channels + condition_channels(recipe)
     out_channels = recipe.channels * (2 if learns_variance(recipe) else 1)
     with networks.seeded(recipe.seed):
-        network = make(recipe, in_channels, out_channels)
+        network = look_up("network", recipe.network, NETWORKS)(recipe, in_channels, out_channels)
     check_takes_labels(network, recipe.classes)
     return network
 

@@ -6,7 +6,7 @@ data set without PyTorch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # A function of (recipe, root, split), or its name as "module:function"
 Reader = Callable | str
@@ -55,10 +55,16 @@ class Dataset:
     license: dict  # metadata for a model page on the Hugging Face hub
     images: Reader  # uint8 (N, C, H, W)
     labels: Reader = ""  # int64 (N,), each 0 … classes - 1; "": no labels
+    # What the data decide of a recipe: a function of (name, root, whether it has labels) that
+    # returns settings; "": nothing
+    settings: Reader = ""
+    label_names: tuple[str, ...] = ()  # if they are always the same
+    # A function of (name, root, split) that returns a PictureSet, for those of data.picture_sets
+    pictures: Reader = ""
     channels: int = 3
     padded_side: int = 0  # originals of this side get a black margin; 0: images are resized
     is_mirrored: bool = False  # whether training mirrors each image half of the time
-    held_out: str = ""  # name of the split that training does not see; "": none
+    held_out: str = ""  # name of the split that training does not see, if there is one; "": none
     extractor: str = ""  # name of the extractor for its images in checkpoints/extractors; "": none
     classifier: Classifier | None = None
     presets: dict[str, dict] = field(default_factory=dict)  # recipe settings by preset name
@@ -98,6 +104,7 @@ MNIST = Dataset(
     license={"license": "mit", "datasets": ["ylecun/mnist"]},
     images="mnist_ddpm.data.mnist:load_mnist",
     labels="mnist_ddpm.data.mnist:mnist_labels",
+    label_names=tuple("0123456789"),
     channels=1,
     padded_side=28,
     held_out="test",
@@ -172,7 +179,6 @@ CELEBA = Dataset(
             "epochs": 50,
             **DDPM_SETTINGS,
         },
-        "ddpm-cifar10": {"patch_size": 1, "dropout": 0.1, "epochs": 600, **DDPM_SETTINGS},
     },
     draw={("cosine", 1000): {"sampler": "dpmpp", "steps": 20, "eta": 0.0}},
 )
@@ -199,19 +205,96 @@ FFHQ = Dataset(
         }
     },
 )
-# Every name that is not in DATASETS is the path of such a folder
-UNNAMED_FOLDER = Dataset(
+OWN_TERMS = "The terms of the training images apply to the weights."
+TORCHVISION = Dataset(
+    title="a data set of torchvision",
+    terms=OWN_TERMS,
+    license={},
+    images="mnist_ddpm.data.picture_sets:load_pictures",
+    labels="mnist_ddpm.data.picture_sets:picture_labels",
+    settings="mnist_ddpm.data.picture_sets:picture_settings",
+    pictures="mnist_ddpm.data.torchvision_sets:torchvision_split",
+    held_out="test",
+)
+HUB = replace(
+    TORCHVISION,
+    title="a data set of the Hugging Face hub",
+    pictures="mnist_ddpm.data.hub_sets:hub_split",
+)
+CIFAR10 = replace(
+    TORCHVISION,
+    title="CIFAR-10",
+    is_mirrored=True,
+    presets={
+        # for two slow cores and some hours
+        "cifar-32": {
+            **LAPTOP_SETTINGS,
+            "patch_size": 4,
+            "epochs": 48,
+            "mirrored": True,
+            "classes": 10,
+        },
+        # 800,000 steps
+        "ddpm-cifar10": {"patch_size": 1, "dropout": 0.1, "epochs": 2048, **DDPM_SETTINGS},
+    },
+)
+GREY = replace(TORCHVISION, channels=1)
+PADDED = replace(GREY, padded_side=28)
+# The names of other sets of torchvision have their prefix, too
+TORCHVISION_SETS = {
+    f"torchvision:{name}": dataset
+    for name, dataset in {
+        "CIFAR10": CIFAR10,
+        "CIFAR100": replace(TORCHVISION, is_mirrored=True),
+        **dict.fromkeys(("MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST"), PADDED),
+        "USPS": GREY,
+    }.items()
+}
+SOURCES = {"torchvision": TORCHVISION, "hub": HUB}  # by the prefix of a name
+OWN_FOLDER = Dataset(
     title="a folder of images",
-    terms="The terms of the training images apply to the weights.",
+    terms=OWN_TERMS,
     license={},
     images="mnist_ddpm.data.folders:load_own_folder",
+    labels="mnist_ddpm.data.folders:folder_labels",
+    settings="mnist_ddpm.data.folders:folder_settings",
+    held_out="test",
 )
+OWN_FILE = replace(
+    OWN_FOLDER,
+    title="an array or a table",
+    images="mnist_ddpm.data.own_files:load_own_file",
+    labels="mnist_ddpm.data.own_files:own_file_labels",
+    settings="mnist_ddpm.data.own_files:own_file_settings",
+    pictures="mnist_ddpm.data.own_files:file_split",
+)
+# Settings of a recipe for vectors, which replace those of a preset. They predict x_0, since nothing
+# clips vectors: from predicted noise, errors at large t would grow.
+VECTOR_SETTINGS = {
+    "network": "mlp",
+    "image_size": 1,
+    "patch_size": 1,
+    "channel_mults": (1,),
+    "attention_resolutions": None,
+    "schedule": "cosine",
+    "prediction": "x0",
+    "objective": "min-snr",
+}
+VECTOR_PLANNING = Planning(("mnist",), ("mnist",), 0, VECTOR_SETTINGS, needs_decoding=False)
+OWN_FILES = ".csv", ".npy", ".npz", ".safetensors"
 DATASETS: dict[str, Dataset] = {"mnist": MNIST, "celeba": CELEBA, "ffhq": FFHQ}
 
 
 def dataset_named(name: str) -> Dataset:
-    """The data set of that name, or UNNAMED_FOLDER for any other name."""
-    return DATASETS.get(name, UNNAMED_FOLDER)
+    """The data set of that name: a known one, one of a source, or a file or folder."""
+    own = OWN_FILE if name.endswith(OWN_FILES) else OWN_FOLDER
+    known = DATASETS.get(name) or TORCHVISION_SETS.get(name)
+    return known or SOURCES.get(name.partition(":")[0], own)
+
+
+def is_own(name: str) -> bool:
+    """Whether a data set's name is the path of one's own folder or file, which may move."""
+    return name not in DATASETS and name.partition(":")[0] not in SOURCES
 
 
 def datasets_with_classifier() -> list[str]:

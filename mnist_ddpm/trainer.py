@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.processes import ProcessGroup
@@ -131,7 +130,7 @@ def train(
         save_checkpoint=partial(save_checkpoint, sampling_defaults=sampling_defaults),
         labels=labels,
         deadline=deadline,
-        augment=ddpm.mirrored if dataset_named(recipe.dataset).is_mirrored else None,
+        augment=ddpm.mirrored if recipe.is_mirrored else None,
         final_preview_steps=final_preview_steps,
         world=world,
         log=log,
@@ -143,7 +142,8 @@ def print_start(new_or_resumed_run: Run, images: Tensor, device: Device) -> None
     """Prints what is trained on how many images, and on which device."""
     count = f"{run.count_parameters(new_or_resumed_run.network):,} parameters"
     shape = tuple(images.shape[1:])
-    print(f"{len(images):,} images of {shape}, {count}, on {device}", flush=True)
+    what = "vectors" if new_or_resumed_run.settings.is_vector else "images"
+    print(f"{len(images):,} {what} of {shape}, {count}, on {device}", flush=True)
 
 
 def throughput_meter(device: torch.device) -> throughput.ThroughputMeter:

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from mnist_ddpm.data.loading import reader
-from mnist_ddpm.datasets import DATASETS, UNNAMED_FOLDER
+from mnist_ddpm.datasets import DATASETS, OWN_FOLDER
 
 FIFTH = '''
 import sys
@@ -50,7 +50,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("name", [*DATASETS, "a folder"])
 def test_every_record_names_functions_that_are_there(name):
-    record = DATASETS.get(name, UNNAMED_FOLDER)
+    record = DATASETS.get(name, OWN_FOLDER)
     named = [record.images, record.labels, record.classifier and record.classifier.targets]
     assert all(callable(reader(each)) for each in named if each)
     assert not record.extractor or DATASETS[record.extractor].classifier

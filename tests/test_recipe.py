@@ -97,7 +97,7 @@ def test_what_no_memory_can_hold_is_refused_before_it_is_made(monkeypatch):
 PARAMETERS = {
     "mnist": 2_736_676, "mnist-small": 687_636, "mnist-fast": 2_510_848, "faces-32": 4_448_076,
     "faces-64-small": 4_489_584, "faces-64": 35_767_052, "ddpm-cifar10": 35_746_307,
-    "ddpm-celebahq": 113_673_219,
+    "ddpm-celebahq": 113_673_219, "cifar-32": 4_492_400,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.commands.flags import DrawingFlags, LikelihoodFlags
 from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.data.pictures import margin
-from mnist_ddpm.datasets import DATASETS
+from mnist_ddpm.datasets import is_own
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
@@ -38,12 +38,13 @@ def locate_dataset(recipe: Recipe, folder: str | None) -> Recipe:
 
     Raises ValueError where there is none, or the folder is another data set.
     """
-    if folder not in (None, recipe.dataset) and {folder, recipe.dataset} & {*DATASETS}:
+    is_moved = folder not in (None, recipe.dataset)
+    if is_moved and not (is_own(folder) and is_own(recipe.dataset)):
         message = f"it cannot turn {recipe.dataset} into {folder}"
-        raise ValueError(f"--dataset is for a folder that has moved: {message}")
+        raise ValueError(f"--dataset is for a folder or file that has moved: {message}")
     recipe = replace(recipe, dataset=folder or recipe.dataset)
-    is_there = recipe.dataset in DATASETS or Path(recipe.dataset).is_dir()
-    message = f"there is no folder {recipe.dataset}"
+    is_there = not is_own(recipe.dataset) or Path(recipe.dataset).exists()
+    message = f"there is no folder or file {recipe.dataset}"
     check(is_there, f"{message}: has it moved? --dataset names where it is now")
     return recipe
 
@@ -61,6 +62,7 @@ def pick_variance(name: str, recipe: Recipe) -> str:
 def check_bound(recipe: Recipe, request: str) -> None:
     """Raises ValueError where no bound can be measured, which the flag or command requests."""
     needs = f"{request} needs a network"
+    check(not recipe.is_vector, f"{needs} of images with 8 bits, and this one draws vectors")
     check(not needs_labels(recipe), f"{needs} that can do without its labels (label_dropout is 0)")
     check(not recipe.conditional, f"{needs} without a condition, and here is {recipe.condition}")
 

@@ -8,7 +8,7 @@ from mnist_ddpm.commands import checkpoint_inputs, outputs, sampler_setup
 from mnist_ddpm.commands.flags import DrawingFlags, EvaluateFlags
 from mnist_ddpm.commands.image_inputs import holds_samples, read_images
 from mnist_ddpm.data import loading
-from mnist_ddpm.data.labels import needs_labels, typical_labels
+from mnist_ddpm.data.labels import label_number, needs_labels, typical_labels
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import cards, distances, extractors, generation, loss_by_time
@@ -41,15 +41,17 @@ def run_evaluate(flags: EvaluateFlags) -> None:
     digest = extractors.digest((find(flags.checkpoint) / "model.safetensors").read_bytes())
     about = {"checkpoint": str(flags.checkpoint), "checkpoint_sha256": digest}
     side = max(recipe.shape[1:])
-    judge = extractors.pick_judge(flags.extractor, recipe.dataset, device, side, world)
+    if recipe.is_vector:
+        judge = extractors.column_judge(flags.extractor, world)
+    else:
+        judge = extractors.pick_judge(flags.extractor, recipe.dataset, device, side, world)
     with processes.main_process_first(world):
         training, held_out = load_real_images(flags, recipe)
         images = read_images(flags.images, recipe, flags.data) if flags.images else None
     n = flags.n if images is None else min(flags.n, len(images))
     cards.check_enough(n, len(training))
     judge.features(training[: world.size])  # reports now where it is not for such images
-    is_mirrored = dataset_named(recipe.dataset).is_mirrored
-    real = RealImages(judge, training, held_out, is_mirrored, flags.data / "cache")
+    real = RealImages(judge, training, held_out, recipe.is_mirrored, flags.data / "cache")
     real.announce_missing()
     counted = CountedNetwork(checkpoint.network)
     partial = outputs.open_partial_results(flags, flags.out, counted, device, *real.digests)
@@ -74,12 +76,13 @@ def run_evaluate(flags: EvaluateFlags) -> None:
         picture = flags.out.with_name(f"{flags.out.stem}-closest.png")
         try:
             cards.write_card(flags.out, card)
-            pairs = cards.closest_pairs(card, images, training)
-            outputs.write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
+            if not recipe.is_vector:
+                pairs = cards.closest_pairs(card, images, training)
+                outputs.write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
         finally:  # a disk may be too full for the card
             print("\n".join(cards.card_lines(card)))
         partial.discard()
-    outputs.print_written(flags.out, picture)
+    outputs.print_written(flags.out, *([] if recipe.is_vector else [picture]))
 
 
 def check_sampling_flags(flags: EvaluateFlags) -> None:
@@ -178,7 +181,7 @@ def draw_images(
         flags,
         sampler_choice,
         denoiser_for_batch,
-        recipe.shape,
+        recipe,
         device=device,
         partial_results=partial,
         world=world,
@@ -200,11 +203,12 @@ def describe_sampling(
     """How images were drawn, for a card."""
     facts = {"name": sampler_choice.name, **sampler_choice.described, "precision": flags.precision}
     facts |= {"steps": flags.steps, "spacing": flags.spacing, "clip": flags.clip}
+    numbers = [label_number(label, recipe) for label in flags.label]
     optional = {
         "path": flags.path,
         "compile": flags.compile,
         "advised": list(flags.advised),
-        "labels": (list(flags.label) or "as in training") if recipe.classes else None,
+        "labels": (numbers or "as in training") if recipe.classes else None,
         "guide": str(flags.guide) if flags.guide else None,
         "guidance_interval": list(flags.guidance_interval or ()),
     }

@@ -81,9 +81,9 @@ class DrawingFlags:
     # more of the sampler's own options, as name=value
     option: Annotated[tuple[str, ...], unless_typed("the sampler's own")] = ()
     clip: ClipName = "static"  # how the predicted image is clipped to the pixel range
-    # labels to draw, in turn
+    # labels to draw, in turn: names or numbers
     label: Annotated[
-        tuple[int, ...], unless_typed("all; for evaluate, drawn at random from training's")
+        tuple[str | int, ...], unless_typed("all; for evaluate, drawn at random from training's")
     ] = ()
     # 0 ignores labels, 1 follows them without a guide, more exaggerates them
     guidance: Annotated[

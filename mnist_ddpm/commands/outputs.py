@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mnist_ddpm import catalogue
-from mnist_ddpm.datasets import DATASETS
+from mnist_ddpm.datasets import is_own
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
@@ -26,7 +26,7 @@ PACKAGE = Path(catalogue.__file__).parent
 
 def check_outside(out: Path, folder: str | Path) -> None:
     """Raises ValueError where pictures written to out would count among a folder's images."""
-    if folder in DATASETS or not Path(folder).is_dir():
+    if not is_own(str(folder)) or not Path(folder).is_dir():
         return
     # Path.resolve fails where links lead in a circle
     is_inside = Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder))

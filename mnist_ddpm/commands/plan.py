@@ -25,8 +25,9 @@ def run_plan(flags: PlanFlags) -> None:
     tracking.check_tracker(flags.log)
     device = devices.pick_device(flags.device)
     folders = check_folders(flags)
-    recipe = Recipe(**{name: getattr(flags, name) for name in planning.UNPLANNED})
-    loading.check_dataset(flags.dataset)
+    settings = loading.data_settings(flags.dataset, flags.data, flags.classes)
+    names = [name for name in planning.UNPLANNED if name not in settings and hasattr(flags, name)]
+    recipe = Recipe(**settings, **{name: getattr(flags, name) for name in names})
     check_outside(flags.out, flags.dataset)
     loading.check_labelled(recipe, flags.data)
     if dataset_named(flags.dataset).padded_side:  # quickly read: before the machine is measured

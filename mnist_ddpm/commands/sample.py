@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import sampler_setup
+from mnist_ddpm.commands import sampler_setup, vector_outputs
 from mnist_ddpm.commands.checkpoint_inputs import open_checkpoint
 from mnist_ddpm.commands.flags import SampleFlags, check_kinds
 from mnist_ddpm.commands.image_inputs import read_condition_images, read_image
@@ -30,6 +30,7 @@ from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.training.vector_samples import to_units
 
 GRID_IMAGES = 400  # at most
 PATH_FLAGS = "checkpoint", "guide", "condition_image", "init_image", "mask"
@@ -45,6 +46,7 @@ class SamplingJob(NamedTuple):
     denoiser_for_batch: generation.DenoiserForBatch
     network: CountedNetwork
     condition_images: Tensor | None  # uint8 (M, C, H, W)
+    labels: Tensor | None  # of the images, in turn: int64 (L,)
     world: ProcessGroup
     device: torch.device
 
@@ -53,13 +55,23 @@ class SamplingJob(NamedTuple):
         """How many images stand side by side in the films, and how many rows there are."""
         return 6 if max(self.checkpoint.recipe.shape[1:]) <= 32 else 4  # noise takes much space
 
+    @property
+    def labels_drawn(self) -> list[int] | None:
+        """The label of each image, or None where there are none."""
+        if self.labels is None:
+            return None
+        first = self.flags.first
+        return self.labels[torch.arange(first, first + self.flags.n) % len(self.labels)].tolist()
+
     def draw(self, partial: PartialResults | None = None) -> tuple[Tensor, ddpm.Film]:
         """The images, uint8 (n, C, H, W), and a film of the first ones."""
         options = {"film_images": self.film_columns**2, "partial_results": partial}
         options |= {"first": self.flags.first, "device": self.device, "world": self.world}
-        shape = self.checkpoint.recipe.shape
+        recipe = self.checkpoint.recipe
+        if recipe.is_vector:
+            options["film_images"] = vector_outputs.FILM_VECTORS
         return sampler_setup.generate_images(
-            self.flags, self.sampler_choice, self.denoiser_for_batch, shape, **options
+            self.flags, self.sampler_choice, self.denoiser_for_batch, recipe, **options
         )
 
 
@@ -99,6 +111,7 @@ def prepare_job(flags: SampleFlags) -> SamplingJob:
         denoiser_for_batch=denoiser_for_batch,
         network=network,
         condition_images=condition_images,
+        labels=labels,
         world=world,
         device=device,
     )
@@ -109,7 +122,7 @@ def sample(
     n: int | None = None,
     *,
     seed: int = 0,
-    labels: int | Iterable[int] = (),
+    labels: int | str | Iterable[int | str] = (),
     film: bool = False,
     device: str = "auto",
     **options,
@@ -117,10 +130,10 @@ def sample(
     """The images that the command `sample` draws, uint8 (n, C, H, W), as the checkpoint advises.
 
     checkpoint: a folder, a shipped name, or owner/name on the hub. n: 64, or one image for each
-    label. labels: of networks that take them, in turn. film: also return (t, x_t, x0_hat) of the
-    first images at some 40 times. options: any other flag of the command by its name, such as
-    steps, guidance or init_image. Raises ValueError for what cannot be drawn, FileNotFoundError
-    for a missing checkpoint.
+    label. labels: numbers or names, of networks that take them, in turn. film: also return
+    (t, x_t, x0_hat) of the first images at some 40 times. options: any other flag of the command by
+    its name, such as steps, guidance or init_image. Raises ValueError for what cannot be drawn,
+    FileNotFoundError for a missing checkpoint.
     """
     known = {field.name for field in fields(SampleFlags)} - COMMAND_ONLY_FLAGS
     unknown = sorted(options.keys() - known)
@@ -136,6 +149,9 @@ def sample(
             options[name] = value.item()
     job = prepare_job(SampleFlags(**options))
     images, frames = job.draw()
+    recipe = job.checkpoint.recipe
+    if recipe.is_vector:
+        images = torch.from_numpy(to_units(images, recipe.columns))
     return (images, frames) if film else images
 
 
@@ -155,12 +171,15 @@ def run_sample(flags: SampleFlags) -> None:
         shown = range(flags.first, flags.first + min(flags.n, GRID_IMAGES))
         condition = catalogue.condition_batch(recipe, job.condition_images, shown)
         with folder_lock.exclusive_writer(out):
-            paths = write_samples(out, images, film, job.film_columns, condition)
+            if recipe.is_vector:
+                paths = vector_outputs.write_vectors(out, images, film, recipe, job.labels_drawn)
+            else:
+                paths = write_samples(out, images, film, job.film_columns, condition)
     partial.discard()
     evaluations = partial.evaluations / len(job.world.share(flags.n))
     duration = f"{partial.seconds:.1f} s on {job.device}"
     print(f"{out}: {flags.n} images x {evaluations:.0f} network evaluations in {duration}")
-    if recipe.attributes:
+    if recipe.attributes or recipe.label_names:
         names = enumerate(label_names(recipe))
         print("labels: " + ", ".join(f"{label} {name}" for label, name in names))
     print_written(*paths)
@@ -198,6 +217,7 @@ def choose_with_image(flags: SampleFlags, recipe: Recipe, device: torch.device) 
     sampler_choice = sampler_setup.choose_sampler(flags, recipe, "ddpm" if inpaints else "ddim")
     if not flags.init_image:
         return sampler_choice
+    check(not recipe.is_vector, "--init-image is for networks that draw images: leave it out")
     image, mask = read_image(flags.init_image, flags.mask, recipe)
     image = image.to(device)
     if mask is None:

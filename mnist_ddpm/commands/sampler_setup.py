@@ -13,7 +13,7 @@ from torch import Tensor
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.checkpoint_inputs import pick_variance
 from mnist_ddpm.commands.flags import DrawingFlags
-from mnist_ddpm.data.labels import needs_labels
+from mnist_ddpm.data.labels import label_number, needs_labels
 from mnist_ddpm.ddpm import Schedule, check
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.formats import checkpoints
@@ -98,11 +98,10 @@ def check_labels_and_guidance(flags: DrawingFlags, recipe: Recipe) -> None:
     if not recipe.classes and (flags.label or is_guided_by_labels):
         raise ValueError(
             f"{flags.checkpoint} was trained without labels: --label needs a checkpoint with "
-            "them (train --classes 10), and --guidance needs one too, or a --guide"
+            "them (train --classes auto), and --guidance needs one too, or a --guide"
         )
     for label in flags.label:
-        labels = f"{flags.checkpoint}'s 0 to {recipe.classes - 1}"
-        check(0 <= label < recipe.classes, f"label {label} is not one of {labels}")
+        label_number(label, recipe)
     if needs_labels(recipe) and guidance_scale(flags) != 1 and not flags.guide:
         raise ValueError(
             f"{flags.checkpoint} was always given its label (label_dropout 0): "
@@ -129,7 +128,8 @@ def check_interval(flags: DrawingFlags, times: list[int], recipe: Recipe) -> Non
 
 def labels_in_turn(flags: DrawingFlags, recipe: Recipe) -> Tensor:
     """The labels that images get in turn, those of --label, else all: int64."""
-    return torch.tensor(flags.label or range(recipe.classes))
+    numbers = [label_number(label, recipe) for label in flags.label]
+    return torch.tensor(numbers or range(recipe.classes))
 
 
 def choose_sampler(flags: DrawingFlags, recipe: Recipe, default: str = "ddim") -> SamplerChoice:
@@ -190,7 +190,7 @@ def build_denoiser_for_batch(
         scale=guidance_scale(flags),
         guide=guide,
         interval=flags.guidance_interval,
-        clip=CLIPS[flags.clip],
+        clip=None if recipe.is_vector else CLIPS[flags.clip],
         condition_images=None if condition_images is None else condition_images.to(device),
         sampling_schedule=None if flags.path is None else sampler_choice.sampling_schedule,
         next_times=catalogue.next_times(sampler_choice.name, sampler_choice.times, recipe),
@@ -202,22 +202,32 @@ def generate_images(
     flags: DrawingFlags,
     sampler_choice: SamplerChoice,
     denoiser_for_batch: generation.DenoiserForBatch,
-    shape: tuple,
+    recipe: Recipe,
     **options,
 ) -> tuple[Tensor, ddpm.Film]:
-    """The images that the flags ask for, and a film. options: of generation.generate."""
+    """The images or vectors that the flags ask for, and a film. options: of generation.generate."""
+    if recipe.is_vector:
+        options["finish"] = Tensor.float
     options["sampler"] = partial(sampler_choice.sampler, **sampler_choice.options)
     options["times"] = sampler_choice.times
     options |= {"seed": flags.seed, "batch_size": flags.batch_size}
     return generation.generate(
-        denoiser_for_batch, sampler_choice.sampling_schedule, flags.n, shape, **options
+        denoiser_for_batch, sampler_choice.sampling_schedule, flags.n, recipe.shape, **options
     )
 
 
 def load_guide(flags: DrawingFlags, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:
     """The guide of autoguidance. Raises ValueError where it is for other images or noise."""
     guide = checkpoints.load(flags.guide, device)
-    for name in ("image_size", "channels", "condition", "classes", "attributes", "T"):
+    for name in (
+        "image_size",
+        "channels",
+        "condition",
+        "classes",
+        "attributes",
+        "label_names",
+        "T",
+    ):
         ours, theirs = (getattr(each.recipe, name) for each in (checkpoint, guide))
         message = f"its {name} is {theirs}, and should be {ours}"
         check(ours == theirs, f"{flags.guide} cannot guide {flags.checkpoint}: {message}")

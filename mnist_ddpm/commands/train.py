@@ -11,7 +11,7 @@ from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
 from mnist_ddpm.commands.training_flags import TrainFlags, typed_settings
 from mnist_ddpm.data import loading
-from mnist_ddpm.datasets import dataset_named
+from mnist_ddpm.datasets import dataset_named, is_own
 from mnist_ddpm.ddpm import check, total_steps
 from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.formats.pretrained import fill_with_fresh, initial_weights
@@ -27,14 +27,15 @@ ENOUGH_STEPS = 2000  # from random weights
 
 def run_train(flags: TrainFlags) -> None:
     """Trains to the end of the epochs. What cannot be done is reported before images are read."""
-    recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags)
+    world = processes.connect_world(flags.processes, flags.device == "cpu")
+    with processes.main_process_first(world):  # which may download
+        recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags)
     tracking.check_tracker(flags.log)
     if flags.resume:
         locate_dataset(recipe, None)
     else:
         saving.check_not_overwriting(flags.out)
         check_outside(flags.out, recipe.dataset)
-    world = processes.connect_world(flags.processes, flags.device == "cpu")
     device = devices.pick_device(flags.device, world)
     processes.check_batch_size(recipe.batch_size, world)
     with processes.main_process_first(world):
@@ -108,10 +109,13 @@ def new_recipe(flags: TrainFlags) -> Recipe:
     """
     typed = typed_settings(flags)
     base = PRESETS[flags.preset]
+    dataset = typed.get("dataset", base["dataset"])
+    classes = flags.recipe.classes if "classes" in flags.typed else base.get("classes", 0)
+    decided = loading.data_settings(dataset, flags.data, classes)
     if flags.recipe.init_from:
-        dataset = typed.get("dataset", base.get("dataset", Recipe.dataset))
-        has_labels = bool(dataset_named(dataset).labels)
+        has_labels = bool(classes) if is_own(dataset) else bool(dataset_named(dataset).labels)
         base = base | initial_weights(flags.recipe.init_from, has_labels)[0]
+    base = base | decided
     recipe = presets.resolve(typed, base)
     if "label_dropout" in typed:
         message = "--label-dropout hides labels, and there are none: leave it out, or see --classes"

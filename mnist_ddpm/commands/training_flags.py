@@ -21,7 +21,9 @@ SIZE = PrimitiveConstructorSpec(
     is_instance=lambda value: isinstance(value, int | tuple | None),
     str_from_instance=lambda size: [format_size(size)],
 )
-DATASET = tyro.conf.arg(help=f"{', '.join(DATASETS)}, or a folder of images")
+SOURCES = "torchvision:NAME, hub:NAME, a folder, or a .npz, .npy, .safetensors or .csv file"
+DATASET = tyro.conf.arg(help=f"{', '.join(DATASETS)}, {SOURCES}")
+Classes = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class RecipeFlags(Options):
     channels: Annotated[int | None, unless_typed("the data set's; of a folder 3")] = None
     # sides of the levels with attention, of a rectangle the shorter
     attention_resolutions: Annotated[tuple[int, ...] | None, unless_typed("the smallest")] = None
-    classes: Annotated[int, unless_typed("no labels")] = 0  # number of different labels
+    # number of different labels; auto: as many as the data set has
+    classes: Annotated[Classes, unless_typed("no labels")] = 0
+    label_names: tyro.conf.Suppress[tuple[str, ...]] = ()  # which the data decide
+    columns: tyro.conf.Suppress[tuple[tuple[str, float, float], ...]] = ()  # likewise
     # of the images, as labels: attribute i counts 2^i
     attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
     # change images, ever fewer while training: shift, colour
@@ -118,8 +123,8 @@ class PlanFlags:
     image_size: Annotated[Size | None, SIZE, unless_typed("the preset's")] = None
     # 1 grey, 3 colour
     channels: Annotated[int | None, unless_typed("the data set's; of a folder 3")] = None
-    # 10 trains with MNIST's labels
-    classes: Annotated[int, unless_typed("no labels")] = 0
+    # number of different labels; auto: as many as the data set has
+    classes: Annotated[Classes, unless_typed("no labels")] = 0
     # of the images, as labels, such as Smiling Male
     attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
     seed: int = 0  # of weights, data order, times and noise
@@ -136,8 +141,9 @@ class PlanFlags:
 
 
 def typed_settings(flags: TrainFlags) -> dict:
-    """The settings of a recipe that were typed."""
-    return {name: value for name, value in vars(flags.recipe).items() if name in flags.typed}
+    """The settings of a recipe that were typed, but for classes that the data decide."""
+    typed = {name: value for name, value in vars(flags.recipe).items() if name in flags.typed}
+    return {name: value for name, value in typed.items() if (name, value) != ("classes", "auto")}
 
 
 def place_flags(flags: TrainFlags | PlanFlags, out: Path) -> list[str]:

@@ -45,6 +45,8 @@ MAX_FILE_SIZE = 2**29  # bytes; larger files are no pictures, and memory would n
 SKIPPED: dict[Path, list[str]] = {}  # names left out in memory, by the cache that was not written
 
 Fit = Callable[[Image.Image], Image.Image]  # a picture of any size to one of a shape
+Write = Callable[[bytes], object]
+Decode = Callable[[Write], list[str]]  # writes each image; returns the names that it skipped
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def decode_file(path: Path, read: Callable[[], bytes], fit: Fit, mode: str) -> b
         return describe_unreadable(path, error)
 
 
-def decode(files: Files, shape: Shape, fit: Fit, write: Callable[[bytes], object]) -> list[str]:
+def decode(files: Files, shape: Shape, fit: Fit, write: Write) -> list[str]:
     """Writes the bytes of each image, in order. Returns the names that it could not read.
 
     Raises ValueError where more than 1 % cannot be read; of less than 300 images three, but at most
@@ -202,38 +204,44 @@ def skipped_names(path: Path) -> list[str]:
 def load_files(files: Files, shape: Shape, folder: Path, label: str, fit: Fit) -> Tensor:
     """The images, from a cache in the folder, or decoded into it the first time: uint8 (N, *shape).
 
-    label: distinguishes caches of the same files. Where no cache can be written the images
-    stay in memory, up to 1 GiB, and a printed line reports it. Raises OSError above that, or where
-    the disk is full; ValueError where too many images cannot be read.
+    label: distinguishes caches of the same files. Raises as load_cached, and as decode.
     """
     path = cache_path(files, shape, folder, label)
+    return load_cached(path, shape, len(files.names), partial(decode, files, shape, fit))
+
+
+def load_cached(path: Path, shape: Shape, n: int, decode_all: Decode) -> Tensor:
+    """The images (n, *shape) of a cache, which is made with decode_all where it is missing.
+
+    Where no cache can be written the images stay in memory, up to 1 GiB, and a printed line
+    reports it. Raises OSError above that, or where the disk is full.
+    """
     images = open_cache(path, shape)
     if images is None:
         try:
-            writable_folder(folder)
+            writable_folder(path.parent)
         except OSError as error:
-            return load_into_memory(files, shape, fit, path, error)
-        write_cache(files, shape, fit, path)
+            return load_into_memory(path, shape, n, decode_all, error)
+        write_cache(path, shape, n, decode_all)
         images = open_cache(path, shape)
     remove_older_caches(path)
     return images
 
 
-def load_into_memory(files: Files, shape: Shape, fit: Fit, path: Path, why: OSError) -> Tensor:
+def load_into_memory(path: Path, shape: Shape, n: int, decode_all: Decode, why: OSError) -> Tensor:
     """The images without the cache that cannot be written. Raises OSError if they are too many."""
-    n = len(files.names)
     size = n * math.prod(shape)
     if size > MEMORY:
         raise OSError(f"{why}: no other place has room for {size / 1e9:.1f} GB of images") from why
     print(f"{why}; for now the {n:,} images are decoded into memory, at every start")
     buffer = io.BytesIO()
-    SKIPPED[path] = decode(files, shape, fit, buffer.write)
+    SKIPPED[path] = decode_all(buffer.write)
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).view(-1, *shape)
 
 
-def write_cache(files: Files, shape: Shape, fit: Fit, path: Path) -> None:
+def write_cache(path: Path, shape: Shape, n: int, decode_all: Decode) -> None:
     """Decodes the images into a cache. Raises OSError where they do not fit the disk."""
-    size = len(files.names) * math.prod(shape)
+    size = n * math.prod(shape)
     free = shutil.disk_usage(path.parent).free
     if size > free:
         sizes = f"the decoded images take {size:,} bytes, and {free:,} are free"
@@ -242,7 +250,7 @@ def write_cache(files: Files, shape: Shape, fit: Fit, path: Path) -> None:
     # with a name of its own, since two runs may start at once
     temporary = path.with_name(f"{prefix}-{secrets.token_hex(4)}.partial")
     try:
-        skipped = write_array(temporary, files, shape, fit)
+        skipped = write_array(temporary, (n, *shape), decode_all)
         record = {"skipped": skipped, "crc32": checksum(temporary, skipped)}
         with replacing(record_path(path)) as record_file:
             record_file.write_text(json.dumps(record), encoding="utf-8")
@@ -258,17 +266,16 @@ def write_cache(files: Files, shape: Shape, fit: Fit, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_array(path: Path, files: Files, shape: Shape, fit: Fit) -> list[str]:
+def write_array(path: Path, shape: tuple[int, ...], decode_all: Decode) -> list[str]:
     """Writes the images as a .npy file, whose last rows are empty if some images are skipped.
 
-    Returns the names of these.
+    shape: number of images, channels, height, width. Returns the names of the skipped ones.
     """
-    n = len(files.names)
     with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        end = file.tell() + n * math.prod(shape)
-        skipped = decode(files, shape, fit, file.write)
+        end = file.tell() + math.prod(shape)
+        skipped = decode_all(file.write)
         file.truncate(end)
     flush_to_disk(path)
     return skipped

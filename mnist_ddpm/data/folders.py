@@ -1,4 +1,4 @@
-"""Folders of one's own images."""
+"""Folders of one's own images, whose subfolders may be labels, or the splits train and test."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,14 @@ from PIL import Image
 from torch import Tensor
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data.cache import load_files
-from mnist_ddpm.data.image_files import Files, walk_folders
+from mnist_ddpm.data.cache import cache_path, load_files, skipped_names
+from mnist_ddpm.data.image_files import ROOT_ONLY, Files, walk_folders
+from mnist_ddpm.data.labels import distinct_names, numbered_labels
+from mnist_ddpm.data.loading import NoSplit
 from mnist_ddpm.data.pictures import crop_and_resize, known_formats, with_margin
 from mnist_ddpm.datasets import dataset_named
+
+UNSEEN = "test", "valid", "val", "validation"  # names of a subfolder that training does not see
 
 
 def list_image_files(folder: str | Path) -> list[Path]:
@@ -30,6 +34,15 @@ def list_image_files(folder: str | Path) -> list[Path]:
     return paths
 
 
+def folder_files(recipe, folder: str | Path) -> tuple[Files, str]:
+    """The images below a folder, and the label of their cache. Raises as list_image_files."""
+    names = [path.relative_to(folder).as_posix() for path in list_image_files(folder)]
+    label = re.sub(r"\W+", "-", Path(folder).resolve().name)[:50] or "images"
+    if dataset_named(recipe.dataset).padded_side:
+        label = f"{recipe.dataset}-{label}"
+    return Files(Path(folder), names), label
+
+
 def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") -> Tensor:
     """All images below a folder, padded or cropped, and resized: uint8 (N, *recipe.shape).
 
@@ -40,14 +53,66 @@ def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") ->
     def fit(image: Image.Image) -> Image.Image:
         return crop_and_resize(with_margin(image, recipe), recipe.shape)
 
-    names = [path.relative_to(folder).as_posix() for path in list_image_files(folder)]
-    label = re.sub(r"\W+", "-", Path(folder).resolve().name)[:50] or "images"
-    if dataset_named(recipe.dataset).padded_side:
-        label = f"{recipe.dataset}-{label}"
-    return load_files(Files(Path(folder), names), recipe.shape, Path(cache), label, fit)
+    files, label = folder_files(recipe, folder)
+    return load_files(files, recipe.shape, Path(cache), label, fit)
+
+
+def split_folder(folder: str | Path, split: str) -> Path:
+    """The subfolder of a split where there are both splits, train and one of UNSEEN.
+
+    Else the folder is the training split. Raises NoSplit for another.
+    """
+    folder = Path(folder)
+    unseen = [folder / name for name in UNSEEN if (folder / name).is_dir()]
+    if unseen and (folder / "train").is_dir():
+        places = {"train": folder / "train", "test": unseen[0]}
+    else:
+        places = {"train": folder}
+    if split not in places:
+        raise NoSplit(f"the folder {folder} has no {split} split: take {' or '.join(places)}")
+    return places[split]
 
 
 def load_own_folder(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
-    """load_folder for recipe.dataset. Raises ValueError for a split other than "train"."""
-    ddpm.check(split == "train", f"the folder {recipe.dataset} has no {split} split: take train")
-    return load_folder(recipe, recipe.dataset, Path(root, "cache"))
+    """load_folder for a split of recipe.dataset. Raises NoSplit where there is none."""
+    return load_folder(recipe, split_folder(recipe.dataset, split), Path(root, "cache"))
+
+
+def subfolder_names(folder: Path, names: list[str]) -> list[str]:
+    """Of each image file below a folder, the subfolder that it lies in.
+
+    Raises ValueError where one lies in none, and for a subfolder without images.
+    """
+    beside = [name for name in names if "/" not in name]
+    names_of_labels = "whose names would be the labels: move it, or set classes to 0"
+    message = f"{folder} has no labels: {[*beside, ''][0]} lies in no subfolder"
+    ddpm.check(not beside, f"{message}, {names_of_labels}")
+    subfolders = [name.partition("/")[0] for name in names]
+    present = {path.name for path in folder.iterdir() if path.is_dir()} - {ROOT_ONLY}
+    empty = sorted(name for name in present - {*subfolders} if not name.startswith("."))
+    advice = "add some, or remove the folder"
+    ddpm.check(not empty, f"{folder} has no images of {', '.join(empty)}: {advice}")
+    return subfolders
+
+
+def folder_settings(name: str, root: str | Path, labelled: bool) -> dict:
+    """The label names of a folder. Raises as list_image_files and subfolder_names."""
+    if not labelled:
+        return {}
+    folder = split_folder(name, "train")
+    names = [path.relative_to(folder).as_posix() for path in list_image_files(folder)]
+    return {"label_names": distinct_names(subfolder_names(folder, names))}
+
+
+def folder_labels(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
+    """Labels of load_own_folder's images: int64 (N,), numbered as the subfolders' names are sorted.
+
+    Call that first: its cache knows the images that cannot be read, which are left out here too.
+    Raises as folder_settings, and ValueError where these are not the recipe's labels.
+    """
+    folder = split_folder(recipe.dataset, split)
+    files, label = folder_files(recipe, folder)
+    skipped = {*skipped_names(cache_path(files, recipe.shape, Path(root, "cache"), label))}
+    subfolders = subfolder_names(folder, [name for name in files.names if name not in skipped])
+    names = recipe.label_names or folder_settings(recipe.dataset, root, True)["label_names"]
+    return numbered_labels(subfolders, recipe, names)

@@ -8,10 +8,15 @@ from pkgutil import resolve_name
 from torch import Tensor
 
 from mnist_ddpm.data.download import NotDownloaded
-from mnist_ddpm.datasets import DATASETS, Reader, dataset_named
+from mnist_ddpm.data.labels import check_count
+from mnist_ddpm.datasets import DATASETS, OWN_FILES, Reader, dataset_named, is_own
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine.text import printable
 from mnist_ddpm.training.recipe import Recipe
+
+
+class NoSplit(ValueError):
+    """The data set has no such split."""
 
 
 def reader(function: Reader) -> Callable[..., Tensor]:
@@ -21,9 +26,11 @@ def reader(function: Reader) -> Callable[..., Tensor]:
 
 def check_dataset(name: str) -> None:
     """Raises ValueError for a name that is neither a data set's nor a folder's."""
-    known = name in DATASETS or Path(name).is_dir()
-    take = f"take one of {', '.join(DATASETS)}, or a folder of images"
-    check(known, f'data set "{name}" is unknown: {take}')
+    path = Path(name)
+    known = not is_own(name) or path.is_dir() or (path.suffix in OWN_FILES and path.is_file())
+    take = f"take one of {', '.join(DATASETS)}, torchvision:NAME, hub:NAME"
+    own = f"a folder, or a file that ends in {', '.join(OWN_FILES)}"
+    check(known, f'data set "{name}" is unknown: {take}, {own}')
 
 
 def load_images(recipe: Recipe, root: str | Path = "data", split: str = "train") -> Tensor:
@@ -38,6 +45,25 @@ def load_images(recipe: Recipe, root: str | Path = "data", split: str = "train")
     advice = f"set channels to that, not to {recipe.channels}"
     check(channels == recipe.channels, f"{recipe.dataset} has {channels} channel(s): {advice}")
     return images
+
+
+def data_settings(name: str, root: str | Path, classes: int | str) -> dict:
+    """The settings of a recipe that the data decide, such as the names of labels.
+
+    classes: a number of labels, or "auto": as many as there are names. Raises ValueError for an
+    unknown name, labels without names, and another number of them.
+    """
+    check_dataset(name)
+    dataset = dataset_named(name)
+    settings = reader(dataset.settings)(name, root, classes != 0) if dataset.settings else {}
+    names = settings.get("label_names", dataset.label_names)
+    if classes == "auto":
+        advice = "take a number, or name attributes, such as Smiling"
+        check(bool(names), f"{name} has no names of labels to count: {advice}")
+        return settings | {"classes": len(names)}
+    if classes and names:
+        check_count(classes, name, names)
+    return settings
 
 
 def load_labels(recipe: Recipe, root: str | Path = "data", split: str = "train") -> Tensor:
@@ -59,13 +85,17 @@ def check_labelled(recipe: Recipe, root: str | Path = "data") -> None:
 
 
 def held_out(recipe: Recipe, root: str | Path = "data") -> Tensor | None:
-    """Images that training has not seen, as load_images; None if there are none,
-    and a printed line where there should be some."""
+    """Images that training has not seen, as load_images; None if there are none.
+
+    Prints a line where there should be some.
+    """
     split = dataset_named(recipe.dataset).held_out
     if not split:
         return None
     try:
         return load_images(recipe, root, split)
+    except NoSplit:
+        return None
     except (ValueError, FileNotFoundError) as error:
         print(f"no held-out images to compare with: {printable(error)}")
         return None

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_ddpm import ddpm
 from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import copies, distances
@@ -20,6 +19,7 @@ from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import describe_error, printable, read_json
 from mnist_ddpm.training.options import format_size
+from mnist_ddpm.training.recipe import Recipe
 
 LEAST = distances.NEIGHBOURS + 1  # images of a card, at least
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias
@@ -39,7 +39,7 @@ def build_card(
     training: Tensor,
     held_out: Tensor | None,
     judge: Judge,
-    recipe: ddpm.Settings,
+    recipe: Recipe,
     *,
     real: RealFeatures | None = None,
     n: int | None = None,
@@ -58,12 +58,16 @@ def build_card(
     chosen = torch.arange(len(images))
     if n is not None and n < len(images):
         chosen = distances.shuffled(chosen, seed, n)
-    size = f"{format_size(recipe.image_size)} pixels"
+    reference = f"{len(training)} training images of {format_size(recipe.image_size)} pixels"
+    if recipe.is_vector:
+        rows = training if held_out is None else held_out
+        seen = f"{len(rows)} {'training' if held_out is None else 'unseen'} rows"
+        reference = f"{seen} of {recipe.channels} columns"
     facts = {
         "n": len(chosen),
         "seed": seed,
         "extractor": judge.name,
-        "reference": f"{recipe.dataset}, {len(training)} training images of {size}",
+        "reference": f"{recipe.dataset}, {reference}",
         "reference_sha256": about.get("reference_sha256") or digest(training),
         **about,
         "device": str(device),
@@ -73,8 +77,7 @@ def build_card(
         "versions": devices.versions(),
     }
     figures = card_figures(images[chosen], training, held_out, judge, recipe, real=real, seed=seed)
-    for space in SPACES:  # numbered as in all the images
-        nearest = figures[f"nearest_training_image_in_{space}"]
+    for nearest in audits(figures).values():  # numbered as in all the images
         nearest["closest"] = [[chosen[i].item(), j] for i, j in nearest["closest"]]
     return facts | figures
 
@@ -84,24 +87,26 @@ def card_figures(
     training: Tensor,
     held_out: Tensor | None,
     judge: Judge,
-    recipe: ddpm.Settings,
+    recipe: Recipe,
     *,
     real: RealFeatures | None = None,
     seed: int = 0,
 ) -> dict:
     """The figures of a card, with arguments as build_card has them."""
     dataset = dataset_named(recipe.dataset)
-    mirrored = dataset.is_mirrored
+    mirrored = recipe.is_mirrored
     real = real or RealImages(judge, training, held_out, mirrored).features()
     drawn = judge.features(images, f"{len(images):,} samples")
     if held_out is not None:  # in no order, since a data set may begin with the easier ones
         order = distances.shuffled(torch.arange(len(held_out)), seed)
         real = real._replace(held_out=real.held_out[order])
         held_out = held_out[order[: copies.AUDITED]]  # all may be more than memory holds
+    against_unseen = recipe.is_vector and real.held_out is not None
+    reference = real.held_out if against_unseen else real.training
     card = {
-        "metrics": distances.distances(real.training, drawn, seed),
-        "frechet_bias": distances.frechet_bias(real.training, drawn, seed),
-        "floor": distances.floors(real.training, real.held_out, len(images), seed),
+        "metrics": distances.distances(reference, drawn, seed),
+        "frechet_bias": distances.frechet_bias(reference, drawn, seed),
+        "floor": distances.floors(real.training, real.held_out, len(images), seed, against_unseen),
     }
     knows_classes = recipe.dataset == getattr(judge.network, "dataset", None)
     if knows_classes and dataset.classifier.card_noun:
@@ -110,10 +115,17 @@ def card_figures(
             unseen = judge.logits(real.held_out[: len(images)])
             balance["held_out"] = distances.class_balance(unseen)
         card[dataset.classifier.card_noun] = balance
-    in_pixels = copies.audit(images, training, held_out, mirrored, judge.device)
-    for space, result in zip(SPACES, (in_pixels, audit_features(drawn, real))):
-        card[f"nearest_training_image_in_{space}"] = result.figures()
+    if not recipe.is_vector:
+        in_pixels = copies.audit(images, training, held_out, mirrored, judge.device)
+        card["nearest_training_image_in_pixels"] = in_pixels.figures()
+    card["nearest_training_image_in_features"] = audit_features(drawn, real).figures()
     return card
+
+
+def audits(card: dict) -> dict[str, dict]:
+    """The figures about copies in a card, by the space in which they were looked for."""
+    names = {space: f"nearest_training_image_in_{space}" for space in SPACES}
+    return {space: card[name] for space, name in names.items() if name in card}
 
 
 def audit_features(drawn: Tensor, real: RealFeatures) -> copies.Audit:
@@ -228,8 +240,7 @@ def card_lines(card: dict) -> list[str]:
         lines.append(f"{noun} {class_line(card[noun])}")
         if "held_out" in card[noun]:
             lines.append(f"held-out {noun} {class_line(card[noun]['held_out'])}")
-    for space in SPACES:
-        nearest = card[f"nearest_training_image_in_{space}"]
+    for space, nearest in audits(card).items():
         lines.append(f"in {space}: {copies.describe_audit(nearest)}")
     return lines + measured_lines(card)
 

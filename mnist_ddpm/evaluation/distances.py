@@ -92,16 +92,21 @@ def sorted_rows(features: Tensor) -> Tensor:
     return features[features.sum(dim=1).argsort()]
 
 
+def covariance_of(features: Tensor) -> Tensor:
+    """The covariance (D, D) of features (N, D)."""
+    return torch.atleast_2d(features.T.cov())
+
+
 def frechet_distances(real: Tensor, sets: Iterable[Tensor]) -> Iterator[float]:
     """frechet_distance to each of several sets; what depends on the real features is done once."""
     real = real.double()
     mean = real.mean(dim=0)
-    covariance = real.T.cov()
+    covariance = covariance_of(real)
     root = symmetric_root(covariance)
     for generated in sets:
         check(min(len(real), len(generated)) > 1, "a covariance needs at least 2 images")
         generated = generated.double()
-        other = generated.T.cov()
+        other = covariance_of(generated)
         shift = (generated.mean(dim=0) - mean).square().sum()
         overlap = roots(root @ other @ root)[0].sum()
         yield (shift + covariance.trace() + other.trace() - 2 * overlap).item()
@@ -138,8 +143,8 @@ def frechet_slopes(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     real = real.double()
     generated = generated.double()
     mean = generated.mean(dim=0)
-    A = symmetric_root(real.T.cov())
-    scales, axes = roots(A @ generated.T.cov() @ A)
+    A = symmetric_root(covariance_of(real))
+    scales, axes = roots(A @ covariance_of(generated) @ A)
     inverse = torch.where(scales > 1e-6 * scales.max(), 1 / scales, 0)
     centred = generated - mean
     squares = (centred @ A @ axes).square()
@@ -299,11 +304,13 @@ def distances(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, Estim
     }
 
 
-def floors(training: Tensor, held_out: Tensor | None, n: int, seed: int = 0) -> dict[str, dict]:
+def floors(
+    training: Tensor, held_out: Tensor | None, n: int, seed: int = 0, against_unseen: bool = False
+) -> dict[str, dict]:
     """What real images score in the place of n generated ones: about the best there is to hope for.
 
     A half is compared with the other half only. So the bias that the number of reference images
-    brings is twice as large.
+    brings is twice as large. against_unseen: where those held out are the reference.
     """
 
     def row(known: Tensor, others: Tensor) -> dict:
@@ -312,7 +319,9 @@ def floors(training: Tensor, held_out: Tensor | None, n: int, seed: int = 0) -> 
 
     first, second = shuffled(training, seed).chunk(2)
     rows = {"training half against half": row(second, first)}
-    if held_out is not None:
+    if held_out is not None and against_unseen:
+        rows["training against held out"] = row(held_out, shuffled(training, seed))
+    elif held_out is not None:
         rows["held out against training"] = row(training, held_out)
     return rows
 

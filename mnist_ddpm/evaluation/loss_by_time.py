@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm.ddpm import Denoiser, Schedule, l_simple, to_float
+from mnist_ddpm.training.run import floats_of
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def loss_by_t(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Each uint8 image's error of eps_hat at a separate time: t (N,), L_simple (N,).
+    """Each image's or vector's error of eps_hat at a separate time: t (N,), L_simple (N,).
 
     The times are spread evenly over 1 … T. The denoiser is to be one that does not clip.
     """
@@ -31,7 +32,7 @@ def loss_by_t(
     t = 1 + torch.arange(len(images)) * schedule.T // len(images)
     for part, times in zip(images.split(batch_size), t.split(batch_size)):
         eps = torch.randn(part.shape, generator=generator).to(device)
-        x0 = to_float(part.to(device))
+        x0 = floats_of(part.to(device))
         losses.append(l_simple(eps_hat, schedule, x0, times, eps).cpu())
     return t, torch.cat(losses)
 

@@ -3,7 +3,7 @@
 import html
 from pathlib import Path
 
-from mnist_ddpm.data.labels import label_names
+from mnist_ddpm.data.labels import describe_names, label_names
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import cards, copies
@@ -66,9 +66,8 @@ def description(title: str, recipe: Recipe, parameters: int, record: dict) -> st
     colour = "grey" if recipe.channels == 1 else "colour"
     network = f"A denoising diffusion model of {title}: {size}, {colour}, {parameters:,} parameters"
     method = f"schedule {recipe.schedule}, T = {recipe.T}, predicting {recipe.prediction}"
-    names = ", ".join(map(html.escape, label_names(recipe)))
-    labels = names if recipe.attributes else f"0 to {recipe.classes - 1}"
-    labels = f" Its labels are {labels}." if recipe.classes else ""
+    names = html.escape(describe_names(label_names(recipe)))
+    labels = f" Its labels are {names}." if recipe.classes else ""
     steps = record.get("steps") if isinstance(record, dict) else None
     trained = f" It was trained for {steps:,} steps." if type(steps) is int else ""
     return f"{network}; {method}.{labels}{trained}"
@@ -93,8 +92,7 @@ def card_sections(card: dict) -> list[str]:
         if card.get("command"):
             about += f" Command: `{card['command']}`."
         lines = []
-        for space in cards.SPACES:
-            nearest = card[f"nearest_training_image_in_{space}"]
+        for space, nearest in cards.audits(card).items():
             nearest = nearest | {"closer": Estimate(**nearest["closer"])}
             lines.append(f"in {space}: {copies.describe_audit(nearest)}")
         lines += cards.measured_lines(card)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mnist_ddpm import catalogue
 from mnist_ddpm.data.labels import label_names, needs_labels
 from mnist_ddpm.data.pictures import margin
-from mnist_ddpm.datasets import DATASETS
+from mnist_ddpm.datasets import is_own
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
 from mnist_ddpm.machine.extras import import_extra
 from mnist_ddpm.machine.files import first_line, replacing
@@ -51,12 +51,11 @@ def sampling_tables(schedule: Schedule, conversion: Conversion) -> dict[str, lis
 def metadata(schedule: Schedule, recipe: Recipe, precision: str, draw: dict) -> dict:
     """The file's metadata, which names no folder of this machine."""
     classes = recipe.classes
-    names = label_names(recipe) if recipe.attributes else [str(label) for label in range(classes)]
     return {
         "format": FORMAT,
         "shape": recipe.shape,
         "data_range": (-1, 1),
-        "dataset": recipe.dataset if recipe.dataset in DATASETS else None,
+        "dataset": None if is_own(recipe.dataset) else recipe.dataset,
         "margin": margin(recipe),
         "precision": precision,
         "T": recipe.T,
@@ -66,7 +65,7 @@ def metadata(schedule: Schedule, recipe: Recipe, precision: str, draw: dict) -> 
         "learned_variance": catalogue.learns_variance(recipe),
         "classes": classes,
         "unknown_label": classes if classes and not needs_labels(recipe) else None,
-        "labels": names,
+        "labels": label_names(recipe),
         "condition": recipe.condition if recipe.conditional else None,
         "tells_steps": catalogue.takes_next_time(recipe),
         "draw": draw,
@@ -179,6 +178,7 @@ def save_onnx(
     draw: sampling defaults. Raises ValueError, and leaves no file, where the difference is above
     its bound or the network cannot be exported, OSError where the file cannot be written.
     """
+    check(not recipe.is_vector, "it draws vectors, and ONNX files are of images here")
     onnx, *_ = packages()
     dtype = getattr(torch, precision)
     size = sum(weight.numel() for weight in network.state_dict().values()) * dtype.itemsize

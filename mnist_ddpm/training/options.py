@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mnist_ddpm.datasets import DATASETS, dataset_named
+from mnist_ddpm.datasets import DATASETS, TORCHVISION_SETS, dataset_named
 
 Size = int | tuple[int, int]  # of images, in pixels: the side of squares, or height and width
 LARGEST = 2**13  # side
@@ -18,7 +18,7 @@ class Options:
     image_size: Size = 32  # side of square images, in pixels; or height and width
     channels: int | None = None  # 1 grey, 3 colour; None: the data set's; of a folder 3
     # unet; dit and jit: transformers, the latter for large patches; shortcut: a U-Net that is told
-    # how far a step goes; fourier: one that sees the last digits of a pixel
+    # how far a step goes; fourier: one that sees the last digits of a pixel; mlp: for vectors
     network: str = "unet"
     blocks_per_level: int = 1  # residual blocks in each level
     # sides of the levels with attention, of a rectangle the shorter; None: the smallest
@@ -35,7 +35,11 @@ class Options:
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small
     # weight of a critic's loss, which learns to tell x_0's predictions from images; 0: no critic
     critic: float = 0.0
+    mirrored: bool = False  # each image half of the time, as celeba's and ffhq's are in any case
     classes: int = 0  # number of different labels that the network is told; 0: no labels
+    label_names: tuple[str, ...] = ()  # of one's own labels, in order
+    # of vectors: each column's name, and the mean and scale that samples get back
+    columns: tuple[tuple[str, float, float], ...] = ()
     attributes: tuple[str, ...] = ()  # of the images, as labels: attribute i counts 2^i
     label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without
     augment: tuple[str, ...] = ()  # change images, ever fewer while training: shift, colour
@@ -56,7 +60,7 @@ class Options:
 # What each changes in Recipe
 PRESETS: dict[str, dict] = {
     preset: {"dataset": name, **changes}
-    for name, dataset in DATASETS.items()
+    for name, dataset in (DATASETS | TORCHVISION_SETS).items()
     for preset, changes in dataset.presets.items()
 }
 

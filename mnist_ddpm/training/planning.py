@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mnist_ddpm.datasets import DATASETS, dataset_named
+from mnist_ddpm.datasets import DATASETS, VECTOR_PLANNING, dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import shell
 from mnist_ddpm.machine.files import is_out_of_memory
@@ -20,7 +20,9 @@ from mnist_ddpm.training.throughput import ThroughputMeter
 
 SHORT_TRAINING = 750  # steps: with fewer, the batch is halved
 MAX_WARMUP = 500  # steps
-UNPLANNED = "dataset", "channels", "classes", "attributes", "seed"  # settings that stay as given
+# settings that stay as given
+UNPLANNED = "dataset channels classes label_names columns attributes seed".split()
+DECIDED = "label_names", "columns"  # by the data: no flags of train
 MIN_STEPS = 20  # of a training
 COMPILING = 1200  # seconds: from this much time on, a minute or two may go into compiling
 YEAR = 366 * 24 * 3600  # seconds
@@ -54,7 +56,8 @@ class Plan:
         base = preset(self.preset)
         flags = ["--preset", self.preset]
         for name, value in asdict(self.recipe).items():
-            if value == getattr(base, name) and name != "precision":  # its default is the device's
+            is_default = value == getattr(base, name) and name != "precision"  # the device's
+            if is_default or name in DECIDED:
                 continue
             flags.append(f"--{name.replace('_', '-')}")
             value = format_size(value) if name == "image_size" else value
@@ -108,7 +111,7 @@ def make_plan(
     start = clock()
     began = start if began is None else began
     settings = {name: getattr(request, name) for name in UNPLANNED}
-    planning = dataset_named(request.dataset).planning
+    planning = VECTOR_PLANNING if request.is_vector else dataset_named(request.dataset).planning
     settings |= planning.changes
     if size is not None:
         settings["image_size"] = size

@@ -1,5 +1,6 @@
 """A recipe: all that decides a training run, the paper's method or another."""
 
+import math
 import os
 from dataclasses import dataclass, fields, replace
 
@@ -48,6 +49,16 @@ class Recipe(Options, Settings):
         return self.channels, *height_width(self.image_size)
 
     @property
+    def is_vector(self) -> bool:
+        """Whether the data are vectors: channels are their columns, and images have one pixel."""
+        return self.network == "mlp"
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether training mirrors each image half of the time."""
+        return not self.is_vector and (self.mirrored or dataset_named(self.dataset).is_mirrored)
+
+    @property
     def positions(self) -> list[tuple[int, int]]:
         """Height and width that the network sees, on each level."""
         _, height, width = self.shape
@@ -87,9 +98,18 @@ class Recipe(Options, Settings):
             n = len(self.attributes)
             check(n <= MOST_ATTRIBUTES, f"attributes are {n}: name at most {MOST_ATTRIBUTES}")
             filled["classes"] = 2 ** len(self.attributes)
-        for name in ("channel_mults", "attention_resolutions", "attributes", "augment"):
+        for name in (
+            "channel_mults",
+            "attention_resolutions",
+            "attributes",
+            "augment",
+            "label_names",
+        ):
             if isinstance(getattr(self, name), list):
                 filled[name] = tuple(getattr(self, name))
+        filled["columns"] = tuple(map(tuple, self.columns))  # in JSON lists of lists
+        if not self.classes:
+            filled["label_names"] = ()
         size = self.image_size
         filled["image_size"] = simplify_size(tuple(size) if isinstance(size, list) else size)
         for name, value in filled.items():
@@ -118,10 +138,14 @@ class Recipe(Options, Settings):
             check(is_in_range, f"{name} is {value!r}: it must be from {least:g} to {most:g}")
         for names, is_valid, wanted in (
             (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
-            (("channels",), lambda x: x in (1, 3) and type(x) is int, "1 (grey) or 3 (colour)"),
+            (("columns",), are_columns, "a list of name, mean and scale for each column"),
             (("precision",), lambda x: x in PRECISIONS, "float32, bfloat16 or float16"),
             (("image_size",), is_image_size, "a whole number, or two: height and width"),
-            (("attributes", "augment"), is_names, "a list of names, each in one line"),
+            (
+                ("attributes", "augment", "label_names"),
+                is_names,
+                "a list of names, each in one line",
+            ),
             (lists, lambda x: x is None or is_tuple_of(int, x), "a list of whole numbers"),
             (("channel_mults",), is_widths, f"1 to {MOST_LEVELS} numbers above 0"),
         ):
@@ -132,6 +156,10 @@ class Recipe(Options, Settings):
     def check_fit(self) -> None:
         """Raises ValueError for values that do not fit each other."""
         check_size(self.image_size, self.patch_size, self.channel_mults, self.dataset)
+        self.check_channels()
+        names = len(self.label_names)
+        is_named = names in (0, self.classes)
+        check(is_named, f"classes is {self.classes}, and label_names are {names}: name each")
         groups = self.norm_groups
         message = f"norm_groups is {groups}: it must divide base_channels, {self.base_channels}"
         check(groups == 0 or self.base_channels % groups == 0, message)
@@ -143,6 +171,21 @@ class Recipe(Options, Settings):
         resolutions = self.attention_resolutions
         message = f"attention_resolutions is {resolutions}: take sides of levels, {self.sides}"
         check({*(resolutions or ())} <= {*self.sides}, message)
+
+    def check_channels(self) -> None:
+        """Raises ValueError for channels of neither images nor vectors, and what these lack."""
+        channels = self.channels
+        if not self.is_vector:
+            wanted = "1 (grey) or 3 (colour), and network mlp for vectors"
+            is_known = type(channels) is int and channels in (1, 3) and not self.columns
+            check(is_known, f"channels is {channels!r}: it must be {wanted}")
+            return
+        fits = channels == len(self.columns) > 0 and self.image_size == 1
+        message = "network mlp is for vectors: name a .csv, or an array of shape (N, D)"
+        check(fits, message)
+        for name in ("condition", "critic", "augment", "norm_groups"):
+            value = getattr(self, name)
+            check(value == getattr(Options, name), f"{name} is {value}: it is for images alone")
 
 
 def fit_batch_size(recipe: Recipe, n: int, processes: int = 1) -> Recipe:
@@ -162,6 +205,18 @@ def is_image_size(value: Size) -> bool:
 def is_names(values: tuple) -> bool:
     """Whether it is a tuple of names, without control characters."""
     return is_tuple_of(str, values) and not CONTROL.search("".join(values))
+
+
+def are_columns(values: tuple) -> bool:
+    """Whether each is a name, a finite mean and a scale above 0."""
+    return all(
+        len(each) == 3
+        and is_names(each[:1])
+        and is_tuple_of(float, each[1:])
+        and math.isfinite(each[1])
+        and 0 < each[2] < math.inf
+        for each in values
+    )
 
 
 def is_widths(values: tuple) -> bool:

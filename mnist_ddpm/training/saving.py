@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 
-from mnist_ddpm.datasets import DATASETS
+from mnist_ddpm.datasets import is_own
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine.files import flush_to_disk, load_tensors, replacing
 from mnist_ddpm.machine.folder_lock import FolderIdentity
@@ -111,8 +111,8 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
 def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
     """Raises ValueError if the run saved in a folder cannot be resumed with this recipe."""
     free = {*CHANGEABLE, "critic"}
-    if not {saved.dataset, recipe.dataset} & {*DATASETS}:
-        free.add("dataset")  # a folder of images, which may move
+    if is_own(saved.dataset) and is_own(recipe.dataset):
+        free.add("dataset")  # a folder or file, which may move
     fixed = [field.name for field in fields(Recipe) if field.name not in free]
     for name in ("attributes", *fixed):  # attributes first: they decide the number of classes
         before = getattr(saved, name)
