@@ -198,6 +198,8 @@ def test_shipped_checkpoints_draw_what_a_plain_ddim_draws(name):
 def test_shipped_settings_are_all_read(name):
     config = json.loads((SHIPPED / name / "config.json").read_text())
     recipe, record = checkpoints.load_config(SHIPPED / name)
+    digests = checkpoint_files.description_digests(config)
+    assert config["sha256"].items() >= digests.items(), "edits are noticed"
     assert checkpoint_files.recorded_digest(SHIPPED / name), "damage is noticed"
     written = config["settings"] | config.get("method", {}) | config.get("recipe", {})
     read = json.loads(json.dumps(asdict(recipe)))

@@ -63,6 +63,11 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def queue_seconds(pid: int) -> float:
+    """How long a process has waited for a processor so far, on a busy machine."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 def read(files: list[Path]) -> list[str]:
     """Their texts, whatever bytes they hold."""
     return [path.read_bytes().decode("utf-8", "replace") for path in files]
@@ -75,7 +80,8 @@ def watch(pid: int, files: list[Path]) -> dict:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             break
-        spent, waited = processor_seconds(pid), time.monotonic() - began
+        spent = processor_seconds(pid)
+        waited = time.monotonic() - began - queue_seconds(pid)
         is_idle = waited > 4 * PATIENCE and spent < waited / 10
         since = spent - (interrupts[-1] if interrupts else PATIENCE / 2)
         if len(interrupts) < 2 and since > PATIENCE / 2:
