@@ -17,7 +17,7 @@ from mnist_ddpm.training import checkpoint_files, loop, previews, run, saving, s
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.sampling_defaults import defaults_for_run
-from mnist_ddpm.training.weights import load_weights
+from mnist_ddpm.training.weight_loading import load_weights
 
 Device = torch.device | str
 Weights = dict[str, Tensor]  # by name

@@ -21,7 +21,7 @@ from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.machine.text import describe_error, parse_json
 from mnist_ddpm.training.checkpoint_files import check_header, warn_unverified
-from mnist_ddpm.training.weights import load_weights
+from mnist_ddpm.training.weight_loading import load_weights
 
 FOLDER = Path("checkpoints/extractors")
 LARGEST = 2**30  # bytes of an extractor

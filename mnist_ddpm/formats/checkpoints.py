@@ -25,7 +25,7 @@ from mnist_ddpm.training.checkpoint_files import (
 )
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import CONFIG, WEIGHTS
-from mnist_ddpm.training.weights import load_weights
+from mnist_ddpm.training.weight_loading import load_weights
 
 __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
 

@@ -12,7 +12,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import CONFIG, CONFIGS, load_diffusers
 from mnist_ddpm.formats.hub import read_config
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.weights import refuse, wrong_shapes
+from mnist_ddpm.training.weight_loading import refuse, wrong_shapes
 
 # The settings that determine a network and what its output means
 DECISIVE_SETTINGS = """

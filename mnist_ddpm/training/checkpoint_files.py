@@ -34,7 +34,7 @@ from mnist_ddpm.training.saving import (
     check_schedule_name,
     recorded_digest,
 )
-from mnist_ddpm.training.weights import refuse, wrong_shapes
+from mnist_ddpm.training.weight_loading import refuse, wrong_shapes
 
 FORMAT = 2
 BETWEEN_FILES = 0.5  # seconds from one file of a save to the next, at most

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.weights import load_weights
+from mnist_ddpm.training.weight_loading import load_weights
 
 
 def restore(run: Run, state: dict) -> None:
