@@ -351,3 +351,9 @@ def loss_from(first_time):
 def test_training_says_from_where_times_count(first_time):
     subject = build_subject(None, {"schedule": BETAS, "loss": loss_from(first_time)})
     assert subject.conventions.first_time == first_time and "first_time" in subject.known
+
+
+def test_a_network_of_vectors_is_known():
+    network = nn.Linear(256, 256)
+    subject = build_subject(None, {"schedule": BETAS, "network": lambda x, t: network(x)})
+    assert subject.conventions.is_flat

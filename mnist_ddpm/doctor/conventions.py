@@ -1,6 +1,7 @@
 """Finds out how a code counts and scales: by trying, in its forward process and its sampler."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ddpm.doctor.forward_checks import TOLERANCE, error_of, factors, probed_times
+from mnist_ddpm.doctor.modules import find_module, in_mode
 from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
 from mnist_ddpm.doctor.sampler_analysis import explain
 from mnist_ddpm.doctor.sampler_results import RANGES, possible_ends
@@ -26,6 +28,8 @@ def with_convention(subject: Subject, **changes: Any) -> Subject:
 
 def find_conventions(subject: Subject, seed: int = 0) -> Subject:
     """The subject with all conventions that can be found out. Fixed ones stay."""
+    if subject.network is not None and "is_flat" not in subject.known:
+        subject = layout_of_network(subject)
     if subject.schedule is None or not subject.schedule.a.isfinite().all():
         return subject
     if subject.forward is not None and "first_time" not in subject.known:
@@ -34,6 +38,23 @@ def find_conventions(subject: Subject, seed: int = 0) -> Subject:
         subject = first_time_of_loss(subject)
     if subject.sampler is not None:
         subject = conventions_of_sampler(subject, seed)
+    return subject
+
+
+def layout_of_network(subject: Subject) -> Subject:
+    """Whether the network takes images or vectors, which it is tried on."""
+    x = torch.zeros(2, *subject.shape)
+    t = torch.ones(2, dtype=torch.long)
+    module = find_module(subject.network)
+    for is_flat in (False, True):
+        shown = x.flatten(1) if is_flat else x
+        try:
+            with torch.no_grad(), nullcontext() if module is None else in_mode(module, False):
+                output = subject.network(shown, t)
+        except Exception:  # of any kind, in code that others wrote: the checks will show it
+            continue
+        if output.shape[2:] == shown.shape[2:]:
+            return with_convention(subject, is_flat=is_flat)
     return subject
 
 

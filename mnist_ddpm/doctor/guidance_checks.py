@@ -150,7 +150,7 @@ def judge_weights(subject: Subject, weights: dict[float, tuple[float, float]]) -
             name, "wrong", meaning, best, TOLERANCE, place, evidence={"guidance-sign": 1.0}
         )
     slope = cond - weights[1.0][0]
-    bug = "guidance-sign" if slope < 0 else "guidance-scale"
+    bug = "guidance-sign" if slope < -TOLERANCE else "guidance-scale"
     return Check(name, "wrong", meaning, best, TOLERANCE, place, evidence={bug: 1.0})
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from copy import copy, deepcopy
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,7 @@ def of_pipeline(pipeline: Any, steps: int) -> Subject:
     size = config.sample_size
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     subject = of_scheduler(pipeline.scheduler, steps, (config.in_channels, *sides))
-    return with_fields(subject, network=plain_network(pipeline.unet))
-
-
-def with_fields(subject: Subject, **fields: Any) -> Subject:
-    """The subject with other fields."""
-    changed = copy(vars(subject)) | fields
-    return Subject(**changed)
+    return replace(subject, network=plain_network(pipeline.unet))
 
 
 def of_scheduler(scheduler: Any, steps: int, shape: tuple[int, ...]) -> Subject:

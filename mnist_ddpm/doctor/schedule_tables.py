@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mnist_ddpm.ddpm import Schedule, check
 
-KINDS = "beta", "alpha_bar", "alpha", "sigma", "sqrt(alpha_bar)", "sqrt(1 - alpha_bar)"
 NAMES = {  # pieces of names, in the order in which they are looked for
     "sqrt_one_minus": "sqrt(1 - alpha_bar)",
     "sqrt_1m": "sqrt(1 - alpha_bar)",
@@ -59,9 +58,9 @@ def as_table(value: Any) -> Tensor | None:
 
 
 def kind_of_table(table: Tensor, name: str = "") -> str:
-    """Which of KINDS a table (K,) is: by its name, or without one by its values.
+    """What a table (K,) holds: by its name as in NAMES, or without one by its values.
 
-    Raises ValueError where neither says it.
+    Raises ValueError for values below 0.
     """
     table = table.double()
     by_name = next((kind for piece, kind in NAMES.items() if piece in name.lower()), None)
