@@ -65,6 +65,12 @@ def test_a_schedule_s_bug_is_named(table, bug):
     assert causes_of(report)[0] == bug and bug in BUGS
 
 
+@pytest.mark.parametrize("T", [256, 1024])
+def test_an_even_table_whose_values_halves_hold_exactly_is_ok(T):
+    table = 1 - torch.arange(1, T + 1) / T
+    assert "half-schedule" not in causes_of(mnist_ddpm.examine(schedule=table))
+
+
 def test_the_cosine_schedule_s_last_beta_is_wrong_for_eps_alone():
     t = torch.arange(1001, dtype=torch.float64)
     f = torch.cos((t / 1000 + 0.008) / 1.008 * torch.pi / 2).square()
