@@ -185,11 +185,23 @@ def own_noise(x_start, t):
     return right(x_start, t, torch.randn_like(x_start))
 
 
-@pytest.mark.parametrize("forward", [right, other_order, own_noise])
+def noise_beside(x, t):
+    noise = torch.randn_like(x)
+    return right(x, t, noise), noise
+
+
+@pytest.mark.parametrize("forward", [right, other_order, own_noise, noise_beside])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (12,)])
 def test_a_right_forward_process_is_ok_in_any_order_of_arguments(forward, shape):
     report = mnist_ddpm.examine(schedule=BETAS, forward=forward, shape=shape)
     assert report.is_ok
+
+
+def test_noise_that_is_returned_shows_the_factors():
+    report = mnist_ddpm.examine(
+        schedule=BETAS, forward=lambda x, t: (without_roots(x, t, x * 0 + 1), x * 0 + 1)
+    )
+    assert causes_of(report)[0] == "missing-sqrt"
 
 
 def test_a_forward_process_alone_shows_its_schedule():

@@ -114,7 +114,7 @@ def forward_figure(subject: Subject) -> Figure:
     x0 = shapes(subject.shape)[:1].expand(SHOWN, *subject.shape)
     noise = torch.randn(1, *subject.shape, generator=torch.Generator().manual_seed(0))
     noise = noise.expand_as(x0)
-    yours = call_forward(subject, x0.clone(), t, noise.clone()).float()
+    yours = call_forward(subject, x0.clone(), t, noise.clone())[0].float()
     right = ddpm.q_sample(subject.path, x0, t, noise)
     rows = [("your x_t", yours), ("the schedule's", right)]
     return rows_figure(rows, "x_t from t = 1 to T, with the same noise")
