@@ -10,7 +10,6 @@ let isSetUp = false;
 // Only once the worker draws the first digit, which so comes no later.
 function setUpBenches() {
   isSetUp = true;
-  $("bench-ideal").hidden = !facts.digits; // for networks of other pictures there are none
   for (const name of BENCHES) {
     $(`bench-${name}`).ontoggle = () => toggled(name);
     BENCH[name].setUp();

@@ -12,6 +12,7 @@ let forking; // a timer: the slider may move on
 function setUpFork() {
   tell("hold", wish.hold);
   $("hold").oninput = () => {
+    if (!isComplete()) return;
     holdMoment();
     cancelFutures();
     forking = setTimeout(askFutures, 200);
@@ -19,11 +20,11 @@ function setUpFork() {
   };
   $("other-futures").onclick = () => {
     firstFuture += FUTURES;
-    if (moments.length) askFutures();
+    if (isComplete()) askFutures();
   };
   $("cancel-futures").onclick = () => {
     cancelFutures();
-    $("spread").textContent = "Cancelled: these are half drawn. Move the slider to go on.";
+    $("spread").textContent = "Cancelled. Move the slider to go on.";
   };
 }
 
@@ -32,6 +33,7 @@ function drawFork() {
   cancelFutures();
   moments = [];
   $("spreads").replaceChildren();
+  $("spread").textContent = "Drawing …";
   ask("held", [wish.image], forkTask());
 }
 
@@ -40,7 +42,11 @@ function forkTask() {
   return { sampler: "ddpm", steps: Math.min(FORK_STEPS, facts.T), eta: 0, labels: null, guidance: 1 };
 }
 
-// The drawing is complete: its moments are the slider's, but for the last, which has no future.
+function isComplete() {
+  return moments.at(-1)?.t === 0;
+}
+
+// Its moments are the slider's, but for the last, which has no future.
 function readyToFork() {
   const times = moments.slice(0, -1).map(({ t }) => t);
   const distances = times.map((t) => Math.abs(t - wish.hold));
@@ -61,7 +67,7 @@ function addMoment(moment) {
     paint($("held-xt"), moment.x);
     paint($("held-x0"), moment.x0);
   }
-  if (moment.t === 0) readyToFork();
+  if (isComplete()) readyToFork();
 }
 
 function heldMoment() {
@@ -69,7 +75,6 @@ function heldMoment() {
 }
 
 function holdMoment() {
-  if (!moments.length) return;
   const { t, x, x0 } = heldMoment();
   paint($("held-xt"), x);
   paint($("held-x0"), x0);

@@ -28,7 +28,8 @@ function drawIdeal() {
     fillRow($(`${side}-nearest`), COMPARED);
   }
   const images = imagesOf("ideal", COMPARED);
-  const task = { labels: null, guidance: 1, isCompared: true }; // by the sampler of the page
+  const steps = Math.min(wish.steps, SLOW); // of the page's sampler; all of its states are kept
+  const task = { steps, labels: null, guidance: 1, isCompared: true };
   sending ??= sendDigits();
   sending.then(() => {
     if (!$("bench-ideal").open) return;

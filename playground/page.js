@@ -25,6 +25,7 @@ let wish = readAddress(location.hash, facts), stops, writing, task = 0, isReady 
 function setUp() {
   $("T").textContent = facts.T;
   $("film").hidden = facts.shape[0] > 1; // GIFs here are grey
+  $("bench-ideal").hidden = !facts.digits; // nor are there digits for other shapes
   const recommended = facts.draw.sampler;
   for (const name of OWN) if (name !== recommended) $(name).remove(); // of use in no other network
   $("quick").hidden = !OWN.includes(recommended);

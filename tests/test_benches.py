@@ -251,6 +251,16 @@ def test_a_drawing_forks_at_the_slider_and_can_be_cancelled(open_page):
     page.wait_for_url("**bench=fork&hold=1")
     page.press("#hold", "Home")
     page.wait_for_selector("#spread:text-matches('t = 20, ')")
+    page.evaluate(
+        """() => {
+            drawFork();
+            $("hold").value = $("hold").max; // while the drawing has no moments yet
+            $("hold").dispatchEvent(new Event("input"));
+            $("other-futures").click();
+        }"""
+    )
+    page.wait_for_selector("#spread:text-matches('t = 20, ')")
+    early = row_levels(page, "futures", 16)
     page.evaluate("() => { $('other-futures').click(); $('cancel-futures').click(); }")
     open_bench(page, "ideal")
     wait_for(page, "ideal")  # whose turn is after the futures'
@@ -282,6 +292,13 @@ def test_the_ideal_denoiser_copies_and_the_network_is_compared(open_page):
     assert nearly_equal(copies[0], levels(states[-1]))
     page.press("#ideal-moment", "Home")
     assert nearly_equal(row_levels(page, "ideal", 1)[0], levels(states[0]))
+
+
+def test_a_network_for_other_shapes_has_no_ideal_denoiser(open_page):
+    recipe = Recipe(**SMALL, image_size=(16, 24), channels=3, dataset="celeba")
+    page = open_page("#bench=ideal", weights_of(fresh(recipe)))
+    wait_for(page, "between")
+    assert page.is_hidden("#bench-ideal") and page.is_hidden("#trouble")
 
 
 def test_damaged_digits_are_named_when_they_are_needed(open_page):
