@@ -32,7 +32,7 @@ def as_images(array: np.ndarray, title: str) -> np.ndarray:
     return array
 
 
-def value_range(array: np.ndarray, title: str) -> tuple[float, float]:
+def black_and_white(array: np.ndarray, title: str) -> tuple[float, float]:
     """What is black and what is white: 0 and 255 of uint8, else 0 or -1, and 1.
 
     Raises ValueError for other types and ranges, for what is not finite, and for equal pixels.
@@ -67,7 +67,7 @@ def file_split(name: str, root: str | Path, split: str) -> PictureSet:
         raise NoSplit(f"{name} has no {split} images")
     title = f"{name}-{split}"
     images = as_images(arrays.values, title)
-    black, white = value_range(images, title)
+    black, white = black_and_white(images, title)
     labels = arrays.labels
     values = None if labels is None else partial(label_words, labels, len(images), title)
     return PictureSet(title, len(images), partial(to_picture, images, black, white), values)
@@ -93,5 +93,5 @@ def own_file_settings(name: str, root: str | Path, labelled: bool) -> dict:
     if arrays.values.ndim == 2:
         return vectors.vector_settings(name, labelled)
     channels = as_images(arrays.values, name).shape[-1]
-    value_range(arrays.values, name)
+    black_and_white(arrays.values, name)
     return {"channels": channels, **picture_settings(name, root, labelled)}
