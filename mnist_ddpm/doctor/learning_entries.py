@@ -132,7 +132,7 @@ def samples_entry(subject: Subject, seed: int) -> list[Check]:
 
 def training_entry(subject: Subject, seed: int) -> list[Check]:
     """The checks of a loss, by what it shows its network."""
-    images = known_images(subject.shape, BATCH, *value_range(subject))
+    images = known_images(subject.shape, BATCH, *range_of_data(subject))
     checks = recorded_checks(subject, subject.loss, images, seed)
     return in_place(checks, subject.place("loss"))
 
@@ -142,13 +142,13 @@ def step_entry(subject: Subject, seed: int) -> list[Check]:
     module = find_module(subject.network)
     if subject.loss is not None or module is None:
         return []
-    images = known_images(subject.shape, STEP_BATCH, *value_range(subject))
+    images = known_images(subject.shape, STEP_BATCH, *range_of_data(subject))
     with recorded_step(subject.training_step, module) as train:
         checks = recorded_checks(subject, train, images, seed)
     return in_place(checks, subject.place("training_step"))
 
 
-def value_range(subject: Subject) -> tuple[float, float]:
+def range_of_data(subject: Subject) -> tuple[float, float]:
     """The least and the greatest value of the data."""
     if subject.data is None:
         return subject.conventions.data_range
@@ -202,7 +202,7 @@ def with_times_of(subject: Subject, recording: Recording) -> Subject:
 
 def target_entry(subject: Subject, seed: int) -> list[Check]:
     """The check of what a loss wants of the network, for 64 known images."""
-    images = known_images(subject.shape, STEP_BATCH, *value_range(subject))
+    images = known_images(subject.shape, STEP_BATCH, *range_of_data(subject))
     value, recorder = loss_of_zeros(subject, images, seed)
     gradient = None
     if value.requires_grad and recorder.outputs:
@@ -242,7 +242,7 @@ def heart_entry(subject: Subject, seed: int) -> list[Check]:
 
 def likelihood_entry(subject: Subject, seed: int) -> list[Check]:
     """The check of the times at which a likelihood asks the network."""
-    x0 = known_images(subject.shape, 8, *value_range(subject))
+    x0 = known_images(subject.shape, 8, *range_of_data(subject))
     recorder = Recorder(subject.shape)
     torch.manual_seed(seed)
     with torch.no_grad():
