@@ -46,6 +46,7 @@ def answer(argv: list[str], status: int, room: str = "") -> str:
         ("", 2),
         ("--help", 0),
         ("sample --help", 0),
+        ("status --help", 0),
         ("train --preset faces-64 --help", 0),
         ("trian --epochs 3", 2),
         ("sample --setps 3", 2),

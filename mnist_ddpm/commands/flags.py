@@ -191,6 +191,18 @@ class LikelihoodFlags:
 
 
 @dataclass
+class StatusFlags:
+    """Say how a training with --validate goes: improving, done, copying, diverged, or unclear.
+
+    It reads the folder's progress.json, also while the training goes on.
+
+    Example: python -m mnist_ddpm status checkpoints/mine
+    """
+
+    folder: tyro.conf.Positional[Path] = Path("checkpoints/mine")  # of the run
+
+
+@dataclass
 class CompareFlags:
     """Set two cards of `evaluate` side by side.
 

@@ -9,6 +9,7 @@ import torch
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
+from mnist_ddpm.commands.status import check_validation, validation_log
 from mnist_ddpm.commands.training_flags import TrainFlags, typed_settings
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named, is_own
@@ -31,6 +32,7 @@ def run_train(flags: TrainFlags) -> None:
     with processes.main_process_first(world):  # which may download
         recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags)
     tracking.check_tracker(flags.log)
+    check_validation(flags)
     if flags.resume:
         locate_dataset(recipe, None)
     else:
@@ -67,7 +69,11 @@ def run_train(flags: TrainFlags) -> None:
         print_if_short(recipe, len(images), "--epochs", recipe.epochs)
     step = saving.saved_step(flags.out) or 0 if flags.resume else 0
     tracker = flags.log if world.rank == 0 else "none"
-    with tracking.tracker_log(tracker, flags.out, recipe, step) as log:
+    validated = {"images": images, "labels": labels, "device": device}
+    with (
+        tracking.tracker_log(tracker, flags.out, recipe, step) as tracker_log,
+        validation_log(flags, recipe, method, log=tracker_log, **validated) as log,
+    ):
         options = {"device": device, "world": world, "log": log, "teacher": teacher}
         options["method_weights"] = method_weights
         run = trainer.train(recipe, images, flags.out, labels, flags.resume, weights, **options)

@@ -100,6 +100,9 @@ class TrainFlags:
     processes: Annotated[int, unless_typed("any number")] = 0
     # log loss, learning rate, images/s and previews with this tracker, which must be installed
     log: Log = "none"
+    # measure loss, distance and copies while it trains: progress.json, progress.png and a verdict
+    validate: bool = False
+    validate_share: float = 0.05  # of the time of training that this may take
     # names of the flags that were typed
     typed: tyro.conf.Suppress[tuple[str, ...]] = ()
 
@@ -149,5 +152,11 @@ def typed_settings(flags: TrainFlags) -> dict:
 def place_flags(flags: TrainFlags | PlanFlags, out: Path) -> list[str]:
     """The flags of `train` for a run in the folder out, with the same data, device and log."""
     values = {"out": out, "data": flags.data, "device": flags.device, "log": flags.log}
+    words = []
+    if isinstance(flags, TrainFlags) and flags.validate:
+        words.append("--validate")
+        values["validate_share"] = flags.validate_share
     changed = {name: value for name, value in values.items() if value != getattr(TrainFlags, name)}
-    return [part for name, value in changed.items() for part in (f"--{name}", str(value))]
+    for name, value in changed.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return words

@@ -103,14 +103,17 @@ def audit_points(
     n: int,
     real: Tensor,
     own: Tensor | None,
+    usual: Tensor | None = None,
 ) -> Audit:
     """The audit of points that come in parts (…, D), in any space.
 
     seen: gives those of the n training images, then of their mirror images. own: the indices of the
-    real ones among the training images, if they are of these.
+    real ones among the training images, if they are of these. usual: the distances of the real ones
+    from an earlier audit, if they are known already.
     """
     near, index = zip(*(nearest_point(part, seen()) for part in generated))
-    usual, _ = nearest_point(real, seen(), own, n)
+    if usual is None:
+        usual, _ = nearest_point(real, seen(), own, n)
     return Audit(torch.cat(near).float().cpu(), usual.float().cpu(), torch.cat(index).cpu() % n)
 
 
@@ -120,11 +123,13 @@ def audit(
     held_out: Tensor | None = None,
     mirrored: bool = False,
     device: torch.device | str = "cpu",
+    usual: Tensor | None = None,
 ) -> Audit:
     """The audit of uint8 images (N, C, H, W) by their pixels in [0, 1], computed on a device.
 
     mirrored: training saw each image from both sides, and so does this. Of the real images AUDITED
     are compared: the first held out, or where held_out is None training images drawn at random.
+    usual: their distances, as of audit_points.
     """
 
     def points(images: Tensor) -> Tensor:
@@ -136,7 +141,8 @@ def audit(
 
     own = audited_indices(training) if held_out is None else None
     real = points(held_out[:AUDITED] if own is None else training[own])
-    total = (len(queries) + 1) * (1 + mirrored) * len(parts)  # also of the real ones
+    searches = len(queries) + (usual is None)  # also of the real ones
+    total = searches * (1 + mirrored) * len(parts)
     title = "looking for copies"
     with progress_bar(total=total, desc=title, unit="part", leave=False, delay=3) as bar:
 
@@ -146,4 +152,4 @@ def audit(
                     yield points(part.flip(-1) if flipped else part)
                     bar.update()
 
-        return audit_points(map(points, queries), seen, len(training), real, own)
+        return audit_points(map(points, queries), seen, len(training), real, own, usual)

@@ -1,12 +1,19 @@
-"""A denoiser's error on images that training has not seen, by time; and a condition's error."""
+"""A denoiser's error on images that training has not seen, by time; and a condition's error.
+
+Beside it, what is known to be reachable: an output of 0, and the best linear prediction.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Denoiser, Schedule, l_simple, to_float
+from mnist_ddpm.ddpm import Denoiser, Schedule, Time, l_simple, predict_eps, to_float
+from mnist_ddpm.evaluation.distances import roots, shuffled
 from mnist_ddpm.training.run import floats_of
+
+GAUSSIAN_IMAGES = 10_000  # whose mean and covariance the best linear prediction knows, at most
+LARGEST_COVARIANCE = 3072  # numbers of an image: of larger ones only the variances are computed
 
 
 @torch.no_grad()
@@ -46,6 +53,46 @@ def loss_by_tenth(denoise: Denoiser, schedule: Schedule, images: Tensor, **optio
     parts = [losses[(t - 1) * 10 // schedule.T == k] for k in range(10)]
     means = [round(part.mean().item(), 6) if len(part) else None for part in parts]
     return {"n": len(images), "mean": losses.mean().item(), "by_tenth_of_T": means}
+
+
+def gaussian_denoiser(schedule: Schedule, images: Tensor) -> Denoiser:
+    """E[x_0 | x_t] of a Gaussian with the mean m and covariance V diag(v) V^T of uint8 images.
+
+    That is the best prediction that is linear in x_t: m + V diag(a v / (a^2 v + b^2)) V^T
+    (x_t - a m). Of images larger than LARGEST_COVARIANCE, V is the identity.
+    """
+    x = floats_of(shuffled(images, 0, GAUSSIAN_IMAGES)).flatten(1).double()
+    mean = x.mean(dim=0)
+    axes = None
+    variances = x.var(dim=0)
+    if x.shape[1] <= LARGEST_COVARIANCE:
+        scales, axes = roots(x.T.cov())
+        variances = shrunk_variances(scales.square(), len(x))
+
+    def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        V = None if axes is None else axes.to(xt)
+        m = mean.to(xt)
+        a_t, b_t = (values.to(xt).view(-1, 1) for values in schedule.at(t))
+        centred = xt.flatten(1) - a_t * m
+        v = variances.to(xt)
+        shrunk = (centred if V is None else centred @ V) * a_t * v / (a_t**2 * v + b_t**2)
+        x0_hat = (m + (shrunk if V is None else shrunk @ V.T)).view(xt.shape)
+        return x0_hat, predict_eps(schedule, xt, t, x0_hat)
+
+    return denoise
+
+
+def shrunk_variances(variances: Tensor, n: int) -> Tensor:
+    """Eigenvalues (D,) of the covariance of n points, which come out too uneven, nearer their mean.
+
+    This is oracle-approximating shrinkage (arXiv 0907.4698, Eq. 23).
+    """
+    D = len(variances)
+    square = variances.square().sum()
+    total = variances.sum() ** 2
+    excess = ((n + 1 - 2 / D) * (square - total / D)).clamp(min=1e-12)
+    amount = (((1 - 2 / D) * square + total) / excess).clamp(max=1)
+    return (1 - amount) * variances + amount * variances.mean()
 
 
 def condition_error(

@@ -60,15 +60,28 @@ class TrackerLog:
 
     def __call__(self, run: Run, picture: np.ndarray | None = None) -> None:
         """Logs a picture, or every few steps a point; a failure ends the log, not the training."""
-        try:
+        with self.ending_on_failure(run.step):
             if self.tracker is not None and picture is not None:
                 log_picture(self.tracker, picture, run.step)
                 self.flush()
             elif self.tracker is not None:
                 self.log_step(run)
-        except Exception as error:  # of the package, its server or the disk
+
+    def log_values(self, values: dict[str, float], step: int) -> None:
+        """Logs other figures of a step, by name; a failure ends the log."""
+        with self.ending_on_failure(step):
+            if self.tracker is not None:
+                self.tracker.log(values, step=step)
+                self.flush()
+
+    @contextmanager
+    def ending_on_failure(self, step: int) -> Iterator[None]:
+        """Where the package, its server or the disk fails, the log ends with a printed line."""
+        try:
+            yield
+        except Exception as error:
             self.tracker = None
-            print(f"the log ends at step {run.step} ({first_line(error)})", file=sys.stderr)
+            print(f"the log ends at step {step} ({first_line(error)})", file=sys.stderr)
 
     def log_step(self, run: Run) -> None:
         """Logs the mean loss since the last point, the learning rate, and images/s."""
