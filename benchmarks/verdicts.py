@@ -89,7 +89,8 @@ class DigitFeatures(nn.Module):
     """A classifier of small digits: uint8 (N, 1, 8, 8) to features (N, 32)."""
 
     BATCH = 1000
-    outputs = 10
+    dataset = RECIPE.dataset
+    outputs = RECIPE.classes
 
     def __init__(self):
         super().__init__()

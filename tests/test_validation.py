@@ -135,6 +135,20 @@ def test_labels_no_better_than_chance_and_a_risen_loss_are_noted():
     assert rising.kind == DONE and any("heart" in note for note in rising.notes)
 
 
+def test_label_accuracy_is_compared_with_that_of_shuffled_labels():
+    classes, labels = torch.tensor([0] * 30 + [1] * 10), torch.tensor([0] * 20 + [1] * 20)
+    network = SimpleNamespace(dataset="two kinds", outputs=2)
+    judge = SimpleNamespace(network=network, logits=lambda features: features)
+    validator = SimpleNamespace(real=SimpleNamespace(judge=judge), labels=labels)
+    validator.recipe = SimpleNamespace(dataset="two kinds", classes=2, attributes=())
+    features = torch.nn.functional.one_hot(classes, 2).double()
+    figures = Validator.label_figures(validator, features)
+    assert figures["label_accuracy"].value == 0.75
+    assert figures["label_chance"] == pytest.approx(0.75 * 0.5 + 0.25 * 0.5)
+    validator.recipe.dataset = "others"
+    assert Validator.label_figures(validator, features) == {}
+
+
 # --- what is reachable
 
 

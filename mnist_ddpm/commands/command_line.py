@@ -26,8 +26,8 @@ from mnist_ddpm.training.options import PRESETS, check_size, merge_settings
 # Of each command the class of its flags, and where the function is that takes them
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (training_flags.TrainFlags, "train:run_train"),
-    "status": (flags.StatusFlags, "status:run_status"),
     "plan": (training_flags.PlanFlags, "plan:run_plan"),
+    "status": (flags.StatusFlags, "status:run_status"),
     "sample": (flags.SampleFlags, "sample:run_sample"),
     "likelihood": (flags.LikelihoodFlags, "measure_likelihood:run_likelihood"),
     "evaluate": (flags.EvaluateFlags, "evaluate:run_evaluate"),

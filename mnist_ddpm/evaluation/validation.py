@@ -214,11 +214,14 @@ class Validator:
 
     def label_figures(self, features: Tensor) -> dict:
         """How many images a classifier finds to be of their label, and by chance; or {}."""
-        classifier = getattr(self.real.judge.network, "outputs", None)
-        if not self.recipe.classes or self.recipe.attributes or classifier != self.recipe.classes:
+        network = self.real.judge.network
+        knows_classes = getattr(network, "dataset", None) == self.recipe.dataset
+        if not knows_classes or network.outputs != self.recipe.classes or self.recipe.attributes:
             return {}
         classes = self.real.judge.logits(features).argmax(dim=1)
-        counts = [torch.bincount(each, minlength=classifier) for each in (classes, self.labels)]
+        counts = [
+            torch.bincount(each, minlength=network.outputs) for each in (classes, self.labels)
+        ]
         chance = (counts[0] / len(classes)) @ (counts[1] / len(classes))
         accuracy = share(classes == self.labels)
         return {"label_accuracy": accuracy, "label_chance": chance.item()}
