@@ -31,7 +31,7 @@ HOW_TRAINED = commands_in(ROOT / "checkpoints" / "README.md", "`(?=(?:train|extr
 def test_pages_name_all_commands():
     named = {words[0] for words in COMMANDS}
     drawing = {"sample", "likelihood", "evaluate", "compare"}
-    assert named == drawing | {"train", "status", "plan", "extractor", "push", "export"}
+    assert named == drawing | {"train", "status", "plan", "extractor", "push", "export", "doctor"}
 
 
 @pytest.mark.parametrize("words", COMMANDS + HOW_TRAINED, ids=lambda words: " ".join(words)[:60])

@@ -1,5 +1,6 @@
 """The bugs that an examination can name: symptom, place, correction and source of each."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -228,3 +229,19 @@ BUGS: dict[str, Bug] = {
         "arXiv 2207.12598, Eq. 6",
     ),
 }
+
+
+def linked(source: str) -> str:
+    """A source with its threads and papers as Markdown links."""
+    thread = r"https://github\.com/[\w.-]+/([\w.-]+)/(?:issues|pull)/(\d+)"
+    source = re.sub(thread, lambda match: f"[{match[1]} #{match[2]}]({match[0]})", source)
+    return re.sub(r"arXiv (\d+\.\d+)", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+
+
+def markdown_rows() -> list[str]:
+    """The table of all bugs, for the page about them."""
+    rows = ["| bug | symptom | correction | source |", "|---|---|---|---|"]
+    for name, bug in BUGS.items():
+        cells = f"**{bug.title}** `{name}`", bug.symptom, bug.correction, linked(bug.source)
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import Schedule, check
 from mnist_ddpm.doctor.plain_functions import exchanged_network, plain_network
-from mnist_ddpm.doctor.schedule_tables import named_tables, schedule_of
+from mnist_ddpm.doctor.schedule_tables import named_tables, own_schedule, schedule_of
 from mnist_ddpm.doctor.subject import Conventions, Subject
 
 PREDICTIONS = {
@@ -39,8 +39,9 @@ def from_library(code: Any, steps: int, shape: tuple[int, ...]) -> Subject | Non
         return code
     if isinstance(code, (str, Path)):
         code = open_folder(Path(code))
-    if isinstance(code, Schedule):
-        return Subject(schedule=code, shape=shape)
+    schedule = own_schedule(code)
+    if schedule is not None:
+        return Subject(schedule=schedule, shape=shape)
     if hasattr(code, "scheduler") and hasattr(code, "unet"):
         return of_pipeline(code, steps)
     if hasattr(code, "set_timesteps") and hasattr(code, "step"):
@@ -85,7 +86,7 @@ def of_scheduler(scheduler: Any, steps: int, shape: tuple[int, ...]) -> Subject:
         schedule = Schedule(1 - b, b)
         tables = {}
     else:
-        tables = {"alpha_bar": scheduler.alphas_cumprod}
+        tables = {"given": scheduler.alphas_cumprod}
         schedule = schedule_of(scheduler.alphas_cumprod.cpu(), "alpha_bar")
     prediction = getattr(config, "prediction_type", "flow_prediction" if is_flow else "epsilon")
     clips = getattr(config, "clip_sample", None)
@@ -184,7 +185,7 @@ def of_sigma_schedule(schedule: Any, steps: int, shape: tuple[int, ...]) -> Subj
     return Subject(
         schedule=schedule_of(torch.as_tensor(schedule.sigmas).cpu(), "sigma"),
         sampler=sampler if samples else None,
-        tables={"alpha_bar": torch.as_tensor(schedule.sigmas)},
+        tables={"given": torch.as_tensor(schedule.sigmas)},
         shape=shape,
         clips=False,
         conventions=Conventions(time="sigma"),

@@ -74,16 +74,15 @@ def views(subject: Subject, run: SamplerRun) -> list[View]:
     t = subject.entries(run.code_times)
     s = torch.cat([t[1:], torch.zeros(1)])
     right = View(None, "", t, s)
-    if subject.conventions.time == "sigma":
-        return [right]
+    is_sigma = subject.conventions.time == "sigma"
     wrong = []
-    for shift in (1, -1):
+    for shift in () if is_sigma else (1, -1):
         side = "below" if shift > 0 else "above"
         shifted = (t + shift, torch.cat([s[:-1] + shift, torch.zeros(1)]))
         wrong.append(
             View("network-time", f", the network at a time 1 {side} its image's", *shifted)
         )
-    start = torch.full((1,), float(subject.T))
+    start = (2 * t[:1] - t[1:2] if len(t) > 1 else t).clamp(max=subject.T)
     wrong.append(
         View("network-time", ", the network at the next time", torch.cat([start, t[:-1]]), t)
     )
@@ -91,7 +90,7 @@ def views(subject: Subject, run: SamplerRun) -> list[View]:
         if ((t - s)[:-1] - stride).abs().gt(0.5).any():
             description = f", to t - {stride} where the next time is another"
             wrong.append(View("respacing", description, t, (t - stride).clamp(min=0)))
-    for bug, description, x0_from_eps in WRONG_X0:
+    for bug, description, x0_from_eps in [] if is_sigma else WRONG_X0:
         wrong.append(View(bug, f", x0_hat with {description}", t, s, x0_from_eps))
     return [right, *wrong]
 
@@ -230,6 +229,17 @@ def explain(
         likelier = [each for each in rivals if search.surpasses(each, fitting[0])]
         return likelier + fitting
     return likely + by_likelihood(right) if likely else by_likelihood(right + wrong)
+
+
+def with_mixed_times(subject: Subject, run: SamplerRun) -> list[Candidate]:
+    """Right formulas that fit with the network at another time than its image's."""
+    search = Search(subject, run, examined_steps(run), None)
+    found = []
+    for view in views(subject, run)[1:]:
+        if view.bug == "network-time":
+            predictions = [subject.conventions.prediction]
+            found += search.candidates(view, predictions, lambda steps: PUBLISHED)
+    return by_likelihood([each for each in found if each.fits])
 
 
 def by_likelihood(candidates: list[Candidate]) -> list[Candidate]:

@@ -133,6 +133,16 @@ def shifted_variance(steps: Steps, shift: int):
     return ddpm_step(steps, lambda _: posterior(replace(steps, **entries)))
 
 
+def variance_of_other_step(steps: Steps, is_later: bool):
+    """DDPM's step with the posterior variance of the step before, or of the one that follows."""
+    length = steps.t - steps.s
+    if is_later:
+        entries = {"t": steps.s, "s": (steps.s - length).clamp(min=0)}
+    else:
+        entries = {"t": steps.t + length, "s": steps.t}
+    return ddpm_step(steps, lambda _: posterior(replace(steps, **entries)))
+
+
 def noisy_by(steps: Steps, deviation: Callable[[Pieces], Tensor]):
     """DDPM's step with noise of another deviation."""
     mean, _ = ddpm_step(steps)
@@ -151,6 +161,13 @@ def without_subtraction(steps: Steps, eta: float):
     """DDIM's step with all of b_s eps_hat, and noise of sigma besides."""
     mean, _ = ddim_step(steps)
     return mean, eta * posterior(steps).sqrt()
+
+
+def squared_sigma(steps: Steps, eta: float):
+    """DDIM's step with the posterior variance as sigma."""
+    a_s, b_s = steps.next
+    sigma = eta * posterior(steps)
+    return a_s * steps.x0 + (b_s**2 - sigma**2).clamp(min=0).sqrt() * steps.eps, sigma
 
 
 def alpha_of_next(steps: Steps) -> Tensor:
@@ -217,6 +234,10 @@ def ancestral_bugs() -> list[WrongFormula]:
         formula = partial(shifted_variance, shift=shift)
         description = f"DDPM's posterior variance of t {shift:+}"
         wrong.append(WrongFormula("posterior-variance", description, formula))
+    for is_later, side in ((False, "before"), (True, "after")):
+        formula = partial(variance_of_other_step, is_later=is_later)
+        description = f"DDPM's posterior variance of the step {side}"
+        wrong.append(WrongFormula("posterior-variance", description, formula))
     for bug, description, deviation in DEVIATIONS:
         formula = partial(noisy_by, deviation=deviation)
         wrong.append(WrongFormula(bug, f"DDPM: {description}", formula))
@@ -250,6 +271,8 @@ def ddim_bugs() -> list[WrongFormula]:
     for eta in (0.5, 1.0):
         formula = partial(without_subtraction, eta=eta)
         wrong.append(WrongFormula("ddim-alpha", "DDIM: sigma² is not subtracted", formula))
+        formula = partial(squared_sigma, eta=eta)
+        wrong.append(WrongFormula("missing-sqrt", "DDIM: sigma without its root", formula))
     return wrong
 
 

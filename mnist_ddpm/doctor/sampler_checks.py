@@ -2,10 +2,22 @@
 
 import math
 
+from torch import Tensor
+
 from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
 from mnist_ddpm.doctor.report import Check
-from mnist_ddpm.doctor.sampler_analysis import Candidate, examined_steps, explain, steps_seen
-from mnist_ddpm.doctor.sampler_results import check_clipping, check_end, check_result
+from mnist_ddpm.doctor.sampler_analysis import (
+    Candidate,
+    clippings,
+    examined_steps,
+    explain,
+    judge,
+    steps_seen,
+    views,
+    with_mixed_times,
+)
+from mnist_ddpm.doctor.sampler_formulas import RIGHT, ddpm_step
+from mnist_ddpm.doctor.sampler_results import check_clipping, check_end, check_result, possible_ends
 from mnist_ddpm.doctor.subject import CheckEntry, Subject
 
 Z = 5.0  # deviations that a mean of random numbers may have: one false alarm in two million
@@ -52,8 +64,18 @@ def explain_run(subject: Subject, run: SamplerRun) -> list[Candidate]:
             tolerant = explain(subject, run, predictions, False, independent=pixels)[0]
             if tolerant.fits and noise_statistics(subject, run, tolerant)["shared"] > 0.5:
                 candidates = [tolerant]
+        if candidates and candidates[0].fits and not ends_well(subject, run, candidates[0]):
+            mixed = with_mixed_times(subject, run)
+            better = [each for each in mixed if ends_well(subject, run, each)]
+            candidates = better or candidates
         subject.cache[key] = candidates
     return subject.cache[key]
+
+
+def ends_well(subject: Subject, run: SamplerRun, candidate: Candidate) -> bool:
+    """Whether the last step goes to the image exactly, as this candidate explains the others."""
+    ends = possible_ends(subject, run, candidate)[:2]
+    return any(end.error <= end.allowed for end in ends)
 
 
 def check_told_times(subject: Subject, run: SamplerRun) -> Check:
@@ -73,6 +95,10 @@ def check_told_times(subject: Subject, run: SamplerRun) -> Check:
         far = max(entries.max().item() - T, 1 - entries.min().item())
         return Check(name, "wrong", meaning, far, 0.0, place, evidence=evidence)
     rises = (entries[1:] - entries[:-1]).max().item() if len(entries) > 1 else -1.0
+    if rises > 0 and entries[-1] > entries[0] and subject.conventions.time != "fraction":
+        meaning = f"times rise while the noise falls ({shown}): is it the number of the step?"
+        place = subject.place("sampler")
+        return Check(name, "wrong", meaning, rises, 0.0, place, {"network-time": 1.0})
     if rises > 0:
         meaning = f"times rise on the way ({shown}): right only for samplers that go back"
         return Check(name, "undecided", meaning, rises, 0.0, place)
@@ -142,6 +168,9 @@ def check_formula(
         return Check(
             name, "wrong", meaning, misfit_of_right(candidates), 1.0, place, evidence=weights
         )
+    noise = own_noise(subject, run)
+    if noise is not None:
+        return check_own_noise(name, subject, *noise)
     if result.verdict == "ok":
         meaning = "no formula that this program knows, but the result is right"
         return Check(name, "ok", meaning, result.value, result.tolerance, place)
@@ -150,6 +179,34 @@ def check_formula(
     bugs = list(dict.fromkeys(each.bug for each in candidates[:12] if each.bug))
     near = {bug: 0.4 / (k + 1) for k, bug in enumerate(bugs[:3])}
     return Check(name, verdict, meaning, best.misfit, 1.0, place, evidence=near)
+
+
+def own_noise(subject: Subject, run: SamplerRun) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The noise of steps whose means are DDPM's: each one's deviation, and the two right ones (K,).
+
+    None where the means are others.
+    """
+    view = views(subject, run)[0]
+    prediction = subject.conventions.prediction
+    for steps, _ in clippings(subject, run, view, prediction, examined_steps(run)):
+        mean, low = ddpm_step(steps)
+        deviation = (steps.y - mean).square().mean((1, 2), True).sqrt()
+        if judge(steps, lambda steps: (ddpm_step(steps)[0], deviation))[1] <= 1:  # noqa: B023
+            high = RIGHT["DDPM, variance beta"](steps)[1]
+            return deviation.flatten(), low.flatten(), high.flatten()
+    return None
+
+
+def check_own_noise(name: str, subject: Subject, own: Tensor, low: Tensor, high: Tensor) -> Check:
+    """Whether the noise of DDPM's steps is between that of the posterior and that of beta (K,)."""
+    place = subject.place("sampler")
+    share = ((own < 0.85 * low) | (own > 1.15 * high)).double().mean().item()
+    if share <= 0.1:
+        meaning = "each step is DDPM's, with a variance between the posterior's and beta"
+        return Check(name, "ok", meaning, share, 0.1, place)
+    meaning = "the means are DDPM's, but the noise is neither the posterior's nor beta's"
+    evidence = {"posterior-variance": 1.0, "missing-sqrt": 0.3}
+    return Check(name, "wrong", meaning, share, 0.1, place, evidence)
 
 
 def misfit_of_right(candidates: list[Candidate]) -> float | None:

@@ -102,12 +102,35 @@ def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate]) ->
                 return Check(name, "undecided", meaning, end.noise, 0.0, place)
             if subject.conventions.time == "sigma" and end.noise < 0.1:
                 return Check(name, "ok", meaning, end.noise, 0.1, place)
-            return Check(name, "wrong", meaning, end.noise, 0.0, place, evidence={end.bug: 1.0})
+            evidence = {end.bug: 1.0}
+            if distance > 3 * end.noise:  # more than is left at the first time
+                meaning = f"noise of deviation {distance:.3f} is added to the image"
+                evidence = {"last-noise": 1.0, "early-end": 0.5}
+            return Check(name, "wrong", meaning, distance, allowed, place, evidence)
     if is_noise_added(subject, run, best):
         meaning = f"noise of deviation {distance:.3f} is added to the image"
         return Check(name, "wrong", meaning, distance, allowed, place, evidence={"last-noise": 1.0})
+    left = noise_left(subject, run, best, allowed) if best else None
+    if left is not None:
+        meaning = f"it stops before the image: noise of deviation {left:.3f} is left"
+        return Check(name, "wrong", meaning, distance, allowed, place, {"early-end": 1.0})
     meaning = "the result is neither the last x0_hat nor what the formula of the steps gives"
     return Check(name, "undecided", meaning, distance, allowed, place)
+
+
+def noise_left(subject: Subject, run: SamplerRun, best: Candidate, allowed: float) -> float | None:
+    """The noise that is left where the last step goes to an entry above 1, else None."""
+    last = int(best.view.t[-1].ceil().item())
+    for s in range(2, min(last, 200)):
+        steps = last_step(subject, run, best, float(s))
+        mean, deviation = best.formula(steps)
+        error = (in_range(subject, run.end) - mean[0]).square().mean().sqrt().item()
+        noise = math.hypot(deviation.max().item(), allowed / 3)
+        chance = 0.02 + Z / math.sqrt(2 * mean.numel())
+        is_exact = deviation.max() < 1e-6 and error <= allowed
+        if is_exact or (deviation.max() > allowed and abs(error / noise - 1) < chance):
+            return steps.next[1].item()
+    return None
 
 
 def is_noise_added(subject: Subject, run: SamplerRun, best: Candidate | None) -> bool:

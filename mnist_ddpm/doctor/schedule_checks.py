@@ -17,6 +17,8 @@ LARGEST_BETA = 0.9999
 def schedule_checks(subject: Subject, seed: int) -> list[Check]:
     """All checks of the schedule."""
     checks = [check_levels(subject), check_end_of_schedule(subject), check_table_precision(subject)]
+    checks += [check_clean_image(subject), check_roots(subject), check_products(subject)]
+    checks = [check for check in checks if check is not None]
     if is_variance_preserving(subject.schedule):
         checks.append(check_last_beta(subject))
         for name, table in (subject.tables or {}).items():
@@ -35,7 +37,8 @@ def check_levels(subject: Subject) -> Check:
     place = subject.place("schedule")
     if not (a.isfinite() & b.isfinite()).all() or (a < 0).any() or (b < 0).any():
         count = int((~(a.isfinite() & b.isfinite()) | (a < 0) | (b < 0)).sum())
-        return Check(name, "wrong", f"{count} entries are no levels", count, 0, place)
+        evidence = {"cosine-end": 0.9} if count == 1 and not a[:-1].isnan().any() else {}
+        return Check(name, "wrong", f"{count} entries are no levels", count, 0, place, evidence)
     angle = torch.atan2(b, a)
     falls = int((angle[1:] < angle[:-1] - 1e-9).sum())
     if falls:
@@ -54,9 +57,74 @@ def check_end_of_schedule(subject: Subject) -> Check:
     meaning = f"x_T is {a:.3g} x_0 + {b:.3g} eps"
     if ratio > VISIBLE:
         meaning += ": it still shows the image, and sampling starts without one"
-        return Check(name, "wrong", meaning, ratio, VISIBLE, place, evidence={"weak-end": 1.0})
+        is_single = a**2 > 0.9 * (a**2 + b**2)  # one step's alpha; a product is far smaller
+        evidence = {"alpha-for-alpha-bar": 1.0, "weak-end": 0.5} if is_single else {"weak-end": 1.0}
+        return Check(name, "wrong", meaning, ratio, VISIBLE, place, evidence)
     verdict = "ok" if ratio <= FAINT else "undecided"
     return Check(name, verdict, meaning, ratio, VISIBLE, place)
+
+
+def check_clean_image(subject: Subject) -> Check | None:
+    """Whether entry 0 is the clean image, where the code has such an entry."""
+    a, b = subject.schedule.a[0].item(), subject.schedule.b[0].item()
+    if abs(a - 1) + abs(b) < 1e-9:
+        return None
+    name = "schedule: its entry for the clean image"
+    meaning = f"it is {a:.4f} x_0 + {b:.4f} eps, not x_0: padded on the wrong side"
+    place = subject.place("schedule")
+    return Check(name, "wrong", meaning, b, 0.0, place, {"neighbour-padding": 1.0})
+
+
+def check_roots(subject: Subject) -> Check | None:
+    """Whether a root is missing: in levels whose squares do not add up to 1, or in sigmas.
+
+    Sigmas are those of betas that are linear, or whose roots are, only with their root.
+    """
+    name = "schedule: roots of its levels"
+    a, b = subject.schedule.a, subject.schedule.b
+    place = subject.place("schedule")
+    for description, total in (("b", a**2 + b), ("a", a + b**2)):
+        if (total - 1).abs().max() < 1e-5 and not is_variance_preserving(subject.schedule):
+            off = (a**2 + b**2 - 1).abs().max().item()
+            meaning = f"{description} is a share of variance, whose root belongs there"
+            return Check(name, "wrong", meaning, off, 1e-5, place, {"missing-sqrt": 1.0})
+    sigma = b / a
+    if subject.T < 20 or not sigma.isfinite().all():
+        return None
+    with_root, without = (is_linear(1 / (1 + each)) for each in (sigma**2, sigma))
+    if without and not with_root:
+        meaning = "its betas are linear if sigma is read as sigma²"
+        return Check(name, "wrong", meaning, None, None, place, {"missing-sqrt": 1.0})
+    return None
+
+
+def is_linear(alpha_bar: Tensor) -> bool:
+    """Whether the betas, or their roots, rise evenly: within a hundredth of their range."""
+    beta = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(min=0)
+    for table in (beta, beta.sqrt()):
+        line = torch.linspace(0, 1, len(table), dtype=table.dtype)
+        off = (table - torch.lerp(table[0], table[-1], line)).abs().max()
+        if off < 0.01 * (table[-1] - table[0]).abs():
+            return True
+    return False
+
+
+def check_products(subject: Subject) -> Check | None:
+    """Whether alphas_cumprod is the product of 1 - beta, where the code has both tables."""
+    tables = subject.tables or {}
+    beta, given = (tables.get(name) for name in ("betas", "alphas_cumprod"))
+    if beta is None or given is None or beta.shape != given.shape:
+        return None
+    name = "schedule: alphas_cumprod of its betas"
+    alpha = 1 - beta.double()
+    off = (given.double() - alpha.cumprod(0)).abs().max().item()
+    place = subject.places.get("alphas_cumprod", "alphas_cumprod")
+    if off < 1e-4:
+        return Check(name, "ok", "it is their product", off, 1e-4, place)
+    is_single = (given.double() - alpha).abs().max() < 1e-6
+    evidence = {"alpha-for-alpha-bar": 1.0} if is_single else {"half-schedule": 0.5}
+    meaning = "it is 1 - beta itself" if is_single else "it is not the product of 1 - beta"
+    return Check(name, "wrong", meaning, off, 1e-4, place, evidence)
 
 
 def betas_of(schedule: Schedule) -> Tensor:
@@ -83,22 +151,41 @@ def check_last_beta(subject: Subject) -> Check:
     return Check(name, "undecided", meaning, beta, LARGEST_BETA, place, evidence=evidence)
 
 
+def alphas_of(schedule: Schedule) -> list[Tensor]:
+    """alpha_bar and alpha (T,) of any path, as if it were one with a² + b² = 1."""
+    ratio = (schedule.b / schedule.a).square()
+    alpha_bar = 1 / (1 + ratio)
+    return [alpha_bar[1:], alpha_bar[1:] / alpha_bar[:-1]]
+
+
+def half_precision_of(table: Tensor) -> torch.dtype | None:
+    """The half precision in which all values were computed, if they were."""
+    is_even = len(table) > 2 and table.double().diff().diff().abs().max() < 1e-7
+    for half in () if is_even else (torch.float16, torch.bfloat16):  # k / 1024 is exact
+        error = (table.to(half).double() / table.double() - 1).abs()
+        if table.dtype == half or (error.max() < 1e-6 and len(table.to(half).unique()) > 20):
+            return half
+    return None
+
+
 def check_table_precision(subject: Subject) -> Check:
     """Whether the table was computed in half precision."""
     name = "schedule: precision of its table"
     place = subject.place("schedule")
-    table = (subject.tables or {}).get("given")
-    if table is None:
-        return Check(name, "not checked", "needs: the table itself", where=place)
-    changes = table[1:] - table[:-1]
-    is_even = bool((changes == changes[:1]).all())  # as 1 - t / 1024, which halves hold exactly
-    for half in (torch.float16, torch.bfloat16):
-        is_exact = not is_even and bool((table.to(half).double() == table.double()).all())
-        if table.dtype == half or (is_exact and len(table.unique()) > 20):
+    tables = subject.tables or {}
+    table = tables.get("given")
+    given = [tables[key] for key in ("given", "alphas_cumprod", "sigmas") if key in tables]
+    if subject.schedule.a.isfinite().all() and (subject.schedule.a > 0).all():
+        given += alphas_of(subject.schedule)
+    for each in given:
+        half = half_precision_of(each)
+        if half is not None:
             meaning = f"all its values are {str(half).removeprefix('torch.')}"
-            evidence = {"half-schedule": 1.0}
             step = torch.finfo(half).eps
-            return Check(name, "wrong", meaning, step, 1e-6, place, evidence=evidence)
+            return Check(name, "wrong", meaning, step, 1e-6, place, {"half-schedule": 1.5})
+    if table is None:
+        return Check(name, "ok", "float32 or better", 0, 0, place)
+    changes = table[1:] - table[:-1]
     repeated = int((changes == 0).sum())
     if repeated > len(table) / 20 and len(table.unique()) > 2:
         meaning = f"{repeated} of its values repeat the one before, as after rounding"

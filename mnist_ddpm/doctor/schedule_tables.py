@@ -57,6 +57,14 @@ def as_table(value: Any) -> Tensor | None:
     return value.detach().cpu().flatten() if value.numel() == max(value.shape) else None
 
 
+def own_schedule(value: Any) -> Schedule | None:
+    """The schedule of an object of this package, or of a copy of its class: tables a and b."""
+    a, b = (as_table(getattr(value, name, None)) for name in "ab")
+    if a is None or b is None or a.shape != b.shape:
+        return None
+    return Schedule(a.double(), b.double())
+
+
 def kind_of_table(table: Tensor, name: str = "") -> str:
     """What a table (K,) holds: by its name as in NAMES, or without one by its values.
 

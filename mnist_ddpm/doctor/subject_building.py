@@ -18,6 +18,7 @@ from mnist_ddpm.doctor.schedule_tables import (
     as_table,
     kind_of_table,
     named_tables,
+    own_schedule,
     schedule_of,
 )
 from mnist_ddpm.doctor.subject import Conventions, Subject
@@ -150,9 +151,9 @@ def schedule_fields(
             levels = schedule_of_forward(plain_functions.plain_forward(forward, tables), shape)
             return {} if levels is None else {"schedule": levels}
         value = tables[name]
-    levels = getattr(value, "a", None), getattr(value, "b", None)
-    if all(isinstance(level, Tensor) for level in levels):  # as of ddpm.Schedule, or of a copy
-        return {"schedule": Schedule(*levels)}
+    schedule = own_schedule(value)
+    if schedule is not None:
+        return {"schedule": schedule}
     table = as_table(value)
     if table is None:
         inside = named_tables(value)
