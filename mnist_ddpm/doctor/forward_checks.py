@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from mnist_ddpm import ddpm
 from mnist_ddpm.doctor.report import Check
 from mnist_ddpm.doctor.subject import CheckEntry, Subject, levels_at
 
@@ -42,7 +43,7 @@ def call_forward(subject: Subject, x0: Tensor, t: Tensor, noise: Tensor) -> tupl
 
 def factors(subject: Subject, t: Tensor) -> tuple[Tensor, Tensor]:
     """The factors of x_0 and of the noise (K,) at our times (K,), by least squares."""
-    generator = torch.Generator().manual_seed(0)
+    generator = ddpm.random_generator(0, 1)
     x0, noise = torch.randn(2, len(t), *subject.shape, generator=generator)
     xt, noise = call_forward(subject, x0, t, noise)
     basis = torch.stack([x0.double().flatten(1), noise.flatten(1)], dim=2)
@@ -109,7 +110,7 @@ def noise_is_ignored(subject: Subject) -> bool:
 def check_linear(subject: Subject, seed: int) -> Check:
     """Whether x_t is a sum of x_0 and noise, each pixel by itself, without other noise in it."""
     name = "forward: x_t is a sum of x_0 and noise"
-    generator = torch.Generator().manual_seed(seed)
+    generator = ddpm.random_generator(seed, 1)
     x0, noise = torch.randn(2, IMAGES, *subject.shape, generator=generator)
     t = torch.randint(1, subject.T + 1, (IMAGES,), generator=generator)
     xt, noise = call_forward(subject, x0, t, noise)

@@ -101,7 +101,7 @@ def probe(subject: Subject, size: float = 0.9, seed: int = 0) -> StandIn:
 
     So the coefficients of x_t and x0_hat in each step of a sampler show, one by one.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = ddpm.random_generator(seed, 1)
 
     def x0_hat(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
         return size * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1)
