@@ -28,10 +28,10 @@ ENOUGH_STEPS = 2000  # from random weights
 
 def run_train(flags: TrainFlags) -> None:
     """Trains to the end of the epochs. What cannot be done is reported before images are read."""
+    tracking.check_tracker(flags.log)
     world = processes.connect_world(flags.processes, flags.device == "cpu")
     with processes.main_process_first(world):  # which may download
         recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags)
-    tracking.check_tracker(flags.log)
     check_validation(flags)
     if flags.resume:
         locate_dataset(recipe, None)
