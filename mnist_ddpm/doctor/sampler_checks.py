@@ -110,7 +110,7 @@ def check_told_times(subject: Subject, run: SamplerRun) -> Check:
     limit = max(0.5, 1.5 * subject.schedule.a[-1].item())
     if signal > limit and subject.conventions.time != "sigma":
         meaning = f"noise is shown as if it were an image at t = {run.code_times[0]:g} ({shown})"
-        evidence = {"respacing": 0.6, "network-time": 0.4}
+        evidence = {"network-time": 0.6, "respacing": 0.4}
         return Check(name, "wrong", meaning, signal, limit, place, evidence=evidence)
     meaning = f"they fall: {shown}"
     return Check(name, "ok", meaning, signal, limit, place)
@@ -132,7 +132,7 @@ def check_start(subject: Subject, run: SamplerRun) -> Check:
     if abs(mean) < Z / math.sqrt(n) + 0.01 and is_normal:
         larger = math.sqrt(1 + expected**2) / expected  # image and noise, where b is not 1
         sizes = {1.0, larger, 1 / expected} if expected < 1 else {1.0, larger}
-        error = min(abs(deviation - size) for size in sizes)
+        error = min(abs(deviation / size - 1) for size in sizes)
         if error < tolerance:
             return Check(name, "ok", "it is normal", deviation - 1, tolerance, place)
         meaning = f"its deviation is {deviation * expected:.3g} where {expected:.3g} is right"
