@@ -9,7 +9,7 @@ from training_helpers import TINY, squares
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.method import Batch, PlainMethod
-from mnist_ddpm.methods.augmentation import Augmented, recoloured, shifted
+from mnist_ddpm.methods.augmentation import Augmented, randomly_recoloured, randomly_shifted
 from mnist_ddpm.trainer import start_run
 from mnist_ddpm.training.loop import training_loop
 
@@ -21,7 +21,7 @@ def test_a_shift_moves_all_of_an_image_by_up_to_a_tenth():
     inside = slice(None), slice(1, -1), slice(2, -2)
     offsets = [(down, right) for down in (-1, 0, 1) for right in (-2, -1, 0, 1, 2)]
     seen = set()
-    for before, after in zip(IMAGES, shifted(IMAGES)):
+    for before, after in zip(IMAGES, randomly_shifted(IMAGES)):
         rolled = {each: before.roll(each, (1, 2)) for each in offsets}
         moves = [each for each in offsets if torch.equal(after[inside], rolled[each][inside])]
         assert len(moves) == 1
@@ -32,14 +32,14 @@ def test_a_shift_moves_all_of_an_image_by_up_to_a_tenth():
 def test_new_colours_keep_the_order_of_pixels_and_grey_grey():
     torch.manual_seed(0)
     grey = IMAGES[:, :1]
-    changed = recoloured(grey)
+    changed = randomly_recoloured(grey)
     assert changed.abs().max() <= 1 and not torch.allclose(changed, grey, atol=0.2)
     order = grey.flatten(1).argsort(dim=1)
     assert (changed.flatten(1).gather(1, order).diff(dim=1) >= 0).all()
-    coloured = recoloured(grey.expand(-1, 3, -1, -1))
+    coloured = randomly_recoloured(grey.expand(-1, 3, -1, -1))
     torch.testing.assert_close(coloured, coloured[:, :1].expand_as(coloured))
     saturation = IMAGES.std(dim=1).mean(dim=(1, 2))
-    assert (recoloured(IMAGES).std(dim=1).mean(dim=(1, 2)) / saturation).std() > 0.05
+    assert (randomly_recoloured(IMAGES).std(dim=1).mean(dim=(1, 2)) / saturation).std() > 0.05
 
 
 @pytest.mark.parametrize("progress, share", [(0.0, 1.0), (0.35, 0.5), (0.7, 0.0), (1.0, 0.0)])

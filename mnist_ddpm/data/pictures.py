@@ -87,10 +87,10 @@ def check_complete(opened: Image.Image, source: Path | BinaryIO) -> None:
         return
     if not isinstance(source, Path):
         source.seek(0)
-    with Image.open(source, formats=["PNG"]) as again:
+    with Image.open(source, formats=["PNG"]) as white:
         ones = b"\xff" * (len(rows) * opened.height // min(2, opened.height))
-        again.im = Image.frombytes(again.mode, again.size, ones).im
-        ddpm.check(again.crop(end).tobytes() == rows, "its data end before its last pixel")
+        white.im = Image.frombytes(white.mode, white.size, ones).im
+        ddpm.check(white.crop(end).tobytes() == rows, "its data end before its last pixel")
 
 
 def read_picture(source: Path | BinaryIO, mode: str) -> Image.Image:

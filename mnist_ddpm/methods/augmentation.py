@@ -1,7 +1,7 @@
 """Augmentation that samples do not show: it fades out before training ends.
 
 Shifted and recoloured copies help where images are few, but a network also learns to draw them
-(EDM, arXiv 2206.00364, Appendix F.2, which tells its network of them instead). Here ever fewer
+(EDM, arXiv 2206.00364, Appendix F.2, whose network is given them instead). Here ever fewer
 images are changed, and in the last part of training none.
 """
 
@@ -23,7 +23,7 @@ STRONGEST = 0.3  # of changes of contrast, brightness and saturation
 Augmentation = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] to changed ones
 
 
-def shifted(x: Tensor) -> Tensor:
+def randomly_shifted(x: Tensor) -> Tensor:
     """Each image moved by up to a tenth of its sides; what is uncovered shows its reflection."""
     n, _, height, width = x.shape
     margins = [max(1, round(LONGEST_SHIFT * side)) for side in (height, width)]
@@ -37,7 +37,7 @@ def shifted(x: Tensor) -> Tensor:
     )
 
 
-def recoloured(x: Tensor) -> Tensor:
+def randomly_recoloured(x: Tensor) -> Tensor:
     """Each image with another contrast, brightness and, of three channels, saturation."""
     contrast, brightness, saturation = STRONGEST * (
         2 * torch.rand(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype) - 1
@@ -48,7 +48,7 @@ def recoloured(x: Tensor) -> Tensor:
     return ((1 + contrast) * x + brightness).clamp(-1, 1)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"shift": shifted, "colour": recoloured}
+AUGMENTATIONS: dict[str, Augmentation] = {"shift": randomly_shifted, "colour": randomly_recoloured}
 
 
 class Augmented(Decorator):
