@@ -102,7 +102,7 @@ BUGS: dict[str, Bug] = {
     "no-null-label": Bug(
         "no label for guidance's network without labels",
         "guidance with a scale above 1 draws noise or glaring colours",
-        "hide 10 to 20 % of the labels in training: a label of its own, `classes`, for unknown",
+        "hide 10 to 20 % of the labels in training: one more label, `classes`, for unknown",
         "arXiv 2207.12598, Algorithm 1; https://github.com/NVlabs/Sana/issues/188",
     ),
     "frozen-likelihood": Bug(

@@ -234,12 +234,12 @@ def explain(
 def with_mixed_times(subject: Subject, run: SamplerRun) -> list[Candidate]:
     """Right formulas that fit with the network at another time than its image's."""
     search = Search(subject, run, examined_steps(run), None)
-    found = []
+    candidates = []
     for view in views(subject, run)[1:]:
         if view.bug == "network-time":
             predictions = [subject.conventions.prediction]
-            found += search.candidates(view, predictions, lambda steps: PUBLISHED)
-    return by_likelihood([each for each in found if each.fits])
+            candidates += search.candidates(view, predictions, lambda steps: PUBLISHED)
+    return by_likelihood([each for each in candidates if each.fits])
 
 
 def by_likelihood(candidates: list[Candidate]) -> list[Candidate]:

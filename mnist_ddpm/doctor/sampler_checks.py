@@ -30,7 +30,7 @@ def sampler_checks(subject: Subject, seed: int) -> list[Check]:
     clipped_run = probe_run(subject, seed, size=1.6)
     result = check_result(subject, seed)
     checks = [
-        check_told_times(subject, run),
+        check_times_of_calls(subject, run),
         check_start(subject, run),
         check_formula(subject, run, best, result),
         check_step_noise(subject, run, best),
@@ -78,7 +78,7 @@ def ends_well(subject: Subject, run: SamplerRun, candidate: Candidate) -> bool:
     return any(end.error <= end.allowed for end in ends)
 
 
-def check_told_times(subject: Subject, run: SamplerRun) -> Check:
+def check_times_of_calls(subject: Subject, run: SamplerRun) -> Check:
     """Whether the network gets falling times of the schedule, from noise to image."""
     name = "sampler: times of the network's calls"
     place = subject.place("sampler")
@@ -98,7 +98,9 @@ def check_told_times(subject: Subject, run: SamplerRun) -> Check:
     if rises > 0 and entries[-1] > entries[0] and subject.conventions.time != "fraction":
         meaning = f"times rise while the noise falls ({shown}): is it the number of the step?"
         place = subject.place("sampler")
-        return Check(name, "wrong", meaning, rises, 0.0, place, {"network-time": 1.0})
+        return Check(
+            name, "wrong", meaning, rises, 0.0, where=place, evidence={"network-time": 1.0}
+        )
     if rises > 0:
         meaning = f"times rise on the way ({shown}): right only for samplers that go back"
         return Check(name, "undecided", meaning, rises, 0.0, place)
@@ -170,7 +172,7 @@ def check_formula(
         )
     noise = own_noise(subject, run)
     if noise is not None:
-        return check_own_noise(name, subject, *noise)
+        return check_spread_of_noise(name, subject, *noise)
     if result.verdict == "ok":
         meaning = "no formula that this program knows, but the result is right"
         return Check(name, "ok", meaning, result.value, result.tolerance, place)
@@ -197,7 +199,9 @@ def own_noise(subject: Subject, run: SamplerRun) -> tuple[Tensor, Tensor, Tensor
     return None
 
 
-def check_own_noise(name: str, subject: Subject, own: Tensor, low: Tensor, high: Tensor) -> Check:
+def check_spread_of_noise(
+    name: str, subject: Subject, own: Tensor, low: Tensor, high: Tensor
+) -> Check:
     """Whether the noise of DDPM's steps is between that of the posterior and that of beta (K,)."""
     place = subject.place("sampler")
     share = ((own < 0.85 * low) | (own > 1.15 * high)).double().mean().item()
@@ -206,7 +210,7 @@ def check_own_noise(name: str, subject: Subject, own: Tensor, low: Tensor, high:
         return Check(name, "ok", meaning, share, 0.1, place)
     meaning = "the means are DDPM's, but the noise is neither the posterior's nor beta's"
     evidence = {"posterior-variance": 1.0, "missing-sqrt": 0.3}
-    return Check(name, "wrong", meaning, share, 0.1, place, evidence)
+    return Check(name, "wrong", meaning, share, 0.1, where=place, evidence=evidence)
 
 
 def misfit_of_right(candidates: list[Candidate]) -> float | None:

@@ -107,14 +107,16 @@ def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate]) ->
             if has_more and is_noise_added(subject, run, best):
                 meaning = f"noise of deviation {distance:.3f} is added to the image"
                 evidence = {"last-noise": 1.0, "early-end": 0.5}
-            return Check(name, "wrong", meaning, distance, allowed, place, evidence)
+            return Check(name, "wrong", meaning, distance, allowed, where=place, evidence=evidence)
     if is_noise_added(subject, run, best):
         meaning = f"noise of deviation {distance:.3f} is added to the image"
         return Check(name, "wrong", meaning, distance, allowed, place, evidence={"last-noise": 1.0})
-    left = noise_left(subject, run, best, allowed) if best else None
-    if left is not None:
-        meaning = f"it stops before the image: noise of deviation {left:.3f} is left"
-        return Check(name, "wrong", meaning, distance, allowed, place, {"early-end": 1.0})
+    remaining = noise_left(subject, run, best, allowed) if best else None
+    if remaining is not None:
+        meaning = f"it stops before the image: noise of deviation {remaining:.3f} is left"
+        return Check(
+            name, "wrong", meaning, distance, allowed, where=place, evidence={"early-end": 1.0}
+        )
     meaning = "the result is neither the last x0_hat nor what the formula of the steps gives"
     return Check(name, "undecided", meaning, distance, allowed, place)
 

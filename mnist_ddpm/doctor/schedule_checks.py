@@ -38,7 +38,15 @@ def check_levels(subject: Subject) -> Check:
     if not (a.isfinite() & b.isfinite()).all() or (a < 0).any() or (b < 0).any():
         count = int((~(a.isfinite() & b.isfinite()) | (a < 0) | (b < 0)).sum())
         evidence = {"cosine-end": 0.9} if count == 1 and not a[:-1].isnan().any() else {}
-        return Check(name, "wrong", f"{count} entries are no levels", count, 0, place, evidence)
+        return Check(
+            name,
+            "wrong",
+            f"{count} entries are no levels",
+            count,
+            0,
+            where=place,
+            evidence=evidence,
+        )
     angle = torch.atan2(b, a)
     falls = int((angle[1:] < angle[:-1] - 1e-9).sum())
     if falls:
@@ -59,7 +67,7 @@ def check_end_of_schedule(subject: Subject) -> Check:
         meaning += ": it still shows the image, and sampling starts without one"
         is_single = a**2 > 0.9 * (a**2 + b**2)  # one step's alpha; a product is far smaller
         evidence = {"alpha-for-alpha-bar": 1.0, "weak-end": 0.5} if is_single else {"weak-end": 1.0}
-        return Check(name, "wrong", meaning, ratio, VISIBLE, place, evidence)
+        return Check(name, "wrong", meaning, ratio, VISIBLE, where=place, evidence=evidence)
     verdict = "ok" if ratio <= FAINT else "undecided"
     return Check(name, verdict, meaning, ratio, VISIBLE, place)
 
@@ -72,7 +80,7 @@ def check_clean_image(subject: Subject) -> Check | None:
     name = "schedule: its entry for the clean image"
     meaning = f"it is {a:.4f} x_0 + {b:.4f} eps, not x_0: padded on the wrong side"
     place = subject.place("schedule")
-    return Check(name, "wrong", meaning, b, 0.0, place, {"neighbour-padding": 1.0})
+    return Check(name, "wrong", meaning, b, 0.0, where=place, evidence={"neighbour-padding": 1.0})
 
 
 def check_roots(subject: Subject) -> Check | None:
@@ -87,14 +95,18 @@ def check_roots(subject: Subject) -> Check | None:
         if (total - 1).abs().max() < 1e-5 and not is_variance_preserving(subject.schedule):
             off = (a**2 + b**2 - 1).abs().max().item()
             meaning = f"{description} is a share of variance, whose root belongs there"
-            return Check(name, "wrong", meaning, off, 1e-5, place, {"missing-sqrt": 1.0})
+            return Check(
+                name, "wrong", meaning, off, 1e-5, where=place, evidence={"missing-sqrt": 1.0}
+            )
     sigma = b / a
     if subject.T < 20 or not sigma.isfinite().all():
         return None
     with_root, without = (is_linear(1 / (1 + each)) for each in (sigma**2, sigma))
     if without and not with_root:
         meaning = "its betas are linear if sigma is read as sigma²"
-        return Check(name, "wrong", meaning, None, None, place, {"missing-sqrt": 1.0})
+        return Check(
+            name, "wrong", meaning, None, None, where=place, evidence={"missing-sqrt": 1.0}
+        )
     return None
 
 
@@ -112,19 +124,19 @@ def is_linear(alpha_bar: Tensor) -> bool:
 def check_products(subject: Subject) -> Check | None:
     """Whether alphas_cumprod is the product of 1 - beta, where the code has both tables."""
     tables = subject.tables or {}
-    beta, given = (tables.get(name) for name in ("betas", "alphas_cumprod"))
-    if beta is None or given is None or beta.shape != given.shape:
+    beta, alpha_bar = (tables.get(name) for name in ("betas", "alphas_cumprod"))
+    if beta is None or alpha_bar is None or beta.shape != alpha_bar.shape:
         return None
     name = "schedule: alphas_cumprod of its betas"
     alpha = 1 - beta.double()
-    off = (given.double() - alpha.cumprod(0)).abs().max().item()
+    off = (alpha_bar.double() - alpha.cumprod(0)).abs().max().item()
     place = subject.places.get("alphas_cumprod", "alphas_cumprod")
     if off < 1e-4:
         return Check(name, "ok", "it is their product", off, 1e-4, place)
-    is_single = (given.double() - alpha).abs().max() < 1e-6
+    is_single = (alpha_bar.double() - alpha).abs().max() < 1e-6
     evidence = {"alpha-for-alpha-bar": 1.0} if is_single else {"half-schedule": 0.5}
     meaning = "it is 1 - beta itself" if is_single else "it is not the product of 1 - beta"
-    return Check(name, "wrong", meaning, off, 1e-4, place, evidence)
+    return Check(name, "wrong", meaning, off, 1e-4, where=place, evidence=evidence)
 
 
 def betas_of(schedule: Schedule) -> Tensor:
@@ -174,15 +186,17 @@ def check_table_precision(subject: Subject) -> Check:
     place = subject.place("schedule")
     tables = subject.tables or {}
     table = tables.get("given")
-    given = [tables[key] for key in ("given", "alphas_cumprod", "sigmas") if key in tables]
+    all_tables = [tables[key] for key in ("given", "alphas_cumprod", "sigmas") if key in tables]
     if subject.schedule.a.isfinite().all() and (subject.schedule.a > 0).all():
-        given += alphas_of(subject.schedule)
-    for each in given:
+        all_tables += alphas_of(subject.schedule)
+    for each in all_tables:
         half = half_precision_of(each)
         if half is not None:
             meaning = f"all its values are {str(half).removeprefix('torch.')}"
             step = torch.finfo(half).eps
-            return Check(name, "wrong", meaning, step, 1e-6, place, {"half-schedule": 1.5})
+            return Check(
+                name, "wrong", meaning, step, 1e-6, where=place, evidence={"half-schedule": 1.5}
+            )
     if table is None:
         return Check(name, "ok", "float32 or better", 0, 0, place)
     changes = table[1:] - table[:-1]
