@@ -91,6 +91,24 @@ def summary(record: dict) -> list[str]:
     return [*lines, f"{len(alarms)} false alarms in {len(record['healthy'])} examinations", *alarms]
 
 
+def table(record: dict) -> list[str]:
+    """Markdown: by bug and codebase, the rank of the right cause in each case; – for a miss."""
+    cases = list(record["ill"].values())
+    codebases = list(dict.fromkeys(case["codebase"] for case in cases))
+    rows = ["| | " + " | ".join(codebases) + " |", "|---" * (len(codebases) + 1) + "|"]
+    for bug in dict.fromkeys(case["bug"] for case in cases):
+        cells = [
+            ", ".join(
+                str(case.get("rank") or "–")
+                for case in cases
+                if (case["bug"], case["codebase"]) == (bug, codebase)
+            )
+            for codebase in codebases
+        ]
+        rows.append(f"| `{bug}` | " + " | ".join(cells) + " |")
+    return rows
+
+
 def main() -> None:
     flags = parse_flags()
     os.environ["TQDM_DISABLE"] = "1"
@@ -101,7 +119,7 @@ def main() -> None:
         record = {name: stored.get(name, {}) for name in record}
     judge_all(flags, record)
     record["summary"] = summary(record)
-    print(*record["summary"], sep="\n")
+    print(*record["summary"], *table(record), sep="\n")
     write_result(flags.out, record)
 
 

@@ -43,6 +43,15 @@ one-time | loss | torch.randint(0, T, (len(x0),)) => torch.randint(0, T, (1,)).e
 unseen-end | loss | torch.randint(0, T, (len(x0),)) => torch.randint(0, T - 25, (len(x0),))
 unseen-end | loss | torch.randint(0, T, (len(x0),)) => torch.randint(0, T - 1, (len(x0),))
 unseen-end | loss | torch.randint(0, T, (len(x0),)) => torch.randint(1, T, (len(x0),))
+shared-noise | loss | noise = torch.randn_like(x0) => noise = torch.randn_like(x0[:1]).expand_as(x0)
+other-target | loss | q_sample(x0, t, noise), t), noise) => q_sample(x0, t), t), noise)
+start-noise | sample_ddim | x = torch.randn(shape) => x = 0.5 * torch.randn(shape)
+weak-end | sample | torch.linspace(4e-4, 0.08 => torch.linspace(4e-4, 0.02
+reversed-schedule | sample_ddim | torch.cumprod(alphas, dim=0) => torch.cumprod(alphas, 0).flip(0)
+swapped-factors | forward | bar.sqrt() * x0 + (1 - bar).sqrt() => (1 - bar).sqrt() * x0 + bar.sqrt()
+no-noise | sample | z = torch.randn_like(x) => z = torch.zeros_like(x)
+repeated-noise | sample | z = torch.randn_like(x) => \
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
 guidance-sign | guided | without + scale => without - scale
 guidance-sign | guided | (with_label - without) => (without - with_label)
 guidance-scale | guided | without + scale * (with_label - without) => without + scale * with_label
