@@ -172,7 +172,8 @@ def of_prediction(name: str, schedule_name: str = "linear") -> dict:
         t, eps = torch.randint(1, schedule.T + 1, (len(x0),)), torch.randn_like(x0)
         return objective(network, schedule, x0, t, eps).mean()
 
-    return along(ddpm, schedule, "ddim", denoiser_of(name)) | {"loss": own_loss}
+    given = along(ddpm, schedule, "ddim", denoiser_of(name)) | {"loss": own_loss}
+    return given | ({"prediction": "other"} if name in ("mu", "edm") else {})
 
 
 def healthy() -> list[Case]:

@@ -59,7 +59,7 @@ guidance-scale | guided | scale * (with => scale**2 * (with
 frozen-likelihood | likelihood | network(x, t)).clamp => network(x, t * 0)).clamp
 frozen-likelihood | likelihood | network(x, t)).clamp => network(x, t * 0 + T // 2)).clamp
 time-ignored | network | + self.time(time)[:, :, None, None] =>
-unit-time | network | time_embedding(t, => time_embedding(t / T,
+unit-time | network | time_embedding(t, self.width) => time_embedding(t / T, self.width)
 attention-reshape | network | .flatten(2).permute(0, 2, 1) => .reshape(len(x), h * w, -1) | \
     (self, x):\n        rows => (self, x):\n        *_, h, w = x.shape\n        rows | \
     h.permute(0, 2, 1).reshape => h.reshape
@@ -81,6 +81,8 @@ def arguments(script, part: str) -> dict:
         return given | {"guidance": script.guided}
     if part == "likelihood":
         return given | {"likelihood": script.bits_per_dim}
+    if part == "labels":
+        given["loss"] = script.label_loss
     if part in ("network", "average", "labels", "data"):
         return given | trained(script, part)
     return given

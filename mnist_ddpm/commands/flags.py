@@ -316,7 +316,7 @@ class DoctorFlags:
     time: Annotated[Literal["index", "fraction", "sigma"] | None, unless_typed("found out")] = None
     # what the network predicts
     prediction: Annotated[
-        Literal["eps", "x0", "v", "score", "velocity"] | None, unless_typed("found out")
+        Literal["eps", "x0", "v", "score", "velocity", "other"] | None, unless_typed("found out")
     ] = None
     seconds: float = 120.0  # that the code may take
     seed: int = 0  # of all random numbers

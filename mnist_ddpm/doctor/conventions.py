@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from mnist_ddpm.doctor.modules import find_module, in_mode
 from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
 from mnist_ddpm.doctor.sampler_analysis import explain
 from mnist_ddpm.doctor.sampler_results import RANGES, possible_ends
-from mnist_ddpm.doctor.subject import Prediction, Subject, levels_at
+from mnist_ddpm.doctor.subject import CONVERSIONS, Subject, levels_at
 
-PREDICTIONS = get_args(Prediction)
+PREDICTIONS = tuple(CONVERSIONS)
 BRIGHT = 1e4  # value of images whose factor a_t is to show beside noise of size 1
 LOSSES = 4  # calls of the training loss
 
@@ -36,7 +36,7 @@ def find_conventions(subject: Subject, seed: int = 0) -> Subject:
         subject = first_time_of_forward(subject)
     if subject.loss is not None and "first_time" not in subject.known:
         subject = first_time_of_loss(subject)
-    if subject.sampler is not None:
+    if subject.sampler is not None and subject.conventions.prediction != "other":
         subject = conventions_of_sampler(subject, seed)
     return subject
 

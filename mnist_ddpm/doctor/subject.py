@@ -13,7 +13,7 @@ from mnist_ddpm.methods import flow, predictions
 from mnist_ddpm.methods.predictions import Conversion
 
 TimeUnit = Literal["index", "fraction", "sigma"]
-Prediction = Literal["eps", "x0", "v", "score", "velocity"]
+Prediction = Literal["eps", "x0", "v", "score", "velocity", "other"]  # other: none that is known
 
 
 def x0_from_score(schedule: Schedule, xt: Tensor, t, score: Tensor) -> Tensor:
