@@ -135,7 +135,7 @@ def check_products(subject: Subject) -> Check | None:
         return Check(name, "ok", "it is their product", off, 1e-4, place)
     is_single = (alpha_bar.double() - alpha).abs().max() < 1e-6
     evidence = {"alpha-for-alpha-bar": 1.0} if is_single else {"half-schedule": 0.5}
-    if (given.double().flip(0) - alpha.cumprod(0)).abs().max() < 1e-6:
+    if (alpha_bar.double().flip(0) - alpha.cumprod(0)).abs().max() < 1e-6:
         evidence = {"reversed-schedule": 1.0}
     meaning = "it is 1 - beta itself" if is_single else "it is not the product of 1 - beta"
     return Check(name, "wrong", meaning, off, 1e-4, where=place, evidence=evidence)
