@@ -1,7 +1,7 @@
 """Examines code that others wrote in another process, with a time limit.
 
-Run as a module it is that process: it reads a request as JSON from its input and writes an answer
-to the file that the request names. What the code prints is shown only where something fails.
+That process runs answer_input: it reads a request as JSON from its input and writes an answer to
+the file that the request names. What the code prints is shown only where something fails.
 """
 
 import importlib
@@ -34,8 +34,14 @@ OBJECTS = (  # arguments of examine that name something in the user's code
     "likelihood",
 )
 
-
 LAST_LINES = 5  # of the user's own in a traceback
+# Of the process; the package may lie in a checkout, and the command run in another folder
+PROGRAM = f"""
+import sys
+sys.path.append({str(Path(__file__).parents[2])!r})
+from mnist_ddpm.doctor.foreign_code import answer_input
+answer_input()
+"""
 
 
 class NamingError(ValueError):
@@ -85,12 +91,12 @@ def examine_foreign_code(
 
 
 def run_apart(request: str, seconds: float) -> tuple[int, str]:
-    """Runs this module as a process. Returns its status and what it printed.
+    """Runs answer_input in a process. Returns its status and what it printed.
 
     Raises ValueError where it takes longer, and ends it together with what it has started.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "mnist_ddpm.doctor.foreign_code"],
+        [sys.executable, "-c", PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -208,7 +214,3 @@ def answer_input() -> None:
     request = json.load(sys.stdin)
     answer = answer_request(request)
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    answer_input()
