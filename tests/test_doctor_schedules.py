@@ -377,3 +377,11 @@ def test_a_network_of_vectors_is_known():
     network = nn.Linear(256, 256)
     subject = build_subject(None, {"schedule": BETAS, "network": lambda x, t: network(x)})
     assert subject.conventions.is_flat
+
+
+def test_the_random_numbers_of_whoever_calls_it_go_on():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    mnist_ddpm.examine(schedule=BETAS, sampler=lambda network, shape: torch.randn(shape))
+    assert torch.equal(torch.rand(3), wanted)

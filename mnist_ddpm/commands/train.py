@@ -141,11 +141,7 @@ def weights_to_start_from(recipe: Recipe, network: torch.nn.Module) -> dict[str,
     options |= {"labels": recipe.classes > 0, "shortcut": catalogue.takes_next_time(recipe)}
     source = recipe.init_from
     _, weights = initial_weights(source, **options)
-    fresh_names = []
-    if {name: own.shape for name, own in network.state_dict().items()} != {
-        name: weight.shape for name, weight in weights.items()
-    }:
-        weights, fresh_names = fill_with_fresh(recipe, weights, source)
+    weights, fresh_names = fill_with_fresh(recipe, network, weights, source)
     checkpoints.load_weights(network.state_dict(), weights, source)
     if fresh_names and is_first_process():
         fitting = len(weights) - len(fresh_names)

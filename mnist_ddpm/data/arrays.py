@@ -98,22 +98,26 @@ class NamedArray(NamedTuple):
     labels: np.ndarray | None
 
 
-def find_array(path: Path, split: str) -> NamedArray | None:
-    """A split's array in a file, by its name; None where there is none.
+def array_of_split(names: list[str], split: str) -> str | None:
+    """The name of a split's array; None where there is none.
 
-    The only array without a name of labels is that of training. Raises as read_array.
+    The only array without a name of labels is that of training.
     """
-    names = array_names(path)
     others = [name for name in names if name not in (*LABELS["train"], *LABELS["test"])]
     candidates = [name for name in DATA[split] if name in names]
     if split == "train" and len(others) == 1:
         candidates = others
-    if not candidates:
+    return candidates[0] if candidates else None
+
+
+def find_array(path: Path, split: str) -> NamedArray | None:
+    """A split's array in a file, named as array_of_split; or None. Raises as read_array."""
+    names = array_names(path)
+    name = array_of_split(names, split)
+    if name is None:
         return None
     labels = [name for name in LABELS[split] if name in names]
-    return NamedArray(
-        read_array(path, candidates[0]), read_array(path, labels[0]) if labels else None
-    )
+    return NamedArray(read_array(path, name), read_array(path, labels[0]) if labels else None)
 
 
 def label_words(labels: np.ndarray, n: int, title: str) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_ddpm.data.arrays import find_array, label_words
+from mnist_ddpm.data.arrays import array_names, array_of_split, find_array, label_words
 from mnist_ddpm.data.labels import distinct_names, numbered_labels
 from mnist_ddpm.data.loading import NoSplit
 from mnist_ddpm.datasets import VECTOR_SETTINGS
@@ -103,7 +103,7 @@ def split_rows(name: str, split: str, labelled: bool) -> Rows:
     """
     path = Path(name)
     is_csv = path.suffix == ".csv"
-    is_divided = not is_csv and find_array(path, "test") is not None
+    is_divided = not is_csv and array_of_split(array_names(path), "test") is not None
     if is_csv:
         rows = read_csv(path, labelled)
     else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm.doctor.forward_checks import TOLERANCE, error_of, factors, probed_times
 from mnist_ddpm.doctor.modules import find_module, in_mode
-from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
+from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe_run
 from mnist_ddpm.doctor.sampler_analysis import explain
 from mnist_ddpm.doctor.sampler_results import RANGES, possible_ends
 from mnist_ddpm.doctor.subject import CONVERSIONS, Subject, levels_at
@@ -155,30 +155,21 @@ def conventions_of_sampler(subject: Subject, seed: int) -> Subject:
 
     Where nothing explains it, what is usual: eps, times from the sampler's own.
     """
-    first_run = run_sampler(subject, probe(subject, seed=seed), IMAGES, seed)
-    tries = list(tried_conventions(subject, first_run))
+    tries = list(tried_conventions(subject, probe_run(subject, seed)))
     for with_bugs in (False, True):
         for tried in tries:
-            run = run_of(tried, seed)
+            run = probe_run(tried, seed)
             candidates = explain(tried, run, [tried.conventions.prediction], with_bugs)
             if not candidates:
-                return with_range(undecided(subject, tries[0]), run_of(tries[0], seed), None)
+                return with_range(undecided(subject, tries[0]), probe_run(tries[0], seed), None)
             if candidates[0].fits:
                 return with_range(tried, run, candidates[0])
-    return with_range(undecided(subject, tries[0]), run_of(tries[0], seed), None)
+    return with_range(undecided(subject, tries[0]), probe_run(tries[0], seed), None)
 
 
 def undecided(subject: Subject, tried: Subject) -> Subject:
     """The conventions of a try, of which only those that were known before count as known."""
     return replace(tried, known=subject.known)
-
-
-def run_of(subject: Subject, seed: int) -> SamplerRun:
-    """The run of a probe, kept for the checks."""
-    key = "probe", 0.9, seed, subject.conventions
-    if key not in subject.cache:
-        subject.cache[key] = run_sampler(subject, probe(subject, seed=seed), IMAGES, seed)
-    return subject.cache[key]
 
 
 def with_range(subject: Subject, run: SamplerRun, best) -> Subject:
@@ -190,8 +181,4 @@ def with_range(subject: Subject, run: SamplerRun, best) -> Subject:
         tried = with_convention(subject, output_range=output_range)
         errors[output_range] = min(end.error for end in possible_ends(tried, run, best))
     chosen = min(errors, key=errors.get)
-    ranged = with_convention(subject, output_range=chosen)
-    key = "probe", 0.9, 0, subject.conventions
-    if key in subject.cache:
-        subject.cache["probe", 0.9, 0, ranged.conventions] = run
-    return ranged
+    return with_convention(subject, output_range=chosen)

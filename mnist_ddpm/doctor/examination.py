@@ -13,6 +13,7 @@ from mnist_ddpm.doctor.sampler_checks import SAMPLER_ENTRY
 from mnist_ddpm.doctor.schedule_checks import SCHEDULE_ENTRY
 from mnist_ddpm.doctor.subject import CheckEntry, Subject
 from mnist_ddpm.doctor.subject_building import build_subject
+from mnist_ddpm.networks import seeded
 
 ENTRIES: list[CheckEntry] = [
     SCHEDULE_ENTRY,
@@ -71,7 +72,8 @@ def examine(
         "likelihood": likelihood,
     }
     options = {"clips": clips, "shape": shape, "steps": steps, "seed": seed, "places": places}
-    return examine_subject(build_subject(code, functions, **options, **conventions), seed)
+    with seeded(seed):  # the caller's random numbers go on afterwards
+        return examine_subject(build_subject(code, functions, **options, **conventions), seed)
 
 
 def examine_subject(subject: Subject, seed: int = 0) -> Report:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Denoiser, Schedule
-from mnist_ddpm.doctor.modules import find_module, in_mode
+from mnist_ddpm.doctor.modules import find_module, in_mode, restored_weights
 from mnist_ddpm.doctor.report import Check
+from mnist_ddpm.networks import seeded
 
 IMAGES = 64  # that the network denoises, each at another t
 LEAST_ERROR = 0.05
@@ -220,15 +221,13 @@ def trial_losses(
     loss: Callable, network: Callable, module: nn.Module, images: Tensor, seconds: float, enough
 ) -> list[float]:
     """The loss of each step of a trial; the last is nan where no step can be taken."""
-    state = {name: value.clone() for name, value in module.state_dict().items()}
     trainable = {weight: weight.requires_grad for weight in module.parameters()}
     module.requires_grad_(True)
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
     values: list[float] = []
     began = perf_counter()
     try:
-        with torch.random.fork_rng(devices=[]), in_mode(module, True), torch.enable_grad():
-            torch.manual_seed(0)
+        with restored_weights(module), in_mode(module, True), seeded(0), torch.enable_grad():
             while not values or perf_counter() - began < seconds:
                 optimizer.zero_grad()
                 value = torch.as_tensor(loss(network, images)).mean()
@@ -242,7 +241,6 @@ def trial_losses(
                 if len(values) >= 10 and sum(values[-10:]) < 10 * enough:
                     break
     finally:
-        module.load_state_dict(state)
         for weight, was_trainable in trainable.items():
             weight.requires_grad_(was_trainable)
             weight.grad = None

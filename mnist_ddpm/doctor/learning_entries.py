@@ -22,6 +22,7 @@ from mnist_ddpm.doctor.training_record import (
     recorded_step,
 )
 from mnist_ddpm.methods import predictions
+from mnist_ddpm.networks import seeded
 
 BATCH = 256  # images for which a loss is recorded
 STEP_BATCH = 64  # images in a step of training that is recorded
@@ -224,8 +225,7 @@ def loss_of_zeros(subject: Subject, x0: Tensor, seed: int) -> tuple[Tensor, Reco
         x0 = x0.flatten(1) if subject.conventions.is_flat else x0
         values.append(torch.as_tensor(subject.loss(network, x0)).mean())
 
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.enable_grad():
         recorder = recorded_call(call, x0)
     return values[-1], recorder
 

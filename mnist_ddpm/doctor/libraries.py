@@ -60,7 +60,7 @@ def open_folder(folder: Path) -> Any:
     names = {"model_index.json": "DiffusionPipeline", "scheduler_config.json": ""}
     present = [name for name in names if (folder / name).is_file()]
     check(bool(present), f"{folder} holds no pipeline of diffusers: it has no model_index.json")
-    (diffusers,) = [import_module("diffusers")]
+    diffusers = import_module("diffusers")
     if names[present[0]]:
         return diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
     config = json.loads((folder / present[0]).read_text(encoding="utf-8"))
@@ -94,11 +94,7 @@ def of_scheduler(scheduler: Any, steps: int, shape: tuple[int, ...]) -> Subject:
     def sampler(network: Callable, batch: tuple[int, ...]) -> Tensor:
         own = deepcopy(scheduler)
         own.set_timesteps(min(steps, config.num_train_timesteps))
-        x = (
-            torch.randn(batch) * own.init_noise_sigma
-            if hasattr(own, "init_noise_sigma")
-            else (torch.randn(batch))
-        )
+        x = torch.randn(batch) * getattr(own, "init_noise_sigma", 1.0)
         for t in own.timesteps:
             shown = own.scale_model_input(x, t) if hasattr(own, "scale_model_input") else x
             x = own.step(network(shown, t), t, x).prev_sample

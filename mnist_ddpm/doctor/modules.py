@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mnist_ddpm.networks import seeded
+
 
 def find_module(network: object, depth: int = 3) -> nn.Module | None:
     """The module that a network is or calls: itself, or among what its function uses. Or None."""
@@ -68,11 +70,20 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
             buffer.copy_(values)
 
 
+@contextmanager
+def restored_weights(module: nn.Module) -> Iterator[None]:
+    """Inside, the module may be trained; afterwards its weights and buffers are as before."""
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    try:
+        yield
+    finally:
+        module.load_state_dict(state)
+
+
 @torch.no_grad()
 def output_of(network: Callable, x: Tensor, t: Tensor, seed: int = 0) -> Tensor:
     """The network's output in float64, with the same dropout in every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return network(x, t).detach().double().cpu()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 
 import torch
@@ -167,6 +167,19 @@ def run_sampler(subject: Subject, network: StandIn, n: int, seed: int) -> Sample
         images=images,
         has_one_time=all(call.has_one_time for call in calls),
     )
+
+
+def probe_run(subject: Subject, seed: int, size: float = 0.9) -> SamplerRun:
+    """A run of the sampler with the probe; the subject's cache keeps it for later checks.
+
+    It does not depend on the range in which the sampler returns images.
+    """
+    conventions = replace(subject.conventions, output_range=(-1.0, 1.0))
+    key = "probe", size, seed, conventions
+    if key not in subject.cache:
+        network = probe(subject, size, seed)
+        subject.cache[key] = run_sampler(subject, network, IMAGES, seed)
+    return subject.cache[key]
 
 
 def as_tensor(images: object) -> Tensor:

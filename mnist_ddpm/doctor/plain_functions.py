@@ -122,12 +122,19 @@ def plain_forward(function: Callable, tables: dict[str, Any]) -> Callable:
 
 def has_role(function: Callable, role: str, order: list[str]) -> bool:
     """Whether a function takes this role, by name or as one of as many parameters as `order`."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
+    names = parameter_names(function)
+    if names is None:
         return True
-    named = {role_of(name, dict.fromkeys(order)) for name in parameters}
-    return role in named or len(parameters) >= len(order)
+    named = {role_of(name, dict.fromkeys(order)) for name in names}
+    return role in named or len(names) >= len(order)
+
+
+def parameter_names(function: Callable) -> list[str] | None:
+    """The names of a function's parameters; None for a builtin, which does not say them."""
+    try:
+        return [*inspect.signature(function).parameters]
+    except (TypeError, ValueError):
+        return None
 
 
 def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> Callable:
@@ -149,31 +156,32 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
             roles["T"] = T
         order = ["network"] if takes_network else []
         order += sizes
-        values, named = arguments_for(function, roles, order, tables)
-        if takes_network:
-            return function(*values, **named)
-        with exchanged_network(function, network):
-            return function(*values, **named)
+        return call_with_network(function, network, *arguments_for(function, roles, order, tables))
 
     return sampler
 
 
+def call_with_network(function: Callable, network: nn.Module, values: list, named: dict) -> Any:
+    """What a function returns for these arguments: the network is one, or is exchanged inside."""
+    if has_named_role(function, "network"):
+        return function(*values, **named)
+    with exchanged_network(function, network):
+        return function(*values, **named)
+
+
 def has_named_role(function: Callable, role: str) -> bool:
     """Whether one of the function's parameters is named for this role, or the first of several."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
+    names = parameter_names(function)
+    if names is None:
         return True
-    names = map(is_network_name, parameters)
-    return any(names) if role == "network" else any(name in NAMES[role] for name in parameters)
+    if role == "network":
+        return any(map(is_network_name, names))
+    return any(name in NAMES[role] for name in names)
 
 
 def size_roles(function: Callable) -> list[str]:
     """How a sampler is told the size of its result: a shape, or numbers."""
-    try:
-        names = [*inspect.signature(function).parameters]
-    except (TypeError, ValueError):
-        return ["shape"]
+    names = parameter_names(function) or []
     by_name = [
         role
         for role in ("shape", "n", "channels", "image_size", "start")
@@ -256,11 +264,7 @@ def plain_guidance(function: Callable) -> Callable:
         roles = {"network": network, "x0": x, "t": t, "labels": labels, "scale": scale}
         takes_network = has_named_role(function, "network")
         order = [*roles] if takes_network else [*roles][1:]
-        values, named = arguments_for(function, roles, order, {})
-        if takes_network:
-            return function(*values, **named)
-        with exchanged_network(function, network):
-            return function(*values, **named)
+        return call_with_network(function, network, *arguments_for(function, roles, order, {}))
 
     return guidance
 
@@ -273,11 +277,7 @@ def plain_loss(function: Callable, T: int | None) -> Callable:
         roles = {"network": network, "x0": x0, "device": "cpu", "labels": None}
         roles |= {"t": torch.randint(0, T or 1000, (len(x0),)), "noise": torch.randn_like(x0)}
         order = ["network", "x0"] if takes_network else ["x0"]
-        values, named = arguments_for(function, roles, order, {})
-        if takes_network:
-            return function(*values, **named)
-        with exchanged_network(function, network):
-            return function(*values, **named)
+        return call_with_network(function, network, *arguments_for(function, roles, order, {}))
 
     return loss
 

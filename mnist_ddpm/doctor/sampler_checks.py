@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe, run_sampler
+from mnist_ddpm.doctor.oracles import SamplerRun, probe_run
 from mnist_ddpm.doctor.report import Check
 from mnist_ddpm.doctor.sampler_analysis import (
     Candidate,
@@ -45,15 +45,6 @@ def sampler_checks(subject: Subject, seed: int) -> list[Check]:
 
 
 SAMPLER_ENTRY = CheckEntry("sampler", ("schedule", "sampler"), sampler_checks)
-
-
-def probe_run(subject: Subject, seed: int, size: float = 0.9) -> SamplerRun:
-    """A run of the sampler with the probe, which later checks use again."""
-    key = "probe", size, seed, subject.conventions
-    if key not in subject.cache:
-        network = probe(subject, size, seed)
-        subject.cache[key] = run_sampler(subject, network, IMAGES, seed)
-    return subject.cache[key]
 
 
 def explain_run(subject: Subject, run: SamplerRun) -> list[Candidate]:

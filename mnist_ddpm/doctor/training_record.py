@@ -12,8 +12,10 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
+from mnist_ddpm.doctor.modules import restored_weights
 from mnist_ddpm.doctor.oracles import StandIn
 from mnist_ddpm.doctor.subject import Subject
+from mnist_ddpm.networks import seeded
 
 PIXELS = 256  # of each image's noise, for correlations
 LEAST = 4000  # images in all
@@ -67,7 +69,6 @@ def recorded_call(train: Callable, images: Tensor) -> Recorder:
 @contextmanager
 def recorded_step(step: Callable[[Tensor], object], module: nn.Module) -> Iterator[Callable]:
     """A step of training on x0 as a function of (recorder, x0). Afterwards the weights are back."""
-    state = {name: value.clone() for name, value in module.state_dict().items()}
 
     def train(recorder: Recorder, x0: Tensor) -> None:
         def keep(layer: nn.Module, inputs: tuple, options: dict) -> None:
@@ -80,10 +81,8 @@ def recorded_step(step: Callable[[Tensor], object], module: nn.Module) -> Iterat
         finally:
             handle.remove()
 
-    try:
+    with restored_weights(module):
         yield train
-    finally:
-        module.load_state_dict(state)
 
 
 @dataclass(frozen=True)
@@ -119,15 +118,14 @@ def record(
     """Trains on the images again and again until each t should be drawn SEEN times, or time is up.
 
     train: a loss of (network, x0), whose result is not used. Returns None if the network is never
-    called with one x_t for each image. Seeds PyTorch's generator for as long as it runs.
+    called with one x_t for each image.
     """
     statistics = []
     singles = []
     noise = []
     labels = []
     began = perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         enough = max(LEAST, SEEN * T)
         while len(statistics) * len(images) < enough and perf_counter() - began < seconds:
             recorder = recorded_call(train, images)

@@ -13,6 +13,7 @@ from mnist_ddpm.ddpm import check, mirrored
 from mnist_ddpm.evaluation.extractors import Extractor, in_batches
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.methods.augmentation import cut_out
 from mnist_ddpm.training.recipe import Recipe
 
 RATE = 2e-3  # the learning rate at its peak
@@ -23,11 +24,7 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     padded = F.pad(images.float(), [most] * 4, mode="replicate").to(images.dtype)
     dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator)
-    rows = dy + torch.arange(height)
-    columns = dx + torch.arange(width)
-    pixels = padded.permute(0, 2, 3, 1)
-    pixels = pixels[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None]]
-    return pixels.permute(0, 3, 1, 2)
+    return cut_out(padded, dy, dx, height, width)
 
 
 def labelled_images(dataset: str, root: str | Path, split: str) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm.ddpm import Denoiser, Schedule, Time, l_simple, predict_eps, to_float
-from mnist_ddpm.evaluation.distances import roots, shuffled
+from mnist_ddpm.evaluation.distances import covariance_of, roots, shuffled
 from mnist_ddpm.training.run import floats_of
 
 GAUSSIAN_IMAGES = 10_000  # whose mean and covariance the best linear prediction knows, at most
@@ -63,11 +63,12 @@ def gaussian_denoiser(schedule: Schedule, images: Tensor) -> Denoiser:
     """
     x = floats_of(shuffled(images, 0, GAUSSIAN_IMAGES)).flatten(1).double()
     mean = x.mean(dim=0)
-    axes = None
-    variances = x.var(dim=0)
     if x.shape[1] <= LARGEST_COVARIANCE:
-        scales, axes = roots(x.T.cov())
+        scales, axes = roots(covariance_of(x))
         variances = shrunk_variances(scales.square(), len(x))
+    else:
+        axes = None
+        variances = x.var(dim=0)
 
     def denoise(xt: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         V = None if axes is None else axes.to(xt)

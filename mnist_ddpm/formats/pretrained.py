@@ -69,13 +69,17 @@ def initial_weights(
 
 
 def fill_with_fresh(
-    recipe: Recipe, weights: dict[str, Tensor], source: str | Path
+    recipe: Recipe, network: nn.Module, weights: dict[str, Tensor], source: str | Path
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights for a recipe's network: those that fit it, else its own; and the names of the latter.
 
-    So a network begins with another number of channels or labels. Raises ValueError where less than
-    half of the numbers fit: then it is another network.
+    So a network begins with another number of channels or labels. network: of the recipe, on any
+    device. Raises ValueError where less than half of the numbers fit: then it is another network.
     """
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    misfits = wrong_shapes(network.state_dict(), shapes)
+    if not misfits:
+        return weights, []
     fresh = catalogue.make_network(recipe).state_dict()
     fitting = {
         name: weights[name]
@@ -84,6 +88,5 @@ def fill_with_fresh(
     }
     share = sum(own.numel() for own in fitting.values())
     if 2 * share < sum(own.numel() for own in fresh.values()):
-        shapes = {name: weight.shape for name, weight in weights.items()}
-        refuse(wrong_shapes(fresh, shapes), source)
+        refuse(misfits, source)
     return fresh | fitting, sorted(fresh.keys() - fitting.keys())

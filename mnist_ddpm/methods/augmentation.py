@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mnist_ddpm.ddpm import Network, Schedule
 from mnist_ddpm.method import Batch, Decorator, Method
-from mnist_ddpm.methods.conditioning import LUMINANCE
+from mnist_ddpm.methods.conditioning import grey
 
 END = 0.7  # the share of training after which images stay as they are
 LONGEST_SHIFT = 1 / 10  # of a side
@@ -23,18 +23,24 @@ STRONGEST = 0.3  # of changes of contrast, brightness and saturation
 Augmentation = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] to changed ones
 
 
+def cut_out(
+    images: Tensor, first_row: Tensor, first_column: Tensor, height: int, width: int
+) -> Tensor:
+    """Of each image (N, C, H, W) the part of that size whose first row and column are (N, 1)."""
+    device = images.device
+    rows = first_row + torch.arange(height, device=device)
+    columns = first_column + torch.arange(width, device=device)
+    k = torch.arange(len(images), device=device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[k, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
 def randomly_shifted(x: Tensor) -> Tensor:
     """Each image moved by up to a tenth of its sides; what is uncovered shows its reflection."""
     n, _, height, width = x.shape
     margins = [max(1, round(LONGEST_SHIFT * side)) for side in (height, width)]
     padded = F.pad(x, [margins[1], margins[1], margins[0], margins[0]], mode="reflect")
     offsets = [torch.randint(0, 2 * margin + 1, (n, 1), device=x.device) for margin in margins]
-    rows = offsets[0] + torch.arange(height, device=x.device)
-    columns = offsets[1] + torch.arange(width, device=x.device)
-    image = torch.arange(n, device=x.device).view(n, 1, 1)
-    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+    return cut_out(padded, *offsets, height, width)
 
 
 def randomly_recoloured(x: Tensor) -> Tensor:
@@ -43,8 +49,8 @@ def randomly_recoloured(x: Tensor) -> Tensor:
         2 * torch.rand(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype) - 1
     )
     if x.shape[1] == 3:
-        grey = (x * x.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-        x = grey + (1 + saturation) * (x - grey)
+        luminance = grey(x)
+        x = luminance + (1 + saturation) * (x - luminance)
     return ((1 + contrast) * x + brightness).clamp(-1, 1)
 
 
