@@ -57,25 +57,25 @@ def is_of_kind(value: object, kind: Any) -> bool:
 
 @dataclass
 class DrawingFlags:
-    """How to draw images with a checkpoint, whose advice holds for flags that are not typed."""
+    """How to draw images; a checkpoint's sampling defaults hold for flags that are not typed."""
 
     # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
     checkpoint: Path = Path("checkpoints/mnist")
     n: int = 64  # number of images
-    # ddpm: ancestral; if you name one, all of the checkpoint's advice is ignored
-    sampler: Annotated[SamplerName | None, unless_typed("the checkpoint's advice, else ddim")] = (
+    # ddpm: ancestral; if you name one, all of the checkpoint's sampling defaults are ignored
+    sampler: Annotated[SamplerName | None, unless_typed("the checkpoint's default, else ddim")] = (
         None
     )
     # sampling steps, 1 to T: one network evaluation each; heun doubles that, and so does guidance
-    steps: Annotated[int | None, unless_typed("the checkpoint's advice, else 50")] = None
+    steps: Annotated[int | None, unless_typed("the checkpoint's default, else 50")] = None
     # how the steps' times are spaced
-    spacing: Annotated[Spacing | None, unless_typed("the checkpoint's advice, else trailing")] = (
+    spacing: Annotated[Spacing | None, unless_typed("the checkpoint's default, else trailing")] = (
         None
     )
     # sample along this schedule, with times matched by SNR, such as flow
     path: Annotated[str | None, unless_typed("the checkpoint's own")] = None
     # noise of ddim and dpmpp: 0 none, 1 as much as ddpm
-    eta: Annotated[float | None, unless_typed("the checkpoint's advice, else 0")] = None
+    eta: Annotated[float | None, unless_typed("the checkpoint's default, else 0")] = None
     # of ddpm's steps; auto: learned where the network has learned it, else posterior
     variance: Variance = "auto"
     # more of the sampler's own options, as name=value
@@ -85,25 +85,25 @@ class DrawingFlags:
     label: Annotated[
         tuple[str | int, ...], unless_typed("all; for evaluate, drawn at random from training's")
     ] = ()
-    # 0 ignores labels, 1 follows them without a guide, more exaggerates them
+    # guidance scale: 0 ignores labels, 1 is none, more follows labels or avoids the guide
     guidance: Annotated[
-        float | None, unless_typed("the checkpoint's advice, else 1, or 2 with --guide")
+        float | None, unless_typed("the checkpoint's default, else 1, or 2 with --guide")
     ] = None
     # guide only at times above the first, up to the second, at most T
     guidance_interval: Annotated[
-        tuple[int, int] | None, unless_typed("the checkpoint's advice, else all times")
+        tuple[int, int] | None, unless_typed("the checkpoint's default, else all times")
     ] = None
-    # a worse checkpoint to steer away from (autoguidance), where --guidance is above 1
-    guide: Annotated[Path | None, unless_typed("the checkpoint's advice, else none")] = None
+    # the guide of autoguidance: a weaker checkpoint; it acts where --guidance is above 1
+    guide: Annotated[Path | None, unless_typed("the checkpoint's default, else none")] = None
     seed: int = 0  # image k depends on seed and k alone
-    # images made at once; lower it if memory runs out; films show some of the first batch
+    # images made at once; lower it if memory runs out; the GIFs show some of the first batch
     batch_size: int = 256
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network
     compile: bool = False  # torch.compile: a minute or two, worth it for many images and steps
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     # processes expected, each on its device, from torchrun or accelerate launch
     processes: Annotated[int, unless_typed("any number")] = 0
-    # names of the flags that were filled in from the checkpoint's advice
+    # names of the flags that were filled in from the checkpoint's sampling defaults
     advised: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
@@ -126,8 +126,8 @@ class SampleFlags(DrawingFlags):
     strength: float = 0.5  # how far --init-image is noised: 0 not, 1 beyond recognition
     # of --init-image's size: white stays, black is inpainted (RePaint)
     mask: Annotated[Path | None, unless_typed("nothing is kept")] = None
-    resamples: int = 10  # times that RePaint walks its steps; 1 is plain replacement
-    # steps that RePaint walks at once
+    resamples: int = 10  # times that RePaint repeats each --jump; 1 is plain replacement
+    # steps that RePaint repeats at once
     jump: Annotated[int | None, unless_typed("4 % of --steps, as the paper")] = None
 
 

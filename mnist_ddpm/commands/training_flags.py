@@ -66,9 +66,9 @@ class RecipeFlags(Options):
     precision: Annotated[
         Precision | None, unless_typed("bfloat16 on NVIDIA GPUs that compute in it, else float32")
     ] = None
-    # a checkpoint to learn from, guided as it advises
+    # a checkpoint to learn from, guided by its sampling defaults
     teacher: Annotated[str, unless_typed("none: the images alone")] = ""
-    teacher_guidance: float = 0.0  # how far the teacher is guided; 0: as it advises
+    teacher_guidance: float = 0.0  # the teacher's guidance scale; 0: its sampling default
     # another for images whose label is hidden
     teacher_unlabelled: Annotated[str, unless_typed("the same")] = ""
     # weights to start from: checkpoint or diffusers model

@@ -17,8 +17,8 @@ class Options:
 
     image_size: Size = 32  # side of square images, in pixels; or height and width
     channels: int | None = None  # 1 grey, 3 colour; None: the data set's; of a folder 3
-    # unet; dit and jit: transformers, the latter for large patches; shortcut: a U-Net that is told
-    # how far a step goes; fourier: one that sees the last digits of a pixel; mlp: for vectors
+    # unet; dit and jit: transformers, the latter for large patches; shortcut: a U-Net conditioned
+    # on the step size; fourier: one with Fourier features of each pixel; mlp: for vectors
     network: str = "unet"
     blocks_per_level: int = 1  # residual blocks in each level
     # sides of the levels with attention, of a rectangle the shorter; None: the smallest
@@ -33,15 +33,15 @@ class Options:
     objective: str = "simple"
     times: str = "uniform"  # of training: uniform, logit-normal, log-normal, noisy
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small
-    # weight of a critic's loss, which learns to tell x_0's predictions from images; 0: no critic
+    # weight of the loss of a critic that distinguishes predictions of x_0 from images; 0: none
     critic: float = 0.0
-    mirrored: bool = False  # each image half of the time, as celeba's and ffhq's are in any case
+    mirrored: bool = False  # flip each image half of the time; celeba and ffhq always are
     classes: int = 0  # number of different labels that the network is told; 0: no labels
     label_names: tuple[str, ...] = ()  # of one's own labels, in order
     # of vectors: each column's name, and the mean and scale that samples get back
     columns: tuple[tuple[str, float, float], ...] = ()
     attributes: tuple[str, ...] = ()  # of the images, as labels: attribute i counts 2^i
-    label_dropout: float = 0.1  # share of labels hidden in training, so that it can do without
+    label_dropout: float = 0.1  # share of labels hidden in training, for guidance
     augment: tuple[str, ...] = ()  # change images, ever fewer while training: shift, colour
     optimizer: str | None = None  # adam, muon; None: adam, the paper's
     learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
@@ -50,8 +50,9 @@ class Options:
     accumulation: int = 1  # parts a batch is computed in, one after the other: to save memory
     gradient_checkpointing: bool = False  # recompute blocks: less memory, a third more work
     compile: bool = False  # torch.compile: a minute or two, worth it for a long training
-    teacher: str = ""  # a checkpoint to learn from, guided as it advises; empty: the images alone
-    teacher_guidance: float = 0.0  # how far the teacher is guided; 0: as it advises
+    # a checkpoint to learn from, guided by its sampling defaults; empty: the images alone
+    teacher: str = ""
+    teacher_guidance: float = 0.0  # the teacher's guidance scale; 0: its sampling default
     # another for images whose label is hidden; empty: the same
     teacher_unlabelled: str = ""
     init_from: str = ""  # weights to start from: checkpoint or diffusers model; empty: random
