@@ -77,7 +77,12 @@ MISTAKES = [  # the code, the bug, a correct piece, and what stands there instea
     ("ddpm", "alpha-for-alpha-bar", "/ alphas_cumprod[i].sqrt()", "/ alphas[i].sqrt()"),
     ("ddpm", "uniform-noise", "torch.randn_like(x)", "torch.rand_like(x)"),
     ("ddpm", "uniform-noise", "x = torch.randn(shape)", "x = torch.rand(shape)"),
-    ("ddpm", "shared-noise", "torch.randn_like(x)", "torch.randn_like(x[:1])"),
+    (
+        "ddpm",
+        "repeated-noise",
+        "torch.randn_like(x)",
+        "torch.randn(x.shape, generator=torch.Generator().manual_seed(0))",
+    ),
     ("ddpm", "no-noise", "torch.randn_like(x)", "0"),
     ("ddpm", "posterior-variance", "posterior_variance[i]", "posterior_variance[i - 1]"),
     ("ddpm", "one-time", "model(x, t)", "model(x, torch.full_like(t, 50))"),

@@ -11,7 +11,7 @@ from torch import nn
 import mnist_ddpm
 from mnist_ddpm import ddpm
 from mnist_ddpm.doctor.bugs import BUGS
-from mnist_ddpm.doctor.schedule_checks import right_tables
+from mnist_ddpm.doctor.schedule_checks import known_tables
 from mnist_ddpm.doctor.subject_building import build_subject
 from mnist_ddpm.methods import flow, schedules
 
@@ -127,8 +127,8 @@ def test_a_derived_table_s_bug_is_named(name, table, bug):
     assert (
         causes_of(mnist_ddpm.examine(schedule=SimpleNamespace(**tables, **{name: table})))[0] == bug
     )
-    right = right_tables(schedules.linear())[name].float()
-    assert mnist_ddpm.examine(schedule=SimpleNamespace(**tables, **{name: right})).is_ok
+    right, _ = known_tables(schedules.linear())[name]
+    assert mnist_ddpm.examine(schedule=SimpleNamespace(**tables, **{name: right.float()})).is_ok
 
 
 def per_image(values, t, x):
@@ -204,11 +204,6 @@ def test_noise_that_is_returned_shows_the_factors():
         schedule=BETAS, forward=lambda x, t: (without_roots(x, t, x * 0 + 1), x * 0 + 1)
     )
     assert causes_of(report)[0] == "missing-sqrt"
-
-
-def test_a_forward_process_alone_shows_its_schedule():
-    subject = build_subject(None, {"forward": right})
-    assert torch.allclose(subject.schedule.a[1:].square(), ALPHA_BAR.double(), atol=1e-6)
 
 
 def guidance_with(weights, null=10):
@@ -354,29 +349,6 @@ def test_nothing_and_unknown_things_are_refused_with_one_sentence():
             mnist_ddpm.examine(*arguments)
     with pytest.raises(ValueError, match="predicts"):
         mnist_ddpm.examine(schedule=BETAS, predicts="v")
-
-
-def loss_from(first_time):
-    """A training loss whose network is told times from 0 or 1."""
-
-    def loss(model, x0):
-        t = torch.randint(0, 1000, (len(x0),))
-        noise = torch.randn_like(x0)
-        return (model(right(x0, t, noise), t + first_time) - noise).square().mean()
-
-    return loss
-
-
-@pytest.mark.parametrize("first_time", [0, 1])
-def test_training_says_from_where_times_count(first_time):
-    subject = build_subject(None, {"schedule": BETAS, "loss": loss_from(first_time)})
-    assert subject.conventions.first_time == first_time and "first_time" in subject.known
-
-
-def test_a_network_of_vectors_is_known():
-    network = nn.Linear(256, 256)
-    subject = build_subject(None, {"schedule": BETAS, "network": lambda x, t: network(x)})
-    assert subject.conventions.is_flat
 
 
 def test_the_random_numbers_of_whoever_calls_it_go_on():

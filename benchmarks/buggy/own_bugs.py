@@ -180,7 +180,7 @@ def healthy() -> list[Case]:
     """Each part, sampler, schedule, prediction and shipped checkpoint."""
     parts = "ddpm", "ddpm-beta", "ddim", "ddim-eta", "dpmpp", "dpmpp-eta", "heun"
     parts += "training", "network", "guidance", "likelihood"
-    rows = [("", part, partial(arguments, ddpm, part)) for part in parts]
+    rows = [("", part, partial(arguments, MODULES.get(part, ddpm), part)) for part in parts]
     rows += [
         (
             "",

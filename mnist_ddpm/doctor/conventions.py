@@ -1,23 +1,20 @@
 """Finds out how a code counts and scales: by trying, in its forward process and its sampler."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from mnist_ddpm.doctor.forward_checks import TOLERANCE, error_of, factors, probed_times
 from mnist_ddpm.doctor.modules import find_module, in_mode
-from mnist_ddpm.doctor.oracles import IMAGES, SamplerRun, probe_run
+from mnist_ddpm.doctor.oracles import SamplerRun, probe_run
 from mnist_ddpm.doctor.sampler_analysis import explain
 from mnist_ddpm.doctor.sampler_results import RANGES, possible_ends
 from mnist_ddpm.doctor.subject import CONVERSIONS, Subject, levels_at
 
 PREDICTIONS = tuple(CONVERSIONS)
-BRIGHT = 1e4  # value of images whose factor a_t is to show beside noise of size 1
-LOSSES = 4  # calls of the training loss
 
 
 def with_convention(subject: Subject, **changes: Any) -> Subject:
@@ -34,8 +31,6 @@ def find_conventions(subject: Subject, seed: int = 0) -> Subject:
         return subject
     if subject.forward is not None and "first_time" not in subject.known:
         subject = first_time_of_forward(subject)
-    if subject.loss is not None and "first_time" not in subject.known:
-        subject = first_time_of_loss(subject)
     if subject.sampler is not None and subject.conventions.prediction != "other":
         subject = conventions_of_sampler(subject, seed)
     return subject
@@ -73,43 +68,6 @@ def first_time_of_forward(subject: Subject) -> Subject:
             if error <= TOLERANCE and (best is None or error < best[0]):
                 best = error, tried
     return best[1] if best else subject
-
-
-def first_time_of_loss(subject: Subject) -> Subject:
-    """Whether training counts from 0 or 1: images of BRIGHT show a_t in what the network is shown.
-
-    Unknown where the loss scales its images, or draws no small times.
-    """
-    calls = []
-
-    def network(x: Tensor, t: Tensor, *others, **named) -> Tensor:
-        calls.append((torch.as_tensor(t).flatten(), x.detach().double().flatten(1).mean(1)))
-        return torch.zeros_like(x, requires_grad=True)
-
-    try:
-        for _ in range(LOSSES):
-            subject.loss(Shown(network), torch.full((IMAGES, *subject.shape), BRIGHT))
-        code_times, brightness = (torch.cat(each) for each in zip(*calls))
-    except Exception:  # of any kind, in code that others wrote: the checks will show it
-        return subject
-    for first_time in (0, 1):
-        tried = with_convention(subject, first_time=first_time)
-        a_t, _ = tried.levels(code_times)
-        if len(a_t) == len(brightness) and (brightness / BRIGHT - a_t).abs().max() < 1e-4:
-            return tried
-    return subject
-
-
-class Shown(nn.Module):
-    """A module that calls a function."""
-
-    def __init__(self, function: Callable):
-        super().__init__()
-        self.function = function
-        self.weight = nn.Parameter(torch.zeros(()))  # for codes that ask for the device
-
-    def forward(self, *arguments, **named) -> Tensor:
-        return self.function(*arguments, **named)
 
 
 def natural_first_time(subject: Subject, run: SamplerRun) -> int:
@@ -159,17 +117,11 @@ def conventions_of_sampler(subject: Subject, seed: int) -> Subject:
     for with_bugs in (False, True):
         for tried in tries:
             run = probe_run(tried, seed)
-            candidates = explain(tried, run, [tried.conventions.prediction], with_bugs)
-            if not candidates:
-                return with_range(undecided(subject, tries[0]), probe_run(tries[0], seed), None)
-            if candidates[0].fits:
+            candidates = explain(tried, run, with_bugs)
+            if candidates and candidates[0].fits:
                 return with_range(tried, run, candidates[0])
-    return with_range(undecided(subject, tries[0]), probe_run(tries[0], seed), None)
-
-
-def undecided(subject: Subject, tried: Subject) -> Subject:
-    """The conventions of a try, of which only those that were known before count as known."""
-    return replace(tried, known=subject.known)
+    tried = replace(tries[0], known=subject.known)
+    return with_range(tried, probe_run(tried, seed), None)
 
 
 def with_range(subject: Subject, run: SamplerRun, best) -> Subject:

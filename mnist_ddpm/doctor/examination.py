@@ -1,5 +1,6 @@
 """Examines diffusion code: all checks that have what they need, in one report."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -94,11 +95,12 @@ def run_checks(entry: CheckEntry, subject: Subject, seed: int) -> list[Check]:
         return [Check(entry.name, "not checked", "the schedule is not finite")]
     torch.manual_seed(seed)
     try:
-        return entry.function(subject, seed)
+        checks = entry.function(subject, seed)
     except Exception as error:  # of any kind, in code that others wrote
-        place = subject.places.get(entry.name, entry.name)
         meaning = "\n".join(["it could not be run:", *users_lines(error)])
-        return [Check(entry.name, "undecided", meaning, where=place)]
+        checks = [Check(entry.name, "undecided", meaning)]
+    place = subject.places.get(entry.needs[0], entry.needs[0])
+    return [replace(c, where=f"{place}: {c.where}" if c.where else place) for c in checks]
 
 
 def describe_conventions(subject: Subject) -> dict[str, str]:
@@ -113,4 +115,6 @@ def describe_conventions(subject: Subject) -> dict[str, str]:
             "the sampler returns {:g} … {:g}".format(*conventions.output_range),
         ),
     }
+    if conventions.is_flat:
+        words["is_flat"] = "layout", "the network takes images as vectors"
     return {key: text for name, (key, text) in words.items() if name in subject.known}

@@ -1,4 +1,4 @@
-"""Checks of a trained network on data: what it has learned, and from what kind of images and noise.
+"""Checks of a trained network on data: what it has learned, and from what kind of images.
 
 A network is judged by the error of its noise, where knowing each pixel's mean and variance is worth
 least: at times at which E|eps - eps_hat|² of that knowledge, a² v / (a² v + b²), is 0.05 to 0.9.
@@ -25,14 +25,13 @@ SURE = 3  # standard errors by which a network must beat the baseline
 YOUNG = 1.5  # times the raw weights' error: an average in a well-kept run is at most 1.1
 TINT = 0.5  # of the 2 from black to white, beside six standard errors
 SLIGHT_TINT = 0.2
-UNIFORM_VARIANCE = 1 / 12
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The errors of one network for one kind of data and noise, at each image's t: float64 (N,)."""
+    """The errors of one network for one kind of data, at each image's t: float64 (N,)."""
 
-    errors: Tensor  # of eps_hat, over the variance of the noise
+    errors: Tensor  # of eps_hat
     baseline: Tensor  # what the mean and variance of each pixel are worth
 
     @property
@@ -48,44 +47,35 @@ class Fit:
         return bool(difference.mean() < -SURE * error)
 
 
-def baseline_errors(schedule: Schedule, variance: Tensor, noise_variance: float = 1.0) -> Tensor:
+def baseline_errors(schedule: Schedule, variance: Tensor) -> Tensor:
     """At t = 1 … T, the error of the noise for pixels of known mean and variance: float64 (T,)."""
     a = schedule.a[1:, None]
     b = schedule.b[1:, None]
     signal = a**2 * variance.double().flatten()[None]
-    return (signal / (signal + noise_variance * b**2)).mean(dim=1)
+    return (signal / (signal + b**2)).mean(dim=1)
 
 
 @torch.no_grad()
 def fit_of(
-    denoise: Denoiser,
-    schedule: Schedule,
-    images: Tensor,
-    *,
-    is_uniform: bool = False,
-    seed: int = 0,
-    batch_size: int = 16,
+    denoise: Denoiser, schedule: Schedule, images: Tensor, *, seed: int = 0, batch_size: int = 16
 ) -> Fit | None:
-    """How well a denoiser fits images (N, C, H, W), 16 or more, and normal or uniform noise.
+    """How well a denoiser fits images (N, C, H, W), 16 or more.
 
     None if there are too few times at which it could show.
     """
-    variance = images.var(dim=0)
-    noise_variance = UNIFORM_VARIANCE if is_uniform else 1.0
-    errors = baseline_errors(schedule, variance, noise_variance)
+    errors = baseline_errors(schedule, images.var(dim=0))
     times = 1 + ((errors > LEAST_ERROR) & (errors < MOST_ERROR)).nonzero().flatten()
     if len(times) < 5:
         return None
     generator = torch.Generator().manual_seed(seed)
     chosen = images[torch.randperm(len(images), generator=generator)[:IMAGES]]
     t = times[torch.arange(len(chosen)) * len(times) // len(chosen)]
-    draw = torch.rand if is_uniform else torch.randn
-    eps = draw(chosen.shape, generator=generator)
+    eps = torch.randn(chosen.shape, generator=generator)
     losses = []
     for x0, time, noise in zip(*(each.split(batch_size) for each in (chosen, t, eps))):
         eps_hat = denoise(ddpm.q_sample(schedule, x0, time, noise), time)[1]
         losses.append((eps_hat.double() - noise).square().flatten(1).mean(dim=1))
-    return Fit(torch.cat(losses) / noise_variance, errors[t - 1])
+    return Fit(torch.cat(losses), errors[t - 1])
 
 
 def unit_range(images: Tensor) -> Tensor:
@@ -100,31 +90,28 @@ def check_fit(denoise: Denoiser, schedule: Schedule, data: Tensor, seed: int = 0
 
     The value is its error over that of the baseline, at 64 images and times. It has learned if
     that is below 1 by three standard errors. If it has not, but has for images in [0, 1] or
-    0 … 255, or for uniform noise, it was trained on those: that is wrong. Otherwise a network that
-    has learned nothing may be untrained, which is undecided.
+    0 … 255, it was trained on those: that is wrong. Otherwise a network that has learned nothing
+    may be untrained, which is undecided.
     """
     name = "network: fit to the data"
     if len(data) < 16:
         return Check(name, "not checked", "needs: 16 images or more")
     images = unit_range(data)
-    kinds: dict[str, tuple[Tensor, bool, str]] = {
-        "images in [-1, 1]": (images, False, ""),
-        "the data as they are": (data.float(), False, ""),
-        "images in [0, 1]": ((images + 1) / 2, False, "data-range"),
-        "images in 0 … 255": ((images + 1) * 127.5, False, "data-range"),
-        "uniform noise": (images, True, "uniform-noise"),
+    kinds = {  # images, whether they are wrong, the share of other errors to stay below
+        "images in [-1, 1]": (images, False, math.inf),
+        "the data as they are": (data.float(), is_zero_to_one(data), math.inf),
+        "images in [0, 1]": ((images + 1) / 2, True, 0.5),
+        "images in 0 … 255": ((images + 1) * 127.5, True, 0.5),
     }
     ratios = []
-    for kind, (x0, is_uniform, bug) in kinds.items():
-        fit = fit_of(denoise, schedule, x0, is_uniform=is_uniform, seed=seed)
+    for kind, (x0, is_wrong, share) in kinds.items():
+        fit = fit_of(denoise, schedule, x0, seed=seed)
         if fit is None:
             continue
-        if fit.has_learned and (not bug or fit.ratio < 0.5 * min(ratios)):
-            if kind == "the data as they are" and is_zero_to_one(data):
-                bug = "data-range"
+        if fit.has_learned and fit.ratio < share * min(ratios, default=1.0):
             meaning = f"the network has learned from {kind}"
-            verdict = "wrong" if bug else "ok"
-            return Check(name, verdict, meaning, fit.ratio, 1.0, evidence={bug: 1.0} if bug else {})
+            evidence = {"data-range": 1.0} if is_wrong else {}
+            return Check(name, "wrong" if is_wrong else "ok", meaning, fit.ratio, 1.0, evidence)
         ratios.append(fit.ratio)
     if not ratios:
         return Check(name, "undecided", "no t shows what a network has learned")
@@ -159,7 +146,7 @@ def check_average(
     if value > YOUNG and is_worse:
         meaning = "the averaged weights predict far worse than the raw ones"
         evidence = {"young-average": 1.0, "averaged-buffers": 0.5}
-        return Check(name, "wrong", meaning, value, YOUNG, evidence=evidence)
+        return Check(name, "wrong", meaning, value, YOUNG, evidence)
     if value > 1.1 and is_worse:
         return Check(name, "undecided", "the averaged weights are behind", value, YOUNG)
     return Check(name, "ok", "the averaged weights are as good as the raw ones", value, YOUNG)
@@ -187,7 +174,7 @@ def check_tint(samples: Tensor, data: Tensor) -> Check:
     meaning = f"channel {channel.item()} of the samples is too bright or too dark"
     bugs = "data-range", "channel-groups", "unseen-end", "uniform-noise"
     evidence = dict.fromkeys(bugs, 0.3)
-    return Check(name, "wrong", meaning, value.item(), tolerance, evidence=evidence)
+    return Check(name, "wrong", meaning, value.item(), tolerance, evidence)
 
 
 def check_learning(

@@ -1,5 +1,7 @@
 """Checks of guidance: its formula, its scale, and what the network is told for "no label"."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,10 @@ from mnist_ddpm.doctor.subject import CheckEntry, Subject
 TOLERANCE = 1e-3
 SCALES = 0.0, 1.0, 3.0
 IMAGES = 4
+PUBLISHED = {  # weights of the outputs with and without label, at scale w
+    "uncond + w (cond - uncond)": lambda w: (w, 1 - w),
+    "(1 + w) cond - w uncond": lambda w: (1 + w, -w),
+}
 
 
 class LabelledProbe(torch.nn.Module):
@@ -48,7 +54,6 @@ def describe_label(label: object) -> str:
 def guidance_checks(subject: Subject, seed: int) -> list[Check]:
     """All checks of guidance."""
     name = "guidance: its formula"
-    place = subject.place("guidance")
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(IMAGES, *subject.shape, generator=generator)
     t = torch.full((IMAGES,), 1)
@@ -61,15 +66,15 @@ def guidance_checks(subject: Subject, seed: int) -> list[Check]:
             guided = subject.guidance(network, x, t, labels, scale)
         without = [key for key in network.outputs if key != str(label)]
         if scale == SCALES[-1]:
-            null = check_null_label(subject, network, label)
+            null = check_null_label(network, label)
             if null.verdict == "wrong":
                 return [null]
         pair = fit_weights(network, guided[0], str(label), without)
         if pair is None:
             meaning = "what it returns is no sum of the network's two outputs"
-            return [Check(name, "undecided", meaning, where=place)]
+            return [Check(name, "undecided", meaning)]
         weights[scale] = pair
-    return [judge_weights(subject, weights), null]
+    return [judge_weights(weights), null]
 
 
 GUIDANCE_ENTRY = CheckEntry("guidance", ("guidance",), guidance_checks)
@@ -89,76 +94,49 @@ def fit_weights(
     return weights.get(label, 0.0), sum(weights.get(key, 0.0) for key in without[:1])
 
 
-def check_null_label(subject: Subject, network: LabelledProbe, label: int) -> Check:
+def check_null_label(network: LabelledProbe, label: int) -> Check:
     """Whether one of the network's two calls has no label."""
     name = "guidance: the call without label"
-    place = subject.place("guidance")
     seen = list(network.outputs)
     others = [key for key in seen if key != str(label)]
     if not others:
         meaning = f"the network is always called with the label {', '.join(seen)}"
-        return Check(name, "wrong", meaning, len(seen), 2, place, evidence={"no-null-label": 1.0})
+        return Check(name, "wrong", meaning, len(seen), 2, {"no-null-label": 1.0})
     null = others[0]
     if null == "0":
         meaning = "label 0 stands for none: right if classes count from 1"
-        return Check(name, "undecided", meaning, 0, None, place, evidence={"no-null-label": 0.5})
+        return Check(name, "undecided", meaning, 0)
     shown = "None" if null == "None" else f"the label {null}"
-    return Check(name, "ok", f"it has {shown}", len(seen), 2, place)
+    return Check(name, "ok", f"it has {shown}", len(seen), 2)
 
 
-def judge_weights(subject: Subject, weights: dict[float, tuple[float, float]]) -> Check:
-    """The weights at all scales against both published formulas."""
+def judge_weights(weights: dict[float, tuple[float, float]]) -> Check:
+    """The weights at all scales against both published formulas.
+
+    One of them with its outputs exchanged, or with another sign, is a wrong sign.
+    """
     name = "guidance: its formula"
-    place = subject.place("guidance")
-    published = {
-        "uncond + w (cond - uncond)": lambda w: (w, 1 - w),
-        "(1 + w) cond - w uncond": lambda w: (1 + w, -w),
-    }
-    wrong = {
-        "cond + w (uncond - cond)": ("guidance-sign", lambda w: (1 - w, w)),
-        "uncond - w (cond - uncond)": ("guidance-sign", lambda w: (-w, 1 + w)),
-        "w cond - (1 + w) uncond": ("guidance-sign", lambda w: (w, -1 - w)),
-        "w cond + (1 + w) uncond": ("guidance-scale", lambda w: (w, 1 + w)),
-        "(1 + w) cond + w uncond": ("guidance-sign", lambda w: (1 + w, w)),
-        "(1 - w) cond - w uncond": ("guidance-sign", lambda w: (1 - w, -w)),
-        "cond + w uncond": ("guidance-sign", lambda w: (1.0, w)),
-        "w (cond - uncond)": ("guidance-scale", lambda w: (w, -w)),
-        "(1 + w) cond - uncond": ("guidance-scale", lambda w: (1 + w, -1.0)),
-        "w cond - uncond": ("guidance-scale", lambda w: (w, -1.0)),
-        "uncond + w cond": ("guidance-scale", lambda w: (w, 1.0)),
-        "cond - w uncond": ("guidance-scale", lambda w: (1.0, -w)),
-    }
-    for formula, function in published.items():
-        error = weights_error(weights, function)
-        if error <= TOLERANCE:
-            return Check(name, "ok", f"it is {formula}", error, TOLERANCE, place)
-    best = min(weights_error(weights, function) for function in published.values())
-    sums = max(abs(cond + uncond - 1) for cond, uncond in weights.values())
-    for formula, (bug, function) in wrong.items():
-        if weights_error(weights, function) <= TOLERANCE:
-            meaning = f"it is {formula}"
-            return Check(name, "wrong", meaning, best, TOLERANCE, place, evidence={bug: 1.0})
-    cond, uncond = weights[SCALES[-1]]
-    meaning = f"at scale {SCALES[-1]:g} it is {cond:.3g} cond {uncond:+.3g} uncond"
-    if sums > TOLERANCE:
-        meaning += ", and the weights' sum is not 1"
-        return Check(
-            name, "wrong", meaning, sums, TOLERANCE, place, evidence={"guidance-scale": 1.0}
-        )
-    if cond < 0:
-        return Check(
-            name, "wrong", meaning, best, TOLERANCE, place, evidence={"guidance-sign": 1.0}
-        )
-    slope = cond - weights[1.0][0]
-    bug = "guidance-sign" if slope < -TOLERANCE else "guidance-scale"
-    return Check(name, "wrong", meaning, best, TOLERANCE, place, evidence={bug: 1.0})
+    errors = {formula: weights_error(weights, each) for formula, each in PUBLISHED.items()}
+    formula, error = min(errors.items(), key=lambda item: item[1])
+    if error <= TOLERANCE:
+        return Check(name, "ok", f"it is {formula}", error, TOLERANCE)
+    pair = weights[SCALES[-1]]  # other scales may be cut short, with one of the outputs alone
+    meaning = f"at scale {SCALES[-1]:g} it is {pair[0]:.3g} cond {pair[1]:+.3g} uncond"
+    turned = {(k * x, m * y) for x, y in (pair, pair[::-1]) for k in (1, -1) for m in (1, -1)}
+    errors = [
+        weights_error({SCALES[-1]: each}, published)
+        for each in turned - {pair}
+        for published in PUBLISHED.values()
+    ]
+    bug = "guidance-sign" if min(errors) <= TOLERANCE else "guidance-scale"
+    return Check(name, "wrong", meaning, error, TOLERANCE, {bug: 1.0})
 
 
-def weights_error(weights: dict[float, tuple[float, float]], function) -> float:
+def weights_error(weights: dict[float, tuple[float, float]], published: Callable) -> float:
     """The largest difference of weights from a formula. A network that is not called has 0."""
     errors = [
         abs(measured - right)
         for scale, pair in weights.items()
-        for measured, right in zip(pair, function(scale))
+        for measured, right in zip(pair, published(scale))
     ]
     return max(errors)

@@ -56,40 +56,34 @@ def network_entry(subject: Subject, seed: int) -> list[Check]:
         t = torch.tensor([1, subject.T])
         checks.append(module_checks.check_channel_groups(module))
         checks.append(module_checks.check_attention(module, lambda: output_of(network, x, t)))
-    checks += [
+    return [
+        *checks,
         network_checks.check_batch_leak(*arguments, seed),
         network_checks.check_time_use(*arguments, seed),
         network_checks.check_time_unit(*arguments),
     ]
-    return in_place(checks, subject.place("network"))
-
-
-def in_place(checks: list[Check], place: str) -> list[Check]:
-    """The checks, each with the user's function before the layer it names."""
-    return [replace(c, where=f"{place}: {c.where}" if c.where else place) for c in checks]
 
 
 def buffers_entry(subject: Subject, seed: int) -> list[Check]:
     """The check of both networks' buffers."""
     modules = [find_module(each) for each in (subject.network, subject.averaged_network)]
     if None in modules:
-        name = "network: buffers of its average"
-        return [Check(name, "not checked", "needs: two networks that are torch.nn.Modules")]
-    checks = [module_checks.check_averaged_buffers(*modules)]
-    return in_place(checks, subject.place("averaged_network"))
+        meaning = "needs: two networks that are torch.nn.Modules"
+        return [Check(module_checks.BUFFER_CHECK, "not checked", meaning)]
+    return [module_checks.check_averaged_buffers(*modules)]
 
 
 def fit_entry(subject: Subject, seed: int) -> list[Check]:
-    """What the network, and its average, have learned of the data."""
-    data = torch.as_tensor(subject.data)[:256]
-    arguments = subject.path, data, seed
+    """What the network has learned of the data."""
     denoise = our_denoiser(subject, subject.network)
-    checks = in_place([fit_checks.check_fit(denoise, *arguments)], subject.place("network"))
-    if subject.averaged_network is not None:
-        averaged = our_denoiser(subject, subject.averaged_network)
-        average = [fit_checks.check_average(denoise, averaged, *arguments)]
-        checks += in_place(average, subject.place("averaged_network"))
-    return checks
+    return [fit_checks.check_fit(denoise, subject.path, subject.data[:256], seed)]
+
+
+def average_entry(subject: Subject, seed: int) -> list[Check]:
+    """What the network's average has learned of the data, beside the network."""
+    networks = subject.network, subject.averaged_network
+    denoisers = [our_denoiser(subject, each) for each in networks]
+    return [fit_checks.check_average(*denoisers, subject.path, subject.data[:256], seed)]
 
 
 class TimeIsUp(Exception):
@@ -102,7 +96,7 @@ def samples_entry(subject: Subject, seed: int) -> list[Check]:
     network = subject.averaged_network or subject.network
     if "output_range" not in subject.known:
         return [Check(name, "not checked", "the range of the samples is not known")]
-    data = torch.as_tensor(subject.data).float()
+    data = subject.data.float()
     fit = fit_checks.check_fit(our_denoiser(subject, network), subject.path, data[:256], seed)
     if fit.verdict != "ok":
         return [Check(name, "not checked", "needs: a network that has learned from the data")]
@@ -128,14 +122,13 @@ def samples_entry(subject: Subject, seed: int) -> list[Check]:
     samples = samples.float().reshape(-1, *data.shape[1:])
     low, high = subject.conventions.output_range
     samples = (samples - low) / (high - low) * (data.max() - data.min()) + data.min()
-    return in_place([fit_checks.check_tint(samples, data)], subject.place("sampler"))
+    return [fit_checks.check_tint(samples, data)]
 
 
 def training_entry(subject: Subject, seed: int) -> list[Check]:
     """The checks of a loss, by what it shows its network."""
     images = known_images(subject.shape, BATCH, *range_of_data(subject))
-    checks = recorded_checks(subject, subject.loss, images, seed)
-    return in_place(checks, subject.place("loss"))
+    return recorded_checks(subject, subject.loss, images, seed)
 
 
 def step_entry(subject: Subject, seed: int) -> list[Check]:
@@ -145,8 +138,7 @@ def step_entry(subject: Subject, seed: int) -> list[Check]:
         return []
     images = known_images(subject.shape, STEP_BATCH, *range_of_data(subject))
     with recorded_step(subject.training_step, module) as train:
-        checks = recorded_checks(subject, train, images, seed)
-    return in_place(checks, subject.place("training_step"))
+        return recorded_checks(subject, train, images, seed)
 
 
 def range_of_data(subject: Subject) -> tuple[float, float]:
@@ -167,8 +159,7 @@ def recorded_checks(subject: Subject, train: Callable, images: Tensor, seed: int
 
     recording = record(train_on, images, subject.T, seed)
     if recording is None:
-        meaning = "the network was not called with a batch of images"
-        return [Check("training", "undecided", meaning)]
+        return [Check("training", "undecided", "the network was called with no batch of images")]
     subject = with_times_of(subject, recording)
     halves = training_checks.Halves(recording, subject.entries, subject.schedule)
     noising = training_checks.check_noising(halves, subject.schedule)
@@ -181,9 +172,6 @@ def recorded_checks(subject: Subject, train: Callable, images: Tensor, seed: int
     ]
     if noising.verdict == "ok" and subject.data is not None:
         checks.append(training_checks.check_data_range(*halves.range()))
-    classes = training_checks.classes_of(find_module(subject.network), recording)
-    if classes:
-        checks.append(training_checks.check_label_dropout(recording, classes))
     return checks
 
 
@@ -213,8 +201,7 @@ def target_entry(subject: Subject, seed: int) -> list[Check]:
         meaning = "the loss does not use the network's output for a batch of images"
         return [Check("training: target of the loss", "undecided", meaning)]
     gradient = gradient[:, : x.shape[1]].reshape(images.shape)
-    checks = [training_checks.check_target(x.reshape(images.shape), gradient)]
-    return in_place(checks, subject.place("loss"))
+    return [training_checks.check_target(x.reshape(images.shape), gradient)]
 
 
 def loss_of_zeros(subject: Subject, x0: Tensor, seed: int) -> tuple[Tensor, Recorder]:
@@ -232,12 +219,11 @@ def loss_of_zeros(subject: Subject, x0: Tensor, seed: int) -> tuple[Tensor, Reco
 
 def heart_entry(subject: Subject, seed: int) -> list[Check]:
     """The trial of learning sixteen images by heart."""
-    images = torch.as_tensor(subject.data)[:16]
+    images = subject.data[:16]
     values = [loss_of_zeros(subject, images, seed + k)[0].item() for k in range(8)]
     ignorant = sum(values) / len(values)
     images = images.flatten(1) if subject.conventions.is_flat else images
-    checks = [fit_checks.check_learning(subject.loss, subject.network, images, ignorant)]
-    return in_place(checks, subject.place("loss"))
+    return [fit_checks.check_learning(subject.loss, subject.network, images, ignorant)]
 
 
 def likelihood_entry(subject: Subject, seed: int) -> list[Check]:
@@ -247,14 +233,16 @@ def likelihood_entry(subject: Subject, seed: int) -> list[Check]:
     torch.manual_seed(seed)
     with torch.no_grad():
         subject.likelihood(recorder, x0)
-    checks = [training_checks.check_likelihood_times([times for _, times, _ in recorder.seen])]
-    return in_place(checks, subject.place("likelihood"))
+    return [training_checks.check_likelihood_times([times for _, times in recorder.seen])]
 
 
 LEARNING_ENTRIES = [
     CheckEntry("network", ("network", "schedule"), network_entry),
-    CheckEntry("network: buffers of its average", ("network", "averaged_network"), buffers_entry),
+    CheckEntry(module_checks.BUFFER_CHECK, ("averaged_network", "network"), buffers_entry),
     CheckEntry("network: fit to the data", ("network", "schedule", "data"), fit_entry),
+    CheckEntry(
+        "network: its average", ("averaged_network", "network", "schedule", "data"), average_entry
+    ),
     CheckEntry("samples", ("sampler", "network", "schedule", "data"), samples_entry),
     CheckEntry("training", ("loss", "schedule"), training_entry),
     CheckEntry("training: target of the loss", ("loss",), target_entry),

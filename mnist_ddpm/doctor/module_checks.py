@@ -16,9 +16,10 @@ from mnist_ddpm.doctor.report import Check, Verdict
 ATTENTION = re.compile(r"scaled_dot_product_attention|softmax|MultiheadAttention")
 POSITIONS = re.compile(r"\b(sin|cos|arange|rotary|rope|linspace|meshgrid)\b")
 ATTENTION_CHECK = "network: attention"
+BUFFER_CHECK = "network: buffers of its average"
 POINTWISE = nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Softmax
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d
-EQUIVARIANCE_TOLERANCE = 1e-3  # float32 sums in another order differ by about 1e-5
+CONSTANCY_TOLERANCE = 1e-3  # float32 sums in another order differ by about 1e-5
 DRIFT = 1e-3  # of an averaged constant: rounding of 6e-8 a step, over 1 / (1 - decay) steps
 
 
@@ -40,17 +41,15 @@ def check_channel_groups(module: nn.Module) -> Check:
         f"{len(lone)} layers normalise each channel alone, so the network cannot see how bright "
         "or how coloured an image is"
     )
-    evidence = {"channel-groups": 1.0}
-    return Check(name, "wrong", meaning, len(lone), 0, where=lone[0], evidence=evidence)
+    return Check(name, "wrong", meaning, len(lone), 0, {"channel-groups": 1.0}, where=lone[0])
 
 
 def check_attention(module: nn.Module, run: Callable[[], object]) -> Check:
-    """Whether attention treats positions alike: permuted positions in, the same permutation out.
+    """Whether attention gives the same output at all positions where all inputs are the same.
 
     run: calls the network once, so that the layers' inputs are known. The value is the largest
-    difference over the RMS of what a layer adds. A layer that knows its positions passes if equal
-    inputs give equal outputs, or if it does so without its own parameters. One that computes
-    positions, or has convolutions, is undecided.
+    difference over the RMS of what a layer adds. A layer with parameters for its positions passes
+    if it does so without them. One that computes positions, or has convolutions, is undecided.
     """
     layers = attention_inputs(module, run)
     checks = {path: attention_layer_check(path, *call) for path, *call in layers}
@@ -105,10 +104,9 @@ def source_of(layer_type: type) -> str:
 
 def attention_layer_check(path: str, layer: nn.Module, inputs: tuple, options: dict) -> Check:
     """The check of one layer, in evaluation mode."""
-    name = ATTENTION_CHECK
     sequences = [x for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.ndim > 2]
     if len(sequences) != 1 or sequences[0].ndim > 4:
-        return Check(name, "not checked", "a layer of attention takes several sequences")
+        return Check(ATTENTION_CHECK, "not checked", "a layer of attention takes several sequences")
     recorded = sequences[0]
     x = torch.randn(small_shape(recorded), generator=torch.Generator().manual_seed(0)).to(recorded)
     with in_mode(layer, False), awakened(layer), torch.no_grad():
@@ -123,16 +121,13 @@ def attention_layer_check(path: str, layer: nn.Module, inputs: tuple, options: d
             x = torch.randn_like(recorded)
             output = call(x)
         if not isinstance(output, Tensor) or output.shape != x.shape or x.dtype.itemsize < 4:
-            return Check(
-                name, "undecided", "a layer of attention returns another shape", where=path
-            )
-        error = equivariance_error(call, x)
+            meaning = "a layer of attention returns another shape"
+            return Check(ATTENTION_CHECK, "undecided", meaning, where=path)
+        error = constancy_error(call, x)
         verdict: Verdict = "ok"
-        if error <= EQUIVARIANCE_TOLERANCE:
-            meaning = "attention treats all positions alike"
-        elif constancy_error(call, x) <= EQUIVARIANCE_TOLERANCE:
-            meaning = "attention knows positions, but equal inputs give equal outputs"
-        elif error_without_parameters(layer, call, x) <= EQUIVARIANCE_TOLERANCE:
+        if error <= CONSTANCY_TOLERANCE:
+            meaning = "attention gives equal outputs for equal inputs"
+        elif error_without_parameters(layer, call, x) <= CONSTANCY_TOLERANCE:
             meaning = "attention has parameters for positions, and treats them alike without"
         elif POSITIONS.search(source_of(type(layer))) or not is_pointwise(layer):
             meaning = "attention with convolutions or computed positions cannot be judged"
@@ -141,8 +136,9 @@ def attention_layer_check(path: str, layer: nn.Module, inputs: tuple, options: d
             meaning = "attention scrambles positions and channels"
             verdict = "wrong"
     evidence = {"attention-reshape": 1.0} if verdict == "wrong" else {}
-    options = {"where": path, "evidence": evidence}
-    return Check(name, verdict, meaning, error, EQUIVARIANCE_TOLERANCE, **options)
+    return Check(
+        ATTENTION_CHECK, verdict, meaning, error, CONSTANCY_TOLERANCE, evidence, where=path
+    )
 
 
 def small_shape(x: Tensor) -> tuple[int, ...]:
@@ -154,39 +150,23 @@ def small_shape(x: Tensor) -> tuple[int, ...]:
     return (n, x.shape[1], 3, 5) if x.ndim == 4 else (n, 15, x.shape[2])
 
 
-def position_dims(x: Tensor) -> list[int]:
-    """The dimension of positions, after images are flattened: 2, or for sequences 1 or 2."""
-    return [2] if x.ndim == 4 else [1, 2]
-
-
-def equivariance_error(call: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """How far the output for permuted positions is from the permuted output."""
-    added = call(x) - x
-    errors = []
-    for dim in position_dims(x):
-        flat = x.flatten(2) if x.ndim == 4 else x
-        order = torch.randperm(flat.shape[dim], generator=torch.Generator().manual_seed(1))
-        permuted = flat.index_select(dim, order).view(x.shape)
-        expected = (added.flatten(2) if x.ndim == 4 else added).index_select(dim, order)
-        difference = (call(permuted) - permuted).view(expected.shape) - expected
-        errors.append(difference.abs().max().item() / max(rms(added), 1e-12))
-    return min(errors)
-
-
 def constancy_error(call: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """How much the output varies over positions where the input does not."""
+    """How much the output varies over positions where the input does not.
+
+    Positions of images are pixels; those of sequences the first or the second dimension.
+    """
     errors = []
-    for dim in position_dims(x):
-        flat = x.flatten(2) if x.ndim == 4 else x
+    for dim in [2] if x.ndim == 4 else [1, 2]:
+        flat = x.flatten(2)
         constant = flat.narrow(dim, 0, 1).expand_as(flat).reshape(x.shape).contiguous()
         added = (call(constant) - constant).view(flat.shape)
         spread = added - added.mean(dim=dim, keepdim=True)
         errors.append(spread.abs().max().item() / max(rms(added), 1e-12))
-    return errors[0]
+    return min(errors)
 
 
 def error_without_parameters(layer: nn.Module, call: Callable, x: Tensor) -> float:
-    """The smaller of both errors while the layers' own parameters and buffers are constant."""
+    """The error while the layers' own parameters and buffers are constant."""
     own = [
         tensor
         for part in layer.modules()
@@ -199,7 +179,7 @@ def error_without_parameters(layer: nn.Module, call: Callable, x: Tensor) -> flo
         for tensor in own:
             tensor.fill_(tensor.mean())
         try:
-            return min(equivariance_error(call, x), constancy_error(call, x))
+            return constancy_error(call, x)
         finally:
             for tensor, value in zip(own, values):
                 tensor.copy_(value)
@@ -223,7 +203,6 @@ def check_averaged_buffers(module: nn.Module, averaged: nn.Module) -> Check:
     BatchNorm's statistics may differ. A table that differs by rounding, or by one factor, has been
     averaged. Whether another buffer should differ cannot be known.
     """
-    name = "network: buffers of its average"
     statistics = {
         f"{path}.{key}".lstrip(".")
         for path, layer in module.named_modules()
@@ -235,7 +214,7 @@ def check_averaged_buffers(module: nn.Module, averaged: nn.Module) -> Check:
     undecided = []
     for key, own, other in pairs:
         if own.is_floating_point() != other.is_floating_point():
-            return buffer_check(name, key, 1.0)
+            return averaged_buffer(key, 1.0)
         if key in statistics or own.shape != other.shape or torch.equal(own.cpu(), other.cpu()):
             continue
         own = own.detach().double().cpu()
@@ -246,17 +225,17 @@ def check_averaged_buffers(module: nn.Module, averaged: nn.Module) -> Check:
         is_drift = difference < DRIFT
         is_scaled = 0 < factor < 1 and rms(other - factor * own) < DRIFT * size
         if own.numel() >= 8 and (is_drift or is_scaled):
-            return buffer_check(name, key, difference)
+            return averaged_buffer(key, difference)
         undecided.append((key, difference))
     if undecided:
         key, difference = undecided[0]
         meaning = "a buffer differs; if it is a constant, it must not be averaged"
-        return Check(name, "undecided", meaning, difference, 0, key)
-    return Check(name, "ok", f"{len(pairs)} buffers are as they should be", 0, 0)
+        return Check(BUFFER_CHECK, "undecided", meaning, difference, 0, where=key)
+    return Check(BUFFER_CHECK, "ok", f"{len(pairs)} buffers are as they should be", 0, 0)
 
 
-def buffer_check(name: str, key: str, difference: float) -> Check:
-    """A buffer that has been averaged."""
+def averaged_buffer(key: str, difference: float) -> Check:
+    """The check of a buffer that has been averaged."""
     meaning = "a table in a buffer has been averaged like a weight"
     evidence = {"averaged-buffers": 1.0}
-    return Check(name, "wrong", meaning, difference, 0, where=key, evidence=evidence)
+    return Check(BUFFER_CHECK, "wrong", meaning, difference, 0, evidence, where=key)

@@ -80,7 +80,7 @@ def check_batch_leak(network: Network, T: int, shape: tuple[int, ...], seed: int
     layers = module.modules() if module is not None else ()
     cause = "BatchNorm" if any(isinstance(each, _BatchNorm) for each in layers) else "something"
     meaning = f"in {mode}, {cause} mixes images of different noise levels"
-    return Check(name, "wrong", meaning, worst, LEAK_TOLERANCE, evidence={"batch-leak": 1.0})
+    return Check(name, "wrong", meaning, worst, LEAK_TOLERANCE, {"batch-leak": 1.0})
 
 
 def check_time_use(network: Network, T: int, shape: tuple[int, ...], seed: int = 0) -> Check:
@@ -99,7 +99,7 @@ def check_time_use(network: Network, T: int, shape: tuple[int, ...], seed: int =
     if change > TIME_TOLERANCE:
         return Check(name, "ok", "the output depends on t", change, TIME_TOLERANCE)
     meaning = "the same image has the same output at every t"
-    return Check(name, "wrong", meaning, change, TIME_TOLERANCE, evidence={"time-ignored": 1.0})
+    return Check(name, "wrong", meaning, change, TIME_TOLERANCE, {"time-ignored": 1.0})
 
 
 def check_time_unit(network: Network, T: int, shape: tuple[int, ...]) -> Check:
@@ -124,13 +124,12 @@ def check_time_unit(network: Network, T: int, shape: tuple[int, ...]) -> Check:
         return Check(name, "undecided", "no sines and cosines of t are seen in the network")
     turned_by = max(turns, key=lambda phases: phases.max().item())
     fastest = turned_by.max().item()
-    evidence = {"unit-time": 1.0}
     if fastest > WHOLE_TURN:
         return Check(name, "ok", "the sines of t turn", fastest, LEAST_PHASE)
     if fastest > LEAST_PHASE or turned_by.median().item() > 0.1:
         return Check(name, "undecided", "the sines of t turn little", fastest, LEAST_PHASE)
     meaning = "t is in [0, 1], but its sines and cosines are made for 1 … 1000: they hardly change"
-    return Check(name, "wrong", meaning, fastest, LEAST_PHASE, evidence=evidence)
+    return Check(name, "wrong", meaning, fastest, LEAST_PHASE, {"unit-time": 1.0})
 
 
 @contextmanager

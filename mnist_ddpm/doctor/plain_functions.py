@@ -95,12 +95,10 @@ def arguments_for(
             )
         else:
             continue
-        if each.kind == each.KEYWORD_ONLY or (keywords and each.kind != each.POSITIONAL_ONLY):
-            keywords[each.name] = value
-        elif len(values) < parameters.index(each):
-            keywords[each.name] = value
-        else:
+        if each.kind == each.POSITIONAL_ONLY:
             values.append(value)
+        else:
+            keywords[each.name] = value
     return values, keywords
 
 
@@ -109,24 +107,10 @@ def plain_forward(function: Callable, tables: dict[str, Any]) -> Callable:
 
     def forward(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         roles = {"x0": x0, "t": t, "noise": noise, "device": "cpu"}
-        order = ["x0", "t", "noise"]
-        takes_noise = has_role(function, "noise", order)
-        order = order if takes_noise else order[:2]
-        values, named = arguments_for(
-            function, {r: roles[r] for r in [*order, "device"]}, order, tables
-        )
+        values, named = arguments_for(function, roles, ["x0", "t", "noise"], tables)
         return function(*values, **named)
 
     return forward
-
-
-def has_role(function: Callable, role: str, order: list[str]) -> bool:
-    """Whether a function takes this role, by name or as one of as many parameters as `order`."""
-    names = parameter_names(function)
-    if names is None:
-        return True
-    named = {role_of(name, dict.fromkeys(order)) for name in names}
-    return role in named or len(names) >= len(order)
 
 
 def parameter_names(function: Callable) -> list[str] | None:
@@ -141,42 +125,35 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
     """A sampler as a function of (network, shape). Without a parameter for it, the network is
     exchanged where the function looks for it: in its object, or among its module's names.
     """
-    takes_network = has_named_role(function, "network")
 
     def sampler(network: nn.Module, shape: tuple[int, ...]) -> Any:
         n, *sizes_of_image = shape
         roles = {"network": network, "shape": shape, "n": n, "device": "cpu", "labels": None}
         sizes = size_roles(function)
-        roles |= {
-            "channels": sizes_of_image[0],
-            "image_size": shape if sizes == ["image_size"] else sizes_of_image[-1],
-        }
+        roles["channels"] = sizes_of_image[0]
+        roles["image_size"] = shape if sizes == ["image_size"] else sizes_of_image[-1]
         roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if "sigmas" in tables else 1)
         if T is not None:
             roles["T"] = T
-        order = ["network"] if takes_network else []
-        order += sizes
-        return call_with_network(function, network, *arguments_for(function, roles, order, tables))
+        return call_with_network(function, roles, sizes, tables)
 
     return sampler
 
 
-def call_with_network(function: Callable, network: nn.Module, values: list, named: dict) -> Any:
-    """What a function returns for these arguments: the network is one, or is exchanged inside."""
-    if has_named_role(function, "network"):
-        return function(*values, **named)
-    with exchanged_network(function, network):
-        return function(*values, **named)
+def call_with_network(
+    function: Callable, roles: dict[str, Any], order: list[str], tables: dict[str, Any]
+) -> Any:
+    """What a function returns for these values by role, as in arguments_for.
 
-
-def has_named_role(function: Callable, role: str) -> bool:
-    """Whether one of the function's parameters is named for this role, or the first of several."""
+    The network is its first argument, or is exchanged inside where no parameter is named for one.
+    """
     names = parameter_names(function)
-    if names is None:
-        return True
-    if role == "network":
-        return any(map(is_network_name, names))
-    return any(name in NAMES[role] for name in names)
+    if names is None or any(map(is_network_name, names)):
+        values, named = arguments_for(function, roles, ["network", *order], tables)
+        return function(*values, **named)
+    with exchanged_network(function, roles["network"]):
+        values, named = arguments_for(function, roles, order, tables)
+        return function(*values, **named)
 
 
 def size_roles(function: Callable) -> list[str]:
@@ -262,9 +239,7 @@ def plain_guidance(function: Callable) -> Callable:
 
     def guidance(network, x: Tensor, t: Tensor, labels: Tensor, scale: float) -> Tensor:
         roles = {"network": network, "x0": x, "t": t, "labels": labels, "scale": scale}
-        takes_network = has_named_role(function, "network")
-        order = [*roles] if takes_network else [*roles][1:]
-        return call_with_network(function, network, *arguments_for(function, roles, order, {}))
+        return call_with_network(function, roles, ["x0", "t", "labels", "scale"], {})
 
     return guidance
 
@@ -273,11 +248,9 @@ def plain_loss(function: Callable, T: int | None) -> Callable:
     """A training loss as a function of (network, x0). Times that it asks for are 0 … T - 1."""
 
     def loss(network, x0: Tensor) -> Tensor:
-        takes_network = has_named_role(function, "network")
         roles = {"network": network, "x0": x0, "device": "cpu", "labels": None}
         roles |= {"t": torch.randint(0, T or 1000, (len(x0),)), "noise": torch.randn_like(x0)}
-        order = ["network", "x0"] if takes_network else ["x0"]
-        return call_with_network(function, network, *arguments_for(function, roles, order, {}))
+        return call_with_network(function, roles, ["x0"], {})
 
     return loss
 

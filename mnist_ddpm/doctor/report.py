@@ -18,8 +18,8 @@ class Check:
     meaning: str  # one sentence: what the value says of the code
     value: float | None = None
     tolerance: float | None = None  # the value is wrong beyond it
-    where: str = ""  # the user's function to look at
     evidence: dict[str, float] = field(default_factory=dict)
+    where: str = ""  # the layer or table to look at; a report has the user's function before it
 
 
 @dataclass(frozen=True)

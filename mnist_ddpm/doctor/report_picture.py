@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -11,10 +10,9 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Schedule
 from mnist_ddpm.doctor.bugs import BUGS
-from mnist_ddpm.doctor.forward_checks import call_forward
-from mnist_ddpm.doctor.oracles import gaussian_oracle, points_oracle, run_sampler
+from mnist_ddpm.doctor.oracles import points_oracle, run_sampler
 from mnist_ddpm.doctor.report import Report
-from mnist_ddpm.doctor.sampler_results import DEVIATION, MEAN, in_range, normal_denoiser
+from mnist_ddpm.doctor.sampler_results import in_range
 from mnist_ddpm.doctor.schedule_checks import VISIBLE
 from mnist_ddpm.doctor.subject import Subject
 from mnist_ddpm.methods import schedules
@@ -25,8 +23,8 @@ SHOWN = 10  # images a row
 def draw_picture(subject: Subject, report: Report, path: Path) -> str | None:
     """Writes the picture that shows most of what was given; returns its path, or None without one.
 
-    A sampler shows images of four shapes drawn with their exact denoiser; a forward process its
-    x_t; a schedule its curve. Code that fails here has no picture.
+    A sampler shows images of four shapes drawn with their exact denoiser; other code the curve of
+    its schedule, as does a sampler that fails.
     """
     if subject.schedule is None or not subject.schedule.a.isfinite().all():
         return None
@@ -34,10 +32,8 @@ def draw_picture(subject: Subject, report: Report, path: Path) -> str | None:
     try:
         if subject.sampler is not None:
             figure = sampler_figure(subject)
-        elif subject.forward is not None:
-            figure = forward_figure(subject)
     except Exception:  # of any kind, in code that others wrote: the checks have reported it
-        figure = None
+        pass
     figure = figure or schedule_figure(subject)
     figure.suptitle(title_of(report), fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,9 +46,8 @@ def title_of(report: Report) -> str:
     """The likeliest cause, or that nothing was found."""
     if report.is_ok:
         return "Nothing wrong was found"
-    causes = report.causes()
-    known = [BUGS[bug].title for bug, _ in causes if bug in BUGS]
-    return f"Likeliest cause: {known[0]}" if known else "Something is wrong"
+    titles = [BUGS[bug].title for bug, _ in report.causes()]
+    return f"Likeliest cause: {titles[0]}" if titles else "Something is wrong"
 
 
 def shapes(shape: tuple[int, ...]) -> Tensor:
@@ -72,22 +67,19 @@ def shapes(shape: tuple[int, ...]) -> Tensor:
 
 
 def sampler_figure(subject: Subject) -> Figure:
-    """Images of shapes and of normal pixels that the user's sampler and DDPM's steps draw."""
+    """Images of shapes that the user's sampler and DDPM's steps draw."""
     points = shapes(subject.shape).double()
     run = run_sampler(subject, points_oracle(subject, points), SHOWN, 0)
     drawn = in_range(subject, run.images.float())
     distances = torch.cdist(drawn.flatten(1).double(), points.flatten(1)).nan_to_num(1e9)
     error = drawn - points[distances.argmin(dim=1)].float()
     levels = levels_of_run(subject, run.code_times)
-    normal = run_sampler(subject, gaussian_oracle(subject, MEAN, DEVIATION), SHOWN, 0)
     rows = [
-        ("your sampler: shapes", drawn),
+        ("your sampler", drawn),
         ("their error × 10", error * 10),
         ("a right one", right_samples(levels, ddpm.ideal_denoiser(levels, points), subject.shape)),
-        ("your sampler: normal pixels", in_range(subject, normal.images.float())),
-        ("a right one", right_samples(levels, normal_denoiser(levels), subject.shape)),
     ]
-    return rows_figure(rows, "Exact denoisers of four shapes and of normal pixels, not a network")
+    return rows_figure(rows, "An exact denoiser of four shapes, not a network")
 
 
 def levels_of_run(subject: Subject, code_times: Tensor) -> Schedule:
@@ -106,18 +98,6 @@ def right_samples(levels: Schedule, denoise: ddpm.Denoiser, shape: tuple[int, ..
     start = noise() * levels.b[-1]
     *_, (_, x, _) = ddpm.ddpm_sampler(denoise, levels, [*range(levels.T, 0, -1)], start, noise)
     return x.float()
-
-
-def forward_figure(subject: Subject) -> Figure:
-    """x_t of the user's forward process, above that of the schedule."""
-    t = torch.linspace(1, subject.T, SHOWN).round().long()
-    x0 = shapes(subject.shape)[:1].expand(SHOWN, *subject.shape)
-    noise = torch.randn(1, *subject.shape, generator=torch.Generator().manual_seed(0))
-    noise = noise.expand_as(x0)
-    yours = call_forward(subject, x0.clone(), t, noise.clone())[0].float()
-    right = ddpm.q_sample(subject.path, x0, t, noise)
-    rows = [("your x_t", yours), ("the schedule's", right)]
-    return rows_figure(rows, "x_t from t = 1 to T, with the same noise")
 
 
 def rows_figure(rows: list[tuple[str, Tensor]], caption: str) -> Figure:
@@ -145,7 +125,7 @@ def schedule_figure(subject: Subject) -> Figure:
     for name, schedule in lines.items():
         ratio = (schedule.a / schedule.b)[1:].clamp(min=1e-6).numpy()
         style = {"linewidth": 2.5} if name == "yours" else {"linewidth": 1, "linestyle": "--"}
-        ax.plot(np.linspace(0, 1, len(ratio)), ratio, label=name, **style)
+        ax.plot(torch.linspace(0, 1, len(ratio)), ratio, label=name, **style)
     ax.axhline(VISIBLE, color="grey", linewidth=0.8)
     ax.text(0, VISIBLE * 1.1, "the image shows at T above this line", fontsize=8, color="grey")
     ax.set_yscale("log")

@@ -67,22 +67,14 @@ def cause_lines(report: dict) -> list[str]:
         return ["nothing could be checked: name more of the code"]
     if "wrong" not in verdicts:
         unsure = sum(check["verdict"] == "undecided" for check in report["checks"])
-        more = f"; {unsure} checks could not be decided" if unsure else ""
+        more = f"; not decided: {unsure}" if unsure else ""
         return [f"nothing wrong was found{more}"]
     lines = ["likeliest causes:"]
     for number, cause in enumerate(report["causes"][:CAUSES], 1):
-        bug = BUGS.get(cause["bug"])
-        if bug is None:
-            lines.append(f"{number}. {cause['bug']}")
-            continue
+        bug = BUGS[cause["bug"]]
         lines += wrapped(f"{number}. {bug.title} (it shows as: {bug.symptom})", "   ")
-        lines += textwrap.wrap(
-            f"correction: {bug.correction}", WIDTH, initial_indent="   ", subsequent_indent="   "
-        )
-        if bug.source:
-            lines += textwrap.wrap(
-                f"see: {bug.source}", WIDTH, initial_indent="   ", subsequent_indent="   "
-            )
+        lines += wrapped(f"   correction: {bug.correction}", "   ")
+        lines += wrapped(f"   see: {bug.source}", "   ") if bug.source else []
     if not report["causes"]:
         lines.append("   none that this program knows")
     return lines

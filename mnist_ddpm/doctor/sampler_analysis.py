@@ -46,7 +46,6 @@ class Candidate:
     bug: str | None  # None: a right formula
     description: str
     formula: Formula
-    prediction: str
     clipping: str
     view: "View"
     likelihood: float
@@ -66,7 +65,7 @@ class View:
     description: str
     t: Tensor  # (K,)
     s: Tensor  # (K,); of the last step 0
-    x0_from_eps: Callable | None = None  # a wrong function of (x, eps_hat, a_t, b_t, alpha)
+    x0_from_eps: Callable | None = None  # as in WRONG_X0
 
 
 def views(subject: Subject, run: SamplerRun) -> list[View]:
@@ -110,18 +109,19 @@ def examined_steps(run: SamplerRun, most: int = EXAMINED) -> Tensor:
 
 
 def steps_seen(
-    subject: Subject, run: SamplerRun, view: View, prediction: str, chosen: Tensor, clipping: str
+    subject: Subject, run: SamplerRun, view: View, chosen: Tensor, clipping: str
 ) -> Steps:
-    """The chosen steps of a run, as a code with this view and prediction sees them."""
+    """The chosen steps of a run, as a code with this view sees them."""
     before = (chosen - 1).clamp(min=0)
     results = torch.cat([run.x[1:], run.end[None]])
+    prediction = subject.conventions.prediction
     seen = []
     for k in (chosen, before):
         x0, eps = predicted(prediction, subject.path, view.t[k], run.x[k], run.output[k])
         if view.x0_from_eps is not None:
             a, b = (level.view(-1, 1, 1) for level in levels_at(subject.path, view.t[k]))
             a_s, _ = (level.view(-1, 1, 1) for level in levels_at(subject.path, view.s[k]))
-            x0 = view.x0_from_eps(run.x[k], eps, a, b, (a / a_s) ** 2)
+            x0 = view.x0_from_eps(run.x[k], eps, a, b, a / a_s)
         low, high, has_matching_eps = CLIPPINGS[clipping]
         x0 = x0.clamp(low, high)
         if has_matching_eps:
@@ -163,14 +163,14 @@ def rounding(subject: Subject, run: SamplerRun, chosen: Tensor) -> Tensor:
     return size * (2e-5 + of_tables + of_x0).view(-1, 1, 1)
 
 
-def judge(steps: Steps, formula: Formula, independent: int | None = None) -> tuple[float, float]:
+def judge(steps: Steps, formula: Formula) -> tuple[float, float]:
     """The log-likelihood of the steps under a formula, and its misfit.
 
     Allowed beside rounding: what normal noise shows in this many pixels, with a probability of
     FALSE_ALARM over all steps and statistics.
     """
     mean, deviation = formula(steps)
-    n = independent or steps.x[0].numel()
+    n = steps.x[0].numel()
     allowed = steps.allowed
     variance = deviation**2 + allowed**2
     error = steps.y - mean
@@ -195,50 +195,40 @@ def judge(steps: Steps, formula: Formula, independent: int | None = None) -> tup
     return (likelihood, misfit) if is_finite else (-float("inf"), float("inf"))
 
 
-def explain(
-    subject: Subject,
-    run: SamplerRun,
-    predictions: list[str],
-    with_bugs: bool = True,
-    independent: int | None = None,
-) -> list[Candidate]:
+def explain(subject: Subject, run: SamplerRun, with_bugs: bool = True) -> list[Candidate]:
     """Candidates for the steps of a run, the best first: right ones that fit before all others.
 
-    predictions: of the network, which the code may believe. Wrong formulas are only compared where
-    no right one fits, and on a path with a² + b² = 1. independent: pixels of a step whose noise is
-    independent; None: all.
+    Wrong formulas are only compared where no right one fits, or far worse than they, and on a path
+    with a² + b² = 1.
     """
     chosen = examined_steps(run)
     if len(chosen) == 0:
         return []
-    search = Search(subject, run, chosen, independent)
     right_view, *wrong_views = views(subject, run)
-    right = search.candidates(right_view, predictions, lambda steps: right_formulas(steps, search))
+    right = candidates_of(subject, run, right_view, right_formulas)
     fitting = by_likelihood([each for each in right if each.fits])
     if not with_bugs:
         return fitting or by_likelihood(right)
     wrong = []
     if is_variance_preserving(subject.path):
-        wrong += search.candidates(right_view, predictions, lambda steps: WRONG)
+        wrong += candidates_of(subject, run, right_view, lambda steps: WRONG)
     for view in wrong_views:
-        wrong += search.candidates(view, predictions, lambda steps: PUBLISHED)
+        wrong += candidates_of(subject, run, view, lambda steps: PUBLISHED)
     likely = by_likelihood([each for each in wrong if each.fits])
     if fitting:
         least = fitting[0].likelihood - LIKELIER
         rivals = [each for each in likely if each.likelihood > least][:RIVALS]
-        likelier = [each for each in rivals if search.surpasses(each, fitting[0])]
+        likelier = [each for each in rivals if surpasses(subject, run, each, fitting[0])]
         return likelier + fitting
     return likely + by_likelihood(right) if likely else by_likelihood(right + wrong)
 
 
 def with_mixed_times(subject: Subject, run: SamplerRun) -> list[Candidate]:
     """Right formulas that fit with the network at another time than its image's."""
-    search = Search(subject, run, examined_steps(run), None)
     candidates = []
     for view in views(subject, run)[1:]:
         if view.bug == "network-time":
-            predictions = [subject.conventions.prediction]
-            candidates += search.candidates(view, predictions, lambda steps: PUBLISHED)
+            candidates += candidates_of(subject, run, view, lambda steps: PUBLISHED)
     return by_likelihood([each for each in candidates if each.fits])
 
 
@@ -250,58 +240,43 @@ def by_likelihood(candidates: list[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda each: -min(each.likelihood, best - 30))
 
 
-@dataclass(frozen=True)
-class Search:
-    """A run in which formulas are looked for."""
+def candidates_of(
+    subject: Subject, run: SamplerRun, view: View, formulas: Callable
+) -> list[Candidate]:
+    """All formulas with all clippings, up to a clipping with one that fits.
 
-    subject: Subject
-    run: SamplerRun
-    chosen: Tensor  # numbers of the steps that are compared
-    independent: int | None
+    formulas: of the steps to wrong formulas, which are right ones where their bug is "".
+    """
+    tried = []
+    for steps, clipping in clippings(subject, run, view, examined_steps(run)):
+        tried_here = []
+        for bug, name, formula in likeliest(steps, [*formulas(steps)]):
+            bug, name = (bug, name) if bug else (view.bug, f"{name}{view.description}")
+            likelihood, misfit = judge(steps, formula)
+            values = {"likelihood": likelihood, "misfit": misfit}
+            tried_here.append(Candidate(bug, name, formula, clipping, view, **values))
+        tried += sorted(tried_here, key=lambda each: each.fits)
+        if tried[-1].fits:
+            break
+    return tried
 
-    def candidates(self, view: View, predictions: list[str], formulas) -> list[Candidate]:
-        """All formulas with all predictions and clippings, up to a clipping with one that fits."""
-        tried = []
-        for prediction in predictions:
-            for steps, clipping in clippings(self.subject, self.run, view, prediction, self.chosen):
-                tried_here = []
-                for bug, name, formula in self.likeliest(steps, [*formulas(steps)]):
-                    bug, name = (bug, name) if bug else (view.bug, f"{name}{view.description}")
-                    likelihood, misfit = judge(steps, formula, self.independent)
-                    tried_here.append(
-                        Candidate(
-                            bug=bug,
-                            description=name,
-                            formula=formula,
-                            prediction=prediction,
-                            clipping=clipping,
-                            view=view,
-                            likelihood=likelihood,
-                            misfit=misfit,
-                        )
-                    )
-                tried += sorted(tried_here, key=lambda each: each.fits)
-                if tried[-1].fits:
-                    return tried
-        return tried
 
-    def surpasses(self, wrong: Candidate, right: Candidate) -> bool:
-        """Whether a wrong formula is far likelier than a right one, over many more steps."""
-        chosen = examined_steps(self.run, MANY)
-        likelihoods = []
-        for each in (wrong, right):
-            steps = steps_seen(
-                self.subject, self.run, each.view, each.prediction, chosen, each.clipping
-            )
-            likelihoods.append(judge(steps, each.formula, self.independent)[0])
-        return likelihoods[0] > likelihoods[1] + LIKELIER
+def surpasses(subject: Subject, run: SamplerRun, wrong: Candidate, right: Candidate) -> bool:
+    """Whether a wrong formula is far likelier than a right one, over many more steps."""
+    chosen = examined_steps(run, MANY)
+    likelihoods = []
+    for each in (wrong, right):
+        steps = steps_seen(subject, run, each.view, chosen, each.clipping)
+        likelihoods.append(judge(steps, each.formula)[0])
+    return likelihoods[0] > likelihoods[1] + LIKELIER
 
-    def likeliest(self, steps: Steps, formulas: list[WrongFormula]) -> list[WrongFormula]:
-        """Of many formulas those some that explain some of the steps best."""
-        if len(formulas) <= SCREENED:
-            return formulas
-        some = some_steps(steps)
-        return sorted(formulas, key=lambda each: -judge(some, each.formula)[0])[:SCREENED]
+
+def likeliest(steps: Steps, formulas: list[WrongFormula]) -> list[WrongFormula]:
+    """Of many formulas some that explain some of the steps best."""
+    if len(formulas) <= SCREENED:
+        return formulas
+    some = some_steps(steps)
+    return sorted(formulas, key=lambda each: -judge(some, each.formula)[0])[:SCREENED]
 
 
 def some_steps(steps: Steps) -> Steps:
@@ -311,21 +286,21 @@ def some_steps(steps: Steps) -> Steps:
 
 
 def clippings(
-    subject: Subject, run: SamplerRun, view: View, prediction: str, chosen: Tensor
+    subject: Subject, run: SamplerRun, view: View, chosen: Tensor
 ) -> Iterator[tuple[Steps, str]]:
     """The steps without clipping, and with those that would change them."""
-    steps = steps_seen(subject, run, view, prediction, chosen, "none")
+    steps = steps_seen(subject, run, view, chosen, "none")
     yield steps, "none"
     for clipping, (low, high, _) in CLIPPINGS.items():
         if ((steps.x0 < low - 0.001) | (steps.x0 > high + 0.001)).double().mean() > 0.001:
-            yield steps_seen(subject, run, view, prediction, chosen, clipping), clipping
+            yield steps_seen(subject, run, view, chosen, clipping), clipping
 
 
-def right_formulas(steps: Steps, search: Search) -> Iterator[WrongFormula]:
+def right_formulas(steps: Steps) -> Iterator[WrongFormula]:
     """RIGHT, and if none fits DDIM and SDE-DPM-Solver++(2M) with the eta that fits best."""
     has_fit = False
     for each in PUBLISHED:
-        has_fit |= judge(steps, each.formula, search.independent)[1] <= 1
+        has_fit |= judge(steps, each.formula)[1] <= 1
         yield each
     if not has_fit:
         for name, formula in (("DDIM", ddim_step), ("SDE-DPM-Solver++(2M)", dpmpp_step)):

@@ -1,6 +1,6 @@
 """Formulas of samplers with one bug each, as beginners write them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -8,14 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mnist_ddpm.doctor.sampler_formulas import (
-    RIGHT,
-    Formula,
-    Steps,
-    ddim_step,
-    ddpm_step,
-    posterior,
-)
+from mnist_ddpm.doctor.sampler_formulas import RIGHT, Formula, Steps, ddpm_step, posterior
 
 
 class WrongFormula(NamedTuple):
@@ -42,6 +35,8 @@ class Pieces:
 
 
 Change = Callable[[Steps, Pieces], Pieces]
+Mean = Callable[[Steps, Pieces], Tensor]
+Deviation = Callable[[Steps, Pieces], Tensor]
 
 
 def right_pieces(steps: Steps) -> Pieces:
@@ -66,6 +61,28 @@ def entry_after(steps: Steps) -> Tensor:
     return torch.where(steps.t < steps.schedule.T, steps.t + 1, 0)
 
 
+def identity(values: Tensor) -> Tensor:
+    """The values, where a root belongs."""
+    return values
+
+
+def image_mean(steps: Steps, p: Pieces, x0_root=torch.sqrt, x_root=torch.sqrt) -> Tensor:
+    """Eq. 7 of DDPM in x0_hat and x_t."""
+    x0_weight = p.beta * x0_root(p.alpha_bar_s) / (1 - p.alpha_bar)
+    x_weight = x_root(p.alpha) * (1 - p.alpha_bar_s) / (1 - p.alpha_bar)
+    return x0_weight * steps.x0 + x_weight * steps.x
+
+
+def noise_mean(weight: Callable, divisor: Callable = lambda p: p.alpha.sqrt()) -> Mean:
+    """Algorithm 2 of DDPM, (x_t - weight eps_hat) / divisor; both are functions of the pieces."""
+    return lambda steps, p: (steps.x - weight(p) * steps.eps) / divisor(p)
+
+
+def right_weight(p: Pieces) -> Tensor:
+    """beta / sqrt(1 - alpha_bar), of eps_hat in Algorithm 2."""
+    return p.beta / (1 - p.alpha_bar).sqrt()
+
+
 CHANGES: list[tuple[str, str, Change]] = [
     ("neighbour-padding", "alpha_bar of t + 1 as the neighbour", with_neighbour(entry_after)),
     ("neighbour-padding", "alpha_bar of t as its own neighbour", with_neighbour(lambda s: s.t)),
@@ -82,92 +99,76 @@ CHANGES: list[tuple[str, str, Change]] = [
         lambda steps, p: replace(p, alpha_bar_s=p.alpha),
     ),
 ]
+MEANS: list[tuple[str, str, Mean]] = [
+    ("missing-sqrt", "alpha_bar of x0_hat without its root", partial(image_mean, x0_root=identity)),
+    ("missing-sqrt", "alpha of x_t without its root", partial(image_mean, x_root=identity)),
+    (
+        "missing-sqrt",
+        "1 - alpha_bar of eps_hat without its root",
+        noise_mean(lambda p: p.beta / (1 - p.alpha_bar)),
+    ),
+    (
+        "alpha-for-alpha-bar",
+        "sqrt(1 - alpha) for eps_hat",
+        noise_mean(lambda p: p.beta / (1 - p.alpha).sqrt()),
+    ),
+    ("missing-sqrt", "beta of eps_hat without a divisor", noise_mean(lambda p: p.beta)),
+    (
+        "alpha-for-alpha-bar",
+        "1 - alpha_bar for beta",
+        noise_mean(lambda p: (1 - p.alpha_bar) ** 0.5),
+    ),
+    (
+        "missing-sqrt",
+        "division by alpha without its root",
+        noise_mean(right_weight, lambda p: p.alpha),
+    ),
+    (
+        "alpha-for-alpha-bar",
+        "division by the root of alpha_bar",
+        noise_mean(right_weight, lambda p: p.alpha_bar.sqrt()),
+    ),
+]
 NOISES: dict[str, Callable[[Pieces], Tensor]] = {
     "posterior variance": lambda p: p.posterior.sqrt(),
     "variance beta": lambda p: p.beta.clamp(min=0).sqrt(),
 }
 
 
-def image_form(steps: Steps, mean: Pieces, noise: Tensor, x0_root=torch.sqrt, x_root=torch.sqrt):
-    """Eq. 7 of DDPM in x0_hat and x_t."""
-    x0_weight = mean.beta * x0_root(mean.alpha_bar_s) / (1 - mean.alpha_bar)
-    x_weight = x_root(mean.alpha) * (1 - mean.alpha_bar_s) / (1 - mean.alpha_bar)
-    return x0_weight * steps.x0 + x_weight * steps.x, noise
+def posterior_of(times: Callable) -> Deviation:
+    """The posterior's deviation of another step; times: of (t, s, t - s) to its t and s."""
+
+    def deviation(steps: Steps, p: Pieces) -> Tensor:
+        t, s = times(steps.t, steps.s, steps.t - steps.s)
+        return posterior(replace(steps, t=t, s=s.clamp(min=0))).sqrt()
+
+    return deviation
 
 
-def noise_form(steps: Steps, coefficient: Callable, noise: Callable, root=torch.sqrt):
-    """Algorithm 2 of DDPM, (x_t - coefficient eps_hat) / root(alpha)."""
-    pieces = right_pieces(steps)
-    mean = (steps.x - coefficient(pieces) * steps.eps) / root(pieces.alpha)
-    return mean, noise(pieces)
+def posterior_after(change: Change) -> Deviation:
+    """The posterior's deviation of changed pieces."""
+    return lambda steps, p: change(steps, p).posterior.sqrt()
 
 
-def divided_by_alpha_bar(steps: Steps, noise: Callable):
-    """Algorithm 2 of DDPM with alpha_bar in the place of alpha before the bracket."""
-    pieces = right_pieces(steps)
-    eps_weight = pieces.beta / (1 - pieces.alpha_bar).sqrt()
-    return (steps.x - eps_weight * steps.eps) / pieces.alpha_bar.sqrt(), noise(pieces)
-
-
-def changed_mean(steps: Steps, change: Change, noise: Callable):
-    """DDPM's step with changed pieces in the mean, and in the posterior variance where used."""
-    pieces = change(steps, right_pieces(steps))
-    return image_form(steps, pieces, noise(pieces))
-
-
-def without_root(steps: Steps, noise: Callable, name: str):
-    """DDPM's step where one root of the mean is missing: "x0_root" or "x_root"."""
-    pieces = right_pieces(steps)
-    return image_form(steps, pieces, noise(pieces), **{name: identity})
-
-
-def changed_variance(steps: Steps, change: Change):
-    """DDPM's step with changed pieces in the posterior variance alone."""
-    pieces = right_pieces(steps)
-    return image_form(steps, pieces, change(steps, pieces).posterior.sqrt())
-
-
-def shifted_variance(steps: Steps, shift: int):
-    """DDPM's step with the posterior variance of another time."""
-    entries = {"t": steps.t + shift, "s": (steps.s + shift).clamp(min=0)}
-    return ddpm_step(steps, lambda _: posterior(replace(steps, **entries)))
-
-
-def variance_of_other_step(steps: Steps, is_later: bool):
-    """DDPM's step with the posterior variance of the step before, or of the one that follows."""
-    length = steps.t - steps.s
-    if is_later:
-        entries = {"t": steps.s, "s": (steps.s - length).clamp(min=0)}
-    else:
-        entries = {"t": steps.t + length, "s": steps.t}
-    return ddpm_step(steps, lambda _: posterior(replace(steps, **entries)))
-
-
-def noisy_by(steps: Steps, deviation: Callable[[Pieces], Tensor]):
-    """DDPM's step with noise of another deviation."""
-    mean, _ = ddpm_step(steps)
-    return mean, deviation(right_pieces(steps))
-
-
-def changed_ddim(steps: Steps, change: Callable[[Tensor, Tensor, Steps], tuple], eta: float = 0.0):
-    """DDIM's step with other factors of x0_hat and eps_hat; change: of (a_s, b_s, steps)."""
-    a_s, b_s = steps.next
-    sigma = eta * posterior(steps).sqrt()
-    signal, noise = change(a_s, b_s, steps)
-    return signal * steps.x0 + (noise**2 - sigma**2).clamp(min=0).sqrt() * steps.eps, sigma
-
-
-def without_subtraction(steps: Steps, eta: float):
-    """DDIM's step with all of b_s eps_hat, and noise of sigma besides."""
-    mean, _ = ddim_step(steps)
-    return mean, eta * posterior(steps).sqrt()
-
-
-def squared_sigma(steps: Steps, eta: float):
-    """DDIM's step with the posterior variance as sigma."""
-    a_s, b_s = steps.next
-    sigma = eta * posterior(steps)
-    return a_s * steps.x0 + (b_s**2 - sigma**2).clamp(min=0).sqrt() * steps.eps, sigma
+DEVIATIONS: list[tuple[str, str, Deviation]] = [
+    *(
+        (bug, f"posterior variance with {text}", posterior_after(each))
+        for bug, text, each in CHANGES
+    ),
+    ("posterior-variance", "that of t - 1", posterior_of(lambda t, s, n: (t - 1, s - 1))),
+    ("posterior-variance", "that of t + 1", posterior_of(lambda t, s, n: (t + 1, s + 1))),
+    ("posterior-variance", "that of the step before", posterior_of(lambda t, s, n: (t + n, t))),
+    ("posterior-variance", "that of the step after", posterior_of(lambda t, s, n: (s, s - n))),
+    ("missing-sqrt", "beta, without the root", lambda s, p: p.beta),
+    ("missing-sqrt", "the posterior variance, without the root", lambda s, p: p.posterior),
+    ("alpha-for-alpha-bar", "sqrt(1 - alpha_bar)", lambda s, p: (1 - p.alpha_bar).sqrt()),
+    (
+        "posterior-variance",
+        "its two alpha_bar swapped",
+        lambda s, p: (p.beta * (1 - p.alpha_bar) / (1 - p.alpha_bar_s).clamp(min=1e-20)).sqrt(),
+    ),
+    ("no-noise", "none in any step", lambda s, p: 0 * p.beta),
+]
 
 
 def alpha_of_next(steps: Steps) -> Tensor:
@@ -177,6 +178,7 @@ def alpha_of_next(steps: Steps) -> Tensor:
     return (a_s / a_before) ** 2
 
 
+# Functions of (a_s, b_s, steps) to the factors of x0_hat and eps_hat
 DDIM_CHANGES: list[tuple[str, str, Callable]] = [
     ("ddim-alpha", "alpha_bar of t in eps_hat's factor", lambda a, b, s: (a, s.now[1])),
     ("ddim-alpha", "alpha_bar of t in x0_hat's factor", lambda a, b, s: (s.now[0], b)),
@@ -192,130 +194,89 @@ DDIM_CHANGES: list[tuple[str, str, Callable]] = [
         lambda a, b, s: (alpha_of_next(s).sqrt(), (1 - alpha_of_next(s)).sqrt()),
     ),
 ]
-COEFFICIENTS: list[tuple[str, str, Callable[[Pieces], Tensor]]] = [
-    ("missing-sqrt", "1 - alpha_bar without its root", lambda p: p.beta / (1 - p.alpha_bar)),
-    ("alpha-for-alpha-bar", "sqrt(1 - alpha)", lambda p: p.beta / (1 - p.alpha).sqrt()),
-    ("missing-sqrt", "beta without a divisor", lambda p: p.beta),
-    ("alpha-for-alpha-bar", "1 - alpha_bar for beta", lambda p: (1 - p.alpha_bar).sqrt()),
-]
-DEVIATIONS: list[tuple[str, str, Callable[[Pieces], Tensor]]] = [
-    ("missing-sqrt", "noise times beta, without the root", lambda p: p.beta),
-    ("missing-sqrt", "noise times the posterior variance, without the root", lambda p: p.posterior),
-    ("alpha-for-alpha-bar", "noise times sqrt(1 - alpha_bar)", lambda p: (1 - p.alpha_bar).sqrt()),
-    (
-        "posterior-variance",
-        "a posterior variance with its two alpha_bar swapped",
-        lambda p: (p.beta * (1 - p.alpha_bar) / (1 - p.alpha_bar_s).clamp(min=1e-20)).sqrt(),
-    ),
-    ("no-noise", "no noise in any step", lambda p: 0 * p.beta),
+SIGMAS: list[tuple[str, str, dict]] = [
+    ("ddim-alpha", "sigma² is not subtracted", {"is_subtracted": False}),
+    ("missing-sqrt", "sigma without its root", {"root": identity}),
 ]
 
 
-def identity(values: Tensor) -> Tensor:
-    """The values, where a root belongs."""
-    return values
+def changed_step(steps: Steps, mean: Mean, noise: Callable, change: Change = lambda steps, p: p):
+    """DDPM's step with another mean, or with changed pieces in the mean and in its noise."""
+    pieces = change(steps, right_pieces(steps))
+    return mean(steps, pieces), noise(pieces)
 
 
-def ancestral_bugs() -> list[WrongFormula]:
-    """DDPM's step with one bug."""
-    wrong = []
-    for bug, description, change in CHANGES:
-        for name, noise in NOISES.items():
-            formula = partial(changed_mean, change=change, noise=noise)
-            wrong.append(WrongFormula(bug, f"DDPM, {name}: {description}", formula))
-        formula = partial(changed_variance, change=change)
-        wrong.append(WrongFormula(bug, f"DDPM's posterior variance: {description}", formula))
-    for name, noise in NOISES.items():
-        for root, factor in (("x0_root", "alpha_bar of x0_hat"), ("x_root", "alpha of x_t")):
-            formula = partial(without_root, noise=noise, name=root)
-            description = f"DDPM, {name}: {factor} without its root"
-            wrong.append(WrongFormula("missing-sqrt", description, formula))
-    for shift in (-1, 1):
-        formula = partial(shifted_variance, shift=shift)
-        description = f"DDPM's posterior variance of t {shift:+}"
-        wrong.append(WrongFormula("posterior-variance", description, formula))
-    for is_later, side in ((False, "before"), (True, "after")):
-        formula = partial(variance_of_other_step, is_later=is_later)
-        description = f"DDPM's posterior variance of the step {side}"
-        wrong.append(WrongFormula("posterior-variance", description, formula))
-    for bug, description, deviation in DEVIATIONS:
-        formula = partial(noisy_by, deviation=deviation)
-        wrong.append(WrongFormula(bug, f"DDPM: {description}", formula))
-    return wrong
+def noisy_by(steps: Steps, deviation: Deviation):
+    """DDPM's step with noise of another deviation."""
+    return ddpm_step(steps)[0], deviation(steps, right_pieces(steps))
 
 
-def noise_form_bugs() -> list[WrongFormula]:
-    """Algorithm 2 with one bug in the mean."""
-    wrong = []
-    for name, noise in NOISES.items():
-        for bug, description, coefficient in COEFFICIENTS:
-            formula = partial(noise_form, coefficient=coefficient, noise=noise)
-            wrong.append(WrongFormula(bug, f"Algorithm 2, {name}: {description}", formula))
-        right = lambda p: p.beta / (1 - p.alpha_bar).sqrt()  # noqa: E731
-        formula = partial(noise_form, coefficient=right, noise=noise, root=identity)
-        description = f"Algorithm 2, {name}: division by alpha without its root"
-        wrong.append(WrongFormula("missing-sqrt", description, formula))
-        formula = partial(divided_by_alpha_bar, noise=noise)
-        description = f"Algorithm 2, {name}: division by the root of alpha_bar"
-        wrong.append(WrongFormula("alpha-for-alpha-bar", description, formula))
-    return wrong
+def changed_ddim(
+    steps: Steps,
+    change: Callable = lambda a_s, b_s, steps: (a_s, b_s),
+    eta: float = 0.0,
+    root: Callable = torch.sqrt,
+    is_subtracted: bool = True,
+):
+    """DDIM's step with other factors of x0_hat and eps_hat, or another sigma."""
+    signal, noise = change(*steps.next, steps)
+    sigma = eta * root(posterior(steps))
+    square = noise**2 - sigma**2 if is_subtracted else noise**2
+    return signal * steps.x0 + square.clamp(min=0).sqrt() * steps.eps, sigma
 
 
-def ddim_bugs() -> list[WrongFormula]:
-    """DDIM's step with one bug."""
-    wrong = []
-    for bug, description, change in DDIM_CHANGES:
-        for eta in (0.0, 1.0):
-            formula = partial(changed_ddim, change=change, eta=eta)
-            wrong.append(WrongFormula(bug, f"DDIM: {description}", formula))
-    for eta in (0.5, 1.0):
-        formula = partial(without_subtraction, eta=eta)
-        wrong.append(WrongFormula("ddim-alpha", "DDIM: sigma² is not subtracted", formula))
-        formula = partial(squared_sigma, eta=eta)
-        wrong.append(WrongFormula("missing-sqrt", "DDIM: sigma without its root", formula))
-    return wrong
-
-
-def with_uniform_noise(steps: Steps, formula: Formula, low: float, high: float):
-    """A right step whose noise is uniform between two numbers instead of normal."""
+def with_uniform_noise(steps: Steps, formula: Formula, low: float):
+    """A right step whose noise is uniform between a number and 1 instead of normal."""
     mean, deviation = formula(steps)
-    return mean + (low + high) / 2 * deviation, (high - low) / 12**0.5 * deviation
+    return mean + (low + 1) / 2 * deviation, (1 - low) / 12**0.5 * deviation
 
 
-def noise_bugs() -> list[WrongFormula]:
+def ancestral_bugs() -> Iterator[WrongFormula]:
+    """DDPM's step with one bug."""
+    for name, noise in NOISES.items():
+        for bug, text, change in CHANGES:
+            formula = partial(changed_step, mean=image_mean, noise=noise, change=change)
+            yield WrongFormula(bug, f"DDPM, {name}: {text}", formula)
+        for bug, text, mean in MEANS:
+            formula = partial(changed_step, mean=mean, noise=noise)
+            yield WrongFormula(bug, f"DDPM, {name}: {text}", formula)
+    for bug, text, deviation in DEVIATIONS:
+        yield WrongFormula(bug, f"DDPM, its noise: {text}", partial(noisy_by, deviation=deviation))
+
+
+def ddim_bugs() -> Iterator[WrongFormula]:
+    """DDIM's step with one bug."""
+    for bug, text, change in DDIM_CHANGES:
+        for eta in (0.0, 1.0):
+            yield WrongFormula(bug, f"DDIM: {text}", partial(changed_ddim, change=change, eta=eta))
+    for bug, text, options in SIGMAS:
+        for eta in (0.5, 1.0):
+            yield WrongFormula(bug, f"DDIM: {text}", partial(changed_ddim, eta=eta, **options))
+
+
+def noise_bugs() -> Iterator[WrongFormula]:
     """Right steps with torch.rand for torch.randn."""
-    wrong = []
     for name, formula in RIGHT.items():
         for low in (-1, 0):
-            uniform = partial(with_uniform_noise, formula=formula, low=low, high=1)
-            description = f"{name}: noise uniform in [{low}, 1]"
-            wrong.append(WrongFormula("uniform-noise", description, uniform))
-    return wrong
+            uniform = partial(with_uniform_noise, formula=formula, low=low)
+            yield WrongFormula("uniform-noise", f"{name}: noise uniform in [{low}, 1]", uniform)
 
 
-WRONG: list[WrongFormula] = [*ancestral_bugs(), *noise_form_bugs(), *ddim_bugs(), *noise_bugs()]
+WRONG: list[WrongFormula] = [*ancestral_bugs(), *ddim_bugs(), *noise_bugs()]
 
-# Wrong functions of (x, eps_hat, a_t, b_t, alpha) to x0_hat, in codes whose network predicts eps
+# Wrong functions of (x, eps_hat, a_t, b_t, root of alpha) to x0_hat, where the network predicts eps
 WRONG_X0: list[tuple[str, str, Callable]] = [
-    (
-        "missing-sqrt",
-        "alpha_bar without its root",
-        lambda x, eps, a, b, alpha: (x - b * eps) / a**2,
-    ),
+    ("missing-sqrt", "alpha_bar without its root", lambda x, eps, a, b, r: (x - b * eps) / a**2),
     (
         "missing-sqrt",
         "1 - alpha_bar without its root",
-        lambda x, eps, a, b, alpha: (x - b**2 * eps) / a,
+        lambda x, eps, a, b, r: (x - b**2 * eps) / a,
     ),
-    ("missing-sqrt", "no roots", lambda x, eps, a, b, alpha: (x - b**2 * eps) / a**2),
+    ("missing-sqrt", "no roots", lambda x, eps, a, b, r: (x - b**2 * eps) / a**2),
     (
         "alpha-for-alpha-bar",
         "alpha in the place of alpha_bar",
-        lambda x, eps, a, b, alpha: (x - (1 - alpha).clamp(min=0).sqrt() * eps) / alpha.sqrt(),
+        lambda x, eps, a, b, r: (x - (1 - r**2).clamp(min=0).sqrt() * eps) / r,
     ),
-    (
-        "alpha-for-alpha-bar",
-        "alpha in the divisor",
-        lambda x, eps, a, b, alpha: (x - b * eps) / alpha.sqrt(),
-    ),
+    ("alpha-for-alpha-bar", "alpha in the divisor", lambda x, eps, a, b, r: (x - b * eps) / r),
 ]

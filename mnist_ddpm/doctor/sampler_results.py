@@ -38,7 +38,6 @@ RANGES = {(-1.0, 1.0): (1.0, 0.0), (0.0, 1.0): (2.0, -1.0), (0.0, 255.0): (1 / 1
 class End:
     """A way in which a sampler may end, how far the result is from it, and what is allowed."""
 
-    bug: str | None
     meaning: str
     error: float  # root of the mean square
     allowed: float
@@ -55,9 +54,8 @@ def last_step(subject: Subject, run: SamplerRun, best: Candidate | None, s: floa
     """The last step of a run, as one to the entry s."""
     view = best.view if best else views(subject, run)[0]
     view = replace(view, s=torch.cat([view.s[:-1], torch.tensor([s], dtype=torch.float64)]))
-    prediction = best.prediction if best else subject.conventions.prediction
     last = torch.tensor([len(run.code_times) - 1])
-    return steps_seen(subject, run, view, prediction, last, best.clipping if best else "none")
+    return steps_seen(subject, run, view, last, best.clipping if best else "none")
 
 
 def possible_ends(subject: Subject, run: SamplerRun, best: Candidate | None) -> list[End]:
@@ -73,15 +71,21 @@ def possible_ends(subject: Subject, run: SamplerRun, best: Candidate | None) -> 
     early = math.hypot(allowed, 1.2 * noise.max().item())
     (_, b_first), (_, b_last) = to_first.next, to_first.now
     ends = [
-        (None, "it goes to the image, without noise", mean, allowed, 0.0),
-        (None, "it returns the last x0_hat", to_image.x0, allowed, 0.0),
-        ("early-end", "it goes to the first time, not to the image", early_mean, early, b_first),
-        ("early-end", "its last call of the network changes nothing", to_image.x, allowed, b_last),
+        ("it goes to the image, without noise", mean, allowed, 0.0),
+        ("it returns the last x0_hat", to_image.x0, allowed, 0.0),
+        ("it goes to the first time, not to the image", early_mean, early, b_first),
+        ("its last call of the network changes nothing", to_image.x, allowed, b_last),
     ]
     return [
-        End(bug, meaning, (result - image[0]).square().mean().sqrt().item(), limit, float(noise))
-        for bug, meaning, image, limit, noise in ends
+        End(meaning, (result - image[0]).square().mean().sqrt().item(), limit, float(noise))
+        for meaning, image, limit, noise in ends
     ]
+
+
+def ends_well(subject: Subject, run: SamplerRun, candidate: Candidate) -> bool:
+    """Whether the last step goes to the image exactly, as this candidate explains the others."""
+    ends = possible_ends(subject, run, candidate)[:2]
+    return any(end.error <= end.allowed for end in ends)
 
 
 def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate]) -> Check:
@@ -89,36 +93,33 @@ def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate]) ->
     name = "sampler: its last step"
     best = candidates[0] if candidates and candidates[0].fits else None
     ends = possible_ends(subject, run, best)
-    place = subject.place("sampler")
     for end in ends[:2]:
         if end.error <= end.allowed:
-            return Check(name, "ok", end.meaning, end.error, end.allowed, place)
+            return Check(name, "ok", end.meaning, end.error, end.allowed)
     distance = ends[0].error
     allowed = ends[0].allowed
     for end in ends[2:]:
         if end.error <= end.allowed:
             meaning = f"{end.meaning}: noise of deviation {end.noise:.3f} is left"
             if best is None:
-                return Check(name, "undecided", meaning, end.noise, 0.0, place)
+                return Check(name, "undecided", meaning, end.noise, 0.0)
             if subject.conventions.time == "sigma" and end.noise < 0.1:
-                return Check(name, "ok", meaning, end.noise, 0.1, place)
-            evidence = {end.bug: 1.0}
+                return Check(name, "ok", meaning, end.noise, 0.1)
+            evidence = {"early-end": 1.0}
             has_more = distance > 3 * end.noise  # than is left at the first time
             if has_more and is_noise_added(subject, run, best):
                 meaning = f"noise of deviation {distance:.3f} is added to the image"
                 evidence = {"last-noise": 1.0, "early-end": 0.5}
-            return Check(name, "wrong", meaning, distance, allowed, where=place, evidence=evidence)
+            return Check(name, "wrong", meaning, distance, allowed, evidence)
     if is_noise_added(subject, run, best):
         meaning = f"noise of deviation {distance:.3f} is added to the image"
-        return Check(name, "wrong", meaning, distance, allowed, place, evidence={"last-noise": 1.0})
+        return Check(name, "wrong", meaning, distance, allowed, {"last-noise": 1.0})
     remaining = noise_left(subject, run, best, allowed) if best else None
     if remaining is not None:
         meaning = f"it stops before the image: noise of deviation {remaining:.3f} is left"
-        return Check(
-            name, "wrong", meaning, distance, allowed, where=place, evidence={"early-end": 1.0}
-        )
+        return Check(name, "wrong", meaning, distance, allowed, {"early-end": 1.0})
     meaning = "the result is neither the last x0_hat nor what the formula of the steps gives"
-    return Check(name, "undecided", meaning, distance, allowed, place)
+    return Check(name, "undecided", meaning, distance, allowed)
 
 
 def noise_left(subject: Subject, run: SamplerRun, best: Candidate, allowed: float) -> float | None:
@@ -151,22 +152,21 @@ def is_noise_added(subject: Subject, run: SamplerRun, best: Candidate | None) ->
 def check_clipping(subject: Subject, run: SamplerRun, candidates: list[Candidate]) -> Check:
     """What the sampler does with x0_hat outside [-1, 1]. run: with such a probe."""
     name = "sampler: clipping of x0_hat"
-    place = subject.place("sampler")
     if not candidates or not candidates[0].fits:
         meaning = "the formula of the steps is not known"
-        return Check(name, "undecided", meaning, where=place)
+        return Check(name, "undecided", meaning)
     best = candidates[0]
     chosen = examined_steps(run)
     misfits = {}
     for clipping in CLIPPINGS:
-        steps = steps_seen(subject, run, best.view, best.prediction, chosen, clipping)
+        steps = steps_seen(subject, run, best.view, chosen, clipping)
         misfits[clipping] = judge(steps, best.formula)[1]
     clipping = min(misfits, key=misfits.get)
     if misfits[clipping] > 1:
         meaning = "x0_hat is changed outside [-1, 1], in no way that this program knows"
-        return Check(name, "undecided", meaning, misfits[clipping], 1.0, place)
+        return Check(name, "undecided", meaning, misfits[clipping], 1.0)
     if clipping == "with eps_hat to match":
-        return Check(name, "ok", "x0_hat is clipped to [-1, 1]", misfits[clipping], 1.0, place)
+        return Check(name, "ok", "x0_hat is clipped to [-1, 1]", misfits[clipping], 1.0)
     bug, meaning = {
         "none": ("no-clipping", "x0_hat is not clipped; pixels usually need it"),
         "with eps_hat as it was": ("stale-eps", "x0_hat is clipped, and eps_hat is not corrected"),
@@ -174,9 +174,9 @@ def check_clipping(subject: Subject, run: SamplerRun, candidates: list[Candidate
     }[clipping]
     verdict = "wrong" if subject.clips else "undecided"
     if subject.clips is False and clipping == "none":
-        return Check(name, "ok", "x0_hat is not clipped", misfits[clipping], 1.0, place)
+        return Check(name, "ok", "x0_hat is not clipped", misfits[clipping], 1.0)
     value = misfits["with eps_hat to match"]
-    return Check(name, verdict, meaning, value, 1.0, place, evidence={bug: 0.8})
+    return Check(name, verdict, meaning, value, 1.0, {bug: 0.8})
 
 
 def normal_denoiser(schedule: Schedule) -> ddpm.Denoiser:
@@ -219,7 +219,6 @@ def check_result(subject: Subject, seed: int) -> Check:
     run = run_sampler(subject, network, IMAGES, seed + 1)
     drawn = in_range(subject, run.end)
     n = drawn.numel()
-    place = subject.place("sampler")
     start = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(2)).double()
     start = start * run.x[0].std()
     error = max(
@@ -232,10 +231,10 @@ def check_result(subject: Subject, seed: int) -> Check:
     shown = f"data with mean {MEAN} and deviation {DEVIATION} come out with"
     meaning = f"{shown} {mean:.3f} and {deviation:.3f}"
     if not math.isfinite(off):
-        return Check(name, "wrong", "images come out that are not finite", None, tolerance, place)
+        return Check(name, "wrong", "images come out that are not finite", None, tolerance)
     if tolerance > DEVIATION:
         meaning += "; at these times right samplers are as far off"
-        return Check(name, "undecided", meaning, off, tolerance, place)
+        return Check(name, "undecided", meaning, off, tolerance)
     if off <= tolerance:
-        return Check(name, "ok", meaning, off, tolerance, place)
-    return Check(name, "wrong", meaning, off, tolerance, place)
+        return Check(name, "ok", meaning, off, tolerance)
+    return Check(name, "wrong", meaning, off, tolerance)

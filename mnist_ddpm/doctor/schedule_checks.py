@@ -16,97 +16,82 @@ LARGEST_BETA = 0.9999
 
 def schedule_checks(subject: Subject, seed: int) -> list[Check]:
     """All checks of the schedule."""
-    checks = [check_levels(subject), check_end_of_schedule(subject), check_table_precision(subject)]
-    checks += [check_clean_image(subject), check_roots(subject), check_products(subject)]
-    checks = [check for check in checks if check is not None]
+    checks = [check_levels(subject.schedule), check_end_of_schedule(subject.schedule)]
+    checks += [check_table_precision(subject), check_clean_image(subject.schedule)]
+    checks += [check_roots(subject.schedule), check_products(subject)]
     if is_variance_preserving(subject.schedule):
         checks.append(check_last_beta(subject))
-        for name, table in (subject.tables or {}).items():
-            checks += check_table(subject, name, table)
-    return checks
+        checks += check_derived_tables(subject)
+    return [check for check in checks if check is not None]
 
 
 SCHEDULE_ENTRY = CheckEntry("schedule", ("schedule",), schedule_checks)
 
 
-def check_levels(subject: Subject) -> Check:
+def check_levels(schedule: Schedule) -> Check:
     """Whether all levels are finite, and the noise grows against the signal."""
     name = "schedule: noise grows with t"
-    a = subject.schedule.a
-    b = subject.schedule.b
-    place = subject.place("schedule")
-    if not (a.isfinite() & b.isfinite()).all() or (a < 0).any() or (b < 0).any():
-        count = int((~(a.isfinite() & b.isfinite()) | (a < 0) | (b < 0)).sum())
+    a = schedule.a
+    b = schedule.b
+    is_bad = ~(a.isfinite() & b.isfinite()) | (a < 0) | (b < 0)
+    if is_bad.any():
+        count = int(is_bad.sum())
         evidence = {"cosine-end": 0.9} if count == 1 and not a[:-1].isnan().any() else {}
-        return Check(
-            name,
-            "wrong",
-            f"{count} entries are no levels",
-            count,
-            0,
-            where=place,
-            evidence=evidence,
-        )
+        return Check(name, "wrong", f"{count} entries are no levels", count, 0, evidence)
     angle = torch.atan2(b, a)
     falls = int((angle[1:] < angle[:-1] - 1e-9).sum())
     if falls:
-        meaning = f"noise shrinks from one t to the next {falls} times of {subject.T}"
-        evidence = {"reversed-schedule": 1.0} if falls > subject.T / 2 else {}
-        return Check(name, "wrong", meaning, falls, 0, place, evidence=evidence)
-    return Check(name, "ok", f"it does, over {subject.T} steps", 0, 0, place)
+        meaning = f"noise shrinks from one t to the next {falls} times of {schedule.T}"
+        evidence = {"reversed-schedule": 1.0} if falls > schedule.T / 2 else {}
+        return Check(name, "wrong", meaning, falls, 0, evidence)
+    return Check(name, "ok", f"it does, over {schedule.T} steps", 0, 0)
 
 
-def check_end_of_schedule(subject: Subject) -> Check:
+def check_end_of_schedule(schedule: Schedule) -> Check:
     """Whether x_T is noise: sampling starts from noise without any image in it."""
     name = "schedule: signal left at T"
-    a, b = (level[-1].item() for level in (subject.schedule.a, subject.schedule.b))
+    a, b = (level[-1].item() for level in (schedule.a, schedule.b))
     ratio = a / b if b > 0 else math.inf
-    place = subject.place("schedule")
     meaning = f"x_T is {a:.3g} x_0 + {b:.3g} eps"
     if ratio > VISIBLE:
         meaning += ": it still shows the image, and sampling starts without one"
         is_single = a**2 > 0.9 * (a**2 + b**2)  # one step's alpha; a product is far smaller
         evidence = {"alpha-for-alpha-bar": 1.0, "weak-end": 0.5} if is_single else {"weak-end": 1.0}
-        return Check(name, "wrong", meaning, ratio, VISIBLE, where=place, evidence=evidence)
-    verdict = "ok" if ratio <= FAINT else "undecided"
-    return Check(name, verdict, meaning, ratio, VISIBLE, place)
+        return Check(name, "wrong", meaning, ratio, VISIBLE, evidence)
+    return Check(name, "ok" if ratio <= FAINT else "undecided", meaning, ratio, VISIBLE)
 
 
-def check_clean_image(subject: Subject) -> Check | None:
+def check_clean_image(schedule: Schedule) -> Check | None:
     """Whether entry 0 is the clean image, where the code has such an entry."""
-    a, b = subject.schedule.a[0].item(), subject.schedule.b[0].item()
+    a, b = schedule.a[0].item(), schedule.b[0].item()
     if abs(a - 1) + abs(b) < 1e-9:
         return None
     name = "schedule: its entry for the clean image"
     meaning = f"it is {a:.4f} x_0 + {b:.4f} eps, not x_0: padded on the wrong side"
-    place = subject.place("schedule")
-    return Check(name, "wrong", meaning, b, 0.0, where=place, evidence={"neighbour-padding": 1.0})
+    return Check(name, "wrong", meaning, b, 0.0, {"neighbour-padding": 1.0})
 
 
-def check_roots(subject: Subject) -> Check | None:
+def check_roots(schedule: Schedule) -> Check | None:
     """Whether a root is missing: in levels whose squares do not add up to 1, or in sigmas.
 
     Sigmas are those of betas that are linear, or whose roots are, only with their root.
     """
     name = "schedule: roots of its levels"
-    a, b = subject.schedule.a, subject.schedule.b
-    place = subject.place("schedule")
+    a = schedule.a
+    b = schedule.b
+    evidence = {"missing-sqrt": 1.0}
     for description, total in (("b", a**2 + b), ("a", a + b**2)):
-        if (total - 1).abs().max() < 1e-5 and not is_variance_preserving(subject.schedule):
+        if (total - 1).abs().max() < 1e-5 and not is_variance_preserving(schedule):
             off = (a**2 + b**2 - 1).abs().max().item()
             meaning = f"{description} is a share of variance, whose root belongs there"
-            return Check(
-                name, "wrong", meaning, off, 1e-5, where=place, evidence={"missing-sqrt": 1.0}
-            )
+            return Check(name, "wrong", meaning, off, 1e-5, evidence)
     sigma = b / a
-    if subject.T < 20 or not sigma.isfinite().all():
+    if schedule.T < 20 or not sigma.isfinite().all():
         return None
     with_root, without = (is_linear(1 / (1 + each)) for each in (sigma**2, sigma))
     if without and not with_root:
         meaning = "its betas are linear if sigma is read as sigma²"
-        return Check(
-            name, "wrong", meaning, None, None, where=place, evidence={"missing-sqrt": 1.0}
-        )
+        return Check(name, "wrong", meaning, None, None, evidence)
     return None
 
 
@@ -129,16 +114,20 @@ def check_products(subject: Subject) -> Check | None:
         return None
     name = "schedule: alphas_cumprod of its betas"
     alpha = 1 - beta.double()
-    off = (alpha_bar.double() - alpha.cumprod(0)).abs().max().item()
-    place = subject.places.get("alphas_cumprod", "alphas_cumprod")
+    alpha_bar = alpha_bar.double()
+    product = alpha.cumprod(0)
+    off = (alpha_bar - product).abs().max().item()
     if off < 1e-4:
-        return Check(name, "ok", "it is their product", off, 1e-4, place)
-    is_single = (alpha_bar.double() - alpha).abs().max() < 1e-6
-    evidence = {"alpha-for-alpha-bar": 1.0} if is_single else {"half-schedule": 0.5}
-    if (alpha_bar.double().flip(0) - alpha.cumprod(0)).abs().max() < 1e-6:
-        evidence = {"reversed-schedule": 1.0}
-    meaning = "it is 1 - beta itself" if is_single else "it is not the product of 1 - beta"
-    return Check(name, "wrong", meaning, off, 1e-4, where=place, evidence=evidence)
+        return Check(name, "ok", "it is their product", off, 1e-4)
+    bug = "half-schedule"
+    meaning = "it is not the product of 1 - beta"
+    if (alpha_bar.flip(0) - product).abs().max() < 1e-6:
+        bug = "reversed-schedule"
+    elif (alpha_bar - alpha).abs().max() < 1e-6:
+        bug = "alpha-for-alpha-bar"
+        meaning = "it is 1 - beta itself"
+    weight = 0.5 if bug == "half-schedule" else 1.0
+    return Check(name, "wrong", meaning, off, 1e-4, {bug: weight})
 
 
 def betas_of(schedule: Schedule) -> Tensor:
@@ -150,19 +139,15 @@ def check_last_beta(subject: Subject) -> Check:
     """Whether x_T keeps enough signal for a network that predicts eps."""
     name = "schedule: the last beta"
     beta = betas_of(subject.schedule)[-1].item()
-    place = subject.place("schedule")
     if subject.schedule.a[-1] > 1e-6 and beta <= LARGEST_BETA:
-        return Check(name, "ok", f"it is {beta:.4f}", beta, LARGEST_BETA, place)
+        return Check(name, "ok", f"it is {beta:.4f}", beta, LARGEST_BETA)
     meaning = f"it is {beta:.6f}, so that x_T has no signal, and eps_hat does not determine x_0"
-    evidence = {"cosine-end": 1.0}
-    is_known = "prediction" in subject.known
-    if is_known and subject.conventions.prediction in ("eps", "score"):
-        return Check(name, "wrong", meaning, beta, LARGEST_BETA, place, evidence=evidence)
-    if is_known:
-        meaning = f"it is {beta:.6f}, which the network's prediction allows"
-        return Check(name, "ok", meaning, beta, 1.0, place)
-    meaning += ": right only for networks that predict v or x_0"
-    return Check(name, "undecided", meaning, beta, LARGEST_BETA, place, evidence=evidence)
+    if "prediction" not in subject.known:
+        meaning += ": right only for networks that predict v or x_0"
+        return Check(name, "undecided", meaning, beta, LARGEST_BETA)
+    if subject.conventions.prediction in ("eps", "score"):
+        return Check(name, "wrong", meaning, beta, LARGEST_BETA, {"cosine-end": 1.0})
+    return Check(name, "ok", f"it is {beta:.6f}, which the network's prediction allows", beta, 1.0)
 
 
 def alphas_of(schedule: Schedule) -> list[Tensor]:
@@ -185,84 +170,47 @@ def half_precision_of(table: Tensor) -> torch.dtype | None:
 def check_table_precision(subject: Subject) -> Check:
     """Whether the table was computed in half precision."""
     name = "schedule: precision of its table"
-    place = subject.place("schedule")
     tables = subject.tables or {}
-    table = tables.get("given")
     all_tables = [tables[key] for key in ("given", "alphas_cumprod", "sigmas") if key in tables]
     if subject.schedule.a.isfinite().all() and (subject.schedule.a > 0).all():
         all_tables += alphas_of(subject.schedule)
-    for each in all_tables:
-        half = half_precision_of(each)
-        if half is not None:
-            meaning = f"all its values are {str(half).removeprefix('torch.')}"
-            step = torch.finfo(half).eps
-            return Check(
-                name, "wrong", meaning, step, 1e-6, where=place, evidence={"half-schedule": 1.5}
-            )
-    if table is None:
-        return Check(name, "ok", "float32 or better", 0, 0, place)
-    changes = table[1:] - table[:-1]
-    repeated = int((changes == 0).sum())
-    if repeated > len(table) / 20 and len(table.unique()) > 2:
-        meaning = f"{repeated} of its values repeat the one before, as after rounding"
-        return Check(name, "undecided", meaning, repeated, len(table) / 20, place)
-    return Check(name, "ok", "float32 or better", repeated, len(table) / 20, place)
+    for half in filter(None, map(half_precision_of, all_tables)):
+        meaning = f"all its values are {str(half).removeprefix('torch.')}"
+        return Check(
+            name, "wrong", meaning, torch.finfo(half).eps, 1e-6, evidence={"half-schedule": 1.5}
+        )
+    return Check(name, "ok", "float32 or better", 0, 0)
 
 
-def right_tables(schedule: Schedule) -> dict[str, Tensor]:
-    """What common tables hold (T,) by their usual names, on a path with a² + b² = 1."""
-    alpha_bar = schedule.a.square()
-    now = alpha_bar[1:]
-    before = alpha_bar[:-1]
-    beta = betas_of(schedule)
-    posterior = beta * (1 - before) / (1 - now)
-    return {
-        "alphas_cumprod": now,
-        "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": now.sqrt(),
-        "sqrt_one_minus_alphas_cumprod": (1 - now).sqrt(),
-        "sqrt_recip_alphas_cumprod": now.rsqrt(),
-        "sqrt_recipm1_alphas_cumprod": (1 / now - 1).sqrt(),
-        "sqrt_recip_alphas": (1 - beta).rsqrt(),
-        "posterior_variance": posterior,
-        "posterior_mean_coef1": beta * before.sqrt() / (1 - now),
-        "posterior_mean_coef2": (1 - before) * (1 - beta).sqrt() / (1 - now),
-    }
+def known_tables(schedule: Schedule) -> dict[str, tuple[Tensor, list[tuple[str, str, Tensor]]]]:
+    """Tables (T,) that codes have, on a path with a² + b² = 1: what each holds by its name.
 
-
-def suspects(schedule: Schedule, name: str) -> list[tuple[str, str, Tensor]]:
-    """Bugs that a table may have: key, description, and what the table would hold."""
-    right = right_tables(schedule)[name]
-    alpha_bar = schedule.a.square()[1:]
+    Beside it, what it holds with a bug: the bug, its description and the values.
+    """
+    alpha_bar = schedule.a[1:].square()
+    before = schedule.a[:-1].square()
     beta = betas_of(schedule)
     after = torch.cat([alpha_bar[1:], torch.ones(1)])
-    repeated = torch.cat([alpha_bar[1:], alpha_bar[-1:]])
-    wrong = [
-        ("missing-sqrt", "without its root", right.square()),
-        ("missing-sqrt", "with a root too many", right.sqrt()),
+    posterior = beta * (1 - before) / (1 - alpha_bar)
+    padded = "neighbour-padding", "padded on the wrong side"
+    rootless = "missing-sqrt", "without its root"
+    of_alpha = "alpha-for-alpha-bar", "of alpha instead of alpha_bar"
+    shifted = "posterior-variance", "that of another time"
+    of_posterior = [
+        (*padded, beta * (1 - after) / (1 - alpha_bar)),
+        (*padded, beta),
+        (*shifted, posterior.roll(1)),
+        (*shifted, posterior.roll(-1)),
     ]
-    for padded in (after, repeated, alpha_bar):
-        values = {
-            "alphas_cumprod_prev": padded,
-            "posterior_variance": beta * (1 - padded) / (1 - alpha_bar),
-            "posterior_mean_coef1": beta * padded.sqrt() / (1 - alpha_bar),
-            "posterior_mean_coef2": (1 - padded) * (1 - beta).sqrt() / (1 - alpha_bar),
-        }
-        if name in values:
-            wrong.append(("neighbour-padding", "padded on the wrong side", values[name]))
-    if name == "posterior_variance":
-        for shift in (-1, 1):
-            wrong.append(("posterior-variance", f"shifted by {shift}", right.roll(shift)))
-        inverted = beta * (1 - alpha_bar) / (1 - schedule.a.square()[:-1]).clamp(min=1e-20)
-        wrong.append(("posterior-variance", "with its two alpha_bar swapped", inverted))
-    if "alphas_cumprod" in name:
-        own = {
-            "sqrt_alphas_cumprod": (1 - beta).sqrt(),
-            "sqrt_one_minus_alphas_cumprod": beta.sqrt(),
-        }
-        if name in own:
-            wrong.append(("alpha-for-alpha-bar", "of alpha instead of alpha_bar", own[name]))
-    return wrong
+    roots = [(*rootless, alpha_bar), (*of_alpha, (1 - beta).sqrt())]
+    other_roots = [(*rootless, 1 - alpha_bar), (*of_alpha, beta.sqrt())]
+    return {
+        "alphas_cumprod": (alpha_bar, []),
+        "alphas_cumprod_prev": (before, [(*padded, after), (*padded, alpha_bar)]),
+        "sqrt_alphas_cumprod": (alpha_bar.sqrt(), roots),
+        "sqrt_one_minus_alphas_cumprod": ((1 - alpha_bar).sqrt(), other_roots),
+        "posterior_variance": (posterior, of_posterior),
+    }
 
 
 def table_error(schedule: Schedule, table: Tensor, right: Tensor) -> float:
@@ -276,22 +224,21 @@ def table_error(schedule: Schedule, table: Tensor, right: Tensor) -> float:
     return (error / allowed).nan_to_num(1e9).quantile(0.9).item()
 
 
-def check_table(subject: Subject, name: str, table: Tensor) -> list[Check]:
-    """A derived table of the code against what its name says. Empty for names without a rule."""
-    right = right_tables(subject.schedule).get(name)
-    if right is None or table.numel() not in (len(right), len(right) + 1):
-        return []
-    table = table.detach().cpu().double().flatten()[-len(right) :]
-    title = f"schedule: {name}"
-    error = table_error(subject.schedule, table, right)
-    place = subject.places.get(name, name)
-    if error <= 1:
-        return [Check(title, "ok", "it is what its name says", error, 1.0, place)]
-    for bug, description, values in suspects(subject.schedule, name):
-        if table_error(subject.schedule, table, values) <= 1:
-            evidence = {bug: 1.0}
-            return [
-                Check(title, "wrong", f"it is {description}", error, 1.0, place, evidence=evidence)
-            ]
-    meaning = "it is not what its name says"
-    return [Check(title, "wrong", meaning, error, 1.0, place)]
+def check_derived_tables(subject: Subject) -> list[Check]:
+    """The derived tables of the code against what their names say."""
+    schedule = subject.schedule
+    checks = []
+    for name, (right, suspects) in known_tables(schedule).items():
+        table = (subject.tables or {}).get(name)
+        if table is None or table.numel() not in (len(right), len(right) + 1):
+            continue
+        table = table.detach().cpu().double().flatten()[-len(right) :]
+        error = table_error(schedule, table, right)
+        fitting = [each for each in suspects if table_error(schedule, table, each[2]) <= 1]
+        meaning = "it is what its name says"
+        if error > 1:
+            meaning = f"it is {fitting[0][1]}" if fitting else "it is not what its name says"
+        evidence = {fitting[0][0]: 1.0} if error > 1 and fitting else {}
+        verdict = "wrong" if error > 1 else "ok"
+        checks.append(Check(f"schedule: {name}", verdict, meaning, error, 1.0, evidence))
+    return checks

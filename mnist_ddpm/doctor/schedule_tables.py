@@ -32,17 +32,7 @@ TABLE_NAMES = (  # attributes of objects and modules, the one that says most fir
     "sigmas",
     "sqrt_alphas_cumprod",
 )
-DERIVED = (
-    "alphas",
-    "alphas_cumprod_prev",
-    "sqrt_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-)
+DERIVED = "alphas", "alphas_cumprod_prev", "sqrt_one_minus_alphas_cumprod", "posterior_variance"
 
 
 def as_table(value: Any) -> Tensor | None:

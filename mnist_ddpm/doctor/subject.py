@@ -92,10 +92,6 @@ class Subject:
             return self.schedule
         return Schedule(torch.ones_like(self.schedule.a), self.schedule.b / self.schedule.a)
 
-    def place(self, name: str) -> str:
-        """The user's name of one of the functions, for reports."""
-        return self.places.get(name, name)
-
     @property
     def conversion(self) -> Conversion:
         """Between the network's prediction and x_0."""
@@ -160,5 +156,5 @@ class CheckEntry(NamedTuple):
     """
 
     name: str
-    needs: tuple[str, ...]  # fields of Subject
+    needs: tuple[str, ...]  # fields of Subject, the one that is judged first
     function: Callable[[Subject, int], list[Check]]

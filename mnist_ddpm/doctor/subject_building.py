@@ -23,8 +23,6 @@ from mnist_ddpm.doctor.schedule_tables import (
 )
 from mnist_ddpm.doctor.subject import Conventions, Subject
 
-LONGEST = 10_000  # times of a forward process that are looked for, where there is no schedule
-
 
 def build_subject(
     code: Any,
@@ -82,7 +80,7 @@ def gather(
         tables = tables_around(function) | tables
     fields: dict[str, Any] = {"places": {**subject.places, **places}}
     if subject.schedule is None:
-        fields |= schedule_fields(values["schedule"], tables, values["forward"], shape, places)
+        fields |= schedule_fields(values["schedule"], tables, places)
     fields["tables"] = tables | fields.get("tables", {})
     T = (fields.get("schedule") or subject.schedule or SimpleNamespace(T=None)).T
     wrappers: dict[str, Callable] = {
@@ -130,12 +128,12 @@ def sampler_sigmas(schedule: Schedule | None) -> dict[str, Tensor]:
 
 
 def schedule_fields(
-    value: Any, tables: dict[str, Tensor], forward: Any, shape: tuple, places: dict[str, str]
+    value: Any, tables: dict[str, Tensor], places: dict[str, str]
 ) -> dict[str, Any]:
     """The fields of a subject that a schedule determines, or {} where there is none to be found.
 
-    Without a schedule the tables beside the functions are looked through, then the forward process
-    is asked. Raises ValueError for a schedule that cannot be understood.
+    Without a schedule the tables beside the functions are looked through. Raises ValueError for a
+    schedule that cannot be understood.
     """
     name = places.get("schedule", "")
     if callable(value) and not isinstance(value, Tensor):
@@ -146,10 +144,7 @@ def schedule_fields(
     if value is None:
         name = next((each for each in TABLE_NAMES if each in tables), None)
         if name is None:
-            if forward is None:
-                return {}
-            levels = schedule_of_forward(plain_functions.plain_forward(forward, tables), shape)
-            return {} if levels is None else {"schedule": levels}
+            return {}
         value = tables[name]
     schedule = own_schedule(value)
     if schedule is not None:
@@ -171,37 +166,3 @@ def schedule_fields(
         "tables": {"given": table},
         "places": {**places, "schedule": place},
     }
-
-
-def schedule_of_forward(forward: Callable, shape: tuple[int, ...]) -> Schedule | None:
-    """The levels that a forward process shows at its times 0, 1, …; None where it shows none."""
-
-    def levels(t: Tensor) -> tuple[Tensor, Tensor]:
-        zeros = torch.zeros(len(t), *shape)
-        with torch.no_grad():
-            both = forward(zeros + 1, t, zeros), forward(zeros, t, zeros + 1)
-        return tuple(each.double().flatten(1).mean(1) for each in both)
-
-    T = 1
-    while T < LONGEST and is_valid(levels, 2 * T - 1):
-        T *= 2
-    for step in [2**k for k in range(13, -1, -1)]:
-        if T + step <= LONGEST and is_valid(levels, T + step - 1):
-            T += step
-    T = 1000 if T >= LONGEST else T
-    if T < 2:
-        return None
-    a, b = levels(torch.arange(T))
-    if b[0] > 1e-6:
-        a = torch.cat([torch.ones(1), a])
-        b = torch.cat([torch.zeros(1), b])
-    return Schedule(a, b)
-
-
-def is_valid(levels: Callable, t: int) -> bool:
-    """Whether a forward process can be called with the time t."""
-    try:
-        levels(torch.tensor([t]))
-    except Exception:  # of any kind, in code that others wrote
-        return False
-    return True

@@ -17,13 +17,12 @@ from mnist_ddpm.doctor.oracles import StandIn
 from mnist_ddpm.doctor.subject import Subject
 from mnist_ddpm.networks import seeded
 
-PIXELS = 256  # of each image's noise, for correlations
 LEAST = 4000  # images in all
 SEEN = 20  # times that each t is to be drawn: one of 1000 is then missed in exp(-20)
 
 
 class Recorder(StandIn):
-    """A network that keeps each x_t, its times (N,) and what else it is given; returns zeros.
+    """A network that keeps each x_t and its times (N,), and returns zeros.
 
     outputs: the zeros of each call, whose gradients show what a loss wants. width: their channels
     over those of x_t, 2 for networks that learn a variance.
@@ -32,18 +31,18 @@ class Recorder(StandIn):
     def __init__(self, shape: tuple[int, ...], width: int = 1):
         super().__init__(Subject(shape=tuple(shape)), lambda schedule, x, t: torch.zeros_like(x))
         self.width = width
-        self.seen: list[tuple[Tensor, Tensor, list]] = []
+        self.seen: list[tuple[Tensor, Tensor]] = []
         self.outputs: list[Tensor] = []
 
     def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
-        self.keep(x, t, [*labels, *named_labels.values()])
+        self.keep(x, t)
         output = torch.zeros_like(torch.cat([x.detach()] * self.width, dim=1))
         self.outputs.append(output.requires_grad_())
         return output
 
-    def keep(self, x: Tensor, t: Tensor | float, others: list) -> None:
+    def keep(self, x: Tensor, t: Tensor | float) -> None:
         """Adds a call."""
-        self.seen.append((x.detach(), torch.as_tensor(t).detach().cpu().double().flatten(), others))
+        self.seen.append((x.detach(), torch.as_tensor(t).detach().cpu().double().flatten()))
 
 
 def recorded_call(train: Callable, images: Tensor) -> Recorder:
@@ -72,8 +71,8 @@ def recorded_step(step: Callable[[Tensor], object], module: nn.Module) -> Iterat
 
     def train(recorder: Recorder, x0: Tensor) -> None:
         def keep(layer: nn.Module, inputs: tuple, options: dict) -> None:
-            x, t, *others = [*inputs, *options.values()]
-            recorder.keep(x, t, others)
+            x, t, *_ = [*inputs, *options.values()]
+            recorder.keep(x, t)
 
         handle = module.register_forward_pre_hook(keep, with_kwargs=True)
         try:
@@ -94,11 +93,10 @@ class Recording:
     lower: Tensor  # (N,)
     variance: Tensor  # (N,), of the pixels around these means
     kurtosis: Tensor  # (N,), of the same: 3 for normal noise, 1.8 for uniform noise
-    noise: Tensor  # (M, D), pixels around the means over their deviation, of the first two calls
+    correlation: float  # of the noise of two images of a batch, the mean of all calls
     pixels: int  # of an image
     batch_size: int
     has_one_time: bool  # whether each batch had one t
-    labels: list[Tensor]  # what else the network was given, where it was tensors
 
 
 def known_images(shape: tuple[int, ...], n: int, low: float, high: float) -> Tensor:
@@ -122,8 +120,7 @@ def record(
     """
     statistics = []
     singles = []
-    noise = []
-    labels = []
+    correlations = []
     began = perf_counter()
     with seeded(seed):
         enough = max(LEAST, SEEN * T)
@@ -132,21 +129,18 @@ def record(
             calls = [call for call in recorder.seen if call[0].numel() == images.numel()]
             if not calls:
                 return None
-            x, times, others = calls[0]
+            x, times = calls[0]
             x = x.reshape(images.shape)
-            labels += [each for each in others if isinstance(each, Tensor)]
             singles.append(bool((times == times[0]).all()))
             statistics.append((times.expand(len(x)), *half_statistics(x)))
-            if len(noise) < 2:
-                noise.append(standardised(x))
+            correlations.append(correlation(x))
     names = "times", "upper", "lower", "variance", "kurtosis"
     return Recording(
         **{name: torch.cat(values) for name, values in zip(names, zip(*statistics))},
-        noise=torch.cat(noise),
+        correlation=sum(correlations) / len(correlations),
         pixels=images[0].numel(),
         batch_size=len(images),
         has_one_time=all(singles),
-        labels=labels,
     )
 
 
@@ -171,8 +165,8 @@ def around_means(x: Tensor) -> Tensor:
     return torch.cat([half - half.mean(dim=1, keepdim=True) for half in halves(x)], dim=1)
 
 
-def standardised(x: Tensor) -> Tensor:
-    """Up to PIXELS pixels around their half's mean, of length 1: (N, D)."""
+def correlation(x: Tensor) -> float:
+    """The mean correlation of the noise of images that follow each other in a batch."""
     around = around_means(x)
-    some = around[:, :: -(-around.shape[1] // PIXELS)]
-    return some / some.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    noise = around / around.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    return (noise[:-1] * noise[1:]).sum(dim=1).mean().item()
