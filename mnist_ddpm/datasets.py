@@ -225,6 +225,15 @@ CIFAR10 = replace(
     TORCHVISION,
     title="CIFAR-10",
     is_mirrored=True,
+    classifier=Classifier(
+        outputs=10,
+        targets="mnist_ddpm.data.picture_sets:picture_labels",
+        measured_on="the 10,000 test images",
+        image_size=32,
+        input_side=32,
+        widths=(32, 64, 128),
+        shift=4,
+    ),
     presets={
         # for two slow cores and some hours
         "cifar-32": {
@@ -299,4 +308,5 @@ def is_own(name: str) -> bool:
 
 def datasets_with_classifier() -> list[str]:
     """The names of the data sets on which an extractor can be trained."""
-    return [name for name, dataset in DATASETS.items() if dataset.classifier]
+    named = DATASETS | TORCHVISION_SETS
+    return [name for name, dataset in named.items() if dataset.classifier]

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from mnist_ddpm.data.loading import reader
-from mnist_ddpm.datasets import DATASETS, OWN_FOLDER
+from mnist_ddpm.datasets import DATASETS, dataset_named
 
 FIFTH = '''
 import sys
@@ -48,9 +48,9 @@ for line in sys.stdin:
 '''
 
 
-@pytest.mark.parametrize("name", [*DATASETS, "a folder"])
+@pytest.mark.parametrize("name", [*DATASETS, "torchvision:CIFAR10", "a folder"])
 def test_every_record_names_functions_that_are_there(name):
-    record = DATASETS.get(name, OWN_FOLDER)
+    record = dataset_named(name)
     named = [record.images, record.labels, record.classifier and record.classifier.targets]
     assert all(callable(reader(each)) for each in named if each)
     assert not record.extractor or DATASETS[record.extractor].classifier

@@ -6,7 +6,7 @@ import torch
 
 from mnist_ddpm.commands.flags import ExtractorFlags
 from mnist_ddpm.commands.outputs import print_written
-from mnist_ddpm.datasets import DATASETS
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.extractor_training import train_extractor
 from mnist_ddpm.evaluation.extractors import save_extractor
@@ -32,6 +32,6 @@ def run_extractor(flags: ExtractorFlags) -> None:
     record = {"accuracy": round(accuracy, 5), "epochs": epochs, "seed": seed}
     record |= {"seconds": round(seconds, 1), "device": str(device), "torch": torch.__version__}
     save_extractor(out, network, record)
-    score = f"{accuracy:.2%} right on {DATASETS[flags.dataset].classifier.measured_on}"
+    score = f"{accuracy:.2%} right on {dataset_named(flags.dataset).classifier.measured_on}"
     print(f"{count_parameters(network):,} parameters, {score}, {seconds / 60:.1f} min on {device}")
     print_written(out)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_ddpm.data import loading
-from mnist_ddpm.datasets import DATASETS, datasets_with_classifier
+from mnist_ddpm.datasets import dataset_named, datasets_with_classifier
 from mnist_ddpm.ddpm import check, mirrored
 from mnist_ddpm.evaluation.extractors import Extractor, in_batches
 from mnist_ddpm.machine.progress import progress_bar
@@ -32,7 +32,7 @@ def labelled_images(dataset: str, root: str | Path, split: str) -> tuple[Tensor,
 
     Raises ValueError where there are not as many of both.
     """
-    classifier = DATASETS[dataset].classifier
+    classifier = dataset_named(dataset).classifier
     size = classifier.image_size
     recipe = Recipe(dataset=dataset, image_size=size, classes=classifier.outputs)
     images = loading.load_images(recipe, root, split)
@@ -53,27 +53,40 @@ def accuracy(
 
 
 def train_extractor(
+    dataset: str, root: str | Path = "data", *, epochs: int = 12, **options
+) -> tuple[Extractor, float]:
+    """An extractor for a data set with a classifier, and its accuracy on the held-out split.
+
+    options: others of fit_extractor. Raises ValueError for another data set, or less than one
+    epoch, and as loading images does.
+    """
+    check(epochs >= 1, f"epochs is {epochs}: it must be at least 1")
+    known = datasets_with_classifier()
+    advice = f"take one of {', '.join(known)}"
+    check(dataset in known, f'there is no extractor for "{dataset}": {advice}')
+    training = labelled_images(dataset, root, "train")
+    held_out = labelled_images(dataset, root, dataset_named(dataset).held_out)
+    return fit_extractor(dataset, training, held_out, epochs=epochs, **options)
+
+
+def fit_extractor(
     dataset: str,
-    root: str | Path = "data",
+    training: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
     *,
     epochs: int = 12,
     batch_size: int = 128,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[Extractor, float]:
-    """An extractor for a data set with a classifier, and its accuracy on the held-out split.
+    """An extractor fitted to images with targets, as of labelled_images, and its accuracy.
 
-    Raises ValueError for another data set, or less than one epoch, and as loading images does.
+    dataset: whose classifier it is. The accuracy is that on the held-out images.
     """
-    check(epochs >= 1, f"epochs is {epochs}: it must be at least 1")
-    known = datasets_with_classifier()
-    advice = f"take one of {', '.join(known)}"
-    check(dataset in known, f'there is no extractor for "{dataset}": {advice}')
-    images, wanted = labelled_images(dataset, root, "train")
-    held_out = labelled_images(dataset, root, DATASETS[dataset].held_out)
+    images, wanted = training
     enough = len(images) >= batch_size
     check(enough, f"training takes batches of {batch_size}, and there are {len(images)} images")
-    record = DATASETS[dataset]
+    record = dataset_named(dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         widths = record.classifier.widths

@@ -1,0 +1,126 @@
+"""Judges an entry of the speedrun. README.md has the rules.
+
+`python speedrun/run.py ENTRY --track five-minutes` runs it five times, in turns with the track's
+record if there is one. The same command goes on after an interruption. `--trial` shows in about a
+minute whether an entry works.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRIES = ROOT / "speedrun" / "entries"
+sys.path.insert(1, str(ROOT))
+
+import torch
+from entry_process import RuleError
+from judge import RealData
+from session import CHALLENGER, RECORD, Session, Track, verdict
+
+from mnist_ddpm.datasets import dataset_named
+from mnist_ddpm.machine import shell
+from mnist_ddpm.machine.exit_status import exit_status
+from mnist_ddpm.machine.interrupts import Stopped
+from mnist_ddpm.machine.text import read_json
+
+TRACKS = {
+    "five-minutes": Track("mnist", seconds=300, n=2000, epochs=3),
+    "least-time": Track(
+        "mnist", seconds=1800, n=2000, epochs=3, score="seconds", most_distance=0.5
+    ),
+    "cifar": Track("torchvision:CIFAR10", seconds=1800, n=5000, epochs=8),
+}
+LIMIT = 5000  # real images of a trial
+LARGEST = 2**16  # bytes of an entry: no room for weights
+RECORDS = ROOT / "speedrun" / "records.json"  # the name of each track's record entry
+
+
+def parse_flags(words: list[str] | None = None) -> argparse.Namespace:
+    """The flags of the command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("entry", metavar="ENTRY", help="a file, or a name in speedrun/entries")
+    add("--track", choices=TRACKS, default="five-minutes")
+    add("--against", metavar="ENTRY", help="the record, if not the one in speedrun/records.json")
+    add("--seconds", type=float, help="of the reference machine, if fewer than the track's")
+    add("--trial", action="store_true", help="one run: 30 seconds, 200 images, shipped extractor")
+    add("--repeat", type=Path, metavar="LOG", help="one run with the seeds in this log; no record")
+    add("--cores", type=int, default=2, help="records take 2")
+    add("--data", type=Path, default=ROOT / "data", help="the folder of the data set")
+    add("--out", type=Path, default=ROOT / "out" / "speedrun", help="for logs and images")
+    return parser.parse_args(words)
+
+
+def find_entry(name: str) -> Path:
+    """The file of an entry: a path, or a name in speedrun/entries. Raises RuleError without one."""
+    path = Path(name) if name.endswith(".py") else ENTRIES / f"{name}.py"
+    if not path.is_file():
+        raise RuleError(f"there is no entry {path}")
+    if path.stat().st_size > LARGEST:
+        raise RuleError(f"{path} is larger than {LARGEST:,} bytes: an entry has no weights in it")
+    return path
+
+
+def make_session(flags: argparse.Namespace) -> tuple[Session, list[str]]:
+    """What the flags ask for, and why it can make no record. Raises RuleError for wrong flags."""
+    rules = track = TRACKS[flags.track]
+    if flags.seconds is not None:
+        if not 0 < flags.seconds <= rules.seconds:
+            raise RuleError(f"--seconds is {flags.seconds:g}: {flags.track} has {rules.seconds:g}")
+        track = replace(track, seconds=flags.seconds)
+    if flags.trial:
+        is_shipped = dataset_named(track.dataset).extractor
+        seconds = min(30.0, track.seconds)
+        track = replace(track, seconds=seconds, n=200, epochs=0 if is_shipped else 1, runs=1)
+    entries = {CHALLENGER: find_entry(flags.entry)}
+    record = flags.against or read_json(RECORDS).get(flags.track)
+    seeds = {}
+    if flags.repeat:
+        seeds = read_json(flags.repeat)["seeds"]
+        track = replace(track, runs=1)
+    elif record:
+        entries[RECORD] = find_entry(record)
+    reasons = [] if flags.cores == 2 else [f"--cores is {flags.cores}: records take 2"]
+    if replace(track, seconds=rules.seconds) != rules:
+        reasons.append("--trial and --repeat have other rules")
+    command = shell.quote(["python", "speedrun/run.py", *sys.argv[1:]])
+    out = flags.out / flags.track
+    return Session(track, entries, out, command, flags.cores, seeds), reasons
+
+
+def take_cores(count: int) -> None:
+    """Limits this process, and those that it starts, to some cores, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if not 0 < count <= len(cores):
+            raise RuleError(f"--cores is {count}: this process has {len(cores)}")
+        os.sched_setaffinity(0, cores[:count])
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    torch.set_num_threads(count)
+
+
+def judge_entry() -> None:
+    """Runs and judges what the command line names, and prints its scores."""
+    flags = parse_flags()
+    session, reasons = make_session(flags)
+    take_cores(flags.cores)
+    try:
+        limit = LIMIT if flags.trial else None
+        data = RealData.load(session.track.dataset, flags.data, limit)
+        session.run_all(data)
+        lines = verdict(session.judge_all(data), session.track, reasons)
+    except RuleError as error:
+        print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        raise
+    except KeyboardInterrupt as error:
+        kept = f"runs that have ended are kept in {session.folder}"
+        raise Stopped(f"stopped: {kept}; the same command goes on") from error
+    print(*lines, f"logs: {session.folder}", sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(judge_entry, "take a machine with more memory"))

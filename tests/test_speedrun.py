@@ -1,0 +1,277 @@
+"""The speedrun's judge: what it measures, what it refuses, and that it goes on where it stopped."""
+
+import ast
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from helpers import untrained_judge
+
+sys.path.insert(1, str(ROOT / "speedrun"))
+
+import entry_process
+import judge
+import reference_clock
+import run as speedrun
+import session as sessions
+
+SHAPE = 1, 32, 32
+TRACK = sessions.Track("mnist", seconds=60, n=50, epochs=1, runs=3)
+
+
+@pytest.fixture
+def data(digits):
+    """A small data set: 1,000 training digits and 500 others."""
+    labels = torch.arange(1000) % 10
+    return judge.RealData("mnist", (digits[:1000], labels), (digits[1000:1500], labels[:500]))
+
+
+@pytest.fixture
+def entry(tmp_path):
+    """A function that writes an entry."""
+
+    def write(code, name="mine"):
+        path = tmp_path / f"{name}.py"
+        path.write_text(code, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_p_is_the_share_of_all_ways_to_deal_the_scores_out():
+    assert judge.permutation_p([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == 1 / 252
+    assert judge.permutation_p([1, 2, 3, 4, 6], [5, 7, 8, 9, 10]) == 2 / 252
+    assert judge.permutation_p([6, 7, 8, 9, 10], [1, 2, 3, 4, 5]) == 1
+    assert judge.permutation_p([0.1 + 0.2] * 5, [0.3] * 5) == 1  # equal but for rounding
+    assert judge.permutation_p([1], [2, 3, 4]) == 1 / 4
+
+
+def test_a_slow_machine_gets_more_seconds_and_its_random_numbers_stay():
+    ticks = iter([100.0, 110.0])
+    before = torch.random.get_rng_state()
+    loop = reference_clock.seconds_of_loop(2, clock=lambda: next(ticks))
+    assert loop == 10 and torch.equal(before, torch.random.get_rng_state())
+    here = reference_clock.seconds_here(300, loop)
+    assert here == 300 * 10 / reference_clock.REFERENCE_SECONDS
+    assert reference_clock.seconds_there(here, loop) == pytest.approx(300)
+    assert reference_clock.is_steady(10, 9.5) and not reference_clock.is_steady(10, 12)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "reason"),
+    [
+        (lambda data: data.training[0][500:700], "copies training"),
+        (lambda data: data.held_out[0][:200], "copies held-out"),
+        (lambda data: noisy(data.held_out[0][:2].repeat(100, 1, 1, 1)), "recall"),
+        (lambda data: torch.randint(0, 256, (200, *SHAPE)).byte(), "precision"),
+    ],
+    ids=["training images", "held-out images", "mode collapse", "noise"],
+)
+def test_images_that_must_not_make_a_record(data, drawn, reason):
+    extractor = untrained_judge()
+    card = data.card(drawn(data), extractor, data.features(extractor))
+    assert any(reason in line for line in card["failures"]), card["failures"]
+
+
+def noisy(images):
+    generator = torch.Generator().manual_seed(0)
+    noise = 4 * torch.randn(images.shape, generator=generator)
+    return (images + noise).clamp(0, 255).byte()
+
+
+def test_other_real_digits_pass_and_the_extractor_s_unit_does_not_matter(data, digits):
+    extractor = untrained_judge()
+    card = data.card(digits[2000:2200], extractor, data.features(extractor))
+    assert card["failures"] == []
+    extractor.network.body[-3].weight.data *= 10  # of a convolution before a normalisation: none
+    extractor.network.body[-2].weight.data *= 10
+    extractor.network.body[-2].bias.data *= 10
+    scaled = data.card(digits[2000:2200], extractor, data.features(extractor))
+    distances = [each["metrics"]["frechet_distance"].value for each in (card, scaled)]
+    assert distances[1] > 50 * distances[0]
+    assert scaled["distance"] == pytest.approx(card["distance"], rel=1e-3)
+
+
+BAD = {
+    "no train": ("x = 1", "train"),
+    "train returns nothing": ("def train(*_): pass", "NoneType"),
+    "draw fails": ("def train(*_): return lambda n, seed: 1 / 0", "ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_entry_without_a_function_is_refused(entry, tmp_path, name):
+    code, reason = BAD[name]
+    for file, values in zip((entry_process.IMAGES, entry_process.LABELS), np.zeros((2, 3))):
+        np.save(tmp_path / file, values)
+    request = {"entry": str(entry(code, name.replace(" ", "_"))), "folder": str(tmp_path), "n": 1}
+    request |= {"seconds": 1, "began": 0, "seeds": {"train": 0, "draw": 0}}
+    with pytest.raises((entry_process.RuleError, ZeroDivisionError)) as caught:
+        entry_process.draw_images(request)
+    assert reason in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (np.zeros((4, *SHAPE), np.uint8), "(4, 1, 32, 32)"),
+        (np.zeros((5, 1, 28, 28), np.uint8), "28"),
+        (np.full((5, *SHAPE), np.nan, np.float32), "NaN"),
+        (np.full((5, *SHAPE), 0.5), "float64"),
+    ],
+    ids=["too few", "another size", "NaN", "floats"],
+)
+def test_what_draw_returns_is_checked(tmp_path, images, reason):
+    np.save(tmp_path / "drawn.npy", images)
+    with pytest.raises(entry_process.RuleError) as caught:
+        entry_process.read_drawn(tmp_path / "drawn.npy", 5, SHAPE)
+    assert reason in str(caught.value)
+
+
+CRASHING = """
+import socket
+
+
+def train(images, labels, seconds, seed):
+    assert seconds < 60 and images.shape == (3, 1, 32, 32) and labels.tolist() == [0, 1, 2]
+    socket.create_connection(("192.0.2.1", 80))
+"""
+
+
+def test_an_entry_s_error_comes_with_its_own_lines_and_it_has_no_network(entry, tmp_path):
+    np.save(tmp_path / entry_process.IMAGES, np.zeros((3, *SHAPE), np.uint8))
+    np.save(tmp_path / entry_process.LABELS, np.arange(3))
+    seeds = {"train": 0, "draw": 0}
+    with pytest.raises(entry_process.RuleError, match="192.0.2.1") as caught:
+        entry_process.run_entry(entry(CRASHING), tmp_path, 2, 60.0, seeds)
+    assert "mine.py:7" in caught.value.__notes__[0]
+    assert not any("entry_process" in line for line in caught.value.__notes__)
+    with pytest.raises(entry_process.RuleError, match=r"0\.1 s"):
+        entry_process.run_entry(entry("while True: pass"), tmp_path, 2, 0.1, seeds)
+
+
+@pytest.fixture
+def session(tmp_path, entry, monkeypatch):
+    """Two entries on a machine whose loop takes as long as the reference machine's."""
+    loop = reference_clock.REFERENCE_SECONDS
+    monkeypatch.setattr(reference_clock, "seconds_of_loop", lambda: loop)
+    entries = {role: entry("def train(): pass", role) for role in ("challenger", "record")}
+    return sessions.Session(TRACK, entries, tmp_path / "out", "a command")
+
+
+def test_an_interrupted_session_goes_on_and_is_judged_once(session, data, digits, monkeypatch):
+    calls = []
+    seeds = []
+
+    def run_entry(path, folder, n, seconds, run_seeds):
+        calls.append(path.stem)
+        seeds.extend(run_seeds.values())
+        assert seconds == 60 and len(np.load(folder / "images.npy")) == 1000
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return digits[2000 : 2000 + n].numpy(), 30.0
+
+    monkeypatch.setattr(sessions, "run_entry", run_entry)
+    with pytest.raises(KeyboardInterrupt):
+        session.run_all(data)
+    before = {path: path.read_bytes() for path in session.folder.glob("*.json")}
+    assert len(before) == 3 and not (session.folder / "extractor.safetensors").exists()
+    session.run_all(data)
+    session.run_all(data)
+    order = ["challenger", "record", "record", "challenger", "challenger", "record"]
+    assert calls == [*order[:4], *order[3:]] and len({*seeds}) == len(seeds)
+    assert before == {path: path.read_bytes() for path in before}
+
+    trained = []
+
+    def train_judge(data, seed, epochs):
+        trained.append(seed)
+        return untrained_judge()
+
+    monkeypatch.setattr(judge.RealData, "train_judge", train_judge)
+    logs = session.judge_all(data)
+    assert session.judge_all(data) == logs and len(trained) == 1
+    assert {log["seeds"]["extractor"] for runs in logs.values() for log in runs} == {*trained}
+    log = json.loads(session.log_path(0, "record").read_text())
+    assert log["seconds"] == 30 and log["is_steady"] and len(log["sha256"]) == 64
+    session.entries["record"].write_text("other code", encoding="utf-8")
+    assert replace(session).folder != session.folder
+
+
+def logs_of(scores, seconds=10.0, failures=(), steady=True):
+    """Logs of runs with these distances."""
+    return [
+        {
+            "entry": "mine",
+            "seconds": seconds,
+            "is_steady": steady,
+            "card": {"distance": score, "failures": [*failures]},
+        }
+        for score in scores
+    ]
+
+
+LOW, HIGH = [0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7, 0.8, 0.9, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("challenger", "record", "reason"),
+    [
+        (logs_of(LOW), logs_of(HIGH), None),
+        (logs_of(LOW), None, None),
+        (logs_of([*LOW[:4], 0.85]), logs_of([0.5, *HIGH[1:]]), "0.01"),
+        (logs_of(LOW, failures=["its recall is low"]), logs_of(HIGH), "recall"),
+        (logs_of(LOW, steady=False), logs_of(HIGH), "speed"),
+    ],
+    ids=["better", "first", "by chance", "a gate", "a busy machine"],
+)
+def test_what_makes_a_record(challenger, record, reason):
+    logs = {"challenger": challenger} | ({} if record is None else {"record": record})
+    lines = sessions.verdict(logs, TRACK, [])
+    assert (lines[-1] == "a record") == (reason is None)
+    assert reason is None or any(reason in line for line in lines[lines.index("no record:") :])
+    assert sessions.verdict(logs, TRACK, ["a trial"])[-1] != "a record"
+
+
+def test_least_time_counts_seconds_below_a_distance():
+    track = replace(TRACK, score="seconds", most_distance=0.5)
+    logs = {"challenger": logs_of(LOW, 5.0), "record": logs_of(HIGH, 6.0)}
+    assert any("0.5" in line for line in sessions.verdict(logs, track, []))
+    logs["record"] = logs_of(LOW, 6.0)
+    assert sessions.verdict(logs, track, [])[-1] == "a record"
+    logs["challenger"] = logs_of(LOW, 7.0)
+    assert sessions.verdict(logs, track, [])[-1] != "a record"
+
+
+def make(*words):
+    return speedrun.make_session(speedrun.parse_flags([*words]))
+
+
+def test_flags_name_entries_and_rules(entry, tmp_path, monkeypatch):
+    session, reasons = make("mnist")
+    assert session.track == speedrun.TRACKS["five-minutes"] and reasons == []
+    assert session.entries["challenger"] == speedrun.ENTRIES / "mnist.py"
+    records = tmp_path / "records.json"
+    records.write_text('{"least-time": "mnist-fast"}', encoding="utf-8")
+    monkeypatch.setattr(speedrun, "RECORDS", records)
+    session, reasons = make("mnist", "--track", "least-time", "--seconds", "200")
+    assert session.track.seconds == 200 and reasons == []
+    assert session.entries["record"].stem == "mnist-fast"
+    for words in (["--trial"], ["--cores", "1"]):
+        assert make("mnist", *words)[1] != []
+    large = entry("#" * 70_000)
+    for words in (["nobody"], [str(large)], ["mnist", "--seconds", "301"]):
+        with pytest.raises(entry_process.RuleError):
+            make(*words)
+
+
+@pytest.mark.parametrize("path", sorted(speedrun.ENTRIES.glob("*.py")), ids=lambda path: path.stem)
+def test_entries_have_the_function_and_are_short(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    (train,) = [node for node in tree.body if getattr(node, "name", "") == "train"]
+    assert [each.arg for each in train.args.args] == ["images", "labels", "seconds", "seed"]
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
