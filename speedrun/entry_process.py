@@ -1,7 +1,7 @@
-"""An entry in its own process: without a network, and ended when its time is over.
+"""An entry in its own process, without a network, which ends when its time is over.
 
-That process runs answer_input: it reads a request as JSON from its input, and leaves what the entry
-drew, or the error that stopped it, in the folder that the request names.
+Run as a program, it trains and draws with an entry, and leaves the images, or the error that
+stopped it, in the folder that its request names.
 """
 
 import json
@@ -18,13 +18,9 @@ from mnist_ddpm.doctor.foreign_code import end_session, load_module, users_lines
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.machine.text import printable
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES, LABELS, DRAWN, ERROR = "images.npy", "labels.npy", "drawn.npy", "error.json"
-PROGRAM = f"""
-import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-import entry_process
-entry_process.answer_input()
-"""
+SETTINGS = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
 
 
 class RuleError(ValueError):
@@ -40,58 +36,46 @@ def run_entry(
     which its images are there. seeds: "train" and "draw". Raises RuleError where it draws no such
     images, or not in time.
     """
-    (folder / DRAWN).unlink(missing_ok=True)
-    (folder / ERROR).unlink(missing_ok=True)
-    began = time.time()
-    request = {"entry": str(entry), "folder": str(folder), "n": n, "seeds": seeds}
-    request |= {"began": began, "seconds": seconds}
-    with (folder / "printed.txt").open("w+", encoding="utf-8", errors="replace") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"},
-        )
+    for name in (DRAWN, ERROR):
+        (folder / name).unlink(missing_ok=True)
+    request = {"entry": str(entry.resolve()), "folder": str(folder), "n": n, "seeds": seeds}
+    request |= {"began": time.time(), "seconds": seconds}
+    command = [sys.executable, __file__, json.dumps(request)]
+    environment = os.environ | SETTINGS | {"PYTHONPATH": str(ROOT)}
+    output = folder / "printed.txt"
+    with output.open("wb") as file:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
         try:
-            process.stdin.write(json.dumps(request).encode())
-            process.stdin.close()
-            took = wait_for(process, began, seconds, entry.stem)
+            wait_for(process, seconds, entry.stem)
+            took = time.time() - request["began"]
         finally:
             with suppress(ProcessLookupError, PermissionError):  # all have ended
                 end_session(process)  # and what it has started
-        output.seek(0)
-        printed = output.read()
-    check_ending(folder, entry.name, process.returncode, printed)
-    return read_drawn(folder / DRAWN, n, np.load(folder / IMAGES, mmap_mode="r").shape[1:]), took
-
-
-def wait_for(process: subprocess.Popen, began: float, seconds: float, name: str) -> float:
-    """Waits until a process has ended. Returns its seconds; raises RuleError when they are over."""
-    with progress_bar(total=round(seconds), desc=name, unit="s", leave=False) as bar:
-        passed = time.time() - began
-        while passed < seconds:
-            bar.update(int(passed) - bar.n)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(min(1.0, seconds - passed))
-                return time.time() - began
-            passed = time.time() - began
-    raise RuleError(f"{name} took longer than its {seconds:.1f} s of this machine, and was ended")
-
-
-def check_ending(folder: Path, name: str, status: int, printed: str) -> None:
-    """Raises RuleError unless an entry ended by itself and drew."""
     if (folder / ERROR).exists():
         message, *lines = json.loads((folder / ERROR).read_text(encoding="utf-8"))
-        error = RuleError(f"{name}: {message}")
+        error = RuleError(f"{entry.name}: {message}")
         for line in lines:
             error.add_note(line)
         raise error
     if not (folder / DRAWN).exists():
-        last = (printed.strip() or "nothing").splitlines()[-1]
-        ended = f"{name} ended its process with status {status}"
-        raise RuleError(f"{ended} before it had drawn, and last printed: {printable(last)[:300]}")
+        printed = output.read_text(encoding="utf-8", errors="replace").strip() or "nothing"
+        last = printable(printed.splitlines()[-1])[:300]
+        ended = f"{entry.name} ended its process with status {process.returncode}"
+        raise RuleError(f"{ended} before it had drawn, and last printed: {last}")
+    return read_drawn(folder / DRAWN, n, np.load(folder / IMAGES, mmap_mode="r").shape[1:]), took
+
+
+def wait_for(process: subprocess.Popen, seconds: float, name: str) -> None:
+    """Waits until a process has ended. Raises RuleError when its seconds are over."""
+    end = time.monotonic() + seconds
+    with progress_bar(total=round(seconds), desc=name, unit="s", leave=False) as bar:
+        while time.monotonic() < end:
+            bar.update(round(seconds - (end - time.monotonic())) - bar.n)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(min(1.0, end - time.monotonic()))
+                return
+    raise RuleError(f"{name} took longer than its {seconds:.1f} s of this machine, and was ended")
 
 
 def read_drawn(path: Path, n: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -115,8 +99,7 @@ def forbid_network(event: str, arguments: tuple) -> None:
 
 def draw_images(request: dict) -> np.ndarray:
     """Loads an entry, trains it and draws with it. Raises what the entry raises, and RuleError."""
-    module = load_module(request["entry"])
-    train = getattr(module, "train", None)
+    train = getattr(load_module(request["entry"]), "train", None)
     if not callable(train):
         raise RuleError("it has no function train(images, labels, seconds, seed)")
     import torch  # not before the entry, which may choose how
@@ -131,19 +114,20 @@ def draw_images(request: dict) -> np.ndarray:
     return np.asarray(draw(request["n"], request["seeds"]["draw"]))
 
 
-def answer_input() -> None:
-    """Reads a request from the input, and leaves the images, or an error, in its folder."""
-    request = json.load(sys.stdin)
+def answer(request: dict) -> None:
+    """Leaves what an entry draws, or the error that stopped it, in the request's folder."""
     sys.addaudithook(forbid_network)
     folder = Path(request["folder"])
     try:
-        images = draw_images(request)
-        with (folder / f"{DRAWN}.partial").open("wb") as file:
-            np.save(file, images, allow_pickle=False)
-        os.replace(folder / f"{DRAWN}.partial", folder / DRAWN)
+        np.save(folder / "unfinished.npy", draw_images(request), allow_pickle=False)
+        os.replace(folder / "unfinished.npy", folder / DRAWN)
     except RuleError as error:
         (folder / ERROR).write_text(json.dumps([str(error)]), encoding="utf-8")
     except BaseException as error:  # of any kind, in code that others wrote
         own = f"{Path(__file__).name}:"
         lines = [line for line in users_lines(error) if not line.startswith(own)]
         (folder / ERROR).write_text(json.dumps(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    answer(json.loads(sys.argv[1]))

@@ -35,7 +35,7 @@ TRACKS = {
 }
 LIMIT = 5000  # real images of a trial
 LARGEST = 2**16  # bytes of an entry: no room for weights
-RECORDS = ROOT / "speedrun" / "records.json"  # the name of each track's record entry
+RECORDS = ROOT / "speedrun" / "records.json"  # "entry" and "seconds" of each track's record
 
 
 def parse_flags(words: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +45,6 @@ def parse_flags(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("entry", metavar="ENTRY", help="a file, or a name in speedrun/entries")
     add("--track", choices=TRACKS, default="five-minutes")
-    add("--against", metavar="ENTRY", help="the record, if not the one in speedrun/records.json")
     add("--seconds", type=float, help="of the reference machine, if fewer than the track's")
     add("--trial", action="store_true", help="one run: 30 seconds, 200 images, shipped extractor")
     add("--repeat", type=Path, metavar="LOG", help="one run with the seeds in this log; no record")
@@ -68,28 +67,28 @@ def find_entry(name: str) -> Path:
 def make_session(flags: argparse.Namespace) -> tuple[Session, list[str]]:
     """What the flags ask for, and why it can make no record. Raises RuleError for wrong flags."""
     rules = track = TRACKS[flags.track]
-    if flags.seconds is not None:
-        if not 0 < flags.seconds <= rules.seconds:
-            raise RuleError(f"--seconds is {flags.seconds:g}: {flags.track} has {rules.seconds:g}")
-        track = replace(track, seconds=flags.seconds)
-    if flags.trial:
-        is_shipped = dataset_named(track.dataset).extractor
-        seconds = min(30.0, track.seconds)
-        track = replace(track, seconds=seconds, n=200, epochs=0 if is_shipped else 1, runs=1)
+    seconds = {CHALLENGER: rules.seconds if flags.seconds is None else flags.seconds}
     entries = {CHALLENGER: find_entry(flags.entry)}
-    record = flags.against or read_json(RECORDS).get(flags.track)
+    if not 0 < seconds[CHALLENGER] <= rules.seconds:
+        raise RuleError(f"--seconds is {flags.seconds:g}: {flags.track} has {rules.seconds:g}")
+    record = read_json(RECORDS).get(flags.track)
     seeds = {}
-    if flags.repeat:
+    if flags.trial:
+        is_shipped = dataset_named(rules.dataset).extractor
+        track = replace(rules, n=200, epochs=0 if is_shipped else 1, runs=1)
+        seconds[CHALLENGER] = min(30.0, seconds[CHALLENGER])
+    elif flags.repeat:
         seeds = read_json(flags.repeat)["seeds"]
-        track = replace(track, runs=1)
+        track = replace(rules, runs=1)
     elif record:
-        entries[RECORD] = find_entry(record)
+        entries[RECORD] = find_entry(record["entry"])
+        seconds[RECORD] = record["seconds"]
     reasons = [] if flags.cores == 2 else [f"--cores is {flags.cores}: records take 2"]
-    if replace(track, seconds=rules.seconds) != rules:
+    if track != rules:
         reasons.append("--trial and --repeat have other rules")
     command = shell.quote(["python", "speedrun/run.py", *sys.argv[1:]])
     out = flags.out / flags.track
-    return Session(track, entries, out, command, flags.cores, seeds), reasons
+    return Session(track, entries, seconds, out, command, flags.cores, seeds), reasons
 
 
 def take_cores(count: int) -> None:

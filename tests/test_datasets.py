@@ -76,7 +76,10 @@ def test_commands_know_a_data_set_by_its_record(tmp_path):
     train, plan, extractor = done.stdout.split("usage: ")[1:]
     assert "mnist, celeba, ffhq, stripes" in " ".join(train.split()) and "tiny-stripes" in train
     assert "mnist, celeba, ffhq, stripes" in " ".join(plan.split())
-    assert "{mnist,celeba,stripes}" in extractor and "20 unseen stripes" in extractor
+    assert (
+        "{mnist,celeba,stripes,torchvision:CIFAR10}" in extractor
+        and "20 unseen stripes" in extractor
+    )
     assert "preset tiny-stripes" in extractor
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["sampler"]["name"] == "ddim" and card["sampler"]["steps"] == 3

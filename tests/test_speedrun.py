@@ -160,7 +160,8 @@ def session(tmp_path, entry, monkeypatch):
     loop = reference_clock.REFERENCE_SECONDS
     monkeypatch.setattr(reference_clock, "seconds_of_loop", lambda: loop)
     entries = {role: entry("def train(): pass", role) for role in ("challenger", "record")}
-    return sessions.Session(TRACK, entries, tmp_path / "out", "a command")
+    seconds = {"challenger": 60, "record": 40}
+    return sessions.Session(TRACK, entries, seconds, tmp_path / "out", "a command")
 
 
 def test_an_interrupted_session_goes_on_and_is_judged_once(session, data, digits, monkeypatch):
@@ -170,7 +171,7 @@ def test_an_interrupted_session_goes_on_and_is_judged_once(session, data, digits
     def run_entry(path, folder, n, seconds, run_seeds):
         calls.append(path.stem)
         seeds.extend(run_seeds.values())
-        assert seconds == 60 and len(np.load(folder / "images.npy")) == 1000
+        assert seconds == session.seconds[path.stem] and len(np.load(folder / "images.npy")) == 1000
         if len(calls) == 4:
             raise KeyboardInterrupt
         return digits[2000 : 2000 + n].numpy(), 30.0
@@ -239,9 +240,9 @@ def test_what_makes_a_record(challenger, record, reason):
 
 def test_least_time_counts_seconds_below_a_distance():
     track = replace(TRACK, score="seconds", most_distance=0.5)
-    logs = {"challenger": logs_of(LOW, 5.0), "record": logs_of(HIGH, 6.0)}
-    assert any("0.5" in line for line in sessions.verdict(logs, track, []))
-    logs["record"] = logs_of(LOW, 6.0)
+    logs = {"challenger": logs_of(HIGH, 5.0), "record": logs_of(HIGH, 6.0)}
+    assert any("above 0.5" in line for line in sessions.verdict(logs, track, []))
+    logs["challenger"] = logs_of(LOW, 5.0)
     assert sessions.verdict(logs, track, [])[-1] == "a record"
     logs["challenger"] = logs_of(LOW, 7.0)
     assert sessions.verdict(logs, track, [])[-1] != "a record"
@@ -256,10 +257,11 @@ def test_flags_name_entries_and_rules(entry, tmp_path, monkeypatch):
     assert session.track == speedrun.TRACKS["five-minutes"] and reasons == []
     assert session.entries["challenger"] == speedrun.ENTRIES / "mnist.py"
     records = tmp_path / "records.json"
-    records.write_text('{"least-time": "mnist-fast"}', encoding="utf-8")
+    record = {"entry": "mnist-fast", "seconds": 500}
+    records.write_text(json.dumps({"least-time": record}), encoding="utf-8")
     monkeypatch.setattr(speedrun, "RECORDS", records)
     session, reasons = make("mnist", "--track", "least-time", "--seconds", "200")
-    assert session.track.seconds == 200 and reasons == []
+    assert session.seconds == {"challenger": 200, "record": 500} and reasons == []
     assert session.entries["record"].stem == "mnist-fast"
     for words in (["--trial"], ["--cores", "1"]):
         assert make("mnist", *words)[1] != []
