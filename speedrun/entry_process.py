@@ -86,8 +86,8 @@ def read_drawn(path: Path, n: int, shape: tuple[int, int, int]) -> np.ndarray:
         raise RuleError(f"draw({n}, seed) returned images of shape {images.shape}: {wanted}")
     if images.dtype != np.uint8:
         has_nan = ", with NaN" if np.isnan(images).any() else ""
-        found = f"{images.dtype} values{has_nan}"
-        raise RuleError(f"draw({n}, seed) returned {found}: {wanted}, 0 black and 255 white")
+        values = f"{images.dtype} values{has_nan}"
+        raise RuleError(f"draw({n}, seed) returned {values}: {wanted}, 0 black and 255 white")
     return images
 
 

@@ -87,8 +87,8 @@ def make_session(flags: argparse.Namespace) -> tuple[Session, list[str]]:
     if track != rules:
         reasons.append("--trial and --repeat have other rules")
     command = shell.quote(["python", "speedrun/run.py", *sys.argv[1:]])
-    out = flags.out / flags.track
-    return Session(track, entries, seconds, out, command, flags.cores, seeds), reasons
+    options = {"command": command, "cores": flags.cores, "seeds": seeds}
+    return Session(track, entries, seconds, flags.out / flags.track, **options), reasons
 
 
 def take_cores(count: int) -> None:
@@ -116,8 +116,8 @@ def judge_entry() -> None:
         print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         raise
     except KeyboardInterrupt as error:
-        kept = f"runs that have ended are kept in {session.folder}"
-        raise Stopped(f"stopped: {kept}; the same command goes on") from error
+        place = f"runs that have ended are kept in {session.folder}"
+        raise Stopped(f"stopped: {place}; the same command goes on") from error
     print(*lines, f"logs: {session.folder}", sep="\n")
 
 

@@ -30,6 +30,7 @@ def train(images, labels, seconds, seed):
         objective="velocity",
         times="logit-normal",
         optimizer="muon",
+        batch_size=64,
         channels=images.shape[1],
         seed=seed,
     )
