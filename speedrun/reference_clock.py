@@ -44,14 +44,9 @@ def seconds_of_loop(steps: int = STEPS, clock: Callable[[], float] = time.perf_c
         return clock() - began
 
 
-def seconds_here(reference: float, loop: float) -> float:
-    """Seconds of this machine, whose loop took some seconds, for those of the reference machine."""
-    return reference * loop / REFERENCE_SECONDS
-
-
-def seconds_there(here: float, loop: float) -> float:
-    """The inverse of seconds_here: seconds of the reference machine."""
-    return here * REFERENCE_SECONDS / loop
+def slowness(loop: float) -> float:
+    """Seconds of this machine, whose loop took some seconds, for one of the reference machine."""
+    return loop / REFERENCE_SECONDS
 
 
 def is_steady(before: float, after: float) -> bool:

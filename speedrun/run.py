@@ -31,7 +31,7 @@ TRACKS = {
     "least-time": Track(
         "mnist", seconds=1800, n=2000, epochs=3, score="seconds", most_distance=0.5
     ),
-    "cifar": Track("torchvision:CIFAR10", seconds=1800, n=5000, epochs=8),
+    "cifar": Track("torchvision:CIFAR10", seconds=1800, n=2000, epochs=5),
 }
 LIMIT = 5000  # real images of a trial
 LARGEST = 2**16  # bytes of an entry: no room for weights

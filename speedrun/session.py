@@ -98,7 +98,7 @@ class Session:
         kinds = "train", "draw"
         seeds = {kind: self.seeds.get(kind, secrets.randbits(31)) for kind in kinds}
         before = reference_clock.seconds_of_loop()
-        budget = reference_clock.seconds_here(self.seconds[role], before)
+        budget = self.seconds[role] * reference_clock.slowness(before)
         print(f"{entry.stem}, run {k + 1} of {self.track.runs}: {budget:.0f} s here", flush=True)
         images, took = run_entry(entry, work, self.track.n, budget, seeds)
         after = reference_clock.seconds_of_loop()
@@ -111,7 +111,7 @@ class Session:
             "command": self.command,
             "track": asdict(self.track),
             "seeds": seeds,
-            "seconds": reference_clock.seconds_there(took, before),
+            "seconds": took / reference_clock.slowness(before),
             "seconds_allowed": self.seconds[role],
             "seconds_here": took,
             "loop": [before, after, reference_clock.REFERENCE_SECONDS],

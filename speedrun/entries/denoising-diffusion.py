@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 
-N = 2000  # images that five minutes ask for
+N = 2000  # images that each track asks for
 STEPS = 10
 PART = 250  # images drawn at once
 DRAWING = 0.5  # of the time, at most

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
-N = 2000  # images that five minutes ask for
+N = 2000  # images that each track asks for
 STEPS = 20
 PART = 250  # images drawn at once
 # 8 groups, and a learning rate of 1e-3, suit a network this small (docs/races.md)

@@ -14,7 +14,7 @@ from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.run_length import TimedLength
 
-N = 2000  # images that five minutes ask for
+N = 2000  # images that each track asks for
 STEPS = 20
 DRAWING = 0.4  # of the time, at most
 

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from smalldiffusion import Scaled, ScheduleLogLinear, Unet, img_normalize, samples, training_loop
 
-N = 2000  # images that five minutes ask for
+N = 2000  # images that each track asks for
 STEPS = 20
 PART = 250  # images drawn at once
 DRAWING = 0.4  # of the time, at most
