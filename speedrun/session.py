@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -162,9 +163,9 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def score_of(log: dict, track: Track) -> float:
-    """A run's score: the lower, the better."""
-    return log["seconds"] if track.score == "seconds" else log["card"]["distance"]
+def distance_of(log: dict) -> float:
+    """The Fréchet distance of a run's images to all training images."""
+    return log["card"]["metrics"]["frechet_distance"]["value"]
 
 
 def obstacles(logs: dict[str, list[dict]], track: Track) -> list[str]:
@@ -177,7 +178,7 @@ def obstacles(logs: dict[str, list[dict]], track: Track) -> list[str]:
                 reasons.append("the machine's speed changed: repeat it on an idle machine")
             if role == CHALLENGER:
                 reasons += log["card"]["failures"]
-                distance = log["card"]["distance"]
+                distance = distance_of(log)
                 if track.most_distance and distance > track.most_distance:
                     reasons.append(f"its distance is {distance:.3f}, above {track.most_distance}")
             lines += [f"{log['entry']} ({role}), run {k + 1}: {reason}" for reason in reasons]
@@ -187,7 +188,8 @@ def obstacles(logs: dict[str, list[dict]], track: Track) -> list[str]:
 def verdict(logs: dict[str, list[dict]], track: Track, reasons: list[str]) -> list[str]:
     """Lines with the scores, and whether they make a record. reasons: why they cannot, beside."""
     lines = []
-    scores = {role: [score_of(log, track) for log in runs] for role, runs in logs.items()}
+    score_of = distance_of if track.score == "distance" else itemgetter("seconds")
+    scores = {role: [*map(score_of, runs)] for role, runs in logs.items()}
     for role, values in scores.items():
         spread = f", standard deviation {stdev(values):.3f}" if len(values) > 1 else ""
         figures = ", ".join(f"{value:.3f}" for value in values)
