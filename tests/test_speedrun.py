@@ -260,6 +260,11 @@ def test_flags_name_entries_and_rules(entry, tmp_path, monkeypatch):
     session, reasons = make("mnist", "--track", "least-time", "--seconds", "200")
     assert session.seconds == {"challenger": 200, "record": 500} and reasons == []
     assert session.entries["record"].stem == "mnist-fast"
+    log = tmp_path / "log.json"
+    log.write_text('{"seeds": {"train": 1, "draw": 2, "extractor": 3}}', encoding="utf-8")
+    repeated, reasons = make("mnist", "--track", "least-time", "--repeat", str(log))
+    assert repeated.seeds["extractor"] == 3 and [*repeated.turns()] == [(0, "challenger")]
+    assert reasons != []
     for words in (["--trial"], ["--cores", "1"]):
         assert make("mnist", *words)[1] != []
     large = entry("#" * 70_000)
