@@ -172,7 +172,16 @@ def weights_file(checkpoint: checkpoints.Checkpoint, name: str, kind: str, draw:
     }
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     texts = {"name": name, "weights": kind, **texts}
-    return save(stored_weights(weights, kind) | schedule_tables(checkpoint), texts)
+    tensors = stored_weights(weights, kind) | schedule_tables(checkpoint)
+    return with_sorted_header(save(tensors, texts))
+
+
+def with_sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order, so that each build writes the same page."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def digits_file() -> bytes:
