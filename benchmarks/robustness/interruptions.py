@@ -37,11 +37,12 @@ def signals(reference: Reference, n: int, rng: random.Random, is_new: bool = Fal
         ended, problems = process.wait(), []
         counts[name]["trials"] += 1
         counts[name]["stopped" if ended.status else "ended before"] += 1
-        if ended.status not in (0, 128 + number, -number):
+        is_early = ended.is_noisy and "mnist_ddpm" not in ended.err  # Python ends in its own way
+        if ended.status not in (0, 128 + number, -number) and not is_early:
             problems.append(f"status {ended.status} after {number.name}")
-        if ended.is_noisy and "mnist_ddpm" in ended.err:
+        if ended.is_noisy and not is_early:
             problems.append(ended.err[-2000:])
-        early += ended.is_noisy and "mnist_ddpm" not in ended.err
+        early += is_early
         problems += false_messages(ended.err, folder) + reference.problems_resuming(name, folder)
         if problems:
             trial = {"command": name, "signal": number.name, "after": delay}
