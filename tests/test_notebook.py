@@ -22,7 +22,7 @@ from conftest import ROOT
 from PIL import Image
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.methods import likelihood
+from mnist_ddpm.methods import likelihood, schedules
 
 sys.path.insert(0, str(ROOT / "tools"))
 from notebook import FURTHER, NOTEBOOK, export, measure
@@ -323,14 +323,19 @@ def test_a_further_notebook_runs(path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     steps, total = ddpm.timesteps, ddpm.total_steps
     monkeypatch.setattr(ddpm, "timesteps", lambda T, n: steps(T, min(n, 2)))
+    monkeypatch.setattr(schedules, "quadratic_times", lambda T, n: steps(T, 3))
     monkeypatch.setattr(ddpm, "total_steps", lambda settings, n: min(12, total(settings, n)))
-    generate, bound = ddpm.generate, likelihood.bits_per_dim
+    generate, bound, load = ddpm.generate, likelihood.bits_per_dim, ddpm.load_mnist
+    monkeypatch.setattr(ddpm, "load_mnist", lambda *args, **kw: load(*args, **kw)[:1000])
 
     def generate_few(denoise, schedule, n, *args, **options):
         return generate(denoise, schedule, min(n, 100), *args, **options)
 
     if not path.stem.startswith("7_"):  # where each image has a condition of its own
         monkeypatch.setattr(ddpm, "generate", generate_few)
-    few = {"times_per_image": 2}
-    monkeypatch.setattr(likelihood, "bits_per_dim", lambda *args, **kw: bound(*args, **kw | few))
+
+    def bound_of_few(denoise, schedule, images, *args, **options):
+        return bound(denoise, schedule, images[:20], *args, **options | {"times_per_image": 2})
+
+    monkeypatch.setattr(likelihood, "bits_per_dim", bound_of_few)
     Reader(path).run()
