@@ -339,6 +339,19 @@ def test_few_images_make_smaller_batches(trainings, measured, monkeypatch, tmp_p
         assert "images are fewer" not in capsys.readouterr().out
 
 
+def test_a_network_too_narrow_for_its_patches_is_reported(trainings, measured, tmp_path, capsys):
+    base = ["--dataset", save_pictures(tmp_path / "few", 10), "--data", tmp_path, "--device", "cpu"]
+    narrow = "--patch-size 4 --base-channels 32".split()  # a patch in colour has 48 numbers
+    for others, is_narrow in (
+        ([], True),
+        (["--base-channels", 48], False),
+        (["--patch-size", 2], False),
+        (["--prediction", "x0"], False),
+    ):
+        assert run("train", *base, *narrow, *others, "--out", tmp_path / "run") == 0
+        assert ("48 numbers" in capsys.readouterr().out) is is_narrow
+
+
 def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, capsys):
     """By what was measured of such networks: digits, and faces of celeba, with 1,000 times."""
     monkeypatch.setattr(loading, "load_images", lambda *_, **__: blobs(64))

@@ -67,6 +67,7 @@ def run_train(flags: TrainFlags) -> None:
         print_smaller_batch(batch_size, recipe.batch_size, len(images))
     if world.rank == 0:
         print_if_short(recipe, len(images), "--epochs", recipe.epochs)
+        print_if_narrow(recipe)
     step = saving.saved_step(flags.out) or 0 if flags.resume else 0
     tracker = flags.log if world.rank == 0 else "none"
     validated = {"images": images, "labels": labels, "device": device}
@@ -96,6 +97,19 @@ def print_if_short(recipe: Recipe, n: int, flag: str, value: float) -> None:
         enough = math.ceil(ENOUGH_STEPS * value / steps)
         hint = f"some {ENOUGH_STEPS:,} draw first images: {flag} {enough}"
         print(f"{steps} steps in {recipe.epochs:g} epochs: expect noise or strokes ({hint})")
+
+
+def print_if_narrow(recipe: Recipe) -> None:
+    """Prints that a U-Net is too narrow for its patches, if it has to tell their noise.
+
+    All that a patch's position knows goes through the first level's channels.
+    """
+    numbers = recipe.channels * recipe.patch_size**2
+    is_unet = recipe.network in ("unet", "shortcut")
+    if is_unet and recipe.prediction != "x0" and numbers > recipe.base_channels:
+        few = f"a patch has {numbers} numbers, the first level only {recipe.base_channels} channels"
+        flags = f"--base-channels {numbers}, a smaller --patch-size, or --prediction x0"
+        print(f"{few}: part of the noise is lost, and images may stay grey (take {flags})")
 
 
 def resumed_recipe(flags: TrainFlags) -> Recipe:
