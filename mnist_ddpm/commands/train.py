@@ -100,16 +100,16 @@ def print_if_short(recipe: Recipe, n: int, flag: str, value: float) -> None:
 
 
 def print_if_narrow(recipe: Recipe) -> None:
-    """Prints that a U-Net is too narrow for its patches, if it has to tell their noise.
+    """Prints that a U-Net is too narrow for its patches, where it predicts their noise.
 
     All that a patch's position knows goes through the first level's channels.
     """
     numbers = recipe.channels * recipe.patch_size**2
     is_unet = recipe.network in ("unet", "shortcut")
     if is_unet and recipe.prediction != "x0" and numbers > recipe.base_channels:
-        few = f"a patch has {numbers} numbers, the first level only {recipe.base_channels} channels"
+        sizes = f"a patch has {numbers} numbers, the first level {recipe.base_channels} channels"
         flags = f"--base-channels {numbers}, a smaller --patch-size, or --prediction x0"
-        print(f"{few}: part of the noise is lost, and images may stay grey (take {flags})")
+        print(f"{sizes}: part of the noise is lost, and images may stay grey (take {flags})")
 
 
 def resumed_recipe(flags: TrainFlags) -> Recipe:
