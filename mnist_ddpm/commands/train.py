@@ -109,7 +109,7 @@ def print_if_narrow(recipe: Recipe) -> None:
     if is_unet and recipe.prediction != "x0" and numbers > recipe.base_channels:
         sizes = f"a patch has {numbers} numbers, the first level {recipe.base_channels} channels"
         flags = f"--base-channels {numbers}, a smaller --patch-size, or --prediction x0"
-        print(f"{sizes}: part of the noise is lost, and images may stay grey (take {flags})")
+        print(f"{sizes}: part of the noise is lost (take {flags})")
 
 
 def resumed_recipe(flags: TrainFlags) -> Recipe:
