@@ -1,49 +1,11 @@
 """The preset mnist-fast: patches of 4x4, predicts x_0, Muon, P2's weights."""
 
-import time
-from functools import partial
+from clocked_training import train_by_clock
 
-import torch
-
-from mnist_ddpm import catalogue, trainer
-from mnist_ddpm.evaluation import generation
-from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
-from mnist_ddpm.training import planning
-from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.presets import preset
-from mnist_ddpm.training.run_length import TimedLength
-
-N = 2000  # images that each track asks for
-STEPS = 20
-DRAWING = 0.4  # of the time, at most
 
 
 def train(images, labels, seconds, seed):
     """Trains as long as drawing leaves time; the learning rate reaches 0 at that moment."""
-    end = time.monotonic() + 0.95 * seconds
     recipe = preset("mnist-fast", channels=images.shape[1], seed=seed)
-    meter = trainer.throughput_meter(torch.device("cpu"))
-    meter.allow(planning.measuring_seconds(seconds))
-    recipe, pace = planning.in_fastest_precision(recipe, meter)
-    drawing = min(DRAWING * seconds, 1.2 * N * STEPS * meter.seconds_per_evaluation(recipe))
-    planned = pace * (end - drawing - time.monotonic()) / recipe.batch_size
-    epoch_steps = len(images) // recipe.batch_size
-    recipe = planning.with_epochs(recipe, planned / epoch_steps, epoch_steps)
-    run = trainer.start_run(recipe)
-    schedule = catalogue.make_schedule(recipe)
-    length = TimedLength(end - drawing, round(planned), 0.0, ProcessGroup())
-    for _ in training_loop(run, images, schedule, length=length):
-        pass
-
-    def draw(n, seed):
-        """DPM-Solver++ with fresh noise."""
-        network = generation.autocast(run.ema, recipe.precision, "cpu")
-        denoiser_for_batch = generation.make_denoiser_for_batch(network, schedule, recipe)
-        times = catalogue.sampling_times(schedule, STEPS, "trailing")
-        sampler = partial(dpmpp_2m_sampler, eta=1.0)
-        return generation.generate(
-            denoiser_for_batch, schedule, n, recipe.shape, times=times, sampler=sampler, seed=seed
-        )[0]
-
-    return draw
+    return train_by_clock(recipe, images, seconds)
