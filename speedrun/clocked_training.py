@@ -1,10 +1,11 @@
 """Trains a recipe until only the time to draw is left, for entries that need no more.
 
-An entry's own code is its recipe then.
+An entry's own code is its recipe then, and whether a second network guides it.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,31 +23,43 @@ from mnist_ddpm.training.run_length import TimedLength
 N = 2000  # images that each track asks for
 STEPS = 20
 DRAWING = 0.4  # of the time, at most
+GUIDANCE = {"scale": 1.5, "interval": (0, 500)}  # half of the steps
 
 
-def train_by_clock(recipe: Recipe, images: Tensor, seconds: float) -> Callable[[int, int], Tensor]:
+def train_by_clock(
+    recipe: Recipe, images: Tensor, seconds: float, guide_share: float = 0.0
+) -> Callable[[int, int], Tensor]:
     """The function draw(n, seed) of a training on images, uint8 (N, C, H, W).
 
-    The learning rate reaches 0 when only the time to draw is left.
+    The learning rate reaches 0 when only the time to draw is left. guide_share: steps of a second
+    network of this recipe for each of the first, which it guides (autoguidance, arXiv 2406.02507);
+    0 for none.
     """
     end = time.monotonic() + 0.95 * seconds
     meter = trainer.throughput_meter(torch.device("cpu"))
     meter.allow(planning.measuring_seconds(seconds))
     recipe, pace = planning.in_fastest_precision(recipe, meter)
-    drawing = min(DRAWING * seconds, 1.2 * N * STEPS * meter.seconds_per_evaluation(recipe))
-    planned = pace * (end - drawing - time.monotonic()) / recipe.batch_size
+    evaluations = 1.2 * N * STEPS * (1.5 if guide_share else 1.0)
+    drawing = min(DRAWING * seconds, evaluations * meter.seconds_per_evaluation(recipe))
+    planned = pace * (end - drawing - time.monotonic()) / recipe.batch_size / (1 + guide_share)
     epoch_steps = len(images) // recipe.batch_size
     recipe = planning.with_epochs(recipe, planned / epoch_steps, epoch_steps)
-    run = trainer.start_run(recipe)
+    run, guide = (trainer.start_run(replace(recipe, seed=recipe.seed + k)) for k in (0, 1))
     schedule = catalogue.make_schedule(recipe)
     length = TimedLength(end - drawing, round(planned), 0.0, ProcessGroup())
+    options = {"length": lambda step: guide_share * length.total}
+    guide_losses = training_loop(guide, images, schedule, **options)
     for _ in training_loop(run, images, schedule, length=length):
-        pass
+        if guide.step < guide_share * run.step:
+            next(guide_losses, None)
 
     def draw(n: int, seed: int) -> Tensor:
         """DPM-Solver++ with fresh noise: n images, uint8 (n, C, H, W)."""
-        network = generation.autocast(run.ema, recipe.precision, "cpu")
-        denoiser_for_batch = generation.make_denoiser_for_batch(network, schedule, recipe)
+        networks = [generation.autocast(r.ema, recipe.precision, "cpu") for r in (run, guide)]
+        guidance = {"guide": (networks[1], recipe), **GUIDANCE} if guide_share else {}
+        denoiser_for_batch = generation.make_denoiser_for_batch(
+            networks[0], schedule, recipe, **guidance
+        )
         times = catalogue.sampling_times(schedule, STEPS, "trailing")
         options = {"times": times, "sampler": partial(dpmpp_2m_sampler, eta=1.0), "seed": seed}
         return generation.generate(denoiser_for_batch, schedule, n, recipe.shape, **options)[0]

@@ -53,9 +53,9 @@ def test_p_is_the_share_of_all_ways_to_deal_the_scores_out():
 
 
 def test_a_slow_machine_gets_more_seconds_and_its_random_numbers_stay(monkeypatch):
-    ticks = iter([100.0, 110.0])
+    ticks = iter([0.0, 10.0, 10.0, 19.0, 20.0, 90.0])  # 10, 9 and, while something ran, 70 s
     before = torch.random.get_rng_state()
-    loop = reference_clock.seconds_of_loop(2, clock=lambda: next(ticks))
+    loop = reference_clock.seconds_of_loop(4, 3, clock=lambda: next(ticks))
     assert loop == 10 and torch.equal(before, torch.random.get_rng_state())
     monkeypatch.setattr(reference_clock, "REFERENCE_SECONDS", 5)
     assert reference_clock.slowness(loop) == 2
