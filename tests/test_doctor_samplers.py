@@ -16,8 +16,8 @@ from mnist_ddpm.methods import flow, predictions, schedules, solvers
 # As tutorials write them
 TABLES = """
 import torch
-T = 100
-betas = torch.linspace(1e-3, 0.2, T)
+T = 50
+betas = torch.linspace(2e-3, 0.4, T)
 alphas = 1 - betas
 alphas_cumprod = torch.cumprod(alphas, 0)
 alphas_cumprod_prev = torch.cat([torch.ones(1), alphas_cumprod[:-1]])
@@ -84,7 +84,7 @@ MISTAKES = [  # the code, the bug, a correct piece, and what stands there instea
     ),
     ("ddpm", "no-noise", "torch.randn_like(x)", "0"),
     ("ddpm", "posterior-variance", "posterior_variance[i]", "posterior_variance[i - 1]"),
-    ("ddpm", "one-time", "model(x, t)", "model(x, torch.full_like(t, 50))"),
+    ("ddpm", "one-time", "model(x, t)", "model(x, torch.full_like(t, 25))"),
     ("algorithm 2", "last-noise", " if i > 0 else 0", ""),
     ("algorithm 2", "respacing", "reversed(range(T))", "range(T - 1, -1, -5)"),
     ("ddim", "respacing", "alphas_cumprod[times[k + 1]] if", "alphas_cumprod[i - 1] if"),
