@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue, trainer
+from mnist_ddpm.ddpm import mirrored
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
@@ -31,11 +32,15 @@ def train_by_clock(
 ) -> Callable[[int, int], Tensor]:
     """The function draw(n, seed) of a training on images, uint8 (N, C, H, W).
 
-    The learning rate reaches 0 when only the time to draw is left. guide_share: steps of a second
+    The learning rate reaches 0 when only the time to draw is left. The recipe gets the images'
+    channels; those in colour are mirrored half of the time. guide_share: steps of a second
     network of this recipe for each of the first, which it guides (autoguidance, arXiv 2406.02507);
     0 for none.
     """
     end = time.monotonic() + 0.95 * seconds
+    channels = images.shape[1]
+    recipe = replace(recipe, channels=channels)
+    augment = mirrored if channels == 3 else None
     meter = trainer.throughput_meter(torch.device("cpu"))
     meter.allow(planning.measuring_seconds(seconds))
     recipe, pace = planning.in_fastest_precision(recipe, meter)
@@ -47,9 +52,9 @@ def train_by_clock(
     run, guide = (trainer.start_run(replace(recipe, seed=recipe.seed + k)) for k in (0, 1))
     schedule = catalogue.make_schedule(recipe)
     length = TimedLength(end - drawing, round(planned), 0.0, ProcessGroup())
-    options = {"length": lambda step: guide_share * length.total}
+    options = {"augment": augment, "length": lambda step: guide_share * length.total}
     guide_losses = training_loop(guide, images, schedule, **options)
-    for _ in training_loop(run, images, schedule, length=length):
+    for _ in training_loop(run, images, schedule, augment=augment, length=length):
         if guide.step < guide_share * run.step:
             next(guide_losses, None)
 

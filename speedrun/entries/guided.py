@@ -7,5 +7,5 @@ from mnist_ddpm.training.presets import preset
 
 def train(images, labels, seconds, seed):
     """Trains as long as drawing leaves time; the learning rates reach 0 at that moment."""
-    recipe = preset("mnist-small", channels=images.shape[1], batch_size=64, seed=seed)
+    recipe = preset("mnist-small", batch_size=64, seed=seed)
     return train_by_clock(recipe, images, seconds, guide_share=0.1)

@@ -16,7 +16,6 @@ def train(images, labels, seconds, seed):
         times="logit-normal",
         optimizer="muon",
         batch_size=64,
-        channels=images.shape[1],
         seed=seed,
     )
     return train_by_clock(recipe, images, seconds)
