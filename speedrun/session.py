@@ -20,7 +20,7 @@ import judge
 import numpy as np
 import reference_clock
 import torch
-from entry_process import IMAGES, LABELS, run_entry
+from entry_process import IMAGES, LABELS, RuleError, run_entry
 
 from mnist_ddpm.ddpm import check, tile
 from mnist_ddpm.evaluation.cards import write_card
@@ -81,16 +81,27 @@ class Session:
                 yield k, role
 
     def run_all(self, data: judge.RealData) -> None:
-        """Runs all entries that have not run yet. Raises RuleError as run_entry."""
+        """Runs all entries that have not run yet. Raises RuleError as run_entry.
+
+        A run that fails loses the session, so that nobody repeats it until it passes.
+        """
         missing = [turn for turn in self.turns() if not self.log_path(*turn).exists()]
         if not missing:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        lost = self.folder / "lost.txt"
+        if lost.exists():
+            reason = lost.read_text(encoding="utf-8")
+            raise RuleError(f"this session is lost: {reason}; another --out begins a new one")
         with tempfile.TemporaryDirectory() as name:
             for file, tensor in zip((IMAGES, LABELS), data.training):
                 np.save(Path(name, file), tensor.numpy())
             for turn in missing:
-                self.run_one(*turn, Path(name))
+                try:
+                    self.run_one(*turn, Path(name))
+                except RuleError as error:
+                    lost.write_text(str(error), encoding="utf-8")
+                    raise
 
     def run_one(self, k: int, role: str, work: Path) -> None:
         """One run of an entry, between two timings of this machine. Writes its images and log."""

@@ -200,6 +200,18 @@ def test_an_interrupted_session_goes_on_and_is_judged_once(session, data, digits
     assert replace(session).folder != session.folder
 
 
+def test_a_session_with_a_failed_run_is_lost(session, data, digits, monkeypatch):
+    def fail(*_):
+        raise entry_process.RuleError("out of memory")
+
+    monkeypatch.setattr(sessions, "run_entry", fail)
+    with pytest.raises(entry_process.RuleError, match="memory"):
+        session.run_all(data)
+    monkeypatch.setattr(sessions, "run_entry", lambda *_: (digits[:50].numpy(), 30.0))
+    with pytest.raises(entry_process.RuleError, match="memory"):
+        session.run_all(data)
+
+
 def logs_of(scores, seconds=10.0, failures=(), steady=True):
     """Logs of runs with these distances."""
     return [
