@@ -154,15 +154,15 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
         save_network(tmp_path / name, SMALL, seed=seed)
     flags = "--init-from few --teacher known --objective matching --optimizer adam --batch-size 32"
     whole, half = (["train", *flags.split(), "--out", name] for name in ("whole", "half"))
-    assert run(*whole, "--epochs", 4) == 0
+    assert run(*whole, "--epochs", 1) == 0
     found = checkpoints.load("whole")
     assert not any(name.startswith("fake") for name in found.network.state_dict())
     assert not equal(found.network.state_dict(), checkpoints.load("few").network.state_dict())
     assert checkpoints.sampling_defaults("whole")["spacing"] == "signal"
     assert run("sample", "--checkpoint", "whole", "--n", 2, "--steps", 2, "--out", "out") == 0
     assert "--spacing signal" in capsys.readouterr().out
-    assert run(*half, "--critic", 0.1, "--epochs", 4) == 0
-    assert run("train", "--resume", "--epochs", 5, "--out", "half") == 0
+    assert run(*half, "--critic", 0.1, "--epochs", 1) == 0
+    assert run("train", "--resume", "--epochs", 2, "--out", "half") == 0
 
 
 @pytest.mark.parametrize(

@@ -326,10 +326,10 @@ def test_a_further_notebook_runs(path, monkeypatch):
     monkeypatch.setattr(schedules, "quadratic_times", lambda T, n: steps(T, 3))
     monkeypatch.setattr(ddpm, "total_steps", lambda settings, n: min(12, total(settings, n)))
     generate, bound, load = ddpm.generate, likelihood.bits_per_dim, ddpm.load_mnist
-    monkeypatch.setattr(ddpm, "load_mnist", lambda *args, **kw: load(*args, **kw)[:1000])
+    monkeypatch.setattr(ddpm, "load_mnist", lambda *args, **kw: load(*args, **kw)[:300])
 
     def generate_few(denoise, schedule, n, *args, **options):
-        return generate(denoise, schedule, min(n, 100), *args, **options)
+        return generate(denoise, schedule, min(n, 40), *args, **options)
 
     if not path.stem.startswith("7_"):  # where each image has a condition of its own
         monkeypatch.setattr(ddpm, "generate", generate_few)

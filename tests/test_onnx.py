@@ -20,7 +20,8 @@ onnx, _, onnxruntime = (pytest.importorskip(name) for name in ours.PACKAGES)
 
 SHORT = NETWORK | {"T": 100}
 ONE_LEVEL = SHORT | {"channel_mults": (1,)}  # an export takes seconds
-LABELLED = Recipe(**SHORT, objective="hybrid", classes=10, prediction="v")
+TWO_LEVELS = SHORT | {"channel_mults": (1, 2)}
+LABELLED = Recipe(**TWO_LEVELS, objective="hybrid", classes=10, prediction="v")
 TOLD = Recipe(**ONE_LEVEL, network="shortcut")
 COLOURS = Recipe(
     **ONE_LEVEL, network="dit", dataset="ours", image_size=(8, 16), channels=3, condition="grey",
