@@ -352,6 +352,17 @@ def test_a_network_too_narrow_for_its_patches_is_reported(trainings, measured, t
         assert ("48 numbers" in capsys.readouterr().out) is is_narrow
 
 
+def test_predicted_noise_is_reported_for_colours_alone(trainings, measured, tmp_path, capsys):
+    base = ["--dataset", save_pictures(tmp_path / "few", 10), "--data", tmp_path, "--device", "cpu"]
+    for others, is_reported in (
+        ([], True),
+        (["--prediction", "v"], False),
+        (["--channels", 1], False),
+    ):
+        assert run("train", *base, *others, "--out", tmp_path / "run") == 0
+        assert ("--prediction v" in capsys.readouterr().out) is is_reported
+
+
 def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, capsys):
     """By what was measured of such networks: digits, and faces of celeba, with 1,000 times."""
     monkeypatch.setattr(loading, "load_images", lambda *_, **__: blobs(64))

@@ -68,6 +68,7 @@ def run_train(flags: TrainFlags) -> None:
     if world.rank == 0:
         print_if_short(recipe, len(images), "--epochs", recipe.epochs)
         print_if_narrow(recipe)
+        print_if_tinted(recipe)
     step = saving.saved_step(flags.out) or 0 if flags.resume else 0
     tracker = flags.log if world.rank == 0 else "none"
     validated = {"images": images, "labels": labels, "device": device}
@@ -110,6 +111,16 @@ def print_if_narrow(recipe: Recipe) -> None:
         sizes = f"a patch has {numbers} numbers, the first level {recipe.base_channels} channels"
         flags = f"--base-channels {numbers}, a smaller --patch-size, or --prediction x0"
         print(f"{sizes}: part of the noise is lost (take {flags})")
+
+
+def print_if_tinted(recipe: Recipe) -> None:
+    """Prints that samples in colour get a tint where the noise is predicted.
+
+    At large t, an error of the noise is a larger one of the image's mean colour.
+    """
+    if recipe.channels > 1 and recipe.prediction == "eps":
+        hint = "take --prediction v or x0; docs/troubleshooting.md"
+        print(f"in colour, predicting the noise tints the samples until training is long ({hint})")
 
 
 def resumed_recipe(flags: TrainFlags) -> Recipe:
