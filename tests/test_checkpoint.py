@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).parent.parent / "checkpoints"
 SHORT = replace(TINY, T=4)
 NAMES = (
     "mnist", "mnist-taught", "mnist-few", "mnist-guide", "mnist-conditional", "mnist-pixels",
-    "mnist-bits", "celeba", "celeba-few", "celeba-guide",
+    "mnist-bits", "celeba", "celeba-few", "celeba-guide", "cifar10",
 )  # fmt: skip
 # recipes that the notebook knows nothing of, and what it names
 FOREIGN = {
