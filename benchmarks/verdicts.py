@@ -54,6 +54,8 @@ RUNS = {
     "too short": Known("still improving", 150, TOO_SHORT, share=1.0),
     "long enough": Known("done", 2500),
     "20 images by heart": Known("copying", 1800, {"batch_size": 20}, images=20),
+    # learned by heart, but not copied by a network this small
+    "200 images": Known("done", 12_000, {"batch_size": 100}, images=200, share=0.1),
     "learning rate too high": Known("diverged", 300, {"learning_rate": 1.0}),
     "labels shuffled": Known("wrong labels", 1200, change_labels=lambda x: shuffled(x, 7)),
 }
