@@ -1,7 +1,7 @@
 """Do samples have the data's mean colour, and if not, why? Small networks learn 1,000 faces.
 
-python benchmarks/tint.py --data data               three seeds, about an hour of one core
-python benchmarks/tint.py --data data --seeds 1     one of them
+python benchmarks/tint.py               three seeds, about an hour of one core
+python benchmarks/tint.py --seeds 1     one of them
 
 Trains on the first CelebA faces below --data, 32 x 32. For each network: how far the samples' mean
 colour is from the faces', and how far x0_hat's is at each time. Then samples whose x0_hat is
@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import mean
 
 import torch
 from harness import RESULTS, ROOT, make_parser, run, write_result
@@ -23,7 +22,7 @@ from torch import Tensor
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import generation
-from mnist_ddpm.experiments.results import means_and_bars
+from mnist_ddpm.experiments.results import mean_and_half_interval
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.training.loop import training_loop
@@ -95,8 +94,8 @@ def corrected(
 
 def draw(denoise: ddpm.Denoiser, schedule: ddpm.Schedule, shape: tuple, seed: int) -> Tensor:
     """SAMPLES images, by 20 steps of DPM-Solver++."""
-    how = {"times": TIMES, "sampler": partial(dpmpp_2m_sampler, eta=0.0), "seed": seed}
-    options = {**how, "progress": False}
+    sampler = partial(dpmpp_2m_sampler, eta=0.0)
+    options = {"times": TIMES, "sampler": sampler, "seed": seed, "progress": False}
     return generation.generate(lambda _: denoise, schedule, SAMPLES, shape, **options)[0]
 
 
@@ -148,11 +147,11 @@ def table(rows: list[dict], floor: float) -> list[str]:
     columns = "tint", "spread", *[f"corrected, {name}" for name in RANGES]
     lines = [" | ".join(["", *columns]), "|---" * (len(columns) + 1) + "|"]
     for name in dict.fromkeys(row["network"] for row in rows):
-        values = [[row[column] for row in rows if row["network"] == name] for column in columns]
-        cells = [f"{mean(each):.2f}" for each in values]
-        if len(values[0]) > 1:
-            _, bars = means_and_bars(values)
-            cells = [f"{cell} ± {bar:.2f}" for cell, bar in zip(cells, bars[0])]
+        own = [row for row in rows if row["network"] == name]
+        cells = []
+        for column in columns:
+            mean, half = mean_and_half_interval([row[column] for row in own])
+            cells.append(f"{mean:.2f}" if len(own) == 1 else f"{mean:.2f} ± {half:.2f}")
         lines.append(" | ".join([name, *cells]))
     return [*lines, f"{SAMPLES} real faces | {floor:.2f}"]
 

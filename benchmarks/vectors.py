@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from harness import RESULTS, ROOT, make_parser, run, write_result
 
-from mnist_ddpm.experiments.results import means_and_bars
+from mnist_ddpm.experiments.results import mean_and_half_interval
 
 SETTINGS = {
     "eps, simple, linear": ("eps", "simple", "linear"),
@@ -85,10 +85,8 @@ def figures(metrics: dict) -> dict:
 def cell(rows: list[dict]) -> str:
     """The mean distance, with its 95 % interval where there are several seeds, and mean recall."""
     distances = [row["frechet_distance"] for row in rows]
-    text = f"{np.mean(distances):.3g}"
-    if len(rows) > 1:
-        _, bars = means_and_bars([distances], False)
-        text += f" ± {bars[0][0]:.2g}"
+    mean, half = mean_and_half_interval(distances)
+    text = f"{mean:.3g}" if len(rows) == 1 else f"{mean:.3g} ± {half:.2g}"
     return f"{text} ({np.mean([row['recall'] for row in rows]):.2f})"
 
 

@@ -32,7 +32,10 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_name_is_found_from_any_folder(elsewhere, name):
     for source in (name, f"checkpoints/{name}"):
-        assert find(source).samefile(ROOT / "checkpoints" / name)
+        found = find(source)
+        assert found.samefile(ROOT / "checkpoints" / name)
+        recipe, _ = checkpoints.load_config(found)
+        assert name.split("-")[0] in recipe.dataset.lower()
 
 
 def test_a_folder_goes_before_a_shipped_name(elsewhere):
