@@ -140,7 +140,7 @@ def test_differences_are_of_the_same_seed():
     assert Claim.of([*rows, *others], "d", "", b, a).differences == [1, 1, 1]
 
 
-FIGURES = "frechet", "unsure", "recall", "agreement", "reconstruction", "bits_per_dim"
+FIGURES = "frechet unsure recall agreement reconstruction bits_per_dim unseen copied".split()
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def rows_of(start, monkeypatch):
         run.rows.append({"n": 8, **key, **figures})
         return run.rows[-1]
 
-    def network(run, name, seed=0, **changes):
+    def network(run, name, seed=0, images=None, **changes):
         return TrainedNetwork(Recipe(seed=seed, **changes), None)
 
     monkeypatch.setattr(ExperimentRun, "measure_once", measure_once)

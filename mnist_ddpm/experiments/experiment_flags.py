@@ -7,7 +7,16 @@ from typing import Annotated
 import tyro
 
 # The keys of experiments.registry.EXPERIMENTS, which a test compares
-NAMES = "ddpm-table2", "iddpm-schedules", "ddim-table1", "ema", "guidance", "plain", "steps"
+NAMES = (
+    "ddpm-table2",
+    "iddpm-schedules",
+    "ddim-table1",
+    "ema",
+    "guidance",
+    "plain",
+    "steps",
+    "small-sets",
+)
 ONE_OF = f"one of {', '.join(NAMES)}"
 DEFAULT_VARIES = tyro.conf.arg(help_behavior_hint="(default: the experiment's own)")
 

@@ -15,6 +15,7 @@ from mnist_ddpm.experiments.guidance_scale import GuidanceScale
 from mnist_ddpm.experiments.iddpm_schedules import SchedulesAndVariances
 from mnist_ddpm.experiments.plain import EqualTime
 from mnist_ddpm.experiments.plots import Experiment, write_plot
+from mnist_ddpm.experiments.small_sets import SmallSets
 from mnist_ddpm.experiments.steps import EvaluationsPerImage
 from mnist_ddpm.machine import devices, files
 
@@ -27,6 +28,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "guidance": GuidanceScale(),
     "plain": EqualTime(),
     "steps": EvaluationsPerImage(),
+    "small-sets": SmallSets(),
 }
 
 

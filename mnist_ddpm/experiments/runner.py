@@ -105,6 +105,10 @@ class ExperimentRun:
         real = RealImages(self.judge, self.training_images, folder=self.data / "cache")
         return real.features().training
 
+    @cached_property
+    def test_features(self) -> Tensor:
+        return self.judge.features(self.test_images)
+
     def recipe(self, seed: int, **changes) -> Recipe:
         return Recipe(**{**self.common_settings, "seed": seed, **changes})
 
@@ -112,19 +116,25 @@ class ExperimentRun:
         """Where a network is saved."""
         return self.networks_folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
-    def network(self, name: str, seed: int, **changes) -> TrainedNetwork:
-        """The network of this name and seed, trained to its end from where it was stopped."""
+    def network(
+        self, name: str, seed: int, images: Tensor | None = None, **changes
+    ) -> TrainedNetwork:
+        """The network of this name and seed, trained to its end from where it was stopped.
+
+        images: to train on, instead of all training images.
+        """
         recipe = self.recipe(seed, **changes)
+        images = self.training_images if images is None else images
         folder = self.network_folder(name, seed)
         self.networks[name] = changes
 
         @cache
         def trained() -> nn.Module:
             run = self.open_run(folder, recipe)
-            total = ddpm.total_steps(recipe, len(self.training_images))
+            total = ddpm.total_steps(recipe, len(images))
             if run.step < total or not saving.is_saved(folder, run):
                 print(f"{name}, seed {seed}", flush=True)
-                self.train_to_end(run, folder)
+                self.train_to_end(run, folder, images)
             return checkpoints.load(folder, self.device).network
 
         return TrainedNetwork(recipe, trained)
@@ -158,9 +168,8 @@ class ExperimentRun:
         ddpm.check(run.settings == recipe, differs)
         return run
 
-    def train_to_end(self, run: Run, folder: Path) -> None:
+    def train_to_end(self, run: Run, folder: Path, images: Tensor) -> None:
         """Trains a run to its end and saves it."""
-        images = self.training_images
         recipe = run.settings
         labels = None
         if recipe.classes:
