@@ -12,8 +12,11 @@ sys.path.insert(1, str(ROOT / "benchmarks"))
 from buggy import own_bugs, plain_bugs
 
 ILL = [case for case in (*plain_bugs.ill(), *own_bugs.ill()) if "sample_beta" not in case.change]
-# one of each kind of check, each a second or two; test_doctor_samplers has those of samplers
-QUICK = {"plain script": ["guidance-scale"], "mnist-ddpm": ["attention-reshape"]}
+# one of each kind of check, each a second or two; test_doctor_samplers has more of samplers
+QUICK = {
+    "plain script": ["stale-eps", "one-time", "guidance-scale"],
+    "mnist-ddpm": ["neighbour-padding", "attention-reshape"],
+}
 FIRST = [
     next(case for case in ILL if (case.codebase, case.bug) == (codebase, bug))
     for codebase, names in QUICK.items()

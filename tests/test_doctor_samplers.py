@@ -86,6 +86,7 @@ MISTAKES = [  # the code, the bug, a correct piece, and what stands there instea
     ("ddpm", "posterior-variance", "posterior_variance[i]", "posterior_variance[i - 1]"),
     ("ddpm", "one-time", "model(x, t)", "model(x, torch.full_like(t, 25))"),
     ("algorithm 2", "last-noise", " if i > 0 else 0", ""),
+    ("algorithm 2", "respacing", "reversed(range(T))", "range(T - 1, -1, -5)"),
     ("ddim", "respacing", "alphas_cumprod[times[k + 1]] if", "alphas_cumprod[i - 1] if"),
     ("ddim", "ddim-alpha", "(1 - ab_s).sqrt() * eps", "(1 - ab).sqrt() * eps"),
     ("ddim", "stale-eps", "eps = (x - ab.sqrt() * x0) / (1 - ab).sqrt()", "pass"),

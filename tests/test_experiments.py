@@ -140,7 +140,16 @@ def test_differences_are_of_the_same_seed():
     assert Claim.of([*rows, *others], "d", "", b, a).differences == [1, 1, 1]
 
 
-FIGURES = "frechet unsure recall agreement reconstruction bits_per_dim unseen copied".split()
+FIGURES = (
+    "frechet",
+    "unsure",
+    "recall",
+    "agreement",
+    "reconstruction",
+    "bits_per_dim",
+    "unseen",
+    "copied",
+)
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ class SmallSets(Experiment):
         left_ax.set(title="Are shifted images better teachers?", ylabel="Fréchet distance")
         plot_lines(right_ax, rows, "copied", "images", arms)
         right_ax.set(title="Are fewer images copied?", ylabel="share copied")
+        right_ax.set_ylim(bottom=-0.0005)  # no share is below 0, though an interval may be
         for ax in (left_ax, right_ax):
             ax.set(xscale="log", xlabel="training images", xticks=SIZES, xticklabels=SIZES)
             ax.xaxis.set_minor_locator(NullLocator())
