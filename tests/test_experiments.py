@@ -31,6 +31,7 @@ from mnist_ddpm.experiments.results import (
     read_rows,
 )
 from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork
+from mnist_ddpm.experiments.small_sets import compare_with_unseen
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
@@ -264,6 +265,24 @@ def test_a_network_learns_from_its_teacher(start):
     alone = weights_of(run.network("eps", 0))
     taught = weights_of(run.network("taught", 0, teacher=str(run.network_folder("eps", 0))))
     assert not torch.equal(taught["conv_out.weight"], alone["conv_out.weight"])
+
+
+def test_a_network_learns_from_the_images_that_it_is_given(start):
+    run = start(scale=ONE_SEED)
+    few = run.training_images[:32]  # one batch in each of three epochs
+    learned = weights_of(run.network("few", 0, few))
+    assert saving.saved_step(run.network_folder("few", 0)) == 3
+    inverted = weights_of(run.network("inverted", 0, 255 - few))
+    assert not torch.equal(learned["conv_out.weight"], inverted["conv_out.weight"])
+
+
+def test_only_images_that_the_network_saw_are_copied_and_only_unseen_ones_compared_with(start):
+    run = start()
+    seen, others = run.training_features[:8], run.training_features[8:16]
+    assert compare_with_unseen(run, 8, seen)["copied"] == 1
+    assert compare_with_unseen(run, 8, others)["copied"] < 1
+    of_unseen = compare_with_unseen(run, 8, run.test_features)["unseen"]
+    assert abs(of_unseen) < compare_with_unseen(run, 8, run.training_features)["unseen"] / 100
 
 
 def test_a_network_of_other_settings_is_not_taken_for_this_one(start, tmp_path):
