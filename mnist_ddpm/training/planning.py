@@ -28,7 +28,7 @@ COMPILING = 1200  # seconds: from this much time on, a minute or two may go into
 YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.99  # part of the time that is planned; the program needs the other percent to end
 GUIDE_RATIO = 10  # steps of the network for each step of its guide
-MIN_GUIDE_STEPS = 200  # shorter guides have not been tried
+MIN_GUIDE_STEPS = 40  # shorter guides have not been tried
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     a guide: the plan alone, and a line that reports it.
     """
     r = plan.recipe
-    names = *UNPLANNED, "image_size", "objective", "precision", "batch_size"
     planning = dataset_named(r.dataset).planning
+    names = *UNPLANNED, *planning.changes, "image_size", "precision", "batch_size"
     guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names})
     pace = meter.pace(guide)
     evaluation = meter.seconds_per_evaluation(guide)
