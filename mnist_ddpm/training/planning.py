@@ -190,8 +190,8 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     a guide: the plan alone, and a line that reports it.
     """
     r = plan.recipe
+    names = *UNPLANNED, "image_size", "precision", "batch_size"
     planning = dataset_named(r.dataset).planning
-    names = *UNPLANNED, *planning.changes, "image_size", "precision", "batch_size"
     guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names})
     pace = meter.pace(guide)
     evaluation = meter.seconds_per_evaluation(guide)
