@@ -1,8 +1,8 @@
-"""Judges an entry of the speedrun. README.md has the rules.
+"""Judges entries of the speedrun. README.md has the rules.
 
-`python speedrun/run.py ENTRY --track five-minutes` runs it five times, in turns with the track's
-record if there is one. The same command goes on after an interruption. `--trial` shows in about a
-minute whether an entry works.
+`python speedrun/run.py ENTRY --track five-minutes` runs it five times, in turns with other entries
+if several are named, and with the track's record if there is one. The same command goes on after
+an interruption. `--trial` shows in about a minute whether an entry works.
 """
 
 import argparse
@@ -18,7 +18,7 @@ sys.path.insert(1, str(ROOT))
 import torch
 from entry_process import RuleError
 from judge import RealData
-from session import CHALLENGER, RECORD, Session, Track, verdict
+from session import RECORD, Session, Track, verdict
 
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.machine import shell
@@ -43,7 +43,7 @@ def parse_flags(words: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
-    add("entry", metavar="ENTRY", help="a file, or a name in speedrun/entries")
+    add("entries", metavar="ENTRY", nargs="+", help="a file, or a name in speedrun/entries")
     add("--track", choices=TRACKS, default="five-minutes")
     add("--seconds", type=float, help="of the reference machine, if fewer than the track's")
     add("--trial", action="store_true", help="one run: 30 seconds, 200 images, shipped extractor")
@@ -67,16 +67,21 @@ def find_entry(name: str) -> Path:
 def make_session(flags: argparse.Namespace) -> tuple[Session, list[str]]:
     """What the flags ask for, and why it can make no record. Raises RuleError for wrong flags."""
     rules = track = TRACKS[flags.track]
-    seconds = {CHALLENGER: rules.seconds if flags.seconds is None else flags.seconds}
-    entries = {CHALLENGER: find_entry(flags.entry)}
-    if not 0 < seconds[CHALLENGER] <= rules.seconds:
+    asked = rules.seconds if flags.seconds is None else flags.seconds
+    if not 0 < asked <= rules.seconds:
         raise RuleError(f"--seconds is {flags.seconds:g}: {flags.track} has {rules.seconds:g}")
+    entries = {}
+    for path in map(find_entry, flags.entries):
+        if path.stem in (RECORD, *entries):
+            raise RuleError(f"the name {path.stem} is taken: rename {path}")
+        entries[path.stem] = path
+    seconds = dict.fromkeys(entries, asked)
     record = read_json(RECORDS).get(flags.track)
     seeds = {}
     if flags.trial:
         is_shipped = dataset_named(rules.dataset).extractor
         track = replace(rules, n=200, epochs=0 if is_shipped else 1, runs=1)
-        seconds[CHALLENGER] = min(30.0, seconds[CHALLENGER])
+        seconds = dict.fromkeys(entries, min(30.0, asked))
     elif flags.repeat:
         seeds = read_json(flags.repeat)["seeds"]
         track = replace(rules, runs=1)
@@ -102,8 +107,8 @@ def take_cores(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def judge_entry() -> None:
-    """Runs and judges what the command line names, and prints its scores."""
+def judge_entries() -> None:
+    """Runs and judges what the command line names, and prints the scores."""
     flags = parse_flags()
     session, reasons = make_session(flags)
     take_cores(flags.cores)
@@ -112,9 +117,6 @@ def judge_entry() -> None:
         data = RealData.load(session.track.dataset, flags.data, limit)
         session.run_all(data)
         lines = verdict(session.judge_all(data), session.track, reasons)
-    except RuleError as error:
-        print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        raise
     except KeyboardInterrupt as error:
         place = f"runs that have ended are kept in {session.folder}"
         raise Stopped(f"stopped: {place}; the same command goes on") from error
@@ -122,4 +124,4 @@ def judge_entry() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(judge_entry, "take a machine with more memory"))
+    sys.exit(exit_status(judge_entries, "take a machine with more memory"))

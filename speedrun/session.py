@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,10 +27,10 @@ from mnist_ddpm.ddpm import check, tile
 from mnist_ddpm.evaluation.cards import write_card
 from mnist_ddpm.evaluation.extractors import Judge, load_extractor, pick_judge, save_extractor
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.text import read_json
+from mnist_ddpm.machine.text import printable, read_json
 
 SIGNIFICANT = 0.01  # p of a record, against the one before
-CHALLENGER, RECORD = "challenger", "record"
+RECORD = "record"  # the role of its entry; those of the challengers are their names
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Session:
-    """The runs of a challenger, and of a record if there is one, in a folder of their own."""
+    """The runs of challengers, and of a record if there is one, in a folder of their own."""
 
     track: Track
     entries: dict[str, Path]  # by role
@@ -65,43 +66,57 @@ class Session:
     @cached_property
     def folder(self) -> Path:
         """Named for the entries and all rules: other code never continues this session."""
-        names = [f"{path.stem}-{self.digests[role][:8]}" for role, path in self.entries.items()]
-        rules = json.dumps([asdict(self.track), self.seconds, self.cores, self.seeds])
-        return self.out / "-against-".join(names) / hashlib.sha256(rules.encode()).hexdigest()[:8]
+        rules = [asdict(self.track), self.digests, self.seconds, self.cores, self.seeds]
+        digest = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
+        return self.out / "-".join(self.entries) / digest[:8]
 
     def log_path(self, k: int, role: str) -> Path:
         """The log of a run."""
         return self.folder / f"{k + 1}-{role}.json"
 
+    def failure_path(self, role: str) -> Path:
+        """Where the error of a run that failed is kept."""
+        return self.folder / f"failure-{role}.txt"
+
     def turns(self) -> Iterator[tuple[int, str]]:
-        """The runs in order. Each of two goes first as often, but for one."""
+        """The runs in order, which alternates."""
         for k in range(self.track.runs):
             roles = [*self.entries]
             for role in roles if k % 2 == 0 else reversed(roles):
                 yield k, role
 
     def run_all(self, data: judge.RealData) -> None:
-        """Runs all entries that have not run yet. Raises RuleError as run_entry.
+        """Runs all entries that have not run yet, and prints the error of one that fails.
 
-        A run that fails loses the session, so that nobody repeats it until it passes.
+        It is out then, so that nobody repeats it until it passes. Raises RuleError if that leaves
+        no challenger, or no record to compare with.
         """
         missing = [turn for turn in self.turns() if not self.log_path(*turn).exists()]
         if not missing:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        lost = self.folder / "lost.txt"
-        if lost.exists():
-            reason = lost.read_text(encoding="utf-8")
-            raise RuleError(f"this session is lost: {reason}; another --out begins a new one")
         with tempfile.TemporaryDirectory() as name:
             for file, tensor in zip((IMAGES, LABELS), data.training):
                 np.save(Path(name, file), tensor.numpy())
-            for turn in missing:
+            for k, role in missing:
+                if self.failure_path(role).exists():
+                    continue
+                self.check_not_lost()
                 try:
-                    self.run_one(*turn, Path(name))
+                    self.run_one(k, role, Path(name))
                 except RuleError as error:
-                    lost.write_text(str(error), encoding="utf-8")
-                    raise
+                    self.failure_path(role).write_text(str(error), encoding="utf-8")
+                    lines = *getattr(error, "__notes__", ()), f"{role} is out: {error}"
+                    print(*map(printable, lines), sep="\n", file=sys.stderr)
+        self.check_not_lost()
+
+    def check_not_lost(self) -> None:
+        """Raises RuleError if all challengers, or the record, have failed."""
+        failed = {role for role in self.entries if self.failure_path(role).exists()}
+        if RECORD in failed or {*self.entries} - failed <= {RECORD}:
+            role = RECORD if RECORD in failed else min(failed)
+            reason = self.failure_path(role).read_text(encoding="utf-8")
+            raise RuleError(f"this session is lost: {reason}; another --out begins a new one")
 
     def run_one(self, k: int, role: str, work: Path) -> None:
         """One run of an entry, between two timings of this machine. Writes its images and log."""
@@ -149,10 +164,15 @@ class Session:
         return trained, seed
 
     def judge_all(self, data: judge.RealData) -> dict[str, list[dict]]:
-        """The logs of all runs by role, with their figures, which are computed where missing."""
-        logs = {role: [] for role in self.entries}
+        """The logs of all runs by role, with their figures, which are computed where missing.
+
+        Without those of entries that failed.
+        """
+        logs = {role: [] for role in self.entries if not self.failure_path(role).exists()}
         extractor = real = None
         for k, role in self.turns():
+            if role not in logs:
+                continue
             path = self.log_path(k, role)
             log = read_json(path)
             if "card" not in log:
@@ -179,37 +199,48 @@ def distance_of(log: dict) -> float:
     return log["card"]["metrics"]["frechet_distance"]["value"]
 
 
-def obstacles(logs: dict[str, list[dict]], track: Track) -> list[str]:
-    """Why runs make no record, whatever their scores."""
+def obstacles(runs: list[dict], track: Track, is_challenger: bool = True) -> list[str]:
+    """Why runs of one entry make no record, whatever their scores."""
     lines = []
-    for role, runs in logs.items():
-        for k, log in enumerate(runs):
-            reasons = []
-            if not log["is_steady"]:
-                reasons.append("the machine's speed changed: repeat it on an idle machine")
-            if role == CHALLENGER:
-                reasons += log["card"]["failures"]
-                distance = distance_of(log)
-                if track.most_distance and distance > track.most_distance:
-                    reasons.append(f"its distance is {distance:.3f}, above {track.most_distance}")
-            lines += [f"{log['entry']} ({role}), run {k + 1}: {reason}" for reason in reasons]
+    for k, log in enumerate(runs):
+        reasons = []
+        if not log["is_steady"]:
+            reasons.append("the machine's speed changed: repeat it on an idle machine")
+        if is_challenger:
+            reasons += log["card"]["failures"]
+            distance = distance_of(log)
+            if track.most_distance and distance > track.most_distance:
+                reasons.append(f"its distance is {distance:.3f}, above {track.most_distance}")
+        lines += [f"{log['entry']}, run {k + 1}: {reason}" for reason in reasons]
     return lines
 
 
 def verdict(logs: dict[str, list[dict]], track: Track, reasons: list[str]) -> list[str]:
-    """Lines with the scores, and whether they make a record. reasons: why they cannot, beside."""
+    """Lines with the scores, and which makes a record. reasons: why none can, beside theirs.
+
+    Of several that could, the best on average does.
+    """
     lines = []
     score_of = distance_of if track.score == "distance" else itemgetter("seconds")
     scores = {role: [*map(score_of, runs)] for role, runs in logs.items()}
     for role, values in scores.items():
         spread = f", standard deviation {stdev(values):.3f}" if len(values) > 1 else ""
         figures = ", ".join(f"{value:.3f}" for value in values)
-        about = f"{logs[role][0]['entry']} ({role}): {track.score} {figures}"
-        lines.append(f"{about}; mean {mean(values):.3f}{spread}")
-    reasons = [*reasons, *obstacles(logs, track)]
-    if RECORD in scores:
-        p = judge.permutation_p(scores[CHALLENGER], scores[RECORD])
-        lines.append(f"p = {p:.4f} that it is not better than the record")
+        name = f"{logs[role][0]['entry']} ({role})" if role == RECORD else role
+        lines.append(f"{name}: {track.score} {figures}; mean {mean(values):.3f}{spread}")
+    reasons = [*reasons, *obstacles(logs.get(RECORD, []), track, is_challenger=False)]
+    against = {role: reasons + obstacles(logs[role], track) for role in logs if role != RECORD}
+    for role, own in against.items():
+        if RECORD not in scores:
+            continue
+        p = judge.permutation_p(scores[role], scores[RECORD])
+        lines.append(f"{role}: p = {p:.4f} that it is not better than the record")
         if p >= SIGNIFICANT:
-            reasons.append(f"p must be below {SIGNIFICANT}")
-    return [*lines, "no record:", *reasons] if reasons else [*lines, "a record"]
+            own.append(f"p must be below {SIGNIFICANT}")
+    passed = [role for role, own in against.items() if not own]
+    best = min(passed, key=lambda role: mean(scores[role]), default=None)
+    for role, own in against.items():
+        if role in passed and role != best:
+            own.append(f"{best} is better on average")
+        lines += [f"{role}: no record:", *own] if own else [f"{role}: a record"]
+    return lines

@@ -212,6 +212,32 @@ def test_a_session_with_a_failed_run_is_lost(session, data, digits, monkeypatch)
         session.run_all(data)
 
 
+def test_an_entry_of_which_a_run_fails_is_out_and_others_go_on(
+    session, entry, data, digits, monkeypatch, capsys
+):
+    def run_entry(path, *_):
+        ran.append(path.stem)
+        if path.stem == fails and len(ran) > 3:
+            raise entry_process.RuleError("out of memory")
+        return digits[:50].numpy(), 30.0
+
+    monkeypatch.setattr(sessions, "run_entry", run_entry)
+    monkeypatch.setattr(judge.RealData, "train_judge", lambda *_: untrained_judge())
+    session.entries["other"] = entry("def train(): pass", "other")
+    session.seconds["other"] = 60
+    ran, fails = [], "other"
+    session.run_all(data)
+    session.run_all(data)
+    assert "memory" in capsys.readouterr().err
+    assert [ran.count(name) for name in session.entries] == [3, 3, 2]
+    assert {*session.judge_all(data)} == {"challenger", "record"}
+    without_record = replace(session, out=session.out / "again")
+    ran, fails = [], "record"
+    with pytest.raises(entry_process.RuleError, match="memory"):
+        without_record.run_all(data)
+    assert ran.count("challenger") < 3
+
+
 def logs_of(scores, seconds=10.0, failures=(), steady=True):
     """Logs of runs with these distances."""
     return [
@@ -225,6 +251,7 @@ def logs_of(scores, seconds=10.0, failures=(), steady=True):
     ]
 
 
+RECORD, NO_RECORD = "challenger: a record", "challenger: no record:"
 LOW, HIGH = [0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7, 0.8, 0.9, 1.0]
 
 
@@ -242,9 +269,19 @@ LOW, HIGH = [0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7, 0.8, 0.9, 1.0]
 def test_what_makes_a_record(challenger, record, reason):
     logs = {"challenger": challenger} | ({} if record is None else {"record": record})
     lines = sessions.verdict(logs, TRACK, [])
-    assert (lines[-1] == "a record") == (reason is None)
-    assert reason is None or any(reason in line for line in lines[lines.index("no record:") :])
-    assert sessions.verdict(logs, TRACK, ["a trial"])[-1] != "a record"
+    assert (lines[-1] == RECORD) == (reason is None)
+    assert reason is None or any(reason in line for line in lines[lines.index(NO_RECORD) :])
+    assert NO_RECORD in sessions.verdict(logs, TRACK, ["a trial"])
+
+
+def test_of_several_entries_the_best_makes_the_record():
+    logs = {"challenger": logs_of(LOW), "worse": logs_of([0.6, *LOW[1:]])}
+    logs["unclear"] = logs_of([0.0] * 5, failures=["its recall is low"])
+    for others in ({}, {"record": logs_of(HIGH)}):
+        lines = sessions.verdict(logs | others, TRACK, [])
+        assert RECORD in lines and "worse: a record" not in lines
+        assert any("challenger" in line for line in lines[lines.index("worse: no record:") :])
+        assert "unclear: no record:" in lines
 
 
 def test_least_time_counts_seconds_below_a_distance():
@@ -252,9 +289,9 @@ def test_least_time_counts_seconds_below_a_distance():
     logs = {"challenger": logs_of(HIGH, 5.0), "record": logs_of(HIGH, 6.0)}
     assert any("above 0.5" in line for line in sessions.verdict(logs, track, []))
     logs["challenger"] = logs_of(LOW, 5.0)
-    assert sessions.verdict(logs, track, [])[-1] == "a record"
+    assert RECORD in sessions.verdict(logs, track, [])
     logs["challenger"] = logs_of(LOW, 7.0)
-    assert sessions.verdict(logs, track, [])[-1] != "a record"
+    assert NO_RECORD in sessions.verdict(logs, track, [])
 
 
 def make(*words):
@@ -264,23 +301,24 @@ def make(*words):
 def test_flags_name_entries_and_rules(entry, tmp_path, monkeypatch):
     session, reasons = make("mnist")
     assert session.track == speedrun.TRACKS["five-minutes"] and reasons == []
-    assert session.entries["challenger"] == speedrun.ENTRIES / "mnist.py"
+    assert session.entries == {"mnist": speedrun.ENTRIES / "mnist.py"}
     records = tmp_path / "records.json"
     record = {"entry": "mnist-fast", "seconds": 500}
     records.write_text(json.dumps({"least-time": record}), encoding="utf-8")
     monkeypatch.setattr(speedrun, "RECORDS", records)
     session, reasons = make("mnist", "--track", "least-time", "--seconds", "200")
-    assert session.seconds == {"challenger": 200, "record": 500} and reasons == []
+    assert session.seconds == {"mnist": 200, "record": 500} and reasons == []
     assert session.entries["record"].stem == "mnist-fast"
     log = tmp_path / "log.json"
     log.write_text('{"seeds": {"train": 1, "draw": 2, "extractor": 3}}', encoding="utf-8")
     repeated, reasons = make("mnist", "--track", "least-time", "--repeat", str(log))
-    assert repeated.seeds["extractor"] == 3 and [*repeated.turns()] == [(0, "challenger")]
+    assert repeated.seeds["extractor"] == 3 and [*repeated.turns()] == [(0, "mnist")]
     assert reasons != []
     for words in (["--trial"], ["--cores", "1"]):
         assert make("mnist", *words)[1] != []
     large = entry("#" * 70_000)
-    for words in (["nobody"], [str(large)], ["mnist", "--seconds", "301"]):
+    refused = ["nobody"], [str(large)], ["mnist", "mnist"], ["mnist", "--seconds", "301"]
+    for words in (*refused, [str(entry("", "record"))]):
         with pytest.raises(entry_process.RuleError):
             make(*words)
 
