@@ -44,7 +44,7 @@ def parse_flags(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("entries", metavar="ENTRY", nargs="+", help="a file, or a name in speedrun/entries")
-    add("--track", choices=TRACKS, default="five-minutes")
+    add("--track", choices=TRACKS, default="five-minutes", help="default: %(default)s")
     add("--seconds", type=float, help="of the reference machine, if fewer than the track's")
     add("--trial", action="store_true", help="one run: 30 seconds, 200 images, shipped extractor")
     add("--repeat", type=Path, metavar="LOG", help="one run with the seeds in this log; no record")
