@@ -66,7 +66,7 @@ def test_commands_know_a_data_set_by_its_record(tmp_path):
         "train --preset tiny-stripes --classes 3 --out mine --device cpu",
         "evaluate --checkpoint mine --extractor judge.safetensors --n 20 --out card.json "
         "--device cpu",
-        "plan --dataset stripes --minutes 2 --dry-run --out planned --device cpu",
+        "plan --dataset stripes --minutes 0.5 --dry-run --out planned --device cpu",
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
