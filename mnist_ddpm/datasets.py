@@ -94,7 +94,7 @@ DDPM_SETTINGS = {
     "warmup_steps": 5000,
     "ema_decay": 0.9999,
 }
-MINUTES = {"times": "logit-normal"}  # what helps a training of minutes: experiments/plain
+MINUTES_SETTINGS = {"times": "logit-normal"}  # what helps a training of minutes: experiments/plain
 CELEBA_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 FFHQ_PAGE = "https://github.com/NVlabs/ffhq-dataset"
 
@@ -122,7 +122,7 @@ MNIST = Dataset(
     ),
     presets={
         "mnist": {"optimizer": "muon"},
-        "mnist-small": {"optimizer": "muon", "base_channels": 16, **MINUTES},
+        "mnist-small": {"optimizer": "muon", "base_channels": 16, **MINUTES_SETTINGS},
         "mnist-fast": {  # as many parameters as mnist, and a third of its operations
             "optimizer": "muon",
             "patch_size": 4,
@@ -136,7 +136,7 @@ MNIST = Dataset(
         presets=("mnist", "mnist-small"),
         sized_presets=("mnist", "mnist-small"),
         min_images_seen=300_000,
-        changes=MINUTES,
+        changes=MINUTES_SETTINGS,
         needs_decoding=False,
         guide_preset="mnist-small",
         guided_draw={"guidance": 1.5, "guidance_interval": [0, 500]},

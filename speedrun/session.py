@@ -78,6 +78,10 @@ class Session:
         """Where the error of a run that failed is kept."""
         return self.folder / f"failure-{role}.txt"
 
+    def failed(self) -> set[str]:
+        """The roles of entries of which a run has failed."""
+        return {role for role in self.entries if self.failure_path(role).exists()}
+
     def turns(self) -> Iterator[tuple[int, str]]:
         """The runs in order, which alternates."""
         for k in range(self.track.runs):
@@ -94,25 +98,26 @@ class Session:
         missing = [turn for turn in self.turns() if not self.log_path(*turn).exists()]
         if not missing:
             return
+        self.check_not_lost()
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as name:
             for file, tensor in zip((IMAGES, LABELS), data.training):
                 np.save(Path(name, file), tensor.numpy())
             for k, role in missing:
-                if self.failure_path(role).exists():
+                if role in self.failed():
                     continue
-                self.check_not_lost()
                 try:
                     self.run_one(k, role, Path(name))
                 except RuleError as error:
                     self.failure_path(role).write_text(str(error), encoding="utf-8")
-                    lines = *getattr(error, "__notes__", ()), f"{role} is out: {error}"
+                    lines = "\n".join(getattr(error, "__notes__", ())).splitlines()
+                    lines.append(f"{role} is out: {error}")
                     print(*map(printable, lines), sep="\n", file=sys.stderr)
-        self.check_not_lost()
+                    self.check_not_lost()
 
     def check_not_lost(self) -> None:
         """Raises RuleError if all challengers, or the record, have failed."""
-        failed = {role for role in self.entries if self.failure_path(role).exists()}
+        failed = self.failed()
         if RECORD in failed or {*self.entries} - failed <= {RECORD}:
             role = RECORD if RECORD in failed else min(failed)
             reason = self.failure_path(role).read_text(encoding="utf-8")
@@ -168,7 +173,8 @@ class Session:
 
         Without those of entries that failed.
         """
-        logs = {role: [] for role in self.entries if not self.failure_path(role).exists()}
+        failed = self.failed()
+        logs = {role: [] for role in self.entries if role not in failed}
         extractor = real = None
         for k, role in self.turns():
             if role not in logs:
@@ -230,13 +236,12 @@ def verdict(logs: dict[str, list[dict]], track: Track, reasons: list[str]) -> li
         lines.append(f"{name}: {track.score} {figures}; mean {mean(values):.3f}{spread}")
     reasons = [*reasons, *obstacles(logs.get(RECORD, []), track, is_challenger=False)]
     against = {role: reasons + obstacles(logs[role], track) for role in logs if role != RECORD}
-    for role, own in against.items():
-        if RECORD not in scores:
-            continue
-        p = judge.permutation_p(scores[role], scores[RECORD])
-        lines.append(f"{role}: p = {p:.4f} that it is not better than the record")
-        if p >= SIGNIFICANT:
-            own.append(f"p must be below {SIGNIFICANT}")
+    if RECORD in scores:
+        for role, own in against.items():
+            p = judge.permutation_p(scores[role], scores[RECORD])
+            lines.append(f"{role}: p = {p:.4f} that it is not better than the record")
+            if p >= SIGNIFICANT:
+                own.append(f"p must be below {SIGNIFICANT}")
     passed = [role for role, own in against.items() if not own]
     best = min(passed, key=lambda role: mean(scores[role]), default=None)
     for role, own in against.items():

@@ -218,7 +218,9 @@ def test_an_entry_of_which_a_run_fails_is_out_and_others_go_on(
     def run_entry(path, *_):
         ran.append(path.stem)
         if path.stem == fails and len(ran) > 3:
-            raise entry_process.RuleError("out of memory")
+            error = entry_process.RuleError("out of memory")
+            error.add_note("in line 3\nin line 7\x1b")
+            raise error
         return digits[:50].numpy(), 30.0
 
     monkeypatch.setattr(sessions, "run_entry", run_entry)
@@ -228,7 +230,8 @@ def test_an_entry_of_which_a_run_fails_is_out_and_others_go_on(
     ran, fails = [], "other"
     session.run_all(data)
     session.run_all(data)
-    assert "memory" in capsys.readouterr().err
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[:2] == ["in line 3", r"in line 7\x1b"] and "memory" in printed[2]
     assert [ran.count(name) for name in session.entries] == [3, 3, 2]
     assert {*session.judge_all(data)} == {"challenger", "record"}
     without_record = replace(session, out=session.out / "again")
