@@ -16,6 +16,7 @@ NAMES = (
     "plain",
     "steps",
     "small-sets",
+    "one-step",
 )
 ONE_OF = f"one of {', '.join(NAMES)}"
 DEFAULT_VARIES = tyro.conf.arg(help_behavior_hint="(default: the experiment's own)")

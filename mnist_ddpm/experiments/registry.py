@@ -13,6 +13,7 @@ from mnist_ddpm.experiments.ema import WeightAveraging
 from mnist_ddpm.experiments.experiment_flags import Arguments, Scale
 from mnist_ddpm.experiments.guidance_scale import GuidanceScale
 from mnist_ddpm.experiments.iddpm_schedules import SchedulesAndVariances
+from mnist_ddpm.experiments.one_step import FewEvaluations
 from mnist_ddpm.experiments.plain import EqualTime
 from mnist_ddpm.experiments.plots import Experiment, write_plot
 from mnist_ddpm.experiments.small_sets import SmallSets
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "plain": EqualTime(),
     "steps": EvaluationsPerImage(),
     "small-sets": SmallSets(),
+    "one-step": FewEvaluations(),
 }
 
 
