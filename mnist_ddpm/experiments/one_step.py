@@ -35,7 +35,9 @@ ARMS = {
         FLOW | {"network": "shortcut", "objective": "mean-flow"}, shortcut_sampler, cost=2.32
     ),
     "consistency": Arm(
-        {"objective": "consistency", "prediction": "v"}, consistency_sampler, cost=1.3
+        {"objective": "consistency", "prediction": "v", "learning_rate": 1e-3},
+        consistency_sampler,
+        cost=1.3,
     ),
     "drifting, pixels": Arm(
         {"objective": "drifting", "prediction": "x0"}, consistency_sampler, 1.03, budgets=(1,)
