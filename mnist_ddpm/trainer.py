@@ -12,6 +12,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.processes import ProcessGroup
+from mnist_ddpm.method import Method
 from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.training import checkpoint_files, loop, previews, run, saving, session, throughput
 from mnist_ddpm.training.recipe import Recipe
@@ -29,14 +30,16 @@ def start_run(
     weights: Weights | None = None,
     method_weights: dict[str, Weights] | None = None,
     teacher: Teacher | None = None,
+    method: Method | None = None,
 ) -> Run:
     """As ddpm.start_run, for any recipe: a run at step 0, from random weights or those given.
 
-    method_weights: of its method's networks, by name. teacher: as formats.teachers loads it. Raises
-    ValueError for an unknown name, weights of another network, or a recipe that does not fit.
+    method_weights: of its method's networks, by name. teacher: as formats.teachers loads it.
+    method: in place of the recipe's. Raises ValueError for an unknown name, weights of another
+    network, or a recipe that does not fit.
     """
     network = catalogue.make_network(recipe).to(device)
-    method = catalogue.make_method(recipe, teacher)
+    method = catalogue.make_method(recipe, teacher) if method is None else method
     method.networks.to(device)
     source = recipe.init_from or "what is given"
     if weights is not None:

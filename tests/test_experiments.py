@@ -21,6 +21,7 @@ from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.experiments import __main__ as command
 from mnist_ddpm.experiments import ddim_table1, guidance_scale, registry, runner, steps
 from mnist_ddpm.experiments.experiment_flags import Scale
+from mnist_ddpm.experiments.one_step import SecondJudge, classifier_features
 from mnist_ddpm.experiments.plots import caption, plot_lines, write_plot
 from mnist_ddpm.experiments.registry import EXPERIMENTS
 from mnist_ddpm.experiments.results import (
@@ -29,10 +30,12 @@ from mnist_ddpm.experiments.results import (
     mean_and_half_interval,
     parse_cell,
     read_rows,
+    select_rows,
 )
 from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork
 from mnist_ddpm.experiments.small_sets import compare_with_unseen
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.method import PlainMethod
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
 
@@ -150,6 +153,7 @@ FIGURES = (
     "bits_per_dim",
     "unseen",
     "copied",
+    "faces",
 )
 
 
@@ -161,10 +165,11 @@ def rows_of(start, monkeypatch):
 
     def measure_once(run, key, measure):
         figures = {figure: float(rng.uniform(1, 2)) for figure in FIGURES}
-        run.rows.append({"n": 8, **key, **figures})
+        if not select_rows(run.rows, key):
+            run.rows.append({"n": 8, **key, **figures})
         return run.rows[-1]
 
-    def network(run, name, seed=0, images=None, **changes):
+    def network(run, name, seed=0, images=None, make_method=None, **changes):
         return TrainedNetwork(Recipe(seed=seed, **changes), None)
 
     monkeypatch.setattr(ExperimentRun, "measure_once", measure_once)
@@ -274,6 +279,34 @@ def test_a_network_learns_from_the_images_that_it_is_given(start):
     assert saving.saved_step(run.network_folder("few", 0)) == 3
     inverted = weights_of(run.network("inverted", 0, 255 - few))
     assert not torch.equal(learned["conv_out.weight"], inverted["conv_out.weight"])
+
+
+def test_a_network_is_trained_by_the_method_that_it_is_given(start):
+    run = start(scale=ONE_SEED)
+    flat = PlainMethod(lambda network, schedule, x0, t, eps: 0 * network(x0, t).mean((1, 2, 3)))
+    kept = weights_of(run.network("flat", 0, make_method=lambda recipe: flat))
+    assert equal(kept, catalogue.make_network(run.recipe(0)).state_dict())
+    learned = weights_of(run.network("eps", 0))
+    assert not torch.equal(learned["conv_out.weight"], kept["conv_out.weight"])
+
+
+def test_features_to_drift_in_are_those_that_a_classifier_averages(digits):
+    classifier = untrained_judge().network
+    images = ddpm.to_float(digits[:6]).requires_grad_()
+    sets = classifier_features(classifier, images)
+    assert all(features.shape[1] == 6 for features in sets)
+    means, deviations = sets[-1]
+    torch.testing.assert_close(means, classifier(digits[:6]))
+    assert (deviations >= 0).all() and not torch.equal(means, deviations)
+    (gradient,) = torch.autograd.grad(means.sum(), images)
+    assert gradient.abs().max() > 0
+
+
+def test_the_second_judge_sees_how_digits_differ(start):
+    run = start()
+    judge = SecondJudge(run)
+    assert abs(judge.distance(run.training_images)) < 1e-3
+    assert judge.distance(255 - run.training_images) > 1
 
 
 def test_only_images_that_the_network_saw_are_copied_and_only_unseen_ones_compared_with(start):

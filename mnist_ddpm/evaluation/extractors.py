@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from mnist_ddpm.training.weight_loading import load_weights
 
 FOLDER = Path("checkpoints/extractors")
 LARGEST = 2**30  # bytes of an extractor
+PAIR = 6  # layers of an extractor: twice a convolution, a normalisation, and ReLU
 
 
 class Extractor(nn.Module):
@@ -68,15 +69,28 @@ class Extractor(nn.Module):
         )
         actual = f"not {images.dtype} {tuple(images.shape)}"
         check(fits, f"{wanted}, {actual}: --extractor inception takes grey and colour")
-        x = to_float(images)
+        return self.body(self.resized(to_float(images))).mean(dim=(2, 3))
+
+    def resized(self, x: Tensor) -> Tensor:
+        """Images (N, channels, H, W) in [-1, 1], cropped or resized to the side of its input."""
         if self.is_padded:
             vertical, horizontal = ((side - self.input_side) // 2 for side in x.shape[2:])
             margin = [-horizontal, -horizontal, -vertical, -vertical]
-            x = F.pad(x, margin, value=-1)  # black, where the image is the smaller one
-        elif x.shape[2:] != (self.input_side, self.input_side):
+            return F.pad(x, margin, value=-1)  # black, where the image is the smaller one
+        if x.shape[2:] != (self.input_side, self.input_side):
             size = self.input_side, self.input_side
-            x = F.interpolate(x, size, mode="bilinear", antialias=True)
-        return self.body(x).mean(dim=(2, 3))
+            return F.interpolate(x, size, mode="bilinear", antialias=True)
+        return x
+
+    def stages(self, x: Tensor) -> Iterator[Tensor]:
+        """(N, width, H, W) after each pair of convolutions, of images (N, channels, H, W).
+
+        The images are in [-1, 1], so that gradients reach them.
+        """
+        x = self.resized(x)
+        for start in range(0, len(self.body), PAIR):
+            x = self.body[start : start + PAIR](x)
+            yield x
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits (N, outputs)."""

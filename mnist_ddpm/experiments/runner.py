@@ -20,6 +20,7 @@ from mnist_ddpm.formats import checkpoints, teachers
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.method import Method
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser, ancestral_sampler
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
@@ -117,11 +118,17 @@ class ExperimentRun:
         return self.networks_folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
     def network(
-        self, name: str, seed: int, images: Tensor | None = None, **changes
+        self,
+        name: str,
+        seed: int,
+        images: Tensor | None = None,
+        make_method: Callable[[Recipe], Method] | None = None,
+        **changes,
     ) -> TrainedNetwork:
         """The network of this name and seed, trained to its end from where it was stopped.
 
-        images: to train on, instead of all training images.
+        images: to train on, instead of all training images. make_method: its method, instead of
+        the recipe's.
         """
         recipe = self.recipe(seed, **changes)
         images = self.training_images if images is None else images
@@ -130,7 +137,7 @@ class ExperimentRun:
 
         @cache
         def trained() -> nn.Module:
-            run = self.open_run(folder, recipe)
+            run = self.open_run(folder, recipe, make_method)
             total = ddpm.total_steps(recipe, len(images))
             if run.step < total or not saving.is_saved(folder, run):
                 print(f"{name}, seed {seed}", flush=True)
@@ -154,12 +161,15 @@ class ExperimentRun:
         checkpoint = checkpoints.load(folder, self.device)
         return TrainedNetwork(checkpoint.recipe, lambda: checkpoint.network)
 
-    def open_run(self, folder: Path, recipe: Recipe) -> Run:
+    def open_run(
+        self, folder: Path, recipe: Recipe, make_method: Callable[[Recipe], Method] | None = None
+    ) -> Run:
         """The run in folder, or a new one. Raises ValueError if it has other settings."""
 
         def start(recipe: Recipe) -> Run:
             teacher = teachers.load_teacher(recipe, self.device) if recipe.teacher else None
-            return trainer.start_run(recipe, self.device, teacher=teacher)
+            method = make_method and make_method(recipe)
+            return trainer.start_run(recipe, self.device, teacher=teacher, method=method)
 
         if not (folder / saving.STATE).is_file():
             return start(recipe)
