@@ -80,7 +80,7 @@ def make_session(flags: argparse.Namespace) -> tuple[Session, list[str]]:
     seeds = {}
     if flags.trial:
         is_shipped = dataset_named(rules.dataset).extractor
-        track = replace(rules, n=200, epochs=0 if is_shipped else 1, runs=1)
+        track = replace(rules, n=200, epochs=0 if is_shipped else 1, runs=1, tries=1)
         seconds = dict.fromkeys(entries, min(30.0, asked))
     elif flags.repeat:
         seeds = read_json(flags.repeat)["seeds"]

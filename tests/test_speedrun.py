@@ -200,6 +200,33 @@ def test_an_interrupted_session_goes_on_and_is_judged_once(session, data, digits
     assert replace(session).folder != session.folder
 
 
+def test_a_run_on_an_unsteady_machine_is_repeated_with_other_seeds(
+    session, digits, monkeypatch, tmp_path
+):
+    loops = iter([3.2, 4.0, 4.0, 4.1, *[3.2, 4.0] * TRACK.tries])
+    monkeypatch.setattr(reference_clock, "seconds_of_loop", lambda: next(loops))
+    drawn = digits[: TRACK.n].numpy()
+    seen = []
+
+    def run_entry(path, folder, n, seconds, seeds):
+        seen.append((seconds, *seeds.values()))
+        return drawn - len(seen), 30.0
+
+    monkeypatch.setattr(sessions, "run_entry", run_entry)
+    session.folder.mkdir(parents=True)
+    session.run_one(0, "challenger", tmp_path)
+    path = session.log_path(0, "challenger")
+    log = json.loads(path.read_text())
+    assert (
+        log["is_steady"] and log["tries"] == 2 and [seconds for seconds, *_ in seen] == [120, 150]
+    )
+    assert [*log["seeds"].values()] == [*seen[1][1:]] != [*seen[0][1:]]
+    assert (np.load(path.with_suffix(".npz"))["images"] == drawn - 2).all()
+    session.run_one(1, "challenger", tmp_path)
+    log = json.loads(session.log_path(1, "challenger").read_text())
+    assert not log["is_steady"] and log["tries"] == TRACK.tries == len(seen) - 2
+
+
 def test_a_session_with_a_failed_run_is_lost(session, data, digits, monkeypatch):
     def fail(*_):
         raise entry_process.RuleError("out of memory")
