@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from mnist_ddpm import catalogue, ddpm, trainer
 from mnist_ddpm.experiments import __main__ as command
-from mnist_ddpm.experiments import ddim_table1, guidance_scale, registry, runner, steps
+from mnist_ddpm.experiments import ddim_table1, guidance_scale, one_step, registry, runner, steps
 from mnist_ddpm.experiments.experiment_flags import Scale
 from mnist_ddpm.experiments.one_step import SecondJudge, classifier_features
 from mnist_ddpm.experiments.plots import caption, plot_lines, write_plot
@@ -300,6 +300,22 @@ def test_features_to_drift_in_are_those_that_a_classifier_averages(digits):
     assert (deviations >= 0).all() and not torch.equal(means, deviations)
     (gradient,) = torch.autograd.grad(means.sum(), images)
     assert gradient.abs().max() > 0
+
+
+def test_the_classifier_to_drift_by_is_trained_once_with_labels(start, monkeypatch):
+    fitted = []
+
+    def fit(dataset, *data, **options):
+        fitted.append(data)
+        return untrained_judge().network, 0.5
+
+    monkeypatch.setattr(one_step, "fit_extractor", fit)
+    run = start()
+    first, again = (one_step.train_classifier(run) for _ in range(2))
+    (((images, labels), (unseen, unseen_labels)),) = fitted
+    assert len(images) == len(labels) == 60000 and len(unseen) == len(unseen_labels) == 10000
+    assert labels[:3].tolist() == [5, 0, 4] and unseen_labels[:3].tolist() == [7, 2, 1]
+    assert equal(first.state_dict(), again.state_dict())
 
 
 def test_the_second_judge_sees_how_digits_differ(start):

@@ -11,9 +11,8 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
-from mnist_ddpm.evaluation.extractor_training import fit_extractor
+from mnist_ddpm.evaluation.extractor_training import fit_extractor, labelled_images
 from mnist_ddpm.evaluation.extractors import (
     Extractor,
     Judge,
@@ -56,8 +55,7 @@ def train_classifier(run: ExperimentRun) -> Extractor:
     """A classifier that the judge is not: trained from seed 1 for an epoch, or read."""
     path = run.networks_folder / "classifier.safetensors"
     if not path.exists():
-        labels = (loading.load_labels(Recipe(), run.data, split) for split in ("train", "test"))
-        data = zip((run.training_images, run.test_images), labels)
+        data = (labelled_images("mnist", run.data, split) for split in ("train", "test"))
         options = {"epochs": 1, "seed": 1, "device": run.device}
         classifier, accuracy = fit_extractor("mnist", *data, **options)
         save_extractor(path, classifier, {"seed": 1, "epochs": 1, "accuracy": accuracy})
