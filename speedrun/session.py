@@ -125,31 +125,35 @@ class Session:
             raise RuleError(f"this session is lost: {reason}; another --out begins a new one")
 
     def run_one(self, k: int, role: str, work: Path) -> None:
-        """One run of an entry, between two timings of this machine. Writes its images and log.
+        """One run of an entry. Writes its images and log.
 
-        Where the machine's speed has changed, nobody sees its images: it runs again, with other
+        Where the machine's speed has changed, nobody sees the images: it runs again, with other
         seeds, up to the track's number of tries.
         """
-        entry = self.entries[role]
         for attempt in range(1, self.track.tries + 1):
-            check(sha256(entry) == self.digests[role], f"{entry} was changed: start again")
-            kinds = "train", "draw"
-            seeds = {kind: self.seeds.get(kind, secrets.randbits(31)) for kind in kinds}
-            before = reference_clock.seconds_of_loop()
-            budget = self.seconds[role] * reference_clock.slowness(before)
-            print(
-                f"{entry.stem}, run {k + 1} of {self.track.runs}: {budget:.0f} s here", flush=True
-            )
-            images, took = run_entry(entry, work, self.track.n, budget, seeds)
-            after = reference_clock.seconds_of_loop()
-            if reference_clock.is_steady(before, after):
+            images, log = self.timed_run(k, role, work)
+            if log["is_steady"]:
                 break
-            loops = f"the machine's speed changed, from {before:.2f} to {after:.2f} s a loop"
-            print(f"{loops}: try {attempt} of {self.track.tries} does not count", flush=True)
+            before, after, _ = log["loop"]
+            change = f"the machine's speed changed, from {before:.2f} to {after:.2f} s a loop"
+            print(f"{change}: try {attempt} of {self.track.tries} does not count", flush=True)
         path = self.log_path(k, role)
         np.savez_compressed(path.with_suffix(".npz"), images=images)
         imageio.imwrite(path.with_suffix(".png"), tile(torch.from_numpy(images[:100]), 10))
-        log = {
+        write_card(path, log | {"tries": attempt})
+
+    def timed_run(self, k: int, role: str, work: Path) -> tuple[np.ndarray, dict]:
+        """The images of one run of an entry, between two timings of this machine, and its log."""
+        entry = self.entries[role]
+        check(sha256(entry) == self.digests[role], f"{entry} was changed: start again")
+        kinds = "train", "draw"
+        seeds = {kind: self.seeds.get(kind, secrets.randbits(31)) for kind in kinds}
+        before = reference_clock.seconds_of_loop()
+        budget = self.seconds[role] * reference_clock.slowness(before)
+        print(f"{entry.stem}, run {k + 1} of {self.track.runs}: {budget:.0f} s here", flush=True)
+        images, took = run_entry(entry, work, self.track.n, budget, seeds)
+        after = reference_clock.seconds_of_loop()
+        return images, {
             "entry": entry.stem,
             "sha256": self.digests[role],
             "command": self.command,
@@ -162,10 +166,8 @@ class Session:
             "is_steady": reference_clock.is_steady(before, after),
             "hardware": devices.hardware("cpu"),
             "cores": self.cores,
-            "tries": attempt,
             "versions": devices.versions(),
         }
-        write_card(path, log)
 
     def train_judge(self, data: judge.RealData) -> tuple[Judge, int]:
         """The session's judge and its seed, drawn now that all entries have ended, or earlier."""

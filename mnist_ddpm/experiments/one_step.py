@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.extractor_training import fit_extractor, labelled_images
 from mnist_ddpm.evaluation.extractors import (
@@ -25,10 +25,7 @@ from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_dista
 from mnist_ddpm.experiments.results import Claim, Row
 from mnist_ddpm.experiments.runner import ExperimentRun
 from mnist_ddpm.method import Method
-from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.drifting import Drifting, pixel_features
-from mnist_ddpm.methods.schedules import even_signal
-from mnist_ddpm.methods.shortcuts import shortcut_sampler
 from mnist_ddpm.training.recipe import Recipe
 
 VELOCITY = FLOW | {"prediction": "velocity"}
@@ -96,7 +93,7 @@ class Arm:
     """A method: its changes to the recipe, and how it draws."""
 
     changes: dict
-    sampler: Callable
+    sampler: str
     cost: float = 1.0  # time of a training step, in those of BASELINE
     budgets: tuple[int, ...] = BUDGETS
     make_method: Callable[[ExperimentRun, Recipe], Method] | None = None  # None: the recipe's
@@ -105,19 +102,19 @@ class Arm:
 # Costs: processor time on one core of an AMD EPYC (Zen 3), median of 9 steps. That of the last one
 # has the training of the classifier in it, a quarter of its time; without, it is 1.9.
 ARMS = {
-    BASELINE: Arm(VELOCITY, ddpm.ddim_sampler),
-    "shortcuts": Arm(VELOCITY | {"network": "shortcut"}, shortcut_sampler, cost=1.48),
+    BASELINE: Arm(VELOCITY, "ddim"),
+    "shortcuts": Arm(VELOCITY | {"network": "shortcut"}, "shortcut", cost=1.48),
     "mean flows": Arm(
-        VELOCITY | {"network": "shortcut", "objective": "mean-flow"}, shortcut_sampler, cost=2.32
+        VELOCITY | {"network": "shortcut", "objective": "mean-flow"}, "shortcut", cost=2.32
     ),
     "consistency": Arm(
         {"objective": "consistency", "prediction": "v", "learning_rate": 1e-3},
-        consistency_sampler,
+        "consistency",
         cost=1.3,
     ),
-    "drifting in pixels": Arm(DRIFTING, consistency_sampler, cost=1.03, budgets=(1,)),
+    "drifting in pixels": Arm(DRIFTING, "consistency", cost=1.03, budgets=(1,)),
     "drifting in features": Arm(
-        DRIFTING, consistency_sampler, cost=2.5, budgets=(1,), make_method=drift_in_features
+        DRIFTING, "consistency", cost=2.5, budgets=(1,), make_method=drift_in_features
     ),
 }
 
@@ -140,20 +137,17 @@ class FewEvaluations(Experiment):
             own = run.distance(run.judge.features(images))
             return own | {"faces": second_judge.distance(images)}
 
-        unseen = shuffled(run.test_images, 0, run.scale.n)
-        run.measure_once({"arm": "real"}, lambda: distances(unseen))
+        run.measure_once({"arm": "real"}, lambda: distances(run.real_images()))
         for name, arm in ARMS.items():
             epochs = run.scale.epochs / arm.cost
             make_method = arm.make_method and partial(arm.make_method, run)
             trained = run.network(name, seed, make_method=make_method, **arm.changes, epochs=epochs)
             for S in arm.budgets:
-                times = ddpm.timesteps(trained.schedule.T, S)
-                options = {}
-                if arm.sampler is shortcut_sampler:
-                    options["next_times"] = times
-                if arm.sampler is consistency_sampler:
-                    times = even_signal(trained.schedule, S)
-                draw = partial(run.draw, trained, times, seed, arm.sampler, **options)
+                spacing = "signal" if arm.sampler == "consistency" else "trailing"
+                times = catalogue.sampling_times(trained.schedule, S, spacing)
+                next_times = catalogue.next_times(arm.sampler, times, trained.recipe)
+                sampler = catalogue.SAMPLERS[arm.sampler]
+                draw = partial(run.draw, trained, times, seed, sampler, next_times=next_times)
                 key = {"arm": name, "seed": seed, "S": S}
                 run.measure_once(key, lambda draw=draw: distances(draw()))
 

@@ -257,9 +257,13 @@ class ExperimentRun:
         return {"n": len(features), "frechet": frechet_distance(self.training_features, features)}
 
     def measure_real_images(self) -> None:
-        """Measures the row of real images: as many unseen ones, chosen at random."""
-        chosen = shuffled(self.test_images, 0, self.scale.n)
-        self.measure_once({"arm": "real"}, lambda: self.distance(self.judge.features(chosen)))
+        """Measures the row of real images, if the experiment has not measured it itself."""
+        features = self.judge.features
+        self.measure_once({"arm": "real"}, lambda: self.distance(features(self.real_images())))
+
+    def real_images(self) -> Tensor:
+        """As many unseen images as are drawn, chosen at random."""
+        return shuffled(self.test_images, 0, self.scale.n)
 
     def check_record(self) -> None:
         """Raises ValueError if the folder holds results of other settings.
