@@ -24,7 +24,7 @@ from mnist_ddpm.training.run_length import TimedLength
 N = 2000  # images that each track asks for
 STEPS = 20
 DRAWING = 0.4  # of the time, at most
-GUIDANCE = {"scale": 1.5, "interval": (0, 500)}  # half of the steps
+SCALE = 1.5  # of a guide
 
 
 def train_by_clock(
@@ -44,7 +44,7 @@ def train_by_clock(
     meter = trainer.throughput_meter(torch.device("cpu"))
     meter.allow(planning.measuring_seconds(seconds))
     recipe, pace = planning.in_fastest_precision(recipe, meter)
-    evaluations = 1.2 * N * STEPS * (1.5 if guide_share else 1.0)
+    evaluations = 1.2 * N * STEPS * (2 if guide_share else 1)
     drawing = min(DRAWING * seconds, evaluations * meter.seconds_per_evaluation(recipe))
     planned = pace * (end - drawing - time.monotonic()) / recipe.batch_size / (1 + guide_share)
     epoch_steps = len(images) // recipe.batch_size
@@ -61,7 +61,7 @@ def train_by_clock(
     def draw(n: int, seed: int) -> Tensor:
         """DPM-Solver++ with fresh noise: n images, uint8 (n, C, H, W)."""
         networks = [generation.autocast(r.ema, recipe.precision, "cpu") for r in (run, guide)]
-        guidance = {"guide": (networks[1], recipe), **GUIDANCE} if guide_share else {}
+        guidance = {"guide": (networks[1], recipe), "scale": SCALE} if guide_share else {}
         denoiser_for_batch = generation.make_denoiser_for_batch(
             networks[0], schedule, recipe, **guidance
         )

@@ -113,8 +113,8 @@ class PlanFlags:
 
     Preset, precision and batch size are chosen and printed. The learning rate and the end follow
     the clock, so that the time is used also where the machine becomes faster or slower. Digits are
-    trained at logit-normal times. With --guide a guide for autoguidance is trained, too, in the
-    same time: guided by it, samples are about half as far from real digits.
+    learned by flow matching. With --guide a guide for autoguidance is trained, too, in the same
+    time: guided by it, samples are about half as far from real digits.
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """

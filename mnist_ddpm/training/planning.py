@@ -210,8 +210,7 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
         seconds=share * plan.seconds,
         deadline=plan.deadline - guide_seconds,
         sampling_defaults=plan.sampling_defaults | {"guide": folder} | planning.guided_draw,
-        # guided in half of the steps
-        sampling=plan.sampling + plan.sampling_defaults.get("steps", 0) // 2 * evaluation,
+        sampling=plan.sampling + plan.sampling_defaults.get("steps", 0) * evaluation,
     )
     guide_plan = replace(
         plan,
