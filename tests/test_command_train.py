@@ -23,6 +23,7 @@ from training_helpers import stopped_clock
 
 from mnist_ddpm import catalogue, trainer
 from mnist_ddpm.commands.command_line import typed_flags
+from mnist_ddpm.commands.train import ENOUGH_STEPS
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import CELEBA, MNIST
 from mnist_ddpm.ddpm import total_steps
@@ -302,6 +303,7 @@ def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatc
     assert f"--out {tmp_path / 'run'} --device cpu" in capsys.readouterr().out
     assert run("plan", "--guide", *out, "--log", "tensorboard") == 0
     printed = capsys.readouterr().out
+    assert printed.count(f"{ENOUGH_STEPS:,}") == 1, "a guide may be short"
     folders = tmp_path / "run", tmp_path / "run" / "guide"
     for folder in folders:
         recipe, record = checkpoints.load_config(folder)

@@ -38,9 +38,9 @@ def run_plan(flags: PlanFlags) -> None:
     runs = [*zip(folders, plans)]
     for folder, plan in runs:
         print("\n".join(plan.lines(folder)), flush=True)
-        print_if_short(plan.recipe, len(images), "--minutes", flags.minutes)
         if flags.dry_run:
             print(plan.equivalent_command(plan.recipe, place_flags(flags, folder)), flush=True)
+    print_if_short(recipe, len(images), "--minutes", flags.minutes)
     if flags.dry_run:
         return
     recipes = [carry_out(flags, plan, folder, images, labels, device) for folder, plan in runs]

@@ -1,6 +1,6 @@
 """denoising-diffusion-pytorch's Unet and GaussianDiffusion, a step as its Trainer's.
 
-Learning rate 1e-3, the average in every step and batches of 32 suit minutes (docs/races.md).
+Learning rate 1e-3, the average in every step and batches of 32 suit minutes (docs/peers.md).
 """
 
 import time
@@ -13,7 +13,7 @@ from ema_pytorch import EMA
 N = 2000  # images that each track asks for
 STEPS = 10
 PART = 250  # images drawn at once
-DRAWING = 0.5  # of the time, at most
+DRAWING = 0.7  # of the time, at most
 
 
 def train(images, labels, seconds, seed):
@@ -38,7 +38,7 @@ def train(images, labels, seconds, seed):
 
     began = time.monotonic()
     draw(10, 0)
-    end -= min(DRAWING * seconds, (time.monotonic() - began) * N / 10)
+    end -= min(DRAWING * seconds, 1.2 * (time.monotonic() - began) * N / 10)
     diffusion.train()
     while time.monotonic() < end:
         x0 = images[torch.randint(len(images), (32,))].float() / 255

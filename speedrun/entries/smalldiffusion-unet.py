@@ -9,7 +9,7 @@ from smalldiffusion import Scaled, ScheduleLogLinear, Unet, img_normalize, sampl
 N = 2000  # images that each track asks for
 STEPS = 20
 PART = 250  # images drawn at once
-DRAWING = 0.4  # of the time, at most
+DRAWING = 0.7  # of the time, at most
 
 
 def train(images, labels, seconds, seed):
@@ -49,7 +49,7 @@ def train(images, labels, seconds, seed):
 
     began = time.monotonic()
     draw(10, 0)
-    end -= min(DRAWING * seconds, (time.monotonic() - began) * N / 10)
+    end -= min(DRAWING * seconds, 1.2 * (time.monotonic() - began) * N / 10)
     for _ in training_loop(batches(), network, schedule, accelerator, lr=7e-4):
         average.update_parameters(network)
     return draw

@@ -1,1 +1,0 @@
-"""This project and its peers: contestants, their processes, what is measured, races."""
