@@ -142,9 +142,10 @@ MNIST = Dataset(
         guide_preset="mnist-small",
         guided_draw={"guidance": 1.5},
     ),
-    draw=dict.fromkeys(
-        (("linear", 1000), ("flow", 1000)), {"sampler": "dpmpp", "steps": 20, "eta": 1.0}
-    ),
+    draw={
+        (schedule, 1000): {"sampler": "dpmpp", "steps": 20, "eta": 1.0}
+        for schedule in ("linear", "flow")
+    },
 )
 CELEBA = Dataset(
     title="CelebA",
