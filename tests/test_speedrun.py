@@ -329,13 +329,14 @@ def make(*words):
 
 
 def test_flags_name_entries_and_rules(entry, tmp_path, monkeypatch):
+    records = tmp_path / "records.json"
+    records.write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(speedrun, "RECORDS", records)
     session, reasons = make("mnist")
     assert session.track == speedrun.TRACKS["five-minutes"] and reasons == []
     assert session.entries == {"mnist": speedrun.ENTRIES / "mnist.py"}
-    records = tmp_path / "records.json"
     record = {"entry": "mnist-fast", "seconds": 500}
     records.write_text(json.dumps({"least-time": record}), encoding="utf-8")
-    monkeypatch.setattr(speedrun, "RECORDS", records)
     session, reasons = make("mnist", "--track", "least-time", "--seconds", "200")
     assert session.seconds == {"mnist": 200, "record": 500} and reasons == []
     assert session.entries["record"].stem == "mnist-fast"

@@ -12,7 +12,6 @@ from diffusers.training_utils import EMAModel
 N = 2000  # images that each track asks for
 STEPS = 20
 PART = 250  # images drawn at once
-DRAWING = 0.7  # of the time, at most
 # 8 groups, and a learning rate of 1e-3, suit a network this small (docs/peers.md)
 SIZES = {"sample_size": 32, "layers_per_block": 1, "block_out_channels": (32, 32, 64, 128)}
 DOWN = "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"
@@ -45,7 +44,7 @@ def train(images, labels, seconds, seed):
 
     began = time.monotonic()
     draw(10, 0)
-    end -= min(DRAWING * seconds, 1.2 * (time.monotonic() - began) * N / 10)
+    end -= min(0.7 * seconds, 1.2 * (time.monotonic() - began) * N / 10)
     began = time.monotonic()
     while time.monotonic() < end:
         done = (time.monotonic() - began) / (end - began)
