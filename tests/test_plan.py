@@ -120,6 +120,7 @@ def test_the_largest_network_that_sees_enough_is_planned(images, minutes, datase
     plan = make_plan(Machine(images=images), minutes, dataset=dataset)
     assert plan.preset == expected
     digits = dataset == "mnist"
+    assert (plan.recipe.times == "logit-normal") == digits
     assert (plan.recipe.schedule == "flow") == digits
     assert plan.sampling_defaults["eta"] == digits and plan.recipe.warmup_steps <= 500
 
@@ -192,13 +193,17 @@ def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
     assert network.recipe.epochs == pytest.approx(10 * guide.recipe.epochs, rel=1e-3)
     assert guide.deadline == alone.deadline
     assert alone.deadline - network.deadline == pytest.approx(guide.seconds)
-    shared = "schedule", "prediction", "times", "precision", "batch_size", "classes", "image_size"
-    assert guide.recipe.seed == network.recipe.seed
-    assert all(getattr(guide.recipe, name) == getattr(network.recipe, name) for name in shared)
+    shared = "objective", "times", "precision", "batch_size", "classes", "seed", "image_size"
+    path = "schedule", "prediction"
+    for name in (*shared, *path):
+        assert getattr(guide.recipe, name) == getattr(network.recipe, name)
     assert guide.recipe.base_channels == 16
     assert guide.recipe.ema_decay < network.recipe.ema_decay
     guided = {"guide": "guide"} | MNIST.planning.guided_draw
     assert network.sampling_defaults == alone.sampling_defaults | guided
+    steps = alone.sampling_defaults["steps"]
+    guide_evaluation = machine.seconds_per_evaluation(guide.recipe)
+    assert network.sampling == pytest.approx(alone.sampling + steps * guide_evaluation)
     assert guide.sampling_defaults == {}
 
 
