@@ -303,7 +303,7 @@ def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatc
     assert f"--out {tmp_path / 'run'} --device cpu" in capsys.readouterr().out
     assert run("plan", "--guide", *out, "--log", "tensorboard") == 0
     printed = capsys.readouterr().out
-    assert printed.count(f"{ENOUGH_STEPS:,}") == 1, "a guide may be short"
+    assert printed.count(f"{ENOUGH_STEPS['adam']:,}") == 1, "a guide may be short"
     folders = tmp_path / "run", tmp_path / "run" / "guide"
     for folder in folders:
         recipe, record = checkpoints.load_config(folder)
@@ -352,6 +352,16 @@ def test_a_network_too_narrow_for_its_patches_is_reported(trainings, measured, t
     ):
         assert run("train", *base, *narrow, *others, "--out", tmp_path / "run") == 0
         assert ("48 numbers" in capsys.readouterr().out) is is_narrow
+
+
+def test_a_training_too_short_for_its_optimizer_is_reported(trainings, tmp_path, capsys):
+    """64 images in batches of 32: 1,000 steps."""
+    flags = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 500 --device cpu".split()
+    for optimizer, enough in (("adam", "2,000"), ("muon", None)):
+        assert run("train", *flags, "--optimizer", optimizer, "--out", tmp_path / "run") == 0
+        printed = capsys.readouterr().out
+        assert ("1000 steps in 500 epochs" in printed) is (enough is not None)
+        assert enough is None or (enough in printed and "--epochs 1000" in printed)
 
 
 def test_predicted_noise_is_reported_for_colours_alone(trainings, measured, tmp_path, capsys):
