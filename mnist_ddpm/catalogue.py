@@ -279,14 +279,21 @@ def make_times(recipe: Recipe) -> TimeSampler | None:
     return entry.make_times(recipe.T)
 
 
-def make_sampling_schedule(recipe: Recipe, name: str) -> Schedule:
-    """The schedule of that name, to sample along instead of the recipe's. Raises as make_schedule.
+def make_sampling_schedule(recipe: Recipe, name: str | None = None) -> Schedule:
+    """The schedule of that name, to sample along; None: the recipe's. Raises as make_schedule.
 
     For any prediction: x_0 is found on the recipe's schedule.
     """
+    if name is None:
+        return make_schedule(recipe)
     is_possible = recipe.prediction != "mu"  # the mean of a step of the schedule
     check(is_possible, "prediction is mu, which cannot be sampled along another path")
     return make_schedule(replace(recipe, schedule=name, prediction="x0"))
+
+
+def are_equal(schedule: Schedule, other: Schedule) -> bool:
+    """Whether two schedules have the same tables."""
+    return torch.equal(schedule.a, other.a) and torch.equal(schedule.b, other.b)
 
 
 def make_denoiser(
@@ -299,9 +306,9 @@ def make_denoiser(
 ) -> Denoiser | LearnedDenoiser:
     """A network as a denoiser, not clipped; with_exponent: a LearnedDenoiser, where it can be one.
 
-    condition (N, K, H, W): of the images to sample. sampling_schedule: one to sample along in place
-    of the schedule, which is that of training. Raises ValueError if the condition is missing, or if
-    the network takes none.
+    condition (N, K, H, W): of the images to sample. sampling_schedule: the one to sample along, if
+    it may differ from the schedule, which is that of training. Raises ValueError if the condition
+    is missing, or if the network takes none.
     """
     if recipe.conditional:
         check(condition is not None, f"condition is {recipe.condition}: pass its tensor")
@@ -310,7 +317,7 @@ def make_denoiser(
     has_exponent = learns_variance(recipe)
     make = learned_variance.learned_denoiser if has_exponent else predictions.denoiser
     make = partial(make, conversion=conversion_of(recipe))
-    if sampling_schedule is None:
+    if sampling_schedule is None or are_equal(schedule, sampling_schedule):
         denoise = make(network, schedule)
     else:
         denoise = paths.denoiser_along(sampling_schedule, network, schedule, make)

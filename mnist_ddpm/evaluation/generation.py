@@ -62,7 +62,7 @@ def make_denoiser_for_batch(
     (a network and its recipe) if given, else the network without labels; unused without both.
     interval: guidance acts at times low < t <= high only. condition_images (M, C, H, W), uint8:
     image k has the condition of condition_images[k % M], where the recipe has one.
-    sampling_schedule: the schedule to sample along, if it is not the network's. next_times: the
+    sampling_schedule: the schedule to sample along, if it may differ. next_times: the
     sampler's times, for a network whose input includes where each step goes. with_exponent: for a
     sampler that uses the learned variance.
     """

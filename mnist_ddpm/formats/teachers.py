@@ -22,9 +22,7 @@ def denoiser_along_schedule(
     """A checkpoint's denoiser along a schedule, which may be its own, with labels (N,) or none."""
     network, schedule, recipe = checkpoint
     network = guidance.with_labels(network, labels)
-    tables = (schedule.a, sampling_schedule.a), (schedule.b, sampling_schedule.b)
-    other = None if all(torch.equal(*pair) for pair in tables) else sampling_schedule
-    return catalogue.make_denoiser(network, schedule, recipe, sampling_schedule=other)
+    return catalogue.make_denoiser(network, schedule, recipe, sampling_schedule=sampling_schedule)
 
 
 def load_teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
