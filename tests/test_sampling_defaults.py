@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 from command_helpers import DIGITS, drawn, error_of, run, save_network, skip_films
 from conftest import ROOT
 
 from mnist_ddpm.commands.flags import SampleFlags
+from mnist_ddpm.commands.push import flags_of_card
+from mnist_ddpm.commands.sample import prepare_job
 from mnist_ddpm.commands.sampler_setup import with_sampling_defaults
 from mnist_ddpm.formats import checkpoints
 
@@ -96,6 +99,36 @@ def test_own_checkpoints_and_masks_are_drawn_as_ever(plain, tmp_path, capsys):
     assert not np.array_equal(images, advised)
 
 
+def test_timesteps_of_the_defaults_are_sampled_unless_steps_are_typed(plain, tmp_path, capsys):
+    """T is 20. A card says which times were sampled, and that is drawn again."""
+    advise(plain, DRAW | {"spacing": "signal", "timesteps": [20, 12, 3]})
+    images = drawn(tmp_path / "a", "--checkpoint", plain, "--n", 2)
+    assert "--timesteps 20 12 3" in capsys.readouterr().out
+    base = ["--checkpoint", plain, "--n", 2, "--sampler", "dpmpp", "--eta", 1]
+    typed = drawn(tmp_path / "b", *base, "--timesteps", 20, 12, 3)
+    assert np.array_equal(images, typed)
+    typed = drawn(tmp_path / "c", "--checkpoint", plain, "--n", 2, "--steps", 3)
+    spaced = drawn(tmp_path / "d", *base, "--steps", 3, "--spacing", "signal")
+    assert np.array_equal(typed, spaced) and not np.array_equal(typed, images)
+    settings = {"name": "dpmpp", "eta": 1.0, "steps": 3, "timesteps": [20, 12, 3]}
+    again, _ = prepare_job(SampleFlags(checkpoint=plain, n=2, **flags_of_card(settings))).draw()
+    assert np.array_equal(again[:, 0].numpy(), images)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--timesteps 20 12 --steps 2", "--steps"), ("--timesteps 12 20", "[12, 20]"),
+        ("--timesteps 21 12", "[21, 12]"), ("--timesteps 12 0", "[12, 0]"),
+        ("--timesteps 20 --init-image digit.png --strength 0.5", "--strength"),
+    ],
+)  # fmt: skip
+def test_timesteps_that_cannot_be_sampled(plain, tmp_path, monkeypatch, capsys, flags, named):
+    monkeypatch.chdir(tmp_path)
+    imageio.imwrite("digit.png", np.zeros((32, 32), np.uint8))
+    assert named in error_of(capsys, "sample", "--checkpoint", plain, *flags.split())
+
+
 def test_a_guide_in_the_checkpoint_s_folder_is_found_from_any_other(plain, tmp_path, monkeypatch):
     """As plan leaves one; where it is not there, as after a copy of some files, nothing guides."""
     guided = {"guide": "weak", "guidance": 1.5, "guidance_interval": [0, 10]}
@@ -119,6 +152,7 @@ def test_a_guide_in_the_checkpoint_s_folder_is_found_from_any_other(plain, tmp_p
         [], "dpmpp", None, {"sampler": "magic"}, {"sampler": ["ddim"]}, {"steps": 2.5},
         {"steps": True}, {"eta": "1"}, {"guide": "../elsewhere"}, {"guide": ["mnist-guide"]},
         {"guide": "/weak"}, {"guide": ".."},
+        {"timesteps": []}, {"timesteps": [1.5]}, {"timesteps": 20},
         {"eta": 10**400}, {"guidance": float("nan")}, {"guidance_interval": [0]},
         {"guidance_interval": {"0": 1}}, {"speed": 1},
     ],

@@ -23,8 +23,8 @@ from mnist_ddpm.training.recipe import Recipe
 
 # Flags of drawing that have no effect on images that are there already
 SAMPLING_FLAGS = (
-    "sampler steps spacing path eta variance option clip label guidance guidance_interval guide "
-    "precision"
+    "sampler steps spacing timesteps path eta variance option clip label guidance "
+    "guidance_interval guide precision"
 ).split()
 
 
@@ -202,7 +202,11 @@ def describe_sampling(
 ) -> dict:
     """How images were drawn, for a card."""
     facts = {"name": sampler_choice.name, **sampler_choice.described, "precision": flags.precision}
-    facts |= {"steps": flags.steps, "spacing": flags.spacing, "clip": flags.clip}
+    facts |= {"steps": flags.steps, "clip": flags.clip}
+    if flags.timesteps:
+        facts["timesteps"] = list(flags.timesteps)
+    else:
+        facts["spacing"] = flags.spacing
     numbers = [label_number(label, recipe) for label in flags.label]
     optional = {
         "path": flags.path,

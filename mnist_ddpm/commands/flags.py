@@ -72,6 +72,10 @@ class DrawingFlags:
     spacing: Annotated[Spacing | None, unless_typed("the checkpoint's default, else trailing")] = (
         None
     )
+    # the steps' times themselves, falling, T to 1, instead of --steps and --spacing
+    timesteps: Annotated[
+        tuple[int, ...] | None, unless_typed("the checkpoint's default, else of --steps, --spacing")
+    ] = None
     # sample along this schedule, with times matched by SNR, such as flow
     path: Annotated[str | None, unless_typed("the checkpoint's own")] = None
     # noise of ddim and dpmpp: 0 none, 1 as much as ddpm

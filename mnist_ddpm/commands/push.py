@@ -97,7 +97,8 @@ def public_config(folder: Path) -> bytes:
 def flags_of_card(settings: dict) -> dict:
     """The flags of `sample` that draw as the sampler's settings of a card say."""
     sampler = catalogue.look_up("sampler", settings["name"], catalogue.SAMPLERS)
-    names = "steps spacing path eta variance clip guidance guidance_interval guide advised".split()
+    names = "path eta variance clip guidance guidance_interval guide advised".split()
+    names += ["timesteps"] if "timesteps" in settings else ["steps", "spacing"]
     flags = {name: settings[name] for name in names if name in settings}
     if "guide" in flags:
         flags["guide"] = Path(flags["guide"])

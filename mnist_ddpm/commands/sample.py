@@ -240,6 +240,8 @@ def start_from(
     """The sampler choice that starts from an image, noised as far as --strength says."""
     strength = flags.strength
     check(0 < strength <= 1, f"strength is {strength}: it must be above 0, and at most 1")
+    is_free = not flags.timesteps or "timesteps" in flags.advised
+    check(is_free, "--strength decides where sampling begins: leave out --timesteps")
     last = max(1, round(strength * recipe.T))
     schedule = sampler_choice.sampling_schedule
     schedule = ddpm.Schedule(schedule.a[: last + 1], schedule.b[: last + 1])

@@ -67,21 +67,30 @@ def pick_processes_and_device(flags: DrawingFlags) -> tuple[ProcessGroup, torch.
 def with_sampling_defaults(flags: Flags, recipe: Recipe, is_followed: bool = True) -> Flags:
     """The flags, with the checkpoint's advice for those that were not typed, which is printed.
 
-    It is ignored with --sampler, and on guidance where any flag of guidance was typed.
+    It is ignored with --sampler, on guidance where any flag of guidance was typed, and on timesteps
+    where steps or spacing were. Raises ValueError where timesteps and one of these were typed.
     """
     is_followed = is_followed and flags.sampler is None
     advice = checkpoints.sampling_defaults(flags.checkpoint) if is_followed else {}
     is_guided = any(getattr(flags, name) is not None for name in GUIDANCE_OPTIONS)
+    is_spaced = flags.steps is not None or flags.spacing is not None
+    check(
+        not (flags.timesteps and is_spaced), "--timesteps are given: leave out --steps, --spacing"
+    )
+    has_timesteps = flags.timesteps or ("timesteps" in advice and not is_spaced)
+    unused = {"steps", "spacing"} if has_timesteps else {"timesteps"}
+    unused |= {*GUIDANCE_OPTIONS} if is_guided else set()
     advice = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in advice.items()
-        if getattr(flags, name) is None and not (is_guided and name in GUIDANCE_OPTIONS)
+        if getattr(flags, name) is None and name not in unused
     }
     if advice and is_first_process():
         words = shlex.join(as_typed(advice.items()))
         print(f"as {flags.checkpoint} advises, with {words} (a flag that you type wins)")
     flags = replace(flags, **advice, advised=(*flags.advised, *advice))
     steps = min(STEPS, recipe.T) if flags.steps is None else flags.steps
+    steps = len(flags.timesteps) if flags.timesteps else steps
     return replace(flags, steps=steps, spacing=flags.spacing or "trailing")
 
 
@@ -154,11 +163,12 @@ def choose_sampler(flags: DrawingFlags, recipe: Recipe, default: str = "ddim") -
             variance = pick_variance(flags.variance, recipe)
         described["variance"] = variance
         options["variance"] = catalogue.VARIANCES.get(variance, defaults["variance"])
-    if flags.path is None:
-        sampling_schedule = catalogue.make_schedule(recipe)
+    sampling_schedule = catalogue.make_sampling_schedule(recipe, flags.path)
+    if flags.timesteps:
+        times = [*flags.timesteps]
+        ddpm.transitions(times, recipe.T)  # raises unless they fall
     else:
-        sampling_schedule = catalogue.make_sampling_schedule(recipe, flags.path)
-    times = catalogue.sampling_times(sampling_schedule, flags.steps, flags.spacing)
+        times = catalogue.sampling_times(sampling_schedule, flags.steps, flags.spacing)
     return SamplerChoice(name, sampler, options, times, sampling_schedule, described)
 
 
@@ -192,7 +202,7 @@ def build_denoiser_for_batch(
         interval=flags.guidance_interval,
         clip=None if recipe.is_vector else CLIPS[flags.clip],
         condition_images=None if condition_images is None else condition_images.to(device),
-        sampling_schedule=None if flags.path is None else sampler_choice.sampling_schedule,
+        sampling_schedule=sampler_choice.sampling_schedule,
         next_times=catalogue.next_times(sampler_choice.name, sampler_choice.times, recipe),
         with_exponent=takes_exponent(sampler_choice.options.get("variance")),
     )

@@ -92,6 +92,7 @@ SAMPLING_OPTIONS: dict[str, Callable[[object], bool]] = {
     "sampler": lambda x: x in [*catalogue.SAMPLERS],
     "spacing": lambda x: x in [*catalogue.SPACINGS],
     "steps": lambda x: is_number(x, int),
+    "timesteps": lambda x: type(x) is list and x and all(is_number(t, int) for t in x),
     "eta": lambda x: is_number(x, int, float),
     "guidance": lambda x: is_number(x, int, float),
     "guidance_interval": lambda x: type(x) is list and [is_number(t, int) for t in x] == [True] * 2,
@@ -103,9 +104,9 @@ SAMPLING_OPTIONS: dict[str, Callable[[object], bool]] = {
 def sampling_defaults(source: str | Path) -> dict:
     """How best to sample from a checkpoint, by "draw" in its config.json; {} where that is missing.
 
-    Some of sampler, steps, spacing, eta, guide (a shipped name, or the path of a folder in the
-    checkpoint's), guidance and guidance_interval; without the last three where that folder is
-    missing. Raises as `find`, and ValueError for other options or values.
+    Some of sampler, steps, spacing, timesteps, eta, guide (a shipped name, or the path of a folder
+    in the checkpoint's), guidance and guidance_interval; without the last three where that folder
+    is missing. Raises as `find`, and ValueError for other options or values.
     """
     path = find(source) / CONFIG
     options = read_json(path).get("draw", {})
