@@ -36,9 +36,10 @@ def train(images, labels, seconds, seed):
         drawn = torch.cat([model.sample(batch_size=size) for size in sizes])
         return (drawn * 255).clamp(0, 255).round().byte()
 
+    draw(10, 0)  # since a first call takes longer
     began = time.monotonic()
-    draw(10, 0)
-    end -= min(DRAWING * seconds, 1.2 * (time.monotonic() - began) * N / 10)
+    draw(50, 0)
+    end -= min(DRAWING * seconds, 1.2 * (time.monotonic() - began) * N / 50)
     diffusion.train()
     while time.monotonic() < end:
         x0 = images[torch.randint(len(images), (32,))].float() / 255

@@ -47,9 +47,10 @@ def train(images, labels, seconds, seed):
         while time.monotonic() < end:
             yield images[torch.randint(len(images), (128,))].float() / 127.5 - 1
 
+    draw(10, 0)  # since a first call takes longer
     began = time.monotonic()
-    draw(10, 0)
-    end -= min(DRAWING * seconds, 1.2 * (time.monotonic() - began) * N / 10)
+    draw(50, 0)
+    end -= min(DRAWING * seconds, 1.2 * (time.monotonic() - began) * N / 50)
     for _ in training_loop(batches(), network, schedule, accelerator, lr=7e-4):
         average.update_parameters(network)
     return draw
