@@ -279,21 +279,14 @@ def make_times(recipe: Recipe) -> TimeSampler | None:
     return entry.make_times(recipe.T)
 
 
-def make_sampling_schedule(recipe: Recipe, name: str | None = None) -> Schedule:
-    """The schedule of that name, to sample along; None: the recipe's. Raises as make_schedule.
+def make_sampling_schedule(recipe: Recipe, name: str) -> Schedule:
+    """The schedule of that name, to sample along instead of the recipe's. Raises as make_schedule.
 
     For any prediction: x_0 is found on the recipe's schedule.
     """
-    if name is None:
-        return make_schedule(recipe)
     is_possible = recipe.prediction != "mu"  # the mean of a step of the schedule
     check(is_possible, "prediction is mu, which cannot be sampled along another path")
     return make_schedule(replace(recipe, schedule=name, prediction="x0"))
-
-
-def are_equal(schedule: Schedule, other: Schedule) -> bool:
-    """Whether two schedules have the same tables."""
-    return torch.equal(schedule.a, other.a) and torch.equal(schedule.b, other.b)
 
 
 def make_denoiser(
@@ -317,7 +310,7 @@ def make_denoiser(
     has_exponent = learns_variance(recipe)
     make = learned_variance.learned_denoiser if has_exponent else predictions.denoiser
     make = partial(make, conversion=conversion_of(recipe))
-    if sampling_schedule is None or are_equal(schedule, sampling_schedule):
+    if sampling_schedule is None:
         denoise = make(network, schedule)
     else:
         denoise = paths.denoiser_along(sampling_schedule, network, schedule, make)

@@ -74,9 +74,8 @@ def with_sampling_defaults(flags: Flags, recipe: Recipe, is_followed: bool = Tru
     advice = checkpoints.sampling_defaults(flags.checkpoint) if is_followed else {}
     is_guided = any(getattr(flags, name) is not None for name in GUIDANCE_OPTIONS)
     is_spaced = flags.steps is not None or flags.spacing is not None
-    check(
-        not (flags.timesteps and is_spaced), "--timesteps are given: leave out --steps, --spacing"
-    )
+    is_clear = not (flags.timesteps and is_spaced)
+    check(is_clear, "--timesteps are given: leave out --steps and --spacing")
     has_timesteps = flags.timesteps or ("timesteps" in advice and not is_spaced)
     unused = {"steps", "spacing"} if has_timesteps else {"timesteps"}
     unused |= {*GUIDANCE_OPTIONS} if is_guided else set()
@@ -163,7 +162,10 @@ def choose_sampler(flags: DrawingFlags, recipe: Recipe, default: str = "ddim") -
             variance = pick_variance(flags.variance, recipe)
         described["variance"] = variance
         options["variance"] = catalogue.VARIANCES.get(variance, defaults["variance"])
-    sampling_schedule = catalogue.make_sampling_schedule(recipe, flags.path)
+    if flags.path is None:
+        sampling_schedule = catalogue.make_schedule(recipe)
+    else:
+        sampling_schedule = catalogue.make_sampling_schedule(recipe, flags.path)
     if flags.timesteps:
         times = [*flags.timesteps]
         ddpm.transitions(times, recipe.T)  # raises unless they fall

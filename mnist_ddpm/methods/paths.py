@@ -34,11 +34,13 @@ def match_snr(schedule: Schedule, path: Schedule) -> tuple[Tensor, Schedule]:
 def denoiser_along(
     path: Schedule, network: Network, schedule: Schedule, make_denoiser: Callable
 ) -> Denoiser:
-    """The denoiser, on a path, of a network that was trained on a schedule.
+    """The denoiser, on a path, of a network that was trained on a schedule, maybe the same.
 
     make_denoiser: from network and schedule, for any prediction but mu, the mean of a step of the
     schedule. The network must accept fractions of t.
     """
+    if torch.equal(schedule.a, path.a) and torch.equal(schedule.b, path.b):
+        return make_denoiser(network, schedule)
     times, matched = match_snr(schedule, path)
     ratio = matched.a.hypot(matched.b) / path.a.hypot(path.b)
 
