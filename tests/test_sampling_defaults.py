@@ -115,6 +115,20 @@ def test_timesteps_of_the_defaults_are_sampled_unless_steps_are_typed(plain, tmp
     assert np.array_equal(again[:, 0].numpy(), images)
 
 
+def test_an_image_is_varied_by_steps_and_spacing_of_the_defaults(plain, tmp_path, monkeypatch):
+    """Not by their timesteps, since sampling begins later."""
+    monkeypatch.chdir(tmp_path)
+    imageio.imwrite("digit.png", np.zeros((32, 32), np.uint8))
+    varied = ["--checkpoint", plain, "--init-image", "digit.png", "--n", 2]
+    spaced = DRAW | {"spacing": "signal"}
+    advise(plain, spaced)
+    expected = drawn(tmp_path / "a", *varied)
+    advise(plain, spaced | {"timesteps": [20, 12, 3]})
+    assert np.array_equal(drawn(tmp_path / "b", *varied), expected)
+    advise(plain, DRAW)
+    assert not np.array_equal(drawn(tmp_path / "c", *varied), expected)
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

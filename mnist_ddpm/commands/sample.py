@@ -86,7 +86,9 @@ def prepare_job(flags: SampleFlags) -> SamplingJob:
     world, device = sampler_setup.pick_processes_and_device(flags)
     checkpoint, flags = open_checkpoint(flags, device)
     recipe = checkpoint.recipe
-    flags = sampler_setup.with_sampling_defaults(flags, recipe, is_followed=not flags.mask)
+    flags = sampler_setup.with_sampling_defaults(
+        flags, recipe, is_followed=not flags.mask, starts_at_T=not flags.init_image
+    )
     condition_images = load_condition_images(flags, recipe)
     network = CountedNetwork(checkpoint.network)
     cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
@@ -240,8 +242,8 @@ def start_from(
     """The sampler choice that starts from an image, noised as far as --strength says."""
     strength = flags.strength
     check(0 < strength <= 1, f"strength is {strength}: it must be above 0, and at most 1")
-    is_free = not flags.timesteps or "timesteps" in flags.advised
-    check(is_free, "--strength decides where sampling begins: leave out --timesteps")
+    message = "--strength decides where sampling begins: leave out --timesteps"
+    check(not flags.timesteps, message)
     last = max(1, round(strength * recipe.T))
     schedule = sampler_choice.sampling_schedule
     schedule = ddpm.Schedule(schedule.a[: last + 1], schedule.b[: last + 1])

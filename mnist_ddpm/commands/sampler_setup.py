@@ -64,11 +64,14 @@ def pick_processes_and_device(flags: DrawingFlags) -> tuple[ProcessGroup, torch.
     return world, device
 
 
-def with_sampling_defaults(flags: Flags, recipe: Recipe, is_followed: bool = True) -> Flags:
+def with_sampling_defaults(
+    flags: Flags, recipe: Recipe, is_followed: bool = True, starts_at_T: bool = True
+) -> Flags:
     """The flags, with the checkpoint's advice for those that were not typed, which is printed.
 
     It is ignored with --sampler, on guidance where any flag of guidance was typed, and on timesteps
-    where steps or spacing were. Raises ValueError where timesteps and one of these were typed.
+    where steps or spacing were, or where sampling does not start at T. Raises ValueError where
+    timesteps were typed with one of these.
     """
     is_followed = is_followed and flags.sampler is None
     advice = checkpoints.sampling_defaults(flags.checkpoint) if is_followed else {}
@@ -76,7 +79,8 @@ def with_sampling_defaults(flags: Flags, recipe: Recipe, is_followed: bool = Tru
     is_spaced = flags.steps is not None or flags.spacing is not None
     is_clear = not (flags.timesteps and is_spaced)
     check(is_clear, "--timesteps are given: leave out --steps and --spacing")
-    has_timesteps = flags.timesteps or ("timesteps" in advice and not is_spaced)
+    takes_timesteps = starts_at_T and not is_spaced
+    has_timesteps = flags.timesteps or ("timesteps" in advice and takes_timesteps)
     unused = {"steps", "spacing"} if has_timesteps else {"timesteps"}
     unused |= {*GUIDANCE_OPTIONS} if is_guided else set()
     advice = {
