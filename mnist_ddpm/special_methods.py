@@ -20,8 +20,12 @@ def distribution_matching(
     is_supported = not recipe.conditional and recipe.network == "unet"
     check(is_supported, f"{name} takes no condition, and no network but unet")
     check(recipe.optimizer == "adam", f"{name} takes no optimizer {recipe.optimizer}: take adam")
+    times = recipe.student_timesteps
+    falls = [*times, 0] == sorted({*times, 0}, reverse=True) and times[:1] == (recipe.T,)
+    message = f"student_timesteps are {times}: they must fall, from {recipe.T} to at least 1"
+    check(falls or not times, message)
     fake = networks.shortcut_unet(recipe, recipe.channels, recipe.channels)
-    return DistributionMatching(conversion, fake, teacher, recipe.learning_rate)
+    return DistributionMatching(conversion, fake, teacher, recipe.learning_rate, times)
 
 
 def mean_flow(recipe: Recipe, teacher: Teacher | None) -> MeanFlow:

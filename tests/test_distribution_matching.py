@@ -135,6 +135,23 @@ def test_it_learns_at_the_times_that_are_drawn_at_from_its_own_images():
     ]
 
 
+def test_it_learns_equally_often_at_each_of_the_timesteps_that_are_named():
+    seen = []
+
+    def network(xt, t):
+        seen.append((t.tolist(), torch.is_grad_enabled()))
+        return 0 * xt
+
+    eps, t = torch.randn(6, 1, 4, 4), torch.full((6,), 500)
+    fake = Fake(lambda xt, t, s: xt)
+    named = {"student_timesteps": (1000, 750, 600)}
+    method = DistributionMatching(X0, fake, lambda labels: normal(0.0, 0.1), **named)
+    method.loss(network, PAPER, Batch(eps, t, eps))
+    assert seen == [
+        ([1000] * 4, False), ([750] * 2, False), ([1000] * 2 + [750] * 2 + [600] * 2, True),
+    ]  # fmt: skip
+
+
 def test_times_of_even_signal():
     assert even_signal(PAPER, 1) == [1000]
     for n in (2, 4, 10):
@@ -161,8 +178,11 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert checkpoints.sampling_defaults("whole")["spacing"] == "signal"
     assert run("sample", "--checkpoint", "whole", "--n", 2, "--steps", 2, "--out", "out") == 0
     assert "--spacing signal" in capsys.readouterr().out
-    assert run(*half, "--critic", 0.1, "--epochs", 1) == 0
+    assert run(*half, "--critic", 0.1, "--student-timesteps", 60, 45, "--epochs", 1) == 0
     assert run("train", "--resume", "--epochs", 2, "--out", "half") == 0
+    assert checkpoints.load("half").recipe.student_timesteps == (60, 45)
+    assert run("sample", "--checkpoint", "half", "--n", 2, "--out", "out") == 0
+    assert "--timesteps 60 45" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -209,6 +229,9 @@ def test_each_network_has_its_rate_and_momentum():
         ("--optimizer adam", "teacher"),
         ("--teacher known --optimizer muon", "adam"),
         ("--teacher known --optimizer adam --network shortcut", "network"),
+        ("--teacher known --optimizer adam --student-timesteps 900 750", "student_timesteps"),
+        ("--teacher known --optimizer adam --student-timesteps 1000 1000", "student_timesteps"),
+        ("--objective simple --student-timesteps 1000", "student_timesteps"),
     ],
 )
 def test_what_does_not_fit_is_refused(flags, named, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ difference. They are drawn by consistency_sampler in few steps, so that the netw
 own x_t (arXiv 2405.14867, Section 4.5).
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -24,14 +25,25 @@ FAKE_RATE_FACTOR = 20.0  # by which the second network's learning rate is higher
 CRITIC_RATE = 6e-4  # learning rate of a critic, which starts untrained
 
 
-def chains_of(n: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """For each of n images its times up to the step that learns (n, 4), and their number (n,)."""
+def chains_of(
+    n: int, schedule: Schedule, student_timesteps: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """For each of n images its times up to the step that learns (n, K), and their number (n,).
+
+    student_timesteps: K falling times, at each of which the network learns equally often; if
+    empty, those of CHAINS.
+    """
+    if student_timesteps:
+        lengths = range(1, len(student_timesteps) + 1)
+        chains = [([*student_timesteps[:length]], 1) for length in lengths]
+    else:
+        chains = [(even_signal(schedule, steps)[:which], share) for steps, which, share in CHAINS]
+    longest = max(len(times) for times, _ in chains)
     rows = []
     counts = []
-    for steps, which, share in CHAINS:
-        times = even_signal(schedule, steps)[:which]
-        rows += share * [times + (4 - which) * [0]]
-        counts += share * [which]
+    for times, share in chains:
+        rows += share * [times + (longest - len(times)) * [0]]
+        counts += share * [len(times)]
     index = torch.arange(n) * len(rows) // n
     return torch.tensor(rows)[index], torch.tensor(counts)[index]
 
@@ -42,6 +54,7 @@ class DistributionMatching(Method):
     fake: a ShortcutUNet that predicts as the network does, and learns what is drawn. It begins best
     as the teacher. As s it is given the time at which an image was drawn, so that the images of
     each step have to look right by themselves. Both are given the labels that the network is given.
+    student_timesteps: the times at which it draws, falling from T; if empty, those of CHAINS.
     """
 
     def __init__(
@@ -50,14 +63,18 @@ class DistributionMatching(Method):
         fake: nn.Module,
         teacher: Teacher | None = None,
         learning_rate: float = 1e-4,
+        student_timesteps: Sequence[int] = (),
     ):
         super().__init__(fake=fake)
         self.initialized_from_teacher = ("fake",)
         self.sampling_defaults = {"sampler": "consistency", "steps": 4, "spacing": "signal"}
+        if student_timesteps:
+            self.sampling_defaults = {"sampler": "consistency", "timesteps": [*student_timesteps]}
         self.conversion = conversion
         self.fake = fake
         self.teacher = teacher
         self.learning_rate = learning_rate
+        self.student_timesteps = student_timesteps
         # so that no times are lost beside others
         self.fake_loss = weighted(conversion, truncated_snr)
 
@@ -73,7 +90,7 @@ class DistributionMatching(Method):
         labels = batch.labels
         predict_x0 = self.conversion.x0_hat
         margin = schedule.T // MARGIN
-        times, count = chains_of(len(batch.eps), schedule)
+        times, count = chains_of(len(batch.eps), schedule, self.student_timesteps)
         xt = batch.eps.clone()
         with torch.no_grad():
             for k in range(1, int(count.max())):

@@ -32,6 +32,9 @@ class Options:
     # mean-flow, drifting
     objective: str = "simple"
     times: str = "uniform"  # of training: uniform, logit-normal, log-normal, noisy
+    # of objective matching: the times at which the network learns to draw, falling from T; empty:
+    # those of one, two and four steps, even in signal
+    student_timesteps: tuple[int, ...] = ()
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small
     # weight of the loss of a critic that distinguishes predictions of x_0 from images; 0: none
     critic: float = 0.0

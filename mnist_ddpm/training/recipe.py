@@ -104,6 +104,7 @@ class Recipe(Options, Settings):
             "attributes",
             "augment",
             "label_names",
+            "student_timesteps",
         ):
             if isinstance(getattr(self, name), list):
                 filled[name] = tuple(getattr(self, name))
@@ -131,7 +132,7 @@ class Recipe(Options, Settings):
 
     def check_values(self) -> None:
         """Raises ValueError for a value out of range."""
-        lists = "channel_mults", "attention_resolutions"
+        lists = "channel_mults", "attention_resolutions", "student_timesteps"
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
             is_in_range = least <= value <= most
@@ -171,6 +172,8 @@ class Recipe(Options, Settings):
         resolutions = self.attention_resolutions
         message = f"attention_resolutions is {resolutions}: take sides of levels, {self.sides}"
         check({*(resolutions or ())} <= {*self.sides}, message)
+        is_used = self.objective == "matching" or not self.student_timesteps
+        check(is_used, f"student_timesteps are for objective matching, not {self.objective}")
 
     def check_channels(self) -> None:
         """Raises ValueError for channels of neither images nor vectors, and what these lack."""
