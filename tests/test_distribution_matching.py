@@ -181,6 +181,8 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert run(*half, "--critic", 0.1, "--student-timesteps", 60, 45, "--epochs", 1) == 0
     assert run("train", "--resume", "--epochs", 2, "--out", "half") == 0
     assert checkpoints.load("half").recipe.student_timesteps == (60, 45)
+    draw = {"sampler": "consistency", "steps": 2, "spacing": "signal", "timesteps": [60, 45]}
+    assert checkpoints.sampling_defaults("half") == draw
     assert run("sample", "--checkpoint", "half", "--n", 2, "--out", "out") == 0
     assert "--timesteps 60 45" in capsys.readouterr().out
 

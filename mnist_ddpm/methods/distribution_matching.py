@@ -69,7 +69,8 @@ class DistributionMatching(Method):
         self.initialized_from_teacher = ("fake",)
         self.sampling_defaults = {"sampler": "consistency", "steps": 4, "spacing": "signal"}
         if student_timesteps:
-            self.sampling_defaults = {"sampler": "consistency", "timesteps": [*student_timesteps]}
+            times = [*student_timesteps]
+            self.sampling_defaults |= {"steps": len(times), "timesteps": times}
         self.conversion = conversion
         self.fake = fake
         self.teacher = teacher
