@@ -229,8 +229,9 @@ def test_each_network_has_its_rate_and_momentum():
         ("--optimizer adam", "teacher"),
         ("--teacher known --optimizer muon", "adam"),
         ("--teacher known --optimizer adam --network shortcut", "network"),
-        ("--teacher known --optimizer adam --student-timesteps 900 750", "student_timesteps"),
-        ("--teacher known --optimizer adam --student-timesteps 1000 1000", "student_timesteps"),
+        ("--teacher known --optimizer adam --student-timesteps 50 20", "student_timesteps"),
+        ("--teacher known --optimizer adam --student-timesteps 60 60", "student_timesteps"),
+        ("--teacher known --optimizer adam --batch-size 1 --student-timesteps 60 9", "most 1"),
         ("--objective simple --student-timesteps 1000", "student_timesteps"),
     ],
 )
