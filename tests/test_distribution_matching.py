@@ -147,9 +147,8 @@ def test_it_learns_equally_often_at_each_of_the_timesteps_that_are_named():
     named = {"student_timesteps": (1000, 750, 600)}
     method = DistributionMatching(X0, fake, lambda labels: normal(0.0, 0.1), **named)
     method.loss(network, PAPER, Batch(eps, t, eps))
-    assert seen == [
-        ([1000] * 4, False), ([750] * 2, False), ([1000] * 2 + [750] * 2 + [600] * 2, True),
-    ]  # fmt: skip
+    learning = [1000] * 2 + [750] * 2 + [600] * 2
+    assert seen == [([1000] * 4, False), ([750] * 2, False), (learning, True)]
 
 
 def test_times_of_even_signal():
