@@ -151,7 +151,7 @@ OBJECTIVES: dict[str, MethodEntry] = {
     "consistency": plain_entry(consistency.Consistency),
     "velocity": plain_entry(partial(weighted, weight=flow.velocity_weight)),
     "mean-flow": MethodEntry(special_methods.mean_flow),
-    "matching": MethodEntry(
+    "distribution-matching": MethodEntry(
         lambda recipe, teacher: special_methods.distribution_matching(
             recipe, conversion_of(recipe), teacher
         )

@@ -168,7 +168,8 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "check_labelled", lambda *_: None)
     for name, seed in (("few", 1), ("known", 2)):
         save_network(tmp_path / name, SMALL, seed=seed)
-    flags = "--init-from few --teacher known --objective matching --optimizer adam --batch-size 32"
+    objective = "--objective distribution-matching --optimizer adam --batch-size 32"
+    flags = f"--init-from few --teacher known {objective}"
     whole, half = (["train", *flags.split(), "--out", name] for name in ("whole", "half"))
     assert run(*whole, "--epochs", 1) == 0
     found = checkpoints.load("whole")
@@ -198,7 +199,7 @@ def test_the_second_network_begins_as_a_teacher(teacher, unlabelled, who, tmp_pa
     for std, (name, changed) in enumerate(changes, 1):
         save_network(tmp_path / name, SMALL, 0.1 * std, **changed)
     names = {"teacher": "known", "teacher_unlabelled": unlabelled, "init_from": "few"}
-    recipe = replace(SMALL, objective="matching", **names)
+    recipe = replace(SMALL, objective="distribution-matching", **names)
     wanted = checkpoints.load(who).network
     fake = catalogue.make_method(recipe).networks["fake"]
     fake.load_state_dict(teachers.first_weights(recipe, fake))
@@ -210,7 +211,8 @@ def test_the_second_network_begins_as_a_teacher(teacher, unlabelled, who, tmp_pa
 
 def test_each_network_has_its_rate_and_momentum():
     names = {"teacher": "known", "init_from": "few", "optimizer": "adam"}
-    begun = trainer.start_run(replace(SMALL, objective="matching", critic=0.1, **names))
+    recipe = replace(SMALL, objective="distribution-matching", critic=0.1, **names)
+    begun = trainer.start_run(recipe)
     begun.set_learning_rate(begun.settings.learning_rate)
     own, fake, critic = (
         optimizer.param_groups[0] for _, optimizer in begun.networks_and_optimizers
@@ -237,5 +239,5 @@ def test_each_network_has_its_rate_and_momentum():
 def test_what_does_not_fit_is_refused(flags, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_network(tmp_path / "known", SMALL, classes=0)
-    flags = ["--objective", "matching", "--init-from", "known", *flags.split()]
+    flags = ["--objective", "distribution-matching", "--init-from", "known", *flags.split()]
     assert named in error_of(capsys, "train", *flags, "--out", "out")

@@ -73,7 +73,7 @@ def test_each_network_s_gradients_are_clipped_by_themselves():
 
 def old_optimizer(whole, parts, recipe):
     """The one that moved a network and its parts: with a group for each, or one for all."""
-    if recipe.objective != "matching":
+    if recipe.objective != "distribution-matching":
         return catalogue.make_optimizer(whole, recipe)
     own = [p for name, p in whole.named_parameters() if name.split(".")[0] not in parts]
     groups = [{"params": own, "pace": 1.0}]
@@ -87,7 +87,7 @@ def old_optimizer(whole, parts, recipe):
     [
         {"objective": "consistency"},
         {"objective": "consistency", "optimizer": "muon", "learning_rate": 1e-3},
-        {"objective": "matching", "teacher": "known", "init_from": "known"},
+        {"objective": "distribution-matching", "teacher": "known", "init_from": "known"},
     ],
     ids=lambda changes: " ".join(map(str, changes.values())),
 )

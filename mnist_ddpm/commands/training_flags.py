@@ -55,7 +55,8 @@ class RecipeFlags(Options):
     classes: Annotated[Classes, unless_typed("no labels")] = 0
     label_names: tyro.conf.Suppress[tuple[str, ...]] = ()  # which the data decide
     columns: tyro.conf.Suppress[tuple[tuple[str, float, float], ...]] = ()  # likewise
-    # of objective matching: the times at which the network learns to draw, falling from T
+    # of objective distribution-matching: the times at which the network learns to draw, falling
+    # from T
     student_timesteps: Annotated[
         tuple[int, ...], unless_typed("those of one, two and four steps, even in signal")
     ] = ()

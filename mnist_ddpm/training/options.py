@@ -28,12 +28,12 @@ class Options:
     # linear, cosine, quadratic, sigmoid, each also with -zero-snr; log-snr, flow
     schedule: str = "linear"
     prediction: str = "eps"  # what the network predicts: eps, x0, v, mu, velocity, edm
-    # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, velocity, consistency, matching,
-    # mean-flow, drifting
+    # simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, velocity, consistency,
+    # distribution-matching, mean-flow, drifting
     objective: str = "simple"
     times: str = "uniform"  # of training: uniform, logit-normal, log-normal, noisy
-    # of objective matching: the times at which the network learns to draw, falling from T; empty:
-    # those of one, two and four steps, even in signal
+    # of objective distribution-matching: the times at which the network learns to draw, falling
+    # from T; empty: those of one, two and four steps, even in signal
     student_timesteps: tuple[int, ...] = ()
     condition: str = "none"  # of each image, which the network sees beside x_t: grey, small
     # weight of the loss of a critic that distinguishes predictions of x_0 from images; 0: none

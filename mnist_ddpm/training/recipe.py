@@ -172,8 +172,9 @@ class Recipe(Options, Settings):
         resolutions = self.attention_resolutions
         message = f"attention_resolutions is {resolutions}: take sides of levels, {self.sides}"
         check({*(resolutions or ())} <= {*self.sides}, message)
-        is_used = self.objective == "matching" or not self.student_timesteps
-        check(is_used, f"student_timesteps are for objective matching, not {self.objective}")
+        name = "distribution-matching"
+        is_used = self.objective == name or not self.student_timesteps
+        check(is_used, f"student_timesteps are for objective {name}, not {self.objective}")
 
     def check_channels(self) -> None:
         """Raises ValueError for channels of neither images nor vectors, and what these lack."""
