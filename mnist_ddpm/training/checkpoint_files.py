@@ -29,9 +29,9 @@ from mnist_ddpm.training.run import count_parameters
 from mnist_ddpm.training.saving import (
     CONFIG,
     STATE,
-    TABLES,
     WEIGHTS,
     check_schedule_name,
+    read_recipe,
     recorded_digest,
 )
 from mnist_ddpm.training.weight_loading import refuse, wrong_shapes
@@ -105,9 +105,8 @@ def load_config(folder: str | Path) -> tuple[Recipe, dict]:
         version = config["format"]
         check(version in (1, FORMAT), f"format {version}: this version reads up to {FORMAT}")
         method = config["method"] if version == FORMAT else {}
-        method_settings = {name: each for name, each in method.items() if name not in TABLES}
         others = config.get("recipe", {}) if version == FORMAT else {}  # not by the notebook
-        recipe = Recipe(**config["settings"] | method_settings | others)
+        recipe = read_recipe(config["settings"], method, others)
         record = config["training"]
         recorded = config.get("sha256", {})
         digests = description_digests(config)

@@ -86,6 +86,18 @@ def check_schedule_name(method: dict, path: Path) -> None:
     check(method.get("schedule") != "tables", f"{refusal}: {advice}")
 
 
+def read_recipe(settings: dict, method: dict, others: dict) -> Recipe:
+    """The recipe that a file has in three parts, of this version or an earlier one.
+
+    Raises TypeError or ValueError for what is no recipe's.
+    """
+    named_settings = {name: each for name, each in method.items() if name not in TABLES}
+    values = settings | named_settings | others
+    if values.get("objective") == "matching":  # its name before version 0.26.0
+        values["objective"] = "distribution-matching"
+    return Recipe(**values)
+
+
 def load_state(folder: str | Path) -> tuple[dict, Recipe]:
     """The training state saved in a folder, also by the notebook, and its recipe.
 
@@ -98,8 +110,7 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
         state = load_tensors(path)
         check(type(state) is dict, f"it holds a {type(state).__name__}")
         method = state.get("method", {})
-        method_settings = {name: each for name, each in method.items() if name not in TABLES}
-        recipe = Recipe(**state["settings"] | method_settings)
+        recipe = read_recipe(state["settings"], method, {})
     except (*HELPFUL_ERRORS, *OTHER_ERRORS) as error:
         reason = f" ({describe_error(error)})" if isinstance(error, HELPFUL_ERRORS) else ""
         refusal = f"{path} is damaged or no training state of this version{reason}"
