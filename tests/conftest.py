@@ -31,6 +31,16 @@ def pytest_configure(config) -> None:
         MNIST(ROOT / "data", download=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_previews():
+    """Previews of trainings take two steps, not twenty."""
+    from mnist_ddpm.training import previews
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(previews, "STEPS", 2)
+        yield
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """A folder of small coloured pictures."""

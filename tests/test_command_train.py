@@ -30,7 +30,7 @@ from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, folder_lock
 from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.training import loop, planning, previews, saving, throughput
+from mnist_ddpm.training import loop, planning, saving, throughput
 from mnist_ddpm.training.presets import PRESETS, preset
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import training_step
@@ -293,7 +293,6 @@ def tiny_plans(monkeypatch, measured):
 
     monkeypatch.setattr(planning, "make_plan", make_plan_now)
     monkeypatch.setattr(loop, "training_step", slow_step)
-    monkeypatch.setattr(previews, "IMAGES", 1)
     monkeypatch.setattr(loading, "load_images", lambda *_, **__: blobs(64))
 
 
@@ -383,7 +382,6 @@ def test_predicted_noise_is_reported_for_colours_alone(trainings, measured, tmp_
 def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, capsys):
     """By what was measured of such networks: digits, and faces of celeba, with 1,000 times."""
     monkeypatch.setattr(loading, "load_images", lambda *_, **__: blobs(64))
-    monkeypatch.setattr(previews, "IMAGES", 1)
     tiny = "--base-channels 8 --channel-mults 1 --batch-size 32 --epochs 1 --device cpu".split()
     mine = tmp_path / "mine"
     other = tmp_path / "other"
