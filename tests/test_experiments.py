@@ -44,15 +44,22 @@ ONE_SEED = replace(TINY, seeds=1)
 SMALL = {"base_channels": 8, "channel_mults": (1, 2), "T": 60, "batch_size": 32, "epochs": 3}
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Few images, small networks, and an untrained extractor."""
+@pytest.fixture(scope="module")
+def judged(digits):
+    """An untrained extractor, few images, and their features."""
     torch.manual_seed(0)
     judge = untrained_judge()
-    images = ddpm.load_mnist(root=ROOT / "data")[:64]
+    images = digits[:64]
+    return judge, images, judge.features(images)
+
+
+@pytest.fixture(autouse=True)
+def small(judged, monkeypatch):
+    """Few images, small networks, and an untrained extractor."""
+    judge, images, features = judged
     monkeypatch.setattr(ExperimentRun, "judge", judge)
     monkeypatch.setattr(ExperimentRun, "training_images", images)
-    monkeypatch.setattr(ExperimentRun, "training_features", judge.features(images))
+    monkeypatch.setattr(ExperimentRun, "training_features", features)
     monkeypatch.setattr(ExperimentRun, "test_images", images.flip(0)[:16])
     recipe = lambda run, seed, **changes: Recipe(**SMALL | {"seed": seed} | changes)  # noqa: E731
     monkeypatch.setattr(ExperimentRun, "recipe", recipe)
