@@ -38,6 +38,9 @@ DATASETS["stripes"] = Dataset(
 )
 
 from mnist_ddpm.commands.command_line import run_command_line as main
+from mnist_ddpm.training import throughput
+
+throughput.MAX_SECONDS = 0.0  # a plan measures once, not for two seconds
 
 for line in sys.stdin:
     try:

@@ -41,13 +41,13 @@ from mnist_ddpm.training.recipe import Recipe
 
 TINY = replace(runner.QUICK, epochs=2, n=8, bits=2, seeds=2, long=20)
 ONE_SEED = replace(TINY, seeds=1)
-SMALL = {"base_channels": 8, "channel_mults": (1, 2), "T": 60, "batch_size": 32, "epochs": 3}
+NETWORK = {"base_channels": 8, "channel_mults": (1,), "patch_size": 8}
+SMALL = NETWORK | {"T": 60, "batch_size": 32, "epochs": 3}
 
 
 @pytest.fixture(scope="module")
 def judged(digits):
     """An untrained extractor, few images, and their features."""
-    torch.manual_seed(0)
     judge = untrained_judge()
     images = digits[:64]
     return judge, images, judge.features(images)
@@ -56,6 +56,7 @@ def judged(digits):
 @pytest.fixture(autouse=True)
 def small(judged, monkeypatch):
     """Few images, small networks, and an untrained extractor."""
+    torch.manual_seed(0)
     judge, images, features = judged
     monkeypatch.setattr(ExperimentRun, "judge", judge)
     monkeypatch.setattr(ExperimentRun, "training_images", images)
@@ -403,7 +404,7 @@ def test_a_sampler_takes_as_many_steps_as_its_evaluations_allow():
 
 
 def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, monkeypatch, capsys):
-    recipe = Recipe(base_channels=8, channel_mults=(1, 2))
+    recipe = Recipe(**NETWORK)
     network = catalogue.make_network(recipe)
     for name in ("mnist", "mnist-guide"):  # there is no mnist-few
         trainer.save_checkpoint(tmp_path / "checkpoints" / name, network, recipe, {"steps": 1})
@@ -412,6 +413,7 @@ def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, mo
     monkeypatch.setattr(steps, "BUDGETS", (1, 8))
     monkeypatch.setattr(steps, "SAMPLERS", {k: steps.SAMPLERS[k] for k in ("Heun", steps.BEST)})
     monkeypatch.setattr(steps, "OTHERS", ("mnist-guide",))
+    monkeypatch.setattr(EXPERIMENTS["steps"], "plot", lambda rows, figure: None)
     monkeypatch.setattr(EXPERIMENTS["steps"], "claims", lambda rows: [])
     calls = []
     draw = ExperimentRun.draw
