@@ -33,12 +33,13 @@ def pytest_configure(config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_previews():
-    """Previews of trainings take two steps, not twenty."""
+    """Previews of trainings take two steps, not as many as this returns."""
     from mnist_ddpm.training import previews
 
     with pytest.MonkeyPatch.context() as patch:
+        steps = previews.STEPS
         patch.setattr(previews, "STEPS", 2)
-        yield
+        yield steps
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 from training_helpers import PATH, TINY, start_simple
 
 from mnist_ddpm.datasets import MNIST
-from mnist_ddpm.training import planning, session, throughput
+from mnist_ddpm.training import planning, previews, session, throughput
 from mnist_ddpm.training.options import format_size
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
@@ -60,7 +60,9 @@ class Machine:
 
 
 @pytest.fixture
-def machine():
+def machine(short_previews, monkeypatch):
+    """A machine whose previews take their time in full."""
+    monkeypatch.setattr(previews, "STEPS", short_previews)
     return Machine()
 
 
