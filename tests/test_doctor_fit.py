@@ -41,7 +41,7 @@ def test_what_small_networks_have_learned(name, verdict, digits):
 @pytest.mark.parametrize("conversion", [predictions.EPS, predictions.V, predictions.X0])
 @pytest.mark.parametrize("scale", [0.0, 0.1])
 def test_an_untrained_network_is_undecided(conversion, scale, digits):
-    network = ddpm.UNet(1, base_channels=16, channel_mults=(1, 2), patch_size=1)
+    network = ddpm.UNet(1, base_channels=8, channel_mults=(1,), patch_size=1)
     torch.nn.init.normal_(network.conv_out.weight, std=scale)
     denoise = predictions.denoiser(network, PAPER, conversion)
     assert fit_checks.check_fit(denoise, PAPER, digits).verdict == "undecided"

@@ -102,12 +102,14 @@ def moments(sampler, schedule, times, draws):
          "dpmpp-1.5"],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "schedule",
-    [PAPER, schedules.zero_terminal_snr(schedules.cosine()), STRAIGHT],
+    ("schedule", "steps"),
+    [(PAPER, 1000), (schedules.zero_terminal_snr(schedules.cosine()), 500), (STRAIGHT, 500)],
     ids=["paper", "cosine-zero-snr", "straight"],
 )
-def test_samples_have_the_mean_and_the_deviation_of_the_data(schedule, sampler, noisy, error):
-    mean, std = moments(sampler, schedule, ddpm.timesteps(1000, 1000), 999 if noisy else 0)
+def test_samples_have_the_mean_and_the_deviation_of_the_data(
+    schedule, steps, sampler, noisy, error
+):
+    mean, std = moments(sampler, schedule, ddpm.timesteps(1000, steps), steps - 1 if noisy else 0)
     torch.testing.assert_close(mean, MEAN.flatten(), rtol=0, atol=0.002)
     torch.testing.assert_close(std, STD.flatten(), rtol=error, atol=0)
 
