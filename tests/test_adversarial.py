@@ -37,10 +37,8 @@ def rms(x):
     return x.square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize(("weight", "steps"), [(0, 150), (3, 350)])
-def test_from_noise_alone_the_mean_is_predicted_unless_a_critic_says_that_none_looks_so(
-    weight, steps
-):
+@pytest.mark.parametrize("weight", [0, 3])
+def test_from_noise_alone_the_mean_is_predicted_unless_a_critic_says_that_none_looks_so(weight):
     """The data are 0.5 and -0.5, of which x_T tells nothing."""
     torch.manual_seed(0)
     network = Points()
@@ -48,9 +46,9 @@ def test_from_noise_alone_the_mean_is_predicted_unless_a_critic_says_that_none_l
     method = Adversarial(PlainMethod(weighted(X0)), X0, critic, weight)
     both = [*network.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(both, 2e-3, betas=(0.0, 0.99))
-    t = torch.full((64,), 1000)
-    for _ in range(steps):
-        x0, eps = torch.randn(64, 1, 1, 1).sign() / 2, torch.randn(64, 1, 1, 1)
+    t = torch.full((128,), 1000)
+    for _ in range(500):
+        x0, eps = torch.randn(128, 1, 1, 1).sign() / 2, torch.randn(128, 1, 1, 1)
         optimizer.zero_grad()
         method.loss(network, PAPER, Batch(x0, t, eps)).mean().backward()
         optimizer.step()

@@ -101,8 +101,9 @@ def test_each_step_draws_times_and_noise_of_its_own_from_the_seed():
 
 
 def test_training_fits_64_images_with_both_its_networks():
-    settings = replace(TINY, channel_mults=(1,), epochs=28, batch_size=32)
-    settings = replace(settings, learning_rate=1e-2, ema_decay=0.9)
+    settings = replace(
+        TINY, channel_mults=(1,), epochs=28, batch_size=32, learning_rate=1e-2, ema_decay=0.9
+    )
     run = trained(settings, squares(64))
     assert run.losses[0] > 0.9 and sum(run.losses[-20:]) / 20 < 0.5
     x0, t = ddpm.to_float(squares(64)).repeat(4, 1, 1, 1), torch.arange(256) % 50 + 1

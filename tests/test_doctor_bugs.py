@@ -22,7 +22,6 @@ FIRST = [
     for codebase, names in QUICK.items()
     for bug in names
 ]
-SAMPLERS = ["stale-eps", "neighbour-padding", "sample_ddim"]
 HEALTHY = [case for case in plain_bugs.healthy() if case.change in ("sample_ddim", "guided")]
 
 
@@ -35,21 +34,13 @@ def test_every_bug_of_the_proof_is_in_the_table():
     assert {case.bug for case in ILL} <= {*bugs.BUGS}
 
 
-def report_on(case):
-    """Only cases of samplers are examined with one: most of the time goes there."""
-    given = case.given()
-    if case.bug not in SAMPLERS and case.change not in SAMPLERS:
-        del given["sampler"]
-    return examine(**given)
-
-
 @pytest.mark.parametrize("case", FIRST, ids=lambda case: case.bug)
 def test_a_bug_is_noticed_and_named_among_the_first_two(case):
-    report = report_on(case)
+    report = examine(**case.given())
     assert not report.is_ok
     assert case.bug in [bug for bug, _ in report.causes()][:2]
 
 
 @pytest.mark.parametrize("case", HEALTHY, ids=lambda case: case.change)
 def test_a_healthy_script_is_called_healthy(case):
-    assert report_on(case).is_ok
+    assert examine(**case.given()).is_ok

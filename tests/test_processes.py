@@ -108,6 +108,7 @@ def from_notebook(folder: Path, world: ProcessGroup) -> None:
     assert saving.resume_run(folder, start).step == 5
 
 
+ACCELERATE = "-m accelerate.commands.launch --multi_gpu --main_process_port 0 --num_processes 2"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2"
 
 
@@ -133,14 +134,14 @@ def alone(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory) -> tuple:
-    """The folder of what a notebook's three do, and then two, of which one dies in the end."""
+    """The folder of what a notebook's three do, then two, and then two of which one dies."""
     folder = tmp_path_factory.mktemp("launched")
-    first = launch(folder, "from_notebook")
-    assert first.returncode == 0, first.stderr
-    return folder, launch(folder, "train", "killed", launcher=TORCHRUN)
+    for done in (launch(folder, "from_notebook"), launch(folder, "train", launcher=ACCELERATE)):
+        assert done.returncode == 0, done.stderr
+    return folder, launch(folder, "killed", launcher=TORCHRUN)
 
 
-def test_three_processes_of_a_notebook_and_then_two_of_torchrun_train_like_one(alone, launched):
+def test_three_processes_of_a_notebook_and_then_two_train_like_one(alone, launched):
     several = state(launched[0])
     assert len(alone["losses"]) == len(several["losses"]) == 10
     torch.testing.assert_close(several["losses"], alone["losses"], rtol=0, atol=1e-5)

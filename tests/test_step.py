@@ -96,8 +96,8 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(optimizer):
 
     The scale comes down until it is not.
     """
-    recipe = replace(TINY, epochs=1, channel_mults=(1,), warmup_steps=0)
-    recipe = replace(recipe, precision="float16", optimizer=optimizer)
+    names = {"precision": "float16", "optimizer": optimizer}
+    recipe = replace(TINY, epochs=1, channel_mults=(1,), warmup_steps=0, **names)
     run = start(replace(recipe, gradient_clip=1e9))
     assert run.scaler.get_scale() == 65536
     before = [p.detach().clone() for p in run.network.parameters()]
@@ -146,8 +146,8 @@ def test_an_infinite_gradient_of_a_finite_loss_stops():
 def test_labels_go_with_their_images_and_some_are_hidden_from_the_network(label_dropout):
     """In a batch all true labels, and in the network's own table those that it is given."""
     images = torch.arange(96, dtype=torch.uint8).view(96, 1, 1, 1).repeat(1, 1, 16, 16)
-    recipe = replace(TINY, channel_mults=(1,), classes=5, label_dropout=label_dropout)
-    run = start(replace(recipe, accumulation=2))
+    names = {"classes": 5, "label_dropout": label_dropout}
+    run = start(replace(TINY, channel_mults=(1,), accumulation=2, **names))
     batches, given = [], []
     loss = run.method.loss
     run.method.loss = lambda *inputs: batches.append(inputs[-1]) or loss(*inputs)
