@@ -130,7 +130,7 @@ MNIST = Dataset(
             "base_channels": 48,
             "channel_mults": (1, 2, 2),
             "prediction": "x0",
-            "objective": "p2",
+            "times": "logit-normal",
         },
     },
     planning=Planning(

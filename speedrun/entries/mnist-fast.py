@@ -1,4 +1,4 @@
-"""The preset mnist-fast: patches of 4x4, predicts x_0, Muon, P2's weights."""
+"""The preset mnist-fast: patches of 4x4, predicts x_0 at logit-normal times, Muon."""
 
 from clocked_training import train_by_clock
 
