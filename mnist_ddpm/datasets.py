@@ -36,6 +36,8 @@ class Planning:
     changes: dict = field(default_factory=dict)  # settings that replace those of the preset
     needs_decoding: bool = True  # the first run decodes the images; the plan leaves that time out
     guide_preset: str = ""  # preset of the guide for autoguidance; "": plan trains no guide
+    # by the network's preset, settings that replace those of the guide's
+    guide_changes: dict[str, dict] = field(default_factory=dict)
     guided_draw: dict = field(default_factory=dict)  # flags of `sample` to use with that guide
 
 
@@ -136,10 +138,19 @@ MNIST = Dataset(
     planning=Planning(
         presets=("mnist", "mnist-small"),
         sized_presets=("mnist", "mnist-small"),
-        min_images_seen=300_000,
-        changes=MINUTES_SETTINGS,
+        min_images_seen=180_000,
+        changes={"times": "logit-normal"},
         needs_decoding=False,
         guide_preset="mnist-small",
+        # At logit-normal times a training as short as a guide's may draw too bright digits
+        guide_changes={
+            "mnist": {
+                "schedule": "linear",
+                "prediction": "eps",
+                "times": "uniform",
+                "objective": "p2",
+            }
+        },
         guided_draw={"guidance": 1.5},
     ),
     draw={

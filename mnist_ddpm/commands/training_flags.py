@@ -117,9 +117,9 @@ class PlanFlags:
     """Train as well as this machine can in the time you have, after measuring it for a few seconds.
 
     Preset, precision and batch size are chosen and printed. The learning rate and the end follow
-    the clock, so that the time is used also where the machine becomes faster or slower. Digits are
-    learned by flow matching. With --guide a guide for autoguidance is trained, too, in the same
-    time: guided by it, samples are nearer to real digits by a third to a half.
+    the clock, so that the time is used also where the machine becomes faster or slower. In a short
+    time digits are learned by flow matching. With --guide a guide for autoguidance is trained, too,
+    in the same time: guided by it, samples are about half as far from real digits.
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """

@@ -192,7 +192,8 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     r = plan.recipe
     names = *UNPLANNED, "image_size", "precision", "batch_size"
     planning = dataset_named(r.dataset).planning
-    guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names})
+    changes = planning.guide_changes.get(plan.preset, {})
+    guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names}, **changes)
     pace = meter.pace(guide)
     evaluation = meter.seconds_per_evaluation(guide)
     preview = preview_seconds(guide, evaluation)
