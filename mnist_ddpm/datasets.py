@@ -96,8 +96,6 @@ DDPM_SETTINGS = {
     "warmup_steps": 5000,
     "ema_decay": 0.9999,
 }
-# What helps a training of minutes, from every seed tried: docs/plan.md
-MINUTES_SETTINGS = {"schedule": "flow", "prediction": "velocity", "times": "logit-normal"}
 CELEBA_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 FFHQ_PAGE = "https://github.com/NVlabs/ffhq-dataset"
 
@@ -125,7 +123,13 @@ MNIST = Dataset(
     ),
     presets={
         "mnist": {"optimizer": "muon"},
-        "mnist-small": {"optimizer": "muon", "base_channels": 16, **MINUTES_SETTINGS},
+        "mnist-small": {  # for a training of minutes: docs/plan.md
+            "optimizer": "muon",
+            "base_channels": 16,
+            "schedule": "flow",
+            "prediction": "velocity",
+            "times": "logit-normal",
+        },
         "mnist-fast": {  # as many parameters as mnist, and a third of its operations
             "optimizer": "muon",
             "patch_size": 4,
