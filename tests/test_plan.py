@@ -113,6 +113,8 @@ def test_starting_and_measuring_are_part_of_the_time_and_decoding_is_not(machine
         (300, 10, "celeba", "faces-64-small"),
         (300, 2, "celeba", "faces-32"),
         (300, 2, "mnist", "mnist-small"),  # mnist would see 100,000 images
+        (300, 3, "mnist", "mnist-small"),  # 150,000
+        (300, 4, "mnist", "mnist"),
         (300, 30, "mnist", "mnist"),  # 1,500,000
         (20_000, 10, "celeba", "faces-64"),
         (20_000, 2, "mnist", "mnist"),
