@@ -147,14 +147,7 @@ MNIST = Dataset(
         needs_decoding=False,
         guide_preset="mnist-small",
         # At logit-normal times a training as short as a guide's may draw too bright digits
-        guide_changes={
-            "mnist": {
-                "schedule": "linear",
-                "prediction": "eps",
-                "times": "uniform",
-                "objective": "p2",
-            }
-        },
+        guide_changes={"mnist": {"times": "uniform", "objective": "p2"}},
         guided_draw={"guidance": 1.5},
     ),
     draw={

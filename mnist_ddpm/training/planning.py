@@ -190,7 +190,7 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     a guide: the plan alone, and a line that reports it.
     """
     r = plan.recipe
-    names = *UNPLANNED, "image_size", "precision", "batch_size"
+    names = *UNPLANNED, "image_size", "precision", "batch_size", "schedule", "prediction"
     planning = dataset_named(r.dataset).planning
     changes = planning.guide_changes.get(plan.preset, {})
     guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names}, **changes)
