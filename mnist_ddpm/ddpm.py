@@ -6,11 +6,11 @@ __all__ = ['Time', 'Network', 'Objective', 'Denoiser', 'States', 'FORMATS', 'LAS
            'predict_x0', 'predict_eps', 'step_variance', 'posterior_variance', 'posterior_mean', 'l_simple',
            'eps_denoiser', 'clipped', 'timesteps', 'transitions', 'ddpm_sampler', 'ddim_sampler', 'ideal_denoiser',
            'time_embedding', 'group_norm', 'zero_init', 'ResidualBlock', 'SelfAttention', 'Block', 'Downsample',
-           'Upsample', 'down_path', 'up_path', 'UNet', 'Settings', 'make_network', 'best_device', 'progress_bar',
-           'load_mnist', 'read_image', 'image_paths', 'read_images', 'load_images', 'Run', 'start_run', 'total_steps',
-           'learning_rate_at', 'training_step', 'random_generator', 'mirrored', 'training_loop', 'replace_file',
-           'code_digest', 'method_of', 'digest_of', 'save_run', 'load_checkpoint', 'resume_run', 'noise_source',
-           'generate', 'free_cores', 'save_gif', 'show_strip']
+           'Upsample', 'down_path', 'up_path', 'UNet', 'guided_network', 'Settings', 'make_network', 'best_device',
+           'progress_bar', 'load_mnist', 'read_image', 'image_paths', 'read_images', 'load_images', 'load_labels',
+           'Run', 'start_run', 'total_steps', 'learning_rate_at', 'training_step', 'random_generator', 'mirrored',
+           'training_loop', 'replace_file', 'method_of', 'digest_of', 'save_run', 'load_checkpoint', 'resume_run',
+           'noise_source', 'generate', 'denoiser_of_labels', 'labels_in_turn', 'save_gif', 'show_strip']
 
 # %% ../MNIST_DDPM.ipynb #check
 # nbdev writes the cells marked `export` to mnist_ddpm/ddpm.py
@@ -235,7 +235,6 @@ def ideal_denoiser(schedule: Schedule, points: Tensor) -> Denoiser:
     return denoise
 
 # %% ../MNIST_DDPM.ipynb #imports-2
-import inspect
 import io
 import json
 import os
@@ -246,7 +245,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, field
 from hashlib import sha256
 from pathlib import Path
-from time import perf_counter, process_time
 
 import imageio.v3 as imageio
 from PIL import Image, ImageOps
@@ -320,7 +318,7 @@ class Block(nn.Module):
 
 # %% ../MNIST_DDPM.ipynb #resampling
 class Downsample(nn.Module):
-    """(N, C, H, W) to (N, C, H/2, W/2); it takes no notice of the time vectors."""
+    """(N, C, H, W) to (N, C, H/2, W/2). The time vectors are not used."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -331,7 +329,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """(N, C, H, W) to (N, C, 2H, 2W); it takes no notice of the time vectors."""
+    """(N, C, H, W) to (N, C, 2H, 2W). The time vectors are not used."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -370,16 +368,18 @@ def up_path(widths: list[int], skip_channels: list[int], make_block) -> nn.Modul
 
 # %% ../MNIST_DDPM.ipynb #u-net-code
 class UNet(nn.Module):
-    """x_t (N, channels, H, W) and times (N,) to (N, out_channels or channels, H, W).
+    """x_t (N, channels, H, W), times and labels (N,) to (N, out_channels or channels, H, W).
 
     blocks: residual blocks on each level, going down. attention: levels with self-attention.
+    classes: how many labels there are; the label `classes`, or no labels, stands for "none".
     """
 
     def __init__(self, channels=1, base_channels=32, channel_mults=(1, 2, 4), patch_size=2,
-                 dropout=0.0, blocks=1, attention=(2,), out_channels=None):
+                 dropout=0.0, blocks=1, attention=(2,), out_channels=None, classes=0):
         super().__init__()
         self.base_channels = base_channels
         self.patch_size = patch_size
+        self.classes = classes
         c, c_time = base_channels, 4 * base_channels
         widths = [c * mult for mult in channel_mults]
 
@@ -396,13 +396,18 @@ class UNet(nn.Module):
         self.norm_out = group_norm(widths[0])
         c_out = (out_channels or channels) * patch_size**2
         self.conv_out = zero_init(nn.Conv2d(widths[0], c_out, 3, padding=1))
+        if classes:
+            self.label = nn.Embedding(classes + 1, c_time)
 
     def time_vector(self, t: Tensor) -> Tensor:
         """Times (N,) as the vectors (N, c_time) that each block sees."""
         return self.time(time_embedding(t, self.base_channels).to(self.conv_in.weight))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         time = self.time_vector(t)
+        if self.classes:
+            none = torch.full((len(x),), self.classes)
+            time = time + self.label((none if labels is None else labels).to(x.device))
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
         skips = [h]
         for layer in self.down:
@@ -415,6 +420,19 @@ class UNet(nn.Module):
             h = layer(torch.cat([h, *skip], dim=1), time)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return F.pixel_shuffle(h, self.patch_size)
+
+# %% ../MNIST_DDPM.ipynb #guided-network
+def guided_network(network: Network, labels: Tensor, scale: float = 1.0) -> Network:
+    """A network told these labels (N,), as one of x_t and t: classifier-free guidance."""
+
+    def predict(xt: Tensor, t: Tensor) -> Tensor:
+        with_labels = network(xt, t, labels)
+        if scale == 1:
+            return with_labels
+        without = network(xt, t)
+        return without + scale * (with_labels - without)
+
+    return predict
 
 # %% ../MNIST_DDPM.ipynb #settings
 @dataclass(frozen=True)
@@ -436,6 +454,8 @@ class Settings:
     warmup_steps: int = 500  # steps in which the learning rate rises, at most a tenth of all
     ema_decay: float = 0.999  # of the moving average of the weights
     seed: int = 0  # of weights, order, times and noise
+    classes: int = 0  # how many labels there are; 0 for images without
+    label_dropout: float = 0.2  # share of labels that training replaces by "none"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -448,7 +468,8 @@ def make_network(settings: Settings) -> UNet:
     sizes = settings.channels, settings.base_channels, settings.channel_mults, settings.patch_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return UNet(*sizes, attention=(len(settings.channel_mults) - 1,))
+        attention = (len(settings.channel_mults) - 1,)
+        return UNet(*sizes, attention=attention, classes=settings.classes)
 
 
 def best_device() -> str:
@@ -541,6 +562,24 @@ def load_images(name: str, size: int = 32, root: str | Path = "data") -> tuple[T
     images = read_images(training, size)
     return images, read_images(unseen, size) if unseen else images[:0]
 
+# %% ../MNIST_DDPM.ipynb #load-labels
+def load_labels(name: str, root: str | Path = "data") -> tuple[Tensor | None, list[str]]:
+    """Labels of a set's training images, int64 (N,) or None, and what each label is called.
+
+    Of a folder whose images all lie in two subfolders or more: the subfolder.
+    """
+    if name == "mnist":
+        from torchvision.datasets import MNIST
+
+        return MNIST(root).targets, [*"0123456789"]
+    if name in LAST_TRAINING_IMAGE:
+        return None, []
+    paths = [path.relative_to(name) for path in image_paths(name)]
+    folders = sorted({path.parts[0] for path in paths})
+    if len(folders) < 2 or any(len(path.parts) < 2 for path in paths):
+        return None, []
+    return torch.tensor([folders.index(path.parts[0]) for path in paths]), folders
+
 # %% ../MNIST_DDPM.ipynb #run
 @dataclass
 class Run:
@@ -579,15 +618,21 @@ def learning_rate_at(step: int, total: int, settings: Settings) -> float:
     return settings.learning_rate * min(1, step / warmup) * cosine
 
 # %% ../MNIST_DDPM.ipynb #training-step
-def training_step(run: Run, objective, schedule, x0: Tensor, generator) -> float:
-    """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1]; returns the batch's loss.
+def training_step(run: Run, objective, schedule, x0: Tensor, generator, labels=None) -> float:
+    """One step of Algorithm 1 on images x0 (N, C, H, W) in [-1, 1], with any labels (N,).
 
-    Raises FloatingPointError for a loss that is not finite, before it reaches the weights.
+    Returns the batch's loss. Raises FloatingPointError for a loss that is not finite, before it
+    reaches the weights.
     """
     options = {"generator": generator, "device": generator.device}
     t = torch.randint(1, schedule.T + 1, (len(x0),), **options).to(x0.device)
     eps = torch.randn(x0.shape, **options).to(x0.device)
-    loss = objective(run.network.train(), schedule, x0, t, eps).mean()
+    network = run.network.train()
+    if labels is not None:
+        is_hidden = torch.rand(len(x0), **options) < run.settings.label_dropout
+        labels = labels.to(is_hidden.device).masked_fill(is_hidden, run.settings.classes)
+        network = guided_network(run.network, labels)
+    loss = objective(network, schedule, x0, t, eps).mean()
     run.optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
@@ -615,8 +660,12 @@ def mirrored(x0: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def training_loop(run: Run, images: Tensor, schedule: Schedule, objective: Objective = l_simple,
-                  augment: Callable | None = None) -> Iterator[float]:
-    """Trains run on uint8 images (N, C, H, W) to its last epoch; yields the loss of each step."""
+                  augment: Callable | None = None,
+                  labels: Tensor | None = None) -> Iterator[float]:
+    """Trains run on uint8 images (N, C, H, W), with any labels (N,), to its last epoch.
+
+    Yields the loss of each step.
+    """
     settings = run.settings
     device = next(run.network.parameters()).device
     total = total_steps(settings, len(images))
@@ -632,7 +681,8 @@ def training_loop(run: Run, images: Tensor, schedule: Schedule, objective: Objec
             x0 = to_float(images[batch].to(device))
             if augment is not None:
                 x0 = augment(x0, generator)
-            yield training_step(run, objective, schedule, x0, generator)
+            chosen = None if labels is None else labels[batch]
+            yield training_step(run, objective, schedule, x0, generator, chosen)
 
 # %% ../MNIST_DDPM.ipynb #files
 def replace_file(path: Path, content: bytes) -> None:
@@ -651,13 +701,6 @@ def replace_file(path: Path, content: bytes) -> None:
         raise OSError(f"{path} could not be written ({error}): is the disk full?") from error
     finally:
         Path(partial).unlink(missing_ok=True)
-
-
-def code_digest() -> str:
-    """Of the main functions of training: it changes when you edit one."""
-    parts = (UNet.__init__, UNet.forward, ResidualBlock.forward, SelfAttention.forward,
-             time_embedding, q_sample, l_simple, training_step, learning_rate_at)
-    return sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()
 
 
 def method_of(settings: Settings, schedule: Schedule) -> dict:
@@ -680,7 +723,7 @@ def save_run(folder: str | Path, run: Run, schedule: Schedule) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     described = {"settings": asdict(run.settings), "method": method_of(run.settings, schedule)}
     state = described | {name: part.state_dict() for name, part in run.parts.items()}
-    state |= {"step": run.step, "losses": run.losses, "code": code_digest()}
+    state |= {"step": run.step, "losses": run.losses}
     buffer = io.BytesIO()
     torch.save(state, buffer)
     weights = save(state["ema"])
@@ -729,15 +772,13 @@ def resume_run(folder: str | Path, settings: Settings, schedule: Schedule, devic
     try:
         check(zipfile.ZipFile(path).testzip() is None, "its checksum is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
-        saved = state["settings"] | state["method"]
+        saved = asdict(Settings()) | state["settings"] | state["method"]
     except Exception as error:  # of many kinds
         raise ValueError(f"{path} is damaged ({error!r}): name another save_to") from error
     wanted = asdict(settings) | method_of(settings, schedule)
     changed = sorted(name for name in wanted if wanted[name] != saved.get(name))
     names = ", ".join(name for name in changed if name != "epochs")
     check(not names, f"{folder} holds a run with another {names}: name another save_to")
-    if state.get("code", code_digest()) != code_digest():
-        print(f"Warning: the code is not that with which {folder} was trained.")
     run = start_run(settings, device)
     for name, part in run.parts.items():
         part.load_state_dict(state[name])
@@ -761,14 +802,21 @@ Film = list[tuple[int, Tensor, Tensor]]  # (t, x_t, x0_hat) of a few images: uin
 
 
 def generate(denoise: Denoiser, schedule: Schedule, n: int, shape: tuple, sampler=ddpm_sampler,
-             steps=50, seed=0, batch_size=256, film_images=0, device="cpu") -> tuple[Tensor, Film]:
-    """n images, uint8 (n, C, H, W), and a film of the first few. Image k depends on seed and k."""
+             steps=50, seed=0, batch_size=256, film_images=0, device="cpu",
+             labels: Tensor | None = None) -> tuple[Tensor, Film]:
+    """n images, uint8 (n, C, H, W), and a film of the first few. Image k depends on seed and k.
+
+    labels (n,): denoise is then a function from those of a batch to its denoiser.
+    """
     times = timesteps(schedule.T, steps)
     images = []
     film = {}
     for first in range(0, n, batch_size):
         draw_noise = noise_source(seed, range(n)[first : first + batch_size], shape, device)
-        states = sampler(denoise, schedule, times, draw_noise(), draw_noise)
+        of_batch = denoise
+        if labels is not None:
+            of_batch = denoise(labels[first : first + batch_size])
+        states = sampler(of_batch, schedule, times, draw_noise(), draw_noise)
         for t, xt, x0_hat in progress_bar(states, total=steps + 1, desc="sampling", leave=False):
             moment = round(40 * math.sqrt(t / schedule.T))  # closer together towards the end
             if moment not in film:
@@ -776,15 +824,26 @@ def generate(denoise: Denoiser, schedule: Schedule, n: int, shape: tuple, sample
         images.append(to_uint8(xt).cpu())
     return torch.cat(images), [*film.values()]
 
-# %% ../MNIST_DDPM.ipynb #free-cores
-def free_cores(threads: int) -> int:
-    """How many of these cores are free; more threads than that would wait for each other."""
-    torch.set_num_threads(threads)
-    began = perf_counter()
-    spent = process_time()
-    while perf_counter() < began + 0.1:
-        torch.zeros(2**16).sin()
-    return max(1, round((process_time() - spent) / (perf_counter() - began) - 0.1))
+# %% ../MNIST_DDPM.ipynb #label-helpers
+def denoiser_of_labels(network: Network, schedule: Schedule, scale: float = 1.0) -> Callable:
+    """A function from labels (N,) to the clipped denoiser that is guided to them."""
+
+    def denoiser_for(labels: Tensor) -> Denoiser:
+        guided = guided_network(network, labels, scale)
+        return clipped(eps_denoiser(guided, schedule), schedule)
+
+    return denoiser_for
+
+
+def labels_in_turn(text: str, classes: int, n: int) -> Tensor | None:
+    """n labels, those of the text in turn, else all: int64 (n,). None where there are none."""
+    if not classes:
+        check(text == "", f"labels is {text!r}, and this network was trained without labels")
+        return None
+    numbers = text.split() if " " in text else text
+    chosen = [int(number) for number in numbers] or [*range(classes)]
+    check(max(chosen) < classes, f"labels is {text!r}: take numbers below {classes}")
+    return torch.tensor(chosen)[torch.arange(n) % len(chosen)]
 
 # %% ../MNIST_DDPM.ipynb #save-gif
 def save_gif(path: str | Path, film: Film, predicted: bool = False, columns: int = 6) -> None:

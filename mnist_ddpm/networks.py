@@ -9,7 +9,6 @@ from torch import nn
 from mnist_ddpm.ddpm import UNet, check
 from mnist_ddpm.methods.adversarial import Critic
 from mnist_ddpm.methods.fourier import FourierUNet
-from mnist_ddpm.methods.guidance import LabelledUNet
 from mnist_ddpm.methods.just_transformer import JiT
 from mnist_ddpm.methods.residual_mlp import ResidualMLP
 from mnist_ddpm.methods.shortcuts import ShortcutUNet
@@ -19,9 +18,7 @@ from mnist_ddpm.training.recipe import Recipe
 
 def unet(recipe: Recipe, in_channels: int, out_channels: int) -> UNet:
     """The U-Net of a recipe, which takes labels where there are classes."""
-    if recipe.classes:
-        return unet_of(LabelledUNet, recipe, in_channels, out_channels, classes=recipe.classes)
-    return unet_of(UNet, recipe, in_channels, out_channels)
+    return unet_of(UNet, recipe, in_channels, out_channels, classes=recipe.classes)
 
 
 def shortcut_unet(recipe: Recipe, in_channels: int, out_channels: int) -> UNet:

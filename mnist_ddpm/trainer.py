@@ -53,7 +53,7 @@ def start_run(
 def method_settings(recipe: Recipe) -> dict:
     """Settings that rebuild the network and sample from it, where they are not the notebook's."""
     names = ["schedule", "prediction"]
-    optional = ("network", "condition", "classes", "attributes", "blocks_per_level", "norm_groups")
+    optional = ("network", "condition", "attributes", "blocks_per_level", "norm_groups")
     names += [name for name in optional if getattr(recipe, name) != getattr(Recipe, name)]
     if isinstance(recipe.image_size, tuple):
         names.append("image_size")

@@ -28,15 +28,14 @@ from mnist_ddpm.training.saving import load_state
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
 SHORT = replace(TINY, T=4)
 NAMES = (
-    "mnist", "mnist-taught", "mnist-few", "mnist-guide", "mnist-conditional", "mnist-pixels",
-    "mnist-bits", "celeba", "celeba-few", "celeba-guide", "cifar10",
+    "mnist", "mnist-labelled", "mnist-taught", "mnist-few", "mnist-guide", "mnist-conditional",
+    "mnist-pixels", "mnist-bits", "celeba", "celeba-few", "celeba-guide", "cifar10",
 )  # fmt: skip
 # recipes that the notebook knows nothing of, and what it names
 FOREIGN = {
     "v": {"prediction": "v"},
     "cosine": {"schedule": "cosine"},
     "hybrid": {"objective": "hybrid"},
-    "classes": {"classes": 3},
     "attributes": {"classes": 0, "attributes": ("Male",)},
     "blocks_per_level": {"blocks_per_level": 2},
     "norm_groups": {"norm_groups": 4},

@@ -7,14 +7,14 @@ import torch
 from helpers import PAPER, with_random_weights
 
 from mnist_ddpm.ddpm import UNet
-from mnist_ddpm.methods.guidance import LabelledUNet, guided, with_labels, within_interval
+from mnist_ddpm.methods.guidance import guided, with_labels, within_interval
 from mnist_ddpm.methods.learned_variance import learned_denoiser
 from mnist_ddpm.methods.predictions import EPS, V, denoiser
 
 
 def tiny(classes=3):
     options = {"base_channels": 8, "channel_mults": (1, 2), "attention": (1,)}
-    return with_random_weights(LabelledUNet(classes=classes, **options))
+    return with_random_weights(UNet(classes=classes, **options))
 
 
 def test_labels_matter_and_none_is_the_label_unknown():
@@ -31,7 +31,7 @@ def test_labels_matter_and_none_is_the_label_unknown():
 def test_a_labelled_network_is_the_plain_one_with_one_table_more():
     """In its weights' names and order, and in the random weights of the rest."""
     nets = []
-    for make in (UNet, lambda: LabelledUNet(classes=3)):
+    for make in (UNet, lambda: UNet(classes=3)):
         torch.manual_seed(0)
         nets.append(make().state_dict())
     plain, labelled = nets

@@ -196,7 +196,7 @@ def test_an_array_is_trained_drawn_and_goes_on(tmp_path):
     training = [*SMALL, "--batch-size", 4, "--epochs", 1, "--classes", "auto"]
     assert run("train", *data, *training, "--out", tmp_path / "run") == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["settings"]["channels"] == 1 and config["method"]["classes"] == 2
+    assert config["settings"]["channels"] == 1 and config["settings"]["classes"] == 2
     moved = path.rename(tmp_path / "moved.npz")
     again = ["--resume", "--dataset", moved, "--data", tmp_path / "data", "--epochs", 2]
     assert run("train", *again, "--out", tmp_path / "run", "--device", "cpu") == 0

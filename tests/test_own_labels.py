@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
 
 def test_labels_are_counted_named_and_kept_in_the_checkpoint(trained):
     recipe = json.loads((trained / "run" / "config.json").read_text())
-    assert recipe["method"]["classes"] == 3
+    assert recipe["settings"]["classes"] == 3
     assert recipe["recipe"]["label_names"] == ["blue", "green", "red"]
     assert recipe["recipe"]["mirrored"] is True
 

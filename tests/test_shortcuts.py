@@ -14,7 +14,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods import adversarial
-from mnist_ddpm.methods.guidance import LabelledUNet, with_labels
+from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.methods.predictions import V, unweighted
 from mnist_ddpm.methods.shortcuts import (
     FINEST,
@@ -101,7 +101,7 @@ def test_a_right_network_lands_where_the_ode_does(steps):
 
 def test_it_begins_without_heeding_where_steps_go():
     sizes = {"base_channels": 8, "channel_mults": (1, 2)}
-    for classes, other in ((3, LabelledUNet(**sizes, classes=3)), (0, ddpm.UNet(**sizes))):
+    for classes, other in ((3, ddpm.UNet(**sizes, classes=3)), (0, ddpm.UNet(**sizes))):
         network = ShortcutUNet(**sizes, classes=classes)
         network.load_state_dict(network.state_dict() | with_random_weights(other).state_dict())
         x, t, labels = torch.randn(4, 1, 16, 16), torch.tensor([9, 5, 3, 20]), torch.arange(4)

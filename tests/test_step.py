@@ -17,13 +17,16 @@ from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.run import training_step
 
 
-@pytest.mark.parametrize("options", [{}, {"augment": ddpm.mirrored}])
+@pytest.mark.parametrize(
+    "options", [{}, {"augment": ddpm.mirrored}, {"labels": torch.arange(36) % 3}]
+)
 def test_the_step_is_the_notebooks_bit_for_bit(options):
     """In float32 with Adam, weights, average, optimiser and losses are equal."""
-    theirs = ddpm.start_run(replace(NOTEBOOK, epochs=2.5, ema_decay=0.5))
+    classes = {"classes": 3, "label_dropout": 0.3} if "labels" in options else {}
+    theirs = ddpm.start_run(replace(NOTEBOOK, epochs=2.5, ema_decay=0.5, **classes))
     images = squares(36)  # of which an epoch leaves out four
     list(ddpm.training_loop(theirs, images, PATH, **options))
-    ours = start(replace(TINY, epochs=2.5, ema_decay=0.5, warmup_steps=500))
+    ours = start(replace(TINY, epochs=2.5, ema_decay=0.5, warmup_steps=500, **classes))
     list(training_loop(ours, images, PATH, **options))
     assert ours.step == theirs.step == 5 and ours.losses == theirs.losses
     assert same(ours.network, theirs.network) and same(ours.ema, theirs.ema)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mnist_ddpm import ddpm
 from mnist_ddpm.machine import threads
 from mnist_ddpm.machine.threads import ThreadCount
 
@@ -35,9 +34,9 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("share, free", [(3.97, 4), (3.0, 3), (1.5, 1), (1.33, 1), (0.4, 1)])
 def test_as_many_cores_are_free_as_four_threads_get_time(numbers, monkeypatch, share, free):
     now = count(0.0, 0.001)
-    monkeypatch.setattr(ddpm, "perf_counter", now.__next__)
-    monkeypatch.setattr(ddpm, "process_time", lambda: share * next(now))
-    assert ddpm.free_cores(4) == free
+    clock = SimpleNamespace(perf_counter=now.__next__, process_time=lambda: share * next(now))
+    monkeypatch.setattr(threads, "time", clock)
+    assert threads.free_cores(4) == free
     assert numbers == [4]  # while it measures
 
 

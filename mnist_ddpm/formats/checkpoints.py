@@ -29,8 +29,9 @@ from mnist_ddpm.training.weight_loading import load_weights
 
 __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
 
-SHIPPED = "mnist", "mnist-taught", "mnist-few", "mnist-conditional", "mnist-guide"
-SHIPPED += "mnist-pixels", "mnist-bits", "celeba", "celeba-few", "celeba-guide", "cifar10"
+SHIPPED = "mnist", "mnist-labelled", "mnist-taught", "mnist-few", "mnist-conditional"
+SHIPPED += "mnist-guide", "mnist-pixels", "mnist-bits"
+SHIPPED += "celeba", "celeba-few", "celeba-guide", "cifar10"
 FOLDER = "checkpoints"  # of a clone, with the shipped ones
 GUIDANCE_OPTIONS = "guide", "guidance", "guidance_interval"
 

@@ -10,12 +10,21 @@ import time
 
 import torch
 
-from mnist_ddpm.ddpm import free_cores
-
 COUNT_EVERY = 30.0  # seconds from one count of the free cores to the next
 WINDOW = 2.0  # seconds over which this process's share of the cores is measured
 LOSS = 0.8  # a share below this part of the usual one means that another program has started
 MOST = torch.get_num_threads()
+
+
+def free_cores(threads: int) -> int:
+    """How many of these cores are free; more threads than that would wait for each other."""
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    spent = time.process_time()
+    while time.perf_counter() < began + 0.1:
+        torch.zeros(2**16).sin()
+    share = (time.process_time() - spent) / (time.perf_counter() - began)
+    return max(1, round(share - 0.1))
 
 
 class ThreadCount:

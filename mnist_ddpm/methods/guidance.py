@@ -1,4 +1,4 @@
-"""A network that takes labels, and guidance: by labels, or by a guide (autoguidance)."""
+"""Networks that take labels, and guidance: by labels, or by a guide (autoguidance)."""
 
 import inspect
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Denoiser, Network, Time, UNet, check
+from mnist_ddpm.ddpm import Denoiser, Network, Time, check
 
 Teacher = Callable[[Tensor | None], Denoiser]  # labels (N,) to what predicts such images
 SCALE = 2.0  # of autoguidance, unless the checkpoint has its own
@@ -16,26 +16,6 @@ def labels_or_unknown(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
     """Labels (N,) on the device of x (N, …); None stands for `classes`, unknown, throughout."""
     unknown = torch.full((len(x),), classes)
     return (unknown if labels is None else labels).to(x.device)
-
-
-class LabelledUNet(UNet):
-    """A U-Net that also takes labels (N,), each 0 … classes - 1, or `classes` for "unknown".
-
-    None stands for all unknown. The other arguments are the U-Net's.
-    """
-
-    def __init__(self, *args, classes: int, **options):
-        super().__init__(*args, **options)
-        self.classes = classes
-        self.label = nn.Embedding(classes + 1, 4 * self.base_channels)
-
-    def time_vector(self, times_and_labels: tuple[Tensor, Tensor]) -> Tensor:
-        """Times and labels, each (N,), as the vectors (N, c_time) that each block sees."""
-        t, labels = times_and_labels
-        return super().time_vector(t) + self.label(labels)
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        return super().forward(x, (t, labels_or_unknown(labels, x, self.classes)))
 
 
 def check_takes_labels(network: nn.Module, classes: int) -> None:

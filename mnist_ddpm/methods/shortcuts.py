@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.method import Batch, Decorator, Method
-from mnist_ddpm.methods.guidance import Teacher, labels_at, labels_or_unknown, with_labels
+from mnist_ddpm.methods.guidance import Teacher, labels_at, with_labels
 from mnist_ddpm.methods.predictions import Conversion
 
 # Of 32 images in training, how many are for steps of what length: T / the number, 0 for none
@@ -23,32 +23,27 @@ FINEST = max(SHARES)  # these steps are learned from the ODE, each longer one fr
 class ShortcutUNet(ddpm.UNet):
     """A U-Net that is also told the time s (N,) to go to, s <= t; None stands for t.
 
-    With classes it takes labels, too, as LabelledUNet does. It begins without heeding s.
+    Its arguments are the U-Net's. It begins without heeding s.
     """
 
-    def __init__(self, *args, classes: int = 0, **options):
+    def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.classes = classes
         c = 4 * self.base_channels
-        if classes:
-            self.label = nn.Embedding(classes + 1, c)
         self.span = nn.Sequential(nn.Linear(self.base_channels, c), nn.SiLU(), nn.Linear(c, c))
         nn.init.zeros_(self.span[2].weight)
         nn.init.zeros_(self.span[2].bias)
 
-    def time_vector(self, conditions: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-        """Times, how far steps go and labels, each (N,), as the vectors (N, c_time) of blocks."""
-        t, span, labels = conditions
+    def time_vector(self, times: tuple[Tensor, Tensor]) -> Tensor:
+        """Times and how far steps go, each (N,), as the vectors (N, c_time) that blocks see."""
+        t, span = times
         span = ddpm.time_embedding(1 + span, self.base_channels).to(self.conv_in.weight)
-        time = super().time_vector(t) + self.span(span)
-        return time if labels is None else time + self.label(labels)
+        return super().time_vector(t) + self.span(span)
 
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, s: Tensor | None = None
     ) -> Tensor:
         span = torch.zeros_like(t) if s is None else t - s.to(t)
-        known = labels_or_unknown(labels, x, self.classes) if self.classes else None
-        return super().forward(x, (t, span, known))
+        return super().forward(x, (t, span), labels)
 
 
 def steps_of(n: int) -> Tensor:

@@ -44,7 +44,8 @@ class Options:
     # of vectors: each column's name, and the mean and scale that samples get back
     columns: tuple[tuple[str, float, float], ...] = ()
     attributes: tuple[str, ...] = ()  # of the images, as labels: attribute i counts 2^i
-    label_dropout: float = 0.1  # share of labels hidden in training, for guidance
+    # share of labels hidden in training, for guidance; the notebook hides 0.2
+    label_dropout: float = 0.1
     augment: tuple[str, ...] = ()  # change images, ever fewer while training: shift, colour
     optimizer: str | None = None  # adam, muon; None: adam, the paper's
     learning_rate: float | None = None  # at its peak; None: 2e-3, with muon 5e-3
