@@ -24,7 +24,7 @@ LOWEST_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo 
 run: .venv/.installed
 	@mkdir -p "$(LATEST)"
 	$(BIN)/python -m papermill MNIST_DDPM.ipynb "$(LATEST)/MNIST_DDPM.ipynb"
-	@echo "Pictures and the executed notebook are in $(LATEST)/"
+	@echo 'Pictures and the executed notebook are in "$(LATEST)/"'
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest
@@ -58,6 +58,7 @@ lint: .venv/.installed-dev
 
 .venv/.installed: requirements.txt requirements/run.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=...")'
+	@echo "Installing PyTorch and the rest into .venv: this takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/run.txt
 	@touch $@

@@ -28,7 +28,7 @@ from mnist_ddpm.training.saving import load_state
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
 SHORT = replace(TINY, T=4)
 NAMES = (
-    "mnist", "mnist-labelled", "mnist-taught", "mnist-few", "mnist-guide", "mnist-conditional",
+    "mnist", "mnist-labelled", "mnist-few", "mnist-guide", "mnist-conditional",
     "mnist-pixels", "mnist-bits", "celeba", "celeba-few", "celeba-guide", "cifar10",
 )  # fmt: skip
 # recipes that the notebook knows nothing of, and what it names

@@ -56,6 +56,13 @@ def test_a_missing_checkpoint_is_reported_with_its_place_and_the_shipped_names(e
     assert all(part in str(caught.value) for part in (str(elsewhere / name), *SHIPPED))
 
 
+def test_a_name_that_was_replaced_says_by_what(elsewhere):
+    with pytest.raises(FileNotFoundError, match="mnist-labelled"):
+        find("mnist-taught")
+    own = save_network(elsewhere / "mnist-taught", DIGITS)
+    assert find("mnist-taught").samefile(own)
+
+
 def test_commands_take_names_from_any_folder(elsewhere, monkeypatch, capsys):
     skip_films(monkeypatch)
     drawing = ["--n", 1, "--steps", 1, "--out", "out"]

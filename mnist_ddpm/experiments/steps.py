@@ -27,7 +27,7 @@ SAMPLERS = {
 }
 BEST = "DPM-Solver++, η = 1"
 # drawn with that one, in few steps
-OTHERS = "mnist-taught", "mnist-conditional", "mnist-pixels", "mnist-guide"
+OTHERS = "mnist-conditional", "mnist-pixels", "mnist-guide"
 
 
 def count_evaluations(sampler: Callable, schedule: ddpm.Schedule, times: list[int]) -> int:

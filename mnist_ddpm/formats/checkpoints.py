@@ -29,9 +29,10 @@ from mnist_ddpm.training.weight_loading import load_weights
 
 __all__ = ["Checkpoint", "find", "load", "load_config", "load_weights", "read_weights", "save"]
 
-SHIPPED = "mnist", "mnist-labelled", "mnist-taught", "mnist-few", "mnist-conditional"
+SHIPPED = "mnist", "mnist-labelled", "mnist-few", "mnist-conditional"
 SHIPPED += "mnist-guide", "mnist-pixels", "mnist-bits"
 SHIPPED += "celeba", "celeba-few", "celeba-guide", "cifar10"
+REPLACED = {"mnist-taught": "mnist-labelled"}  # names of earlier versions
 FOLDER = "checkpoints"  # of a clone, with the shipped ones
 GUIDANCE_OPTIONS = "guide", "guidance", "guidance_interval"
 
@@ -70,6 +71,9 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
                 "repository (an installed package holds only mnist and mnist-guide)"
             )
         return folder
+    if own in REPLACED:
+        message = f"{own} is no longer shipped: {REPLACED[own]} has taken its place"
+        raise FileNotFoundError(message)
     no_folder = f"{source} is not a checkpoint: there is no folder {path.absolute()}"
     # An existing folder is no owner on the hub
     is_local = path.parent.is_dir() or name.startswith(f"{FOLDER}/")
