@@ -190,7 +190,7 @@ def test_links_lead_somewhere(path):
         ("beta_1", 0.5), ("beta_1", 0), ("beta_T", 2.0), ("T", 0), ("epochs", -1.0),
         ("epochs", float("nan")), ("batch_size", 0), ("n_images", 0), ("sampling_steps", 1001),
         ("sampling_steps", 2.5), ("eta", 2), ("guidance", -1), ("learning_rate", 0),
-        ("learning_rate", 0.1),
+        ("learning_rate", 0.1), ("labels", "three"),
     ],
 )  # fmt: skip
 def test_a_parameter_that_cannot_work_is_refused_at_once(alone, name, value):
@@ -294,6 +294,8 @@ def test_a_folder_of_labels_is_learned_and_drawn_by_them(alone, capsys):
     assert "0 is cat, 1 is dog" in capsys.readouterr().out
     assert names["drawn_labels"].tolist() == [1, 0, 1, 0]
     assert names["trained"].classes == 2
+    with pytest.raises(ValueError, match="labels"):
+        Reader(**settings, labels="2").run("last_step =")
 
 
 @pytest.mark.parametrize(
