@@ -61,13 +61,13 @@ MISTAKES = [  # exercise, what its solution says, what a reader wrote instead, a
     ("amplitudes", ".cumprod(dim=0)", "", "multiply"),
     ("amplitudes", "(1 - alpha_bar).sqrt()", "1 - alpha_bar.sqrt()", "squares"),
     ("amplitudes", ", (1 - alpha_bar).sqrt()", "", "shape (2, 1001)"),
-    ("amplitudes", "return", "result =", "not written yet"),
+    ("amplitudes", "return", "result =", "return"),
     ("q_sample", "a_t, b_t = schedule.at(t)", "a_t, b_t = (v**2 for v in schedule.at(t))", "root"),
     ("q_sample", "ddpm.per_image(b_t, x0)", "ddpm.per_image(beta[t].sqrt(), x0)", "β_t"),
     ("q_sample", "ddpm.per_image", "(lambda values, x: values)", "reshape"),
     ("q_sample", "a_t, b_t", "a_t, c_t", "raises NameError"),
     ("predict_x0", "/ ddpm.per_image(a_t, xt)", "", "divided"),
-    ("predict_x0", "ddpm.per_image(a_t, xt)", "ddpm.per_image(a_t**2, xt)", "factor √ᾱ_t"),
+    ("predict_x0", "ddpm.per_image(a_t, xt)", "ddpm.per_image(a_t**2, xt)", "root"),
     ("predict_x0", "return (xt - ", "return xt.sub_(", "in place"),
     ("predict_x0", "ddpm.per_image", "(lambda values, x: values)", "reshape"),
     ("posterior_mean", "* x0 +", "* xt +", "mistake unknown"),
@@ -84,10 +84,36 @@ MISTAKES = [  # exercise, what its solution says, what a reader wrote instead, a
     ("clip_x0", "ddpm.predict_eps(schedule, xt, t, x0_hat)", "eps_hat.clamp(-1, 1)", "alone"),
     ("ancestral_step", "s == 0", "s < 0", "last step"),
     ("ancestral_step", ".sqrt()", "", "σ²"),
-    ("ancestral_step", "ddpm.step_variance", "ddpm.posterior_variance", "β̃"),
     ("ddim_step", "(b_s**2 - sigma**2).sqrt()", "b_s", "b_s where"),
     ("ddim_step", "(b_s**2 - sigma**2).sqrt()", "(b_s - sigma)", "b_s - σ"),
-    ("ddim_step", "+ sigma * z", "", "mistake unknown"),
+    ("ddim_step", "+ sigma * z", "", "fresh noise"),
+    (
+        "predict_x0",
+        "/ ddpm.per_image(a_t, xt)",
+        "/ ddpm.per_image(a_t, xt).clamp(max=1).sqrt()",
+        "mistake unknown",
+    ),
+    ("q_sample", "* eps", "* torch.zeros_like(eps)", "your own noise"),
+    ("q_sample", "x0 + ", "x0 - ", "subtracted"),
+    ("q_sample", "schedule.at(t)", "schedule.at(t - 1)", "t - 1"),
+    ("q_sample", "a_t, b_t =", "b_t, a_t =", "swapped"),
+    (
+        "amplitudes",
+        "return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()",
+        "return [alpha_bar.sqrt(), (1 - alpha_bar).sqrt()]",
+        "list",
+    ),
+    (
+        "amplitudes",
+        "alpha_bar.sqrt(), (1 - alpha_bar).sqrt()",
+        "(1 - alpha_bar).sqrt(), alpha_bar.sqrt()",
+        "swapped",
+    ),
+    ("posterior_mean", "(schedule, x0, xt, t, s)", "(schedule, x0, xt, s, t)", "exchanged"),
+    ("ancestral_step", " * z", " * 0 * z", "no noise"),
+    ("ancestral_step", "s == 0", "s > 0", "wrong way round"),
+    ("ideal_x0", "softmax(-", "softmax(", "minus"),
+    ("ideal_x0", "dim=1)", "dim=0)", "over the images"),
     ("ideal_x0", "a_t.unsqueeze(1) * points", "points", "scaled"),
     ("ideal_x0", "** 2), dim=1)", "), dim=1)", "b_t where"),
     ("ideal_x0", "(2 * b_t", "(b_t", "2 b_t²"),
@@ -107,6 +133,7 @@ def test_a_mistake_is_named(reader, name, right, wrong, key):
     "name, answer",
     [
         ("to_float", "to_float = lambda images: 2 * (images / 255) - 1"),
+        ("ancestral_step", SOLUTIONS["ancestral_step"].replace("step_var", "posterior_var")),
         ("q_sample", "def q_sample(schedule, x0, t, eps):\n"
                      "    a, b = schedule.a[t], schedule.b[t]\n"
                      "    return a[:, None, None, None] * x0 + b[:, None, None, None] * eps"),
@@ -157,3 +184,25 @@ def test_the_end_draws_with_yours_or_the_solutions(reader, is_complete, monkeypa
     assert (" wrong" in printed, " not yet" in printed) == (not is_complete, not is_complete)
     assert ("solutions" in printed) == (not is_complete)
     assert reader["drawn"].shape == (20, 1, 32, 32)
+
+
+def test_a_clamp_where_none_is_asked_and_an_overflow_at_full_size_are_not_accepted(reader):
+    clamped = SOLUTIONS["predict_x0"].replace("return (", "return torch.clamp((")
+    clamped = clamped.replace("(a_t, xt)", "(a_t, xt), -1, 1)")
+    assert "clipped" in result_of(reader, "predict_x0", clamped)
+    overflowing = (
+        SOLUTIONS["ideal_x0"]
+        .replace(
+            "torch.softmax(-distances / (2 * b_t.flatten(1) ** 2), dim=1)",
+            "torch.exp(-distances.float() / (2 * b_t.flatten(1).float() ** 2))",
+        )
+        .replace("return ", "weights = weights / weights.sum(1, keepdim=True)\n    return ")
+    )
+    assert "finite" in result_of(reader, "ideal_x0", overflowing)
+
+
+def test_an_answer_in_place_leaves_the_later_exercises_as_they_were(reader):
+    wrong = SOLUTIONS["q_sample"].replace("return ", "x0.mul_(2)\n    return ")
+    assert "in place" in result_of(reader, "q_sample", wrong)
+    for name in ("q_sample", "predict_x0", "posterior_mean"):
+        assert result_of(reader, name, SOLUTIONS[name]) == "done"
