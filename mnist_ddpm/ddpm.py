@@ -404,6 +404,7 @@ class UNet(nn.Module):
         return self.time(time_embedding(t, self.base_channels).to(self.conv_in.weight))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        check(labels is None or self.classes > 0, "labels are given, and this network has none")
         time = self.time_vector(t)
         if self.classes:
             none = torch.full((len(x),), self.classes)

@@ -32,6 +32,12 @@ def test_guidance_exaggerates_what_the_label_changes(scale):
     torch.testing.assert_close(ddpm.guided_network(network, labels, scale)(x, t), expected)
 
 
+def test_labels_for_a_network_without_any_are_refused():
+    network = ddpm.make_network(NOTEBOOK)
+    with pytest.raises(ValueError, match="labels"):
+        network(torch.zeros(2, 1, 16, 16), torch.tensor([1, 2]), torch.tensor([0, 1]))
+
+
 def test_a_share_of_the_labels_is_hidden_and_the_others_stay_with_their_images():
     run, told = ddpm.start_run(replace(LABELLED, epochs=100, batch_size=32)), []
     run.network.register_forward_pre_hook(lambda _, inputs: told.append(inputs[2]))

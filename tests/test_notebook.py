@@ -144,7 +144,18 @@ def test_module_is_a_fresh_export(tmp_path):
 
 def test_the_notebook_is_complete_alone_and_its_page_loads():
     found = measure(NOTEBOOK)
-    assert found["imports_package"] == 0 and found["megabytes"] < 1.5
+    limits = {
+        "theory_minutes": 26, "first_drawn": 3, "dry_minutes": 4, "widest_line": 100,
+        "imports_package": 0, "megabytes": 1.5,
+    }  # fmt: skip
+    assert {name: found[name] for name in limits if found[name] > limits[name]} == {}
+
+
+@pytest.mark.parametrize("path", FURTHER, ids=lambda path: path.stem)
+def test_a_further_notebook_is_narrow_and_small(path):
+    found = measure(path)
+    limits = {"widest_line": 100, "megabytes": 0.7}
+    assert {name: found[name] for name in limits if found[name] > limits[name]} == {}
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)

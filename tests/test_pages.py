@@ -46,8 +46,9 @@ def test_every_experiment_is_named():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_links_of_a_page_lead_somewhere(path):
+def test_a_page_is_short_and_its_links_lead_somewhere(path):
     text = path.read_text(encoding="utf-8")
+    assert len(text.split()) <= 1500
     links = re.findall(r"(?:\]\(|src=\")(?!https?:|#|mailto:)([^)#\"]+)", text)
     assert [link for link in links if not (path.parent / link.replace("%26", "&")).exists()] == []
 
