@@ -51,9 +51,9 @@ def test_each_bug_changes_the_images(names):
         assert broken.shape == right.shape and difference > 2, bug
 
 
-def test_the_quiz_has_each_bug_once_and_the_text_answers_it(names):
+def test_the_quiz_has_each_visible_bug_once_and_the_text_answers_it(names):
     answers = names["answers"]
-    assert sorted(answers.values()) == sorted(BUGS)
+    assert sorted(answers.values()) == sorted(BUGS - {"one t for a whole batch"})
     text = "".join(next(cell for cell in CELLS if cell["id"] == "answers")["source"])
     assert "<details>" in text
     assert dict(re.findall(r"\*\*([A-H])\*\*: ([^;.]+)", text)) == answers
