@@ -1,6 +1,6 @@
 """Denoising diffusion from scratch: `ddpm` is MNIST_DDPM.ipynb's code, all else builds on it."""
 
-__version__ = "0.28.0"
+__version__ = "0.29.0"
 
 
 def __getattr__(name: str):

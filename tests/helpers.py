@@ -1,13 +1,17 @@
 """Small things that many tests use."""
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
+from torchvision.datasets import MNIST
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.datasets import DATASETS
@@ -17,6 +21,21 @@ PAPER = ddpm.beta_schedule(ddpm.linear_beta())
 straight = torch.arange(1001, dtype=torch.float64) / 1000
 STRAIGHT = ddpm.Schedule(1 - straight, straight)  # of flow matching
 PATHS = pytest.mark.parametrize("path", [PAPER, STRAIGHT], ids=["paper", "straight"])
+
+
+def notebook_cells(*ids: str) -> SimpleNamespace:
+    """What these cells of the notebook define that are not exported."""
+    cells = json.loads((ROOT / "MNIST_DDPM.ipynb").read_text(encoding="utf-8"))["cells"]
+    names = vars(ddpm) | {"MNIST": MNIST}
+    for cell in cells:
+        if cell["id"] in ids:
+            exec("".join(cell["source"]), names)
+    return SimpleNamespace(**names)
+
+
+notebook = notebook_cells(
+    "read-image", "load-images", "load-labels", "save-load", "resume", "denoiser-for"
+)
 
 
 def with_random_weights(network: nn.Module, std: float = 0.1) -> nn.Module:

@@ -70,5 +70,5 @@ def test_modules_and_functions_are_short():
 
 
 def test_only_one_module_is_generated():
-    generated = [p.name for p in PACKAGE.rglob("*.py") if p.read_text().startswith("# AUTOGEN")]
+    generated = [p.name for p in PACKAGE.rglob("*.py") if p.read_text().startswith("# Written by")]
     assert generated == ["ddpm.py"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import raising, with_flipped_bit, with_random_weights
+from helpers import notebook, raising, with_flipped_bit, with_random_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from training_helpers import NOTEBOOK, TINY, same, squares
@@ -127,7 +127,7 @@ def test_the_notebooks_checkpoint_is_one_of_ours(tmp_path):
     run = ddpm.start_run(NOTEBOOK)
     path = ddpm.beta_schedule(ddpm.linear_beta(50))
     list(ddpm.training_loop(run, squares(), path))
-    ddpm.save_run(tmp_path, run, path)
+    notebook.save_run(tmp_path, run, path)
     network, schedule, recipe = checkpoints.load(tmp_path)
     record = checkpoints.load_config(tmp_path)[1]
     assert recipe == Recipe(**asdict(NOTEBOOK)) and record["steps"] == 6
@@ -136,7 +136,7 @@ def test_the_notebooks_checkpoint_is_one_of_ours(tmp_path):
 
 def test_a_schedule_that_has_no_name_is_the_notebooks_alone(tmp_path):
     path = catalogue.SCHEDULES["cosine"](NOTEBOOK.T, 0, 0)
-    ddpm.save_run(tmp_path, ddpm.start_run(NOTEBOOK), path)
+    notebook.save_run(tmp_path, ddpm.start_run(NOTEBOOK), path)
     assert torch.equal(ddpm.load_checkpoint(tmp_path)[1].b, path.b)
     for load in (checkpoints.load, load_state):
         with pytest.raises(ValueError, match="a schedule without a name.* draw in the notebook"):

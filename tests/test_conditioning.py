@@ -207,7 +207,7 @@ def test_a_condition_goes_with_a_start_and_a_mask(upscaling, tmp_path, monkeypat
 
 
 def test_draws_in_the_notebook_agree_with_their_small_pictures_and_vary():
-    notebook = (ROOT / "further" / "7_images_from_images.ipynb").read_text(encoding="utf-8")
+    notebook = (ROOT / "further" / "8_images_from_images.ipynb").read_text(encoding="utf-8")
     own, other = map(float, re.search(r"off by ([\d.]+) of 255; by (\d+)", notebook).groups())
     assert own < 3 < 20 < other
     assert 1.4 < float(re.search(r"ratio ([\d.]+)", notebook)[1]) < 2

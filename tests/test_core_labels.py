@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT
-from helpers import PAPER, with_random_weights
+from helpers import notebook, with_random_weights
 from PIL import Image
 from training_helpers import NOTEBOOK, same, squares
 
@@ -59,43 +59,40 @@ def test_a_share_of_the_labels_is_hidden_and_the_others_stay_with_their_images()
     assert torch.equal(told[~hidden], truth[~hidden])
 
 
-def test_each_batch_of_a_drawing_is_told_its_own_labels():
-    labels, asked = torch.arange(5) % 3, []
-
-    def denoiser_for(chosen):
-        asked.append(chosen.tolist())
-        return lambda xt, t: (0 * xt + chosen.view(-1, 1, 1, 1) / 2, xt)
-
-    drawn, _ = ddpm.generate(
-        denoiser_for, PAPER, 5, (1, 2, 2), steps=1, batch_size=2, labels=labels
-    )
-    assert asked == [[0, 1], [2, 0], [1]]
-    assert torch.equal(drawn[:, 0, 0, 0], ddpm.to_uint8(labels / 2))
+def test_a_drawing_is_guided_to_its_labels():
+    network, labels = labelled_network(), torch.tensor([2, 0])
+    xt, t = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)), 40
+    with torch.no_grad():
+        x0_hat, _ = notebook.drawing_denoiser(network, SCHEDULE, labels, 2.5)(xt, t)
+        eps_hat = ddpm.guided_network(network, labels, 2.5)(xt, torch.tensor([t, t]))
+    expected = ddpm.predict_x0(SCHEDULE, xt, t, eps_hat).clamp(-1, 1)
+    torch.testing.assert_close(x0_hat, expected)
 
 
 def test_labels_are_drawn_in_turn_and_unknown_ones_are_refused():
-    assert ddpm.labels_in_turn("314", 10, 5).tolist() == [3, 1, 4, 3, 1]
-    assert ddpm.labels_in_turn("10 2", 11, 3).tolist() == [10, 2, 10]
-    assert ddpm.labels_in_turn("", 3, 4).tolist() == [0, 1, 2, 0]
-    assert ddpm.labels_in_turn("", 0, 4) is None
+    assert notebook.labels_in_turn("314", 10, 5).tolist() == [3, 1, 4, 3, 1]
+    assert notebook.labels_in_turn("10 2", 11, 3).tolist() == [10, 2, 10]
+    assert notebook.labels_in_turn("", 3, 4).tolist() == [0, 1, 2, 0]
+    assert notebook.labels_in_turn("", 0, 4) is None
     for text, classes in (("3", 3), ("1", 0)):
         with pytest.raises(ValueError, match="labels"):
-            ddpm.labels_in_turn(text, classes, 4)
+            notebook.labels_in_turn(text, classes, 4)
 
 
 def test_the_labels_of_a_folder_are_its_subfolders(tmp_path):
     for path in ("dog/b.png", "cat/a.png", "dog/deep/c.png"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), len(path)).save(tmp_path / path)
-    labels, names = ddpm.load_labels(str(tmp_path))
-    images, _ = ddpm.load_images(str(tmp_path), 4)
+    labels, names = notebook.load_labels(str(tmp_path))
+    images, _ = notebook.load_images(str(tmp_path), 4)
     assert labels.tolist() == [0, 1, 1] and names == ["cat", "dog"] and len(images) == 3
     Image.new("L", (4, 4)).save(tmp_path / "loose.png")
-    assert ddpm.load_labels(str(tmp_path)) == (None, [])
+    assert notebook.load_labels(str(tmp_path)) == (None, [])
 
 
-def test_mnists_labels_are_those_of_the_package():
-    labels, names = ddpm.load_labels("mnist", ROOT / "data")
+def test_mnists_labels_are_those_of_the_package(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    labels, names = notebook.load_labels("mnist")
     assert torch.equal(labels, mnist_labels(Recipe(classes=10), ROOT / "data"))
     assert names == [*"0123456789"]
 
@@ -103,19 +100,19 @@ def test_mnists_labels_are_those_of_the_package():
 def test_a_network_with_labels_is_saved_for_the_notebook_and_the_package(tmp_path):
     run = ddpm.start_run(LABELLED)
     list(ddpm.training_loop(run, squares(16), SCHEDULE, labels=torch.arange(16) % 3))
-    ddpm.save_run(tmp_path, run, SCHEDULE)
+    notebook.save_run(tmp_path, run, SCHEDULE)
     network, _, settings = ddpm.load_checkpoint(tmp_path)
     other = checkpoints.load(tmp_path)
     assert settings == LABELLED and other.recipe.classes == 3
     assert same(network, run.ema) and same(network, other.network)
-    again = ddpm.resume_run(tmp_path, LABELLED, SCHEDULE)
+    again = notebook.resume_run(tmp_path, LABELLED, SCHEDULE)
     assert same(again.network, run.network)
     with pytest.raises(ValueError, match="classes"):
-        ddpm.resume_run(tmp_path, NOTEBOOK, SCHEDULE)
+        notebook.resume_run(tmp_path, NOTEBOOK, SCHEDULE)
 
 
 def test_a_run_saved_before_there_were_labels_goes_on(tmp_path):
-    ddpm.save_run(tmp_path, ddpm.start_run(NOTEBOOK), SCHEDULE)
+    notebook.save_run(tmp_path, ddpm.start_run(NOTEBOOK), SCHEDULE)
     path = tmp_path / "training_state.pt"
     state = torch.load(path, weights_only=True)
     state["settings"] = {
@@ -123,4 +120,4 @@ def test_a_run_saved_before_there_were_labels_goes_on(tmp_path):
     }
     del state["settings"]["classes"]
     torch.save(state, path)
-    assert ddpm.resume_run(tmp_path, NOTEBOOK, SCHEDULE).step == 0
+    assert notebook.resume_run(tmp_path, NOTEBOOK, SCHEDULE).step == 0

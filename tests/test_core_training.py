@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import PAPER, raising
+from helpers import PAPER, notebook
 from training_helpers import NOTEBOOK, same, squares
 
 from mnist_ddpm import ddpm
@@ -153,8 +153,8 @@ def test_a_run_goes_on_bit_for_bit_from_the_middle_of_an_epoch(tmp_path):
     for _ in ddpm.training_loop(part, images, schedule, **flipped):
         if part.step == 4:
             break
-    ddpm.save_run(tmp_path, part, schedule)
-    resumed = ddpm.resume_run(tmp_path, TINY, schedule)
+    notebook.save_run(tmp_path, part, schedule)
+    resumed = notebook.resume_run(tmp_path, TINY, schedule)
     assert resumed.step == 4
     list(ddpm.training_loop(resumed, images, schedule, **flipped))
     assert resumed.losses == whole.losses and len(whole.losses) == 6
@@ -167,7 +167,7 @@ def test_a_checkpoint_draws_as_the_averaged_network_does(tmp_path):
     linear = schedule_of(settings)
     tables = ddpm.Schedule(linear.a.square(), linear.b.square())
     for saved in (linear, tables):  # by name, as tables
-        ddpm.save_run(tmp_path, run, saved)
+        notebook.save_run(tmp_path, run, saved)
         network, schedule, found = ddpm.load_checkpoint(tmp_path)
         assert found == settings and torch.equal(schedule.a, saved.a)
         assert torch.equal(schedule.b, saved.b) and schedule.b.dtype == torch.float64
@@ -176,18 +176,18 @@ def test_a_checkpoint_draws_as_the_averaged_network_does(tmp_path):
 
 def test_more_epochs_may_be_trained_and_nothing_else_may_change(tmp_path):
     schedule = schedule_of(TINY)
-    ddpm.save_run(tmp_path, trained(replace(TINY, epochs=1), squares(32)), schedule)
-    more = ddpm.resume_run(tmp_path, TINY, schedule)
+    notebook.save_run(tmp_path, trained(replace(TINY, epochs=1), squares(32)), schedule)
+    more = notebook.resume_run(tmp_path, TINY, schedule)
     list(ddpm.training_loop(more, squares(32), schedule))
     assert more.step == 4
     with pytest.raises(ValueError, match="learning_rate"):
-        ddpm.resume_run(tmp_path, replace(TINY, learning_rate=0.1), schedule)
+        notebook.resume_run(tmp_path, replace(TINY, learning_rate=0.1), schedule)
     with pytest.raises(ValueError, match="schedule"):
-        ddpm.resume_run(tmp_path, TINY, ddpm.Schedule(schedule.a.square(), schedule.b))
+        notebook.resume_run(tmp_path, TINY, ddpm.Schedule(schedule.a.square(), schedule.b))
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
-    ddpm.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
+    notebook.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     ours = {"schedule": "linear", "prediction": "eps"}
@@ -197,43 +197,22 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
             ddpm.load_checkpoint(tmp_path)
 
 
-def test_an_edited_config_is_reported_and_one_of_a_huge_network_takes_no_memory(tmp_path, capsys):
-    ddpm.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
-    ddpm.load_checkpoint(tmp_path)
-    assert capsys.readouterr().out == ""
-    path = tmp_path / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"settings": config["settings"] | {"beta_T": 0.12}}))
-    assert ddpm.load_checkpoint(tmp_path)[2].beta_T == 0.12
-    assert str(path) in capsys.readouterr().out
-    huge = {"settings": config["settings"] | {"base_channels": 2**20}}
-    path.write_text(json.dumps(config | huge))
-    with pytest.raises(ValueError, match=str(tmp_path)):  # it would take terabytes
-        ddpm.load_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("name, load", [
-    ("model.safetensors", ddpm.load_checkpoint), 
-    ("training_state.pt", lambda folder: ddpm.resume_run(folder, TINY, schedule_of(TINY))),
-])  # fmt: skip
-def test_a_changed_byte_is_refused(tmp_path, name, load):
-    ddpm.save_run(tmp_path, ddpm.start_run(TINY), schedule_of(TINY))
-    load(tmp_path)
-    content = bytearray((tmp_path / name).read_bytes())
-    content[len(content) // 2] ^= 1  # of a weight
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=name):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("No space left on device")])
-def test_a_kill_or_a_full_disk_while_writing_leaves_the_old_file(tmp_path, monkeypatch, error):
-    path = tmp_path / "kept.txt"
-    path.write_bytes(b"old")
-    with monkeypatch.context() as patched, pytest.raises(type(error), match=r"kept\.txt|^$"):
-        patched.setattr(ddpm.os, "fsync", raising(error))
-        ddpm.replace_file(path, b"half")
-    assert path.read_bytes() == b"old"
-    ddpm.replace_file(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert isinstance(error, KeyboardInterrupt) or len(list(tmp_path.iterdir())) == 1
+def test_a_kill_or_a_full_disk_while_saving_leaves_the_files_whole(tmp_path, monkeypatch, error):
+    schedule = schedule_of(TINY)
+    notebook.save_run(tmp_path, trained(replace(TINY, epochs=0.5)), schedule)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def half(state, path):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setitem(notebook.save_run.__globals__, "save_file", half)
+    with pytest.raises(type(error)):
+        notebook.save_run(tmp_path, trained(TINY), schedule)
+    monkeypatch.undo()
+    assert (tmp_path / "model.safetensors").read_bytes() == before["model.safetensors"]
+    ddpm.load_checkpoint(tmp_path)
+    assert notebook.resume_run(tmp_path, TINY, schedule).step == 12
+    notebook.save_run(tmp_path, trained(TINY), schedule)
+    assert {path.name for path in tmp_path.iterdir()} == before.keys()

@@ -148,7 +148,7 @@ def test_along_either_path_the_same_noise_becomes_the_same_image(sampler):
 
 
 def test_in_the_notebook_digits_along_both_paths_come_together():
-    notebook = (ROOT / "further" / "8_flow_matching.ipynb").read_text(encoding="utf-8")
+    notebook = (ROOT / "further" / "2_flow_matching.ipynb").read_text(encoding="utf-8")
     ends = re.search(r"same place: at most ([\d.]+) apart", notebook)
     assert float(ends[1]) < 0.02
     found = re.findall(r"(\d+) steps: ([\d.]+) of 255 grey levels apart; .* (\d+)\\n", notebook)

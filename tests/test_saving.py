@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import equal, raising, with_flipped_bit
+from helpers import equal, notebook, raising, with_flipped_bit
 from training_helpers import NOTEBOOK, PATH, TINY, fit, same, squares, start_simple, steps
 
 from mnist_ddpm import ddpm
@@ -95,13 +95,13 @@ def test_the_notebooks_runs_go_on_here_and_ours_there_bit_for_bit(tmp_path):
     list(ddpm.training_loop(whole, squares(), PATH))
     theirs = ddpm.start_run(NOTEBOOK)
     list(islice(ddpm.training_loop(theirs, squares(), PATH), 2))
-    ddpm.save_run(tmp_path / "theirs", theirs, PATH)
+    notebook.save_run(tmp_path / "theirs", theirs, PATH)
     ours = resume_run(tmp_path / "theirs", start=start)
     assert (ours.settings.schedule, ours.settings.optimizer, ours.step) == ("linear", "adam", 2)
     assert ours.last_saved_step == 2, "as its config.json says"
     list(islice(steps(ours), 2))
     save_run(tmp_path / "ours", ours, save_checkpoint)
-    back = ddpm.resume_run(tmp_path / "ours", NOTEBOOK, PATH)
+    back = notebook.resume_run(tmp_path / "ours", NOTEBOOK, PATH)
     list(ddpm.training_loop(back, squares(), PATH))
     assert back.losses == whole.losses
     assert same(back.network, whole.network) and same(back.ema, whole.ema)

@@ -7,7 +7,6 @@ All are written to checkpoints/lessons in half precision. `right` and `one-time`
 `restless` is `right` after 100 more steps with a high learning rate and batches of four, raw and
 averaged (restless-raw, restless-averaged), `zero-to-one` is `right` after 500 more steps on digits
 in [0, 1], `mirrored` is checkpoints/mnist-guide after 1200 more steps on digits mirrored by a coin.
-A run that was stopped continues from its save in out/lessons.
 """
 
 import json
@@ -21,11 +20,10 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 ROOT = Path(__file__).resolve().parent.parent
-UNFINISHED = ROOT / "out" / "lessons"
 sys.path.insert(0, str(ROOT))
 from mnist_ddpm import ddpm  # noqa: E402
 
-SAVE_EVERY = 150
+REPORT_EVERY = 150
 SETTINGS = ddpm.Settings(
     image_size=16, base_channels=16, channel_mults=(1, 2, 2), patch_size=1,
     epochs=0.8, batch_size=32, learning_rate=8e-3, warmup_steps=100, ema_decay=0.995,
@@ -68,40 +66,35 @@ def write(name: str, network: torch.nn.Module, run: ddpm.Run) -> None:
     config = {
         "format": 2,
         "settings": asdict(run.settings),
-        "method": ddpm.method_of(run.settings, SCHEDULE),
+        "method": {"schedule": "linear", "prediction": "eps"},
         "sha256": {"model.safetensors": sha256(weights).hexdigest()},
         "training": {"steps": run.step, "loss_every_8_steps": losses},
     }
-    ddpm.replace_file(folder / "model.safetensors", weights)
-    ddpm.replace_file(folder / "config.json", json.dumps(config).encode())
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-def train(name: str) -> None:
-    """Trains one network, or continues its training, and writes it."""
+def train(name: str) -> ddpm.Run:
+    """Trains one network, or continues the training of another, and writes it."""
     settings, start, bug = TRAININGS[name]
-    unfinished = UNFINISHED / name
-    if (unfinished / "training_state.pt").exists():
-        run = ddpm.resume_run(unfinished, settings, SCHEDULE)
-    else:
-        run = ddpm.start_run(settings)
-        if start:
-            trained, _, _ = ddpm.load_checkpoint(ROOT / "checkpoints" / start)
-            run.network.load_state_dict(trained.state_dict())
-            run.ema.load_state_dict(trained.state_dict())
+    run = ddpm.start_run(settings)
+    if start:
+        trained, _, _ = ddpm.load_checkpoint(ROOT / "checkpoints" / start)
+        run.network.load_state_dict(trained.state_dict())
+        run.ema.load_state_dict(trained.state_dict())
     run.network.to(memory_format=torch.channels_last)  # faster on a processor
     images = digits(settings.image_size)
     for loss in ddpm.training_loop(run, images, SCHEDULE, **bug):
-        if run.step % SAVE_EVERY == 0:
+        if run.step % REPORT_EVERY == 0:
             print(f"{name}: step {run.step}, loss {loss:.4f}", flush=True)
-            ddpm.save_run(unfinished, run, SCHEDULE)
     write(name, run.ema, run)
+    return run
 
 
 def train_restless() -> None:
-    """Continues `right`, and writes its raw and its averaged weights."""
+    """Trains `right`, continues it, and writes its raw and its averaged weights."""
+    run = train("right")
     images = digits(SETTINGS.image_size)
-    run = ddpm.resume_run(UNFINISHED / "right", SETTINGS, SCHEDULE)
-    run.network.to(memory_format=torch.channels_last)
     run.optimizer.param_groups[0]["lr"] = 3e-3
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
@@ -113,5 +106,5 @@ def train_restless() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for each in sys.argv[1:] or ["right", "restless", *list(TRAININGS)[1:]]:
+    for each in sys.argv[1:] or ["restless", *list(TRAININGS)[1:]]:
         train_restless() if each == "restless" else train(each)

@@ -1,6 +1,6 @@
 """For developers: export, run and measure the notebooks.
 
-python tools/notebook.py export              write mnist_ddpm/ddpm.py from the `#| export` cells
+python tools/notebook.py export              write mnist_ddpm/ddpm.py from the cells tagged `export`
 python tools/notebook.py run [NOTEBOOK …]    execute in place; without a name, MNIST_DDPM.ipynb
 python tools/notebook.py measure [NOTEBOOK …]   what reading asks for, one line of JSON each
 """
@@ -23,9 +23,18 @@ WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
 
 def export(root: Path = ROOT) -> None:
     """Writes the module of the notebook in this project folder."""
-    from nbdev.export import nb_export
+    cells = json.loads((root / NOTEBOOK.name).read_text(encoding="utf-8"))["cells"]
+    parts = [f"# Written by tools/notebook.py from {NOTEBOOK.name}: edit that, not this file."]
+    for cell in cells:
+        if is_exported(cell):
+            parts.append(f"# %% {cell['id']}\n{''.join(cell['source'])}")
+    text = "\n\n\n".join(parts) + "\n"
+    (root / "mnist_ddpm" / "ddpm.py").write_text(text, encoding="utf-8")
 
-    nb_export(root / NOTEBOOK.name, lib_path=root / "mnist_ddpm")
+
+def is_exported(cell: dict) -> bool:
+    """Whether a cell is tagged `export`."""
+    return "export" in cell["metadata"].get("tags", [])
 
 
 def smaller(png: bytes) -> bytes:
@@ -46,7 +55,7 @@ def smaller(png: bytes) -> bytes:
 
 def pictures_of(cell: dict) -> list[dict]:
     """The cell's outputs that are pictures."""
-    return [output for output in cell.outputs if "image/png" in output.get("data", {})]
+    return [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
 
 
 def tidy(cell: dict) -> None:
@@ -57,13 +66,21 @@ def tidy(cell: dict) -> None:
         output.data["image/png"] = base64.b64encode(picture).decode()
 
 
-def describe(notebook) -> None:
-    """Gives each picture the text of its cell's `#| fig-alt:`."""
+def describe(cell: dict) -> None:
+    """Gives the cell's pictures the text `alt` of its metadata."""
+    for output in pictures_of(cell):
+        output.metadata["image/png"] = {"alt": cell.metadata["alt"]}
+
+
+def clean(notebook) -> None:
+    """Leaves out all that differs from run to run: times, counts, what the kernel calls itself."""
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel}
     for cell in notebook.cells:
-        text = re.search(r"^#\| fig-alt: (.*)$", cell.source, re.M)
-        if cell.cell_type == "code" and text:
-            for output in pictures_of(cell):
-                output.metadata["image/png"] = {"alt": text[1]}
+        cell.metadata.pop("execution", None)
+        for part in [cell, *cell.get("outputs", [])]:
+            if "execution_count" in part:
+                part.execution_count = None
 
 
 def illustrate(notebook) -> None:
@@ -81,7 +98,6 @@ def run(path: Path) -> None:
     """Executes a notebook from top to bottom with its own parameters, and saves what came out."""
     import nbformat
     from nbclient import NotebookClient
-    from nbdev.clean import nbdev_clean
 
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(path.parent)}}
@@ -89,13 +105,11 @@ def run(path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             tidy(cell)
-    notebook.metadata.pop("jupytext", None)
     if path == NOTEBOOK:
         illustrate(notebook)
-    nbformat.write(notebook, path)
-    nbdev_clean(str(path))
-    notebook = nbformat.read(path, as_version=4)
-    describe(notebook)  # last, since cleaning takes the texts away
+    for cell in notebook.cells:
+        describe(cell)
+    clean(notebook)
     nbformat.write(notebook, path)
 
 
@@ -157,7 +171,7 @@ def measure(path: Path) -> dict:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    exported = [source for source in code if source.lstrip().startswith("#| export")]
+    exported = ["".join(cell["source"]) for cell in cells if is_exported(cell)]
     form = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     package = re.compile(r"^\s*(from|import) +mnist_ddpm", re.M)
     words = words_of("\n".join(prose))

@@ -20,7 +20,7 @@ from mnist_ddpm.training.recipe import Recipe
 def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
     """A file's image (1, C, H, W) in [-1, 1], and its mask (1, 1, H, W): 1 known, 0 to inpaint.
 
-    Unlike ddpm.read_image, it fits images to a network: 28 x 28 pixels are padded for one of MNIST;
+    It fits images to a network: 28 x 28 pixels are padded for one of MNIST;
     others are cropped to its shape and resized.
     Raises ValueError for a file that is no image, and a mask of another size, or hiding nothing.
     """
@@ -75,7 +75,7 @@ def holds_samples(folder: Path) -> bool:
 
 
 def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
-    """Images to judge, uint8 (N, C, H, W), from a samples.npz or a folder (not ddpm.read_images).
+    """Images to judge, uint8 (N, C, H, W), from a samples.npz or a folder.
 
     Vectors, float32 (N, D, 1, 1), from a samples.npy. Raises ValueError where they do not fit.
     """

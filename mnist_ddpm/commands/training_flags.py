@@ -44,7 +44,7 @@ class RecipeFlags(Options):
     beta_T: float = 0.02  # variance added by step T
     epochs: float = 20  # passes over the training images
     batch_size: int = 128  # images in a training step
-    warmup_steps: int = 500  # steps in which the learning rate rises, at most a tenth of all
+    warmup_steps: int = 500  # steps of rising learning rate, at most a tenth of all
     ema_decay: float = 0.999  # of the moving average of the weights
     seed: int = 0  # of weights, order, times and noise
     # 1 grey, 3 colour

@@ -34,7 +34,7 @@ def check_dataset(name: str) -> None:
 
 
 def load_images(recipe: Recipe, root: str | Path = "data", split: str = "train") -> Tensor:
-    """As ddpm.load_images, for a recipe: one split of recipe.dataset, uint8 (N, *recipe.shape).
+    """One split of recipe.dataset, uint8 (N, *recipe.shape).
 
     Raises ValueError for an unknown name, a split that the data set lacks, or another number of
     channels.

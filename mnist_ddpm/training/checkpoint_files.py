@@ -3,7 +3,7 @@
 Format 2 of config.json has the notebook's settings, the method, which is all else that rebuilds
 the network and samples from it, and the rest of the recipe. The notebook loads checkpoints of its
 own method. Format 1 had all settings in one list. The SHA-256 of the weights shows whether the two
-files belong together, and are whole; older checkpoints have none.
+files belong together, and are whole; those of the notebook have none.
 """
 
 import functools
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import Settings, check, digest_of
+from mnist_ddpm.ddpm import Settings, check
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import describe_error, read_json
@@ -80,6 +80,11 @@ def describe_recipe(recipe: Recipe, method: dict) -> dict[str, dict]:
     settings = {field.name: values.pop(field.name) for field in fields(Settings)}
     others = {name: value for name, value in values.items() if name not in method}
     return {"settings": settings, "method": method, "recipe": others}
+
+
+def digest_of(described: dict) -> str:
+    """The SHA-256 of settings and method, as they stand in config.json."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def description_digests(config: dict) -> dict[str, str]:
@@ -147,7 +152,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 def warn_unverified(path: Path) -> None:
     """Prints that damage to a file cannot be noticed."""
-    message = f"{path} comes without its SHA-256, as of an earlier version"
+    message = f"{path} comes without its SHA-256, as from the notebook"
     warn_once(f"{message}: damage to it would not be noticed")
 
 

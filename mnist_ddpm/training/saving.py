@@ -41,7 +41,7 @@ NEW_RUN = "init_from can start a new run from the weights beside it"
 
 
 def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
-    """As ddpm.save_run, for any recipe: writes training_state.pt, and after it a checkpoint.
+    """Writes training_state.pt, and after it a checkpoint, for any recipe.
 
     Raises OSError if they cannot be written.
     """
@@ -138,7 +138,7 @@ def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
 def resume_run(
     folder: str | Path, start: Callable[[Recipe], Run], recipe: Recipe | None = None
 ) -> Run:
-    """As ddpm.resume_run, for any recipe: the saved one, or one with other CHANGEABLE settings.
+    """The saved run, or one with other CHANGEABLE settings.
 
     start: makes the run at step 0. Raises as load_state and check_changes.
     """
