@@ -38,23 +38,16 @@ Kinds = dict[str, tuple[Path, Callable[[], object]]]  # of files, with what read
 
 
 def run_files(folder: Path) -> Kinds:
-    """A checkpoint's weights and state, by the package and by the notebook; an extractor."""
+    """A checkpoint's weights and state; an extractor."""
     images = torch.arange(16 * 256).view(16, 1, 16, 16).to(torch.uint8)
     weights, state = folder / saving.WEIGHTS, folder / saving.STATE
     judge = folder / "judge.safetensors"
-    settings = ddpm.Settings(dataset="random", epochs=1, **SIZES)
-    linear = ddpm.beta_schedule(ddpm.linear_beta(settings.T, settings.beta_1, settings.beta_T))
     trainer.train(RECIPE, images, folder)
     extractors.save_extractor(judge, extractors.Extractor("mnist", 10, (8, 8)), {"accuracy": 0.5})
-
-    def resume_in_notebook() -> dict:
-        return vars(ddpm.resume_run(folder, settings, linear))
 
     return {
         "model.safetensors": (weights, lambda: checkpoints.load(folder).network),
         "training_state.pt": (state, lambda: saving.load_state(folder)[0]),
-        "weights, by the notebook": (weights, lambda: ddpm.load_checkpoint(folder)[0]),
-        "training state, by the notebook": (state, resume_in_notebook),
         "an extractor": (judge, lambda: extractors.load_extractor(judge)),
     }
 
