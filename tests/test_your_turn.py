@@ -121,7 +121,10 @@ MISTAKES = [  # exercise, what its solution says, what a reader wrote instead, a
     ("sampling_loop", " * draw_noise()", " * 0", "no noise"),
     ("training_loop", "optimizer.zero_grad()", "", "zero_grad"),
     ("training_loop", "optimizer.step()", "", "never change"),
-    ("training_loop", "loss.backward()", "", "raises"),
+    ("training_loop", ", torch.randn(x0.shape))", ", 0 * torch.randn(x0.shape))", "without noise"),
+    ("sampling_loop", "denoise(x, t)", "denoise(x, s)", "told s"),
+    ("mended_step", "x0_hat = x0_hat.clamp(-1, 1)", "x0_hat = x0_hat", "clipped"),
+    ("training_loop", "loss.backward()", "", "never change"),
     ("training_loop", "schedule.T + 1, (8,)", "schedule.T, (8,)", "1 to 4"),
     ("training_loop", "randint(1, schedule", "randint(0, schedule", "1 to 4"),
     ("training_loop", "+ 1, (8,))", "+ 1, (1,)).expand(8)", "whole batch"),
@@ -214,6 +217,15 @@ def test_a_clamp_where_none_is_asked_and_an_overflow_at_full_size_are_not_accept
         .replace("return ", "weights = weights / weights.sum(1, keepdim=True)\n    return ")
     )
     assert "finite" in result_of(reader, "ideal_x0", overflowing)
+
+
+def test_a_training_loop_that_compares_with_another_noise_is_not_accepted(reader):
+    wrong = SOLUTIONS["training_loop"].replace(
+        "ddpm.l_simple(network, schedule, x0, t, torch.randn(x0.shape)).mean()",
+        "(network(ddpm.q_sample(schedule, x0, t, torch.randn(x0.shape)), t)"
+        " - torch.randn(x0.shape)).square().mean()",
+    )
+    assert "noise" in result_of(reader, "training_loop", wrong)
 
 
 def test_an_answer_in_place_leaves_the_later_exercises_as_they_were(reader):
