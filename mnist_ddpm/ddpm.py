@@ -687,8 +687,8 @@ def generate(
     for t, xt, x0_hat in bar:
         moment = round(40 * math.sqrt(t / schedule.T))  # closer towards the end
         if moment not in film:
-            few = [to_uint8(x[:film_images]).cpu() for x in (xt, x0_hat)]
-            film[moment] = t, *few
+            pictures = [to_uint8(x[:film_images]).cpu() for x in (xt, x0_hat)]
+            film[moment] = t, *pictures
     return to_uint8(xt).cpu(), [*film.values()]
 
 

@@ -50,7 +50,6 @@ SHORTER = {  # loops and their images
     "range(1000, 0, -20)": "[40, 20]",
     "[500:]": "[2:]",
     "timesteps(paper.T, steps)": "timesteps(paper.T, 2)",
-    "timesteps(paper.T, 50)": "timesteps(paper.T, 2)",
     "torch.randn(4000, 2": "torch.randn(400, 2",
     "range(2000)": "range(2)",
     "counts = (5, 10, 20, 50)": "counts = (5, 10)",
