@@ -100,7 +100,6 @@ NETWORKS: dict[str, Callable[[Recipe, int, int], nn.Module]] = {
     "jit": networks.jit,
     "shortcut": networks.shortcut_unet,
     "fourier": networks.fourier_unet,
-    "mlp": networks.mlp,
 }
 
 

@@ -284,26 +284,13 @@ OWN_FOLDER = Dataset(
 )
 OWN_FILE = replace(
     OWN_FOLDER,
-    title="an array or a table",
-    images="mnist_ddpm.data.own_files:load_own_file",
-    labels="mnist_ddpm.data.own_files:own_file_labels",
+    title="an array",
+    images="mnist_ddpm.data.picture_sets:load_pictures",
+    labels="mnist_ddpm.data.picture_sets:picture_labels",
     settings="mnist_ddpm.data.own_files:own_file_settings",
     pictures="mnist_ddpm.data.own_files:file_split",
 )
-# Settings of a recipe for vectors, which replace those of a preset. They predict x_0, since nothing
-# clips vectors: from predicted noise, errors at large t would grow.
-VECTOR_SETTINGS = {
-    "network": "mlp",
-    "image_size": 1,
-    "patch_size": 1,
-    "channel_mults": (1,),
-    "attention_resolutions": None,
-    "schedule": "cosine",
-    "prediction": "x0",
-    "objective": "min-snr",
-}
-VECTOR_PLANNING = Planning(("mnist",), ("mnist",), 0, VECTOR_SETTINGS, needs_decoding=False)
-OWN_FILES = ".csv", ".npy", ".npz", ".safetensors"
+OWN_FILES = ".npy", ".npz", ".safetensors"
 DATASETS: dict[str, Dataset] = {"mnist": MNIST, "celeba": CELEBA, "ffhq": FFHQ}
 
 

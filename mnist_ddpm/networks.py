@@ -6,11 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from mnist_ddpm.ddpm import UNet, check
+from mnist_ddpm.ddpm import UNet
 from mnist_ddpm.methods.adversarial import Critic
 from mnist_ddpm.methods.fourier import FourierUNet
 from mnist_ddpm.methods.just_transformer import JiT
-from mnist_ddpm.methods.residual_mlp import ResidualMLP
 from mnist_ddpm.methods.shortcuts import ShortcutUNet
 from mnist_ddpm.methods.transformer import DiT
 from mnist_ddpm.training.recipe import Recipe
@@ -66,18 +65,6 @@ def dit(
     options = {"patch_size": recipe.patch_size, "dropout": recipe.dropout}
     options |= {"classes": recipe.classes, "out_channels": out_channels}
     return transformer_class(in_channels, width, depth, **options)
-
-
-def mlp(recipe: Recipe, in_channels: int, out_channels: int) -> ResidualMLP:
-    """A network for vectors, four times as wide as base_channels, with as many blocks as dit.
-
-    Raises ValueError where it would learn a variance: its bound is for 8 bits.
-    """
-    is_plain = in_channels == out_channels
-    check(is_plain, f"objective {recipe.objective} is for images of 8 bits: take another")
-    blocks = 2 * recipe.blocks_per_level + 1
-    options = {"dropout": recipe.dropout, "classes": recipe.classes}
-    return ResidualMLP(in_channels, recipe.base_channels, blocks, **options)
 
 
 def make_critic(recipe: Recipe) -> Critic:

@@ -145,8 +145,7 @@ def print_start(new_or_resumed_run: Run, images: Tensor, device: Device) -> None
     """Prints what is trained on how many images, and on which device."""
     count = f"{run.count_parameters(new_or_resumed_run.network):,} parameters"
     shape = tuple(images.shape[1:])
-    what = "vectors" if new_or_resumed_run.settings.is_vector else "images"
-    print(f"{len(images):,} {what} of {shape}, {count}, on {device}", flush=True)
+    print(f"{len(images):,} images of {shape}, {count}, on {device}", flush=True)
 
 
 def throughput_meter(device: torch.device) -> throughput.ThroughputMeter:

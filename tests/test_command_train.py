@@ -372,11 +372,6 @@ def test_predicted_noise_is_reported_for_colours_alone(trainings, measured, tmp_
     ):
         assert run("train", *base, *others, "--out", tmp_path / "run") == 0
         assert ("--prediction v" in capsys.readouterr().out) is is_reported
-    points = tmp_path / "points.csv"  # whose columns are no colours
-    points.write_text("".join(f"{k},{k % 3}\n" for k in range(40)))
-    flags = ["--data", tmp_path, "--device", "cpu", "--prediction", "eps"]
-    assert run("train", "--dataset", points, *flags, "--out", tmp_path / "run") == 0
-    assert "--prediction v" not in capsys.readouterr().out
 
 
 def test_what_is_trained_advises_how_to_draw_it_best(tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from picture_helpers import image_recipe
 from safetensors.numpy import save_file
 
 from mnist_ddpm.data import loading
-from mnist_ddpm.data.arrays import read_array
+from mnist_ddpm.data.own_files import read_array
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (12, 16, 16, 3), np.uint8)
@@ -216,5 +216,5 @@ def test_help_names_each_kind_of_data(capsys, command):
     with pytest.raises(SystemExit):
         run(command, "--help")
     printed = "".join(capsys.readouterr().out.replace("│", "").split())
-    for kind in ("torchvision:NAME", "hub:NAME", ".npz", ".npy", ".safetensors", ".csv"):
+    for kind in ("torchvision:NAME", "hub:NAME", ".npz", ".npy", ".safetensors"):
         assert kind in printed

@@ -62,7 +62,6 @@ def pick_variance(name: str, recipe: Recipe) -> str:
 def check_bound(recipe: Recipe, request: str) -> None:
     """Raises ValueError where no bound can be measured, which the flag or command requests."""
     needs = f"{request} needs a network"
-    check(not recipe.is_vector, f"{needs} of images with 8 bits, and this one draws vectors")
     check(not needs_labels(recipe), f"{needs} that can do without its labels (label_dropout is 0)")
     check(not recipe.conditional, f"{needs} without a condition, and here is {recipe.condition}")
 

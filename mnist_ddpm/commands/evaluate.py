@@ -41,10 +41,7 @@ def run_evaluate(flags: EvaluateFlags) -> None:
     digest = extractors.digest((find(flags.checkpoint) / "model.safetensors").read_bytes())
     about = {"checkpoint": str(flags.checkpoint), "checkpoint_sha256": digest}
     side = max(recipe.shape[1:])
-    if recipe.is_vector:
-        judge = extractors.column_judge(flags.extractor, world)
-    else:
-        judge = extractors.pick_judge(flags.extractor, recipe.dataset, device, side, world)
+    judge = extractors.pick_judge(flags.extractor, recipe.dataset, device, side, world)
     with processes.main_process_first(world):
         training, held_out = load_real_images(flags, recipe)
         images = read_images(flags.images, recipe, flags.data) if flags.images else None
@@ -76,13 +73,12 @@ def run_evaluate(flags: EvaluateFlags) -> None:
         picture = flags.out.with_name(f"{flags.out.stem}-closest.png")
         try:
             cards.write_card(flags.out, card)
-            if not recipe.is_vector:
-                pairs = cards.closest_pairs(card, images, training)
-                outputs.write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
+            pairs = cards.closest_pairs(card, images, training)
+            outputs.write_picture(picture, ddpm.tile(pairs, len(pairs) // 2, scale=2))
         finally:  # a disk may be too full for the card
             print("\n".join(cards.card_lines(card)))
         partial.discard()
-    outputs.print_written(flags.out, *([] if recipe.is_vector else [picture]))
+    outputs.print_written(flags.out, picture)
 
 
 def check_sampling_flags(flags: EvaluateFlags) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import folders, pictures
 from mnist_ddpm.data.image_files import regular_file
-from mnist_ddpm.data.vectors import read_vectors, to_network
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.text import describe_error
 from mnist_ddpm.training.recipe import Recipe
@@ -77,10 +76,8 @@ def holds_samples(folder: Path) -> bool:
 def read_images(path: Path, recipe: Recipe, data: Path) -> Tensor:
     """Images to judge, uint8 (N, C, H, W), from a samples.npz or a folder.
 
-    Vectors, float32 (N, D, 1, 1), from a samples.npy. Raises ValueError where they do not fit.
+    Raises ValueError where they do not fit.
     """
-    if recipe.is_vector:
-        return to_network(read_vectors(path, "train", labelled=False).values, recipe)
     if holds_samples(path):
         path = path / "samples.npz"
         print(f"judging the images in {path}")

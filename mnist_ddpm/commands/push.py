@@ -50,7 +50,6 @@ def push_to_hub(
     folder = checkpoints.find(source)
     checkpoint = checkpoints.load(source, device)
     condition = checkpoint.recipe.condition
-    check(not checkpoint.recipe.is_vector, f"{source} draws vectors: push is for images")
     advice = "push is for networks that draw without"
     check(condition == "none", f"{source} needs a condition ({condition}): {advice}")
     files = {CONFIG: public_config(folder), WEIGHTS: Path(folder, WEIGHTS).read_bytes()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import sampler_setup, vector_outputs
+from mnist_ddpm.commands import sampler_setup
 from mnist_ddpm.commands.checkpoint_inputs import open_checkpoint
 from mnist_ddpm.commands.flags import SampleFlags, check_kinds
 from mnist_ddpm.commands.image_inputs import read_condition_images, read_image
@@ -30,7 +30,6 @@ from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.vector_samples import to_units
 
 GRID_IMAGES = 400  # at most
 PATH_FLAGS = "checkpoint", "guide", "condition_image", "init_image", "mask"
@@ -55,23 +54,16 @@ class SamplingJob(NamedTuple):
         """How many images stand side by side in the films, and how many rows there are."""
         return 6 if max(self.checkpoint.recipe.shape[1:]) <= 32 else 4  # noise takes much space
 
-    @property
-    def labels_drawn(self) -> list[int] | None:
-        """The label of each image, or None where there are none."""
-        if self.labels is None:
-            return None
-        first = self.flags.first
-        return self.labels[torch.arange(first, first + self.flags.n) % len(self.labels)].tolist()
-
     def draw(self, partial: PartialResults | None = None) -> tuple[Tensor, ddpm.Film]:
         """The images, uint8 (n, C, H, W), and a film of the first ones."""
         options = {"film_images": self.film_columns**2, "partial_results": partial}
         options |= {"first": self.flags.first, "device": self.device, "world": self.world}
-        recipe = self.checkpoint.recipe
-        if recipe.is_vector:
-            options["film_images"] = vector_outputs.FILM_VECTORS
         return sampler_setup.generate_images(
-            self.flags, self.sampler_choice, self.denoiser_for_batch, recipe, **options
+            self.flags,
+            self.sampler_choice,
+            self.denoiser_for_batch,
+            self.checkpoint.recipe,
+            **options,
         )
 
 
@@ -151,9 +143,6 @@ def sample(
             options[name] = value.item()
     job = prepare_job(SampleFlags(**options))
     images, frames = job.draw()
-    recipe = job.checkpoint.recipe
-    if recipe.is_vector:
-        images = torch.from_numpy(to_units(images, recipe.columns))
     return (images, frames) if film else images
 
 
@@ -173,10 +162,7 @@ def run_sample(flags: SampleFlags) -> None:
         shown = range(flags.first, flags.first + min(flags.n, GRID_IMAGES))
         condition = catalogue.condition_batch(recipe, job.condition_images, shown)
         with folder_lock.exclusive_writer(out):
-            if recipe.is_vector:
-                paths = vector_outputs.write_vectors(out, images, film, recipe, job.labels_drawn)
-            else:
-                paths = write_samples(out, images, film, job.film_columns, condition)
+            paths = write_samples(out, images, film, job.film_columns, condition)
     partial.discard()
     evaluations = partial.evaluations / len(job.world.share(flags.n))
     duration = f"{partial.seconds:.1f} s on {job.device}"
@@ -219,7 +205,6 @@ def choose_with_image(flags: SampleFlags, recipe: Recipe, device: torch.device) 
     sampler_choice = sampler_setup.choose_sampler(flags, recipe, "ddpm" if inpaints else "ddim")
     if not flags.init_image:
         return sampler_choice
-    check(not recipe.is_vector, "--init-image is for networks that draw images: leave it out")
     image, mask = read_image(flags.init_image, flags.mask, recipe)
     image = image.to(device)
     if mask is None:

@@ -206,7 +206,7 @@ def build_denoiser_for_batch(
         scale=guidance_scale(flags),
         guide=guide,
         interval=flags.guidance_interval,
-        clip=None if recipe.is_vector else CLIPS[flags.clip],
+        clip=CLIPS[flags.clip],
         condition_images=None if condition_images is None else condition_images.to(device),
         sampling_schedule=sampler_choice.sampling_schedule,
         next_times=catalogue.next_times(sampler_choice.name, sampler_choice.times, recipe),
@@ -221,9 +221,7 @@ def generate_images(
     recipe: Recipe,
     **options,
 ) -> tuple[Tensor, ddpm.Film]:
-    """The images or vectors that the flags ask for, and a film. options: of generation.generate."""
-    if recipe.is_vector:
-        options["finish"] = Tensor.float
+    """The images that the flags ask for, and a film. options: of generation.generate."""
     options["sampler"] = partial(sampler_choice.sampler, **sampler_choice.options)
     options["times"] = sampler_choice.times
     options |= {"seed": flags.seed, "batch_size": flags.batch_size}

@@ -118,7 +118,7 @@ def print_if_tinted(recipe: Recipe) -> None:
 
     At large t, an error of the noise is a larger one of the image's mean colour.
     """
-    if recipe.channels > 1 and not recipe.is_vector and recipe.prediction == "eps":
+    if recipe.channels > 1 and recipe.prediction == "eps":
         hint = "take --prediction v or x0; docs/troubleshooting.md"
         print(f"in colour, predicting the noise tints the samples until training is long ({hint})")
 

@@ -21,7 +21,7 @@ SIZE = PrimitiveConstructorSpec(
     is_instance=lambda value: isinstance(value, int | tuple | None),
     str_from_instance=lambda size: [format_size(size)],
 )
-SOURCES = "torchvision:NAME, hub:NAME, a folder, or a .npz, .npy, .safetensors or .csv file"
+SOURCES = "torchvision:NAME, hub:NAME, a folder, or a .npz, .npy or .safetensors file"
 DATASET = tyro.conf.arg(help=f"{', '.join(DATASETS)}, {SOURCES}")
 Classes = int | Literal["auto"]
 
@@ -54,7 +54,6 @@ class RecipeFlags(Options):
     # number of different labels; auto: as many as the data set has
     classes: Annotated[Classes, unless_typed("no labels")] = 0
     label_names: tyro.conf.Suppress[tuple[str, ...]] = ()  # which the data decide
-    columns: tyro.conf.Suppress[tuple[tuple[str, float, float], ...]] = ()  # likewise
     # of objective distribution-matching: the times at which the network learns to draw, falling
     # from T
     student_timesteps: Annotated[

@@ -59,10 +59,6 @@ def build_card(
     if n is not None and n < len(images):
         chosen = distances.shuffled(chosen, seed, n)
     reference = f"{len(training)} training images of {format_size(recipe.image_size)} pixels"
-    if recipe.is_vector:
-        rows = training if held_out is None else held_out
-        seen = f"{len(rows)} {'training' if held_out is None else 'unseen'} rows"
-        reference = f"{seen} of {recipe.channels} columns"
     facts = {
         "n": len(chosen),
         "seed": seed,
@@ -101,12 +97,10 @@ def card_figures(
         order = distances.shuffled(torch.arange(len(held_out)), seed)
         real = real._replace(held_out=real.held_out[order])
         held_out = held_out[order[: copies.AUDITED]]  # all may be more than memory holds
-    against_unseen = recipe.is_vector and real.held_out is not None
-    reference = real.held_out if against_unseen else real.training
     card = {
-        "metrics": distances.distances(reference, drawn, seed),
-        "frechet_bias": distances.frechet_bias(reference, drawn, seed),
-        "floor": distances.floors(real.training, real.held_out, len(images), seed, against_unseen),
+        "metrics": distances.distances(real.training, drawn, seed),
+        "frechet_bias": distances.frechet_bias(real.training, drawn, seed),
+        "floor": distances.floors(real.training, real.held_out, len(images), seed),
     }
     knows_classes = recipe.dataset == getattr(judge.network, "dataset", None)
     if knows_classes and dataset.classifier.card_noun:
@@ -115,9 +109,8 @@ def card_figures(
             unseen = judge.logits(real.held_out[: len(images)])
             balance["held_out"] = distances.class_balance(unseen)
         card[dataset.classifier.card_noun] = balance
-    if not recipe.is_vector:
-        in_pixels = copies.audit(images, training, held_out, mirrored, judge.device)
-        card["nearest_training_image_in_pixels"] = in_pixels.figures()
+    in_pixels = copies.audit(images, training, held_out, mirrored, judge.device)
+    card["nearest_training_image_in_pixels"] = in_pixels.figures()
     card["nearest_training_image_in_features"] = audit_features(drawn, real).figures()
     return card
 

@@ -118,15 +118,6 @@ class Inception(nn.Module):
         return self.network(images.expand(-1, 3, -1, -1))
 
 
-class StandardisedColumns(nn.Module):
-    """Vectors (N, D, 1, 1) as their own features (N, D): columns of mean 0 and deviation 1."""
-
-    BATCH = 10_000
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        return vectors.flatten(1)
-
-
 @torch.no_grad()
 def in_batches(
     function: Callable[[Tensor], Tensor],
@@ -160,7 +151,7 @@ def digest(*parts: bytes | Tensor) -> str:
 class Judge:
     """An extractor in evaluation mode, with the name that says exactly which."""
 
-    network: Extractor | Inception | StandardisedColumns
+    network: Extractor | Inception
     name: str
     device: torch.device | str = "cpu"
     world: ProcessGroup = field(
@@ -219,13 +210,6 @@ def pick_judge(
     check(not crops, f"{path} is for {network.dataset}, and {sees}: {advice}")
     name = f"{path.name}, SHA-256 {digest(path.read_bytes())}"
     return Judge(network.to(device), name, device, world)
-
-
-def column_judge(name: str, world: ProcessGroup | None = None) -> Judge:
-    """The judge of vectors, which needs no network. Raises ValueError for a name but "auto"."""
-    check(name == "auto", f"vectors are compared by their columns: leave out --extractor {name}")
-    title = "the vectors themselves, each column standardised"
-    return Judge(StandardisedColumns(), title, world=world or ProcessGroup())
 
 
 def save_extractor(path: str | Path, extractor: Extractor, record: dict) -> None:

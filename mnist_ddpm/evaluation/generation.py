@@ -111,14 +111,13 @@ def generate(
     partial_results: PartialResults | None = None,
     world: ProcessGroup | None = None,
     progress: bool = True,
-    finish: Callable[[Tensor], Tensor] = ddpm.to_uint8,
 ) -> tuple[Tensor, Film]:
     """As ddpm.generate, but stoppable, in batches, on several processes, and from any image on.
 
     Returns images first … first + n - 1, uint8 (n, C, H, W), and a film of a few of the first
     batch. Image k depends on seed and k alone, not on batches or processes. Each process draws its
     share, all get all images, and the first one has the film. partial_results: where finished
-    batches are saved. finish: makes images of x_0. Raises ValueError for arguments out of range,
+    batches are saved. Raises ValueError for arguments out of range,
     FloatingPointError for images that are NaN, and OSError where a batch cannot be saved.
     """
     world = world or ProcessGroup()
@@ -137,7 +136,7 @@ def generate(
         draw_noise = noise_source(seed, batch, shape, torch.device(device))
         states = sampler(denoiser_for_batch(batch), schedule, times, draw_noise(), draw_noise)
         n_in_film = film_images if batch.start == first else 0
-        return collect_images_and_film(states, schedule.T, n_in_film, bar, finish)
+        return collect_images_and_film(states, schedule.T, n_in_film, bar)
 
     total = len(starts) * len(times)
     with progress_bar(total=total, disable=not progress, **options) as bar:
@@ -171,26 +170,20 @@ def noise_source(
 
 
 @torch.no_grad()
-def collect_images_and_film(
-    states: States,
-    T: int,
-    film_images: int,
-    bar: tqdm,
-    finish: Callable[[Tensor], Tensor] = ddpm.to_uint8,
-) -> Part:
+def collect_images_and_film(states: States, T: int, film_images: int, bar: tqdm) -> Part:
     """The images that a sampler ends with, and a film: the first film_images at some 40 moments."""
     film = {}
     t = None
     for t, xt, x0_hat in states:
         moment = round(40 * math.sqrt(t / T))  # closer together towards the end
         if film_images and (t == 0 or moment not in film):
-            film[moment] = t, *(finish(x[:film_images]).cpu() for x in (xt, x0_hat))
+            film[moment] = t, *(ddpm.to_uint8(x[:film_images]).cpu() for x in (xt, x0_hat))
         bar.update(t > 0)
     check(t == 0, f"the sampler ended at t = {t}: its last state must be x_0, with t = 0")
     if xt.isnan().any():
         causes = "precision float16, a huge guidance, and damaged checkpoints"
         raise FloatingPointError(f"the images are NaN: avoid {causes}")
-    part = {"images": finish(xt).cpu()}
+    part = {"images": ddpm.to_uint8(xt).cpu()}
     if film:
         times, xt, x0_hat = zip(*film.values())
         part |= {"t": torch.tensor(times), "xt": torch.stack(xt), "x0_hat": torch.stack(x0_hat)}

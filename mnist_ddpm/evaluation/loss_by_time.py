@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mnist_ddpm.ddpm import Denoiser, Schedule, Time, l_simple, predict_eps, to_float
 from mnist_ddpm.evaluation.distances import covariance_of, roots, shuffled
-from mnist_ddpm.training.run import floats_of
 
 GAUSSIAN_IMAGES = 10_000  # whose mean and covariance the best linear prediction knows, at most
 LARGEST_COVARIANCE = 3072  # numbers of an image: of larger ones only the variances are computed
@@ -26,7 +25,7 @@ def loss_by_t(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Each image's or vector's error of eps_hat at a separate time: t (N,), L_simple (N,).
+    """Each image's error of eps_hat at a separate time: t (N,), L_simple (N,).
 
     The times are spread evenly over 1 … T. The denoiser is to be one that does not clip.
     """
@@ -39,7 +38,7 @@ def loss_by_t(
     t = 1 + torch.arange(len(images)) * schedule.T // len(images)
     for part, times in zip(images.split(batch_size), t.split(batch_size)):
         eps = torch.randn(part.shape, generator=generator).to(device)
-        x0 = floats_of(part.to(device))
+        x0 = to_float(part.to(device))
         losses.append(l_simple(eps_hat, schedule, x0, times, eps).cpu())
     return t, torch.cat(losses)
 
@@ -61,7 +60,7 @@ def gaussian_denoiser(schedule: Schedule, images: Tensor) -> Denoiser:
     That is the best prediction that is linear in x_t: m + V diag(a v / (a^2 v + b^2)) V^T
     (x_t - a m). Of images larger than LARGEST_COVARIANCE, V is the identity.
     """
-    x = floats_of(shuffled(images, 0, GAUSSIAN_IMAGES)).flatten(1).double()
+    x = to_float(shuffled(images, 0, GAUSSIAN_IMAGES)).flatten(1).double()
     mean = x.mean(dim=0)
     if x.shape[1] <= LARGEST_COVARIANCE:
         scales, axes = roots(covariance_of(x))

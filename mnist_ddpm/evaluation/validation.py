@@ -85,7 +85,6 @@ class Validator:
         Raises ValueError where nothing can be measured, and for a damaged progress.json.
         """
         check_share(share)
-        check(not recipe.is_vector, "validation is for images, not for vectors: leave it out")
         self.folder = folder
         self.recipe = recipe
         self.real = real

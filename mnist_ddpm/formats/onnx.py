@@ -178,7 +178,6 @@ def save_onnx(
     draw: sampling defaults. Raises ValueError, and leaves no file, where the difference is above
     its bound or the network cannot be exported, OSError where the file cannot be written.
     """
-    check(not recipe.is_vector, "it draws vectors, and ONNX files are of images here")
     onnx, *_ = packages()
     dtype = getattr(torch, precision)
     size = sum(weight.numel() for weight in network.state_dict().values()) * dtype.itemsize

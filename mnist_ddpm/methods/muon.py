@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 # Layers between the network and pixels or labels, which Adam trains, as the authors advise
-ADAM_LAYERS = "conv_in", "conv_out", "label", "patch", "columns_in", "last"
+ADAM_LAYERS = "conv_in", "conv_out", "label", "patch", "last"
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:

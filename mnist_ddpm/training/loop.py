@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Schedule, check, learning_rate_at, random_generator
+from mnist_ddpm.ddpm import Schedule, check, learning_rate_at, random_generator, to_float
 from mnist_ddpm.machine import folder_lock
 from mnist_ddpm.machine.files import writable_folder
 from mnist_ddpm.machine.interrupts import deferred_interrupt
 from mnist_ddpm.machine.prefetch import to_device
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.training import saving
-from mnist_ddpm.training.run import SINGLE_PROCESS, Run, attach_processes, floats_of, training_step
+from mnist_ddpm.training.run import SINGLE_PROCESS, Run, attach_processes, training_step
 from mnist_ddpm.training.run_length import Length, TimedLength, epochs_length, with_deadline
 from mnist_ddpm.training.session import Log, Preview, Session
 
@@ -108,7 +108,7 @@ def training_loop(
             start = time.monotonic()
             run.set_learning_rate(learning_rate_at(run.step + 1, run.total_steps, recipe))
             generator = random_generator(recipe.seed, 1, run.step)
-            x0 = floats_of(next(pixels))
+            x0 = to_float(next(pixels))
             x0 = x0 if augment is None else augment(x0, generator)
             batch_labels = None if labels is None else labels[batch.to(labels.device)]
             run.callable_network.train()  # in each step: the caller may have sampled from it

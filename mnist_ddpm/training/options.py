@@ -18,7 +18,7 @@ class Options:
     image_size: Size = 32  # side of square images, in pixels; or height and width
     channels: int | None = None  # 1 grey, 3 colour; None: the data set's; of a folder 3
     # unet; dit and jit: transformers, the latter for large patches; shortcut: a U-Net conditioned
-    # on the step size; fourier: one with Fourier features of each pixel; mlp: for vectors
+    # on the step size; fourier: one with Fourier features of each pixel
     network: str = "unet"
     blocks_per_level: int = 1  # residual blocks in each level
     # sides of the levels with attention, of a rectangle the shorter; None: the smallest
@@ -41,8 +41,6 @@ class Options:
     mirrored: bool = False  # flip each image half of the time; celeba and ffhq always are
     classes: int = 0  # number of different labels that the network is told; 0: no labels
     label_names: tuple[str, ...] = ()  # of one's own labels, in order
-    # of vectors: each column's name, and the mean and scale that samples get back
-    columns: tuple[tuple[str, float, float], ...] = ()
     attributes: tuple[str, ...] = ()  # of the images, as labels: attribute i counts 2^i
     # share of labels hidden in training, for guidance; the notebook hides 0.2
     label_dropout: float = 0.1

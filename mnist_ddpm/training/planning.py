@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mnist_ddpm.datasets import DATASETS, VECTOR_PLANNING, dataset_named
+from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import shell
 from mnist_ddpm.machine.files import is_out_of_memory
@@ -21,8 +21,8 @@ from mnist_ddpm.training.throughput import ThroughputMeter
 SHORT_TRAINING = 750  # steps: with fewer, the batch is halved
 MAX_WARMUP = 500  # steps
 # settings that stay as given
-UNPLANNED = "dataset channels classes label_names columns attributes seed".split()
-DECIDED = "label_names", "columns"  # by the data: no flags of train
+UNPLANNED = "dataset channels classes label_names attributes seed".split()
+DECIDED = ("label_names",)  # by the data: no flags of train
 MIN_STEPS = 20  # of a training
 COMPILING = 1200  # seconds: from this much time on, a minute or two may go into compiling
 YEAR = 366 * 24 * 3600  # seconds
@@ -111,7 +111,7 @@ def make_plan(
     start = clock()
     began = start if began is None else began
     settings = {name: getattr(request, name) for name in UNPLANNED}
-    planning = VECTOR_PLANNING if request.is_vector else dataset_named(request.dataset).planning
+    planning = dataset_named(request.dataset).planning
     settings |= planning.changes
     if size is not None:
         settings["image_size"] = size

@@ -11,10 +11,8 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Denoiser, Schedule
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.vector_samples import picture_of_panels, to_units
 
 IMAGES = 36
-VECTORS = 500
 STEPS = 20
 COLUMNS = 6
 
@@ -28,7 +26,7 @@ def draw_preview(
 ) -> np.ndarray:
     """36 images of the averaged network in 20 DDIM steps, always from the same noise: a picture.
 
-    Of vectors, 500. Labels come in turn. make_denoiser: called with network, schedule and, where
+    Labels come in turn. make_denoiser: called with network, schedule and, where
     there is one, the condition (36, 1 or 3, H, W) of a batch; the picture then shows the condition
     on the left.
     processes: how many share a batch, which is no larger than in training.
@@ -36,17 +34,13 @@ def draw_preview(
     """
     recipe = run.settings
     size = math.ceil(recipe.batch_size / recipe.accumulation / processes)
-    count = VECTORS if recipe.is_vector else IMAGES
-    batches = [range(k, min(count, k + size)) for k in range(0, count, size)]
+    batches = [range(k, min(IMAGES, k + size)) for k in range(0, IMAGES, size)]
     images = []
     for batch in batches:
         make = make_denoiser
         if condition is not None:
             make = partial(make_denoiser, condition=condition[batch.start : batch.stop])
         images.append(draw_batch(run, schedule, make, batch))
-    if recipe.is_vector:
-        rows = to_units(torch.cat(images), recipe.columns)
-        return picture_of_panels([rows], [f"step {run.step}"], recipe.columns)
     panels = [torch.cat(images)]
     if condition is not None:
         panels.insert(0, ddpm.to_uint8(condition).cpu())
@@ -54,19 +48,17 @@ def draw_preview(
 
 
 def draw_batch(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -> Tensor:
-    """A batch of those images, uint8 (len(batch), C, H, W), or of vectors, which are floats."""
+    """A batch of those images, uint8 (len(batch), C, H, W)."""
     recipe = run.settings
     network = run.ema
     dtype = getattr(torch, recipe.precision)
     if recipe.classes:
         network = partial(network, labels=torch.tensor(batch, device=run.device) % recipe.classes)
-    denoise = make_denoiser(network, schedule)
-    if not recipe.is_vector:
-        denoise = ddpm.clipped(denoise, schedule)
+    denoise = ddpm.clipped(make_denoiser(network, schedule), schedule)
     times = ddpm.timesteps(schedule.T, min(STEPS, schedule.T))
     draw_noise = ddpm.noise_source(recipe.seed, batch, recipe.shape, str(run.device))
     with torch.no_grad(), torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
         *_, (_, x0, _) = ddpm.ddim_sampler(denoise, schedule, times, draw_noise(), draw_noise)
     if x0.isnan().any():
         raise FloatingPointError("the images are NaN")
-    return x0.cpu() if recipe.is_vector else ddpm.to_uint8(x0).cpu()
+    return ddpm.to_uint8(x0).cpu()

@@ -1,6 +1,5 @@
 """A recipe: all that decides a training run, the paper's method or another."""
 
-import math
 import os
 from dataclasses import dataclass, fields, replace
 
@@ -49,14 +48,9 @@ class Recipe(Options, Settings):
         return self.channels, *height_width(self.image_size)
 
     @property
-    def is_vector(self) -> bool:
-        """Whether the data are vectors: channels are their columns, and images have one pixel."""
-        return self.network == "mlp"
-
-    @property
     def is_mirrored(self) -> bool:
         """Whether training mirrors each image half of the time."""
-        return not self.is_vector and (self.mirrored or dataset_named(self.dataset).is_mirrored)
+        return self.mirrored or dataset_named(self.dataset).is_mirrored
 
     @property
     def positions(self) -> list[tuple[int, int]]:
@@ -108,7 +102,6 @@ class Recipe(Options, Settings):
         ):
             if isinstance(getattr(self, name), list):
                 filled[name] = tuple(getattr(self, name))
-        filled["columns"] = tuple(map(tuple, self.columns))  # in JSON lists of lists
         if not self.classes:
             filled["label_names"] = ()
         size = self.image_size
@@ -139,7 +132,6 @@ class Recipe(Options, Settings):
             check(is_in_range, f"{name} is {value!r}: it must be from {least:g} to {most:g}")
         for names, is_valid, wanted in (
             (("dropout", "label_dropout", "ema_decay"), lambda x: 0 <= x < 1, "in [0, 1)"),
-            (("columns",), are_columns, "a list of name, mean and scale for each column"),
             (("precision",), lambda x: x in PRECISIONS, "float32, bfloat16 or float16"),
             (("image_size",), is_image_size, "a whole number, or two: height and width"),
             (
@@ -157,7 +149,9 @@ class Recipe(Options, Settings):
     def check_fit(self) -> None:
         """Raises ValueError for values that do not fit each other."""
         check_size(self.image_size, self.patch_size, self.channel_mults, self.dataset)
-        self.check_channels()
+        channels = self.channels
+        is_known = type(channels) is int and channels in (1, 3)
+        check(is_known, f"channels is {channels!r}: it must be 1 (grey) or 3 (colour)")
         names = len(self.label_names)
         is_named = names in (0, self.classes)
         check(is_named, f"classes is {self.classes}, and label_names are {names}: name each")
@@ -175,21 +169,6 @@ class Recipe(Options, Settings):
         name = "distribution-matching"
         is_used = self.objective == name or not self.student_timesteps
         check(is_used, f"student_timesteps are for objective {name}, not {self.objective}")
-
-    def check_channels(self) -> None:
-        """Raises ValueError for channels of neither images nor vectors, and what these lack."""
-        channels = self.channels
-        if not self.is_vector:
-            wanted = "1 (grey) or 3 (colour), and network mlp for vectors"
-            is_known = type(channels) is int and channels in (1, 3) and not self.columns
-            check(is_known, f"channels is {channels!r}: it must be {wanted}")
-            return
-        fits = channels == len(self.columns) > 0 and self.image_size == 1
-        message = "network mlp is for vectors: name a .csv, or an array of shape (N, D)"
-        check(fits, message)
-        for name in ("condition", "critic", "augment", "norm_groups"):
-            value = getattr(self, name)
-            check(value == getattr(Options, name), f"{name} is {value}: it is for images alone")
 
 
 def fit_batch_size(recipe: Recipe, n: int, processes: int = 1) -> Recipe:
@@ -209,18 +188,6 @@ def is_image_size(value: Size) -> bool:
 def is_names(values: tuple) -> bool:
     """Whether it is a tuple of names, without control characters."""
     return is_tuple_of(str, values) and not CONTROL.search("".join(values))
-
-
-def are_columns(values: tuple) -> bool:
-    """Whether each is a name, a finite mean and a scale above 0."""
-    return all(
-        len(each) == 3
-        and is_names(each[:1])
-        and is_tuple_of(float, each[1:])
-        and math.isfinite(each[1])
-        and 0 < each[2] < math.inf
-        for each in values
-    )
 
 
 def is_widths(values: tuple) -> bool:

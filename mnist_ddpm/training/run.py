@@ -216,11 +216,6 @@ def training_step(
     return value
 
 
-def floats_of(images: Tensor) -> Tensor:
-    """uint8 images (N, C, H, W) as floats in [-1, 1]; vectors (N, D, 1, 1) as they are."""
-    return images if images.is_floating_point() else ddpm.to_float(images)
-
-
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Seeds PyTorch's global generator, of which dropout draws: for each step and process."""
     torch.manual_seed(random_generator(seed, 2, step, rank).initial_seed())

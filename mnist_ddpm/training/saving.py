@@ -95,6 +95,8 @@ def read_recipe(settings: dict, method: dict, others: dict) -> Recipe:
     values = settings | named_settings | others
     if values.get("objective") == "matching":  # its name before version 0.26.0
         values["objective"] = "distribution-matching"
+    columns = values.pop("columns", ())  # of the vectors that versions before 0.30 drew
+    check(not columns, "it is of vectors, which no version since 0.30 draws")
     return Recipe(**values)
 
 
