@@ -15,9 +15,9 @@ import torch
 import tyro
 from harness import precisions, run
 
-from mnist_ddpm import trainer
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
+from mnist_ddpm.training import throughput
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.throughput import ThroughputMeter
 
@@ -40,7 +40,7 @@ class Arguments:
 def print_computed(flags: Arguments) -> None:
     """Prints days, hours and price on some GPUs."""
     check(flags.share > 0, f"--share is {flags.share:g}: it must be above 0")
-    flops = trainer.throughput_meter(torch.device("cpu")).flops(preset(flags.preset))
+    flops = throughput.ThroughputMeter(torch.device("cpu")).flops(preset(flags.preset))
     operations = (3 + flags.gradient_checkpointing) * flops * flags.images
     rate = f"at {flags.share:.0%} of the GPUs' rate"
     print(f"{flags.preset}, {flags.images:g} images: {operations:.3g} operations, {rate}")
@@ -65,7 +65,7 @@ def matrix_rate(
 def print_measured(flags: Arguments) -> None:
     """Prints the speed of presets, and which share of the machine's rate that is."""
     device = devices.pick_device("auto")
-    measuring = trainer.throughput_meter(device)
+    measuring = throughput.ThroughputMeter(device)
     precision = precisions()[-1] if device.type == "cpu" else "bfloat16"
     rate = matrix_rate(measuring, precision)
     threads = f"{device}, {torch.get_num_threads()} threads"

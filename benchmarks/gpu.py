@@ -26,7 +26,7 @@ from claims.bench import Bench
 from harness import RESULTS, circumstances, make_parser, write_result
 
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.files import first_line
+from mnist_ddpm.machine.text import first_line
 
 # What is done, and for how many seconds at most: the last has what the others leave of the time
 PARTS = {

@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.evaluation import generation
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
+from mnist_ddpm.training import loop
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 
@@ -39,7 +40,7 @@ def time_training(precision: str, image_size: int, batch: int, data_set: int) ->
     options = {"dataset": "random", "channels": 1, "epochs": 100, "precision": precision}
     recipe = Recipe(image_size=image_size, batch_size=batch, **options)
     images = torch.randint(0, 256, (data_set, *recipe.shape), dtype=torch.uint8)
-    steps = training_loop(trainer.start_run(recipe), images, catalogue.make_schedule(recipe))
+    steps = training_loop(loop.start_run(recipe), images, catalogue.make_schedule(recipe))
     next(steps)
     began = time.perf_counter()
     for _ in range(5):

@@ -24,7 +24,7 @@ from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import distances, extractors
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.machine.files import writable_folder
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 
 REAL = 10_000  # images to compare with

@@ -20,15 +20,16 @@ from harness import RESULTS, ROOT, command_line, precisions, run
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate
-from mnist_ddpm.evaluation.loss_by_time import loss_by_tenth
+from mnist_ddpm.evaluation.losses import loss_by_tenth
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import check_writable
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
+from mnist_ddpm.training import loop, throughput
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
@@ -81,12 +82,12 @@ def train(recipe: Recipe, images: torch.Tensor, minutes: float, fall: float) -> 
     It has fewer where the time is up before. fall: the learning rate would be at 0 after so many
     times these steps.
     """
-    pace = trainer.throughput_meter(torch.device("cpu")).pace(recipe, 10.0)
+    pace = throughput.throughput_meter(torch.device("cpu")).pace(recipe, 10.0)
     recipe = replace(recipe, epochs=0.97 * 60 * minutes * pace / len(images))
     total = ddpm.total_steps(recipe, len(images))
     warmup = min(500, total // 10)
     recipe = replace(recipe, warmup_steps=warmup, epochs=fall * recipe.epochs)
-    state, deadline = trainer.start_run(recipe), time.monotonic() + 60 * minutes
+    state, deadline = loop.start_run(recipe), time.monotonic() + 60 * minutes
     steps = islice(training_loop(state, images, catalogue.make_schedule(recipe)), total)
     for _ in progress_bar(steps, total=total, unit="step"):
         if time.monotonic() > deadline:

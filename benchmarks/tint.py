@@ -19,12 +19,13 @@ from harness import RESULTS, ROOT, make_parser, run, write_result
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.experiments.results import mean_and_half_interval
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
+from mnist_ddpm.training import loop
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
 
@@ -106,7 +107,7 @@ def train(name: str, seed: int, faces: Tensor) -> Iterator[tuple[str, torch.nn.M
     planned = 1000 * steps if name == CONSTANT else steps  # from where the rate falls
     epochs = planned / (len(faces) // BASE["batch_size"])
     recipe = Recipe(**{**BASE, **changes, "epochs": epochs, "seed": seed})
-    training = trainer.start_run(recipe)
+    training = loop.start_run(recipe)
     losses = training_loop(training, faces, catalogue.make_schedule(recipe))
     for _ in progress_bar(range(steps), desc=f"{name}, seed {seed}"):
         next(losses)

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from mnist_ddpm.machine.startup import prepare_process
+from mnist_ddpm.machine.process import prepare_process
 
 
 def main() -> int:

@@ -226,13 +226,13 @@ TORCHVISION = Dataset(
     images="mnist_ddpm.data.picture_sets:load_pictures",
     labels="mnist_ddpm.data.picture_sets:picture_labels",
     settings="mnist_ddpm.data.picture_sets:picture_settings",
-    pictures="mnist_ddpm.data.torchvision_sets:torchvision_split",
+    pictures="mnist_ddpm.data.picture_sets:torchvision_split",
     held_out="test",
 )
 HUB = replace(
     TORCHVISION,
     title="a data set of the Hugging Face hub",
-    pictures="mnist_ddpm.data.hub_sets:hub_split",
+    pictures="mnist_ddpm.data.picture_sets:hub_split",
 )
 CIFAR10 = replace(
     TORCHVISION,

@@ -29,8 +29,8 @@ from safetensors.numpy import save
 from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.checkpoints import CONFIG, config_value
 from mnist_ddpm.methods.predictions import x0_factors
-from mnist_ddpm.training.saving import CONFIG, config_value
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "digits.html"
@@ -281,7 +281,7 @@ def save_as_checkpoint(source: str, kind: str, folder: Path) -> None:
     checkpoint.network.load_state_dict(state)
     record = record | {"weights": f"{kind} of {Path(source).name}"}
     defaults = config_value(path, "draw")
-    checkpoints.save(folder, checkpoint.network, checkpoint.recipe, record, defaults)
+    checkpoints.save_checkpoint(folder, checkpoint.network, checkpoint.recipe, record, defaults)
 
 
 def main(arguments: list[str] | None = None) -> int:

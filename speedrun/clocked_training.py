@@ -11,15 +11,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import mirrored
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
-from mnist_ddpm.training import planning
+from mnist_ddpm.training import loop, planning, throughput
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.run_length import TimedLength
+from mnist_ddpm.training.session import TimedLength
 
 N = 2000  # images that each track asks for
 STEPS = 20
@@ -41,7 +41,7 @@ def train_by_clock(
     channels = images.shape[1]
     recipe = replace(recipe, channels=channels)
     augment = mirrored if channels == 3 else None
-    meter = trainer.throughput_meter(torch.device("cpu"))
+    meter = throughput.throughput_meter(torch.device("cpu"))
     meter.allow(planning.measuring_seconds(seconds))
     recipe, pace = planning.in_fastest_precision(recipe, meter)
     evaluations = 1.2 * N * STEPS * (2 if guide_share else 1)
@@ -49,7 +49,7 @@ def train_by_clock(
     planned = pace * (end - drawing - time.monotonic()) / recipe.batch_size / (1 + guide_share)
     epoch_steps = len(images) // recipe.batch_size
     recipe = planning.with_epochs(recipe, planned / epoch_steps, epoch_steps)
-    run, guide = (trainer.start_run(replace(recipe, seed=recipe.seed + k)) for k in (0, 1))
+    run, guide = (loop.start_run(replace(recipe, seed=recipe.seed + k)) for k in (0, 1))
     schedule = catalogue.make_schedule(recipe)
     length = TimedLength(end - drawing, round(planned), 0.0, ProcessGroup())
     options = {"augment": augment, "length": lambda step: guide_share * length.total}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_ddpm.doctor.foreign_code import end_session, load_module, users_lines
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.text import printable
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,7 @@ from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.evaluation import cards, copies
 from mnist_ddpm.evaluation.extractor_training import fit_extractor
-from mnist_ddpm.evaluation.extractors import Judge
-from mnist_ddpm.evaluation.features import RealFeatures, RealImages
+from mnist_ddpm.evaluation.extractors import Judge, RealFeatures, RealImages
 from mnist_ddpm.training.recipe import Recipe
 
 SHARE = 0.8  # of the precision and recall of unseen real images that a record has to reach

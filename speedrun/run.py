@@ -21,9 +21,8 @@ from judge import RealData
 from session import RECORD, Session, Track, verdict
 
 from mnist_ddpm.datasets import dataset_named
-from mnist_ddpm.machine import shell
-from mnist_ddpm.machine.exit_status import exit_status
-from mnist_ddpm.machine.interrupts import Stopped
+from mnist_ddpm.machine import process
+from mnist_ddpm.machine.process import Stopped, exit_status
 from mnist_ddpm.machine.text import read_json
 
 TRACKS = {
@@ -91,7 +90,7 @@ def make_session(flags: argparse.Namespace) -> tuple[Session, list[str]]:
     reasons = [] if flags.cores == 2 else [f"--cores is {flags.cores}: records take 2"]
     if track != rules:
         reasons.append("--trial and --repeat have other rules")
-    command = shell.quote(["python", "speedrun/run.py", *sys.argv[1:]])
+    command = process.quote(["python", "speedrun/run.py", *sys.argv[1:]])
     options = {"command": command, "cores": flags.cores, "seeds": seeds}
     return Session(track, entries, seconds, flags.out / flags.track, **options), reasons
 

@@ -9,8 +9,9 @@ import torch
 from helpers import with_random_weights
 from PIL import Image
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.command_line import run_command_line
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.training.recipe import Recipe
 
 NETWORK = {"base_channels": 8, "channel_mults": (1, 2), "T": 20}
@@ -46,7 +47,7 @@ def save_network(folder: Path, recipe: Recipe, std: float = 0.1, **changes) -> P
     """An untrained checkpoint, with random weights everywhere."""
     recipe = replace(recipe, **changes)
     network = with_random_weights(catalogue.make_network(recipe), std)
-    trainer.save_checkpoint(folder, network, recipe, {})
+    checkpoints.save_checkpoint(folder, network, recipe, {})
     return folder
 
 

@@ -34,11 +34,11 @@ def pytest_configure(config) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def short_previews():
     """Previews of trainings take two steps, not as many as this returns."""
-    from mnist_ddpm.training import previews
+    from mnist_ddpm.training import session
 
     with pytest.MonkeyPatch.context() as patch:
-        steps = previews.STEPS
-        patch.setattr(previews, "STEPS", 2)
+        steps = session.STEPS
+        patch.setattr(session, "STEPS", 2)
         yield steps
 
 

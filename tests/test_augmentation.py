@@ -10,8 +10,7 @@ from training_helpers import TINY, squares
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods.augmentation import Augmented, randomly_recoloured, randomly_shifted
-from mnist_ddpm.trainer import start_run
-from mnist_ddpm.training.loop import training_loop
+from mnist_ddpm.training.loop import start_run, training_loop
 
 IMAGES = torch.rand(40, 3, 10, 20, generator=ddpm.random_generator(0)) * 2 - 1
 

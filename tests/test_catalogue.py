@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 from training_helpers import TINY, same, squares
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import (
     OBJECTIVES,
     PREDICTIONS,
@@ -37,8 +37,8 @@ from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.methods.learned_variance import ImportanceTimes
 from mnist_ddpm.methods.predictions import for_any_prediction, p2, weighted
 from mnist_ddpm.methods.times import NormalTimes
-from mnist_ddpm.trainer import start_run, train
-from mnist_ddpm.training.loop import training_loop
+from mnist_ddpm.training import throughput
+from mnist_ddpm.training.loop import start_run, train, training_loop
 from mnist_ddpm.training.recipe import Recipe
 
 ZERO_SNR = [name for name in SCHEDULES if name.endswith("zero-snr")]
@@ -364,7 +364,7 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
 
 
 def test_measuring_knows_how_to_train_a_recipe():
-    measuring = trainer.throughput_meter(torch.device("cpu"))
+    measuring = throughput.ThroughputMeter(torch.device("cpu"))
     run = measuring.start_run(TINY)
     steps = training_loop(run, squares(), measuring.make_schedule(TINY))
     assert len(list(islice(steps, 2))) == 2 and run.step == 2

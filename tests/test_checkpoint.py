@@ -20,8 +20,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.guidance import with_labels
-from mnist_ddpm.trainer import train
-from mnist_ddpm.training import checkpoint_files
+from mnist_ddpm.training.loop import train
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import load_state
 
@@ -48,9 +47,9 @@ FOREIGN = {
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
     """The checkpoint of an untrained network with weights everywhere."""
-    monkeypatch.setattr(checkpoint_files, "BETWEEN_FILES", 0)
+    monkeypatch.setattr(checkpoints, "BETWEEN_FILES", 0)
     network = with_random_weights(make_network(TINY))
-    checkpoints.save(tmp_path / "a" / "checkpoint", network, TINY, {"steps": 7})
+    checkpoints.save_checkpoint(tmp_path / "a" / "checkpoint", network, TINY, {"steps": 7})
     return tmp_path / "a" / "checkpoint"
 
 
@@ -115,7 +114,7 @@ def test_whoever_may_read_one_file_may_read_all(saved):
 def test_every_setting_comes_back_from_one_place(tmp_path, changes):
     recipe = replace(TINY, **changes)
     network = with_random_weights(make_network(recipe))
-    checkpoints.save(tmp_path, network, recipe, {})
+    checkpoints.save_checkpoint(tmp_path, network, recipe, {})
     found = checkpoints.load(tmp_path)
     assert found.recipe == recipe and same(found.network, network)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -158,7 +157,7 @@ def test_the_notebook_loads_a_checkpoint_by_the_papers_method(tmp_path, capsys):
 @pytest.mark.parametrize("name", FOREIGN)
 def test_the_notebook_refuses_another_method_and_names_it(tmp_path, name):
     recipe = replace(TINY, **FOREIGN[name])
-    checkpoints.save(tmp_path, make_network(recipe), recipe, {})
+    checkpoints.save_checkpoint(tmp_path, make_network(recipe), recipe, {})
     with pytest.raises(ValueError, match=name):
         ddpm.load_checkpoint(tmp_path)
     assert checkpoints.load(tmp_path).recipe == recipe
@@ -197,9 +196,9 @@ def test_shipped_checkpoints_draw_what_a_plain_ddim_draws(name):
 def test_shipped_settings_are_all_read(name):
     config = json.loads((SHIPPED / name / "config.json").read_text())
     recipe, record = checkpoints.load_config(SHIPPED / name)
-    digests = checkpoint_files.description_digests(config)
+    digests = checkpoints.description_digests(config)
     assert config["sha256"].items() >= digests.items(), "edits are noticed"
-    assert checkpoint_files.recorded_digest(SHIPPED / name), "damage is noticed"
+    assert checkpoints.recorded_digest(SHIPPED / name), "damage is noticed"
     written = config["settings"] | config.get("method", {}) | config.get("recipe", {})
     written.pop("columns", None)  # of vectors, which earlier versions drew
     read = json.loads(json.dumps(asdict(recipe)))
@@ -367,15 +366,15 @@ def test_a_checkpoint_without_a_digest_loads_and_that_is_said_once(saved, capsys
 @pytest.mark.parametrize("error", [SafetensorError("No space left"), OSError(28, "No space left")])
 def test_a_full_disk_is_said_and_leaves_the_old_files(saved, monkeypatch, error):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    monkeypatch.setattr(checkpoint_files, "save", raising(error))
+    monkeypatch.setattr(checkpoints, "save", raising(error))
     with pytest.raises(OSError, match=re.escape(str(error))):
-        checkpoints.save(saved, make_network(TINY), TINY, {})
+        checkpoints.save_checkpoint(saved, make_network(TINY), TINY, {})
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint_files, "save", raising(KeyboardInterrupt))
+        patched.setattr(checkpoints, "save", raising(KeyboardInterrupt))
         train(SHORT, squares(), tmp_path)
     with pytest.raises(FileExistsError):
         train(SHORT, squares(), tmp_path)
@@ -387,7 +386,7 @@ def test_a_kill_between_the_files_of_a_later_save_is_told_and_healed(tmp_path, m
     """The weights are new, and config.json is of the save before."""
     train(replace(SHORT, epochs=1), squares(), tmp_path)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint_files.json, "dumps", raising(KeyboardInterrupt))
+        patched.setattr(checkpoints.json, "dumps", raising(KeyboardInterrupt))
         train(SHORT, squares(), tmp_path, resume=True)
     with pytest.raises(ValueError, match="resume"):
         checkpoints.load(tmp_path)
@@ -398,10 +397,12 @@ def test_a_kill_between_the_files_of_a_later_save_is_told_and_healed(tmp_path, m
 
 def test_a_reader_in_the_middle_of_a_save_looks_once_more(saved, monkeypatch):
     config = (saved / "config.json").read_text()
-    checkpoints.save(saved, with_random_weights(make_network(TINY), std=0.2), TINY, {"steps": 8})
+    checkpoints.save_checkpoint(
+        saved, with_random_weights(make_network(TINY), std=0.2), TINY, {"steps": 8}
+    )
     later = (saved / "config.json").read_text()
     (saved / "config.json").write_text(config)
     monkeypatch.setattr(
-        checkpoint_files.time, "sleep", lambda seconds: (saved / "config.json").write_text(later)
+        checkpoints.time, "sleep", lambda seconds: (saved / "config.json").write_text(later)
     )
     assert checkpoints.load(saved).network.conv_in.weight.std() > 0.15

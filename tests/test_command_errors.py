@@ -13,13 +13,13 @@ from command_helpers import DIGITS, NETWORK, blobs, error_of, run, save_network
 from helpers import raising
 from PIL import Image
 
-from mnist_ddpm import trainer
 from mnist_ddpm.commands import dispatch
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
-from mnist_ddpm.formats.pretrained import initial_weights
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
-from mnist_ddpm.training import saving
+from mnist_ddpm.training import loop, saving
+from mnist_ddpm.training.first_weights import initial_weights
 from mnist_ddpm.training.recipe import Recipe
 
 
@@ -190,8 +190,8 @@ def test_text_from_a_card_cannot_steer_the_terminal(tmp_path, capsys):
 
 def test_a_state_that_lacks_something_is_damaged(tmp_path):
     out = tmp_path / "run"
-    run_of_faces = trainer.start_run(Recipe(dataset="faces", **NETWORK))
-    saving.save_run(out, run_of_faces, trainer.save_checkpoint)
+    run_of_faces = loop.start_run(Recipe(dataset="faces", **NETWORK))
+    saving.save_run(out, run_of_faces, checkpoints.save_checkpoint)
     path = out / "training_state.pt"
     state = torch.load(path)
     broken = {name: {k: v for k, v in state.items() if k != name} for name in state}
@@ -209,7 +209,7 @@ def test_a_state_that_lacks_something_is_damaged(tmp_path):
     for name, each in broken.items():
         torch.save(each, path)
         with pytest.raises(ValueError, match=str(path)):
-            saving.resume_run(out, trainer.start_run)
+            saving.resume_run(out, loop.start_run)
             pytest.fail(name)
 
 

@@ -19,7 +19,7 @@ from conftest import ROOT
 from helpers import equal, raising
 from safetensors.torch import load_file
 
-from mnist_ddpm.commands import compare, plan, sample, train
+from mnist_ddpm.commands import evaluate, plan, sample, train
 from mnist_ddpm.commands.command_line import COMMANDS, run_command_line
 from mnist_ddpm.evaluation import distances
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
@@ -152,7 +152,7 @@ def test_a_tilde_is_the_home_folder_wherever_it_begins_a_path(tmp_path, monkeypa
     seen = []
     monkeypatch.setattr(train, "run_train", seen.append)
     monkeypatch.setattr(sample, "run_sample", seen.append)
-    monkeypatch.setattr(compare, "run_compare", seen.append)
+    monkeypatch.setattr(evaluate, "run_compare", seen.append)
     assert run("train", "--out=~/a=b", "--data", "~", "--dataset", "~/pictures") == 0
     assert run("sample", "--checkpoint", "~/x", "--out=here/~") == 0
     assert run("compare", "~/a", "b") == 0

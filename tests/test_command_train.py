@@ -21,7 +21,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from training_helpers import stopped_clock
 
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import catalogue
 from mnist_ddpm.commands.command_line import typed_flags
 from mnist_ddpm.commands.train import ENOUGH_STEPS
 from mnist_ddpm.data import loading
@@ -31,10 +31,10 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, folder_lock
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.training import loop, planning, saving, throughput
+from mnist_ddpm.training.loop import measured_defaults
 from mnist_ddpm.training.presets import PRESETS, preset
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import training_step
-from mnist_ddpm.training.sampling_defaults import measured_defaults
 
 FACES = Recipe(dataset="celeba", attributes=("Smiling",), **NETWORK)
 GREY = "--channels 1 --image-size 32 --accumulation 1"
@@ -128,8 +128,8 @@ def test_a_typed_precision_wins(trainings, monkeypatch, tmp_path, default, flags
 
 def test_a_resumed_run_keeps_its_precision(trainings, monkeypatch, tmp_path):
     """As in Colab, which may give an A100 one day and a T4 the next."""
-    begun = trainer.start_run(Recipe(**NETWORK, precision="bfloat16"))
-    saving.save_run(tmp_path, begun, trainer.save_checkpoint)
+    begun = loop.start_run(Recipe(**NETWORK, precision="bfloat16"))
+    saving.save_run(tmp_path, begun, checkpoints.save_checkpoint)
     resume = ["train", "--resume", "--out", tmp_path]
     assert run(*resume) == 0
     monkeypatch.setattr(devices, "emulates", lambda precision, _: precision == "bfloat16")

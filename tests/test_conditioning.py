@@ -12,15 +12,15 @@ from conftest import ROOT
 from helpers import change_dataset, equal, untrained_judge, with_random_weights
 from PIL import Image
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.push import push_to_hub
 from mnist_ddpm.ddpm import to_float, to_uint8
-from mnist_ddpm.evaluation import extractors, generation, loss_by_time
+from mnist_ddpm.evaluation import extractors, generation, losses
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.conditioning import downsampled, grey, small, with_condition
 from mnist_ddpm.training import loop
+from mnist_ddpm.training.first_weights import initial_weights
 from mnist_ddpm.training.recipe import Recipe
 
 COLOURS = Recipe(
@@ -81,7 +81,7 @@ def test_each_image_has_a_condition_of_its_own():
 def trained(tmp_path_factory):
     """Colour from grey, learned in seconds."""
     folder = tmp_path_factory.mktemp("trained")
-    trainer.train(COLOURS, colours(), folder)
+    loop.train(COLOURS, colours(), folder)
     return folder
 
 
@@ -132,10 +132,10 @@ def test_a_condition_goes_with_labels_and_a_learned_variance(condition, more, tm
         COLOURS, condition=condition, classes=2, objective="hybrid", image_size=(8, 16)
     )
     images, labels = noise(16, *recipe.shape), torch.arange(16) % 2
-    begun, schedule = trainer.start_run(recipe), catalogue.make_schedule(recipe)
+    begun, schedule = loop.start_run(recipe), catalogue.make_schedule(recipe)
     next(loop.training_loop(begun, images, schedule, labels))
     assert begun.network.conv_in.in_channels == 3 + more
-    trainer.save_checkpoint(tmp_path, begun.ema, recipe, {})
+    checkpoints.save_checkpoint(tmp_path, begun.ema, recipe, {})
     network, schedule, loaded = checkpoints.load(tmp_path)
     options = {"labels": labels, "scale": 2.0, "condition_images": images, "with_exponent": True}
     source = generation.make_denoiser_for_batch(network, schedule, loaded, **options)
@@ -146,12 +146,12 @@ def test_a_condition_goes_with_labels_and_a_learned_variance(condition, more, tm
 def test_a_network_without_a_condition_begins_one_as_it_was(tmp_path):
     plain = replace(COLOURS, condition="none", classes=2)
     network = with_random_weights(catalogue.make_network(plain))
-    trainer.save_checkpoint(tmp_path, network, plain, {})
+    checkpoints.save_checkpoint(tmp_path, network, plain, {})
     for condition, more in (("grey", 1), ("small", 3)):
         decided, weights = initial_weights(tmp_path, condition=condition)
         recipe = Recipe(dataset="mine", batch_size=4, **decided)
         assert recipe.condition == condition
-        started = trainer.start_run(recipe, weights=weights).network
+        started = loop.start_run(recipe, weights=weights).network
         x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 30])
         wide = torch.cat([x, torch.randn(2, more, 8, 8)], dim=1)
         torch.testing.assert_close(started(wide, t), network(x, t), rtol=1e-4, atol=1e-5)
@@ -267,6 +267,6 @@ def test_a_card_is_of_held_out_conditions_and_says_so(upscaling, tmp_path, monke
     assert run(*common) == 0
     assert json.loads(path.read_text())["sampler"]["condition"] == "small of train images"
     assert all(any(torch.equal(each, one) for one in real["train"]) for each in asked[1])
-    assert loss_by_time.condition_error(small, pictures, pictures) == 0
+    assert losses.condition_error(small, pictures, pictures) == 0
     black = torch.zeros(12, 1, 32, 32).byte()
-    assert loss_by_time.condition_error(small, black, black + 100) == pytest.approx(100, abs=0.01)
+    assert losses.condition_error(small, black, black + 100) == pytest.approx(100, abs=0.01)

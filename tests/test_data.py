@@ -25,11 +25,10 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data import cache, pictures
 from mnist_ddpm.data.celeba import load_celeba
 from mnist_ddpm.data.folders import load_folder, load_own_folder
-from mnist_ddpm.data.image_files import find_image_files
 from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.data.loading import check_labelled
 from mnist_ddpm.data.mnist import load_mnist, mnist_labels
-from mnist_ddpm.data.pictures import margin, open_image
+from mnist_ddpm.data.pictures import find_image_files, margin, open_image
 
 COLOUR, DIGITS = image_recipe(), image_recipe("mnist", 32, 1)
 LOADERS = load_mnist, mnist_labels

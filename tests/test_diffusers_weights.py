@@ -29,10 +29,10 @@ from mnist_ddpm.formats.diffusers import (
     settings_from_diffusers,
     settings_to_diffusers,
 )
-from mnist_ddpm.formats.pretrained import initial_weights
-from mnist_ddpm.trainer import start_run
+from mnist_ddpm.training.cost import count_parameters
+from mnist_ddpm.training.first_weights import initial_weights
+from mnist_ddpm.training.loop import start_run
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.run import count_parameters
 
 SAFE, BIN = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 
@@ -502,7 +502,7 @@ def test_training_starts_from_theirs_and_from_ours(tmp_path):
     assert same_weights(run.network, load_diffusers(tmp_path / "theirs")[0])
     mine = replace(recipe, prediction="v", objective="hybrid", classes=3, epochs=7, batch_size=5)
     network = our_network(mine)
-    checkpoints.save(tmp_path / "ours", network, mine, {})
+    checkpoints.save_checkpoint(tmp_path / "ours", network, mine, {})
     decided, weights = initial_weights(tmp_path / "ours")
     recipe = Recipe(**decided, dataset="mine")
     assert (recipe.prediction, recipe.objective, recipe.classes) == ("v", "hybrid", 3)
@@ -514,7 +514,7 @@ def test_training_starts_from_theirs_and_from_ours(tmp_path):
 def test_without_labels_it_is_the_network_that_is_told_none(tmp_path):
     recipe = small(dataset="celeba", attributes=("Smiling", "Male"), classes=4)
     network = our_network(recipe)
-    checkpoints.save(tmp_path, network, recipe, {})
+    checkpoints.save_checkpoint(tmp_path, network, recipe, {})
     decided, weights = initial_weights(tmp_path, labels=False)
     fresh = Recipe(**decided, dataset="mine")
     assert (fresh.classes, fresh.attributes) == (0, ())
@@ -528,7 +528,7 @@ def test_without_labels_it_is_the_network_that_is_told_none(tmp_path):
 def test_without_labels_a_network_always_told_one_says_what_it_said_in_the_mean(tmp_path):
     recipe = small(classes=3, label_dropout=0.0)
     network = our_network(recipe)
-    checkpoints.save(tmp_path, network, recipe, {})
+    checkpoints.save_checkpoint(tmp_path, network, recipe, {})
     _, weights = initial_weights(tmp_path, labels=False)
     expected = network.time[2].bias + network.label.weight[:3].mean(dim=0)
     torch.testing.assert_close(weights["time.2.bias"], expected)

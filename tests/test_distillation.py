@@ -12,11 +12,11 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import PREDICTIONS, make_schedule
 from mnist_ddpm.data import loading
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.teachers import load_teacher
+from mnist_ddpm.formats.checkpoints import save_checkpoint
 from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods.distillation import Distilled
 from mnist_ddpm.methods.predictions import weighted
-from mnist_ddpm.trainer import save_checkpoint
+from mnist_ddpm.training.first_weights import load_teacher
 from mnist_ddpm.training.recipe import Recipe
 
 SMALL = Recipe(**NETWORK)

@@ -8,9 +8,9 @@ from command_helpers import NETWORK, blobs, error_of, run, save_network
 from helpers import PAPER, equal
 from torch import nn
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.data import loading
-from mnist_ddpm.formats import checkpoints, teachers
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.distribution_matching import (
     CRITIC_RATE,
@@ -20,7 +20,7 @@ from mnist_ddpm.methods.distribution_matching import (
 )
 from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.methods.schedules import even_signal
-from mnist_ddpm.training import saving
+from mnist_ddpm.training import first_weights, loop, saving
 from mnist_ddpm.training.recipe import Recipe
 
 SNR = float((PAPER.a[100] / PAPER.b[100]) ** 2)
@@ -189,11 +189,11 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
 def test_networks_and_runs_with_its_former_name_are_read(tmp_path):
     names = {"objective": "distribution-matching", "student_timesteps": (60, 45)}
     recipe = replace(SMALL, **names)
-    config = save_network(tmp_path, recipe) / saving.CONFIG
+    config = save_network(tmp_path, recipe) / checkpoints.CONFIG
     config.write_text(config.read_text().replace('"distribution-matching"', '"matching"'))
     assert checkpoints.load(tmp_path).recipe == recipe
     settings = asdict(recipe) | {"objective": "matching"}
-    torch.save({"settings": settings}, tmp_path / saving.STATE)
+    torch.save({"settings": settings}, tmp_path / checkpoints.STATE)
     assert saving.load_state(tmp_path)[1] == recipe
 
 
@@ -214,7 +214,7 @@ def test_the_second_network_begins_as_a_teacher(teacher, unlabelled, who, tmp_pa
     recipe = replace(SMALL, objective="distribution-matching", **names)
     wanted = checkpoints.load(who).network
     fake = catalogue.make_method(recipe).networks["fake"]
-    fake.load_state_dict(teachers.first_weights(recipe, fake))
+    fake.load_state_dict(first_weights.first_weights(recipe, fake))
     x, t, s = torch.randn(2, *SMALL.shape), torch.tensor([60, 7]), torch.tensor([1, 60])
     for labels in (None,) if who == "plain" else (None, torch.tensor([0, 2])):
         told = () if labels is None else (labels,)
@@ -224,7 +224,7 @@ def test_the_second_network_begins_as_a_teacher(teacher, unlabelled, who, tmp_pa
 def test_each_network_has_its_rate_and_momentum():
     names = {"teacher": "known", "init_from": "few", "optimizer": "adam"}
     recipe = replace(SMALL, objective="distribution-matching", critic=0.1, **names)
-    begun = trainer.start_run(recipe)
+    begun = loop.start_run(recipe)
     begun.set_learning_rate(begun.settings.learning_rate)
     own, fake, critic = (
         optimizer.param_groups[0] for _, optimizer in begun.networks_and_optimizers

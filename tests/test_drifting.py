@@ -14,8 +14,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.drifting import Drifting, drift, drifting_loss, pixel_features
 from mnist_ddpm.methods.predictions import X0
-from mnist_ddpm.trainer import start_run
-from mnist_ddpm.training.loop import training_loop
+from mnist_ddpm.training.loop import start_run, training_loop
 
 
 def points(n, seed, D=3):

@@ -17,7 +17,7 @@ from conftest import ROOT
 from helpers import equal, untrained_judge
 from matplotlib.figure import Figure
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.experiments import __main__ as command
 from mnist_ddpm.experiments import ddim_table1, guidance_scale, one_step, registry, runner, steps
 from mnist_ddpm.experiments.experiment_flags import Scale
@@ -269,7 +269,7 @@ def test_a_network_whose_last_save_was_cut_short_is_measured_as_it_was_trained(s
     trained = weights_of(run.network("eps", 0))
     recipe = run.recipe(0)
     untrained = catalogue.make_network(recipe)
-    trainer.save_checkpoint(tmp_path / "runs" / "eps-0", untrained, recipe, {"steps": 1})
+    checkpoints.save_checkpoint(tmp_path / "runs" / "eps-0", untrained, recipe, {"steps": 1})
     assert equal(weights_of(run.network("eps", 0)), trained)
 
 
@@ -284,7 +284,7 @@ def test_a_network_learns_from_the_images_that_it_is_given(start):
     run = start(scale=ONE_SEED)
     few = run.training_images[:32]  # one batch in each of three epochs
     learned = weights_of(run.network("few", 0, few))
-    assert saving.saved_step(run.network_folder("few", 0)) == 3
+    assert checkpoints.saved_step(run.network_folder("few", 0)) == 3
     inverted = weights_of(run.network("inverted", 0, 255 - few))
     assert not torch.equal(learned["conv_out.weight"], inverted["conv_out.weight"])
 
@@ -407,7 +407,7 @@ def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, mo
     recipe = Recipe(**NETWORK)
     network = catalogue.make_network(recipe)
     for name in ("mnist", "mnist-guide"):  # there is no mnist-few
-        trainer.save_checkpoint(tmp_path / "checkpoints" / name, network, recipe, {"steps": 1})
+        checkpoints.save_checkpoint(tmp_path / "checkpoints" / name, network, recipe, {"steps": 1})
     find = checkpoints.find
     monkeypatch.setattr(checkpoints, "find", lambda path: find(tmp_path / path))
     monkeypatch.setattr(steps, "BUDGETS", (1, 8))
@@ -437,11 +437,11 @@ def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, mo
     for name, expected in (("Heun", [1, 7]), (steps.BEST, [1, 8])):
         assert sorted({row["S"] for row in rows if row["arm"] == f"mnist, {name}"}) == expected
     folder = tmp_path / "checkpoints" / "mnist"
-    trainer.save_checkpoint(folder, network, replace(recipe, seed=1), {"steps": 2})
+    checkpoints.save_checkpoint(folder, network, replace(recipe, seed=1), {"steps": 2})
     calls.clear()
     assert command.main(flags) == 0 and calls == [], "the same weights"
     other = catalogue.make_network(replace(recipe, seed=1))
-    trainer.save_checkpoint(folder, other, recipe, {"steps": 2})
+    checkpoints.save_checkpoint(folder, other, recipe, {"steps": 2})
     assert command.main(flags) == 1 and "mnist" in capsys.readouterr().err
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers import equal, in_processes, untrained_judge, with_flipped_bit
 
-from mnist_ddpm.evaluation import features
-from mnist_ddpm.evaluation.features import RealImages
+from mnist_ddpm.evaluation import extractors
+from mnist_ddpm.evaluation.extractors import RealImages
 
 SOURCE = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (24, 1, 28, 28), generator=SOURCE, dtype=torch.uint8)
@@ -52,9 +52,9 @@ def test_a_file_is_of_these_images_this_extractor_and_this_machine_alone(tmp_pat
         replace(real, judge=replace(real.judge, device="meta")),
     ]
     paths = [each.path("training") for each in (real, *changed)] + [real.path("mirrored")]
-    monkeypatch.setattr(features.devices, "versions", lambda: {"torch": "2.99"})
+    monkeypatch.setattr(extractors.devices, "versions", lambda: {"torch": "2.99"})
     paths.append(real.path("training"))
-    monkeypatch.setattr(features, "COMPUTING", features.COMPUTING + 1)
+    monkeypatch.setattr(extractors, "COMPUTING", extractors.COMPUTING + 1)
     paths.append(real.path("training"))
     assert len({*paths}) == 7
     other = replace(real, held_out=IMAGES[15:])

@@ -14,7 +14,7 @@ from conftest import ROOT
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands import command_line, flags, sampler_setup, training_flags
 from mnist_ddpm.experiments import experiment_flags, registry
-from mnist_ddpm.machine import shell
+from mnist_ddpm.machine import process
 from mnist_ddpm.training import tracking
 from mnist_ddpm.training.options import Options
 from mnist_ddpm.training.recipe import Recipe
@@ -74,7 +74,7 @@ def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
             command_line.run_command_line(["sample", "--setps", "3"])
         printed = capsys.readouterr().err
         assert "--steps" in printed and f"run {named} sample --help" in printed
-        assert shell.program() == named.split()
+        assert process.program() == named.split()
         for wrong, meant in (("sampel", f"{named} sample?"), ("fly", "train, plan")):
             with pytest.raises(SystemExit) as stopped:
                 command_line.run_command_line([wrong, "--n", "3"])

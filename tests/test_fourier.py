@@ -12,7 +12,7 @@ from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.methods.fourier import FourierUNet, fourier_features
 from mnist_ddpm.methods.likelihood import bound_term
 from mnist_ddpm.methods.schedules import log_snr
-from mnist_ddpm.training.run import count_parameters
+from mnist_ddpm.training.cost import count_parameters
 
 
 def test_waves_repeat_after_1_2_4_to_64_levels():

@@ -2,7 +2,7 @@
 
 import torch
 
-from mnist_ddpm.methods.interpolation import slerp
+from mnist_ddpm.methods.inpainting import slerp
 
 
 def test_slerp_ends_in_its_ends_and_keeps_the_norm():

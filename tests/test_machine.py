@@ -11,7 +11,7 @@ from conftest import ROOT
 from helpers import raising
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.machine import devices, shell
+from mnist_ddpm.machine import devices, process
 from mnist_ddpm.machine.processes import ProcessGroup
 
 
@@ -112,9 +112,9 @@ def test_an_unavailable_device_is_refused():
 
 def test_a_command_is_quoted_for_the_shell_at_hand(monkeypatch):
     command = ["train", "--out", r"images&samples\mine", "--data", "my data"]
-    assert shlex.split(shell.quote(command)) == command
-    monkeypatch.setattr(shell.os, "name", "nt")
-    assert shell.quote(command) == r'train --out "images&samples\mine" --data "my data"'
+    assert shlex.split(process.quote(command)) == command
+    monkeypatch.setattr(process.os, "name", "nt")
+    assert process.quote(command) == r'train --out "images&samples\mine" --data "my data"'
 
 
 def test_own_command_names_the_interpreter_that_has_the_package(tmp_path, monkeypatch):
@@ -126,10 +126,10 @@ def test_own_command_names_the_interpreter_that_has_the_package(tmp_path, monkey
         (str(tmp_path / "python"), tmp_path, "bin/python"),
     ):
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(shell.shutil, "which", lambda name, on_path=on_path: on_path)
-        assert shell.own_command(["train", "--resume"]) == f"{typed} -m mnist_ddpm train --resume"
+        monkeypatch.setattr(process.shutil, "which", lambda name, on_path=on_path: on_path)
+        assert process.own_command(["train", "--resume"]) == f"{typed} -m mnist_ddpm train --resume"
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "mnist-ddpm"), "train"])
-    assert shell.own_command(["train", "--resume"]) == "mnist-ddpm train --resume"
+    assert process.own_command(["train", "--resume"]) == "mnist-ddpm train --resume"
 
 
 def test_a_tilde_is_expanded_also_where_the_shell_leaves_it(monkeypatch):
@@ -137,4 +137,4 @@ def test_a_tilde_is_expanded_also_where_the_shell_leaves_it(monkeypatch):
     monkeypatch.setenv("USERPROFILE", "/home/me")
     typed = "--out=~/faces ~/faces --n=3 -h a~b"
     expanded = "--out=/home/me/faces /home/me/faces --n=3 -h a~b"
-    assert [shell.expand_home(word) for word in typed.split()] == expanded.split()
+    assert [process.expand_home(word) for word in typed.split()] == expanded.split()

@@ -15,8 +15,7 @@ from mnist_ddpm.methods import mean_flow
 from mnist_ddpm.methods.flow import VELOCITY
 from mnist_ddpm.methods.predictions import denoiser
 from mnist_ddpm.methods.shortcuts import shortcut_sampler, with_next_times
-from mnist_ddpm.trainer import start_run
-from mnist_ddpm.training.loop import training_loop
+from mnist_ddpm.training.loop import start_run, training_loop
 
 VARIANCE = 0.09  # of the data
 

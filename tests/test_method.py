@@ -9,13 +9,13 @@ from helpers import equal
 from torch import nn
 from training_helpers import TINY, squares, start_simple
 
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import catalogue
 from mnist_ddpm.data import loading
 from mnist_ddpm.ddpm import q_sample
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import Method
 from mnist_ddpm.methods.guidance import with_labels
-from mnist_ddpm.training import saving
+from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.loop import training_loop
 
 
@@ -43,7 +43,7 @@ def test_a_method_with_a_second_network_needs_one_class_and_one_name(tmp_path, m
     flags += ["--objective", "doubtful", "--optimizer", "muon"]
     assert run(*flags, "--epochs", 2, "--out", "whole") == 0
     recipe = checkpoints.load("whole").recipe
-    trainer.train(recipe, blobs(64), "half", deadline=0.0)  # one step
+    loop.train(recipe, blobs(64), "half", deadline=0.0)  # one step
     assert run("train", "--resume", "--epochs", 2, "--out", "half") == 0
     states = [saving.load_state(name)[0] for name in ("whole", "half")]
     for name in ("model", "ema", "parts", "optimizer", "part_optimizers", "losses"):
@@ -94,7 +94,7 @@ def old_optimizer(whole, parts, recipe):
 def test_a_state_in_which_the_parts_were_the_network_s_is_resumed(changes, tmp_path):
     """One set of tensors, one average and one optimiser held all networks. They move as before."""
     recipe = replace(TINY, prediction="v", critic=0.5, **changes)
-    begun = trainer.start_run(recipe)
+    begun = loop.start_run(recipe)
     whole, parts = begun.network, begun.method.networks
     for name, part in parts.items():
         setattr(whole, name, part)
@@ -109,8 +109,8 @@ def test_a_state_in_which_the_parts_were_the_network_s_is_resumed(changes, tmp_p
     step()
     state = {"settings": asdict(recipe), "model": whole.state_dict(), "ema": whole.state_dict()}
     state |= {"optimizer": optimizer.state_dict(), "step": 1, "losses": [1.0]}
-    torch.save(state, tmp_path / saving.STATE)
-    resumed = saving.resume_run(tmp_path, trainer.start_run)
+    torch.save(state, tmp_path / checkpoints.STATE)
+    resumed = saving.resume_run(tmp_path, loop.start_run)
     assert equal(resumed.ema.state_dict(), resumed.network.state_dict()) and resumed.step == 1
     own = dict(resumed.network.named_parameters())
     for name, part in resumed.method.networks.items():

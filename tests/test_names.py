@@ -17,7 +17,7 @@ from mnist_ddpm.commands.outputs import open_partial_results
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import SHIPPED, find
-from mnist_ddpm.formats.pretrained import initial_weights
+from mnist_ddpm.training.first_weights import initial_weights
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 

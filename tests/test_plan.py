@@ -9,7 +9,7 @@ import torch
 from training_helpers import PATH, TINY, start_simple
 
 from mnist_ddpm.datasets import MNIST
-from mnist_ddpm.training import planning, previews, session, throughput
+from mnist_ddpm.training import planning, session, throughput
 from mnist_ddpm.training.options import format_size
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
@@ -62,7 +62,7 @@ class Machine:
 @pytest.fixture
 def machine(short_previews, monkeypatch):
     """A machine whose previews take their time in full."""
-    monkeypatch.setattr(previews, "STEPS", short_previews)
+    monkeypatch.setattr(session, "STEPS", short_previews)
     return Machine()
 
 
@@ -254,10 +254,10 @@ def slow(monkeypatch):
             return x
 
     monkeypatch.setattr(throughput, "training_step", slow_step)
-    made = ThroughputMeter(
-        torch.device("cpu"), start_simple, lambda recipe: PATH, lambda recipe: Slow(),
-        lambda: now[0],
-    )  # fmt: skip
+    monkeypatch.setattr(throughput, "start_run", lambda recipe, device: start_simple(recipe))
+    monkeypatch.setattr(throughput.catalogue, "make_schedule", lambda recipe: PATH)
+    monkeypatch.setattr(throughput.catalogue, "make_network", lambda recipe: Slow())
+    made = ThroughputMeter(torch.device("cpu"), lambda: now[0])
     made.costs = costs
     return made
 

@@ -284,7 +284,7 @@ def test_weights_are_stored_as_closely_as_their_kind_allows(kind, share):
 
 
 def test_stored_weights_are_a_checkpoint_to_measure(tmp_path, capsys):
-    checkpoints.save(tmp_path / "it", fresh(FEW).network, FEW, {}, ADVICE)
+    checkpoints.save_checkpoint(tmp_path / "it", fresh(FEW).network, FEW, {}, ADVICE)
     flags = ["--checkpoint", str(tmp_path / "it"), "--as-checkpoint", str(tmp_path / "int8")]
     assert building.main(flags) == 0
     found = checkpoints.load(tmp_path / "int8")

@@ -10,16 +10,16 @@ from training_helpers import start_simple as start
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation import generation
-from mnist_ddpm.machine import prefetch
+from mnist_ddpm.machine import devices
 
 
 @pytest.fixture
 def makers(monkeypatch):
     """The threads that prefetched tensors, with the processor taken for a GPU."""
     threads = []
-    monkeypatch.setattr(prefetch, "is_asynchronous", lambda device: True)
+    monkeypatch.setattr(devices, "is_asynchronous", lambda device: True)
     monkeypatch.setattr(
-        prefetch, "pin", lambda tensor, device: threads.append(threading.current_thread()) or tensor
+        devices, "pin", lambda tensor, device: threads.append(threading.current_thread()) or tensor
     )
     return threads
 
@@ -36,15 +36,15 @@ def test_the_next_is_made_while_one_is_in_use():
 
     received = []
     with pytest.raises(OSError, match="unreadable"):
-        for k in prefetch.prefetched(items()):
+        for k in devices.prefetched(items()):
             assert requests[k + 1].wait(60)
             received.append(k)
     assert received == [0, 1, 2], "an error comes in its turn"
-    assert [*prefetch.prefetched(range(5))] == [0, 1, 2, 3, 4]
+    assert [*devices.prefetched(range(5))] == [0, 1, 2, 3, 4]
 
 
 def test_an_unfinished_iteration_leaves_no_thread_behind():
-    workers = prefetch.prefetched(iter(threading.current_thread, None))
+    workers = devices.prefetched(iter(threading.current_thread, None))
     worker = next(workers)
     assert worker is not threading.current_thread()
     workers.close()
@@ -55,7 +55,7 @@ def test_training_with_prefetched_batches_is_the_same_bit_for_bit(makers, monkey
     run, plain = start(TINY), start(TINY)
     assert [*steps(run)] == run.losses and len(makers) == run.step == 12
     assert threading.current_thread() not in makers
-    monkeypatch.setattr(prefetch, "is_asynchronous", lambda device: False)
+    monkeypatch.setattr(devices, "is_asynchronous", lambda device: False)
     assert [*steps(plain)] == run.losses
     assert same(run.network, plain.network) and len(makers) == 12
 
@@ -70,5 +70,5 @@ def test_images_are_those_without_prefetching(makers, monkeypatch, eta, batch_si
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     images, _ = draw()
     assert makers and threading.current_thread() not in makers
-    monkeypatch.setattr(prefetch, "is_asynchronous", lambda device: False)
+    monkeypatch.setattr(devices, "is_asynchronous", lambda device: False)
     assert torch.equal(images, draw()[0])

@@ -18,12 +18,13 @@ from helpers import in_processes
 from training_helpers import TINY, fit, squares, start_simple, steps, without_locks
 
 from mnist_ddpm.ddpm import l_simple
-from mnist_ddpm.machine import processes, progress
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.checkpoints import save_checkpoint
+from mnist_ddpm.machine import process, processes
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.learned_variance import l_vlb
-from mnist_ddpm.trainer import save_checkpoint
-from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training import saving
+from mnist_ddpm.training.loop import start_run as start
 from mnist_ddpm.training.run import attach_processes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,14 +153,14 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_when_all_is_saved
     folder = launched[0] / "stopped"
     message, *others = ((folder / f"{rank}.txt").read_text() for rank in (0, 1, 2))
     assert others == 2 * [message] and "True" in message and "step 5 " in message
-    assert saving.saved_step(folder) == 5
+    assert checkpoints.saved_step(folder) == 5
 
 
 def test_a_process_that_dies_ends_the_run_with_an_error_and_a_checkpoint(launched):
     folder, result = launched
     assert result.returncode != 0 and "one of 2 processes failed" in result.stderr
     killed = folder / "killed"
-    assert saving.saved_step(killed) == saving.resume_run(killed, start).step == 3
+    assert checkpoints.saved_step(killed) == saving.resume_run(killed, start).step == 3
 
 
 def test_a_notebook_that_has_used_a_gpu_must_restart(monkeypatch):
@@ -222,7 +223,7 @@ def test_accelerate_must_connect_all_and_leave_the_precision_to_the_recipe(gpu, 
 def test_of_several_processes_the_first_shows_its_progress(monkeypatch, rank, size, is_shown):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", size)
-    assert progress.progress_bar([]).disable is not bool(is_shown)
+    assert process.progress_bar([]).disable is not bool(is_shown)
 
 
 @pytest.mark.parametrize("n", [3, 7, 9])

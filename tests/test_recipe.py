@@ -17,11 +17,11 @@ from mnist_ddpm.training.cost import (
     check_drawing,
     check_network,
     check_training,
+    count_parameters,
     network_cost,
 )
 from mnist_ddpm.training.presets import PRESETS, preset, resolve
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.run import count_parameters
 
 
 def test_a_recipe_is_the_notebooks_settings_and_more():

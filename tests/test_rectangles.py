@@ -15,7 +15,7 @@ from helpers import PAPER, equal, untrained_judge, with_random_weights
 from picture_helpers import ORIGINAL, image_recipe, ramp, save
 from PIL import Image, ImageOps
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.data import celeba, mnist
 from mnist_ddpm.data.folders import load_folder
 from mnist_ddpm.data.pictures import margin
@@ -177,7 +177,7 @@ def steps(run, count):
 
 @pytest.mark.parametrize("changes", [{"network": "dit"}, {"condition": "small"}], ids=str)
 def test_other_networks_and_conditions_take_rectangles(changes):
-    run = trainer.start_run(replace(TINY, **changes))
+    run = loop.start_run(replace(TINY, **changes))
     before = [weight.clone() for weight in run.network.parameters()]
     steps(run, 1)
     assert not equal([*run.network.parameters()], before) and np.isfinite(run.losses).all()

@@ -12,9 +12,10 @@ from helpers import in_processes
 from training_helpers import TINY, fit, start_simple, stopped_clock
 
 from mnist_ddpm.ddpm import learning_rate_at, total_steps
-from mnist_ddpm.machine.interrupts import Stopped
-from mnist_ddpm.training import loop, run_length, saving, session
-from mnist_ddpm.training.run_length import TimedLength
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.machine.process import Stopped
+from mnist_ddpm.training import loop, saving, session
+from mnist_ddpm.training.session import TimedLength
 
 SECONDS = 600.0
 # Steps a second, by the share of the time that is gone; 0.6 are planned for
@@ -112,7 +113,7 @@ def test_a_stopped_run_goes_on_to_the_steps_foreseen(monkeypatch, tmp_path, earl
 def test_a_time_that_is_up_leaves_one_step(monkeypatch, tmp_path, final_preview_steps):
     machine = Machine(monkeypatch)
     run = machine.fit(tmp_path, deadline=machine.began - 1, final_preview_steps=final_preview_steps)
-    assert run.step == saving.saved_step(tmp_path) == 1
+    assert run.step == checkpoints.saved_step(tmp_path) == 1
 
 
 def test_a_deadline_alone_changes_no_rate_and_no_epochs(monkeypatch, tmp_path):
@@ -126,7 +127,7 @@ def test_a_deadline_alone_changes_no_rate_and_no_epochs(monkeypatch, tmp_path):
 def test_processes_keep_one_time(monkeypatch):
     """Though their clocks differ by two seconds: that which is behind decides."""
     now = threading.local()
-    monkeypatch.setattr(run_length, "time", SimpleNamespace(monotonic=lambda: now.time))
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now.time))
 
     def told(world):
         now.time = 2.0 * world.rank

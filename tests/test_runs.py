@@ -15,12 +15,12 @@ from training_helpers import start_simple as start
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import eps_denoiser, l_simple
+from mnist_ddpm.formats.checkpoints import save_checkpoint, saved_step
 from mnist_ddpm.machine import folder_lock
 from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.trainer import save_checkpoint
 from mnist_ddpm.training import loop, saving, session
-from mnist_ddpm.training.previews import draw_preview
-from mnist_ddpm.training.saving import save_run, saved_step
+from mnist_ddpm.training.saving import save_run
+from mnist_ddpm.training.session import draw_preview
 
 BLACK = np.zeros((1, 1), np.uint8)
 LONGER = replace(TINY, epochs=3)

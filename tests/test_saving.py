@@ -22,11 +22,12 @@ from training_helpers import NOTEBOOK, PATH, TINY, fit, same, squares, start_sim
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import l_simple
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.formats.checkpoints import save_checkpoint
 from mnist_ddpm.machine import files
 from mnist_ddpm.machine.files import check_writable, replacing, writable_folder
-from mnist_ddpm.trainer import save_checkpoint
-from mnist_ddpm.trainer import start_run as start
 from mnist_ddpm.training import saving
+from mnist_ddpm.training.loop import start_run as start
 from mnist_ddpm.training.saving import load_state, save_run
 
 STATE, WEIGHTS, CONFIG = "training_state.pt", "model.safetensors", "config.json"
@@ -407,11 +408,11 @@ def test_after_a_cut_save_a_run_resumes(
     with pytest.raises(error) as caught:
         fit(run, tmp_path, save_checkpoint=save_checkpoint)
     assert error is KeyboardInterrupt or saved_before or "can be resumed" in str(caught.value)
-    assert saving.saved_step(tmp_path) == (6 if saved_before else None)
+    assert checkpoints.saved_step(tmp_path) == (6 if saved_before else None)
     with pytest.raises(FileExistsError, match="resume"):
         fit(start_simple(TINY), tmp_path)
     resumed = fit(run if same_process else resume_run(tmp_path), tmp_path)
-    assert resumed.step == 12 == saving.saved_step(tmp_path)
+    assert resumed.step == 12 == checkpoints.saved_step(tmp_path)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])

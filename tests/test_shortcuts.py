@@ -11,7 +11,6 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.data import loading
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.pretrained import initial_weights
 from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods import adversarial
 from mnist_ddpm.methods.guidance import with_labels
@@ -24,6 +23,7 @@ from mnist_ddpm.methods.shortcuts import (
     steps_of,
     with_next_times,
 )
+from mnist_ddpm.training.first_weights import initial_weights
 from mnist_ddpm.training.recipe import Recipe
 
 VARIANCE = 0.01  # of Gaussian data, for which all is known

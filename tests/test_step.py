@@ -12,7 +12,7 @@ from training_helpers import NOTEBOOK, PATH, TINY, same, squares, start_simple, 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.trainer import start_run as start
+from mnist_ddpm.training.loop import start_run as start
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.run import training_step
 

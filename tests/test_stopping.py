@@ -19,10 +19,11 @@ from training_helpers import start_simple as start
 from mnist_ddpm.commands import sample
 from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.ddpm import l_simple
-from mnist_ddpm.machine import folder_lock, interrupts
-from mnist_ddpm.machine.interrupts import SIGNALS, Stopped, deferred_interrupt
+from mnist_ddpm.formats.checkpoints import saved_step
+from mnist_ddpm.machine import folder_lock, process
+from mnist_ddpm.machine.process import SIGNALS, Stopped, deferred_interrupt
 from mnist_ddpm.training import session
-from mnist_ddpm.training.saving import resume_run, saved_step
+from mnist_ddpm.training.saving import resume_run
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
@@ -67,7 +68,7 @@ def test_a_handler_of_a_program_that_embeds_python_is_left_alone(monkeypatch):
     def install(signum, handler):
         assert callable(handler)
 
-    monkeypatch.setattr(interrupts.signal, "signal", install)
+    monkeypatch.setattr(process.signal, "signal", install)
     with deferred_interrupt():
         pass
 
@@ -137,7 +138,7 @@ def test_a_signal_that_comes_while_python_frees_an_object_is_not_lost():
         def __del__(self):
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(Stopped) as stopped, interrupts.signal_handler(interrupts.raise_stopped):
+    with pytest.raises(Stopped) as stopped, process.signal_handler(process.raise_stopped):
         Freed()
         threading.Event().wait(10)
     assert stopped.value.signum == signal.SIGTERM

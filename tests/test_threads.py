@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mnist_ddpm.machine import threads
-from mnist_ddpm.machine.threads import ThreadCount
+from mnist_ddpm.machine import processes
+from mnist_ddpm.machine.processes import ThreadCount
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def numbers(monkeypatch):
     """The numbers of threads that PyTorch is given, of at most four."""
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
-    monkeypatch.setattr(threads, "MOST", 4)
+    monkeypatch.setattr(processes, "MOST", 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return given
 
@@ -26,8 +26,8 @@ def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0, used=0.0, free=[])
     clock.monotonic = lambda: clock.now
     clock.process_time = lambda: clock.used
-    monkeypatch.setattr(threads, "time", clock)
-    monkeypatch.setattr(threads, "free_cores", lambda most: clock.free.pop(0))
+    monkeypatch.setattr(processes, "time", clock)
+    monkeypatch.setattr(processes, "free_cores", lambda most: clock.free.pop(0))
     return clock
 
 
@@ -35,8 +35,8 @@ def clock(monkeypatch):
 def test_as_many_cores_are_free_as_four_threads_get_time(numbers, monkeypatch, share, free):
     now = count(0.0, 0.001)
     clock = SimpleNamespace(perf_counter=now.__next__, process_time=lambda: share * next(now))
-    monkeypatch.setattr(threads, "time", clock)
-    assert threads.free_cores(4) == free
+    monkeypatch.setattr(processes, "time", clock)
+    assert processes.free_cores(4) == free
     assert numbers == [4]  # while it measures
 
 

@@ -12,13 +12,13 @@ from command_helpers import SMALL, error_of, run, save_pictures
 from helpers import untrained_judge
 from training_helpers import PATH, TINY, fit, same, squares, stopped_clock
 
-from mnist_ddpm import ddpm, trainer
+from mnist_ddpm import ddpm
 from mnist_ddpm.commands.training_flags import TrainFlags, place_flags
-from mnist_ddpm.evaluation import distances, loss_by_time, progress_file, validation
+from mnist_ddpm.evaluation import distances, losses, progress, validation
 from mnist_ddpm.evaluation.copies import Audit
 from mnist_ddpm.evaluation.distances import Estimate
-from mnist_ddpm.evaluation.loss_meter import LossMeter, shipped_alike
-from mnist_ddpm.evaluation.progress_file import (
+from mnist_ddpm.evaluation.losses import LossMeter, shipped_alike
+from mnist_ddpm.evaluation.progress import (
     LINEAR,
     NOTHING,
     Progress,
@@ -28,8 +28,8 @@ from mnist_ddpm.evaluation.progress_file import (
 )
 from mnist_ddpm.evaluation.validation import RealSet, Validator
 from mnist_ddpm.evaluation.verdict import COPYING, DIVERGED, DONE, IMPROVING, UNCLEAR, find_verdict
-from mnist_ddpm.machine.interrupts import Stopped
-from mnist_ddpm.training import saving
+from mnist_ddpm.machine.process import Stopped
+from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.tracking import TrackerLog
 
@@ -155,7 +155,7 @@ def test_label_accuracy_is_compared_with_that_of_shuffled_labels():
 @pytest.mark.parametrize("largest", [10**4, 1])
 def test_the_best_linear_prediction_is_the_solution_of_the_normal_equations(largest, monkeypatch):
     """With the covariance, shrunk, or for large images with the variances alone."""
-    monkeypatch.setattr(loss_by_time, "LARGEST_COVARIANCE", largest)
+    monkeypatch.setattr(losses, "LARGEST_COVARIANCE", largest)
     images, schedule = squares(), ddpm.beta_schedule(ddpm.linear_beta(50))
     x = ddpm.to_float(images).flatten(1).double()
     if largest == 1:
@@ -170,7 +170,7 @@ def test_the_best_linear_prediction_is_the_solution_of_the_normal_equations(larg
         covariance = (1 - shrinkage) * covariance + shrinkage * trace / D * torch.eye(D)
     xt = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([1, 20, 50])
-    x0_hat, eps_hat = loss_by_time.gaussian_denoiser(schedule, images)(xt, t)
+    x0_hat, eps_hat = losses.gaussian_denoiser(schedule, images)(xt, t)
     for k in range(3):
         a, b = (value.item() for value in schedule.at(t[k]))
         seen = a**2 * covariance + b**2 * torch.eye(256)
@@ -184,7 +184,7 @@ def test_the_best_linear_prediction_is_the_solution_of_the_normal_equations(larg
 def test_losses_are_set_beside_an_output_of_0_and_a_shipped_network_of_the_same_kind():
     """An output of 0 errs by the variance of the noise, also where a variance is learned."""
     meter = LossMeter(replace(TINY, objective="hybrid"), squares()[:40])
-    references = meter.references(loss_by_time.gaussian_denoiser(PATH, squares()))
+    references = meter.references(losses.gaussian_denoiser(PATH, squares()))
     assert np.mean(references[NOTHING]) == pytest.approx(1, abs=0.03)
     assert np.mean(references[LINEAR]) < 0.6 and len(references[LINEAR]) == 40
     assert shipped_alike(Recipe()) == "mnist"
@@ -217,7 +217,7 @@ def watch(folder, log=None, log_values=None) -> Validator:
 
 def train(folder, log=None, begun=None):
     """Trains RECIPE on squares."""
-    return fit(begun or trainer.start_run(RECIPE), folder, log=log)
+    return fit(begun or loop.start_run(RECIPE), folder, log=log)
 
 
 def test_a_watched_run_has_the_same_weights_and_resumes_its_records(tmp_path, quick):
@@ -244,7 +244,7 @@ def test_a_watched_run_has_the_same_weights_and_resumes_its_records(tmp_path, qu
         replace(lost.records[-1], step=7, losses=[9.0] * len(lost.records[0].losses))
     )
     write_progress(stopped, lost)
-    begun = saving.resume_run(stopped, trainer.start_run, RECIPE)
+    begun = saving.resume_run(stopped, loop.start_run, RECIPE)
     resumed = train(stopped, watch(stopped), begun)
     assert same(resumed.ema, alone.ema)
     progress, other = (read_progress(tmp_path / name) for name in ("watched", "stopped"))
@@ -257,7 +257,7 @@ def test_validation_keeps_to_its_share_of_the_time(tmp_path, quick):
     """A step takes 1 s and a validation 10 s: at 5 % there is one every 200 s."""
     validator = watch(tmp_path)
     validator.figures = lambda run, images: quick.__setitem__(0, quick[0] + 10) or {}
-    tiny = trainer.start_run(RECIPE)
+    tiny = loop.start_run(RECIPE)
     for step in range(1, 1001):
         tiny.step, tiny.training_seconds = step, float(step)
         validator(tiny)
@@ -299,7 +299,7 @@ def test_status_says_in_a_sentence_what_is_missing_or_damaged(pictures, tmp_path
     whole = made_up(FLAT[:2], LEARNED[:2], STEPS[:2])
     write_progress(out, whole)
     assert read_progress(out) == whole and run("status", out) == 0
-    content = json.loads((out / progress_file.PROGRESS).read_text())
+    content = json.loads((out / progress.PROGRESS).read_text())
     records = content["records"]
     for damaged in (
         "{",
@@ -315,9 +315,9 @@ def test_status_says_in_a_sentence_what_is_missing_or_damaged(pictures, tmp_path
         json.dumps(content | {"about": None}),
         json.dumps(content | {"T": 0}),
     ):
-        (out / progress_file.PROGRESS).write_text(damaged)
+        (out / progress.PROGRESS).write_text(damaged)
         for command in (["status", out], ["train", "--resume", "--validate", *data]):
-            assert progress_file.PROGRESS in error_of(capsys, *command), damaged[:60]
+            assert progress.PROGRESS in error_of(capsys, *command), damaged[:60]
 
 
 def test_the_command_that_resumes_a_stopped_run_validates_on():

@@ -8,10 +8,11 @@ import torch
 from helpers import raising
 from torch import nn
 
-from mnist_ddpm import catalogue, ddpm, trainer
-from mnist_ddpm.machine import folder_lock, interrupts
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.machine import folder_lock, process
 from mnist_ddpm.method import as_method
-from mnist_ddpm.training import loop, run_length, session
+from mnist_ddpm.training import loop, session
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, new_run
 
@@ -19,7 +20,7 @@ from mnist_ddpm.training.run import Run, new_run
 def stopped_clock(monkeypatch) -> list[float]:
     """The time in training, as a list of one number: it stands still unless a test moves it."""
     now = [100.0]
-    for module in (loop, session, run_length, interrupts):
+    for module in (loop, session, process):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
@@ -72,7 +73,7 @@ def start_simple(recipe: Recipe, objective=ddpm.l_simple) -> Run:
 def fit(run: Run, folder, objective=None, images=None, **options) -> Run:
     """Trains on squares unless told otherwise, by the run's own method or an objective."""
     run.method = run.method if objective is None else as_method(objective)
-    options = {"save_checkpoint": trainer.save_checkpoint} | options
+    options = {"save_checkpoint": checkpoints.save_checkpoint} | options
     images = squares() if images is None else images
     return loop.fit(run, images, PATH, folder, **options)
 

@@ -11,9 +11,10 @@ from cost import matrix_rate
 from harness import ROOT
 from torch import Tensor, nn
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
+from mnist_ddpm.training import loop, throughput
 from mnist_ddpm.training.loop import training_loop
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe
@@ -36,7 +37,7 @@ class Bench:
 
     def __post_init__(self):
         self.ends = time.monotonic() + self.seconds
-        self.measuring = trainer.throughput_meter(self.device)
+        self.measuring = throughput.throughput_meter(self.device)
         self.is_gpu = self.device.type == "cuda"
         self.default_precision = devices.default_precision(self.device)  # of training
         self.two_precisions = [*dict.fromkeys(("float32", self.default_precision))]
@@ -88,12 +89,12 @@ class Bench:
         self, recipe: Recipe, images: Tensor, run: Run | None = None
     ) -> tuple[Run, Iterator[float]]:
         """A run, new unless it is passed, and the training steps that it takes next."""
-        run = run or trainer.start_run(recipe, self.device)
+        run = run or loop.start_run(recipe, self.device)
         return run, training_loop(run, images, catalogue.make_schedule(recipe))
 
     def make_step(self, recipe: Recipe) -> Callable[[], float]:
         """A training step on black images, as a function to call again and again."""
-        run = trainer.start_run(recipe, self.device)
+        run = loop.start_run(recipe, self.device)
         schedule = catalogue.make_schedule(recipe)
         x0 = torch.zeros(recipe.batch_size, *recipe.shape, device=self.device)
         noise = ddpm.random_generator(0)

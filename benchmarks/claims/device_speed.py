@@ -13,7 +13,7 @@ import torch
 from claims.bench import Bench
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.evaluation import generation
-from mnist_ddpm.machine import devices, prefetch
+from mnist_ddpm.machine import devices
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.cost import network_cost
@@ -150,7 +150,7 @@ def noise(b: Bench) -> None:
             )
             figures = {"steps": len(times)}
             for name, ahead in {"seconds_in_time": False, "seconds_ahead": b.is_gpu}.items():
-                with patch.object(prefetch, "is_asynchronous", lambda device: ahead):  # noqa: B023
+                with patch.object(devices, "is_asynchronous", lambda device: ahead):  # noqa: B023
                     figures[name] = b.timed(chain)
             b.add(f"{what}, a chain", **figures)
 
@@ -161,7 +161,7 @@ def batches(b: Bench) -> None:
     places = {"on the device": (images.to(b.device), b.is_gpu), "outside": (images, False)}
     places["outside, read ahead"] = images, b.is_gpu
     for name, (dataset, ahead) in places.items():
-        with patch.object(prefetch, "is_asynchronous", lambda device: ahead):  # noqa: B023
+        with patch.object(devices, "is_asynchronous", lambda device: ahead):  # noqa: B023
             _, steps = b.start(recipe, dataset)
             list(islice(steps, b.size(20, 1)))
             count = b.size(200, 2)

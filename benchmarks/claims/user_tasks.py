@@ -13,8 +13,9 @@ from harness import ROOT
 from torch import Tensor, nn
 
 from claims.bench import Bench
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.evaluation import generation
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
@@ -55,8 +56,8 @@ def resume(b: Bench) -> None:
             folder = b.folder / f"{precision}-{fixed}"
             try:
                 first, second = (train(recipe, 2 * half) for _ in range(2))
-                saving.save_run(folder, train(recipe, half), trainer.save_checkpoint)
-                start = partial(trainer.start_run, device=b.device)
+                saving.save_run(folder, train(recipe, half), checkpoints.save_checkpoint)
+                start = partial(loop.start_run, device=b.device)
                 resumed = train(recipe, half, saving.resume_run(folder, start))
             finally:
                 torch.use_deterministic_algorithms(False)

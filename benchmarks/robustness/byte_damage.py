@@ -19,12 +19,12 @@ import torch
 from harness import ROOT, write_result
 from torchvision import datasets
 
-from mnist_ddpm import ddpm, trainer
+from mnist_ddpm import ddpm
 from mnist_ddpm.data import cache, folders, loading
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.machine.progress import progress_bar
-from mnist_ddpm.training import checkpoint_files, saving
+from mnist_ddpm.machine.process import progress_bar
+from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.recipe import Recipe
 from robustness.reference import comparable
 from robustness.tiny_data import save_pictures
@@ -40,9 +40,9 @@ Kinds = dict[str, tuple[Path, Callable[[], object]]]  # of files, with what read
 def run_files(folder: Path) -> Kinds:
     """A checkpoint's weights and state; an extractor."""
     images = torch.arange(16 * 256).view(16, 1, 16, 16).to(torch.uint8)
-    weights, state = folder / saving.WEIGHTS, folder / saving.STATE
+    weights, state = folder / checkpoints.WEIGHTS, folder / checkpoints.STATE
     judge = folder / "judge.safetensors"
-    trainer.train(RECIPE, images, folder)
+    loop.train(RECIPE, images, folder)
     extractors.save_extractor(judge, extractors.Extractor("mnist", 10, (8, 8)), {"accuracy": 0.5})
 
     return {
@@ -115,7 +115,7 @@ def measure(name: str, path: Path, load: Callable[[], object], flags) -> dict:
 
 def main(flags) -> int:
     """Writes how often each outcome follows. Returns 1 for silent damage or another error."""
-    checkpoint_files.BETWEEN_FILES = 0  # nothing saves meanwhile: no second look is due
+    checkpoints.BETWEEN_FILES = 0  # nothing saves meanwhile: no second look is due
     datasets.MNIST.mirrors = ["http://127.0.0.1:9/"]  # a damaged archive would be fetched again
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

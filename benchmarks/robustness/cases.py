@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness import ROOT
 
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from robustness.processes import COMMAND, Ended, Process
 from robustness.reference import COMMANDS, SIZES, Reference, saved_step
 

@@ -28,7 +28,7 @@ from harness import write_result
 
 from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.datasets import DATASETS
-from mnist_ddpm.machine.streams import tolerate_broken_streams
+from mnist_ddpm.machine.process import tolerate_broken_streams
 from mnist_ddpm.training import presets, throughput
 from robustness.file_damage import damage
 from robustness.processes import fork, until_interrupt

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from robustness.processes import COMMAND, Process, until_interrupt
 from robustness.reference import COMMANDS, Reference, saved_step
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from harness import ROOT
 
 from mnist_ddpm.commands.command_line import run_command_line
-from mnist_ddpm.machine import streams
-from mnist_ddpm.training import previews, session
+from mnist_ddpm.machine import process
+from mnist_ddpm.training import session
 
 COMMAND = sys.executable, "-m", "mnist_ddpm"
 NOISE = "Traceback", "Exception ignored", "Fatal Python error"
@@ -61,8 +61,8 @@ def until_interrupt(trials: Iterable) -> Iterator:
 
 def run_command(arguments: list[str]) -> int:
     """As `python -m mnist_ddpm` after its imports, but with some saves in a short run."""
-    streams.tolerate_broken_streams()
-    session.PREVIEW_EVERY, session.SAVE_EVERY, previews.STEPS = 12, 1, 4
+    process.tolerate_broken_streams()
+    session.PREVIEW_EVERY, session.SAVE_EVERY, session.STEPS = 12, 1, 4
     return run_command_line(arguments)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from robustness.processes import Process
 from robustness.reference import Reference, saved_step
 

@@ -10,9 +10,10 @@ import torch
 from harness import ROOT
 from PIL import Image
 
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import catalogue
 from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import save_diffusers
 from mnist_ddpm.training.recipe import Recipe
 
@@ -77,7 +78,7 @@ def save_networks(folder: Path) -> None:
     }
     for name, recipe in recipes.items():
         network = catalogue.make_network(recipe)
-        trainer.save_checkpoint(folder / name, network, recipe, {"steps": 0})
+        checkpoints.save_checkpoint(folder / name, network, recipe, {"steps": 0})
     save_diffusers(folder / "diffusers", network, recipe)
     save_extractor(folder / "judge.safetensors", Extractor("celeba", 40, (8, 8)), {})
     save_extractor(folder / "digits.safetensors", Extractor("mnist", 10, (8, 8)), {})

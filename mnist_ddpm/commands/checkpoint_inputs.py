@@ -15,7 +15,7 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.partial_results import PartialResults
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.training.recipe import Recipe
 
 # The exponent of each variance of a step, for the bound: as methods.likelihood.bits_per_dim

@@ -19,7 +19,7 @@ import tyro
 
 from mnist_ddpm import __version__
 from mnist_ddpm.commands import flags, training_flags
-from mnist_ddpm.machine.shell import expand_home, program
+from mnist_ddpm.machine.process import expand_home, program
 from mnist_ddpm.machine.text import check_arguments, printable
 from mnist_ddpm.training.options import PRESETS, check_size, merge_settings
 

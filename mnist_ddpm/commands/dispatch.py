@@ -5,9 +5,9 @@ from importlib import import_module
 
 from mnist_ddpm.commands.flags import EvaluateFlags, SampleFlags
 from mnist_ddpm.commands.training_flags import PlanFlags, TrainFlags, place_flags
-from mnist_ddpm.machine import interrupts, processes, shell
-from mnist_ddpm.machine.exit_status import exit_status
-from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.machine import process, processes
+from mnist_ddpm.machine.process import exit_status
+from mnist_ddpm.machine.processes import adapt_threads
 
 SHARED_WORK = TrainFlags, SampleFlags, EvaluateFlags  # that several processes can do
 
@@ -18,7 +18,7 @@ def dispatch(flags, function_name: str) -> int:
     function_name: of the function that does the work, "module:name" in this folder.
     """
     # Of several processes SIGTERM ends at once those that wait for one that has failed.
-    signals = interrupts.SIGNALS[:1] if has_several_processes() else interrupts.SIGNALS
+    signals = process.SIGNALS[:1] if has_several_processes() else process.SIGNALS
     status = exit_status(partial(call_command, flags, function_name), memory_advice(flags), signals)
     if status != 1:
         processes.disconnect()
@@ -38,11 +38,11 @@ def call_command(flags, function_name: str) -> None:
         raise ValueError("this command is for one process: start it without a launcher")
     try:
         function(flags)
-    except interrupts.Stopped as error:
+    except process.Stopped as error:
         # Several processes resume by their launcher's command. The folder may have moved.
         if error.folder and not has_several_processes():
             command = ["train", "--resume", *place_flags(flags, error.folder)]
-            error.add_note(f"that is: {shell.own_command(command)}")
+            error.add_note(f"that is: {process.own_command(command)}")
         raise
 
 

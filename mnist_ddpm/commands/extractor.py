@@ -11,7 +11,7 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.extractor_training import train_extractor
 from mnist_ddpm.evaluation.extractors import save_extractor
 from mnist_ddpm.machine import devices, files
-from mnist_ddpm.training.run import count_parameters
+from mnist_ddpm.training.cost import count_parameters
 
 
 def run_extractor(flags: ExtractorFlags) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data import folders, pictures
-from mnist_ddpm.data.image_files import regular_file
+from mnist_ddpm.data.pictures import regular_file
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.text import describe_error
 from mnist_ddpm.training.recipe import Recipe

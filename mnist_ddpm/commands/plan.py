@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_ddpm import trainer
 from mnist_ddpm.commands.outputs import check_outside
 from mnist_ddpm.commands.train import print_checkpoint, print_if_short, print_smaller_batch
 from mnist_ddpm.commands.training_flags import PlanFlags, place_flags
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.machine import devices, files
-from mnist_ddpm.training import planning, presets, saving, tracking
+from mnist_ddpm.training import loop, planning, presets, saving, throughput, tracking
 from mnist_ddpm.training.recipe import Recipe
 
 GUIDE = "guide"  # folder in that of the network
@@ -55,7 +54,7 @@ def make_plans(
 ) -> tuple[list[planning.Plan], Tensor]:
     """What to train, after measuring, and on which images. Prints what it does."""
     seconds = 60 * flags.minutes
-    measuring = trainer.throughput_meter(device)
+    measuring = throughput.ThroughputMeter(device)
     compiles = seconds >= planning.COMPILING and device.type != "mps"
     also = ", then compiling the network, a minute or two" if compiles else ""
     duration = f"about {planning.measuring_seconds(seconds):.0f} s, which count"
@@ -102,7 +101,7 @@ def carry_out(
         "sampling_defaults": plan.sampling_defaults,
     }
     with tracking.tracker_log(flags.log, folder, plan.recipe) as log:
-        run = trainer.train(plan.recipe, images, folder, labels, device=device, log=log, **options)
+        run = loop.train(plan.recipe, images, folder, labels, device=device, log=log, **options)
     minutes = (time.monotonic() - began) / 60
     expected = plan.seconds / 60
     print(f"{folder}: {run.step} steps in {minutes:.1f} min ({expected:.1f} expected)")

@@ -15,10 +15,9 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.formats import checkpoints, hub
+from mnist_ddpm.formats.checkpoints import CONFIG, WEIGHTS, description_digests
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.text import describe_error, read_json, without_folders
-from mnist_ddpm.training.checkpoint_files import description_digests
-from mnist_ddpm.training.saving import CONFIG, WEIGHTS
 
 
 def run_push(flags: PushFlags) -> None:

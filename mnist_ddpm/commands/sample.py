@@ -25,8 +25,8 @@ from mnist_ddpm.evaluation import extractors, generation
 from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.machine import files, folder_lock
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
+from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.recipe import Recipe

@@ -20,14 +20,14 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import GUIDANCE_OPTIONS, Checkpoint
 from mnist_ddpm.machine import devices, processes
 from mnist_ddpm.machine.partial_results import CountedNetwork
+from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.machine.progress import is_first_process
 from mnist_ddpm.machine.text import parse_json
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.methods.guidance import SCALE
 from mnist_ddpm.methods.learned_variance import takes_exponent
+from mnist_ddpm.training.loop import as_typed
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.sampling_defaults import as_typed
 
 CLIPS = {"static": ddpm.clipped, "dynamic": solvers.thresholded, "none": None}
 MAX_IMAGES = 10**9

@@ -12,13 +12,13 @@ from mnist_ddpm.commands.training_flags import TrainFlags
 from mnist_ddpm.data import loading
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import extractors
-from mnist_ddpm.evaluation.progress_file import PROGRESS, read_progress
+from mnist_ddpm.evaluation.progress import PROGRESS, read_progress
 from mnist_ddpm.evaluation.validation import RealSet, Validator, check_share
 from mnist_ddpm.evaluation.verdict import status_lines
-from mnist_ddpm.machine.progress import is_first_process
+from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.text import printable
 from mnist_ddpm.method import Method
-from mnist_ddpm.training import saving
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.session import Log
 from mnist_ddpm.training.tracking import TrackerLog
@@ -28,7 +28,7 @@ def run_status(flags: StatusFlags) -> None:
     """Prints the verdict on a run and its figures."""
     folder = flags.folder
     if not (folder / PROGRESS).is_file():
-        is_run = any((folder / name).is_file() for name in (saving.STATE, saving.CONFIG))
+        is_run = any((folder / name).is_file() for name in (checkpoints.STATE, checkpoints.CONFIG))
         check(is_run, f"there is no run in {folder}: name the --out of a train --validate")
         advice = f"train --resume --validate --out {folder} measures it from now on"
         raise ValueError(f"the run in {folder} was trained without --validate: {advice}")

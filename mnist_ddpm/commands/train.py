@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mnist_ddpm import catalogue, trainer
+from mnist_ddpm import catalogue
 from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
 from mnist_ddpm.commands.status import check_validation, validation_log
@@ -14,12 +14,12 @@ from mnist_ddpm.commands.training_flags import TrainFlags, typed_settings
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named, is_own
 from mnist_ddpm.ddpm import check, total_steps
-from mnist_ddpm.formats import checkpoints, teachers
-from mnist_ddpm.formats.pretrained import fill_with_fresh, initial_weights
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, files, folder_lock, processes
-from mnist_ddpm.machine.progress import is_first_process
+from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.method import Method
-from mnist_ddpm.training import cost, presets, saving, tracking
+from mnist_ddpm.training import cost, first_weights, loop, presets, saving, tracking
+from mnist_ddpm.training.first_weights import fill_with_fresh, initial_weights
 from mnist_ddpm.training.options import PRESETS
 from mnist_ddpm.training.recipe import Recipe, fit_batch_size
 
@@ -54,10 +54,10 @@ def run_train(flags: TrainFlags) -> None:
     if recipe.init_from and not flags.resume:
         weights = weights_to_start_from(recipe, network)
         method_weights = {
-            name: teachers.first_weights(recipe, method.networks[name])
+            name: first_weights.first_weights(recipe, method.networks[name])
             for name in method.initialized_from_teacher
         }
-    teacher = teachers.load_teacher(recipe, device) if recipe.teacher else None
+    teacher = first_weights.load_teacher(recipe, device) if recipe.teacher else None
     with processes.main_process_first(world):
         images = loading.load_images(recipe, flags.data)
         labels = loading.load_labels(recipe, flags.data) if recipe.classes else None
@@ -69,7 +69,7 @@ def run_train(flags: TrainFlags) -> None:
         print_if_short(recipe, len(images), "--epochs", recipe.epochs)
         print_if_narrow(recipe)
         print_if_tinted(recipe)
-    step = saving.saved_step(flags.out) or 0 if flags.resume else 0
+    step = checkpoints.saved_step(flags.out) or 0 if flags.resume else 0
     tracker = flags.log if world.rank == 0 else "none"
     validated = {"images": images, "labels": labels, "device": device}
     with (
@@ -78,7 +78,7 @@ def run_train(flags: TrainFlags) -> None:
     ):
         options = {"device": device, "world": world, "log": log, "teacher": teacher}
         options["method_weights"] = method_weights
-        run = trainer.train(recipe, images, flags.out, labels, flags.resume, weights, **options)
+        run = loop.train(recipe, images, flags.out, labels, flags.resume, weights, **options)
     if world.rank == 0:
         speed = run.step * recipe.batch_size / max(run.training_seconds, 1e-9)
         steps = f"{run.step} steps in {run.training_seconds / 60:.1f} min"
@@ -202,7 +202,7 @@ def check_names(recipe: Recipe) -> tuple[torch.nn.Module, Method]:
 
 def print_checkpoint(folder: Path) -> None:
     """Prints the last lines of a training: the files of its checkpoint."""
-    paths = [folder / name for name in (saving.WEIGHTS, saving.CONFIG, saving.STATE)]
+    paths = [folder / name for name in (checkpoints.WEIGHTS, checkpoints.CONFIG, checkpoints.STATE)]
     print_written(*(path for path in paths if path.is_file()))
 
 

@@ -33,10 +33,9 @@ from PIL import Image
 from torch import Tensor
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.data.image_files import Files, regular_file
-from mnist_ddpm.data.pictures import Shape, describe_unreadable, read_picture
+from mnist_ddpm.data.pictures import Files, Shape, describe_unreadable, read_picture, regular_file
 from mnist_ddpm.machine.files import flush_to_disk, remove_abandoned, replacing, writable_folder
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.text import printable, read_json
 
 DECODING = 2  # to be raised when the same file gives other pixels

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import cache_path, load_files, skipped_names
-from mnist_ddpm.data.download import NotDownloaded, load_with_advice
-from mnist_ddpm.data.image_files import Files, find_image_files, walk_folders
-from mnist_ddpm.data.pictures import Shape, crop_and_resize
+from mnist_ddpm.data.loading import NotDownloaded, load_with_advice
+from mnist_ddpm.data.pictures import Files, Shape, crop_and_resize, find_image_files, walk_folders
 
 NAMES = r"\d{6}\.(jpe?g|png|webp)"
 WIDTH = 178  # of an original

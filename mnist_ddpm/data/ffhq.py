@@ -8,8 +8,7 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import load_files
-from mnist_ddpm.data.image_files import Files, find_image_files
-from mnist_ddpm.data.pictures import crop_and_resize
+from mnist_ddpm.data.pictures import Files, crop_and_resize, find_image_files
 
 NAMES = r"(img)?(\d{5}|\d{8})\.(png|jpe?g|webp)"
 MENTION = r"^(?!.*in-the-wild).*(ffhq|thumbnails128x128|images1024x1024)"

@@ -8,10 +8,16 @@ from torch import Tensor
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.cache import cache_path, load_files, skipped_names
-from mnist_ddpm.data.image_files import ROOT_ONLY, Files, walk_folders
 from mnist_ddpm.data.labels import distinct_names, numbered_labels
 from mnist_ddpm.data.loading import NoSplit
-from mnist_ddpm.data.pictures import crop_and_resize, known_formats, with_margin
+from mnist_ddpm.data.pictures import (
+    ROOT_ONLY,
+    Files,
+    crop_and_resize,
+    known_formats,
+    walk_folders,
+    with_margin,
+)
 from mnist_ddpm.datasets import dataset_named
 
 UNSEEN = "test", "valid", "val", "validation"  # names of a subfolder that training does not see

@@ -1,18 +1,42 @@
 """The data sets by their names: their images, labels, and what is held out of training."""
 
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TypeVar
 
 from torch import Tensor
 
-from mnist_ddpm.data.download import NotDownloaded
 from mnist_ddpm.data.labels import check_count
 from mnist_ddpm.datasets import DATASETS, OWN_FILES, Reader, dataset_named, is_own
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine.text import printable
 from mnist_ddpm.training.recipe import Recipe
+
+T = TypeVar("T")
+DISK_ERRORS = errno.EACCES, errno.ENOSPC, errno.EROFS
+
+
+class NotDownloaded(ValueError):
+    """Files are missing that will be downloaded when the images are loaded."""
+
+
+def load_with_advice(name: str, load: Callable[[], T], advice: str) -> T:
+    """What load() returns, from files that are there, or downloads.
+
+    Raises FileNotFoundError, in one line, where it fails; the disk's own error where that is why.
+    """
+    try:
+        return load()
+    except Exception as error:  # no network, no gdown, a quota, a damaged archive …
+        reason = error.__cause__ if isinstance(error, FileNotFoundError) else None
+        reason = reason or error
+        if getattr(reason, "errno", None) in DISK_ERRORS:  # the archives are sound
+            raise reason from None
+        message = " ".join(str(reason).split())
+        raise FileNotFoundError(f"{name} could not be loaded ({message}): {advice}") from error
 
 
 class NoSplit(ValueError):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm.data.download import load_with_advice
+from mnist_ddpm.data.loading import load_with_advice
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.ddpm import check

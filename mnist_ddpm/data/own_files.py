@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from mnist_ddpm.data.image_files import regular_file
 from mnist_ddpm.data.loading import NoSplit
 from mnist_ddpm.data.picture_sets import PictureSet, picture_settings
+from mnist_ddpm.data.pictures import regular_file
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.text import describe_error

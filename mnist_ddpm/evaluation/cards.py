@@ -13,8 +13,7 @@ from torch import Tensor
 from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import copies, distances
-from mnist_ddpm.evaluation.extractors import Judge, digest
-from mnist_ddpm.evaluation.features import RealFeatures, RealImages
+from mnist_ddpm.evaluation.extractors import Judge, RealFeatures, RealImages, digest
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import describe_error, printable, read_json

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm.evaluation.distances import share, shuffled
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 
 AUDITED = 1000  # real images, at most, whose nearest training image is looked for too
 EXACT = 0.01  # of the usual distance to the nearest image: what is nearer is the same image

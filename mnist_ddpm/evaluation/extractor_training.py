@@ -11,8 +11,8 @@ from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named, datasets_with_classifier
 from mnist_ddpm.ddpm import check, mirrored
 from mnist_ddpm.evaluation.extractors import Extractor, in_batches
-from mnist_ddpm.machine.progress import progress_bar
-from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.machine.process import progress_bar
+from mnist_ddpm.machine.processes import adapt_threads
 from mnist_ddpm.methods.augmentation import cut_out
 from mnist_ddpm.training.recipe import Recipe
 

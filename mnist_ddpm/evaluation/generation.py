@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
-from mnist_ddpm.machine import prefetch
+from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.partial_results import PartialResults
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.machine.progress import progress_bar
 from mnist_ddpm.methods import guidance, shortcuts
 from mnist_ddpm.methods.learned_variance import keeping_exponent
 from mnist_ddpm.training.recipe import Recipe
@@ -155,7 +155,7 @@ def noise_source(
     seed: int, batch: range, shape: tuple[int, int, int], device: torch.device
 ) -> Callable[[], Tensor]:
     """As ddpm.noise_source, but a GPU need not wait: threads draw the next step's noise ahead."""
-    if not prefetch.is_asynchronous(device):
+    if not devices.is_asynchronous(device):
         return ddpm.noise_source(seed, batch, shape, device)
     size = math.ceil(len(batch) / torch.get_num_threads())
     parts = (batch[first : first + size] for first in range(0, len(batch), size))
@@ -166,7 +166,7 @@ def noise_source(
             while True:
                 yield torch.cat([*pool.map(lambda source: source(), sources)])
 
-    return partial(next, prefetch.to_device(draw_ahead(), device))
+    return partial(next, devices.to_device(draw_ahead(), device))
 
 
 @torch.no_grad()

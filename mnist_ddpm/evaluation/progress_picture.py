@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from mnist_ddpm.evaluation.progress_file import Progress, Record
+from mnist_ddpm.evaluation.progress import Progress, Record
 from mnist_ddpm.evaluation.verdict import DISTANCES, find_verdict, tenths
 from mnist_ddpm.machine.files import replacing
 

@@ -23,22 +23,14 @@ from mnist_ddpm.evaluation.distances import (
     share,
     shuffled,
 )
-from mnist_ddpm.evaluation.extractors import Judge
-from mnist_ddpm.evaluation.features import RealImages
-from mnist_ddpm.evaluation.loss_by_time import gaussian_denoiser
-from mnist_ddpm.evaluation.loss_meter import LossMeter, rounded
-from mnist_ddpm.evaluation.progress_file import (
-    PROGRESS,
-    Progress,
-    Record,
-    read_progress,
-    write_progress,
-)
+from mnist_ddpm.evaluation.extractors import Judge, RealImages
+from mnist_ddpm.evaluation.losses import LossMeter, gaussian_denoiser, rounded
+from mnist_ddpm.evaluation.progress import PROGRESS, Progress, Record, read_progress, write_progress
 from mnist_ddpm.evaluation.progress_picture import write_progress_picture, write_strip
-from mnist_ddpm.machine.files import first_line
+from mnist_ddpm.machine.text import first_line
+from mnist_ddpm.training.loop import measured_defaults
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.sampling_defaults import measured_defaults
 from mnist_ddpm.training.session import Log
 
 UNSEEN = 500  # unseen images whose loss is measured

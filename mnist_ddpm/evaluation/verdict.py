@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_ddpm.evaluation.distances import Estimate
-from mnist_ddpm.evaluation.progress_file import LINEAR, NOTHING, Progress, Record
+from mnist_ddpm.evaluation.progress import LINEAR, NOTHING, Progress, Record
 
 IMPROVING = "still improving"
 DONE = "done within the noise"

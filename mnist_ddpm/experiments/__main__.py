@@ -13,8 +13,7 @@ from functools import partial
 import tyro
 
 from mnist_ddpm.experiments.experiment_flags import NAMES, ONE_OF, Arguments
-from mnist_ddpm.machine.shell import expand_home
-from mnist_ddpm.machine.startup import prepare_process
+from mnist_ddpm.machine.process import expand_home, prepare_process
 from mnist_ddpm.machine.text import check_arguments, printable
 
 PROGRAM = "python -m mnist_ddpm.experiments"
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
-    from mnist_ddpm.machine.exit_status import exit_status  # and PyTorch
+    from mnist_ddpm.machine.process import exit_status
 
     work = partial(run, flags, f"{PROGRAM} {shlex.join(words)}")
     return exit_status(work, "take less (--n, --width)")

@@ -9,7 +9,7 @@ from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_points
 from mnist_ddpm.experiments.results import Claim, Row, select_rows, values_by_seed
 from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork, ancestral
-from mnist_ddpm.machine.progress import progress_bar
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.methods.likelihood import bits_per_dim
 
 LINEAR = {"T": 4000, "beta_1": 1e-4 / 4, "beta_T": 0.02 / 4}  # four times the steps, as much noise

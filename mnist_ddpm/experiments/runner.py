@@ -9,20 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm import catalogue, ddpm, trainer
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import cards, extractors, generation
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
-from mnist_ddpm.evaluation.features import RealImages
+from mnist_ddpm.evaluation.extractors import RealImages
 from mnist_ddpm.experiments.experiment_flags import Scale
 from mnist_ddpm.experiments.results import Row, read_record, read_rows, select_rows, write_rows
-from mnist_ddpm.formats import checkpoints, teachers
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.progress import progress_bar
-from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.machine.process import progress_bar
+from mnist_ddpm.machine.processes import adapt_threads
 from mnist_ddpm.method import Method
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser, ancestral_sampler
-from mnist_ddpm.training import loop, saving
+from mnist_ddpm.training import first_weights, loop, saving
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
@@ -155,7 +155,7 @@ class ExperimentRun:
             folder = checkpoints.find(f"{checkpoints.FOLDER}/{name}")
         except FileNotFoundError:
             return None
-        weights = {"sha256": saving.recorded_digest(folder)}
+        weights = {"sha256": checkpoints.recorded_digest(folder)}
         differs = f"{self.out} holds results of other weights of {name}: choose another --out"
         ddpm.check(self.networks.setdefault(name, weights) == weights, differs)
         checkpoint = checkpoints.load(folder, self.device)
@@ -167,11 +167,11 @@ class ExperimentRun:
         """The run in folder, or a new one. Raises ValueError if it has other settings."""
 
         def start(recipe: Recipe) -> Run:
-            teacher = teachers.load_teacher(recipe, self.device) if recipe.teacher else None
+            teacher = first_weights.load_teacher(recipe, self.device) if recipe.teacher else None
             method = make_method and make_method(recipe)
-            return trainer.start_run(recipe, self.device, teacher=teacher, method=method)
+            return loop.start_run(recipe, self.device, teacher=teacher, method=method)
 
-        if not (folder / saving.STATE).is_file():
+        if not (folder / checkpoints.STATE).is_file():
             return start(recipe)
         run = saving.resume_run(folder, start)
         differs = f"{folder} was trained with other settings: remove it, or choose another --out"
@@ -185,7 +185,7 @@ class ExperimentRun:
         if recipe.classes:
             labels = loading.load_labels(recipe, self.data, "train")[: len(images)]
         schedule = catalogue.make_schedule(recipe)
-        save = trainer.save_checkpoint
+        save = checkpoints.save_checkpoint
         loop.fit(run, images, schedule, folder, save_checkpoint=save, labels=labels)
 
     def train_until(self, name: str, seed: int, end: int, **changes) -> Run:
@@ -204,7 +204,7 @@ class ExperimentRun:
         steps = loop.training_loop(run, self.training_images, schedule)
         for _ in progress_bar(islice(steps, remaining), total=remaining, unit="step"):
             adapt_threads()
-        saving.save_run(folder, run, trainer.save_checkpoint)
+        saving.save_run(folder, run, checkpoints.save_checkpoint)
         return run
 
     def measure_once(self, key: Row, measure: Callable[[], Row]) -> Row:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import text
-from mnist_ddpm.machine.files import first_line, load_tensors
+from mnist_ddpm.machine.files import load_tensors
+from mnist_ddpm.machine.text import first_line
 
 DAMAGE_ERRORS = SafetensorError, RuntimeError, EOFError, OSError, ValueError
 DAMAGE_ERRORS += pickle.UnpicklingError, zipfile.BadZipFile, zlib.error

@@ -18,8 +18,9 @@ from mnist_ddpm.data.labels import label_names, needs_labels
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import is_own
 from mnist_ddpm.ddpm import Schedule, check, noise_source, q_sample
-from mnist_ddpm.machine.extras import import_extra
-from mnist_ddpm.machine.files import first_line, replacing
+from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.machine.process import import_extra
+from mnist_ddpm.machine.text import first_line
 from mnist_ddpm.methods import learned_variance, predictions
 from mnist_ddpm.methods.predictions import Conversion
 from mnist_ddpm.training.recipe import Recipe

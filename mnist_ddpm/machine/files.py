@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from mnist_ddpm.machine.text import first_line
+
 DEVICE_ERRORS = torch.OutOfMemoryError, torch.AcceleratorError  # not about a file
 NO_FSYNC = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP  # of some network drives
 IS_FOLDER = 0x10  # a zip's attribute, for which torch.load leaves a tensor's memory unset
@@ -36,17 +38,6 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, and should be a file: name one in it")
     writable_folder(path.parent)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its repr if it has none."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, judged by the message: PyTorch has no class for every device."""
-    phrases = "out of memory", "not enough memory", "can't allocate memory"
-    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def load_tensors(path: Path) -> object:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mnist_ddpm.machine.files import first_line
 from mnist_ddpm.machine.processes import ProcessGroup
+from mnist_ddpm.machine.text import first_line
 
 LOCK = ".lock"
 

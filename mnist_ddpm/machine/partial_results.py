@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mnist_ddpm.ddpm import Network, check
 from mnist_ddpm.machine.files import replacing
-from mnist_ddpm.machine.interrupts import Stopped, deferred_interrupt
-from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.machine.process import Stopped, deferred_interrupt
+from mnist_ddpm.machine.processes import adapt_threads
 
 SAVE_INTERVAL = 60.0  # seconds of work from one save to the next
 Part = dict[str, Tensor]

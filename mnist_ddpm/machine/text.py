@@ -85,3 +85,14 @@ def read_json(path: Path) -> object:
     if path.exists() and path.stat().st_size > LARGEST_JSON:
         raise ValueError(f"it is larger than {LARGEST_JSON:,} bytes")
     return parse_json(path.read_text(encoding="utf-8"))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its repr if it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, judged by the message: PyTorch has no class for every device."""
+    phrases = "out of memory", "not enough memory", "can't allocate memory"
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_ddpm import ddpm
@@ -94,3 +95,20 @@ def repaint_sampler(
                 noise_level = ddpm.step_variance(schedule, t, s).sqrt().item()
                 x = shrink * x + noise_level * draw_noise()
     yield 0, x, x
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """From a (N, C, H, W) at weight 0 to b at 1 along a great circle, image by image.
+
+    Averages of noise have too small a variance for a sampler; points on the arc do not. Between
+    parallel images it is a straight line.
+    """
+    flat_a = a.flatten(1).cpu().double()
+    flat_b = b.flatten(1).cpu().double()
+    cosine = F.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
+    angle = torch.arccos(cosine).unsqueeze(1)
+    straight = angle.sin() < 1e-6
+    sine = angle.sin().masked_fill(straight, 1)
+    weight_a = torch.where(straight, 1 - weight, ((1 - weight) * angle).sin() / sine)
+    weight_b = torch.where(straight, weight, (weight * angle).sin() / sine)
+    return (weight_a * flat_a + weight_b * flat_b).view(a.shape).to(a)

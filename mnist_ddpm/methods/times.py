@@ -1,5 +1,7 @@
 """Training times that are not uniform: log(b_t / a_t) has a normal distribution."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -32,3 +34,21 @@ class NormalTimes(nn.Module):
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Does nothing: the distribution is fixed."""
+
+
+class TimeSampler(Protocol):
+    """Draws non-uniform training times. An nn.Module on the CPU."""
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times (n,), and the weights (n,) of their losses.
+
+        Importance weights 1 / (T p_t), where t has probability p_t, keep the expected loss that of
+        uniform t. Weights of 1 emphasise the times that are drawn more often.
+        """
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Learns from the losses (N,) at times t (N,)."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> object: ...

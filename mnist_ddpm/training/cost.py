@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_ddpm.machine import devices
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.run import count_parameters, recompute_blocks
 
 
 class Cost(NamedTuple):
@@ -119,3 +119,22 @@ def network_cost(recipe: Recipe, make_network: Callable[[Recipe], nn.Module]) ->
             (output - target).square().mean().backward()
     parameters = count_parameters(network)
     return Cost(parameters, counter.get_total_flops(), memory.peak + 4 * 4 * parameters)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """How many numbers the weights of a network are."""
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Sets up gradient checkpointing: blocks in a ModuleList recompute their activations."""
+    for blocks in network.modules():
+        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+            block.forward = partial(recomputed, block.forward)
+
+
+def recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """forward(*inputs), computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False)

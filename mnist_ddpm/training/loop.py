@@ -2,26 +2,66 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import Schedule, check, learning_rate_at, random_generator, to_float
-from mnist_ddpm.machine import folder_lock
+from mnist_ddpm.formats.checkpoints import config_value, load_weights, save_checkpoint
+from mnist_ddpm.machine import devices, folder_lock
+from mnist_ddpm.machine.devices import to_device
 from mnist_ddpm.machine.files import writable_folder
-from mnist_ddpm.machine.interrupts import deferred_interrupt
-from mnist_ddpm.machine.prefetch import to_device
+from mnist_ddpm.machine.process import deferred_interrupt
 from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.training import saving
+from mnist_ddpm.method import Method
+from mnist_ddpm.methods.guidance import Teacher
+from mnist_ddpm.training import cost, run, saving, session
+from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import SINGLE_PROCESS, Run, attach_processes, training_step
-from mnist_ddpm.training.run_length import Length, TimedLength, epochs_length, with_deadline
-from mnist_ddpm.training.session import Log, Preview, Session
+from mnist_ddpm.training.session import (
+    Length,
+    Log,
+    Preview,
+    Session,
+    TimedLength,
+    epochs_length,
+    with_deadline,
+)
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # as ddpm.mirrored
 # errors to whose message it adds what is saved
 EXPLAINED_ERRORS = FloatingPointError, OSError, RuntimeError, MemoryError
+Device = torch.device | str
+Weights = dict[str, Tensor]  # by name
+
+
+def measured_defaults(recipe: Recipe) -> dict:
+    """Flags of sample and their values; {} where nothing was measured."""
+    return dict(dataset_named(recipe.dataset).draw.get((recipe.schedule, recipe.T), {}))
+
+
+def defaults_for_run(run: Run, folder: str | Path, resume: bool) -> dict:
+    """What to write for a run: what a resumed one's checkpoint says, else what suits its method."""
+    recorded = config_value(folder, "draw") if resume else None
+    if recorded is not None:
+        return recorded
+    return run.method.sampling_defaults or measured_defaults(run.settings)
+
+
+def as_typed(values: Iterable[tuple[str, object]]) -> list[str]:
+    """Flags and their values as they are typed."""
+    words = []
+    for name, value in values:
+        words.append(f"--{name.replace('_', '-')}")
+        several = value if isinstance(value, list | tuple) else [value]
+        words += [f"{each:g}" if isinstance(each, float) else str(each) for each in several]
+    return words
 
 
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
@@ -191,3 +231,97 @@ def on_device_if_it_fits(images: Tensor, device: torch.device) -> Tensor:
     """The images on the device, unless they take more than a quarter of its free memory."""
     limit = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**31
     return images.to(device) if images.numel() < min(2**31, limit) else images
+
+
+def start_run(
+    recipe: Recipe,
+    device: Device = "cpu",
+    weights: Weights | None = None,
+    method_weights: dict[str, Weights] | None = None,
+    teacher: Teacher | None = None,
+    method: Method | None = None,
+) -> Run:
+    """As ddpm.start_run, for any recipe: a run at step 0, from random weights or those given.
+
+    method_weights: of its method's networks, by name. teacher: as formats.teachers loads it.
+    method: in place of the recipe's. Raises ValueError for an unknown name, weights of another
+    network, or a recipe that does not fit.
+    """
+    network = catalogue.make_network(recipe).to(device)
+    method = catalogue.make_method(recipe, teacher) if method is None else method
+    method.networks.to(device)
+    source = recipe.init_from or "what is given"
+    if weights is not None:
+        load_weights(network.state_dict(), weights, source)
+    for name, own in (method_weights or {}).items():
+        load_weights(method.networks[name].state_dict(), own, source)
+    optimizer_factory = partial(catalogue.make_optimizer, recipe=recipe)
+    return run.new_run(recipe, network, optimizer_factory, method, catalogue.make_times(recipe))
+
+
+def train(
+    recipe: Recipe,
+    images: Tensor,
+    folder: str | Path,
+    labels: Tensor | None = None,
+    resume: bool = False,
+    weights: Weights | None = None,
+    deadline: float = math.inf,
+    device: Device = "cpu",
+    world: ProcessGroup = run.SINGLE_PROCESS,
+    log: session.Log | None = None,
+    final_preview_steps: float | None = None,
+    sampling_defaults: dict | None = None,
+    teacher: Teacher | None = None,
+    method_weights: dict[str, Weights] | None = None,
+) -> Run:
+    """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
+
+    weights, method_weights, teacher: as in start_run. deadline, final_preview_steps: as in
+    fit. sampling_defaults: those to save; None: those of defaults_for_run. Raises ValueError
+    where the recipe names weights to start from or a teacher, and none are passed, and as
+    check_precision, resume_run and fit.
+    """
+    has_weights = resume or weights is not None or not recipe.init_from
+    check(has_weights, f"init_from is {recipe.init_from}: pass the weights of initial_weights")
+    has_teacher = teacher is not None or not recipe.teacher
+    check(has_teacher, f"teacher is {recipe.teacher}: pass that of teachers.load_teacher")
+    devices.check_precision(recipe.precision, device)
+    recipe = replace(recipe, compile=recipe.compile and devices.compiles(device, recipe.precision))
+    start = partial(start_run, device=device, teacher=teacher)
+    if resume:
+        new_or_resumed_run = saving.resume_run(folder, start, recipe)
+    else:
+        new_or_resumed_run = start(recipe, weights=weights, method_weights=method_weights)
+    if world.rank == 0:
+        device_text = f"{world.size} processes" if world.size > 1 else device
+        print_start(new_or_resumed_run, images, device_text)
+    preview = partial(
+        session.draw_preview,
+        make_denoiser=partial(catalogue.make_denoiser, recipe=recipe),
+        processes=world.size,
+        condition=catalogue.condition_batch(recipe, images, range(session.IMAGES)),
+    )
+    if sampling_defaults is None:
+        sampling_defaults = defaults_for_run(new_or_resumed_run, folder, resume)
+    return fit(
+        new_or_resumed_run,
+        images,
+        catalogue.make_schedule(recipe),
+        folder,
+        save_checkpoint=partial(save_checkpoint, sampling_defaults=sampling_defaults),
+        labels=labels,
+        deadline=deadline,
+        augment=ddpm.mirrored if recipe.is_mirrored else None,
+        final_preview_steps=final_preview_steps,
+        world=world,
+        log=log,
+        preview=preview,
+    )
+
+
+def print_start(new_or_resumed_run: Run, images: Tensor, device: Device) -> None:
+    """Prints what is trained on how many images, and on which device."""
+    count = f"{cost.count_parameters(new_or_resumed_run.network):,} parameters"
+    shape = tuple(images.shape[1:])
+    print(f"{len(images):,} images of {shape}, {count}, on {device}", flush=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.machine import shell
-from mnist_ddpm.machine.files import is_out_of_memory
-from mnist_ddpm.training import previews, sampling_defaults, session
+from mnist_ddpm.machine import process
+from mnist_ddpm.machine.text import is_out_of_memory
+from mnist_ddpm.training import loop, session
 from mnist_ddpm.training.options import Size, format_size
 from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.recipe import Recipe, fit_batch_size
@@ -48,7 +48,7 @@ class Plan:
     @property
     def final_preview_steps(self) -> float:
         """How many steps take as long as a preview, if a step takes as long as 3 evaluations."""
-        evaluations = previews.IMAGES * min(previews.STEPS, self.recipe.T)
+        evaluations = session.IMAGES * min(session.STEPS, self.recipe.T)
         return evaluations / 3 / self.recipe.batch_size
 
     def flags(self) -> list[str]:
@@ -75,7 +75,7 @@ class Plan:
         duration = f"{self.seconds / 60:.1f} minutes, until {end:%H:%M:%S}"
         lines = [f"{out}: {settings}, {precision}: {speed}, {duration}"]
         if self.sampling_defaults:
-            command = shell.own_command(["sample", "--checkpoint", str(out)])
+            command = process.own_command(["sample", "--checkpoint", str(out)])
             lines.append(f"then 64 images take about {64 * self.sampling:.1f} s: {command}")
         return lines
 
@@ -83,7 +83,7 @@ class Plan:
         """A line with the command that trains a recipe without planning. places: more flags."""
         command = ["train", *replace(self, recipe=recipe).flags(), *places]
         about = "about the same without planning (as many steps, the rate by their number)"
-        return f"{about}: {shell.own_command(command)}"
+        return f"{about}: {process.own_command(command)}"
 
 
 def measuring_seconds(seconds: float) -> float:
@@ -132,7 +132,7 @@ def make_plan(
     total = max(0, round(epochs * steps))
     message = f"{seconds / 60:.3g} minutes are enough for {total} steps here: give it more"
     check(total >= MIN_STEPS, message)
-    defaults = sampling_defaults.measured_defaults(recipe)
+    defaults = loop.measured_defaults(recipe)
     plan = Plan(
         preset=name,
         recipe=with_epochs(recipe, epochs, steps),
@@ -165,7 +165,7 @@ def expected_epochs(
 
 def preview_seconds(recipe: Recipe, evaluation: float) -> float:
     """Seconds for a preview and its file, from the seconds to evaluate the network on an image."""
-    return previews.IMAGES * min(previews.STEPS, recipe.T) * evaluation + 0.5
+    return session.IMAGES * min(session.STEPS, recipe.T) * evaluation + 0.5
 
 
 def with_epochs(recipe: Recipe, epochs: float, steps: int) -> Recipe:

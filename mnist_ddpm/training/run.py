@@ -9,43 +9,24 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule, check, random_generator
 from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.processes import ProcessGroup, check_batch_size
 from mnist_ddpm.method import Batch, MakeOptimizer, Method, PlainMethod, as_method
+from mnist_ddpm.methods.times import TimeSampler
+from mnist_ddpm.training.cost import recompute_blocks
 from mnist_ddpm.training.recipe import Recipe
 
 SINGLE_PROCESS = ProcessGroup()
-
-
-class TimeSampler(Protocol):
-    """Draws non-uniform training times. An nn.Module on the CPU."""
-
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Times (n,), and the weights (n,) of their losses.
-
-        Importance weights 1 / (T p_t), where t has probability p_t, keep the expected loss that of
-        uniform t. Weights of 1 emphasise the times that are drawn more often.
-        """
-
-    def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learns from the losses (N,) at times t (N,)."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> object: ...
 
 
 @dataclass
@@ -111,11 +92,6 @@ class Run(ddpm.Run):
         }
 
 
-def count_parameters(network: nn.Module) -> int:
-    """How many numbers the weights of a network are."""
-    return sum(weight.numel() for weight in network.parameters())
-
-
 def new_run(
     recipe: Recipe,
     network: nn.Module,
@@ -138,20 +114,6 @@ def new_run(
     run = Run(recipe, network, ema, optimizer, method=method, time_sampler=time_sampler)
     run.method_optimizers = method_optimizers
     return run
-
-
-def recompute_blocks(network: nn.Module) -> None:
-    """Sets up gradient checkpointing: blocks in a ModuleList recompute their activations."""
-    for blocks in network.modules():
-        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-            block.forward = partial(recomputed, block.forward)
-
-
-def recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """forward(*inputs), computed again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return forward(*inputs)
-    return checkpoint(forward, *inputs, use_reentrant=False)
 
 
 def attach_processes(run: Run, world: ProcessGroup) -> None:

@@ -1,33 +1,38 @@
 """Saving a run in a folder, resuming it, and never overwriting another."""
 
-import hashlib
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import asdict, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import BadZipFile
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mnist_ddpm.datasets import is_own
 from mnist_ddpm.ddpm import check
+from mnist_ddpm.formats.checkpoints import (
+    CONFIG,
+    STATE,
+    check_schedule_name,
+    is_intact,
+    load_weights,
+    read_recipe,
+    saved_step,
+)
 from mnist_ddpm.machine.files import flush_to_disk, load_tensors, replacing
 from mnist_ddpm.machine.folder_lock import FolderIdentity
-from mnist_ddpm.machine.progress import is_first_process
-from mnist_ddpm.machine.text import describe_error, read_json
+from mnist_ddpm.machine.process import is_first_process
+from mnist_ddpm.machine.text import describe_error
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.state_loading import restore
 
 # Writes a checkpoint for sampling: folder, averaged network, recipe, record
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
-STATE = "training_state.pt"
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-TABLES = "a", "b"  # of a schedule that has no name
 # Settings that may differ when a run is resumed
 CHANGEABLE = """
     epochs learning_rate warmup_steps gradient_clip ema_decay label_dropout teacher_guidance
@@ -77,27 +82,6 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
 def states_of(modules: Mapping) -> dict[str, dict]:
     """The state_dict of each module or optimiser, by its name."""
     return {name: each.state_dict() for name, each in modules.items()}
-
-
-def check_schedule_name(method: dict, path: Path) -> None:
-    """Raises ValueError for a schedule without a name, of which the notebook saves the tables."""
-    refusal = f"{path} has a schedule without a name, and a recipe needs its name"
-    advice = "resume and draw in the notebook, or load it with ddpm.load_checkpoint"
-    check(method.get("schedule") != "tables", f"{refusal}: {advice}")
-
-
-def read_recipe(settings: dict, method: dict, others: dict) -> Recipe:
-    """The recipe that a file has in three parts, of this version or an earlier one.
-
-    Raises TypeError or ValueError for what is no recipe's.
-    """
-    named_settings = {name: each for name, each in method.items() if name not in TABLES}
-    values = settings | named_settings | others
-    if values.get("objective") == "matching":  # its name before version 0.26.0
-        values["objective"] = "distribution-matching"
-    columns = values.pop("columns", ())  # of the vectors that versions before 0.30 drew
-    check(not columns, "it is of vectors, which no version since 0.30 draws")
-    return Recipe(**values)
 
 
 def load_state(folder: str | Path) -> tuple[dict, Recipe]:
@@ -170,35 +154,6 @@ def print_changes(state: dict, saved: Recipe, recipe: Recipe) -> None:
         print("the run was saved by an earlier version: it goes on with other random numbers")
 
 
-def config_value(folder: str | Path, *keys: str) -> object | None:
-    """A value from the config.json of a folder's checkpoint; None if missing or damaged."""
-    try:
-        value = read_json(Path(folder, CONFIG))
-        for key in keys:
-            value = value[key]
-        return value
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def saved_step(folder: str | Path) -> int | None:
-    """The step of the checkpoint in a folder; None if there is none, or a damaged one."""
-    return config_value(folder, "training", "steps")
-
-
-def recorded_digest(folder: str | Path) -> str | None:
-    """The SHA-256 of a checkpoint's weights that its config.json records, if it does."""
-    return config_value(folder, "sha256", WEIGHTS)
-
-
-def is_intact(folder: str | Path) -> bool:
-    """Whether a folder has both files of a checkpoint, from one save."""
-    path = Path(folder, WEIGHTS)
-    if saved_step(folder) is None or not path.is_file():
-        return False
-    return recorded_digest(folder) in (None, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
 def is_saved(folder: str | Path, run: Run) -> bool:
     """Whether the checkpoint in a folder is intact, and of the run's last step."""
     return saved_step(folder) == run.step and is_intact(folder)
@@ -220,3 +175,107 @@ def check_not_overwriting(folder: str | Path, run: Run | None = None) -> None:
         hint = "resume it, or" if has_state else "init_from can start from it, but"
         message = f"{folder} holds a checkpoint already: {hint} train into another folder"
         raise FileExistsError(message)
+
+
+def restore(run: Run, state: dict) -> None:
+    """Loads a saved state into a run at step 0. Raises errors of many kinds where it does not fit.
+
+    Only tensors and numbers are loaded: settings of optimisers and scalers stay the run's own.
+    """
+    if run.method.networks and "parts" not in state:
+        load_joined_networks(run, state)
+    else:
+        load_optimizer(run.optimizer, state["optimizer"])
+        load_weights(run.network.state_dict(), state["model"], "model")
+        load_weights(run.ema.state_dict(), state["ema"], "ema")
+        for name, network in run.method.networks.items():
+            load_optimizer(run.method_optimizers[name], state["part_optimizers"][name])
+            load_weights(network.state_dict(), state["parts"][name], name)
+    if run.time_sampler is not None:
+        load_weights(run.time_sampler.state_dict(), state["times"], "times")
+    scaler = state.get("scaler") or run.scaler.state_dict()
+    numbers = {name: scaler[name] for name in ("scale", "_growth_tracker") if scaler}
+    numbers |= {"step": state["step"], "n": state.get("n", 0), "seconds": state.get("seconds", 0.0)}
+    for name, value in numbers.items():
+        kinds = (int, float) if name in ("scale", "seconds") else (int,)
+        check(type(value) in kinds and 0 <= value < 1e38, f"{name} is {value!r}")
+    run.scaler.load_state_dict(run.scaler.state_dict() | numbers)
+    run.step = numbers["step"]
+    run.n_images = numbers["n"]
+    run.training_seconds = float(numbers["seconds"])
+    check(type(state["losses"]) is list, "losses are no list")
+    run.losses = [*map(float, state["losses"])]
+
+
+def load_optimizer(optimizer: Optimizer, state: dict) -> None:
+    """Copies an optimiser's saved tensors, such as Adam's moments, into one that has none yet.
+
+    Raises errors of many kinds where they are not as such an optimiser makes them.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()  # makes the tensors
+    optimizer.zero_grad()
+    copy_optimizer_state(optimizer.state_dict(), state)
+
+
+def copy_optimizer_state(own: dict, saved: dict) -> None:
+    """Copies saved tensors into those of an optimiser's own state_dict, and 0 where none are."""
+    if "param_groups" not in own:  # of optimisers within it, such as Muon's
+        for name, inner in own.items():
+            copy_optimizer_state(inner, saved[name])
+        return
+    unknown = saved["state"].keys() - own["state"].keys()
+    check(not unknown, f"its optimizer knows no weight {sorted(map(str, unknown))[:3]}")
+    for index, tensors in own["state"].items():
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        load_weights(tensors, saved["state"].get(index, zeros), f"optimizer, {index}")
+
+
+def load_joined_networks(run: Run, state: dict) -> None:
+    """Loads an earlier version's state into a run whose method has networks."""
+    networks = run.method.networks
+    joined = load_joined_optimizer(run, state["optimizer"])
+    for key, own in (("model", run.network), ("ema", run.ema)):
+        load_weights(own.state_dict(), without_method_networks(state[key], networks), key)
+    for name, network in networks.items():
+        prefix = f"{name}."
+        own = {key: value for key, value in state["model"].items() if key.startswith(prefix)}
+        own = {key.removeprefix(prefix): value for key, value in own.items()}
+        load_weights(network.state_dict(), own, name)
+    for _, optimizer in run.networks_and_optimizers:
+        for own, old in zip(inner_optimizers(optimizer), inner_optimizers(joined)):
+            for group in own.param_groups:
+                own.state.update((p, old.state[p]) for p in group["params"] if p in old.state)
+
+
+def without_method_networks(
+    tensors: dict[str, Tensor], networks: nn.ModuleDict
+) -> dict[str, Tensor]:
+    """The tensors of the run's network, without those of its method's."""
+    prefixes = tuple(f"{name}." for name in networks)
+    return {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
+
+
+def load_joined_optimizer(run: Run, state: dict) -> Optimizer:
+    """The earlier version's optimiser of all networks, with its state.
+
+    It was Adam, with one group for each network or one for all, or the run's kind.
+    """
+    networks = [run.network, *run.method.networks.values()]
+    combined = copy(run.network)  # the same parameters, then those of the method's networks
+    combined._modules = {**run.network._modules, **run.method.networks}
+    if len(state.get("param_groups", [])) == len(networks):
+        joined = torch.optim.Adam([{"params": [*each.parameters()]} for each in networks])
+    elif "param_groups" in state:
+        joined = torch.optim.Adam(combined.parameters())
+    else:
+        joined = type(run.optimizer)(combined, run.settings.learning_rate)
+    load_optimizer(joined, state)
+    return joined
+
+
+def inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimiser, and the Adam inside it, if it has one, such as Muon's."""
+    return [optimizer, *filter(None, [getattr(optimizer, "adam", None)])]

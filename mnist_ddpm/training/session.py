@@ -6,26 +6,182 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
+import torch
+from torch import Tensor
 
-from mnist_ddpm.ddpm import Schedule, total_steps
+from mnist_ddpm import ddpm
+from mnist_ddpm.ddpm import Denoiser, Schedule, total_steps
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import folder_lock
-from mnist_ddpm.machine.files import first_line, is_out_of_memory, replacing
-from mnist_ddpm.machine.interrupts import Stopped
-from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.machine.progress import progress_bar
-from mnist_ddpm.machine.threads import adapt_threads
+from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.machine.process import Stopped, progress_bar
+from mnist_ddpm.machine.processes import ProcessGroup, adapt_threads
+from mnist_ddpm.machine.text import first_line, is_out_of_memory
 from mnist_ddpm.training import saving
+from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
-from mnist_ddpm.training.run_length import Length, TimedLength
 
+# From the steps that are done to the total that is expected then; equal calls return the same.
+Length = Callable[[int], float]
+PLAN_WEIGHT = 0.01  # the plan counts as much as what was measured in this share of the time
+IMAGES = 36
+STEPS = 20
+COLUMNS = 6
 PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 SAVE_EVERY = 300  # seconds, at most, from one checkpoint to the next
 Preview = Callable[[Run, Schedule], np.ndarray]  # a picture (height, width, 3)
 Log = Callable[[Run, np.ndarray | None], None]  # called after each step, and with each preview
+
+
+def epochs_length(recipe: Recipe, n: int) -> Length:
+    """The steps of the recipe's epochs on n images, in whole batches."""
+    total = total_steps(recipe, n)
+    return lambda step: total
+
+
+def until_deadline(length: Length, deadline: float, world: ProcessGroup) -> Length:
+    """The same length, cut off at the deadline, but at least one step."""
+    is_late: dict[int, bool] = {}  # at most one item, that of the latest step
+
+    def total_steps_after(step: int) -> float:
+        if step not in is_late:  # read the clock once a step, but not before the first
+            late = bool(is_late) and world.any(time.monotonic() > deadline)
+            is_late.clear()
+            is_late[step] = late
+        return step if is_late[step] else length(step)
+
+    return total_steps_after
+
+
+class TimedLength:
+    """Estimates, after each step, how many steps there will be in all at the deadline.
+
+    The learning rate follows this estimate, so it falls to 0 at the deadline even if the machine
+    becomes slower or faster.
+    """
+
+    def __init__(
+        self,
+        end: float,
+        planned: int,
+        final_preview_steps: float,
+        world: ProcessGroup,
+        step: int = 0,
+    ):
+        """end: the time.monotonic() by which training and its last preview are done.
+
+        planned: the first estimate of the total. final_preview_steps: how many steps take as long
+        as a preview, used until one is drawn. world: the processes, which take the same estimate.
+        step: of the run, which starts now.
+        """
+        self.end = end
+        self.final_preview_steps = final_preview_steps
+        self.world = world
+        self.end_seconds: float | None = None  # of the latest save and preview
+        self.planned = self.total = max(step + 1, planned)
+        self.last_step = step  # of the latest estimate
+        # The first step is not counted, since it takes longer: it compiles, for one.
+        self.first_step = step + 1
+        self.start = time.monotonic()
+
+    def __call__(self, step: int) -> float:
+        """The total expected after this many steps; once the time is up, this many."""
+        if step != self.last_step:  # one estimate a step, the same for all calls
+            self.last_step = step
+            self.total = self.estimate(step)
+            if self.world.size > 1:
+                total = torch.tensor([self.total], dtype=torch.float64, device=self.world.device)
+                self.total = self.world.gather(total).max().item()
+        return self.total
+
+    def estimate(self, step: int) -> float:
+        """The total as this process alone estimates it."""
+        now = time.monotonic()
+        if step <= self.first_step:
+            self.start = now
+        planned_steps = PLAN_WEIGHT * (self.planned - self.first_step + 1)
+        planned_seconds = PLAN_WEIGHT * max(self.end - self.start, 1e-9)
+        steps = step - self.first_step + planned_steps
+        pace = steps / (now - self.start + planned_seconds)  # steps a second
+        end_seconds = self.end_seconds
+        if end_seconds is None:
+            end_seconds = self.final_preview_steps / pace
+        remaining = (self.end - end_seconds - now) * pace  # steps
+        return step if remaining < 0.5 else step + max(1.0, remaining)
+
+    def epochs(self, steps: int) -> float:
+        """The latest total in epochs of this many steps, such that rounding gives it back."""
+        return float(f"{round(self.total) / steps:.9g}")
+
+
+def with_deadline(
+    length: Length,
+    deadline: float,
+    final_preview_steps: float | None,
+    world: ProcessGroup,
+    step: int,
+) -> Length:
+    """A length that ends at the deadline; math.inf means none. Arguments: as of loop.fit.
+
+    step: of the run, which starts now.
+    """
+    if deadline == math.inf:
+        return length
+    if final_preview_steps is None:
+        return until_deadline(length, deadline, world)
+    return TimedLength(deadline, length(step), final_preview_steps, world, step=step)
+
+
+def draw_preview(
+    run: Run,
+    schedule: Schedule,
+    make_denoiser: Callable[..., Denoiser],
+    processes: int = 1,
+    condition: Tensor | None = None,
+) -> np.ndarray:
+    """36 images of the averaged network in 20 DDIM steps, always from the same noise: a picture.
+
+    Labels come in turn. make_denoiser: called with network, schedule and, where
+    there is one, the condition (36, 1 or 3, H, W) of a batch; the picture then shows the condition
+    on the left.
+    processes: how many share a batch, which is no larger than in training.
+    Raises FloatingPointError for images that are NaN.
+    """
+    recipe = run.settings
+    size = math.ceil(recipe.batch_size / recipe.accumulation / processes)
+    batches = [range(k, min(IMAGES, k + size)) for k in range(0, IMAGES, size)]
+    images = []
+    for batch in batches:
+        make = make_denoiser
+        if condition is not None:
+            make = partial(make_denoiser, condition=condition[batch.start : batch.stop])
+        images.append(draw_batch(run, schedule, make, batch))
+    panels = [torch.cat(images)]
+    if condition is not None:
+        panels.insert(0, ddpm.to_uint8(condition).cpu())
+    return np.concatenate([ddpm.tile(panel, COLUMNS, scale=2) for panel in panels], axis=1)
+
+
+def draw_batch(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -> Tensor:
+    """A batch of those images, uint8 (len(batch), C, H, W)."""
+    recipe = run.settings
+    network = run.ema
+    dtype = getattr(torch, recipe.precision)
+    if recipe.classes:
+        network = partial(network, labels=torch.tensor(batch, device=run.device) % recipe.classes)
+    denoise = ddpm.clipped(make_denoiser(network, schedule), schedule)
+    times = ddpm.timesteps(schedule.T, min(STEPS, schedule.T))
+    draw_noise = ddpm.noise_source(recipe.seed, batch, recipe.shape, str(run.device))
+    with torch.no_grad(), torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+        *_, (_, x0, _) = ddpm.ddim_sampler(denoise, schedule, times, draw_noise(), draw_noise)
+    if x0.isnan().any():
+        raise FloatingPointError("the images are NaN")
+    return ddpm.to_uint8(x0).cpu()
 
 
 @dataclass
@@ -120,7 +276,7 @@ class Session:
         """Takes the steps, and saves. Returns whether a process was interrupted."""
         run = self.run
         preview_steps = self.epoch_steps * max(1, PREVIEW_EVERY // self.epoch_steps)
-        if run.step and run.is_at(self.folder) and not saving.is_intact(self.folder):
+        if run.step and run.is_at(self.folder) and not checkpoints.is_intact(self.folder):
             self.save()  # at once: a save was cut short, or what it wrote is damaged
             if self.is_main_process:
                 print(f"the checkpoint in {self.folder} was damaged, and is saved again")
@@ -203,7 +359,7 @@ class Session:
         with suppress(OSError, RuntimeError):  # the first error is the one to report
             if self.run.step:
                 self.save()
-        step = saving.saved_step(self.folder)
+        step = checkpoints.saved_step(self.folder)
         if step is not None and self.run.is_at(self.folder):
             return f"step {step} is saved in {self.folder}: resume to go on"
         return self.remains()

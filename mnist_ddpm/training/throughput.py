@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import Schedule
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.files import first_line
-from mnist_ddpm.machine.threads import recount_cores
-from mnist_ddpm.training import cost, previews
+from mnist_ddpm.machine.processes import recount_cores
+from mnist_ddpm.machine.text import first_line
+from mnist_ddpm.training import cost, session
+from mnist_ddpm.training.loop import start_run
 from mnist_ddpm.training.recipe import Recipe
-from mnist_ddpm.training.run import Run, training_step
+from mnist_ddpm.training.run import training_step
 
 MIN_SECONDS = 0.3  # of one measurement, about
 MAX_SECONDS = 2.0
@@ -26,9 +25,6 @@ class ThroughputMeter:
     """Measures training and sampling of recipes on a device."""
 
     device: torch.device
-    start_run: Callable[[Recipe], Run]
-    make_schedule: Callable[[Recipe], Schedule]
-    make_network: Callable[[Recipe], nn.Module]
     clock: Callable[[], float] = time.perf_counter  # in seconds
     until: float = math.inf  # by that clock: when measuring should end
 
@@ -47,8 +43,8 @@ class ThroughputMeter:
     def pace(self, recipe: Recipe, seconds: float | None = None) -> float:
         """Images trained a second."""
         seconds = self.next_seconds() if seconds is None else seconds
-        run = self.start_run(recipe)
-        schedule = self.make_schedule(recipe)
+        run = start_run(recipe, self.device)
+        schedule = catalogue.make_schedule(recipe)
         size = recipe.batch_size
         x0 = torch.zeros(size, *recipe.shape, device=self.device)
         labels = torch.zeros(size, dtype=torch.long) if recipe.classes else None
@@ -82,19 +78,19 @@ class ThroughputMeter:
     def seconds_per_evaluation(self, recipe: Recipe) -> float:
         """Seconds to evaluate the network on one image, in a batch as large as a preview's."""
         seconds = self.next_seconds()
-        network = self.make_network(recipe).to(self.device).eval()
-        x = torch.zeros(previews.IMAGES, *recipe.shape, device=self.device)
-        t = torch.ones(previews.IMAGES, dtype=torch.long, device=self.device)
+        network = catalogue.make_network(recipe).to(self.device).eval()
+        x = torch.zeros(session.IMAGES, *recipe.shape, device=self.device)
+        t = torch.ones(session.IMAGES, dtype=torch.long, device=self.device)
 
         def evaluate(n: int) -> None:
             network(x[:n], t[:n]).sum().item()
 
         with torch.no_grad():
-            return 1 / self.items_per_second(evaluate, 1, previews.IMAGES, seconds / 2)
+            return 1 / self.items_per_second(evaluate, 1, session.IMAGES, seconds / 2)
 
     def flops(self, recipe: Recipe) -> int:
         """Floating-point operations to evaluate the network on one image."""
-        return cost.network_cost(recipe, self.make_network).flops
+        return cost.network_cost(recipe, catalogue.make_network).flops
 
     def precisions(self) -> list[str]:
         """The precisions that are worth measuring."""

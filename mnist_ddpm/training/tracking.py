@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.machine.extras import import_extra
-from mnist_ddpm.machine.files import first_line, replacing
+from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.machine.process import import_extra
+from mnist_ddpm.machine.text import first_line
 from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 

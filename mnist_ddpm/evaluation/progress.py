@@ -1,4 +1,4 @@
-"""What a training with --validate has measured so far: progress.json, beside its checkpoint."""
+"""The record of a validated training in progress.json, and its picture, progress.png."""
 
 import json
 import math
