@@ -17,8 +17,8 @@ from harness import precisions, run
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
+from mnist_ddpm.recipe import preset
 from mnist_ddpm.training import throughput
-from mnist_ddpm.training.presets import preset
 from mnist_ddpm.training.throughput import ThroughputMeter
 
 RATES = {"T4": 65e12, "V100": 125e12, "A100": 312e12, "H100": 989e12}  # operations a second

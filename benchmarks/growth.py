@@ -20,9 +20,9 @@ from matplotlib.ticker import LogLocator
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.machine.process import progress_bar
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.recipe import Recipe
 
 TRAINING = {"image_size": 32, "batch": 128, "data_set": 2000}
 SAMPLING = {"n": 64, "steps": 20}

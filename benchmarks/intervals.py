@@ -25,7 +25,7 @@ from mnist_ddpm.evaluation import distances, extractors
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.machine.files import writable_folder
 from mnist_ddpm.machine.process import progress_bar
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 REAL = 10_000  # images to compare with
 TITLES = {"frechet": "Fréchet distance", "kernel": "kernel distance"}

@@ -29,9 +29,9 @@ from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import check_writable
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, throughput
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
 SMALL = {"optimizer": "muon", "batch_size": 64, "base_channels": 16}
@@ -82,7 +82,7 @@ def train(recipe: Recipe, images: torch.Tensor, minutes: float, fall: float) -> 
     It has fewer where the time is up before. fall: the learning rate would be at 0 after so many
     times these steps.
     """
-    pace = throughput.throughput_meter(torch.device("cpu")).pace(recipe, 10.0)
+    pace = throughput.ThroughputMeter(torch.device("cpu")).pace(recipe, 10.0)
     recipe = replace(recipe, epochs=0.97 * 60 * minutes * pace / len(images))
     total = ddpm.total_steps(recipe, len(images))
     warmup = min(500, total // 10)

@@ -25,9 +25,9 @@ from mnist_ddpm.evaluation import generation
 from mnist_ddpm.experiments.results import mean_and_half_interval
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.recipe import Recipe
 
 FACES = 1000  # of training, and as many others to compare with
 SAMPLES = 256

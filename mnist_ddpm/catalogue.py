@@ -37,8 +37,8 @@ from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, weighted
 from mnist_ddpm.methods.shortcuts import Shortcuts
 from mnist_ddpm.methods.times import NormalTimes, TimeSampler
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.cost import check_network
-from mnist_ddpm.training.recipe import Recipe
 
 # (T, beta_1, beta_T) to a schedule
 SCHEDULES: dict[str, Callable[[int, float, float], Schedule]] = {

@@ -12,7 +12,7 @@ from mnist_ddpm.methods.fourier import FourierUNet
 from mnist_ddpm.methods.just_transformer import JiT
 from mnist_ddpm.methods.shortcuts import ShortcutUNet
 from mnist_ddpm.methods.transformer import DiT
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 
 def unet(recipe: Recipe, in_channels: int, out_channels: int) -> UNet:

@@ -7,7 +7,7 @@ from mnist_ddpm.methods.drifting import Drifting
 from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.methods.mean_flow import MeanFlow
 from mnist_ddpm.methods.predictions import Conversion
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 
 def distribution_matching(

@@ -16,9 +16,9 @@ from mnist_ddpm.ddpm import mirrored
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, planning, throughput
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.session import TimedLength
 
 N = 2000  # images that each track asks for
@@ -41,7 +41,7 @@ def train_by_clock(
     channels = images.shape[1]
     recipe = replace(recipe, channels=channels)
     augment = mirrored if channels == 3 else None
-    meter = throughput.throughput_meter(torch.device("cpu"))
+    meter = throughput.ThroughputMeter(torch.device("cpu"))
     meter.allow(planning.measuring_seconds(seconds))
     recipe, pace = planning.in_fastest_precision(recipe, meter)
     evaluations = 1.2 * N * STEPS * (2 if guide_share else 1)

@@ -11,7 +11,7 @@ from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.evaluation import cards, copies
 from mnist_ddpm.evaluation.extractor_training import fit_extractor
 from mnist_ddpm.evaluation.extractors import Judge, RealFeatures, RealImages
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 SHARE = 0.8  # of the precision and recall of unseen real images that a record has to reach
 HELD_OUT_COPIES = "nearest_held_out_image_in_pixels"  # of a judged run's card

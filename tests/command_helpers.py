@@ -12,7 +12,7 @@ from PIL import Image
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 NETWORK = {"base_channels": 8, "channel_mults": (1, 2), "T": 20}
 DIGITS = Recipe(**NETWORK, objective="hybrid", classes=10)  # with labels and a learned variance

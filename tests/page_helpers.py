@@ -20,7 +20,7 @@ from safetensors.numpy import load
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.guidance import guided, with_labels
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 spec = importlib.util.spec_from_file_location("playground_build", ROOT / "playground" / "build.py")
 building = importlib.util.module_from_spec(spec)

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mnist_ddpm.training.options import Size
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe, Size
 
 NAMES = [f"{k:06d}.jpg" for k in range(1, 8)]
 ORIGINAL, HALF = (178, 218), (89, 109)

@@ -9,8 +9,9 @@ PACKAGE = ROOT / "mnist_ddpm"
 LAYERS = [  # a module or folder; where one folder stands on several, its modules
     {"ddpm", "__version__"},
     {"machine", "datasets", "method"},
-    {"methods", "training.options", "training.recipe", "training.presets"},
-    {"data", "networks"},
+    {"recipe"},
+    {"methods", "data"},
+    {"networks"},
     {"special_methods", "training.cost"},
     {"catalogue"},
     {"formats"},

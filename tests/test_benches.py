@@ -26,7 +26,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.methods import schedules
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.guidance import guided, with_labels
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 wasm = pytest.fixture(scope="module")(find_kernels)
 browser = pytest.fixture(scope="module")(launch_chromium)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import islice
 
 import pytest
 import torch
@@ -37,9 +36,8 @@ from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.methods.learned_variance import ImportanceTimes
 from mnist_ddpm.methods.predictions import for_any_prediction, p2, weighted
 from mnist_ddpm.methods.times import NormalTimes
-from mnist_ddpm.training import throughput
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.loop import start_run, train, training_loop
-from mnist_ddpm.training.recipe import Recipe
 
 ZERO_SNR = [name for name in SCHEDULES if name.endswith("zero-snr")]
 DIGITS = Recipe(base_channels=8, channel_mults=(1, 2))
@@ -361,10 +359,3 @@ def test_faces_are_mirrored_and_digits_are_not(tmp_path, monkeypatch):
         assert all(
             torch.equal(b, a.flip(-1) if turned else a) for (a, b), turned in zip(pairs, flipped)
         )
-
-
-def test_measuring_knows_how_to_train_a_recipe():
-    measuring = throughput.ThroughputMeter(torch.device("cpu"))
-    run = measuring.start_run(TINY)
-    steps = training_loop(run, squares(), measuring.make_schedule(TINY))
-    assert len(list(islice(steps, 2))) == 2 and run.step == 2

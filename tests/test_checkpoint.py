@@ -20,8 +20,8 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.guidance import with_labels
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.loop import train
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.saving import load_state
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
@@ -366,7 +366,7 @@ def test_a_checkpoint_without_a_digest_loads_and_that_is_said_once(saved, capsys
 @pytest.mark.parametrize("error", [SafetensorError("No space left"), OSError(28, "No space left")])
 def test_a_full_disk_is_said_and_leaves_the_old_files(saved, monkeypatch, error):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    monkeypatch.setattr(checkpoints, "save", raising(error))
+    monkeypatch.setattr(checkpoints.safetensors.torch, "save", raising(error))
     with pytest.raises(OSError, match=re.escape(str(error))):
         checkpoints.save_checkpoint(saved, make_network(TINY), TINY, {})
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
@@ -374,7 +374,7 @@ def test_a_full_disk_is_said_and_leaves_the_old_files(saved, monkeypatch, error)
 
 def test_a_kill_between_the_files_of_a_first_save_leaves_a_run_to_resume(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoints, "save", raising(KeyboardInterrupt))
+        patched.setattr(checkpoints.safetensors.torch, "save", raising(KeyboardInterrupt))
         train(SHORT, squares(), tmp_path)
     with pytest.raises(FileExistsError):
         train(SHORT, squares(), tmp_path)

@@ -18,9 +18,9 @@ from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.first_weights import initial_weights
-from mnist_ddpm.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

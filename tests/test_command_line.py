@@ -24,8 +24,8 @@ from mnist_ddpm.commands.command_line import COMMANDS, run_command_line
 from mnist_ddpm.evaluation import distances
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop
-from mnist_ddpm.training.recipe import Recipe
 
 
 def interrupt_at(step: int, monkeypatch) -> None:

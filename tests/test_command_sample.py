@@ -18,7 +18,7 @@ from mnist_ddpm.commands.sample import prepare_job
 from mnist_ddpm.commands.sampler_setup import choose_sampler, own_options
 from mnist_ddpm.machine import devices
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

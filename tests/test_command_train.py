@@ -30,10 +30,9 @@ from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, folder_lock
 from mnist_ddpm.machine.processes import ProcessGroup
+from mnist_ddpm.recipe import PRESETS, Recipe, preset
 from mnist_ddpm.training import loop, planning, saving, throughput
 from mnist_ddpm.training.loop import measured_defaults
-from mnist_ddpm.training.presets import PRESETS, preset
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import training_step
 
 FACES = Recipe(dataset="celeba", attributes=("Smiling",), **NETWORK)

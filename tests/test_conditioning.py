@@ -19,9 +19,9 @@ from mnist_ddpm.evaluation import extractors, generation, losses
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.conditioning import downsampled, grey, small, with_condition
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.first_weights import initial_weights
-from mnist_ddpm.training.recipe import Recipe
 
 COLOURS = Recipe(
     dataset="colours", channels=3, image_size=8, base_channels=16, channel_mults=(1,),

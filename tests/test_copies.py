@@ -13,7 +13,7 @@ from mnist_ddpm.evaluation import copies as audits
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.evaluation.cards import card_figures
 from mnist_ddpm.evaluation.copies import Audit, audit, audit_points, audited_indices, describe_audit
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 DATA = ROOT / "data"
 

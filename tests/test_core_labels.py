@@ -12,7 +12,7 @@ from training_helpers import NOTEBOOK, same, squares
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.mnist import mnist_labels
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 LABELLED = replace(NOTEBOOK, classes=3, label_dropout=0.25)
 SCHEDULE = ddpm.beta_schedule(ddpm.linear_beta(NOTEBOOK.T))

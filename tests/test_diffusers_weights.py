@@ -29,10 +29,10 @@ from mnist_ddpm.formats.diffusers import (
     settings_from_diffusers,
     settings_to_diffusers,
 )
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.cost import count_parameters
 from mnist_ddpm.training.first_weights import initial_weights
 from mnist_ddpm.training.loop import start_run
-from mnist_ddpm.training.recipe import Recipe
 
 SAFE, BIN = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 

@@ -16,8 +16,8 @@ from mnist_ddpm.formats.checkpoints import save_checkpoint
 from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods.distillation import Distilled
 from mnist_ddpm.methods.predictions import weighted
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.first_weights import load_teacher
-from mnist_ddpm.training.recipe import Recipe
 
 SMALL = Recipe(**NETWORK)
 SCHEDULE = make_schedule(SMALL)

@@ -20,8 +20,8 @@ from mnist_ddpm.methods.distribution_matching import (
 )
 from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.methods.schedules import even_signal
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import first_weights, loop, saving
-from mnist_ddpm.training.recipe import Recipe
 
 SNR = float((PAPER.a[100] / PAPER.b[100]) ** 2)
 SMALL = Recipe(**NETWORK | {"T": 60}, prediction="v", classes=3)

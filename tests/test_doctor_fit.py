@@ -9,7 +9,7 @@ from mnist_ddpm import ddpm
 from mnist_ddpm.data.mnist import load_mnist
 from mnist_ddpm.doctor import fit_checks
 from mnist_ddpm.methods import predictions
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 LESSONS = ROOT / "checkpoints" / "lessons"
 PAPER = ddpm.beta_schedule(ddpm.linear_beta())

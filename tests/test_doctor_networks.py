@@ -11,7 +11,7 @@ from torch import nn
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.doctor import module_checks, network_checks
 from mnist_ddpm.doctor.modules import find_module
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 SHAPE = 2, 8, 8
 T = 100

@@ -29,7 +29,7 @@ from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.evaluation.losses import loss_by_t, loss_by_tenth
 from mnist_ddpm.evaluation.slider import film_slider
 from mnist_ddpm.methods.likelihood import bits_per_dim
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork
 from mnist_ddpm.experiments.small_sets import compare_with_unseen
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import PlainMethod
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving
-from mnist_ddpm.training.recipe import Recipe
 
 TINY = replace(runner.QUICK, epochs=2, n=8, bits=2, seeds=2, long=20)
 ONE_SEED = replace(TINY, seeds=1)

@@ -9,7 +9,7 @@ from helpers import equal
 
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import load_diffusers
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 ONE_GROUP = Recipe(**NETWORK | {"base_channels": 7}, patch_size=1)  # in every normalisation
 

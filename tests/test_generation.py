@@ -15,7 +15,7 @@ from mnist_ddpm.evaluation.generation import (
     make_denoiser_for_batch,
 )
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 POINTS = torch.tensor([-0.75, 0.25]).view(2, 1, 1, 1)
 SHAPE = 1, 16, 16

@@ -20,8 +20,8 @@ from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import load_diffusers, save_diffusers
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.first_weights import initial_weights
-from mnist_ddpm.training.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content")  # that huggingface_hub uses data
 SMALL = Recipe(**NETWORK | {"T": 4})

@@ -14,7 +14,7 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats import onnx as ours
 from mnist_ddpm.methods import guidance, predictions, shortcuts
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 onnx, _, onnxruntime = (pytest.importorskip(name) for name in ours.PACKAGES)
 

@@ -9,10 +9,8 @@ import torch
 from training_helpers import PATH, TINY, start_simple
 
 from mnist_ddpm.datasets import MNIST
+from mnist_ddpm.recipe import Recipe, format_size, preset
 from mnist_ddpm.training import planning, session, throughput
-from mnist_ddpm.training.options import format_size
-from mnist_ddpm.training.presets import preset
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.throughput import ThroughputMeter
 
 GFLOP = {128: 3.1, 64: 0.52, 32: 0.19, 16: 0.05}  # by width: to evaluate 16 x 16 positions

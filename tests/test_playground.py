@@ -43,7 +43,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import inpainting, schedules, solvers
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.shortcuts import shortcut_sampler, with_next_times
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 wasm = pytest.fixture(scope="module")(find_kernels)
 browser = pytest.fixture(scope="module")(launch_chromium)

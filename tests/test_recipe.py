@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.machine import devices
+from mnist_ddpm.recipe import PRESETS, Recipe, preset, resolve
 from mnist_ddpm.training.cost import (
     LiveTensors,
     check_drawing,
@@ -20,8 +21,6 @@ from mnist_ddpm.training.cost import (
     count_parameters,
     network_cost,
 )
-from mnist_ddpm.training.presets import PRESETS, preset, resolve
-from mnist_ddpm.training.recipe import Recipe
 
 
 def test_a_recipe_is_the_notebooks_settings_and_more():

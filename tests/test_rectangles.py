@@ -21,10 +21,9 @@ from mnist_ddpm.data.folders import load_folder
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.evaluation.extractors import save_extractor
 from mnist_ddpm.methods import likelihood
+from mnist_ddpm.recipe import Recipe, format_size, parse_size
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.cost import least_maps
-from mnist_ddpm.training.options import format_size, parse_size
-from mnist_ddpm.training.recipe import Recipe
 
 TINY = Recipe(
     dataset="pictures", image_size=(16, 24), base_channels=4, channel_mults=(1, 2), T=8, epochs=2,

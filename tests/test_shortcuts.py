@@ -23,8 +23,8 @@ from mnist_ddpm.methods.shortcuts import (
     steps_of,
     with_next_times,
 )
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.first_weights import initial_weights
-from mnist_ddpm.training.recipe import Recipe
 
 VARIANCE = 0.01  # of Gaussian data, for which all is known
 SMALL = Recipe(**NETWORK | {"T": 64}, network="shortcut", prediction="v", classes=3)

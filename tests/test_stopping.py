@@ -188,12 +188,12 @@ def test_ctrl_c_while_pytorch_is_imported_leaves_no_traceback(tmp_path):
 
 WRITING = """
 import os, sys
-from mnist_ddpm.machine import streams
+from mnist_ddpm.machine import process
 for number in map(int, sys.argv[1]):
     os.close(number)
 sys.stdout = None if "1" in sys.argv[1] else sys.stdout
 sys.stderr = None if "2" in sys.argv[1] else sys.stderr
-streams.tolerate_broken_streams()
+process.tolerate_broken_streams()
 with open(sys.argv[2], "w") as result:
     for k in range(int(sys.argv[3])):
         print("line", k)

@@ -18,10 +18,10 @@ from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.methods.just_transformer import JiT, rotary_angles, rotated
 from mnist_ddpm.methods.transformer import DiT, DiTBlock, position_embedding
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.cost import count_parameters, network_cost, recompute_blocks
 from mnist_ddpm.training.first_weights import initial_weights
 from mnist_ddpm.training.loop import start_run, train, training_loop
-from mnist_ddpm.training.recipe import Recipe
 
 X, T = torch.randn(3, 1, 8, 8, generator=ddpm.random_generator(0)), torch.tensor([1, 40, 50])
 SMALL = replace(TINY, network="dit", base_channels=16, channel_mults=(1,))

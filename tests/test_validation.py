@@ -29,8 +29,8 @@ from mnist_ddpm.evaluation.progress import (
 from mnist_ddpm.evaluation.validation import RealSet, Validator
 from mnist_ddpm.evaluation.verdict import COPYING, DIVERGED, DONE, IMPROVING, UNCLEAR, find_verdict
 from mnist_ddpm.machine.process import Stopped
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.tracking import TrackerLog
 
 M = 100  # unseen images, and images drawn

@@ -12,8 +12,8 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import folder_lock, process
 from mnist_ddpm.method import as_method
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, session
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, new_run
 
 

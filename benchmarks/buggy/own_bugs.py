@@ -9,7 +9,7 @@ from buggy.case import Case, as_cases, changed_module, digits, text_changes
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import guidance, likelihood, predictions, schedules
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 NAME = "mnist-ddpm"
 # bug | part | old text => new text | further changes

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
+from mnist_ddpm.recipe import Recipe, preset
 from mnist_ddpm.training import loop, throughput
 from mnist_ddpm.training.loop import training_loop
-from mnist_ddpm.training.presets import preset
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run, training_step
 
 TINY = {"base_channels": 8, "channel_mults": (1, 2), "batch_size": 16, "image_size": 32}
@@ -37,7 +36,7 @@ class Bench:
 
     def __post_init__(self):
         self.ends = time.monotonic() + self.seconds
-        self.measuring = throughput.throughput_meter(self.device)
+        self.measuring = throughput.ThroughputMeter(self.device)
         self.is_gpu = self.device.type == "cuda"
         self.default_precision = devices.default_precision(self.device)  # of training
         self.two_precisions = [*dict.fromkeys(("float32", self.default_precision))]

@@ -15,9 +15,9 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.machine import devices
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.cost import network_cost
-from mnist_ddpm.training.recipe import Recipe
 
 
 def allow_tf32(matrices: bool, convolutions: bool) -> None:

@@ -17,8 +17,8 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.evaluation import generation
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
 EPOCHS = 48  # of checkpoints/mnist

@@ -24,8 +24,8 @@ from mnist_ddpm.data import cache, folders, loading
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.process import progress_bar
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving
-from mnist_ddpm.training.recipe import Recipe
 from robustness.reference import comparable
 from robustness.tiny_data import save_pictures
 

@@ -26,10 +26,11 @@ import torch
 import torchvision.datasets  # noqa: F401
 from harness import write_result
 
+from mnist_ddpm import recipe
 from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.machine.process import tolerate_broken_streams
-from mnist_ddpm.training import presets, throughput
+from mnist_ddpm.training import throughput
 from robustness.file_damage import damage
 from robustness.processes import fork, until_interrupt
 from robustness.random_commands import random_command
@@ -153,7 +154,7 @@ def try_command(base: Path, scratch: Path, seed: int, index: int) -> dict:
 
 def shrink_presets() -> None:
     """Presets as for a machine a hundred times as fast: a plan then takes seconds."""
-    for values in presets.PRESETS.values():
+    for values in recipe.PRESETS.values():
         values |= {"base_channels": 4, "channel_mults": (1,), "blocks_per_level": 1}
         values |= {"batch_size": 16, "attention_resolutions": ()}
     for name, dataset in DATASETS.items():

@@ -5,7 +5,7 @@ import typing
 from dataclasses import fields
 
 from mnist_ddpm.commands.command_line import COMMANDS
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 SMALL = "--image-size 16 --base-channels 4 --T 8 --epochs 1 --out out"
 DRAW, JUDGE = "--n 6 --steps 2", "--extractor judge.safetensors --out new.json"

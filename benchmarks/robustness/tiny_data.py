@@ -15,7 +15,7 @@ from mnist_ddpm.commands.command_line import run_command_line
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.diffusers import save_diffusers
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 FACES = 140  # of CelebA to train on: the extractor's batch is 128
 HUGE = 13_000  # pixels: a side of an image of 169 megapixels

@@ -16,7 +16,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.partial_results import PartialResults
 from mnist_ddpm.machine.process import progress_bar
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 # The exponent of each variance of a step, for the bound: as methods.likelihood.bits_per_dim
 EXPONENTS = {"posterior": 0.0, "beta": 1.0, "learned": None}

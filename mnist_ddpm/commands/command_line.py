@@ -21,7 +21,7 @@ from mnist_ddpm import __version__
 from mnist_ddpm.commands import flags, training_flags
 from mnist_ddpm.machine.process import expand_home, program
 from mnist_ddpm.machine.text import check_arguments, printable
-from mnist_ddpm.training.options import PRESETS, check_size, merge_settings
+from mnist_ddpm.recipe import PRESETS, check_size, merge_settings
 
 # Of each command the class of its flags, and where the function is that takes them
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -29,9 +29,9 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "plan": (training_flags.PlanFlags, "plan:run_plan"),
     "status": (flags.StatusFlags, "status:run_status"),
     "sample": (flags.SampleFlags, "sample:run_sample"),
-    "likelihood": (flags.LikelihoodFlags, "measure_likelihood:run_likelihood"),
+    "likelihood": (flags.LikelihoodFlags, "evaluate:run_likelihood"),
     "evaluate": (flags.EvaluateFlags, "evaluate:run_evaluate"),
-    "compare": (flags.CompareFlags, "compare:run_compare"),
+    "compare": (flags.CompareFlags, "evaluate:run_compare"),
     "extractor": (flags.ExtractorFlags, "extractor:run_extractor"),
     "push": (flags.PushFlags, "push:run_push"),
     "export": (flags.ExportFlags, "export:run_export"),

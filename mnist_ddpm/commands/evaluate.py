@@ -24,9 +24,9 @@ from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods import likelihood, schedules
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.methods.likelihood import bits_per_dim
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.cost import check_drawing
-from mnist_ddpm.training.recipe import Recipe
 
 # Flags of drawing that have no effect on images that are there already
 SAMPLING_FLAGS = (

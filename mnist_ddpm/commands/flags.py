@@ -4,6 +4,7 @@
 """
 
 import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import formatannotation
 from pathlib import Path
@@ -23,10 +24,13 @@ ClipName = Literal["static", "dynamic", "none"]
 
 def unless_typed(meaning: str):
     """What help shows for a flag whose default is None, empty, or a number with a meaning."""
+    return tyro.conf.arg(help_behavior_hint=default_hint(meaning))
+
+
+def default_hint(meaning: str) -> Callable[[str], str]:
+    """As help_behavior_hint of tyro.conf.arg: the meaning of an empty default, else the default."""
     empty = "None", "", "''", "0"
-    return tyro.conf.arg(
-        help_behavior_hint=lambda default: f"(default: {meaning if default in empty else default})"
-    )
+    return lambda default: f"(default: {meaning if default in empty else default})"
 
 
 def check_kinds(flags: object) -> None:

@@ -13,7 +13,7 @@ from mnist_ddpm.data import folders, pictures
 from mnist_ddpm.data.pictures import regular_file
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.text import describe_error
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 
 def read_image(path: Path, mask: Path | None, recipe: Recipe) -> tuple[Tensor, Tensor | None]:

@@ -13,8 +13,8 @@ from mnist_ddpm.commands.training_flags import PlanFlags, place_flags
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.machine import devices, files
-from mnist_ddpm.training import loop, planning, presets, saving, throughput, tracking
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe, deciding, preset
+from mnist_ddpm.training import loop, planning, saving, throughput, tracking
 
 GUIDE = "guide"  # folder in that of the network
 
@@ -25,7 +25,7 @@ def run_plan(flags: PlanFlags) -> None:
     device = devices.pick_device(flags.device)
     folders = check_folders(flags)
     settings = loading.data_settings(flags.dataset, flags.data, flags.classes)
-    names = [name for name in planning.UNPLANNED if name not in settings and hasattr(flags, name)]
+    names = [name for name in deciding("data") if name not in settings and hasattr(flags, name)]
     recipe = Recipe(**settings, **{name: getattr(flags, name) for name in names})
     check_outside(flags.out, flags.dataset)
     loading.check_labelled(recipe, flags.data)
@@ -62,7 +62,7 @@ def make_plans(
     load = partial(loading.load_images, root=flags.data)
     options = {"began": flags.began, "size": flags.image_size}
     plan, images = planning.make_plan(recipe, load, seconds, measuring, **options)
-    wanted = presets.preset(plan.preset).batch_size
+    wanted = preset(plan.preset).batch_size
     print_smaller_batch(wanted, plan.recipe.batch_size, len(images))
     if not flags.guide:
         return [plan], images

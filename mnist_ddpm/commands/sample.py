@@ -28,8 +28,8 @@ from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods import inpainting
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import cost
-from mnist_ddpm.training.recipe import Recipe
 
 GRID_IMAGES = 400  # at most
 PATH_FLAGS = "checkpoint", "guide", "condition_image", "init_image", "mask"

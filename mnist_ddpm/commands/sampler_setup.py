@@ -26,8 +26,8 @@ from mnist_ddpm.machine.text import parse_json
 from mnist_ddpm.methods import solvers
 from mnist_ddpm.methods.guidance import SCALE
 from mnist_ddpm.methods.learned_variance import takes_exponent
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.loop import as_typed
-from mnist_ddpm.training.recipe import Recipe
 
 CLIPS = {"static": ddpm.clipped, "dynamic": solvers.thresholded, "none": None}
 MAX_IMAGES = 10**9

@@ -19,7 +19,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.text import printable
 from mnist_ddpm.method import Method
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.session import Log
 from mnist_ddpm.training.tracking import TrackerLog
 

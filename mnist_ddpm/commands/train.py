@@ -18,10 +18,9 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, files, folder_lock, processes
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.method import Method
-from mnist_ddpm.training import cost, first_weights, loop, presets, saving, tracking
+from mnist_ddpm.recipe import PRESETS, Recipe, fit_batch_size, resolve
+from mnist_ddpm.training import cost, first_weights, loop, saving, tracking
 from mnist_ddpm.training.first_weights import fill_with_fresh, initial_weights
-from mnist_ddpm.training.options import PRESETS
-from mnist_ddpm.training.recipe import Recipe, fit_batch_size
 
 ENOUGH_STEPS = {"adam": 2000, "muon": 400}  # that draw most digits legibly, by optimizer
 
@@ -128,7 +127,7 @@ def resumed_recipe(flags: TrainFlags) -> Recipe:
     message = "a resumed run has settings of its own: leave out --preset"
     check("preset" not in flags.typed, message)
     saved = saving.load_state(flags.out)[1]
-    recipe = presets.resolve(typed_settings(flags), asdict(saved))
+    recipe = resolve(typed_settings(flags), asdict(saved))
     saving.check_changes(saved, recipe, flags.out)
     return recipe
 
@@ -147,7 +146,7 @@ def new_recipe(flags: TrainFlags) -> Recipe:
         has_labels = bool(classes) if is_own(dataset) else bool(dataset_named(dataset).labels)
         base = base | initial_weights(flags.recipe.init_from, has_labels)[0]
     base = base | decided
-    recipe = presets.resolve(typed, base)
+    recipe = resolve(typed, base)
     if "label_dropout" in typed:
         message = "--label-dropout hides labels, and there are none: leave it out, or see --classes"
         check(recipe.classes or recipe.attributes, message)

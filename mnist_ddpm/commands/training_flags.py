@@ -1,18 +1,16 @@
 """The flags of `train` and `plan`, without PyTorch, as in `flags`."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from mnist_ddpm.commands.flags import unless_typed
-from mnist_ddpm.datasets import DATASETS
-from mnist_ddpm.training.options import PRESETS, Options, Size, format_size, parse_size
+from mnist_ddpm.commands.flags import default_hint, unless_typed
+from mnist_ddpm.recipe import PRESETS, Recipe, Size, format_size, parse_size
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Log = Literal["none", "tensorboard", "wandb", "trackio"]  # a test compares
 SIZE = PrimitiveConstructorSpec(
     nargs=1,
@@ -21,62 +19,29 @@ SIZE = PrimitiveConstructorSpec(
     is_instance=lambda value: isinstance(value, int | tuple | None),
     str_from_instance=lambda size: [format_size(size)],
 )
-SOURCES = "torchvision:NAME, hub:NAME, a folder, or a .npz, .npy or .safetensors file"
-DATASET = tyro.conf.arg(help=f"{', '.join(DATASETS)}, {SOURCES}")
 Classes = int | Literal["auto"]
+ABOUT = {each.name: each.metadata for each in fields(Recipe)}
 
 
-@dataclass(frozen=True)
-class RecipeFlags(Options):
-    """What to train, and how."""
+def flag_of(setting: Field) -> tuple:
+    """The flag of a recipe's setting, as dataclasses.make_dataclass takes it."""
+    name = setting.name
+    about = ABOUT[name]
+    kind = Classes if name == "classes" else setting.type
+    hint = None
+    if about["unset"]:
+        hint = default_hint(about["unset"])
+    kind = Annotated[kind, tyro.conf.arg(help=about["about"], help_behavior_hint=hint)]
+    if name == "image_size":
+        kind = Annotated[kind, SIZE]
+    if about["hidden"]:
+        kind = tyro.conf.Suppress[kind]
+    return name, kind, field(default=setting.default)
 
-    # First the notebook's settings, which a test compares, since its module imports PyTorch; then
-    # options whose default means something
 
-    dataset: Annotated[str, DATASET] = "mnist"
-    # side of square images, in pixels; or height x width, such as 64x96
-    image_size: Annotated[Size, SIZE] = 32
-    base_channels: int = 32  # width of the first level of the U-Net
-    channel_mults: tuple[int, ...] = (1, 2, 4)  # width of each level, in base_channels
-    patch_size: int = 2  # the network sees patches of p x p pixels as one position
-    T: int = 1000  # diffusion steps
-    beta_1: float = 1e-4  # variance added by step 1
-    beta_T: float = 0.02  # variance added by step T
-    epochs: float = 20  # passes over the training images
-    batch_size: int = 128  # images in a training step
-    warmup_steps: int = 500  # steps of rising learning rate, at most a tenth of all
-    ema_decay: float = 0.999  # of the moving average of the weights
-    seed: int = 0  # of weights, order, times and noise
-    # 1 grey, 3 colour
-    channels: Annotated[int | None, unless_typed("the data set's; of a folder 3")] = None
-    # sides of the levels with attention, of a rectangle the shorter
-    attention_resolutions: Annotated[tuple[int, ...] | None, unless_typed("the smallest")] = None
-    # number of different labels; auto: as many as the data set has
-    classes: Annotated[Classes, unless_typed("no labels")] = 0
-    label_names: tyro.conf.Suppress[tuple[str, ...]] = ()  # which the data decide
-    # of objective distribution-matching: the times at which the network learns to draw, falling
-    # from T
-    student_timesteps: Annotated[
-        tuple[int, ...], unless_typed("those of one, two and four steps, even in signal")
-    ] = ()
-    # of the images, as labels: attribute i counts 2^i
-    attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
-    # change images, ever fewer while training: shift, colour
-    augment: Annotated[tuple[str, ...], unless_typed("none")] = ()
-    optimizer: Annotated[str | None, unless_typed("adam, the paper's")] = None  # adam, muon
-    # at its peak
-    learning_rate: Annotated[float | None, unless_typed("2e-3, with muon 5e-3")] = None
-    # of the network in training
-    precision: Annotated[
-        Precision | None, unless_typed("bfloat16 on NVIDIA GPUs that compute in it, else float32")
-    ] = None
-    # a checkpoint to learn from, guided by its sampling defaults
-    teacher: Annotated[str, unless_typed("none: the images alone")] = ""
-    teacher_guidance: float = 0.0  # the teacher's guidance scale; 0: its sampling default
-    # another for images whose label is hidden
-    teacher_unlabelled: Annotated[str, unless_typed("the same")] = ""
-    # weights to start from: checkpoint or diffusers model
-    init_from: Annotated[str, unless_typed("random weights")] = ""
+# The settings of a recipe, none checked before a preset and what was typed are known
+RecipeFlags = make_dataclass("RecipeFlags", map(flag_of, fields(Recipe)), frozen=True)
+RecipeFlags.__doc__ = "What to train, and how."
 
 
 @dataclass
@@ -125,7 +90,7 @@ class PlanFlags:
 
     # for all, from start to end; decoding a data set, the first time, is not counted
     minutes: float = 10.0
-    dataset: Annotated[str, DATASET] = "mnist"
+    dataset: Annotated[str, tyro.conf.arg(help=ABOUT["dataset"]["about"])] = "mnist"
     # side of square images, in pixels; or height x width, such as 64x96
     image_size: Annotated[Size | None, SIZE, unless_typed("the preset's")] = None
     # 1 grey, 3 colour

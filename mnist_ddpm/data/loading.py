@@ -13,7 +13,7 @@ from mnist_ddpm.data.labels import check_count
 from mnist_ddpm.datasets import DATASETS, OWN_FILES, Reader, dataset_named, is_own
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine.text import printable
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 T = TypeVar("T")
 DISK_ERRORS = errno.EACCES, errno.ENOSPC, errno.EROFS

@@ -18,7 +18,7 @@ from mnist_ddpm.data.loading import load_with_advice
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.training.options import format_size
+from mnist_ddpm.recipe import format_size
 
 ARCHIVES = {"train": "train", "test": "t10k"}  # a split's name, and that in its archives' names
 LARGEST = 16 + 60_000 * 28 * 28  # bytes of the training images

@@ -17,8 +17,7 @@ from mnist_ddpm.evaluation.extractors import Judge, RealFeatures, RealImages, di
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import describe_error, printable, read_json
-from mnist_ddpm.training.options import format_size
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe, format_size
 
 LEAST = distances.NEIGHBOURS + 1  # images of a card, at least
 SMALL = 5000  # with fewer images, a good model's distance is mostly bias

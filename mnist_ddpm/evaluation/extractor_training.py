@@ -14,7 +14,7 @@ from mnist_ddpm.evaluation.extractors import Extractor, in_batches
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.processes import adapt_threads
 from mnist_ddpm.methods.augmentation import cut_out
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 RATE = 2e-3  # the learning rate at its peak
 

@@ -17,7 +17,7 @@ from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods import guidance, shortcuts
 from mnist_ddpm.methods.learned_variance import keeping_exponent
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 # from the numbers of the images in a batch, counted from 0, to their denoiser
 DenoiserForBatch = Callable[[range], Denoiser]

@@ -14,7 +14,7 @@ from mnist_ddpm.evaluation import generation
 from mnist_ddpm.evaluation.distances import covariance_of, roots, shuffled
 from mnist_ddpm.evaluation.progress import LINEAR, NOTHING
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 GAUSSIAN_IMAGES = 10_000  # whose mean and covariance the best linear prediction knows, at most
 LARGEST_COVARIANCE = 3072  # numbers of an image: of larger ones only the variances are computed

@@ -10,8 +10,8 @@ from mnist_ddpm.evaluation import cards, copies
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.machine.text import describe_error, printable, read_json
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.cost import count_parameters
-from mnist_ddpm.training.recipe import Recipe
 
 SHOWN = 36  # images on the page
 LOADING = """With the package `mnist-ddpm` installed:

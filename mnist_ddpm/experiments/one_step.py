@@ -26,7 +26,7 @@ from mnist_ddpm.experiments.results import Claim, Row
 from mnist_ddpm.experiments.runner import ExperimentRun
 from mnist_ddpm.method import Method
 from mnist_ddpm.methods.drifting import Drifting, pixel_features
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 VELOCITY = FLOW | {"prediction": "velocity"}
 DRIFTING = {"objective": "drifting", "prediction": "x0"}

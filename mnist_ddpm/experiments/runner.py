@@ -22,8 +22,8 @@ from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.processes import adapt_threads
 from mnist_ddpm.method import Method
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser, ancestral_sampler
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import first_weights, loop, saving
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
 QUICK = Scale(seeds=2, epochs=0.2, n=100, bits=20, long=50)

@@ -30,8 +30,8 @@ from mnist_ddpm.formats import hub
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.text import describe_error, read_json
+from mnist_ddpm.recipe import Recipe, deciding
 from mnist_ddpm.training.cost import count_parameters
-from mnist_ddpm.training.recipe import Recipe
 
 FORMAT = 2
 BETWEEN_FILES = 0.5  # seconds from one file of a save to the next, at most
@@ -286,7 +286,7 @@ def is_intact(folder: str | Path) -> bool:
 def method_settings(recipe: Recipe) -> dict:
     """Settings that rebuild the network and sample from it, where they are not the notebook's."""
     names = ["schedule", "prediction"]
-    optional = ("network", "condition", "attributes", "blocks_per_level", "norm_groups")
+    optional = deciding("method")
     names += [name for name in optional if getattr(recipe, name) != getattr(Recipe, name)]
     if isinstance(recipe.image_size, tuple):
         names.append("image_size")

@@ -21,8 +21,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.hub import download, read_config, read_tensors
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import describe_error
-from mnist_ddpm.training.options import height_width, simplify_size
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe, height_width, simplify_size
 
 # Settings that only have another name there
 SAME_SETTINGS = {

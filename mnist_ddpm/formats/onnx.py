@@ -23,7 +23,7 @@ from mnist_ddpm.machine.process import import_extra
 from mnist_ddpm.machine.text import first_line
 from mnist_ddpm.methods import learned_variance, predictions
 from mnist_ddpm.methods.predictions import Conversion
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 PACKAGES = "onnx", "onnxscript", "onnxruntime"  # the extra "export"
 KEY = "mnist_ddpm"  # of the metadata

@@ -14,6 +14,12 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 ABSOLUTE = re.compile(r"(~|[A-Za-z]:)?[/\\]")  # the beginning of such a path
 
 
+def check(condition: bool, message: str) -> None:
+    """Raises ValueError with this message unless the condition holds; as ddpm.check."""
+    if not condition:
+        raise ValueError(message)
+
+
 def printable(text: object) -> str:
     """The text in one line, with escapes such as \\x1b for all that a terminal obeys or hides.
 

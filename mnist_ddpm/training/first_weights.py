@@ -15,14 +15,8 @@ from mnist_ddpm.formats.diffusers import CONFIG, CONFIGS, load_diffusers
 from mnist_ddpm.formats.hub import read_config
 from mnist_ddpm.methods import guidance
 from mnist_ddpm.methods.guidance import Teacher
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe, deciding
 
-# The settings that determine a network and what its output means
-DECISIVE_SETTINGS = """
-    network image_size channels base_channels channel_mults blocks_per_level attention_resolutions
-    patch_size norm_groups dropout condition classes attributes
-    schedule T beta_1 beta_T prediction objective
-""".split()
 LABEL_STD = 0.5  # of new label vectors: from 0 they would be learned late
 
 
@@ -44,7 +38,7 @@ def initial_weights(
     config = checkpoints.find(source, CONFIGS) / CONFIG
     is_own = config.is_file() and "format" in read_config(config)
     network, _, recipe = checkpoints.load(source) if is_own else load_diffusers(source)
-    settings = {name: getattr(recipe, name) for name in DECISIVE_SETTINGS}
+    settings = {name: getattr(recipe, name) for name in deciding("network")}
     settings["init_from"] = str(source)
     weights = network.state_dict()
     if recipe.classes and not labels:

@@ -21,8 +21,8 @@ from mnist_ddpm.machine.process import deferred_interrupt
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.method import Method
 from mnist_ddpm.methods.guidance import Teacher
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import cost, run, saving, session
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import SINGLE_PROCESS, Run, attach_processes, training_step
 from mnist_ddpm.training.session import (
     Length,

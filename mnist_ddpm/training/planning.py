@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,17 +12,12 @@ from mnist_ddpm.datasets import DATASETS, dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import process
 from mnist_ddpm.machine.text import is_out_of_memory
+from mnist_ddpm.recipe import Recipe, Size, deciding, fit_batch_size, format_size, preset
 from mnist_ddpm.training import loop, session
-from mnist_ddpm.training.options import Size, format_size
-from mnist_ddpm.training.presets import preset
-from mnist_ddpm.training.recipe import Recipe, fit_batch_size
 from mnist_ddpm.training.throughput import ThroughputMeter
 
 SHORT_TRAINING = 750  # steps: with fewer, the batch is halved
 MAX_WARMUP = 500  # steps
-# settings that stay as given
-UNPLANNED = "dataset channels classes label_names attributes seed".split()
-DECIDED = ("label_names",)  # by the data: no flags of train
 MIN_STEPS = 20  # of a training
 COMPILING = 1200  # seconds: from this much time on, a minute or two may go into compiling
 YEAR = 366 * 24 * 3600  # seconds
@@ -55,9 +50,11 @@ class Plan:
         """The flags of train that make the same recipe."""
         base = preset(self.preset)
         flags = ["--preset", self.preset]
-        for name, value in asdict(self.recipe).items():
+        for field in fields(self.recipe):
+            name = field.name
+            value = getattr(self.recipe, name)
             is_default = value == getattr(base, name) and name != "precision"  # the device's
-            if is_default or name in DECIDED:
+            if is_default or field.metadata["hidden"]:
                 continue
             flags.append(f"--{name.replace('_', '-')}")
             value = format_size(value) if name == "image_size" else value
@@ -110,7 +107,7 @@ def make_plan(
     check(in_range, f"minutes is {seconds / 60:g}: it must be above 0, and at most a year")
     start = clock()
     began = start if began is None else began
-    settings = {name: getattr(request, name) for name in UNPLANNED}
+    settings = {name: getattr(request, name) for name in deciding("data")}
     planning = dataset_named(request.dataset).planning
     settings |= planning.changes
     if size is not None:
@@ -190,7 +187,7 @@ def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple
     a guide: the plan alone, and a line that reports it.
     """
     r = plan.recipe
-    names = *UNPLANNED, "image_size", "precision", "batch_size", "schedule", "prediction"
+    names = *deciding("data"), "image_size", "precision", "batch_size", "schedule", "prediction"
     planning = dataset_named(r.dataset).planning
     changes = planning.guide_changes.get(plan.preset, {})
     guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names}, **changes)

@@ -23,8 +23,8 @@ from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.processes import ProcessGroup, check_batch_size
 from mnist_ddpm.method import Batch, MakeOptimizer, Method, PlainMethod, as_method
 from mnist_ddpm.methods.times import TimeSampler
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.cost import recompute_blocks
-from mnist_ddpm.training.recipe import Recipe
 
 SINGLE_PROCESS = ProcessGroup()
 

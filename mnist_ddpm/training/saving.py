@@ -28,16 +28,11 @@ from mnist_ddpm.machine.files import flush_to_disk, load_tensors, replacing
 from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.text import describe_error
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe, changeable
 from mnist_ddpm.training.run import Run
 
 # Writes a checkpoint for sampling: folder, averaged network, recipe, record
 SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
-# Settings that may differ when a run is resumed
-CHANGEABLE = """
-    epochs learning_rate warmup_steps gradient_clip ema_decay label_dropout teacher_guidance
-    precision accumulation gradient_checkpointing compile
-""".split()
 # Errors that loading a damaged file raises: those whose messages help users, and others
 HELPFUL_ERRORS = OSError, TypeError, ValueError
 OTHER_ERRORS = RuntimeError, LookupError, ArithmeticError, AttributeError, EOFError
@@ -107,7 +102,7 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
 
 def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
     """Raises ValueError if the run saved in a folder cannot be resumed with this recipe."""
-    free = {*CHANGEABLE, "critic"}
+    free = {*changeable(), "critic"}
     if is_own(saved.dataset) and is_own(recipe.dataset):
         free.add("dataset")  # a folder or file, which may move
     fixed = [field.name for field in fields(Recipe) if field.name not in free]
@@ -124,7 +119,7 @@ def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
 def resume_run(
     folder: str | Path, start: Callable[[Recipe], Run], recipe: Recipe | None = None
 ) -> Run:
-    """The saved run, or one with other CHANGEABLE settings.
+    """The saved run, or one with other settings of those that are changeable.
 
     start: makes the run at step 0. Raises as load_state and check_changes.
     """

@@ -22,8 +22,8 @@ from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.process import Stopped, progress_bar
 from mnist_ddpm.machine.processes import ProcessGroup, adapt_threads
 from mnist_ddpm.machine.text import first_line, is_out_of_memory
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import saving
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
 # From the steps that are done to the total that is expected then; equal calls return the same.

@@ -11,9 +11,9 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.processes import recount_cores
 from mnist_ddpm.machine.text import first_line
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import cost, session
 from mnist_ddpm.training.loop import start_run
-from mnist_ddpm.training.recipe import Recipe
 from mnist_ddpm.training.run import training_step
 
 MIN_SECONDS = 0.3  # of one measurement, about

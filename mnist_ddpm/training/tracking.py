@@ -14,7 +14,7 @@ from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.process import import_extra
 from mnist_ddpm.machine.text import first_line
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
 PROJECT = "mnist-ddpm"

@@ -2,7 +2,7 @@
 
 from clocked_training import train_by_clock
 
-from mnist_ddpm.training.recipe import Recipe
+from mnist_ddpm.recipe import Recipe
 
 
 def train(images, labels, seconds, seed):

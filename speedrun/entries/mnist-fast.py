@@ -2,7 +2,7 @@
 
 from clocked_training import train_by_clock
 
-from mnist_ddpm.training.presets import preset
+from mnist_ddpm.recipe import preset
 
 
 def train(images, labels, seconds, seed):
