@@ -139,7 +139,7 @@ def train_and_judge(known: Known, folder: Path, flags, real: RealSet) -> Verdict
     begun = new_run(recipe, Dense(), partial(catalogue.make_optimizer, recipe=recipe), method)
     validator = Validator(folder, recipe, real, share=known.share)
     schedule = catalogue.make_schedule(recipe)
-    options = {"save_checkpoint": lambda *arguments: None, "labels": labels, "log": validator}
+    options = {"labels": labels, "log": validator}
     try:
         loop.fit(begun, images, schedule, folder, **options)
         validator.finish()

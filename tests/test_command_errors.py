@@ -16,7 +16,6 @@ from PIL import Image
 from mnist_ddpm.commands import dispatch
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
-from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving
@@ -191,7 +190,7 @@ def test_text_from_a_card_cannot_steer_the_terminal(tmp_path, capsys):
 def test_a_state_that_lacks_something_is_damaged(tmp_path):
     out = tmp_path / "run"
     run_of_faces = loop.start_run(Recipe(dataset="faces", **NETWORK))
-    saving.save_run(out, run_of_faces, checkpoints.save_checkpoint)
+    saving.save_run(out, run_of_faces)
     path = out / "training_state.pt"
     state = torch.load(path)
     broken = {name: {k: v for k, v in state.items() if k != name} for name in state}

@@ -128,7 +128,7 @@ def test_a_typed_precision_wins(trainings, monkeypatch, tmp_path, default, flags
 def test_a_resumed_run_keeps_its_precision(trainings, monkeypatch, tmp_path):
     """As in Colab, which may give an A100 one day and a T4 the next."""
     begun = loop.start_run(Recipe(**NETWORK, precision="bfloat16"))
-    saving.save_run(tmp_path, begun, checkpoints.save_checkpoint)
+    saving.save_run(tmp_path, begun)
     resume = ["train", "--resume", "--out", tmp_path]
     assert run(*resume) == 0
     monkeypatch.setattr(devices, "emulates", lambda precision, _: precision == "bfloat16")

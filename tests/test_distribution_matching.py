@@ -1,6 +1,6 @@
 """Distribution matching: what is drawn moves to where the teacher believes it, and stays there."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from mnist_ddpm.methods.distribution_matching import (
 from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.methods.schedules import even_signal
 from mnist_ddpm.recipe import Recipe
-from mnist_ddpm.training import first_weights, loop, saving
+from mnist_ddpm.training import first_weights, loop
 
 SNR = float((PAPER.a[100] / PAPER.b[100]) ** 2)
 SMALL = Recipe(**NETWORK | {"T": 60}, prediction="v", classes=3)
@@ -184,17 +184,6 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert checkpoints.load("half").recipe.student_timesteps == (60, 45)
     draw = {"sampler": "consistency", "steps": 2, "spacing": "signal", "timesteps": [60, 45]}
     assert checkpoints.sampling_defaults("half") == draw
-
-
-def test_networks_and_runs_with_its_former_name_are_read(tmp_path):
-    names = {"objective": "distribution-matching", "student_timesteps": (60, 45)}
-    recipe = replace(SMALL, **names)
-    config = save_network(tmp_path, recipe) / checkpoints.CONFIG
-    config.write_text(config.read_text().replace('"distribution-matching"', '"matching"'))
-    assert checkpoints.load(tmp_path).recipe == recipe
-    settings = asdict(recipe) | {"objective": "matching"}
-    torch.save({"settings": settings}, tmp_path / checkpoints.STATE)
-    assert saving.load_state(tmp_path)[1] == recipe
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Methods with networks of their own: what one takes to write, and what is saved of it."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,57 +69,3 @@ def test_each_network_s_gradients_are_clipped_by_themselves():
     norms = [[p.grad.norm() for p in each.parameters()] for each in networks]
     network, doubt = (torch.stack(each).norm() for each in norms)
     assert doubt.item() == pytest.approx(1.0, rel=1e-3) and 0 < network < 1e-3
-
-
-def old_optimizer(whole, parts, recipe):
-    """The one that moved a network and its parts: with a group for each, or one for all."""
-    if recipe.objective != "distribution-matching":
-        return catalogue.make_optimizer(whole, recipe)
-    own = [p for name, p in whole.named_parameters() if name.split(".")[0] not in parts]
-    groups = [{"params": own, "pace": 1.0}]
-    groups.append({"params": [*parts["fake"].parameters()], "pace": 20.0, "betas": (0.9, 0.99)})
-    groups.append({"params": [*parts["critic"].parameters()], "pace": 0.3})
-    return torch.optim.Adam(groups, recipe.learning_rate, (0.0, 0.99))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"objective": "consistency"},
-        {"objective": "consistency", "optimizer": "muon", "learning_rate": 1e-3},
-        {"objective": "distribution-matching", "teacher": "known", "init_from": "known"},
-    ],
-    ids=lambda changes: " ".join(map(str, changes.values())),
-)
-def test_a_state_in_which_the_parts_were_the_network_s_is_resumed(changes, tmp_path):
-    """One set of tensors, one average and one optimiser held all networks. They move as before."""
-    recipe = replace(TINY, prediction="v", critic=0.5, **changes)
-    begun = loop.start_run(recipe)
-    whole, parts = begun.network, begun.method.networks
-    for name, part in parts.items():
-        setattr(whole, name, part)
-    optimizer = old_optimizer(whole, parts, recipe)
-    generator = torch.Generator().manual_seed(0)
-
-    def step():
-        for p in whole.parameters():
-            p.grad = torch.randn(p.shape, generator=generator)
-        optimizer.step()
-
-    step()
-    state = {"settings": asdict(recipe), "model": whole.state_dict(), "ema": whole.state_dict()}
-    state |= {"optimizer": optimizer.state_dict(), "step": 1, "losses": [1.0]}
-    torch.save(state, tmp_path / checkpoints.STATE)
-    resumed = saving.resume_run(tmp_path, loop.start_run)
-    assert equal(resumed.ema.state_dict(), resumed.network.state_dict()) and resumed.step == 1
-    own = dict(resumed.network.named_parameters())
-    for name, part in resumed.method.networks.items():
-        own |= {f"{name}.{key}": p for key, p in part.named_parameters()}
-    assert equal(own, dict(whole.named_parameters()))
-    step()
-    for name, p in whole.named_parameters():
-        own[name].grad = p.grad
-    for _, each in resumed.networks_and_optimizers:
-        each.param_groups[0]["lr"] = recipe.learning_rate
-        each.step()
-    assert equal(own, dict(whole.named_parameters()))

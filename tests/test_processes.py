@@ -19,7 +19,6 @@ from training_helpers import TINY, fit, squares, start_simple, steps, without_lo
 
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.checkpoints import save_checkpoint
 from mnist_ddpm.machine import process, processes
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.learned_variance import l_vlb
@@ -61,7 +60,7 @@ def half(folder: Path, world: ProcessGroup) -> None:
     assert len([*islice(losses, 5)]) == 5
     assert shared == [False, True] * 5
     if world.rank == 0:
-        saving.save_run(folder, run, save_checkpoint)
+        saving.save_run(folder, run)
 
 
 def stopped(folder: Path, world: ProcessGroup) -> None:

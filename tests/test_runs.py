@@ -3,7 +3,6 @@
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -15,6 +14,7 @@ from training_helpers import start_simple as start
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import eps_denoiser, l_simple
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import save_checkpoint, saved_step
 from mnist_ddpm.machine import folder_lock
 from mnist_ddpm.machine.processes import ProcessGroup
@@ -124,7 +124,7 @@ def test_short_epochs_are_saved_once_and_then_by_time(tmp_path, clock, each_epoc
     """Of six steps, each a second; 4 s to save, 1 s to draw, which come to little of the time."""
     saved, drawn = [], []
 
-    def save(folder, network, recipe, record):
+    def save(folder, network, recipe, record, draw):
         saved.append(record["steps"])
         clock[0] += 4
 
@@ -140,7 +140,8 @@ def test_short_epochs_are_saved_once_and_then_by_time(tmp_path, clock, each_epoc
 
     monkeypatch.setattr(loop, "training_step", step)
     began = clock[0]
-    fit(start(replace(TINY, epochs=150)), tmp_path, save_checkpoint=save, preview=draw)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save)
+    fit(start(replace(TINY, epochs=150)), tmp_path, preview=draw)
     assert saved == [6, 289, 575, 861, 900], "the first epoch, then past 300 s each, and the end"
     assert drawn[0] == 6 and drawn[-1] == 900 and len(drawn) > 20
     assert 4 * len(saved) + len(drawn) <= 3 + 4 + 5 + (clock[0] - began) / 20
@@ -186,14 +187,15 @@ def test_an_error_in_the_code_is_told_as_it_is(tmp_path):
     assert caught.value is error
 
 
-def test_a_disk_that_is_full_is_told_with_what_is_saved(tmp_path, each_epoch):
+def test_a_disk_that_is_full_is_told_with_what_is_saved(tmp_path, each_epoch, monkeypatch):
     def save(folder, *rest):
         if saved_step(folder):
             raise OSError("No space left on device")
         save_checkpoint(folder, *rest)
 
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save)
     with pytest.raises(OSError, match="No space left on device; .*step 6 "):
-        fit(start(TINY), tmp_path, save_checkpoint=save)
+        fit(start(TINY), tmp_path)
 
 
 def test_a_finished_run_keeps_its_record_when_nothing_is_left_to_train(tmp_path, capsys):
@@ -243,7 +245,7 @@ def test_a_run_does_not_move_into_the_folder_of_another(tmp_path):
     assert resume_run(tmp_path / "1").settings.seed == 1
     assert fit(longer, tmp_path / "new").step == 18, "an empty one is as good as its own"
     saved = start(TINY)
-    save_run(tmp_path / "saved", saved, save_checkpoint)
+    save_run(tmp_path / "saved", saved)
     assert fit(saved, tmp_path / "saved").step == 12
 
 
@@ -281,51 +283,6 @@ def test_a_disk_that_knows_no_locks_is_told_and_trained_on(tmp_path, monkeypatch
     assert f"{tmp_path} cannot be locked" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["folder", "one above it", "folder, and another begun there"])
-@pytest.mark.parametrize("relative", [True, False])
-def test_training_follows_a_renamed_folder(
-    tmp_path, each_epoch, monkeypatch, capsys, what, relative
-):
-    """By a step after its first checkpoint. A relative name counts from where training is."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    folder, moved = tmp_path / "here" / "run", tmp_path / "here" / "moved"
-    run, asked = start(TINY), Path("run") if relative else folder
-
-    def rename():
-        if what == "one above it":
-            folder.parent.rename(tmp_path / "there")
-            return
-        folder.rename(moved)
-        if what.endswith("begun there"):
-            save_run(folder, start(replace(TINY, seed=1)), save_checkpoint)
-
-    fit(run, asked, at_step(run, 8, rename))
-    found = moved if what != "one above it" else tmp_path / "there" / "run"
-    assert saved_step(found) == resume_run(found).step == 12
-    assert names(found) == ["config.json", "model.safetensors", "training_state.pt"]
-    if what.endswith("begun there"):
-        assert resume_run(folder).settings.seed == 1
-    unchanged = relative and what == "one above it"
-    assert (str(found) in capsys.readouterr().out) is not unchanged
-
-
-@pytest.mark.parametrize("fails", [True, False])
-def test_a_folder_that_is_renamed_within_a_save_is_saved_in_once_more(tmp_path, fails):
-    """Whether its file had been begun, whose other name is then looked for in vain, or not."""
-    folder, moved = tmp_path / "run", tmp_path / "moved"
-
-    def save(place, *rest):
-        if not moved.exists():
-            place.rename(moved)
-            if fails:
-                raise FileNotFoundError(place)
-        save_checkpoint(place, *rest)
-
-    fit(start(TINY), folder, save_checkpoint=save)
-    assert saved_step(moved) == resume_run(moved).step == 12
-
-
 def test_a_removed_folder_is_made_again(tmp_path, each_epoch, capsys):
     run, folder = start(TINY), tmp_path / "run"
     fit(run, folder, at_step(run, 8, lambda: shutil.rmtree(folder)), preview=lambda *_: BLACK)
@@ -335,7 +292,7 @@ def test_a_removed_folder_is_made_again(tmp_path, each_epoch, capsys):
 
 def test_a_run_that_began_in_the_same_folder_meanwhile_is_not_overwritten(tmp_path):
     run, other = start(TINY), start(replace(TINY, seed=1))
-    began = at_step(run, 0, lambda: save_run(tmp_path, other, save_checkpoint))
+    began = at_step(run, 0, lambda: save_run(tmp_path, other))
     with pytest.raises(FileExistsError):
         fit(run, tmp_path, began)
     assert resume_run(tmp_path).settings.seed == 1

@@ -23,7 +23,6 @@ from training_helpers import NOTEBOOK, PATH, TINY, fit, same, squares, start_sim
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.checkpoints import save_checkpoint
 from mnist_ddpm.machine import files
 from mnist_ddpm.machine.files import check_writable, replacing, writable_folder
 from mnist_ddpm.training import saving
@@ -42,7 +41,7 @@ def saved(tmp_path):
     """A folder of a run at step 3."""
     run = start_simple(TINY)
     list(islice(steps(run), 3))
-    save_run(tmp_path / "run", run, save_checkpoint)
+    save_run(tmp_path / "run", run)
     return tmp_path / "run"
 
 
@@ -82,7 +81,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, kill_at, changes):
     whole, killed = start(recipe), start(recipe)
     list(steps(whole, **options))
     list(islice(steps(killed, **options), kill_at))
-    save_run(tmp_path, killed, save_checkpoint)
+    save_run(tmp_path, killed)
     torch.manual_seed(99)
     resumed = resume_run(tmp_path, start=start)
     assert resumed.step == kill_at
@@ -101,42 +100,28 @@ def test_the_notebooks_runs_go_on_here_and_ours_there_bit_for_bit(tmp_path):
     assert (ours.settings.schedule, ours.settings.optimizer, ours.step) == ("linear", "adam", 2)
     assert ours.last_saved_step == 2, "as its config.json says"
     list(islice(steps(ours), 2))
-    save_run(tmp_path / "ours", ours, save_checkpoint)
+    save_run(tmp_path / "ours", ours)
     back = notebook.resume_run(tmp_path / "ours", NOTEBOOK, PATH)
     list(ddpm.training_loop(back, squares(), PATH))
     assert back.losses == whole.losses
     assert same(back.network, whole.network) and same(back.ema, whole.ema)
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_reports_other_random_numbers(saved, capsys):
-    """Its state had flat settings, no method, and the state of a generator on its device."""
-    generator = torch.Generator().manual_seed(0).get_state()
-    edit_state(saved, lambda state: state | {"generator": generator, "device": "cpu"})
-    edit_state(saved, lambda state: {name: state[name] for name in state if name != "method"})
-    run = resume_run(saved)
-    assert len(capsys.readouterr().out.splitlines()) == 1
-    list(steps(run))
-    assert run.step == 12
-    save_run(saved, run, save_checkpoint)
-    resume_run(saved)
-    assert capsys.readouterr().out == "", "printed once"
-
-
 def test_the_scale_of_float16_is_resumed(tmp_path):
     run = start_simple(replace(TINY, precision="float16"))
     list(islice(steps(run, lambda *args: 100 * l_simple(*args)), 3))
-    save_run(tmp_path, run, save_checkpoint)
+    save_run(tmp_path, run)
     assert resume_run(tmp_path).scaler.get_scale() == run.scaler.get_scale() < 65536
     other = resume_run(tmp_path, replace(run.settings, precision="float32"))
     assert not other.scaler.is_enabled()
-    save_run(tmp_path, other, save_checkpoint)
+    save_run(tmp_path, other)
     assert resume_run(tmp_path, run.settings).scaler.get_scale() == 65536
 
 
 def test_a_run_remembers_its_seconds_and_records_them(tmp_path):
     run = start_simple(TINY)
     run.training_seconds, run.losses, run.step = 123.4, [1.0] * 100 + [2.0], 101
-    save_run(tmp_path, run, save_checkpoint)
+    save_run(tmp_path, run)
     assert resume_run(tmp_path).training_seconds == 123.4
     record = json.loads((tmp_path / CONFIG).read_text())["training"]
     assert record["seconds"] == 123.4 and record["images"] == 101 * 16
@@ -195,7 +180,7 @@ def test_a_value_of_a_state_of_another_kind_is_refused_or_harmless(tmp_path, cha
     """A run that is resumed takes a step like any other."""
     run = start_simple(replace(TINY, **changes))
     list(islice(steps(run), 2))
-    save_run(tmp_path, run, save_checkpoint)
+    save_run(tmp_path, run)
     path, outcomes = tmp_path / STATE, Counter()
     odd = "x", None, {}, torch.ones(2, 2), -1, [], torch.full((), math.nan), math.nan, 10**400
     odd += torch.ones(()).int(), torch.ones(1).expand(10**12)
@@ -296,7 +281,7 @@ def test_a_full_disk_is_reported_and_leaves_the_old_files(saved, monkeypatch):
     run = resume_run(saved)
     monkeypatch.setattr(torch, "save", raising(RuntimeError("PytorchStreamWriter failed")))
     with pytest.raises(OSError, match="PytorchStreamWriter failed"):
-        save_run(saved, run, save_checkpoint)
+        save_run(saved, run)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
@@ -325,7 +310,7 @@ def test_a_run_that_is_saved_twice_gives_the_same_bytes(saved):
     run = resume_run(saved)
     contents = []
     for _ in range(2):
-        save_run(saved, run, save_checkpoint)
+        save_run(saved, run)
         contents.append([(saved / name).read_bytes() for name in (STATE, WEIGHTS, CONFIG)])
     assert contents[0] == contents[1]
 
@@ -357,7 +342,7 @@ def test_files_are_on_the_disk_before_they_replace_others_and_their_names_after(
     run = resume_run(saved)
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replaced)
-    save_run(saved, run, save_checkpoint)
+    save_run(saved, run)
     assert calls == ["file", "name"] * 3 + ["folder"] * (os.name != "nt")
 
 
@@ -388,9 +373,10 @@ def test_folders_and_files_that_cannot_be_written_are_refused(tmp_path):
     assert (tmp_path / "other").is_dir()
 
 
-def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(saved):
+def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(saved, monkeypatch):
+    monkeypatch.setattr(checkpoints, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space"):
-        save_run(saved, resume_run(saved, replace(TINY, epochs=40)), full)
+        save_run(saved, resume_run(saved, replace(TINY, epochs=40)))
     assert load_state(saved)[1].epochs == 40
 
 
@@ -398,15 +384,16 @@ def test_a_run_whose_last_save_was_cut_short_goes_on_with_its_last_settings(save
 @pytest.mark.parametrize("same_process", [True, False])
 @pytest.mark.parametrize("saved_before", [False, True])
 def test_after_a_cut_save_a_run_resumes(
-    tmp_path, save_checkpoint, error, same_process, saved_before
+    tmp_path, monkeypatch, save_checkpoint, error, same_process, saved_before
 ):
     """The state is saved, and the checkpoint is not."""
     run = start_simple(TINY)
     if saved_before:
         fit(start_simple(replace(TINY, epochs=1)), tmp_path)
         run = resume_run(tmp_path, TINY)
-    with pytest.raises(error) as caught:
-        fit(run, tmp_path, save_checkpoint=save_checkpoint)
+    with pytest.raises(error) as caught, monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_checkpoint", save_checkpoint)
+        fit(run, tmp_path)
     assert error is KeyboardInterrupt or saved_before or "can be resumed" in str(caught.value)
     assert checkpoints.saved_step(tmp_path) == (6 if saved_before else None)
     with pytest.raises(FileExistsError, match="resume"):

@@ -9,7 +9,6 @@ from helpers import raising
 from torch import nn
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import folder_lock, process
 from mnist_ddpm.method import as_method
 from mnist_ddpm.recipe import Recipe
@@ -73,7 +72,6 @@ def start_simple(recipe: Recipe, objective=ddpm.l_simple) -> Run:
 def fit(run: Run, folder, objective=None, images=None, **options) -> Run:
     """Trains on squares unless told otherwise, by the run's own method or an objective."""
     run.method = run.method if objective is None else as_method(objective)
-    options = {"save_checkpoint": checkpoints.save_checkpoint} | options
     images = squares() if images is None else images
     return loop.fit(run, images, PATH, folder, **options)
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from claims.bench import Bench
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.evaluation import generation
-from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving
@@ -56,7 +55,7 @@ def resume(b: Bench) -> None:
             folder = b.folder / f"{precision}-{fixed}"
             try:
                 first, second = (train(recipe, 2 * half) for _ in range(2))
-                saving.save_run(folder, train(recipe, half), checkpoints.save_checkpoint)
+                saving.save_run(folder, train(recipe, half))
                 start = partial(loop.start_run, device=b.device)
                 resumed = train(recipe, half, saving.resume_run(folder, start))
             finally:

@@ -161,7 +161,7 @@ def run_sample(flags: SampleFlags) -> None:
             return
         shown = range(flags.first, flags.first + min(flags.n, GRID_IMAGES))
         condition = catalogue.condition_batch(recipe, job.condition_images, shown)
-        with folder_lock.exclusive_writer(out):
+        with folder_lock.locked_folder(out, waits=True):
             paths = write_samples(out, images, film, job.film_columns, condition)
     partial.discard()
     evaluations = partial.evaluations / len(job.world.share(flags.n))

@@ -267,10 +267,9 @@ class Validator:
 
     def write(self, function: Callable[[Path], object]) -> None:
         """Calls a function of the run's folder, which writes there. Training outlives a failure."""
-        identity = self.run.folder_identity
-        folder = self.folder if identity is None else identity.path
+        folder = self.folder
         try:
-            if not folder.is_dir():  # it has moved, and the next save says where
+            if not folder.is_dir():  # the next save makes it again
                 raise FileNotFoundError(f"there is no folder {folder}")
             function(folder)
         except OSError as error:

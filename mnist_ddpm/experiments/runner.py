@@ -185,8 +185,7 @@ class ExperimentRun:
         if recipe.classes:
             labels = loading.load_labels(recipe, self.data, "train")[: len(images)]
         schedule = catalogue.make_schedule(recipe)
-        save = checkpoints.save_checkpoint
-        loop.fit(run, images, schedule, folder, save_checkpoint=save, labels=labels)
+        loop.fit(run, images, schedule, folder, labels=labels)
 
     def train_until(self, name: str, seed: int, end: int, **changes) -> Run:
         """The run of this name and seed after so many steps, saved.
@@ -204,7 +203,7 @@ class ExperimentRun:
         steps = loop.training_loop(run, self.training_images, schedule)
         for _ in progress_bar(islice(steps, remaining), total=remaining, unit="step"):
             adapt_threads()
-        saving.save_run(folder, run, checkpoints.save_checkpoint)
+        saving.save_run(folder, run)
         return run
 
     def measure_once(self, key: Row, measure: Callable[[], Row]) -> Row:

@@ -240,8 +240,6 @@ def read_recipe(settings: dict, method: dict, others: dict) -> Recipe:
     """
     named_settings = {name: each for name, each in method.items() if name not in TABLES}
     values = settings | named_settings | others
-    if values.get("objective") == "matching":  # its name before version 0.26.0
-        values["objective"] = "distribution-matching"
     columns = values.pop("columns", ())  # of the vectors that versions before 0.30 drew
     check(not columns, "it is of vectors, which no version since 0.30 draws")
     return Recipe(**values)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import Schedule, check, learning_rate_at, random_generator, to_float
-from mnist_ddpm.formats.checkpoints import config_value, load_weights, save_checkpoint
+from mnist_ddpm.formats.checkpoints import config_value, load_weights
 from mnist_ddpm.machine import devices, folder_lock
 from mnist_ddpm.machine.devices import to_device
 from mnist_ddpm.machine.files import writable_folder
@@ -163,7 +163,6 @@ def fit(
     schedule: Schedule,
     folder: str | Path,
     *,
-    save_checkpoint: saving.SaveCheckpoint,
     labels: Tensor | None = None,
     augment: Augment | None = None,
     preview: Preview | None = None,
@@ -198,12 +197,9 @@ def fit(
     if world.rank == 0:
         warn_of_signal(schedule)
     images = on_device_if_it_fits(images, run.device)
-    with (
-        deferred_interrupt() as interrupted,
-        folder_lock.locked_folder(folder, world) as current_folder,
-    ):
+    with deferred_interrupt() as interrupted, folder_lock.locked_folder(folder, world):
         saving.check_not_overwriting(folder, run)
-        session = Session(run, current_folder, schedule, save_checkpoint, preview, world, log=log)
+        session = Session(run, folder, schedule, preview, world, log=log)
         length = with_deadline(length, deadline, final_preview_steps, world, run.step)
         session.timed_length = length if isinstance(length, TimedLength) else None
         steps = training_loop(run, images, schedule, labels, augment, world=world, length=length)
@@ -304,12 +300,12 @@ def train(
     )
     if sampling_defaults is None:
         sampling_defaults = defaults_for_run(new_or_resumed_run, folder, resume)
+    new_or_resumed_run.sampling_defaults = sampling_defaults
     return fit(
         new_or_resumed_run,
         images,
         catalogue.make_schedule(recipe),
         folder,
-        save_checkpoint=partial(save_checkpoint, sampling_defaults=sampling_defaults),
         labels=labels,
         deadline=deadline,
         augment=ddpm.mirrored if recipe.is_mirrored else None,

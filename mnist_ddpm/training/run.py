@@ -19,7 +19,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Objective, Schedule, check, random_generator
-from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.processes import ProcessGroup, check_batch_size
 from mnist_ddpm.method import Batch, MakeOptimizer, Method, PlainMethod, as_method
 from mnist_ddpm.methods.times import TimeSampler
@@ -42,8 +41,9 @@ class Run(ddpm.Run):
     n_images: int = 0  # in the training set; 0: not known yet
     total_steps: float = 0.0  # expected at the end of training; 0: not known yet
     training_seconds: float = 0.0  # spent on the steps
-    folder_identity: FolderIdentity | None = None  # of the folder that it is saved in
+    folder: Path | None = None  # that it is saved in, absolute
     last_saved_step: int | None = None
+    sampling_defaults: dict = field(default_factory=dict)  # that its checkpoint advises
 
     def __post_init__(self):
         if self.callable_network is None:
@@ -77,7 +77,7 @@ class Run(ddpm.Run):
 
     def is_at(self, folder: str | Path) -> bool:
         """Whether the run is saved in that folder."""
-        return self.folder_identity is not None and self.folder_identity.matches(folder)
+        return self.folder is not None and self.folder == Path(folder).resolve()
 
     def record(self) -> dict:
         """The record of the training in a checkpoint's config.json."""

@@ -3,18 +3,17 @@
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from copy import copy
 from dataclasses import asdict, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import BadZipFile
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mnist_ddpm.datasets import is_own
 from mnist_ddpm.ddpm import check
+from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import (
     CONFIG,
     STATE,
@@ -25,14 +24,11 @@ from mnist_ddpm.formats.checkpoints import (
     saved_step,
 )
 from mnist_ddpm.machine.files import flush_to_disk, load_tensors, replacing
-from mnist_ddpm.machine.folder_lock import FolderIdentity
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.text import describe_error
 from mnist_ddpm.recipe import Recipe, changeable
 from mnist_ddpm.training.run import Run
 
-# Writes a checkpoint for sampling: folder, averaged network, recipe, record
-SaveCheckpoint = Callable[[Path, nn.Module, Recipe, dict], object]
 # Errors that loading a damaged file raises: those whose messages help users, and others
 HELPFUL_ERRORS = OSError, TypeError, ValueError
 OTHER_ERRORS = RuntimeError, LookupError, ArithmeticError, AttributeError, EOFError
@@ -40,7 +36,7 @@ OTHER_ERRORS += UnpicklingError, BadZipFile, zlib.error
 NEW_RUN = "init_from can start a new run from the weights beside it"
 
 
-def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> None:
+def save_run(folder: str | Path, run: Run) -> None:
     """Writes training_state.pt, and after it a checkpoint, for any recipe.
 
     Raises OSError if they cannot be written.
@@ -48,7 +44,6 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
     folder = Path(folder)
     settings = run.settings
     folder.mkdir(parents=True, exist_ok=True)
-    folder_identity = FolderIdentity.of(folder)  # now, since the folder may be renamed meanwhile
     state = {
         "settings": asdict(settings),
         "method": {"schedule": settings.schedule, "prediction": settings.prediction},
@@ -67,8 +62,8 @@ def save_run(folder: str | Path, run: Run, save_checkpoint: SaveCheckpoint) -> N
     # Opened here, since torch.save would write the name of a path into the file
     with replacing(folder / STATE) as path, path.open("wb") as file:
         torch.save(state, file)
-    run.folder_identity = folder_identity
-    save_checkpoint(folder, run.ema, settings, run.record())
+    run.folder = folder.resolve()
+    checkpoints.save_checkpoint(folder, run.ema, settings, run.record(), run.sampling_defaults)
     with suppress(OSError):  # Windows cannot flush folders
         flush_to_disk(folder)  # the names of the three files
     run.last_saved_step = run.step
@@ -128,25 +123,23 @@ def resume_run(
     recipe = recipe or saved
     check_changes(saved, recipe, folder)
     if is_first_process():
-        print_changes(state, saved, recipe)
+        print_changes(saved, recipe)
     run = start(recipe)
     try:
         restore(run, state)
     except (*HELPFUL_ERRORS, *OTHER_ERRORS) as error:
         refusal = f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)})"
         raise ValueError(f"{refusal}: {NEW_RUN}") from error
-    run.folder_identity = FolderIdentity.of(folder)
+    run.folder = Path(folder).resolve()
     run.last_saved_step = step
     return run
 
 
-def print_changes(state: dict, saved: Recipe, recipe: Recipe) -> None:
-    """Prints how a resumed run differs from the saved one."""
+def print_changes(saved: Recipe, recipe: Recipe) -> None:
+    """Prints that a resumed run has another length, if so."""
     if recipe.epochs != saved.epochs:
         change = f"epochs were {saved.epochs:g} and are {recipe.epochs:g} now"
         print(f"{change}: the learning rate goes on as in a run of that length")
-    if "generator" in state:
-        print("the run was saved by an earlier version: it goes on with other random numbers")
 
 
 def is_saved(folder: str | Path, run: Run) -> bool:
@@ -177,15 +170,12 @@ def restore(run: Run, state: dict) -> None:
 
     Only tensors and numbers are loaded: settings of optimisers and scalers stay the run's own.
     """
-    if run.method.networks and "parts" not in state:
-        load_joined_networks(run, state)
-    else:
-        load_optimizer(run.optimizer, state["optimizer"])
-        load_weights(run.network.state_dict(), state["model"], "model")
-        load_weights(run.ema.state_dict(), state["ema"], "ema")
-        for name, network in run.method.networks.items():
-            load_optimizer(run.method_optimizers[name], state["part_optimizers"][name])
-            load_weights(network.state_dict(), state["parts"][name], name)
+    load_optimizer(run.optimizer, state["optimizer"])
+    load_weights(run.network.state_dict(), state["model"], "model")
+    load_weights(run.ema.state_dict(), state["ema"], "ema")
+    for name, network in run.method.networks.items():
+        load_optimizer(run.method_optimizers[name], state["part_optimizers"][name])
+        load_weights(network.state_dict(), state["parts"][name], name)
     if run.time_sampler is not None:
         load_weights(run.time_sampler.state_dict(), state["times"], "times")
     scaler = state.get("scaler") or run.scaler.state_dict()
@@ -226,51 +216,3 @@ def copy_optimizer_state(own: dict, saved: dict) -> None:
     for index, tensors in own["state"].items():
         zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         load_weights(tensors, saved["state"].get(index, zeros), f"optimizer, {index}")
-
-
-def load_joined_networks(run: Run, state: dict) -> None:
-    """Loads an earlier version's state into a run whose method has networks."""
-    networks = run.method.networks
-    joined = load_joined_optimizer(run, state["optimizer"])
-    for key, own in (("model", run.network), ("ema", run.ema)):
-        load_weights(own.state_dict(), without_method_networks(state[key], networks), key)
-    for name, network in networks.items():
-        prefix = f"{name}."
-        own = {key: value for key, value in state["model"].items() if key.startswith(prefix)}
-        own = {key.removeprefix(prefix): value for key, value in own.items()}
-        load_weights(network.state_dict(), own, name)
-    for _, optimizer in run.networks_and_optimizers:
-        for own, old in zip(inner_optimizers(optimizer), inner_optimizers(joined)):
-            for group in own.param_groups:
-                own.state.update((p, old.state[p]) for p in group["params"] if p in old.state)
-
-
-def without_method_networks(
-    tensors: dict[str, Tensor], networks: nn.ModuleDict
-) -> dict[str, Tensor]:
-    """The tensors of the run's network, without those of its method's."""
-    prefixes = tuple(f"{name}." for name in networks)
-    return {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
-
-
-def load_joined_optimizer(run: Run, state: dict) -> Optimizer:
-    """The earlier version's optimiser of all networks, with its state.
-
-    It was Adam, with one group for each network or one for all, or the run's kind.
-    """
-    networks = [run.network, *run.method.networks.values()]
-    combined = copy(run.network)  # the same parameters, then those of the method's networks
-    combined._modules = {**run.network._modules, **run.method.networks}
-    if len(state.get("param_groups", [])) == len(networks):
-        joined = torch.optim.Adam([{"params": [*each.parameters()]} for each in networks])
-    elif "param_groups" in state:
-        joined = torch.optim.Adam(combined.parameters())
-    else:
-        joined = type(run.optimizer)(combined, run.settings.learning_rate)
-    load_optimizer(joined, state)
-    return joined
-
-
-def inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """An optimiser, and the Adam inside it, if it has one, such as Muon's."""
-    return [optimizer, *filter(None, [getattr(optimizer, "adam", None)])]

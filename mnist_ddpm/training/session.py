@@ -17,7 +17,6 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.ddpm import Denoiser, Schedule, total_steps
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.machine import folder_lock
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.process import Stopped, progress_bar
 from mnist_ddpm.machine.processes import ProcessGroup, adapt_threads
@@ -189,9 +188,8 @@ class Session:
     """A training of a run in a folder: what it has saved, and when."""
 
     run: Run
-    find_folder: Callable[[], Path]  # the folder's current path, should it be moved
+    folder: Path
     schedule: Schedule
-    save_checkpoint: saving.SaveCheckpoint
     preview: Preview | None
     world: ProcessGroup
     log: Log | None = None
@@ -199,17 +197,11 @@ class Session:
 
     def __post_init__(self):
         self.first_step = self.run.step
-        self.known_folder = self.folder
         is_saved = saving.is_saved(self.folder, self.run)
         self.saved_step = self.run.step if is_saved else None
         self.start_time = self.last_save_time = time.monotonic()
         self.overhead_seconds = 0.0  # of all saves and previews
         self.save_seconds = 0.0  # of the last save
-
-    @property
-    def folder(self) -> Path:
-        """Where the run is saved."""
-        return self.find_folder()
 
     @property
     def epoch_steps(self) -> int:
@@ -222,7 +214,7 @@ class Session:
         return self.world.rank == 0
 
     def save(self) -> None:
-        """A checkpoint, by the first process for all; again if its folder moves meanwhile.
+        """A checkpoint, by the first process for all; where its folder is gone, that is made again.
 
         Of a training that ends at a given time it has as many epochs as are foreseen.
         """
@@ -230,30 +222,15 @@ class Session:
         if self.timed_length is not None:
             epochs = self.timed_length.epochs(self.epoch_steps)
             run.settings = replace(run.settings, epochs=epochs)
-        folder = None
-        while self.is_main_process and folder != self.folder:
-            folder = self.follow_folder()
-            saving.check_not_overwriting(folder, run)  # another may have begun there meanwhile
-            try:
-                saving.save_run(folder, run, self.save_checkpoint)
-            except FileNotFoundError:
-                if folder == self.folder:
-                    raise
-        if not self.is_main_process:
-            self.known_folder = self.folder
-            run.folder_identity = folder_lock.FolderIdentity.of(self.known_folder)
+        if self.is_main_process:
+            if not self.folder.exists():
+                print(f"{self.folder} was moved or removed: training makes it again")
+            saving.check_not_overwriting(self.folder, run)  # another may have begun there meanwhile
+            saving.save_run(self.folder, run)
+        else:
+            run.folder = self.folder.resolve()
             run.last_saved_step = run.step
         self.saved_step = run.step
-
-    def follow_folder(self) -> Path:
-        """The folder to save in. Prints a line if it has moved, or is gone."""
-        folder = self.folder
-        if folder != self.known_folder:
-            print(f"{self.known_folder} has moved: training goes on in {folder}")
-        elif not folder.exists():
-            print(f"{folder} was removed: training makes it again")
-        self.known_folder = folder
-        return folder
 
     def draw_preview(self, epoch: int) -> None:
         """A preview. A failure is no reason to stop: the loss and the next save show it."""
@@ -324,8 +301,8 @@ class Session:
         """What to raise after the signals, with all saved, in a training on n images."""
         is_done = self.run.step >= total_steps(self.run.settings, n)
         ending = ", its last" if is_done else ": resume to go on"
-        message = f"stopped after step {self.run.step} and saved in {self.known_folder}{ending}"
-        folder = None if is_done else self.known_folder
+        message = f"stopped after step {self.run.step} and saved in {self.folder}{ending}"
+        folder = None if is_done else self.folder
         return Stopped(message, signals[0] if signals else signal.SIGINT, folder)
 
     def with_what_is_saved(self, error: Exception) -> Exception:
