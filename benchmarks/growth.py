@@ -17,8 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.evaluation import generation
+from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop

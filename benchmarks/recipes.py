@@ -20,9 +20,9 @@ from harness import RESULTS, ROOT, command_line, precisions, run
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.data import loading
-from mnist_ddpm.evaluation import cards, extractors, generation
+from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate
 from mnist_ddpm.evaluation.losses import loss_by_tenth
 from mnist_ddpm.machine import devices

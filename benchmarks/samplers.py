@@ -17,9 +17,9 @@ from pathlib import Path
 from harness import ROOT, make_parser, run, write_result
 from torch import Tensor
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.data import loading
-from mnist_ddpm.evaluation import extractors, generation
+from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.evaluation.distances import Estimate, frechet_estimate, shuffled
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.files import writable_folder

@@ -237,7 +237,7 @@ def learns_variance(recipe: Recipe) -> bool:
 
 def takes_next_time(recipe: Recipe) -> bool:
     """Whether the network is also given the time to which a step goes."""
-    return NETWORKS.get(recipe.network) is networks.shortcut_unet
+    return getattr(NETWORKS.get(recipe.network), "takes_next_time", False)
 
 
 def make_method(recipe: Recipe, teacher: Teacher | None = None) -> Method:
@@ -332,15 +332,15 @@ def next_times(sampler: str, times: list[int], recipe: Recipe) -> list[int] | No
 
     Else None. Raises ValueError for a network that does not take it.
     """
-    if not gives_next_time(sampler):
+    if not needs_next_time(sampler):
         return None
     check(takes_next_time(recipe), f"sampler {sampler} needs a network of --network shortcut")
     return times
 
 
-def gives_next_time(sampler: str) -> bool:
+def needs_next_time(sampler: str) -> bool:
     """Whether a sampler of that name is for networks that take the time to which a step goes."""
-    return SAMPLERS.get(sampler) is shortcuts.shortcut_sampler
+    return getattr(SAMPLERS.get(sampler), "needs_next_time", False)
 
 
 def sampling_times(schedule: Schedule, steps: int, spacing: str = "trailing") -> list[int]:

@@ -25,6 +25,9 @@ def shortcut_unet(recipe: Recipe, in_channels: int, out_channels: int) -> UNet:
     return unet_of(ShortcutUNet, recipe, in_channels, out_channels, classes=recipe.classes)
 
 
+shortcut_unet.takes_next_time = True
+
+
 def fourier_unet(recipe: Recipe, in_channels: int, out_channels: int) -> UNet:
     """A U-Net that also sees the last digits of a pixel, and takes no labels."""
     return unet_of(FourierUNet, recipe, in_channels, out_channels)

@@ -11,9 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import catalogue, generation
 from mnist_ddpm.ddpm import mirrored
-from mnist_ddpm.evaluation import generation
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.recipe import Recipe

@@ -213,14 +213,12 @@ def test_a_state_that_lacks_something_is_damaged(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-@pytest.mark.parametrize("damage", ["empty", "text", "header", "pickle", "other", "folder", "pipe"])
+@pytest.mark.parametrize("damage", ["empty", "text", "header", "pickle", "other", "pipe"])
 def test_a_damaged_partial_result_is_computed_again(tmp_path, damage):
     partial = PartialResults(tmp_path, CountedNetwork(None))
     path = tmp_path / "part.npz"
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': ((((".ljust(128)
-    if damage == "folder":
-        path.mkdir()
-    elif damage == "pipe":
+    if damage == "pipe":
         os.mkfifo(path)
     elif damage == "pickle":
         np.savez(path, cost=np.array([None, {}], dtype=object))

@@ -19,7 +19,6 @@ from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import cards, distances
 from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.machine import partial_results
 from mnist_ddpm.methods import likelihood
 from mnist_ddpm.methods.schedules import respaced_network, respaced_schedule
 
@@ -189,7 +188,6 @@ def test_images_that_are_drawn_are_not_drawn_again(places, tmp_path, monkeypatch
         return ddim(denoise, schedule, times, xT, draw_noise, eta=eta)
 
     monkeypatch.setitem(catalogue.SAMPLERS, "ddim", counted)
-    monkeypatch.setattr(partial_results, "SAVE_INTERVAL", -1.0)
     out, build = tmp_path / "card.json", cards.build_card
     monkeypatch.setattr(cards, "build_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -13,12 +13,11 @@ from PIL import Image
 import mnist_ddpm
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.commands.flags import SampleFlags
-from mnist_ddpm.commands.push import flags_of_card
 from mnist_ddpm.commands.sample import prepare_job
-from mnist_ddpm.commands.sampler_setup import choose_sampler, own_options
 from mnist_ddpm.machine import devices
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.recipe import Recipe
+from mnist_ddpm.sampling import Sampling, own_options
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +108,8 @@ def test_each_flag_of_sample_changes_the_images(digits, tmp_path, quick):
 def test_what_a_card_says_of_the_sampler_is_drawn_again(digits, tmp_path, quick):
     settings = {"name": "ddim", "eta": 1.0, "steps": 3, "spacing": "edm", "clip": "none"}
     settings |= {"path": "flow", "labels": [7, 2], "guidance": 2.0, "guidance_interval": [1, 18]}
-    flags = SampleFlags(checkpoint=digits, n=3, **flags_of_card(settings))
-    images, _ = prepare_job(flags).draw()
+    flags = SampleFlags(checkpoint=digits, n=3, label=settings["labels"])
+    images, _ = prepare_job(flags, Sampling.from_card(settings)).draw()
     typed = "--sampler ddim --eta 1 --steps 3 --spacing edm --clip none --path flow --label 7 2"
     typed += " --guidance 2 --guidance-interval 1 18"
     typed = drawn(tmp_path, "--checkpoint", digits, "--n", 3, *typed.split())
@@ -228,9 +227,10 @@ def test_a_samplers_own_defaults_hold_without_flags(monkeypatch):
         (learned, {"sampler": "wide"}, "variance", "beta"),
         (learned, {"sampler": "wide", "variance": "posterior"}, "variance", "posterior"),
     ]:
-        choice = choose_sampler(SampleFlags(steps=50, spacing="trailing", **flags), recipe)
+        choice = Sampling(**flags).choice(recipe)
         assert choice.described[name] == wanted, flags
-        assert choice.options[name] == (wanted if name == "eta" else catalogue.VARIANCES[wanted])
+        option = choice.sampler.keywords[name]
+        assert option == (wanted if name == "eta" else catalogue.VARIANCES[wanted])
 
 
 def test_a_sampler_of_ones_own_has_its_options_within_reach(colours, tmp_path, monkeypatch, capsys):

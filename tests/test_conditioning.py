@@ -12,10 +12,10 @@ from conftest import ROOT
 from helpers import change_dataset, equal, untrained_judge, with_random_weights
 from PIL import Image
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.commands.push import push_to_hub
 from mnist_ddpm.ddpm import to_float, to_uint8
-from mnist_ddpm.evaluation import extractors, generation, losses
+from mnist_ddpm.evaluation import extractors, losses
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.conditioning import downsampled, grey, small, with_condition

@@ -7,10 +7,9 @@ import torch
 from conftest import ROOT
 from helpers import PAPER, untrained_judge
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import ddpm, generation
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import copies as audits
-from mnist_ddpm.evaluation import generation
 from mnist_ddpm.evaluation.cards import card_figures
 from mnist_ddpm.evaluation.copies import Audit, audit, audit_points, audited_indices, describe_audit
 from mnist_ddpm.recipe import Recipe

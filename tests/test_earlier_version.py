@@ -25,7 +25,7 @@ def test_a_checkpoint_draws(who):
 
 
 def test_the_notebook_loads_its_own():
-    network, schedule, settings = ddpm.load_checkpoint(FILES / "notebook")
+    _, schedule, settings = ddpm.load_checkpoint(FILES / "notebook")
     assert settings.base_channels == 4 and schedule.T == 20
 
 

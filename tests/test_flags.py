@@ -10,8 +10,8 @@ from typing import get_args
 import pytest
 from conftest import ROOT
 
-from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import command_line, flags, sampler_setup, training_flags
+from mnist_ddpm import catalogue, ddpm, sampling
+from mnist_ddpm.commands import command_line, flags, training_flags
 from mnist_ddpm.experiments import experiment_flags, registry
 from mnist_ddpm.machine import process
 from mnist_ddpm.recipe import Recipe
@@ -83,7 +83,7 @@ def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):
 def test_the_names_are_those_of_the_catalogue():
     for names, known in (
         (flags.SamplerName, catalogue.SAMPLERS), (flags.Spacing, catalogue.SPACINGS),
-        (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.ClipName, sampler_setup.CLIPS),
+        (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.ClipName, sampling.CLIPS),
         (training_flags.Log, ["none", *tracking.PACKAGES]),
     ):  # fmt: skip
         assert {*get_args(names)} == {*known}

@@ -17,6 +17,7 @@ from mnist_ddpm.commands.outputs import open_partial_results
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import SHIPPED, find
+from mnist_ddpm.sampling import Sampling
 from mnist_ddpm.training.first_weights import initial_weights
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -101,7 +102,9 @@ def test_partial_results_belong_to_the_weights_of_a_name(elsewhere, monkeypatch,
     for std in (0.1, 0.2):
         save_network(own, DIGITS, std=std)
         flags = SampleFlags(**{flag: Path("mnist")})
-        partial = open_partial_results(flags, elsewhere / "out", None, torch.device("cpu"))
+        sampling = Sampling(guide=flags.guide)
+        options = elsewhere / "out", [], torch.device("cpu")
+        partial = open_partial_results(flags, sampling, *options)
         folders.append(partial.folder)
     assert len({*folders}) == 2
 

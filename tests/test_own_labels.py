@@ -11,9 +11,9 @@ from helpers import untrained_judge
 from picture_helpers import image_recipe, plain, save
 from PIL import Image
 
+from mnist_ddpm.commands.drawing import labels_in_turn
 from mnist_ddpm.commands.flags import SampleFlags
 from mnist_ddpm.commands.sample import sample
-from mnist_ddpm.commands.sampler_setup import labels_in_turn
 from mnist_ddpm.data import loading
 from mnist_ddpm.data.folders import folder_labels, load_own_folder
 from mnist_ddpm.data.labels import distinct_names, label_number

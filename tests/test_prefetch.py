@@ -8,8 +8,7 @@ import torch
 from training_helpers import PATH, TINY, same, squares, steps
 from training_helpers import start_simple as start
 
-from mnist_ddpm import ddpm
-from mnist_ddpm.evaluation import generation
+from mnist_ddpm import ddpm, generation
 from mnist_ddpm.machine import devices
 
 

@@ -9,11 +9,11 @@ import pytest
 from command_helpers import DIGITS, drawn, error_of, run, save_network, skip_films
 from conftest import ROOT
 
+from mnist_ddpm.commands.drawing import sampling_of
 from mnist_ddpm.commands.flags import SampleFlags
-from mnist_ddpm.commands.push import flags_of_card
 from mnist_ddpm.commands.sample import prepare_job
-from mnist_ddpm.commands.sampler_setup import with_sampling_defaults
 from mnist_ddpm.formats import checkpoints
+from mnist_ddpm.sampling import Sampling
 
 DRAW = {"sampler": "dpmpp", "steps": 4, "eta": 1.0}
 NAMES = "sampler", "steps", "eta", "guide", "guidance", "guidance_interval"
@@ -74,9 +74,9 @@ def test_without_flags_the_best_is_drawn_and_said(tmp_path, monkeypatch, capsys)
 )
 def test_a_flag_that_is_typed_wins(typed, expected):
     recipe, _ = checkpoints.load_config(checkpoints.find("mnist"))
-    flags = with_sampling_defaults(SampleFlags(checkpoint=Path("mnist"), **typed), recipe)
-    assert tuple(getattr(flags, name) for name in NAMES) == expected
-    assert not {*flags.advised} & typed.keys()
+    sampling = sampling_of(SampleFlags(checkpoint=Path("mnist"), **typed), recipe)
+    assert tuple(getattr(sampling, name) for name in NAMES) == expected
+    assert not {*sampling.advised} & typed.keys()
 
 
 def test_one_step_needs_no_time_in_the_advised_interval(tmp_path, monkeypatch, capsys):
@@ -111,7 +111,7 @@ def test_timesteps_of_the_defaults_are_sampled_unless_steps_are_typed(plain, tmp
     spaced = drawn(tmp_path / "d", *base, "--steps", 3, "--spacing", "signal")
     assert np.array_equal(typed, spaced) and not np.array_equal(typed, images)
     settings = {"name": "dpmpp", "eta": 1.0, "steps": 3, "timesteps": [20, 12, 3]}
-    again, _ = prepare_job(SampleFlags(checkpoint=plain, n=2, **flags_of_card(settings))).draw()
+    again, _ = prepare_job(SampleFlags(checkpoint=plain, n=2), Sampling.from_card(settings)).draw()
     assert np.array_equal(again[:, 0].numpy(), images)
 
 

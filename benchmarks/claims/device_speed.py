@@ -11,8 +11,7 @@ from unittest.mock import patch
 import torch
 
 from claims.bench import Bench
-from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.evaluation import generation
+from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.machine import devices
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.recipe import Recipe

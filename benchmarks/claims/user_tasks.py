@@ -13,8 +13,7 @@ from harness import ROOT
 from torch import Tensor, nn
 
 from claims.bench import Bench
-from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.evaluation import generation
+from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving

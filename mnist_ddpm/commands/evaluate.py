@@ -5,8 +5,17 @@ import math
 import torch
 from torch import Tensor
 
-from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import checkpoint_inputs, outputs, sampler_setup
+from mnist_ddpm import catalogue, ddpm, generation
+from mnist_ddpm.commands import outputs
+from mnist_ddpm.commands.drawing import (
+    MAX_IMAGES,
+    labels_in_turn,
+    load_guide,
+    locate_dataset,
+    open_checkpoint,
+    pick_processes_and_device,
+    sampling_of,
+)
 from mnist_ddpm.commands.flags import CompareFlags, DrawingFlags, EvaluateFlags, LikelihoodFlags
 from mnist_ddpm.commands.image_inputs import holds_samples, read_images
 from mnist_ddpm.commands.outputs import open_partial_results, print_written
@@ -15,19 +24,23 @@ from mnist_ddpm.data.labels import label_number, needs_labels, typical_labels
 from mnist_ddpm.data.pictures import margin
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule, check
-from mnist_ddpm.evaluation import cards, distances, extractors, generation, losses
+from mnist_ddpm.evaluation import cards, distances, extractors, losses
 from mnist_ddpm.evaluation.extractors import RealImages
 from mnist_ddpm.formats.checkpoints import Checkpoint, find
 from mnist_ddpm.machine import devices, files, processes
 from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
+from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods import likelihood, schedules
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.recipe import Recipe
+from mnist_ddpm.sampling import Sampling, pick_variance
 from mnist_ddpm.training import cost
 from mnist_ddpm.training.cost import check_drawing
 
+# The exponent of each variance of a step, for the bound: as likelihood.bits_per_dim
+EXPONENTS = {"posterior": 0.0, "beta": 1.0, "learned": None}
 # Flags of drawing that have no effect on images that are there already
 SAMPLING_FLAGS = (
     "sampler steps spacing timesteps path eta variance option clip label guidance "
@@ -38,13 +51,13 @@ SAMPLING_FLAGS = (
 def run_evaluate(flags: EvaluateFlags) -> None:
     """Draws or reads images, judges them, writes a card. What cannot be done is reported before."""
     check_sampling_flags(flags)
-    world, device = sampler_setup.pick_processes_and_device(flags)
-    checkpoint, flags = checkpoint_inputs.open_checkpoint(flags, device)
-    recipe = checkpoint_inputs.locate_dataset(checkpoint.recipe, flags.dataset)
+    world, device = pick_processes_and_device(flags)
+    checkpoint, flags = open_checkpoint(flags, device)
+    recipe = locate_dataset(checkpoint.recipe, flags.dataset)
     checkpoint = checkpoint._replace(recipe=recipe)
-    flags = sampler_setup.with_sampling_defaults(flags, recipe, is_followed=not flags.images)
+    sampling = None if flags.images else sampling_of(flags, recipe)
     cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
-    check_request(flags, recipe)
+    check_request(flags, sampling, recipe)
     digest = extractors.digest((find(flags.checkpoint) / "model.safetensors").read_bytes())
     about = {"checkpoint": str(flags.checkpoint), "checkpoint_sha256": digest}
     side = max(recipe.shape[1:])
@@ -57,14 +70,17 @@ def run_evaluate(flags: EvaluateFlags) -> None:
     judge.features(training[: world.size])  # reports now where it is not for such images
     real = RealImages(judge, training, held_out, recipe.is_mirrored, flags.data / "cache")
     real.announce_missing()
-    counted = CountedNetwork(checkpoint.network)
-    partial = outputs.open_partial_results(flags, flags.out, counted, device, *real.digests)
+    drawing = None
+    if images is None:
+        drawing = prepare_drawing(flags, checkpoint, sampling, training, held_out, device)
+    networks = drawing.networks if drawing else ()
+    partial = open_partial_results(flags, sampling, flags.out, networks, device, *real.digests)
     with partial.stoppable():
         if images is None:
-            images, drawing = draw_images(
-                flags, checkpoint, (training, held_out), partial, device=device, world=world
-            )
-            about |= drawing
+            images, described = draw_images(flags, drawing, partial, device, world)
+            about |= described
+            if recipe.conditional:
+                about["sampler"]["condition"] += f" of {condition_split(recipe, held_out)} images"
         elif n < len(images):
             count = f"{n:,} of {len(images):,} images, drawn at random"
             print(f"judging {count}: --n {len(images)} takes all")
@@ -99,20 +115,20 @@ def check_sampling_flags(flags: EvaluateFlags) -> None:
         raise ValueError(f"the images in {flags.images} are drawn already: leave out {typed}")
 
 
-def check_request(flags: EvaluateFlags, recipe: Recipe) -> None:
+def check_request(flags: EvaluateFlags, sampling: Sampling | None, recipe: Recipe) -> None:
     """Raises ValueError or OSError for what cannot be done, before images are read."""
     files.check_writable(flags.out)
     outputs.check_outside(flags.out, recipe.dataset)
     if flags.images and not holds_samples(flags.images):
         outputs.check_outside(flags.out, flags.images)
     if flags.bits:
-        limit = sampler_setup.MAX_IMAGES
-        check(2 <= flags.bits <= limit, f"--bits is {flags.bits}: take from 2 to {limit:,} images")
-        checkpoint_inputs.check_bound(recipe, "--bits")
-    if not flags.images:
-        sampler_setup.check_labels_and_guidance(flags, recipe)
-        times = sampler_setup.choose_sampler(flags, recipe).times
-        sampler_setup.check_interval(flags, times, recipe)
+        is_in_range = 2 <= flags.bits <= MAX_IMAGES
+        check(is_in_range, f"--bits is {flags.bits}: take from 2 to {MAX_IMAGES:,} images")
+        check_bound(recipe, "--bits")
+    if sampling is not None:
+        sampling.check_guidance(recipe, flags.checkpoint, flags.label)
+        labels_in_turn(flags, recipe)  # raises for one that is unknown
+        sampling.check_interval(recipe, sampling.choice(recipe))
 
 
 def load_real_images(flags: EvaluateFlags, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
@@ -138,7 +154,7 @@ def labels_as_in_training(flags: EvaluateFlags, recipe: Recipe, split: str = "tr
     Where there are conditions, they are of the same images of the split.
     """
     if flags.label:
-        return sampler_setup.labels_in_turn(flags, recipe)
+        return labels_in_turn(flags, recipe)
     try:
         labels = loading.load_labels(recipe, flags.data, split)
     except (ValueError, FileNotFoundError) as error:
@@ -148,81 +164,78 @@ def labels_as_in_training(flags: EvaluateFlags, recipe: Recipe, split: str = "tr
     return typical_labels(labels, flags.n, flags.seed)
 
 
-def draw_images(
+def prepare_drawing(
     flags: EvaluateFlags,
     checkpoint: Checkpoint,
-    real: tuple[Tensor, Tensor | None],
-    partial: PartialResults,
-    *,
+    sampling: Sampling,
+    training: Tensor,
+    held_out: Tensor | None,
     device: torch.device,
-    world: ProcessGroup,
-) -> tuple[Tensor, dict]:
-    """The images to judge; and for a card, how they were drawn, and at what cost.
-
-    real: training images, and those held out or None; conditions are of the latter.
-    """
+) -> generation.Drawing:
+    """What draws the images to judge, with the labels and conditions of real ones."""
     recipe = checkpoint.recipe
-    training, held_out = real
     condition_images = None
     split = "train"
     if recipe.conditional:
-        split = "train" if held_out is None else dataset_named(recipe.dataset).held_out
+        split = condition_split(recipe, held_out)
         images = training if held_out is None else held_out
         condition_images = choose_images(images, flags.n, flags.seed)
     labels = labels_as_in_training(flags, recipe, split) if recipe.classes else None
-    sampler_choice = sampler_setup.choose_sampler(flags, recipe)
-    denoiser_for_batch = sampler_setup.build_denoiser_for_batch(
-        flags,
-        sampler_choice,
-        checkpoint,
-        partial.counted,
-        labels=labels,
-        condition_images=condition_images,
-        device=device,
-    )
-    images, _ = sampler_setup.generate_images(
-        flags,
-        sampler_choice,
-        denoiser_for_batch,
-        recipe,
-        device=device,
-        partial_results=partial,
-        world=world,
-    )
-    about = {"sampler": describe_sampling(flags, sampler_choice, recipe)}
-    about |= generation.cost_per_image(partial, flags.n, world)
-    if condition_images is not None:
-        about["sampler"]["condition"] = f"{recipe.condition} of {split} images"
-        compute_condition = catalogue.condition_function(recipe)
+    inputs = labels, condition_images, load_guide(sampling, checkpoint, flags, device)
+    choice = sampling.choice(recipe)
+    return generation.Drawing(checkpoint, sampling, choice, flags.precision, *inputs)
+
+
+def condition_split(recipe: Recipe, held_out: Tensor | None) -> str:
+    """The split whose images conditions are taken of: the unseen one, if there is one."""
+    return "train" if held_out is None else dataset_named(recipe.dataset).held_out
+
+
+def draw_images(
+    flags: EvaluateFlags,
+    drawing: generation.Drawing,
+    partial: PartialResults,
+    device: torch.device,
+    world: ProcessGroup,
+) -> tuple[Tensor, dict]:
+    """The images to judge; and for a card, how they were drawn, and at what cost."""
+    options = {"seed": flags.seed, "batch_size": flags.batch_size}
+    options |= {"partial_results": partial, "world": world}
+    images, _ = drawing.images(flags.n, device=device, **options)
+    recipe = drawing.checkpoint.recipe
+    facts = drawing.sampling.describe(drawing.choice, recipe) | {"precision": flags.precision}
+    if flags.compile:
+        facts["compile"] = True
+    if recipe.classes:
+        numbers = [label_number(label, recipe) for label in flags.label]
+        facts["labels"] = numbers or "as in training"
+    about = {"sampler": facts, **generation.cost_per_image(partial, flags.n, world)}
+    if drawing.condition_images is not None:
+        facts["condition"] = recipe.condition
         about["condition_error"] = losses.condition_error(
-            compute_condition, images, condition_images
+            catalogue.condition_function(recipe), images, drawing.condition_images
         )
     return images, about
 
 
-def describe_sampling(
-    flags: EvaluateFlags, sampler_choice: sampler_setup.SamplerChoice, recipe: Recipe
+def check_bound(recipe: Recipe, request: str) -> None:
+    """Raises ValueError where no bound can be measured, which the flag or command requests."""
+    needs = f"{request} needs a network"
+    check(not needs_labels(recipe), f"{needs} that can do without its labels (label_dropout is 0)")
+    check(not recipe.conditional, f"{needs} without a condition, and here is {recipe.condition}")
+
+
+def bound_options(
+    flags: EvaluateFlags | LikelihoodFlags,
+    recipe: Recipe,
+    variance: str,
+    device: torch.device,
+    partial: PartialResults,
 ) -> dict:
-    """How images were drawn, for a card."""
-    facts = {"name": sampler_choice.name, **sampler_choice.described, "precision": flags.precision}
-    facts |= {"steps": flags.steps, "clip": flags.clip}
-    if flags.timesteps:
-        facts["timesteps"] = list(flags.timesteps)
-    else:
-        facts["spacing"] = flags.spacing
-    numbers = [label_number(label, recipe) for label in flags.label]
-    optional = {
-        "path": flags.path,
-        "compile": flags.compile,
-        "advised": list(flags.advised),
-        "labels": (numbers or "as in training") if recipe.classes else None,
-        "guide": str(flags.guide) if flags.guide else None,
-        "guidance_interval": list(flags.guidance_interval or ()),
-    }
-    facts |= {name: value for name, value in optional.items() if value}
-    if recipe.classes or flags.guide:
-        facts["guidance"] = sampler_setup.guidance_scale(flags)
-    return facts
+    """What the flags say to likelihood.bits_per_dim, whose parts are kept as partial results."""
+    options = {"exponent": EXPONENTS[variance], "margin": margin(recipe), "device": device}
+    options |= {"batch_size": flags.batch_size, "seed": flags.seed}
+    return options | {"progress": progress_bar, "part": partial.compute}
 
 
 def measure_network(
@@ -242,10 +255,10 @@ def measure_network(
         denoise = catalogue.make_denoiser(network, schedule, recipe)
         figures["L_simple"] = losses.loss_by_tenth(denoise, schedule, held_out[:1000], **options)
     if flags.bits:
-        variance = checkpoint_inputs.pick_variance(flags.variance, recipe)
+        variance = pick_variance(flags.variance, recipe)
         times_per_image = min(50, schedule.T)
         denoise = catalogue.bound_denoiser(network, schedule, recipe, variance == "learned")
-        options = checkpoint_inputs.bound_options(flags, recipe, variance, device, partial)
+        options = bound_options(flags, recipe, variance, device, partial)
         options["times_per_image"] = times_per_image
         bound = bits_per_dim(denoise, schedule, held_out[: flags.bits], **options)
         figures["bits_per_dim"] = cards.bound_figures(bound, variance, times_per_image)
@@ -255,10 +268,10 @@ def measure_network(
 def run_likelihood(flags: LikelihoodFlags) -> None:
     """Measures the bound, prints and writes it. What cannot be measured is reported before."""
     device = devices.pick_device(flags.device)
-    checkpoint, flags = checkpoint_inputs.open_checkpoint(flags, device)
-    recipe = checkpoint_inputs.locate_dataset(checkpoint.recipe, flags.dataset)
+    checkpoint, flags = open_checkpoint(flags, device)
+    recipe = locate_dataset(checkpoint.recipe, flags.dataset)
     counted = CountedNetwork(checkpoint.network)
-    variance = checkpoint_inputs.pick_variance(flags.variance, recipe)
+    variance = pick_variance(flags.variance, recipe)
     denoise, schedule = make_chain(
         flags, counted, checkpoint.schedule, recipe, variance == "learned"
     )
@@ -266,9 +279,9 @@ def run_likelihood(flags: LikelihoodFlags) -> None:
     check_drawing(recipe, len(images), flags.batch_size if device.type == "cpu" else 1)
     files.check_writable(flags.out)
     digest = extractors.digest(images)
-    partial = open_partial_results(flags, flags.out, counted, device, digest)
+    partial = open_partial_results(flags, None, flags.out, [counted], device, digest)
     with partial.stoppable():
-        options = checkpoint_inputs.bound_options(flags, recipe, variance, device, partial)
+        options = bound_options(flags, recipe, variance, device, partial)
         options["times_per_image"] = flags.times_per_image
         bound = likelihood.bits_per_dim(denoise, schedule, images, **options)
         height, width = (side - 2 * black for side, black in zip(recipe.shape[1:], margin(recipe)))
@@ -304,7 +317,7 @@ def make_chain(
         schedule = schedules.respaced_schedule(schedule, times)
     elif flags.spacing != LikelihoodFlags.spacing:
         raise ValueError("--spacing is that of --steps: name them too, or leave it out")
-    checkpoint_inputs.check_bound(recipe, "likelihood")
+    check_bound(recipe, "likelihood")
     return catalogue.bound_denoiser(network, schedule, recipe, is_learned), schedule
 
 

@@ -97,7 +97,7 @@ class DrawingFlags:
     guidance: Annotated[
         float | None, unless_typed("the checkpoint's default, else 1, or 2 with --guide")
     ] = None
-    # guide only at times above the first, up to the second, at most T
+    # guide only at times above the first, up to the second, of the network's own schedule
     guidance_interval: Annotated[
         tuple[int, int] | None, unless_typed("the checkpoint's default, else all times")
     ] = None
@@ -111,8 +111,6 @@ class DrawingFlags:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     # processes expected, each on its device, from torchrun or accelerate launch
     processes: Annotated[int, unless_typed("any number")] = 0
-    # names of the flags that were filled in from the checkpoint's sampling defaults
-    advised: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 @dataclass

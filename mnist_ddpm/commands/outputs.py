@@ -9,19 +9,19 @@ import imageio.v3 as imageio
 import numpy as np
 import torch
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import __version__
 from mnist_ddpm.datasets import is_own
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.machine import devices, files, partial_results
+from mnist_ddpm.machine import devices, files
+from mnist_ddpm.machine.partial_results import PartialResults
 
 # Flags that do not change the images drawn or their bound (for --data its contents are compared)
 WITHOUT_EFFECT = (
     "out data bits extractor dataset command processes batch_size device condition_image"
 ).split()
 FILE_FLAGS = "checkpoint", "guide", "init_image", "mask"
-PACKAGE = Path(catalogue.__file__).parent
 
 
 def check_outside(out: Path, folder: str | Path) -> None:
@@ -49,16 +49,19 @@ def print_written(*paths: Path) -> None:
 
 
 def open_partial_results(
-    flags, out: Path, counted: partial_results.CountedNetwork, device: torch.device, *digests: str
-) -> partial_results.PartialResults:
+    flags, sampling, out: Path, networks, device: torch.device, *digests: str
+) -> PartialResults:
     """The folder beside out that keeps the parts of a command's work until all are done.
 
-    It is named for all that the parts depend on: flags, files, versions, and digests of images.
+    It is named for all that the parts depend on: flags, how images are drawn, files, versions, and
+    digests of images. networks: those whose evaluations are counted.
     """
     settings = {name: value for name, value in vars(flags).items() if name not in WITHOUT_EFFECT}
-    paths = sorted(PACKAGE.rglob("[!.]*.py"))
-    for name in FILE_FLAGS:
-        path = settings.pop(name, None)
+    settings["sampling"] = sampling
+    named = {name: settings.pop(name, None) for name in FILE_FLAGS}
+    named["guide"] = sampling and sampling.guide
+    paths = []
+    for name, path in named.items():
         if not path:
             continue
         with suppress(OSError):  # who needs a file that is missing says so
@@ -66,6 +69,6 @@ def open_partial_results(
         paths += [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
     contents = [path.read_bytes() for path in paths if path.is_file()]
     machine = {"device": device.type, "hardware": devices.hardware(device), **devices.versions()}
-    text = json.dumps([settings, machine, digests], default=str)
+    text = json.dumps([__version__, settings, machine, digests], default=str)
     digest = extractors.digest(text.encode(), *contents)
-    return partial_results.PartialResults(out.with_name(f"{out.stem}-{digest}.kept"), counted)
+    return PartialResults(out.with_name(f"{out.stem}-{digest}.kept"), *networks)

@@ -7,10 +7,9 @@ from pathlib import Path
 import imageio.v3 as imageio
 import torch
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import ddpm
 from mnist_ddpm.commands.flags import PushFlags, SampleFlags
 from mnist_ddpm.commands.sample import prepare_job
-from mnist_ddpm.commands.sampler_setup import own_options
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.extractors import digest
@@ -18,6 +17,7 @@ from mnist_ddpm.formats import checkpoints, hub
 from mnist_ddpm.formats.checkpoints import CONFIG, WEIGHTS, description_digests
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.text import describe_error, read_json, without_folders
+from mnist_ddpm.sampling import Sampling
 
 
 def run_push(flags: PushFlags) -> None:
@@ -59,13 +59,14 @@ def push_to_hub(
     _, record = checkpoints.load_config(folder)
     # before images are drawn, since what is no card is refused here
     page = publishing.model_card(full_name, checkpoint, record, figures)
-    options = {}
+    options = {"n": publishing.SHOWN, "seed": figures.get("seed", 0), "device": str(device)}
     if not sampler and not checkpoints.sampling_defaults(folder):
-        options = {"sampler": "dpmpp", "steps": min(20, checkpoint.recipe.T)}
-    options |= {"n": publishing.SHOWN, "seed": figures.get("seed", 0), "device": str(device)}
+        options |= {"sampler": "dpmpp", "steps": min(20, checkpoint.recipe.T)}
     try:
-        options |= flags_of_card(sampler) if sampler else {}
-        job = prepare_job(SampleFlags(checkpoint=folder, **options))
+        if sampler and isinstance(sampler.get("labels"), list):
+            options["label"] = sampler["labels"]
+        sampling = Sampling.from_card(sampler) if sampler else None
+        job = prepare_job(SampleFlags(checkpoint=folder, **options), sampling)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if not card:
             raise
@@ -90,18 +91,3 @@ def public_config(folder: Path) -> bytes:
         name: digests.get(name, digest) for name, digest in config.get("sha256", {}).items()
     }
     return json.dumps(config, indent=2).encode()
-
-
-def flags_of_card(settings: dict) -> dict:
-    """The flags of `sample` that draw as the sampler's settings of a card say."""
-    sampler = catalogue.look_up("sampler", settings["name"], catalogue.SAMPLERS)
-    names = "path eta variance clip guidance guidance_interval guide advised".split()
-    names += ["timesteps"] if "timesteps" in settings else ["steps", "spacing"]
-    flags = {name: settings[name] for name in names if name in settings}
-    if "guide" in flags:
-        flags["guide"] = Path(flags["guide"])
-    if isinstance(settings.get("labels"), list):
-        flags["label"] = settings["labels"]
-    own = own_options(sampler).keys() & settings.keys() - {"eta", "variance"}
-    options = tuple(f"{name}={json.dumps(settings[name])}" for name in own)
-    return flags | {"sampler": settings["name"], "option": options}

@@ -3,7 +3,8 @@
 import io
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,102 +14,102 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import sampler_setup
-from mnist_ddpm.commands.checkpoint_inputs import open_checkpoint
+from mnist_ddpm.commands.drawing import (
+    MAX_IMAGES,
+    labels_in_turn,
+    load_guide,
+    open_checkpoint,
+    pick_processes_and_device,
+    sampling_of,
+)
 from mnist_ddpm.commands.flags import SampleFlags, check_kinds
 from mnist_ddpm.commands.image_inputs import read_condition_images, read_image
 from mnist_ddpm.commands.outputs import open_partial_results, print_written, write_picture
-from mnist_ddpm.commands.sampler_setup import SamplerChoice
 from mnist_ddpm.data.labels import label_names
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.evaluation import extractors, generation
-from mnist_ddpm.formats.checkpoints import Checkpoint
+from mnist_ddpm.evaluation import extractors
+from mnist_ddpm.generation import Drawing
 from mnist_ddpm.machine import files, folder_lock
-from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
+from mnist_ddpm.machine.partial_results import PartialResults
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods import inpainting
 from mnist_ddpm.recipe import Recipe
+from mnist_ddpm.sampling import SamplerChoice, Sampling
 from mnist_ddpm.training import cost
 
 GRID_IMAGES = 400  # at most
 PATH_FLAGS = "checkpoint", "guide", "condition_image", "init_image", "mask"
-COMMAND_ONLY_FLAGS = {"out", "advised", "processes", "label"}
+COMMAND_ONLY_FLAGS = {"out", "processes", "label"}
 
 
 class SamplingJob(NamedTuple):
     """What `sample` draws with: the checkpoint, the sampler and the flags, all checked."""
 
-    flags: SampleFlags  # with the checkpoint's advice
-    checkpoint: Checkpoint
-    sampler_choice: SamplerChoice
-    denoiser_for_batch: generation.DenoiserForBatch
-    network: CountedNetwork
+    flags: SampleFlags
+    drawing: Drawing
     condition_images: Tensor | None  # uint8 (M, C, H, W)
-    labels: Tensor | None  # of the images, in turn: int64 (L,)
     world: ProcessGroup
     device: torch.device
 
     @property
+    def recipe(self) -> Recipe:
+        """That of the network that draws."""
+        return self.drawing.checkpoint.recipe
+
+    @property
     def film_columns(self) -> int:
         """How many images stand side by side in the films, and how many rows there are."""
-        return 6 if max(self.checkpoint.recipe.shape[1:]) <= 32 else 4  # noise takes much space
+        return 6 if max(self.recipe.shape[1:]) <= 32 else 4  # noise takes much space
 
-    def draw(self, partial: PartialResults | None = None) -> tuple[Tensor, ddpm.Film]:
+    def draw(self, kept: PartialResults | None = None) -> tuple[Tensor, ddpm.Film]:
         """The images, uint8 (n, C, H, W), and a film of the first ones."""
-        options = {"film_images": self.film_columns**2, "partial_results": partial}
-        options |= {"first": self.flags.first, "device": self.device, "world": self.world}
-        return sampler_setup.generate_images(
-            self.flags,
-            self.sampler_choice,
-            self.denoiser_for_batch,
-            self.checkpoint.recipe,
-            **options,
+        flags = self.flags
+        return self.drawing.images(
+            flags.n,
+            device=self.device,
+            seed=flags.seed,
+            batch_size=flags.batch_size,
+            first=flags.first,
+            film_images=self.film_columns**2,
+            partial_results=kept,
+            world=self.world,
         )
 
 
-def prepare_job(flags: SampleFlags) -> SamplingJob:
+def prepare_job(flags: SampleFlags, sampling: Sampling | None = None) -> SamplingJob:
     """Loads the checkpoint, and checks the flags against it.
 
-    Raises ValueError for what cannot be drawn.
+    sampling: how to draw, whatever the flags and the checkpoint say. Raises ValueError for what
+    cannot be drawn.
     """
     check_kinds(flags)
-    limit = sampler_setup.MAX_IMAGES
-    check(0 <= flags.first <= limit, f"first is {flags.first}: it must be from 0 to {limit:,}")
-    world, device = sampler_setup.pick_processes_and_device(flags)
+    check_image_flags(flags)
+    check(
+        0 <= flags.first <= MAX_IMAGES, f"first is {flags.first}: take one from 0 to {MAX_IMAGES:,}"
+    )
+    world, device = pick_processes_and_device(flags)
     checkpoint, flags = open_checkpoint(flags, device)
     recipe = checkpoint.recipe
-    flags = sampler_setup.with_sampling_defaults(
-        flags, recipe, is_followed=not flags.mask, starts_at_T=not flags.init_image
+    sampling = sampling or sampling_of(
+        flags,
+        recipe,
+        is_followed=not flags.mask,
+        starts_at_T=not flags.init_image,
+        default="ddpm" if flags.mask else "ddim",
     )
     condition_images = load_condition_images(flags, recipe)
-    network = CountedNetwork(checkpoint.network)
     cost.check_drawing(recipe, flags.n, flags.batch_size if device.type == "cpu" else 1)
-    sampler_setup.check_labels_and_guidance(flags, recipe)
-    sampler_choice = choose_with_image(flags, recipe, device)
-    sampler_setup.check_interval(flags, sampler_choice.times, recipe)
-    labels = sampler_setup.labels_in_turn(flags, recipe) if recipe.classes else None
-    denoiser_for_batch = sampler_setup.build_denoiser_for_batch(
-        flags,
-        sampler_choice,
-        checkpoint,
-        network,
-        labels=labels,
-        condition_images=condition_images,
-        device=device,
-    )
-    check_image_flags(flags)
-    return SamplingJob(
-        flags=flags,
-        checkpoint=checkpoint,
-        sampler_choice=sampler_choice,
-        denoiser_for_batch=denoiser_for_batch,
-        network=network,
-        condition_images=condition_images,
-        labels=labels,
-        world=world,
-        device=device,
-    )
+    sampling.check_guidance(recipe, flags.checkpoint, flags.label)
+    choice = sampling.choice(recipe)
+    if flags.init_image:
+        choice = choice_from_image(choice, flags, sampling, recipe, device)
+    sampling.check_interval(recipe, choice)
+    labels = labels_in_turn(flags, recipe) if recipe.classes else None
+    guide = load_guide(sampling, checkpoint, flags, device)
+    inputs = labels, condition_images, guide
+    drawing = Drawing(checkpoint, sampling, choice, flags.precision, *inputs)
+    return SamplingJob(flags, drawing, condition_images, world, device)
 
 
 def sample(
@@ -150,22 +151,24 @@ def run_sample(flags: SampleFlags) -> None:
     """Draws images and writes them. What cannot be drawn is reported before."""
     job = prepare_job(flags)
     flags = job.flags
-    recipe = job.checkpoint.recipe
+    recipe = job.recipe
     digests = [] if job.condition_images is None else [extractors.digest(job.condition_images)]
     array_path = flags.out / "samples.npz"
-    partial = open_partial_results(flags, array_path, job.network, job.device, *digests)
+    kept = open_partial_results(
+        flags, job.drawing.sampling, array_path, job.drawing.networks, job.device, *digests
+    )
     out = files.writable_folder(flags.out)
-    with partial.stoppable():
-        images, film = job.draw(partial)
+    with kept.stoppable():
+        images, film = job.draw(kept)
         if job.world.rank > 0:
             return
         shown = range(flags.first, flags.first + min(flags.n, GRID_IMAGES))
         condition = catalogue.condition_batch(recipe, job.condition_images, shown)
         with folder_lock.locked_folder(out, waits=True):
             paths = write_samples(out, images, film, job.film_columns, condition)
-    partial.discard()
-    evaluations = partial.evaluations / len(job.world.share(flags.n))
-    duration = f"{partial.seconds:.1f} s on {job.device}"
+    kept.discard()
+    evaluations = kept.evaluations / len(job.world.share(flags.n))
+    duration = f"{kept.seconds:.1f} s on {job.device}"
     print(f"{out}: {flags.n} images x {evaluations:.0f} network evaluations in {duration}")
     if recipe.attributes or recipe.label_names:
         names = enumerate(label_names(recipe))
@@ -199,43 +202,41 @@ def check_image_flags(flags: SampleFlags) -> None:
             raise ValueError(f"--{name} is for inpainting: leave it out, or give a --mask")
 
 
-def choose_with_image(flags: SampleFlags, recipe: Recipe, device: torch.device) -> SamplerChoice:
-    """As choose_sampler, with --init-image and --mask if given."""
-    inpaints = flags.init_image and flags.mask
-    sampler_choice = sampler_setup.choose_sampler(flags, recipe, "ddpm" if inpaints else "ddim")
-    if not flags.init_image:
-        return sampler_choice
+def choice_from_image(
+    choice: SamplerChoice,
+    flags: SampleFlags,
+    sampling: Sampling,
+    recipe: Recipe,
+    device: torch.device,
+) -> SamplerChoice:
+    """The same sampler, from --init-image: inpainting where there is a --mask."""
     image, mask = read_image(flags.init_image, flags.mask, recipe)
     image = image.to(device)
     if mask is None:
-        return start_from(image, sampler_choice, flags, recipe)
+        return start_from(image, choice, flags, sampling, recipe)
     message = f"--mask is for ancestral sampling: leave out --sampler {flags.sampler}"
-    check(sampler_choice.name == "ddpm", message)
+    check(sampling.sampler == "ddpm", message)
     options = {"known": image, "mask": mask.to(device)}
     options |= {"resamples": flags.resamples, "jump": flags.jump}
     if is_first_process():
-        evaluations = len(sampler_choice.times) * flags.resamples
+        evaluations = len(choice.times) * flags.resamples
         print(f"inpainting evaluates the network {evaluations} times an image (--resamples)")
-    return sampler_choice._replace(
-        sampler=inpainting.repaint_sampler, options=sampler_choice.options | options
-    )
+    sampler = partial(inpainting.repaint_sampler, **choice.sampler.keywords, **options)
+    return choice._replace(sampler=sampler)
 
 
 def start_from(
-    image: Tensor, sampler_choice: SamplerChoice, flags: SampleFlags, recipe: Recipe
+    image: Tensor, choice: SamplerChoice, flags: SampleFlags, sampling: Sampling, recipe: Recipe
 ) -> SamplerChoice:
-    """The sampler choice that starts from an image, noised as far as --strength says."""
+    """The same sampler, started from an image that is noised as far as --strength says."""
     strength = flags.strength
     check(0 < strength <= 1, f"strength is {strength}: it must be above 0, and at most 1")
     message = "--strength decides where sampling begins: leave out --timesteps"
-    check(not flags.timesteps, message)
+    check(not sampling.timesteps, message)
     last = max(1, round(strength * recipe.T))
-    schedule = sampler_choice.sampling_schedule
-    schedule = ddpm.Schedule(schedule.a[: last + 1], schedule.b[: last + 1])
-    times = catalogue.sampling_times(schedule, min(flags.steps, last), flags.spacing)
-    return sampler_choice._replace(
-        sampler=inpainting.sdedit(image, sampler_choice.sampler), times=times
-    )
+    schedule = ddpm.Schedule(choice.schedule.a[: last + 1], choice.schedule.b[: last + 1])
+    times = replace(sampling, steps=min(sampling.steps, last)).times(schedule)
+    return choice._replace(sampler=inpainting.sdedit(image, choice.sampler), times=times)
 
 
 def write_samples(

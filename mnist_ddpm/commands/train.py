@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mnist_ddpm import catalogue
-from mnist_ddpm.commands.checkpoint_inputs import locate_dataset
+from mnist_ddpm.commands.drawing import locate_dataset
 from mnist_ddpm.commands.outputs import check_outside, print_written
 from mnist_ddpm.commands.status import check_validation, validation_log
 from mnist_ddpm.commands.training_flags import TrainFlags, typed_settings

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mnist_ddpm import catalogue
+from mnist_ddpm import catalogue, generation
 from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule, Time, l_simple, predict_eps, to_float
-from mnist_ddpm.evaluation import generation
 from mnist_ddpm.evaluation.distances import covariance_of, roots, shuffled
 from mnist_ddpm.evaluation.progress import LINEAR, NOTHING
 from mnist_ddpm.formats import checkpoints

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.data.labels import needs_labels, typical_labels
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.evaluation import copies, generation
+from mnist_ddpm.evaluation import copies
 from mnist_ddpm.evaluation.distances import (
     Estimate,
     frechet_estimate,
@@ -29,6 +28,7 @@ from mnist_ddpm.evaluation.progress import PROGRESS, Progress, Record, read_prog
 from mnist_ddpm.evaluation.progress_picture import write_progress_picture, write_strip
 from mnist_ddpm.machine.text import first_line
 from mnist_ddpm.recipe import Recipe
+from mnist_ddpm.sampling import SamplerChoice, Sampling
 from mnist_ddpm.training.loop import measured_defaults
 from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.session import Log
@@ -36,7 +36,7 @@ from mnist_ddpm.training.session import Log
 UNSEEN = 500  # unseen images whose loss is measured
 DRAWN = 256  # images drawn for the distance, always from the same noise
 IN_STRIP = 5  # of these, shown in the picture
-DRAWING = {"sampler": "ddim", "steps": 20, "spacing": "trailing"}  # where nothing else is known
+DRAWING = {"steps": 20}  # by DDIM, where nothing else is known
 DENSITY = 60  # the next validation waits for 1/60 of the time so far: the file stays small
 LogValues = Callable[[dict[str, float], int], None]  # of names and values, and the step
 
@@ -85,7 +85,9 @@ class Validator:
         self.log = log
         self.log_values = log_values
         self.schedule = catalogue.make_schedule(recipe)
-        self.drawing = DRAWING | (few_steps or measured_defaults(recipe))
+        advice = DRAWING | (few_steps or measured_defaults(recipe))
+        self.sampling = Sampling.chosen({}, advice, recipe.T)
+        self.choice = self.sampling.choice(recipe)
         # Networks for few steps predict no mean; some predict nothing without their other input
         self.has_loss = not (few_steps or recipe.conditional or needs_labels(recipe))
         check(self.has_loss or real.judge is not None, "there is neither a loss nor an extractor")
@@ -113,7 +115,7 @@ class Validator:
             "unseen": len(self.unseen),
             "of": "training" if self.real.held_out is None else "held-out images",
             "drawn": DRAWN,
-            "drawing": self.drawing,
+            "drawing": self.sampling.describe(self.choice, self.recipe),
             "extractor": self.real.judge.name if self.real.judge else None,
         }
         if (self.folder / PROGRESS).is_file():
@@ -125,7 +127,8 @@ class Validator:
         progress = Progress(self.schedule.T, about, references)
         if self.real_features is not None:
             known = self.real_features.training
-            images = self.generate(lambda batch: ddpm.clipped(linear, self.schedule), DRAWING)
+            plain = Sampling.chosen({}, DRAWING, self.recipe.T).choice(self.recipe)
+            images = self.generate(lambda batch: ddpm.clipped(linear, self.schedule), plain)
             progress.linear_distance = frechet_estimate(known, self.real.judge.features(images))
             if self.real_features.held_out is not None:
                 some = shuffled(self.real_features.held_out, 1, DRAWN)
@@ -149,7 +152,7 @@ class Validator:
         if records:
             expected = records[-1].cost
         else:  # a training step is three evaluations of its batch
-            evaluations = DRAWN * self.drawing["steps"] + self.has_loss * len(self.unseen)
+            evaluations = DRAWN * len(self.choice.times) + self.has_loss * len(self.unseen)
             seconds = run.training_seconds / run.step
             expected = evaluations / (3 * self.recipe.batch_size) * seconds
         spent = self.pending + sum(record.cost for record in records)
@@ -220,32 +223,27 @@ class Validator:
     def draw(self, run: Run) -> Tensor:
         """Images of the averaged network: uint8 (DRAWN, C, H, W). Raises as generate."""
         recipe = self.recipe
-        times = self.times(self.drawing)
         denoiser_for_batch = generation.make_denoiser_for_batch(
             generation.autocast(run.ema, recipe.precision, self.device),
             self.schedule,
             recipe,
             labels=self.labels,
             condition_images=self.unseen.to(self.device) if recipe.conditional else None,
-            next_times=catalogue.next_times(self.drawing["sampler"], times, recipe),
+            next_times=catalogue.next_times(self.sampling.sampler, self.choice.times, recipe),
         )
-        return self.generate(denoiser_for_batch, self.drawing)
+        return self.generate(denoiser_for_batch, self.choice)
 
-    def times(self, drawing: dict) -> list[int]:
-        """The times of sampling."""
-        steps = min(drawing["steps"], self.recipe.T)
-        return catalogue.sampling_times(self.schedule, steps, drawing["spacing"])
-
-    def generate(self, denoiser_for_batch: generation.DenoiserForBatch, drawing: dict) -> Tensor:
+    def generate(
+        self, denoiser_for_batch: generation.DenoiserForBatch, choice: SamplerChoice
+    ) -> Tensor:
         """Images, always from the same noise. Raises FloatingPointError for images that are NaN."""
-        options = {"eta": drawing["eta"]} if "eta" in drawing else {}
         images, _ = generation.generate(
             denoiser_for_batch,
             self.schedule,
             DRAWN,
             self.recipe.shape,
-            times=self.times(drawing),
-            sampler=partial(catalogue.SAMPLERS[drawing["sampler"]], **options),
+            times=choice.times,
+            sampler=choice.sampler,
             batch_size=math.ceil(self.recipe.batch_size / self.recipe.accumulation),
             device=self.device,
             progress=False,

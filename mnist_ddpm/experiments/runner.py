@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.data import loading
-from mnist_ddpm.evaluation import cards, extractors, generation
+from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.extractors import RealImages
 from mnist_ddpm.experiments.experiment_flags import Scale

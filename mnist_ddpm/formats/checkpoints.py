@@ -11,10 +11,9 @@ import functools
 import hashlib
 import json
 import platform
-import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.text import describe_error, read_json
 from mnist_ddpm.recipe import Recipe, deciding
+from mnist_ddpm.sampling import GUIDANCE_OPTIONS, check_advice
 from mnist_ddpm.training.cost import count_parameters
 
 FORMAT = 2
@@ -44,7 +44,6 @@ SHIPPED += "mnist-guide", "mnist-pixels", "mnist-bits"
 SHIPPED += "celeba", "celeba-few", "celeba-guide", "cifar10"
 REPLACED = {"mnist-taught": "mnist-labelled"}  # names of earlier versions
 FOLDER = "checkpoints"  # of a clone, with the shipped ones
-GUIDANCE_OPTIONS = "guide", "guidance", "guidance_interval"
 
 
 def wrong_shapes(tensors: dict[str, Tensor], shapes: dict[str, Sequence[int]]) -> list[str]:
@@ -361,25 +360,6 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
         raise type(error)(message) from error
 
 
-def is_number(value: object, *types: type) -> bool:
-    """Whether a value is a number of one of these types, and not absurdly large."""
-    return type(value) in types and abs(value) <= 10**6
-
-
-# What config.json may have under "draw", with what is a value of it
-SAMPLING_OPTIONS: dict[str, Callable[[object], bool]] = {
-    "sampler": lambda x: x in [*catalogue.SAMPLERS],
-    "spacing": lambda x: x in [*catalogue.SPACINGS],
-    "steps": lambda x: is_number(x, int),
-    "timesteps": lambda x: type(x) is list and x and all(is_number(t, int) for t in x),
-    "eta": lambda x: is_number(x, int, float),
-    "guidance": lambda x: is_number(x, int, float),
-    "guidance_interval": lambda x: type(x) is list and [is_number(t, int) for t in x] == [True] * 2,
-    # a name without a folder, since nothing outside the checkpoint's is read
-    "guide": lambda x: type(x) is str and bool(re.fullmatch(r"\w[\w.-]*", x)),
-}
-
-
 def sampling_defaults(source: str | Path) -> dict:
     """How best to sample from a checkpoint, by "draw" in its config.json; {} where that is missing.
 
@@ -388,10 +368,7 @@ def sampling_defaults(source: str | Path) -> dict:
     is missing. Raises as `find`, and ValueError for other options or values.
     """
     path = find(source) / CONFIG
-    options = read_json(path).get("draw", {})
-    is_known = type(options) is dict and options.keys() <= SAMPLING_OPTIONS.keys()
-    is_valid = is_known and all(SAMPLING_OPTIONS[name](x) for name, x in options.items())
-    check(is_valid, f'{path} has options of another version under "draw": name a --sampler')
+    options = check_advice(read_json(path).get("draw", {}), path)
     if options.get("guide", SHIPPED[0]) in SHIPPED:
         return options
     guide = path.with_name(options["guide"])

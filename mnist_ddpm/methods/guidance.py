@@ -66,15 +66,30 @@ def guided(weak: Denoiser, strong: Denoiser, scale: float) -> Denoiser:
     return denoise
 
 
-def within_interval(interval: tuple[int, int], guided: Denoiser, plain: Denoiser) -> Denoiser:
-    """guided for images with low < t <= high, else plain, which costs less (arXiv 2404.07724)."""
-    return switched(is_in_interval(interval), lambda labels: guided, lambda labels: plain)
+def within_interval(
+    interval: tuple[int, int], guided: Denoiser, plain: Denoiser, own_times: Tensor | None = None
+) -> Denoiser:
+    """guided for images with low < t <= high, else plain, which costs less (arXiv 2404.07724).
+
+    own_times: as of is_in_interval.
+    """
+    is_guided = is_in_interval(interval, own_times)
+    return switched(is_guided, lambda labels: guided, lambda labels: plain)
 
 
-def is_in_interval(interval: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    """A function of times (N,): whether low < t <= high, bool (N,)."""
+def is_in_interval(
+    interval: tuple[int, int], own_times: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A function of times (N,): whether low < t <= high, bool (N,).
+
+    own_times (T + 1,): the time of the network's own schedule at each time of another path, as of
+    paths.own_times; the interval is then of these.
+    """
     low, high = interval
-    return lambda t: (low < t) & (t <= high)
+    if own_times is None:
+        return lambda t: (low < t) & (t <= high)
+    is_inside = (low < own_times) & (own_times <= high)
+    return lambda t: is_inside[t]
 
 
 def switched(uses_first, first: Teacher, second: Teacher, labels: Tensor | None = None) -> Denoiser:

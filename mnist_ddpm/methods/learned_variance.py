@@ -5,7 +5,6 @@ e = (v + 1) / 2 of each step's variance (LearnedDenoiser). L_simple does not dep
 bound does.
 """
 
-import inspect
 from collections.abc import Callable
 
 import torch
@@ -76,11 +75,6 @@ def ancestral_sampler(
     yield 0, x, x
 
 
-def takes_exponent(variance: Callable[..., Tensor] | None) -> bool:
-    """Whether a variance needs the exponent: it has a fourth parameter, after schedule, t, s."""
-    return variance is not None and len(inspect.signature(variance).parameters) > 3
-
-
 def learned_step_variance(
     schedule: Schedule, t: Time, s: Time, exponent: Tensor | None = None
 ) -> Tensor:
@@ -92,6 +86,9 @@ def learned_step_variance(
         for variance in (ddpm.posterior_variance, ddpm.step_variance)
     )
     return (low + exponent * (high - low)).exp()
+
+
+learned_step_variance.needs_exponent = True
 
 
 def l_vlb(conversion: Conversion = EPS) -> Objective:

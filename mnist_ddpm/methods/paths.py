@@ -31,6 +31,13 @@ def match_snr(schedule: Schedule, path: Schedule) -> tuple[Tensor, Schedule]:
     return times, Schedule(*tables)
 
 
+def own_times(schedule: Schedule, path: Schedule) -> Tensor:
+    """The schedule's times with the SNR of the path's 0 … T: float64 (path.T + 1,)."""
+    if torch.equal(schedule.a, path.a) and torch.equal(schedule.b, path.b):
+        return torch.arange(path.T + 1, dtype=torch.float64)
+    return match_snr(schedule, path)[0]
+
+
 def denoiser_along(
     path: Schedule, network: Network, schedule: Schedule, make_denoiser: Callable
 ) -> Denoiser:

@@ -157,3 +157,6 @@ def with_next_times(network: ddpm.Network, times: list[int], T: int) -> ddpm.Net
 def shortcut_sampler(denoise: ddpm.Denoiser, schedule, times, x, draw_noise) -> ddpm.States:
     """DDIM without noise, by a network that is told where each step goes (with_next_times)."""
     return ddpm.ddim_sampler(denoise, schedule, times, x, draw_noise)
+
+
+shortcut_sampler.needs_next_time = True

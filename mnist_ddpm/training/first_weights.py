@@ -13,7 +13,7 @@ from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import refuse, wrong_shapes
 from mnist_ddpm.formats.diffusers import CONFIG, CONFIGS, load_diffusers
 from mnist_ddpm.formats.hub import read_config
-from mnist_ddpm.methods import guidance
+from mnist_ddpm.methods import guidance, paths
 from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.recipe import Recipe, deciding
 
@@ -155,7 +155,8 @@ def load_one_teacher(
         return guidance.guided(weak, unguided(labels), scale)
 
     def guided_in_interval(labels: Tensor | None) -> Denoiser:
-        is_guided = guidance.is_in_interval(tuple(interval))
+        own_times = paths.own_times(strong.schedule, sampling_schedule)
+        is_guided = guidance.is_in_interval(interval, own_times)
         return guidance.switched(is_guided, guided, unguided, labels)
 
     if not can_guide:

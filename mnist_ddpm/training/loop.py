@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,16 +52,6 @@ def defaults_for_run(run: Run, folder: str | Path, resume: bool) -> dict:
     if recorded is not None:
         return recorded
     return run.method.sampling_defaults or measured_defaults(run.settings)
-
-
-def as_typed(values: Iterable[tuple[str, object]]) -> list[str]:
-    """Flags and their values as they are typed."""
-    words = []
-    for name, value in values:
-        words.append(f"--{name.replace('_', '-')}")
-        several = value if isinstance(value, list | tuple) else [value]
-        words += [f"{each:g}" if isinstance(each, float) else str(each) for each in several]
-    return words
 
 
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:

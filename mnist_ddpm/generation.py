@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -11,13 +12,15 @@ from tqdm import tqdm
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import Denoiser, Film, Network, Schedule, States, check
+from mnist_ddpm.formats.checkpoints import Checkpoint
 from mnist_ddpm.machine import devices
-from mnist_ddpm.machine.partial_results import PartialResults
+from mnist_ddpm.machine.partial_results import CountedNetwork, PartialResults
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.processes import ProcessGroup
-from mnist_ddpm.methods import guidance, shortcuts
+from mnist_ddpm.methods import guidance, paths, shortcuts
 from mnist_ddpm.methods.learned_variance import keeping_exponent
 from mnist_ddpm.recipe import Recipe
+from mnist_ddpm.sampling import CLIPS, SamplerChoice, Sampling
 
 # from the numbers of the images in a batch, counted from 0, to their denoiser
 DenoiserForBatch = Callable[[range], Denoiser]
@@ -60,11 +63,11 @@ def make_denoiser_for_batch(
 
     labels (L,): image k has labels[k % L]. scale: the guidance scale; the weaker model is the guide
     (a network and its recipe) if given, else the network without labels; unused without both.
-    interval: guidance acts at times low < t <= high only. condition_images (M, C, H, W), uint8:
-    image k has the condition of condition_images[k % M], where the recipe has one.
-    sampling_schedule: the schedule to sample along, if it may differ. next_times: the
-    sampler's times, for a network whose input includes where each step goes. with_exponent: for a
-    sampler that uses the learned variance.
+    interval: guidance acts at times low < t <= high of the network's schedule alone.
+    condition_images (M, C, H, W), uint8: image k has the condition of condition_images[k % M],
+    where the recipe has one. sampling_schedule: the schedule to sample along, if it may differ.
+    next_times: the sampler's times, for a network whose input includes where each step goes.
+    with_exponent: for a sampler that uses the learned variance.
     """
     if next_times is not None:
         network = shortcuts.with_next_times(network, next_times, schedule.T)
@@ -85,7 +88,8 @@ def make_denoiser_for_batch(
         elif labels is not None:
             denoise = guidance.guided(make(network, recipe, None), unguided, scale)
         if interval is not None:
-            denoise = guidance.within_interval(interval, denoise, unguided)
+            own_times = paths.own_times(schedule, sampling_schedule or schedule)
+            denoise = guidance.within_interval(interval, denoise, unguided, own_times)
         if clip is None:
             return denoise
         has_exponent = with_exponent and catalogue.learns_variance(recipe)
@@ -93,6 +97,62 @@ def make_denoiser_for_batch(
         return clip_denoiser(denoise, sampling_schedule or schedule)
 
     return denoiser_for_batch
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A checkpoint and how it draws images, each of its own number and a seed.
+
+    labels (L,): image k has labels[k % L]. condition_images (M, C, H, W), uint8: image k has the
+    condition of condition_images[k % M]. guide: of autoguidance.
+    """
+
+    checkpoint: Checkpoint
+    sampling: Sampling
+    choice: SamplerChoice
+    precision: str = "float32"
+    labels: Tensor | None = None
+    condition_images: Tensor | None = None
+    guide: Checkpoint | None = None
+
+    @cached_property
+    def networks(self) -> list[CountedNetwork]:
+        """The network, and the guide's if there is one, whose evaluations are counted."""
+        both = self.checkpoint, self.guide
+        return [CountedNetwork(each.network) for each in both if each is not None]
+
+    def denoiser_for_batch(self, device: torch.device) -> DenoiserForBatch:
+        """The function from a batch to its denoiser, guided and clipped."""
+        own, *others = (autocast(each, self.precision, device) for each in self.networks)
+        recipe = self.checkpoint.recipe
+        condition = self.condition_images
+        return make_denoiser_for_batch(
+            own,
+            self.checkpoint.schedule,
+            recipe,
+            labels=self.labels,
+            scale=self.sampling.scale,
+            guide=(others[0], self.guide.recipe) if self.guide else None,
+            interval=self.sampling.guidance_interval,
+            clip=CLIPS[self.sampling.clip],
+            condition_images=None if condition is None else condition.to(device),
+            sampling_schedule=self.choice.schedule,
+            next_times=catalogue.next_times(self.sampling.sampler, self.choice.times, recipe),
+            with_exponent=self.choice.needs_exponent,
+        )
+
+    def images(self, n: int, *, device: torch.device, **options) -> tuple[Tensor, Film]:
+        """n images, and a film of the first ones. options: of generate."""
+        return generate(
+            self.denoiser_for_batch(device),
+            self.choice.schedule,
+            n,
+            self.checkpoint.recipe.shape,
+            times=self.choice.times,
+            sampler=self.choice.sampler,
+            device=device,
+            **options,
+        )
 
 
 def generate(
