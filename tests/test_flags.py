@@ -11,11 +11,10 @@ import pytest
 from conftest import ROOT
 
 from mnist_ddpm import catalogue, ddpm, sampling
-from mnist_ddpm.commands import command_line, flags, training_flags
+from mnist_ddpm.commands import command_line, flags
 from mnist_ddpm.experiments import experiment_flags, registry
 from mnist_ddpm.machine import process
 from mnist_ddpm.recipe import Recipe
-from mnist_ddpm.training import tracking
 
 QUICK = """
 import sys
@@ -84,7 +83,6 @@ def test_the_names_are_those_of_the_catalogue():
     for names, known in (
         (flags.SamplerName, catalogue.SAMPLERS), (flags.Spacing, catalogue.SPACINGS),
         (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.ClipName, sampling.CLIPS),
-        (training_flags.Log, ["none", *tracking.PACKAGES]),
     ):  # fmt: skip
         assert {*get_args(names)} == {*known}
     assert [*experiment_flags.NAMES] == [*registry.EXPERIMENTS]

@@ -21,7 +21,8 @@ GUIDE = "guide"  # folder in that of the network
 
 def run_plan(flags: PlanFlags) -> None:
     """Plans, and unless it is a dry run trains. What cannot be done is reported before."""
-    tracking.check_tracker(flags.log)
+    if flags.log != "none":
+        tracking.summary_writer()  # raises where it is not installed
     device = devices.pick_device(flags.device)
     folders = check_folders(flags)
     settings = loading.data_settings(flags.dataset, flags.data, flags.classes)

@@ -27,7 +27,8 @@ ENOUGH_STEPS = {"adam": 2000, "muon": 400}  # that draw most digits legibly, by 
 
 def run_train(flags: TrainFlags) -> None:
     """Trains to the end of the epochs. What cannot be done is reported before images are read."""
-    tracking.check_tracker(flags.log)
+    if flags.log != "none":
+        tracking.summary_writer()  # raises where it is not installed
     world = processes.connect_world(flags.processes, flags.device == "cpu")
     with processes.main_process_first(world):  # which may download
         recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags)

@@ -11,7 +11,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from mnist_ddpm.commands.flags import default_hint, unless_typed
 from mnist_ddpm.recipe import PRESETS, Recipe, Size, format_size, parse_size
 
-Log = Literal["none", "tensorboard", "wandb", "trackio"]  # a test compares
+Log = Literal["none", "tensorboard"]
 SIZE = PrimitiveConstructorSpec(
     nargs=1,
     metavar="INT|HxW",
@@ -67,7 +67,7 @@ class TrainFlags:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
     # processes expected, each on its device, from torchrun or accelerate launch
     processes: Annotated[int, unless_typed("any number")] = 0
-    # log loss, learning rate, images/s and previews with this tracker, which must be installed
+    # log loss, learning rate, images/s and previews for TensorBoard, in the folder log of --out
     log: Log = "none"
     # measure loss, distance and copies while it trains: progress.json, progress.png and a verdict
     validate: bool = False
@@ -106,7 +106,7 @@ class PlanFlags:
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     data: Path = Path("data")  # folder that holds the data sets known by name
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
-    # log loss, learning rate, images/s and previews with this tracker, which must be installed
+    # log loss, learning rate, images/s and previews for TensorBoard, in the folder log of --out
     log: Log = "none"
     # when the command began, by time.monotonic(), before PyTorch is imported
     began: tyro.conf.Suppress[float] = field(default_factory=time.monotonic)

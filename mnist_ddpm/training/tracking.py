@@ -1,93 +1,71 @@
-"""Logging a training to an experiment tracker, through Hugging Face Accelerate."""
+"""Logging a training for TensorBoard, into the folder log of the run's."""
 
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from mnist_ddpm.ddpm import check
-from mnist_ddpm.machine.files import replacing
-from mnist_ddpm.machine.process import import_extra
 from mnist_ddpm.machine.text import first_line
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.run import Run
 
-PROJECT = "mnist-ddpm"
-NAME_FILE = "log.txt"
-TENSORBOARD_FOLDER = "log"
-# For each value of --log, the packages of which one must be installed
-PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "trackio": ("trackio",),
-}
+FOLDER = "log"
+WRITERS = "torch.utils.tensorboard", "tensorboardX"  # either has a SummaryWriter
 
 
-def check_tracker(name: str) -> None:
-    """Raises ValueError for a tracker that is unknown, or whose package is missing."""
-    if name == "none":
-        return
-    check(name in PACKAGES, f'log "{name}" is unknown: take one of {", ".join(PACKAGES)}')
-    package = PACKAGES[name][0]
-    message = f"log {name} needs the package {package}, not installed: pip install {package}"
-    check(any(map(find_spec, PACKAGES[name])), message)
-    import_extra("accelerate", "accelerate")
-
-
-def log_name(folder: Path, is_new_run: bool) -> str:
-    """The name of the log of a folder's run, kept in a file there. A new run gets a new name."""
-    path = folder / NAME_FILE
-    if is_new_run or not path.is_file():
-        with replacing(path) as temporary:
-            name = f"{folder.resolve().name}-{secrets.token_hex(4)}"
-            temporary.write_text(name, encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
+def summary_writer() -> type:
+    """What writes files for TensorBoard. Raises ValueError where no package has it."""
+    for module in WRITERS:
+        with suppress(ImportError):
+            return import_module(module).SummaryWriter
+    raise ValueError("--log needs a package that is not installed: pip install tensorboard")
 
 
 class TrackerLog:
-    """Logs a run and its previews to a tracker. It is a session.Log."""
+    """Logs a run and its previews. It is a session.Log."""
 
     every = 10  # steps
 
-    def __init__(self, tracker):
-        self.tracker = tracker
+    def __init__(self, writer):
+        self.writer = writer  # a SummaryWriter; None after a failure
         self.step = None  # of the last point
         self.seconds = None  # of training, at the last point
 
     def __call__(self, run: Run, picture: np.ndarray | None = None) -> None:
         """Logs a picture, or every few steps a point; a failure ends the log, not the training."""
-        with self.ending_on_failure(run.step):
-            if self.tracker is not None and picture is not None:
-                log_picture(self.tracker, picture, run.step)
-                self.flush()
-            elif self.tracker is not None:
-                self.log_step(run)
+        if picture is not None:
+            self.write(run.step, lambda writer: writer.add_image(
+                "previews", picture, run.step, dataformats="HWC"
+            ))  # fmt: skip
+        elif self.step is None or run.step % self.every == 0:
+            self.log_values(self.point(run), run.step)
 
     def log_values(self, values: dict[str, float], step: int) -> None:
-        """Logs other figures of a step, by name; a failure ends the log."""
-        with self.ending_on_failure(step):
-            if self.tracker is not None:
-                self.tracker.log(values, step=step)
-                self.flush()
+        """Logs figures of a step, by name; a failure ends the log."""
 
-    @contextmanager
-    def ending_on_failure(self, step: int) -> Iterator[None]:
-        """Where the package, its server or the disk fails, the log ends with a printed line."""
+        def add(writer) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self.write(step, add)
+
+    def write(self, step: int, add) -> None:
+        """Calls add(writer), and writes what it holds back: else a kill would lose two minutes."""
+        if self.writer is None:
+            return
         try:
-            yield
-        except Exception as error:
-            self.tracker = None
+            add(self.writer)
+            self.writer.flush()
+        except Exception as error:  # of the package or the disk
+            self.writer = None
             print(f"the log ends at step {step} ({first_line(error)})", file=sys.stderr)
 
-    def log_step(self, run: Run) -> None:
-        """Logs the mean loss since the last point, the learning rate, and images/s."""
-        if self.step is not None and run.step % self.every:
-            return
+    def point(self, run: Run) -> dict[str, float]:
+        """The mean loss since the last point, the learning rate, and images/s."""
         steps = run.step - (self.step or run.step - 1)
         values = {
             "loss": float(np.mean(run.losses[-steps:])),
@@ -96,27 +74,9 @@ class TrackerLog:
         if self.step is not None:
             seconds = max(run.training_seconds - self.seconds, 1e-9)
             values["images_per_second"] = steps * run.settings.batch_size / seconds
-        self.tracker.log(values, step=run.step)
-        self.flush()
         self.step = run.step
         self.seconds = run.training_seconds
-
-    def flush(self) -> None:
-        """Writes what TensorBoard holds back: else a kill would lose the last two minutes."""
-        if getattr(self.tracker, "name", "") == "tensorboard":
-            self.tracker.tracker.flush()
-
-
-def log_picture(tracker, picture: np.ndarray, step: int) -> None:
-    """Logs a picture, uint8 (height, width, 3)."""
-    if tracker.name == "tensorboard":
-        tracker.log_images({"previews": picture[None]}, step, dataformats="NHWC")
-    elif tracker.name == "trackio":  # Accelerate logs no images to it
-        import trackio
-
-        tracker.tracker.log({"previews": trackio.Image(picture)}, step=step)
-    else:
-        tracker.log_images({"previews": [picture]}, step)
+        return values
 
 
 @contextmanager
@@ -125,34 +85,24 @@ def tracker_log(
 ) -> Iterator[TrackerLog | None]:
     """The log of a run that continues after step; it is closed in the end. "none" gives None.
 
-    TensorBoard's files are in folder/log. Points of later steps, from before a kill, are dropped.
-    Raises OSError if the tracker does not start.
+    Points of later steps, from before a kill, are dropped. Raises OSError if it cannot be written,
+    and ValueError for another name.
     """
+    check(name in ("none", "tensorboard"), f'log "{name}" is unknown: take tensorboard')
     if name == "none":
         yield None
         return
-    from accelerate import PartialState  # takes two seconds
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    if name == "tensorboard":
-        options = {"run_name": TENSORBOARD_FOLDER, "logging_dir": folder, "purge_step": step + 1}
-        options["filename_suffix"] = f".{step}"  # files of one second would have one name
-    else:
-        options = {"run_name": PROJECT, "name": log_name(folder, step == 0), "resume": "allow"}
-        if name == "wandb":
-            options |= {"id": options["name"], "dir": folder}
+    make_writer = summary_writer()
     try:
-        PartialState()  # without it Accelerate's trackers do nothing
-        tracker = LOGGER_TYPE_TO_CLASS[name](**options)
-        tracker.start()
-        if name == "tensorboard":  # its hyperparameters cannot be lists, and are a separate run
-            tracker.log({"recipe": f"`{recipe}`"}, step)
-        else:
-            tracker.store_init_configuration(asdict(recipe))
-    except Exception as error:  # of the package, its server or the disk
-        raise OSError(f"{name} does not start ({first_line(error)}): leave out the log") from error
+        # files of one second would have one name
+        options = {"purge_step": step + 1, "filename_suffix": f".{step}"}
+        writer = make_writer(str(folder / FOLDER), **options)
+        writer.add_text("recipe", f"`{recipe}`", step)
+    except Exception as error:
+        message = f"TensorBoard's files cannot be written ({first_line(error)}): leave out --log"
+        raise OSError(message) from error
     try:
-        yield TrackerLog(tracker)
+        yield TrackerLog(writer)
     finally:
         with suppress(Exception):  # all is saved by then
-            tracker.finish()
+            writer.close()
