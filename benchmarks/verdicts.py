@@ -23,11 +23,11 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation.distances import shuffled
 from mnist_ddpm.evaluation.extractors import Judge
-from mnist_ddpm.evaluation.validation import RealSet, Validator
-from mnist_ddpm.evaluation.verdict import Verdict, find_verdict
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.run import new_run
+from mnist_ddpm.watch.validation import RealSet, Validator
+from mnist_ddpm.watch.verdict import Verdict, find_verdict
 
 TRAINING, HELD_OUT = 10_000, 2_000  # digits
 RECIPE = Recipe(

@@ -19,6 +19,7 @@ LAYERS = [  # a module or folder; where one folder stands on several, its module
     {"generation"},
     {"training"},
     {"evaluation", "doctor"},
+    {"watch"},
     {"commands", "experiments"},
     {"__main__", "__init__"},
 ]

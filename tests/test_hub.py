@@ -14,8 +14,8 @@ import yaml
 from command_helpers import NETWORK, error_of, run, save_network
 from helpers import equal, with_flipped_bit
 
+from mnist_ddpm.commands import push
 from mnist_ddpm.commands.push import push_to_hub
-from mnist_ddpm.evaluation import publishing
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.formats import checkpoints
@@ -50,7 +50,7 @@ def hub(tmp_path, monkeypatch):
                 monkeypatch.setitem(module, name, changes[name])
         getattr(huggingface_hub.utils, "reset_sessions", int)()  # older ones stay offline
         monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
-        monkeypatch.setattr(publishing, "SHOWN", 4)
+        monkeypatch.setattr(push, "SHOWN", 4)
         monkeypatch.chdir(tmp_path)
         yield hub
 

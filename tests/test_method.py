@@ -23,7 +23,9 @@ class Doubtful(Method):
     """Errors over what a second network expects of them: how unsure each pixel is."""
 
     def __init__(self, recipe, teacher):
-        super().__init__(doubt=nn.Conv2d(recipe.channels, recipe.channels, 3, padding=1))
+        doubt = nn.Conv2d(recipe.channels, recipe.channels, 3, padding=1)
+        doubt.end_layers = ()
+        super().__init__(doubt=doubt)
         self.sampling_defaults = {"sampler": "ddim", "steps": 3}
 
     def loss(self, network, schedule, batch):

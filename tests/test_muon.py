@@ -12,6 +12,8 @@ from mnist_ddpm.methods.muon import Muon, orthogonalised
 class Net(nn.Module):
     """Named as a U-Net's layers are."""
 
+    end_layers = "conv_in", "conv_out", "label"
+
     def __init__(self):
         super().__init__()
         self.conv_in, self.conv, self.conv_out = (nn.Conv2d(4, 4, 3) for _ in range(3))
@@ -93,3 +95,8 @@ def test_a_state_that_was_saved_goes_on_as_before():
         with_gradients(network, 1)
         optimizer.step()
     assert all(map(torch.equal, ours.parameters(), again.parameters()))
+
+
+def test_a_network_whose_first_and_last_layers_are_unknown_is_refused():
+    with pytest.raises(ValueError, match="end_layers"):
+        Muon(nn.Sequential(nn.Linear(4, 4)), 0.01)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.evaluation import validation
 from mnist_ddpm.generation import make_denoiser_for_batch
 from mnist_ddpm.methods.paths import own_times
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.sampling import Sampling
+from mnist_ddpm.watch import validation
 
 RECIPE = Recipe()
 

@@ -14,24 +14,18 @@ from training_helpers import PATH, TINY, fit, same, squares, stopped_clock
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.commands.training_flags import TrainFlags, place_flags
-from mnist_ddpm.evaluation import distances, losses, progress, validation
+from mnist_ddpm.evaluation import distances, losses
 from mnist_ddpm.evaluation.copies import Audit
 from mnist_ddpm.evaluation.distances import Estimate
-from mnist_ddpm.evaluation.losses import LossMeter, shipped_alike
-from mnist_ddpm.evaluation.progress import (
-    LINEAR,
-    NOTHING,
-    Progress,
-    Record,
-    read_progress,
-    write_progress,
-)
-from mnist_ddpm.evaluation.validation import RealSet, Validator
-from mnist_ddpm.evaluation.verdict import COPYING, DIVERGED, DONE, IMPROVING, UNCLEAR, find_verdict
+from mnist_ddpm.evaluation.losses import LINEAR, NOTHING, LossMeter, shipped_alike
 from mnist_ddpm.machine.process import Stopped
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.tracking import TrackerLog
+from mnist_ddpm.watch import progress, validation
+from mnist_ddpm.watch.progress import Progress, Record, read_progress, write_progress
+from mnist_ddpm.watch.validation import RealSet, Validator
+from mnist_ddpm.watch.verdict import COPYING, DIVERGED, DONE, IMPROVING, UNCLEAR, find_verdict
 
 M = 100  # unseen images, and images drawn
 ERROR = 0.2  # standard error of a made-up distance
@@ -223,13 +217,14 @@ def train(folder, log=None, begun=None):
 def test_a_watched_run_has_the_same_weights_and_resumes_its_records(tmp_path, quick):
     """Also where it is stopped, and where steps were validated that a kill has lost."""
     alone = train(tmp_path / "alone")
-    logged = []
-    tracker = TrackerLog(SimpleNamespace(log=lambda values, step: logged.append((step, values))))
+    logged = {}
+    add = lambda name, value, step: logged.setdefault(step, {}).update({name: value})  # noqa: E731
+    tracker = TrackerLog(SimpleNamespace(add_scalar=add, flush=int))
     watched = train(
         tmp_path / "watched", watch(tmp_path / "watched", log_values=tracker.log_values)
     )
-    assert [step for step, _ in logged] == [*range(1, 10)]
-    assert logged[0][1].keys() >= {"validation loss", "validation distance"}
+    assert [*logged] == [*range(1, 10)]
+    assert logged[1].keys() >= {"validation loss", "validation distance"}
     assert same(alone.ema, watched.ema) and same(alone.network, watched.network)
 
     def stop(run, picture):

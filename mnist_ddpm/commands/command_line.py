@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "compare": (flags.CompareFlags, "evaluate:run_compare"),
     "extractor": (flags.ExtractorFlags, "extractor:run_extractor"),
     "push": (flags.PushFlags, "push:run_push"),
-    "export": (flags.ExportFlags, "export:run_export"),
+    "export": (flags.ExportFlags, "push:run_export"),
     "doctor": (flags.DoctorFlags, "doctor:run_doctor"),
 }
 HELP = {"-h", "--help"}

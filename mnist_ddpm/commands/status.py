@@ -12,9 +12,6 @@ from mnist_ddpm.commands.training_flags import TrainFlags
 from mnist_ddpm.data import loading
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation import extractors
-from mnist_ddpm.evaluation.progress import PROGRESS, read_progress
-from mnist_ddpm.evaluation.validation import RealSet, Validator, check_share
-from mnist_ddpm.evaluation.verdict import status_lines
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.text import printable
@@ -22,6 +19,9 @@ from mnist_ddpm.method import Method
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.session import Log
 from mnist_ddpm.training.tracking import TrackerLog
+from mnist_ddpm.watch.progress import PROGRESS, read_progress
+from mnist_ddpm.watch.validation import RealSet, Validator, check_share
+from mnist_ddpm.watch.verdict import status_lines
 
 
 def run_status(flags: StatusFlags) -> None:

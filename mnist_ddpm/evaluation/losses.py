@@ -11,10 +11,10 @@ from mnist_ddpm import catalogue, generation
 from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.ddpm import Denoiser, Network, Schedule, Time, l_simple, predict_eps, to_float
 from mnist_ddpm.evaluation.distances import covariance_of, roots, shuffled
-from mnist_ddpm.evaluation.progress import LINEAR, NOTHING
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.recipe import Recipe
 
+NOTHING, LINEAR = "knows nothing", "best linear"  # what a loss is compared with
 GAUSSIAN_IMAGES = 10_000  # whose mean and covariance the best linear prediction knows, at most
 LARGEST_COVARIANCE = 3072  # numbers of an image: of larger ones only the variances are computed
 # settings in which a shipped checkpoint must agree, for its loss to be comparable

@@ -28,6 +28,8 @@ class Critic(nn.Module):
     not make up for images too bright at another. classes: different labels; 0: none.
     """
 
+    end_layers = ("label",)  # for Muon; so its figures were measured
+
     def __init__(self, channels: int, height: int, width: int, classes: int = 0, features=32):
         super().__init__()
         layers = []

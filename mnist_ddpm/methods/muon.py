@@ -9,8 +9,19 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-# Layers between the network and pixels or labels, which Adam trains, as the authors advise
-ADAM_LAYERS = "conv_in", "conv_out", "label", "patch", "last"
+from mnist_ddpm.ddpm import check
+
+
+def end_layers(network: nn.Module) -> tuple[str, ...]:
+    """The layers between a network and pixels or labels, as its attribute end_layers names them.
+
+    Adam trains these, as the authors advise. Raises ValueError for a network that names none.
+    """
+    names = getattr(network, "end_layers", None)
+    advice = 'give it an attribute end_layers, such as ("first", "last")'
+    kind = type(network).__name__
+    check(names is not None, f"muon must know the first and last layers of {kind}: {advice}")
+    return names
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -49,8 +60,10 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, network: nn.Module, learning_rate: float, momentum: float = 0.95):
         matrices = []
         others = []
+        ends = {*end_layers(network)}
         for name, p in network.named_parameters():
-            (matrices if p.ndim > 1 and not name.startswith(ADAM_LAYERS) else others).append(p)
+            is_matrix = p.ndim > 1 and name.split(".")[0] not in ends
+            (matrices if is_matrix else others).append(p)
         groups = [{"params": matrices}, {"params": others}]
         super().__init__(groups, {"lr": learning_rate, "momentum": momentum})
         self.adam = torch.optim.Adam(others, learning_rate)

@@ -58,6 +58,7 @@ class DiT(nn.Module):
     """
 
     block_class = DiTBlock
+    end_layers = "patch", "last", "label"  # for Muon
 
     def __init__(
         self,

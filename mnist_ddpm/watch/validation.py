@@ -24,14 +24,14 @@ from mnist_ddpm.evaluation.distances import (
 )
 from mnist_ddpm.evaluation.extractors import Judge, RealImages
 from mnist_ddpm.evaluation.losses import LossMeter, gaussian_denoiser, rounded
-from mnist_ddpm.evaluation.progress import PROGRESS, Progress, Record, read_progress, write_progress
-from mnist_ddpm.evaluation.progress_picture import write_progress_picture, write_strip
 from mnist_ddpm.machine.text import first_line
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.sampling import SamplerChoice, Sampling
 from mnist_ddpm.training.loop import measured_defaults
 from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.session import Log
+from mnist_ddpm.watch.picture import write_progress_picture, write_strip
+from mnist_ddpm.watch.progress import PROGRESS, Progress, Record, read_progress, write_progress
 
 UNSEEN = 500  # unseen images whose loss is measured
 DRAWN = 256  # images drawn for the distance, always from the same noise

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from mnist_ddpm.evaluation.progress import Progress, Record
-from mnist_ddpm.evaluation.verdict import DISTANCES, find_verdict, tenths
 from mnist_ddpm.machine.files import replacing
+from mnist_ddpm.watch.progress import Progress, Record
+from mnist_ddpm.watch.verdict import DISTANCES, find_verdict, tenths
 
 PICTURE = "progress.png"
 MOMENTS = 16  # columns of images, at most

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.distances import Estimate
+from mnist_ddpm.evaluation.losses import LINEAR, NOTHING
 from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import describe_error, read_json
 
 PROGRESS = "progress.json"
-NOTHING, LINEAR = "knows nothing", "best linear"  # names of references
 ESTIMATES = "distance", "label_accuracy"  # fields of a record that are None or an Estimate
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_ddpm.evaluation.distances import Estimate
-from mnist_ddpm.evaluation.progress import LINEAR, NOTHING, Progress, Record
+from mnist_ddpm.evaluation.losses import LINEAR, NOTHING
+from mnist_ddpm.watch.progress import Progress, Record
 
 IMPROVING = "still improving"
 DONE = "done within the noise"

@@ -1,0 +1,1 @@
+"""Watching a training: what is measured, recorded, found and drawn while it goes on."""
