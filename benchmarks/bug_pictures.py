@@ -1,7 +1,7 @@
 """What bugs look like: digits of the shipped networks with each bug, above the same without.
 
-python benchmarks/bug_pictures.py            writes docs/bugs.png; a few minutes
-python benchmarks/bug_pictures.py --table    prints the table of docs/bugs.md instead
+python benchmarks/bug_pictures.py            writes doctor/docs/bugs.png; a few minutes
+python benchmarks/bug_pictures.py --table    prints the table of doctor/docs/bugs.md instead
 
 Both are drawn from the same noise. Nothing is trained: where a bug is one of training, the shipped
 network is changed so that it has the bug's effect. PICTURES has all changes.
@@ -16,11 +16,11 @@ from types import ModuleType
 import matplotlib.pyplot as plt
 import torch
 from buggy.case import changed_module, cosine_betas, text_pairs
+from diffusion_doctor.bugs import BUGS, markdown_rows
 from harness import ROOT, make_parser, run
 from PIL import Image
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.doctor.bugs import BUGS, markdown_rows
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import guidance
 
@@ -173,7 +173,7 @@ def images_of(picture: Picture) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, ROOT / "docs" / "bugs.png")
+    parser = make_parser(__doc__, ROOT / "doctor" / "docs" / "bugs.png")
     parser.add_argument("--table", action="store_true", help="print the table of bugs")
     flags = parser.parse_args()
     if flags.table:

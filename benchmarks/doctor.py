@@ -33,8 +33,7 @@ def parse_flags() -> argparse.Namespace:
 def judge(case, seed: int) -> dict:
     """One examination: what was wrong, the causes, seconds. An error of the doctor is a miss."""
     import torch
-
-    from mnist_ddpm.doctor.examination import examine
+    from diffusion_doctor.examination import examine
 
     torch.manual_seed(seed)
     given = case.given()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # Linux's names of the processor's instructions
-sys.path.insert(1, str(ROOT))  # for the package
+sys.path[1:1] = [str(ROOT), str(ROOT / "doctor")]  # for the packages
 
 
 def make_parser(description: str, out: Path = RESULTS) -> argparse.ArgumentParser:

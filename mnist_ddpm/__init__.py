@@ -1,6 +1,12 @@
 """Denoising diffusion from scratch: `ddpm` is MNIST_DDPM.ipynb's code, all else builds on it."""
 
-__version__ = "0.29.0"
+__version__ = "0.30.0"
+__all__ = ["load_checkpoint", "push_to_hub", "sample"]
+
+
+def __dir__() -> list[str]:
+    """What Tab shows: the names that are there to be used, and the version."""
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str):
@@ -18,7 +24,6 @@ def __getattr__(name: str):
 
         return push_to_hub
     if name == "examine":
-        from mnist_ddpm.doctor.examination import examine
-
-        return examine
+        message = "the doctor is a package of its own: diffusion_doctor.examine, in doctor/"
+        raise AttributeError(message)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

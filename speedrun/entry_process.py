@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_ddpm.doctor.foreign_code import end_session, load_module, users_lines
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[1:1] = [str(ROOT), str(ROOT / "doctor")]
+
+from diffusion_doctor.foreign_code import end_session, load_module, users_lines
+
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.text import printable
 
-ROOT = Path(__file__).resolve().parents[1]
 IMAGES, LABELS, DRAWN, ERROR = "images.npy", "labels.npy", "drawn.npy", "error.json"
 SETTINGS = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
 

@@ -18,7 +18,7 @@ LAYERS = [  # a module or folder; where one folder stands on several, its module
     {"formats"},
     {"generation"},
     {"training"},
-    {"evaluation", "doctor"},
+    {"evaluation"},
     {"watch"},
     {"commands", "experiments"},
     {"__main__", "__init__"},

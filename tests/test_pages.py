@@ -12,7 +12,14 @@ from mnist_ddpm.commands.command_line import parse_arguments
 from mnist_ddpm.datasets import DATASETS
 from mnist_ddpm.experiments.experiment_flags import NAMES
 
-PATTERNS = "README.md", "CONTRIBUTING.md", "docs/*.md", "[!.]*/README.md", "experiments/*/*.md"
+PATTERNS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/*.md",
+    "[!.]*/README.md",
+    "doctor/docs/*.md",
+    "experiments/*/*.md",
+)
 PAGES = sorted({path for pattern in PATTERNS for path in ROOT.glob(pattern)})
 
 
@@ -31,7 +38,7 @@ HOW_TRAINED = commands_in(ROOT / "checkpoints" / "README.md", "`(?=(?:train|extr
 def test_pages_name_all_commands():
     named = {words[0] for words in COMMANDS}
     drawing = {"sample", "likelihood", "evaluate", "compare"}
-    assert named == drawing | {"train", "status", "plan", "extractor", "push", "export", "doctor"}
+    assert named == drawing | {"train", "status", "plan", "extractor", "push", "export"}
 
 
 @pytest.mark.parametrize("words", COMMANDS + HOW_TRAINED, ids=lambda words: " ".join(words)[:60])
@@ -46,16 +53,16 @@ def test_every_experiment_is_named():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_page_is_short_and_its_links_lead_somewhere(path):
+def test_links_of_a_page_lead_somewhere(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.split()) <= 1500
     links = re.findall(r"(?:\]\(|src=\")(?!https?:|#|mailto:)([^)#\"]+)", text)
     assert [link for link in links if not (path.parent / link.replace("%26", "&")).exists()] == []
 
 
 MODULES = {
     path.stem: ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in (ROOT / "mnist_ddpm").rglob("*.py")
+    for folder in ("mnist_ddpm", "doctor/diffusion_doctor")
+    for path in (ROOT / folder).rglob("*.py")
     if path.stem.isidentifier()
 }
 FILES = [["gif"], ["js"], ["json"], ["npz"], ["png"], ["py"], ["safetensors"]]

@@ -35,7 +35,11 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "extractor": (flags.ExtractorFlags, "extractor:run_extractor"),
     "push": (flags.PushFlags, "push:run_push"),
     "export": (flags.ExportFlags, "push:run_export"),
-    "doctor": (flags.DoctorFlags, "doctor:run_doctor"),
+}
+# What replaced commands of earlier versions
+REPLACED = {
+    "doctor": "the doctor is a package of its own: pip install ./doctor in a clone, then run "
+    "diffusion-doctor"
 }
 HELP = {"-h", "--help"}
 
@@ -121,7 +125,9 @@ def parse_arguments(arguments: list[str]):
 
 
 def suggest_command(name: str, typed_program: str) -> str:
-    """What to say of a name that no command has: which one may be meant."""
+    """What to say of a name that no command has: what replaced it, or which one may be meant."""
+    if name in REPLACED:
+        return REPLACED[name]
     similar = get_close_matches(name.lower(), COMMANDS, n=1)
     advice = f"take one of {', '.join(COMMANDS)} ({typed_program} --help says more)"
     if similar:

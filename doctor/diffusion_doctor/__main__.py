@@ -1,0 +1,111 @@
+"""`diffusion-doctor`, or `python -m diffusion_doctor`: the command line."""
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+ABOUT = """Examine anybody's diffusion code: what is wrong, where, and how to correct it.
+
+An exact denoiser takes the network's place, so that nothing is trained: seconds on a processor.
+Each thing is named as file.py:name or package.module:name. What is not named is not judged; what
+it can find beside a function (tables of its module, its network) it uses. The code runs in a
+process of its own. The status is 1 where something is wrong.
+
+Example: diffusion-doctor --schedule my.py:betas --sampler my.py:sample"""
+# What names something in the user's code, as examine's arguments
+NAMED = {
+    "code": "an object of diffusers, denoising-diffusion-pytorch, smalldiffusion or k-diffusion, "
+    "or a folder of diffusers",
+    "schedule": "table of beta, alpha_bar or sigma, or a function that returns it; "
+    "default: what stands beside the functions",
+    "forward": "function of (x0, t, noise) to x_t",
+    "sampler": "function of (network, shape) to images",
+    "network": "of (x, t), trained or not",
+    "averaged_network": "with the moving average of the network's weights",
+    "guidance": "function of (network, x, t, labels, scale) to a prediction",
+    "loss": "function of (network, x0) to the training loss",
+    "training_step": "function of (x0) that trains the network for one step",
+    "data": "training images, as the network sees them: a tensor or a loader",
+    "likelihood": "function of (network, x0) to bits/dim",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags, each with its help."""
+    parser = argparse.ArgumentParser(
+        "diffusion-doctor", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(name: str, about: str, **options) -> None:
+        parser.add_argument(f"--{name.replace('_', '-')}", help=about, **options)
+
+    for name, about in NAMED.items():
+        add(name, about, metavar="NAME")
+    add("shape", "of one image: channels, height, width", type=int, nargs=3, default=(1, 16, 16))
+    add("steps", "of a library's sampler (50)", type=int, default=50)
+    add(
+        "clips",
+        "whether the sampler is meant to clip x0_hat to [-1, 1]; default: either will do",
+        action=argparse.BooleanOptionalAction,
+    )
+    add("first_time", "what the code calls the least noisy time", type=int, choices=(0, 1))
+    add("time", "what the network is given", choices=("index", "fraction", "sigma"))
+    predictions = "eps", "x0", "v", "score", "velocity", "other"
+    add("prediction", "what the network predicts", choices=predictions)
+    add("seconds", "that the code may take (120)", type=float, default=120.0)
+    add("seed", "of all random numbers (0)", type=int, default=0)
+    add("out", "file for the picture (out/doctor.png)", type=Path, default=Path("out/doctor.png"))
+    add("json", "print the report as JSON", action="store_true")
+    return parser
+
+
+def run_doctor(flags: argparse.Namespace) -> None:
+    """Prints the report. Raises ValueError where something is wrong, so that the status is 1."""
+    from diffusion_doctor.examination import examine_foreign_code
+    from diffusion_doctor.mathematics import check
+    from diffusion_doctor.report_text import printable, report_lines
+
+    names = {name: getattr(flags, name) for name in NAMED if getattr(flags, name) is not None}
+    check(
+        bool(names), "name what to examine, such as --schedule my.py:betas --sampler my.py:sample"
+    )
+    options = {"shape": list(flags.shape), "steps": flags.steps, "seed": flags.seed}
+    fixed = {name: getattr(flags, name) for name in ("clips", "first_time", "time", "prediction")}
+    options |= {name: value for name, value in fixed.items() if value is not None}
+    if sys.stderr.isatty():
+        print(f"examining, for {flags.seconds:g} s at most …", file=sys.stderr)
+    try:
+        answer = examine_foreign_code(names, options, flags.out, flags.seconds)
+    except ValueError as error:
+        for line in getattr(error, "__notes__", ()):
+            print(f"  {printable(line)}", file=sys.stderr)
+        raise
+    if flags.json:
+        print(json.dumps(answer.report | {"picture": answer.picture}, indent=2))
+    else:
+        for line in report_lines(answer.report, answer.picture):
+            print(printable(line))
+    wrong = sum(each["verdict"] == "wrong" for each in answer.report["checks"])
+    done = sum(each["verdict"] != "not checked" for each in answer.report["checks"])
+    check(not wrong, f"{wrong} of {done} checks are wrong")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command, and returns its status: 0, or 1 after one line about what is wrong."""
+    flags = make_parser().parse_args(arguments)
+    try:
+        run_doctor(flags)
+    except (ValueError, OSError) as error:
+        from diffusion_doctor.report_text import printable
+
+        print(f"error: {printable(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

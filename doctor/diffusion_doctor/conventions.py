@@ -1,0 +1,137 @@
+"""Finds out how a code counts and scales: by trying, in its forward process and its sampler."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from diffusion_doctor.forward_checks import TOLERANCE, error_of, factors, probed_times
+from diffusion_doctor.mathematics import CONVERSIONS
+from diffusion_doctor.modules import find_module, in_mode
+from diffusion_doctor.oracles import SamplerRun, probe_run
+from diffusion_doctor.sampler_analysis import explain
+from diffusion_doctor.sampler_results import RANGES, possible_ends
+from diffusion_doctor.subject import Subject, levels_at
+
+PREDICTIONS = tuple(CONVERSIONS)
+
+
+def with_convention(subject: Subject, **changes: Any) -> Subject:
+    """The subject with conventions that are known from now on."""
+    conventions = replace(subject.conventions, **changes)
+    return replace(subject, conventions=conventions, known=subject.known | changes.keys())
+
+
+def find_conventions(subject: Subject, seed: int = 0) -> Subject:
+    """The subject with all conventions that can be found out. Fixed ones stay."""
+    if subject.network is not None and "is_flat" not in subject.known:
+        subject = layout_of_network(subject)
+    if subject.schedule is None or not subject.schedule.a.isfinite().all():
+        return subject
+    if subject.forward is not None and "first_time" not in subject.known:
+        subject = first_time_of_forward(subject)
+    if subject.sampler is not None and subject.conventions.prediction != "other":
+        subject = conventions_of_sampler(subject, seed)
+    return subject
+
+
+def layout_of_network(subject: Subject) -> Subject:
+    """Whether the network takes images or vectors, which it is tried on."""
+    x = torch.zeros(2, *subject.shape)
+    t = torch.ones(2, dtype=torch.long)
+    module = find_module(subject.network)
+    for is_flat in (False, True):
+        shown = x.flatten(1) if is_flat else x
+        try:
+            with torch.no_grad(), nullcontext() if module is None else in_mode(module, False):
+                output = subject.network(shown, t)
+        except Exception:  # of any kind, in code that others wrote: the checks will show it
+            continue
+        if output.shape[2:] == shown.shape[2:]:
+            return with_convention(subject, is_flat=is_flat)
+    return subject
+
+
+def first_time_of_forward(subject: Subject) -> Subject:
+    """Whether the forward process counts from 0 or 1, or takes fractions or sigma."""
+    best = None
+    for time in [subject.conventions.time] if "time" in subject.known else ["index", "fraction"]:
+        for first_time in (0, 1):
+            tried = with_convention(subject, first_time=first_time, time=time)
+            t = probed_times(subject.T)
+            t = t[t < subject.T] if first_time else t  # an index may end at T - 1
+            try:
+                error = error_of(factors(tried, t), levels_at(subject.path, t))
+            except (IndexError, RuntimeError, ValueError, TypeError):
+                continue
+            if error <= TOLERANCE and (best is None or error < best[0]):
+                best = error, tried
+    return best[1] if best else subject
+
+
+def natural_first_time(subject: Subject, run: SamplerRun) -> int:
+    """0 or 1, from the times of a sampler's calls: 0 if 0 is among them, 1 if T is."""
+    code_times = run.code_times * (subject.T if subject.conventions.time == "fraction" else 1)
+    if code_times.min() < 0.5:
+        return 0
+    return 1 if code_times.max() > subject.T - 0.5 else subject.conventions.first_time
+
+
+def time_unit(subject: Subject, run: SamplerRun) -> str:
+    """Whether the times of a sampler's calls are indices, fractions or sigmas."""
+    code_times = run.code_times
+    is_whole = bool((code_times == code_times.round()).all())
+    if code_times.max() <= 1 and not is_whole and len(code_times) > 1:
+        return "fraction"
+    sigma = subject.schedule.b / subject.schedule.a
+    if not is_whole and code_times.max() < subject.T / 2 and code_times.max() <= 1.01 * sigma[-1]:
+        return "sigma"
+    return "index"
+
+
+def tried_conventions(subject: Subject, run: SamplerRun) -> Iterator[Subject]:
+    """Subjects to try on a sampler, the likeliest first. run: of a first try."""
+    if "time" not in subject.known:
+        subject = with_convention(subject, time=time_unit(subject, run))
+    if "first_time" not in subject.known:
+        natural = natural_first_time(subject, run)
+        first_times = [natural, 1 - natural]
+    else:
+        first_times = [subject.conventions.first_time]
+    if subject.conventions.time == "sigma":
+        first_times = first_times[:1]
+    is_known = "prediction" in subject.known
+    predictions = [subject.conventions.prediction] if is_known else PREDICTIONS
+    for first_time in first_times:
+        for prediction in predictions:
+            yield with_convention(subject, first_time=first_time, prediction=prediction)
+
+
+def conventions_of_sampler(subject: Subject, seed: int) -> Subject:
+    """Prediction, first time and range that explain a sampler by right formulas, or by wrong ones.
+
+    Where nothing explains it, what is usual: eps, times from the sampler's own.
+    """
+    tries = list(tried_conventions(subject, probe_run(subject, seed)))
+    for with_bugs in (False, True):
+        for tried in tries:
+            run = probe_run(tried, seed)
+            candidates = explain(tried, run, with_bugs)
+            if candidates and candidates[0].fits:
+                return with_range(tried, run, candidates[0])
+    tried = replace(tries[0], known=subject.known)
+    return with_range(tried, probe_run(tried, seed), None)
+
+
+def with_range(subject: Subject, run: SamplerRun, best) -> Subject:
+    """The subject with the range in which the sampler returns images."""
+    if "output_range" in subject.known:
+        return subject
+    errors = {}
+    for output_range in RANGES:
+        tried = with_convention(subject, output_range=output_range)
+        errors[output_range] = min(end.error for end in possible_ends(tried, run, best))
+    chosen = min(errors, key=errors.get)
+    return with_convention(subject, output_range=chosen)

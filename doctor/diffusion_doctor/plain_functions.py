@@ -1,0 +1,265 @@
+"""Anybody's functions as those of a Subject: arguments are found by the names of parameters."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_doctor.mathematics import check
+
+# By role, names that parameters have in tutorials and libraries
+NAMES: dict[str, set[str]] = {
+    "network": set(
+        "network model net unet u_net denoiser denoise_fn denoise eps_model "
+        "noise_predictor score_model nn_model eps_theta predictor noise_pred_net "
+        "score_net model_fn eps_net epsilon_model".split()
+    ),
+    "shape": set("shape sample_shape img_shape x_shape image_shape".split()),
+    "n": set(
+        "n n_samples num_samples n_sample batch_size batchsize batch bs num_images n_images "
+        "number count nsamples num b sample_num n_sample_images num_imgs".split()
+    ),
+    "channels": set("channels n_channels in_channels num_channels nc ch c_in".split()),
+    "image_size": set(
+        "image_size img_size imgsize size resolution h w height width im_size".split()
+    ),
+    "x0": set(
+        "x0 x_0 x_start x image images img imgs original_samples clean data batch_x "
+        "input inputs x_clean samples original".split()
+    ),
+    "t": set("t timestep timesteps time times ts step steps sigma sigmas tau noise_level".split()),
+    "noise": set("noise eps epsilon e z noises".split()),
+    "start": {"x", "xt", "x_t", "xT", "x_T", "latents", "noise", "z", "img", "x_init"},
+    "device": {"device"},
+    "labels": set("labels label y c cond classes class_labels context class_label".split()),
+    "scale": set("scale w cfg_scale guidance_scale guidance guide_w s weight cfg strength".split()),
+    "T": set(
+        "T timesteps n_steps num_steps num_timesteps n_T noise_steps max_t n_timesteps "
+        "total_steps diffusion_steps".split()
+    ),
+}
+ATTRIBUTES = "model", "network", "net", "unet", "nn_model", "eps_model", "denoise_fn", "denoiser"
+
+
+def role_of(name: str, roles: dict[str, Any]) -> str | None:
+    """Which of these roles a parameter has, by its name."""
+    role = next((role for role in roles if name == role or name in NAMES.get(role, ())), None)
+    if role is None and "network" in roles and is_network_name(name):
+        return "network"
+    return role
+
+
+def is_network_name(name: str) -> bool:
+    """Whether a parameter is named for a network, such as denoise_model."""
+    pieces = name.lower().split("_")
+    return name in NAMES["network"] or not {"model", "net", "network", "unet"}.isdisjoint(pieces)
+
+
+def arguments_for(
+    function: Callable, roles: dict[str, Any], order: list[str], tables: dict[str, Any]
+) -> tuple[list, dict]:
+    """Positional and named arguments for a call with these values by role.
+
+    Parameters whose names mean nothing get the values of `order` that are left, in that order.
+    tables: values for parameters by their own names. Raises ValueError for a required parameter
+    that nothing is known about.
+    """
+    try:
+        parameters = [*inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):  # of a builtin
+        return [roles[role] for role in order], {}
+    named = {each.name: role_of(each.name, roles) for each in parameters}
+    remaining = [role for role in order if role not in named.values()]
+    values: list[Any] = []
+    keywords: dict[str, Any] = {}
+    for each in parameters:
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+            continue
+        role = named[each.name]
+        is_required = each.default is each.empty
+        if role in order or (role and is_required):
+            value = roles[role]
+        elif each.name in tables and is_required:
+            value = tables[each.name]
+        elif is_required and remaining:
+            value = roles[remaining.pop(0)]
+        elif is_required:
+            name = getattr(function, "__name__", "the function")
+            raise ValueError(
+                f"{name} needs {each.name}, which no argument is known for: give it a default, or "
+                f"wrap it as a function of ({', '.join(order)})"
+            )
+        else:
+            continue
+        if each.kind == each.POSITIONAL_ONLY:
+            values.append(value)
+        else:
+            keywords[each.name] = value
+    return values, keywords
+
+
+def plain_forward(function: Callable, tables: dict[str, Any]) -> Callable:
+    """A forward process as a function of (x0, t, noise)."""
+
+    def forward(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        roles = {"x0": x0, "t": t, "noise": noise, "device": "cpu"}
+        values, named = arguments_for(function, roles, ["x0", "t", "noise"], tables)
+        return function(*values, **named)
+
+    return forward
+
+
+def parameter_names(function: Callable) -> list[str] | None:
+    """The names of a function's parameters; None for a builtin, which does not say them."""
+    try:
+        return [*inspect.signature(function).parameters]
+    except (TypeError, ValueError):
+        return None
+
+
+def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> Callable:
+    """A sampler as a function of (network, shape). Without a parameter for it, the network is
+    exchanged where the function looks for it: in its object, or among its module's names.
+    """
+
+    def sampler(network: nn.Module, shape: tuple[int, ...]) -> Any:
+        n, *sizes_of_image = shape
+        roles = {"network": network, "shape": shape, "n": n, "device": "cpu", "labels": None}
+        sizes = size_roles(function)
+        roles["channels"] = sizes_of_image[0]
+        roles["image_size"] = shape if sizes == ["image_size"] else sizes_of_image[-1]
+        roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if "sigmas" in tables else 1)
+        if T is not None:
+            roles["T"] = T
+        return call_with_network(function, roles, sizes, tables)
+
+    return sampler
+
+
+def call_with_network(
+    function: Callable, roles: dict[str, Any], order: list[str], tables: dict[str, Any]
+) -> Any:
+    """What a function returns for these values by role, as in arguments_for.
+
+    The network is its first argument, or is exchanged inside where no parameter is named for one.
+    """
+    names = parameter_names(function)
+    if names is None or any(map(is_network_name, names)):
+        values, named = arguments_for(function, roles, ["network", *order], tables)
+        return function(*values, **named)
+    with exchanged_network(function, roles["network"]):
+        values, named = arguments_for(function, roles, order, tables)
+        return function(*values, **named)
+
+
+def size_roles(function: Callable) -> list[str]:
+    """How a sampler is told the size of its result: a shape, or numbers."""
+    names = parameter_names(function) or []
+    by_name = [
+        role
+        for role in ("shape", "n", "channels", "image_size", "start")
+        if any(name in NAMES[role] for name in names)
+    ]
+    return by_name or ["shape"]
+
+
+@contextmanager
+def exchanged_network(function: Callable, network: nn.Module) -> Iterator[None]:
+    """Within it, the networks that a function finds for itself are this one."""
+    places = [*network_places(function)]
+    check(
+        bool(places),
+        f"{getattr(function, '__name__', 'the sampler')} takes no network, and none was found "
+        "among its module's names: give it a parameter named model",
+    )
+    saved = [
+        (holder, name, holder[name] if isinstance(holder, dict) else getattr(holder, name))
+        for holder, name in places
+    ]
+    try:
+        for holder, name, _ in saved:
+            place_network(holder, name, network)
+        yield
+    finally:
+        for holder, name, value in saved:
+            place_network(holder, name, value)
+
+
+def place_network(holder: Any, name: str, value: Any) -> None:
+    """Sets a name of a module or an attribute of an object."""
+    if isinstance(holder, dict):
+        holder[name] = value
+    else:
+        setattr(holder, name, value)
+
+
+def surroundings(function: Callable) -> tuple[Any, dict[str, Any]]:
+    """The object to which a function is bound, or None, and the names of its module."""
+    function = function.func if isinstance(function, partial) else function
+    owner = getattr(function, "__self__", None)
+    if not hasattr(function, "__code__") and not hasattr(function, "__func__"):
+        owner = owner or function  # an object that can be called
+        function = type(function).__call__
+    plain = inspect.unwrap(getattr(function, "__func__", function))  # without decorators
+    return owner, getattr(plain, "__globals__", {})
+
+
+def network_places(function: Callable) -> Iterator[tuple[Any, str]]:
+    """Where a function finds a network: attributes of its object, else names of its module."""
+    owner, names = surroundings(function)
+    if owner is not None:
+        for name in ATTRIBUTES:
+            if isinstance(getattr(owner, name, None), nn.Module):
+                yield owner, name
+                return
+    for name, value in [*names.items()]:
+        if isinstance(value, nn.Module) and not isinstance(value, nn.modules.loss._Loss):
+            yield names, name
+
+
+def plain_network(function: Callable) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network as a function of (x, t) to a tensor."""
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        forward = getattr(function, "forward", function)
+        values, named = arguments_for(forward, {"x0": x, "t": t, "labels": None}, ["x0", "t"], {})
+        output = function(*values, **named)
+        output = getattr(output, "sample", output)
+        return output[0] if isinstance(output, tuple) else output
+
+    return network
+
+
+def plain_guidance(function: Callable) -> Callable:
+    """Guidance as a function of (network, x, t, labels, scale)."""
+
+    def guidance(network, x: Tensor, t: Tensor, labels: Tensor, scale: float) -> Tensor:
+        roles = {"network": network, "x0": x, "t": t, "labels": labels, "scale": scale}
+        return call_with_network(function, roles, ["x0", "t", "labels", "scale"], {})
+
+    return guidance
+
+
+def plain_loss(function: Callable, T: int | None) -> Callable:
+    """A training loss as a function of (network, x0). Times that it asks for are 0 … T - 1."""
+
+    def loss(network, x0: Tensor) -> Tensor:
+        roles = {"network": network, "x0": x0, "device": "cpu", "labels": None}
+        roles |= {"t": torch.randint(0, T or 1000, (len(x0),)), "noise": torch.randn_like(x0)}
+        return call_with_network(function, roles, ["x0"], {})
+
+    return loss
+
+
+def as_batch(data: Any) -> Tensor | None:
+    """Images as one float or uint8 tensor (N, …): of a tensor, an array, a list, a data loader."""
+    if data is None or isinstance(data, Tensor):
+        return data
+    if not hasattr(data, "shape") and hasattr(data, "__iter__"):
+        data = next(iter(data))
+        data = data[0] if isinstance(data, (tuple, list)) else data
+    return torch.as_tensor(data)

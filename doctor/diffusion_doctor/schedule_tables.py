@@ -1,0 +1,112 @@
+"""A schedule from a table that anybody has: beta, alpha_bar, alpha, sigma, by name and values."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_doctor.mathematics import Schedule, check
+
+NAMES = {  # pieces of names, in the order in which they are looked for
+    "sqrt_one_minus": "sqrt(1 - alpha_bar)",
+    "sqrt_1m": "sqrt(1 - alpha_bar)",
+    "sqrt_alpha": "sqrt(alpha_bar)",
+    "cumprod": "alpha_bar",
+    "alpha_bar": "alpha_bar",
+    "alphas_bar": "alpha_bar",
+    "alpha_hat": "alpha_bar",
+    "abar": "alpha_bar",
+    "beta": "beta",
+    "sigma": "sigma",
+}
+TABLE_NAMES = (  # attributes of objects and modules, the one that says most first
+    "alphas_cumprod",
+    "alpha_bars",
+    "alphas_bar",
+    "alpha_bar",
+    "alpha_hat",
+    "alpha_cumprod",
+    "betas",
+    "beta",
+    "sigmas",
+    "sqrt_alphas_cumprod",
+)
+DERIVED = "alphas", "alphas_cumprod_prev", "sqrt_one_minus_alphas_cumprod", "posterior_variance"
+
+
+def as_table(value: Any) -> Tensor | None:
+    """A tensor, array or list of numbers as a tensor of the same precision (K,), else None."""
+    if isinstance(value, np.ndarray) or (isinstance(value, list) and value):
+        try:
+            value = torch.as_tensor(np.asarray(value))
+        except (TypeError, ValueError):
+            return None
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
+        return None
+    return value.detach().cpu().flatten() if value.numel() == max(value.shape) else None
+
+
+def own_schedule(value: Any) -> Schedule | None:
+    """The schedule of an object of this package, or of a copy of its class: tables a and b."""
+    a, b = (as_table(getattr(value, name, None)) for name in "ab")
+    if a is None or b is None or a.shape != b.shape:
+        return None
+    return Schedule(a.double(), b.double())
+
+
+def kind_of_table(table: Tensor, name: str = "") -> str:
+    """What a table (K,) holds: by its name as in NAMES, or without one by its values.
+
+    Raises ValueError for values below 0.
+    """
+    table = table.double()
+    by_name = next((kind for piece, kind in NAMES.items() if piece in name.lower()), None)
+    rises = bool(table[-1] > table[0])
+    is_share = bool((table >= 0).all() and (table <= 1).all())
+    if by_name:
+        return by_name
+    if not is_share:
+        check(bool((table >= 0).all()), f"{name or 'the table'} is no schedule: it falls below 0")
+        return "sigma"
+    if rises or table.max() < 0.5:
+        return "beta"
+    return "alpha" if table.min() > 0.5 and len(table) > 10 else "alpha_bar"
+
+
+def schedule_of(table: Tensor, kind: str) -> Schedule:
+    """The schedule, with entry 0 for the clean image, of a table of this kind (T,) or (T+1,).
+
+    A table of T + 1 entries that begins with the clean image is understood. Values that are no
+    levels become NaN.
+    """
+    values = table.double()
+    if values[0] > values[-1] and kind == "sigma":
+        values = values.flip(0)
+    if kind in ("beta", "alpha"):
+        beta = values if kind == "beta" else 1 - values
+        alpha_bar = (1 - beta).cumprod(0)
+    elif kind == "sigma":
+        values = values[1:] if values[0] == 0 else values
+        b = torch.cat([torch.zeros(1), values])
+        return Schedule(torch.ones_like(b), b)
+    else:
+        squares = {"sqrt(alpha_bar)": values**2, "sqrt(1 - alpha_bar)": 1 - values**2}
+        alpha_bar = squares.get(kind, values)
+    if alpha_bar[0] == 1:
+        alpha_bar = alpha_bar[1:]
+    alpha_bar = torch.cat([torch.ones(1), alpha_bar])
+    is_rounded = (alpha_bar > -1e-6) & (alpha_bar < 1 + 1e-6)
+    alpha_bar = torch.where(is_rounded, alpha_bar.clamp(0, 1), alpha_bar)
+    return Schedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+
+def named_tables(holder: Any) -> dict[str, Tensor]:
+    """The tables among a module's or object's names, by their usual names."""
+    tables = {}
+    for name in (*TABLE_NAMES, *DERIVED):
+        if hasattr(holder, name):
+            value = as_table(getattr(holder, name))
+            if value is not None:
+                tables[name] = value
+    return tables

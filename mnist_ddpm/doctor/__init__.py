@@ -1,1 +1,0 @@
-"""Examines anybody's diffusion code: exact denoisers take the network's place, and bugs show."""
