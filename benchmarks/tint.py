@@ -19,9 +19,9 @@ from harness import RESULTS, ROOT, make_parser, run, write_result
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.results import mean_and_half_interval
 from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.data import loading
-from mnist_ddpm.experiments.results import mean_and_half_interval
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 from mnist_ddpm.recipe import Recipe

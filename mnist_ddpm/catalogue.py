@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm import ddpm, networks, special_methods
+from mnist_ddpm import ddpm, networks
 from mnist_ddpm.ddpm import Denoiser, Network, Objective, Schedule, check
-from mnist_ddpm.method import Method, PlainMethod, as_method
+from mnist_ddpm.method import Method, as_method
 from mnist_ddpm.methods import (
     conditioning,
     consistency,
@@ -31,11 +31,11 @@ from mnist_ddpm.methods.adversarial import Adversarial
 from mnist_ddpm.methods.augmentation import AUGMENTATIONS, Augmented
 from mnist_ddpm.methods.conditioning import Conditioned, ConditionFunction
 from mnist_ddpm.methods.distillation import Distilled
+from mnist_ddpm.methods.distribution_matching import DistributionMatching
 from mnist_ddpm.methods.guidance import Teacher, check_takes_labels
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
 from mnist_ddpm.methods.muon import Muon
 from mnist_ddpm.methods.predictions import EPS, MU, X0, Conversion, V, weighted
-from mnist_ddpm.methods.shortcuts import Shortcuts
 from mnist_ddpm.methods.times import NormalTimes, TimeSampler
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.cost import check_network
@@ -126,15 +126,31 @@ def plain_entry(
         conversion = conversion_of(recipe)
         condition = condition_function(recipe)
         method = as_method(make(conversion))
-        if takes_next_time(recipe):
-            is_supported = isinstance(method, PlainMethod) and not condition and not learns_variance
-            name = f"network {recipe.network}"
-            check(is_supported, f"{name} takes no condition, and no objective {recipe.objective}")
-            return Shortcuts(method, conversion, teacher)
+        message = "it is trained by distribution-matching, or shortcuts of experiments/methods"
+        is_supported = not takes_next_time(recipe)
+        check(is_supported, f"network {recipe.network} learns no {recipe.objective}: {message}")
         method = method if teacher is None else Distilled(method, teacher)
         return Conditioned(method, condition) if condition else method
 
     return MethodEntry(make_method, learns_variance, make_times)
+
+
+def distribution_matching(recipe: Recipe, teacher: Teacher | None) -> DistributionMatching:
+    """The method of distribution matching. Raises ValueError where the recipe does not fit."""
+    name = f"objective {recipe.objective}"
+    has_both = bool(recipe.teacher and recipe.init_from)
+    check(has_both, f"{name} needs a teacher and a trained network: name teacher and init_from")
+    is_supported = not recipe.conditional and recipe.network == "unet"
+    check(is_supported, f"{name} takes no condition, and no network but unet")
+    check(recipe.optimizer == "adam", f"{name} takes no optimizer {recipe.optimizer}: take adam")
+    times = recipe.student_timesteps
+    falls = [*times, 0] == sorted({*times, 0}, reverse=True) and times[:1] == (recipe.T,)
+    message = f"student_timesteps are {times}: they must fall, from {recipe.T} to at least 1"
+    check(falls or not times, message)
+    most = recipe.batch_size  # each time has images in each batch
+    check(len(times) <= most, f"student_timesteps are {len(times)}: name at most {most}")
+    fake = networks.shortcut_unet(recipe, recipe.channels, recipe.channels)
+    return DistributionMatching(conversion_of(recipe), fake, teacher, recipe.learning_rate, times)
 
 
 OBJECTIVES: dict[str, MethodEntry] = {
@@ -148,21 +164,18 @@ OBJECTIVES: dict[str, MethodEntry] = {
     "edm": plain_entry(partial(weighted, weight=edm.edm_weight)),
     "consistency": plain_entry(consistency.Consistency),
     "velocity": plain_entry(partial(weighted, weight=flow.velocity_weight)),
-    "mean-flow": MethodEntry(special_methods.mean_flow),
-    "distribution-matching": MethodEntry(
-        lambda recipe, teacher: special_methods.distribution_matching(
-            recipe, conversion_of(recipe), teacher
-        )
-    ),
-    "drifting": MethodEntry(
-        lambda recipe, teacher: special_methods.drifting(recipe, conversion_of(recipe), teacher)
-    ),
+    "distribution-matching": MethodEntry(distribution_matching),
 }
+# objectives of earlier versions, which now need a clone: experiments/methods
+MOVED = "mean-flow", "drifting"
 
 
 def look_up(setting: str, name: str, table: dict):
     """The entry of that name in a setting's table. Raises ValueError for an unknown name."""
-    check(name in table, f'{setting} "{name}" is unknown: take one of {", ".join(table)}')
+    hint = f"take one of {', '.join(table)}"
+    if setting == "objective" and name in MOVED:
+        hint = "it needs a clone: experiments/methods registers it"
+    check(name in table, f'{setting} "{name}" is unknown: {hint}')
     return table[name]
 
 

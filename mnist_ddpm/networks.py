@@ -51,7 +51,6 @@ def unet_of(
     for layer in network.modules():
         if recipe.norm_groups and isinstance(layer, nn.GroupNorm):
             layer.num_groups = recipe.norm_groups
-    network.end_layers = "conv_in", "conv_out", "label"
     return network
 
 

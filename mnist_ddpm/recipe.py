@@ -134,7 +134,7 @@ class Recipe:
     objective: str = setting(
         "simple",
         "simple, hybrid, vlb, bound, truncated-snr, min-snr, p2, edm, velocity, consistency, "
-        "distribution-matching, mean-flow, drifting",
+        "distribution-matching",
         decides="network",
     )
     times: str = setting("uniform", "of training: uniform, logit-normal, log-normal, noisy")

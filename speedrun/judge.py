@@ -9,9 +9,9 @@ from torch import Tensor
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.evaluation import cards, copies
-from mnist_ddpm.evaluation.extractor_training import fit_extractor
 from mnist_ddpm.evaluation.extractors import Judge, RealFeatures, RealImages
 from mnist_ddpm.recipe import Recipe
+from tools.train_extractor import fit_extractor
 
 SHARE = 0.8  # of the precision and recall of unseen real images that a record has to reach
 HELD_OUT_COPIES = "nearest_held_out_image_in_pixels"  # of a judged run's card

@@ -12,7 +12,7 @@ LAYERS = [  # a module or folder; where one folder stands on several, its module
     {"recipe"},
     {"methods", "data"},
     {"networks"},
-    {"special_methods", "training.cost"},
+    {"training.cost"},
     {"catalogue"},
     {"sampling"},
     {"formats"},
@@ -20,7 +20,7 @@ LAYERS = [  # a module or folder; where one folder stands on several, its module
     {"training"},
     {"evaluation"},
     {"watch"},
-    {"commands", "experiments"},
+    {"commands"},
     {"__main__", "__init__"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "ddpm.py")

@@ -98,7 +98,6 @@ def few_digits(monkeypatch):
         ("sample --init-image x\x1b]0;title\x07", "control"),
         ("sample --out x\u202egnp.exe", "control"),
         ("evaluate --bits 99999999999999999999", "--bits"),
-        ("extractor --seed 99999999999999999999", "seed"),
         ("train --dataset=", "--dataset"),
         ("train --out loop --dataset folder", "loop"),
         ("train --T 1000000000000", "T is 1000000000000"),

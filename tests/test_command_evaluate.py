@@ -12,12 +12,11 @@ from command_helpers import DIGITS, blobs, error_of, run, save_network, skip_fil
 from helpers import raising
 
 from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.commands import extractor as extractor_command
 from mnist_ddpm.commands.evaluate import labels_as_in_training
 from mnist_ddpm.commands.flags import EvaluateFlags
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import cards, distances
-from mnist_ddpm.evaluation.extractors import Extractor, digest, load_extractor, save_extractor
+from mnist_ddpm.evaluation.extractors import Extractor, digest, save_extractor
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods import likelihood
 from mnist_ddpm.methods.schedules import respaced_network, respaced_schedule
@@ -327,20 +326,3 @@ def test_a_bound_that_was_stopped_goes_on(places, tmp_path, monkeypatch):
     bound_of(places, tmp_path / "bound.json", *flags, status=130)
     assert bound_of(places, tmp_path / "bound.json", *flags) == whole and len(batches) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"whole.json", "bound.json"}
-
-
-def test_the_extractor_command_overwrites_nothing(tmp_path, monkeypatch, capsys):
-    asked, out = [], tmp_path / "a.safetensors"
-
-    def train(dataset, root, **options):
-        asked.append((dataset, options))
-        return network(), 0.75
-
-    monkeypatch.setattr(extractor_command, "train_extractor", train)
-    command = ["extractor", "--epochs", 3, "--seed", 5, "--device", "cpu", "--out", out]
-    assert run(*command) == 0 and "75.00% right" in capsys.readouterr().out
-    assert asked == [("mnist", {"epochs": 3, "seed": 5, "device": torch.device("cpu")})]
-    saved, record = load_extractor(out)
-    assert record["accuracy"] == 0.75 and record["epochs"] == 3
-    assert all(map(torch.equal, saved.parameters(), network().parameters()))
-    assert "exists already" in error_of(capsys, *command)

@@ -173,7 +173,7 @@ def test_names_that_the_terminal_cannot_write_stop_nothing(monkeypatch):
     assert b"caf\\udce9.png" in written.getvalue()
 
 
-@pytest.mark.parametrize("command", [["plan", "--dry-run"], ["likelihood"], ["extractor"]])
+@pytest.mark.parametrize("command", [["plan", "--dry-run"], ["likelihood"]])
 def test_what_one_process_does_is_not_done_by_several(monkeypatch, capsys, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "one process" in error_of(capsys, *command)

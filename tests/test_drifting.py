@@ -10,11 +10,18 @@ from helpers import PAPER
 from torch import nn
 from training_helpers import TINY, squares
 
+from experiments.methods import add_methods
+from experiments.methods.drifting import Drifting, drift, drifting_loss, pairs_apart, pixel_features
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.method import Batch
-from mnist_ddpm.methods.drifting import Drifting, drift, drifting_loss, pixel_features
 from mnist_ddpm.methods.predictions import X0
 from mnist_ddpm.training.loop import start_run, training_loop
+
+
+@pytest.fixture(autouse=True)
+def added(monkeypatch):
+    monkeypatch.setattr(catalogue, "OBJECTIVES", dict(catalogue.OBJECTIVES))
+    add_methods()
 
 
 def points(n, seed, D=3):
@@ -54,10 +61,10 @@ def test_the_loss_takes_drawn_images_to_real_ones_whatever_their_scale():
     real = torch.tensor([[[4.0], [5.0], [6.0]]], dtype=torch.float64)
     drawn = torch.tensor([[[0.0], [1.0], [2.0]]], dtype=torch.float64, requires_grad=True)
     nothing = torch.zeros(3, 3)
-    losses = drifting_loss(drawn, real, nothing)
+    losses = drifting_loss(drawn, real, nothing, nothing)
     (gradient,) = torch.autograd.grad(losses.sum(), drawn)
     assert losses.shape == (3,) and (gradient < 0).all()
-    torch.testing.assert_close(drifting_loss(100 * drawn, 100 * real, nothing), losses)
+    torch.testing.assert_close(drifting_loss(100 * drawn, 100 * real, nothing, nothing), losses)
 
 
 def test_images_of_other_labels_change_nothing():
@@ -100,6 +107,35 @@ def test_a_small_network_is_trained_by_it(classes):
     schedule = catalogue.make_schedule(recipe)
     losses = list(training_loop(start_run(recipe), images, schedule, labels))
     assert len(losses) == 12 and all(map(math.isfinite, losses))
+
+
+def test_a_hidden_label_trains_its_vector_and_drifts_to_all_images():
+    x0 = points(6, 0, 64).view(6, 1, 8, 8)
+    eps = points(6, 1, 64).view(6, 1, 8, 8)
+    true, given = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 2, 1, 1, 2])
+    table = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def network(xt, t, labels):
+        return table[labels].view(-1, 1, 1, 1) * xt
+
+    batch = Batch(x0, torch.ones(6, dtype=torch.long), eps, given, true)
+    method = Drifting(X0, lambda images: [images.flatten(1)[None]])
+    (gradient,) = torch.autograd.grad(method.loss(network, PAPER, batch).sum(), table)
+    assert (gradient != 0).all(), "also of label 2, which stands for unknown"
+    other_real, other_drawn = pairs_apart(batch)
+    assert other_real.tolist() == [[false == 1 for false in row] for row in (
+        [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0] * 6,
+        [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0] * 6,
+    )]  # fmt: skip
+    assert torch.equal(other_drawn, given[:, None] != given)
+
+
+def test_parts_of_a_batch_are_refused_since_images_of_it_are_compared():
+    with pytest.raises(ValueError, match="accumulation"):
+        catalogue.make_method(replace(TINY, objective="drifting", accumulation=2))
+    one = Batch(torch.zeros(1, 1, 8, 8), torch.ones(1, dtype=torch.long), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="1: take 2"):
+        Drifting(X0).loss(lambda xt, t: xt, PAPER, one)
 
 
 def test_a_teacher_is_refused():

@@ -1,17 +1,12 @@
-"""Cards of images, what goes into them beside distances, and the slider."""
+"""Cards of images, and what goes into them beside distances."""
 
-import base64
-import io
 import json
 import math
 from dataclasses import replace
-from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
 from helpers import PAPER, change_dataset, in_processes, untrained_judge, with_random_weights
-from PIL import Image
 
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation import cards, distances
@@ -27,7 +22,6 @@ from mnist_ddpm.evaluation.cards import (
 from mnist_ddpm.evaluation.distances import Estimate
 from mnist_ddpm.evaluation.extractors import digest
 from mnist_ddpm.evaluation.losses import loss_by_t, loss_by_tenth
-from mnist_ddpm.evaluation.slider import film_slider
 from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.recipe import Recipe
 
@@ -207,24 +201,3 @@ def test_loss_by_t_spreads_times_and_is_zero_for_a_seer():
     constant = ddpm.eps_denoiser(lambda xt, t: torch.full_like(xt, 3.0), PAPER)
     _, losses = loss_by_t(constant, PAPER, images)
     assert losses.mean().item() == pytest.approx(10, abs=0.5), "E (3 - eps)², as it is predicted"
-
-
-@pytest.mark.parametrize(("channels", "n", "columns"), [(1, 8, 8), (3, 3, 8), (1, 6, 4)])
-def test_slider_is_plain_html_with_a_picture_of_each_moment(channels, n, columns):
-    generator = torch.Generator().manual_seed(0)
-    levels = torch.randint(0, 2, (2, 3, n, channels, 4, 4), generator=generator).byte() * 255
-    film = [*zip((1000, 40, 0), *levels)]
-    document = ElementTree.fromstring(film_slider(film, columns, 3).replace("&nbsp;", ""))
-    tags = [each.tag for each in document.iter()]
-    assert {*tags} == {"div", "table", "tr", "td", "img", "br", "sub"}, "nothing that is run"
-    for image, (t, *states) in zip(document.iter("img"), film, strict=True):
-        data = base64.b64decode(image.get("src").removeprefix("data:image/png;base64,"))
-        picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-        expected = np.concatenate([ddpm.tile(x[:columns], columns) for x in states])
-        assert np.abs(picture - expected).max() <= 8, "few colours"
-        height, width, _ = expected.shape
-        assert (int(image.get("width")), int(image.get("height"))) == (3 * width, 3 * height)
-        assert f"t = {t}," in image.get("alt") and str(min(n, columns)) in image.get("alt")
-    assert f"width: {3 * width}px" in document.get("style")
-    with pytest.raises(ValueError):
-        film_slider([])

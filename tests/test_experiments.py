@@ -17,14 +17,12 @@ from conftest import ROOT
 from helpers import equal, untrained_judge
 from matplotlib.figure import Figure
 
-from mnist_ddpm import catalogue, ddpm
-from mnist_ddpm.experiments import __main__ as command
-from mnist_ddpm.experiments import ddim_table1, guidance_scale, one_step, registry, runner, steps
-from mnist_ddpm.experiments.experiment_flags import Scale
-from mnist_ddpm.experiments.one_step import SecondJudge, classifier_features
-from mnist_ddpm.experiments.plots import caption, plot_lines, write_plot
-from mnist_ddpm.experiments.registry import EXPERIMENTS
-from mnist_ddpm.experiments.results import (
+from experiments import __main__, ddim_table1, guidance_scale, one_step, registry, runner, steps
+from experiments.experiment_flags import Scale
+from experiments.one_step import SecondJudge, classifier_features
+from experiments.plots import caption, plot_lines, write_plot
+from experiments.registry import EXPERIMENTS
+from experiments.results import (
     Claim,
     column_values,
     mean_and_half_interval,
@@ -32,8 +30,9 @@ from mnist_ddpm.experiments.results import (
     read_rows,
     select_rows,
 )
-from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork
-from mnist_ddpm.experiments.small_sets import compare_with_unseen
+from experiments.runner import ExperimentRun, TrainedNetwork
+from experiments.small_sets import compare_with_unseen
+from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import PlainMethod
 from mnist_ddpm.recipe import Recipe
@@ -234,13 +233,13 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
         monkeypatch.setattr(ddim_table1, "SAMPLERS", {"η = 0": ddpm.ddim_sampler})
         monkeypatch.setattr(EXPERIMENTS[name], "plot", lambda rows, figure: None)
         monkeypatch.setattr(EXPERIMENTS[name], "claims", lambda rows: [])
-    assert command.main(flags) == 0
+    assert __main__.main(flags) == 0
     out = tmp_path / f"{name}-quick"
     rows = read_rows(out / "results.csv")
     assert {row["seed"] for row in rows} == {0, 1, ""}
     assert all(row["frechet"] != "" or row["reconstruction"] != "" for row in rows)
     record = json.loads((out / "record.json").read_text())
-    assert record["command"].startswith(f"python -m mnist_ddpm.experiments {name} --quick")
+    assert record["command"].startswith(f"python -m experiments {name} --quick")
     assert record["seeds"] == [0, 1] and record["extractor"] == "untrained"
     settings = runner.LONG_TRAINING | {"base_channels": 16, "epochs": TINY.epochs}
     assert record["training"] == settings
@@ -252,15 +251,15 @@ def test_an_experiment_runs_and_does_nothing_twice(name, tmp_path, monkeypatch, 
     shutil.rmtree(tmp_path / "runs-quick")
     monkeypatch.setattr(ExperimentRun, "draw", lambda *_, **options: pytest.fail("drawn again"))
     monkeypatch.setattr(loop, "fit", lambda *_, **options: pytest.fail("trained again"))
-    assert command.main(flags) == 0 and (out / "plot.png").is_file()
+    assert __main__.main(flags) == 0 and (out / "plot.png").is_file()
     assert json.loads((out / "record.json").read_text()) == record
-    assert command.main([*flags, "--n", "9"]) == 1
+    assert __main__.main([*flags, "--n", "9"]) == 1
     changes = (vars(runner), "QUICK", replace(TINY, n=9)), (runner.LONG_TRAINING, "batch_size", 127)
     for table, key, value in changes:
         with monkeypatch.context() as patch:
             patch.setitem(table, key, value)
             capsys.readouterr()
-            assert command.main(flags) == 1
+            assert __main__.main(flags) == 1
             assert str(out) in capsys.readouterr().err, "it holds other results"
 
 
@@ -430,7 +429,7 @@ def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, mo
     monkeypatch.setattr(ExperimentRun, "draw", watched)
     flags = ["steps", "--quick", "--out", str(tmp_path), "--data", str(ROOT / "data")]
     flags += ["--device", "cpu"]
-    assert command.main(flags) == 0
+    assert __main__.main(flags) == 0
     assert "mnist-few is left out" in capsys.readouterr().out
     rows = read_rows(tmp_path / "steps-quick" / "results.csv")[:-1]  # the last is of real images
     assert calls == [row["S"] for row in rows]
@@ -439,10 +438,10 @@ def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, mo
     folder = tmp_path / "checkpoints" / "mnist"
     checkpoints.save_checkpoint(folder, network, replace(recipe, seed=1), {"steps": 2})
     calls.clear()
-    assert command.main(flags) == 0 and calls == [], "the same weights"
+    assert __main__.main(flags) == 0 and calls == [], "the same weights"
     other = catalogue.make_network(replace(recipe, seed=1))
     checkpoints.save_checkpoint(folder, other, recipe, {"steps": 2})
-    assert command.main(flags) == 1 and "mnist" in capsys.readouterr().err
+    assert __main__.main(flags) == 1 and "mnist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -456,7 +455,7 @@ def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, mo
     ],
 )
 def test_bad_requests_end_in_one_line(flags, named, tmp_path, capsys):
-    assert command.main([*flags, "--out", str(tmp_path)]) == 1
+    assert __main__.main([*flags, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
 
@@ -481,7 +480,7 @@ def test_damaged_results_end_in_one_line(name, content, tmp_path, capsys):
         os.mkfifo(path)
     else:
         path.write_text(content)
-    assert command.main(["ema", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    assert __main__.main(["ema", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert str(path) in error and error.count("\n") == 1
 
@@ -490,7 +489,7 @@ def test_damaged_results_end_in_one_line(name, content, tmp_path, capsys):
 def test_a_signal_ends_with_its_status_and_how_to_go_on(name, status, monkeypatch, capsys):
     stop = lambda flags, typed: signal.raise_signal(getattr(signal, name))  # noqa: E731
     monkeypatch.setattr(registry, "run_experiment", stop)
-    assert command.main(["ema"]) == status
+    assert __main__.main(["ema"]) == status
     assert "same command" in capsys.readouterr().err
 
 
@@ -501,6 +500,6 @@ def test_a_pipe_at_the_name_of_the_plot_is_replaced(rows_of, tmp_path):
 
 
 def test_an_experiment_outlives_its_streams():
-    command = [sys.executable, "-m", "mnist_ddpm.experiments", "--help"]
+    command = [sys.executable, "-m", "experiments", "--help"]
     with open("/dev/full", "w") as full:
         assert subprocess.run(command, stdout=full, stderr=full, cwd=ROOT).returncode == 0

@@ -13,9 +13,10 @@ from helpers import untrained_judge, with_flipped_bit
 from safetensors.torch import save_file
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.evaluation import extractor_training, extractors
-from mnist_ddpm.evaluation.extractor_training import shifted, train_extractor
+from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.evaluation.extractors import digest, in_batches, pick_judge
+from tools import train_extractor as tool
+from tools.train_extractor import shifted, train_extractor
 
 
 def test_a_digest_is_that_of_all_bytes_in_a_tensors_order():
@@ -182,9 +183,9 @@ def test_shifts_move_an_image_and_repeat_its_edge():
 
 
 def test_an_extractor_learns_and_comes_back_from_its_file(digits, monkeypatch, tmp_path):
-    _, labels = extractor_training.labelled_images("mnist", ROOT / "data", "train")
+    _, labels = tool.labelled_images("mnist", ROOT / "data", "train")
     given = digits[:256], labels[:256]
-    monkeypatch.setattr(extractor_training, "labelled_images", lambda dataset, root, split: given)
+    monkeypatch.setattr(tool, "labelled_images", lambda dataset, root, split: given)
     network, accuracy = train_extractor("mnist", epochs=4, batch_size=16)
     assert accuracy > 0.6 and not network.training
     extractors.save_extractor(tmp_path / "a.safetensors", network, {"accuracy": accuracy})
@@ -202,7 +203,7 @@ def test_attributes_are_learnt_too(monkeypatch, tmp_path):
     wanted = torch.zeros(128, 40)
     wanted[::2] = 1
     given = images, wanted
-    monkeypatch.setattr(extractor_training, "labelled_images", lambda dataset, root, split: given)
+    monkeypatch.setattr(tool, "labelled_images", lambda dataset, root, split: given)
     network, accuracy = train_extractor("celeba", epochs=2, batch_size=16)
     assert accuracy > 0.9 and network.channels == 3
     extractors.save_extractor(tmp_path / "a.safetensors", network, {})
@@ -218,8 +219,8 @@ def test_an_extractor_is_not_trained_in_vain(digits, monkeypatch):
             raise ValueError("no test images")
         return given, torch.zeros(len(given), dtype=torch.long)
 
-    monkeypatch.setattr(extractor_training, "labelled_images", labelled_images)
-    monkeypatch.setattr(extractor_training, "Extractor", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(tool, "labelled_images", labelled_images)
+    monkeypatch.setattr(tool, "Extractor", lambda *_: pytest.fail("it trains"))
     for n, told in ((200, "no test images"), (100, "100")):
         given = digits[:n]
         with pytest.raises(ValueError, match=told):
@@ -240,6 +241,24 @@ def test_shipped_extractors_are_small_and_say_what_they_are(dataset, least):
 def test_the_shipped_digit_classifier_is_as_good_as_it_says():
     """Of the first 1,000 test digits."""
     network, record = extractors.load_extractor(ROOT / extractors.FOLDER / "mnist.safetensors")
-    images, labels = extractor_training.labelled_images("mnist", ROOT / "data", "test")
-    found = extractor_training.accuracy(network, images[:1000], labels[:1000])
+    images, labels = tool.labelled_images("mnist", ROOT / "data", "test")
+    found = tool.accuracy(network, images[:1000], labels[:1000])
     assert found == pytest.approx(record["accuracy"], abs=4e-3)
+
+
+def test_the_program_overwrites_nothing(tmp_path, monkeypatch, capsys):
+    asked, out = [], tmp_path / "a.safetensors"
+    trained = extractors.Extractor("mnist", 10, (8,))
+
+    def train(dataset, root, **options):
+        asked.append((dataset, options))
+        return trained, 0.75
+
+    monkeypatch.setattr(tool, "train_extractor", train)
+    command = ["--epochs", "3", "--seed", "5", "--device", "cpu", "--out", str(out)]
+    assert tool.main(command) == 0 and "75.00% right" in capsys.readouterr().out
+    assert asked == [("mnist", {"epochs": 3, "seed": 5, "device": torch.device("cpu")})]
+    saved, record = extractors.load_extractor(out)
+    assert record["accuracy"] == 0.75 and record["epochs"] == 3
+    assert all(map(torch.equal, saved.parameters(), trained.parameters()))
+    assert tool.main(command) == 1 and "exists already" in capsys.readouterr().err

@@ -10,15 +10,15 @@ from typing import get_args
 import pytest
 from conftest import ROOT
 
+from experiments import experiment_flags, registry
 from mnist_ddpm import catalogue, ddpm, sampling
 from mnist_ddpm.commands import command_line, flags
-from mnist_ddpm.experiments import experiment_flags, registry
 from mnist_ddpm.machine import process
 from mnist_ddpm.recipe import Recipe
 
 QUICK = """
 import sys
-from mnist_ddpm{room}.__main__ import main
+from {room}.__main__ import main
 sys.argv = {argv}
 try:
     status = main()
@@ -29,7 +29,7 @@ print("status", status, "slow", sorted(slow))
 """
 
 
-def answer(argv: list[str], status: int, room: str = "") -> str:
+def answer(argv: list[str], status: int, room: str = "mnist_ddpm") -> str:
     """What a command says that ends with this status, without PyTorch."""
     code = QUICK.format(argv=argv, room=room)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -60,8 +60,8 @@ def test_help_and_errors_of_flags_need_no_pytorch(typed, status):
 
 @pytest.mark.parametrize(("typed", "status"), [("--help", 0), ("ema --bist 9", 2), ("eam", 1)])
 def test_help_and_errors_of_an_experiment_need_no_pytorch(typed, status):
-    printed = answer(["experiments", *typed.split()], status, ".experiments")
-    assert "ddim-table1" in printed or "python -m mnist_ddpm.experiments" in printed
+    printed = answer(["experiments", *typed.split()], status, "experiments")
+    assert "ddim-table1" in printed or "python -m experiments" in printed
 
 
 def test_suggestions_name_the_program_and_the_command(capsys, monkeypatch):

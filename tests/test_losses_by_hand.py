@@ -10,6 +10,7 @@ import torch
 from helpers import PAPER
 from torch import nn
 
+from experiments.methods.shortcuts import Shortcuts
 from mnist_ddpm.method import Batch, Method
 from mnist_ddpm.methods import distribution_matching
 from mnist_ddpm.methods.adversarial import GAMMA, SIGMA, Adversarial
@@ -18,7 +19,6 @@ from mnist_ddpm.methods.distribution_matching import DistributionMatching
 from mnist_ddpm.methods.edm import EDM
 from mnist_ddpm.methods.predictions import V, network_output, truncated_snr, weighted
 from mnist_ddpm.methods.schedules import even_signal
-from mnist_ddpm.methods.shortcuts import Shortcuts
 
 T = PAPER.T
 double = torch.float64

@@ -8,16 +8,22 @@ from helpers import STRAIGHT
 from torch import nn
 from training_helpers import TINY, squares
 
+from experiments.methods import add_methods, mean_flow
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.ddpm import to_float
 from mnist_ddpm.method import Batch
-from mnist_ddpm.methods import mean_flow
 from mnist_ddpm.methods.flow import VELOCITY
 from mnist_ddpm.methods.predictions import denoiser
 from mnist_ddpm.methods.shortcuts import shortcut_sampler, with_next_times
 from mnist_ddpm.training.loop import start_run, training_loop
 
 VARIANCE = 0.09  # of the data
+
+
+@pytest.fixture(autouse=True)
+def added(monkeypatch):
+    monkeypatch.setattr(catalogue, "OBJECTIVES", dict(catalogue.OBJECTIVES))
+    add_methods()
 
 
 def deviation(time):

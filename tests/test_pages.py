@@ -7,10 +7,10 @@ from pkgutil import resolve_name
 import pytest
 from conftest import ROOT
 
+from experiments.experiment_flags import NAMES
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.command_line import parse_arguments
 from mnist_ddpm.datasets import DATASETS
-from mnist_ddpm.experiments.experiment_flags import NAMES
 
 PATTERNS = (
     "README.md",
@@ -32,13 +32,13 @@ def commands_in(path, before):
 
 
 COMMANDS = [words for path in PAGES for words in commands_in(path, r"-m (?:-- )?mnist_ddpm ")]
-HOW_TRAINED = commands_in(ROOT / "checkpoints" / "README.md", "`(?=(?:train|extractor) )")
+HOW_TRAINED = commands_in(ROOT / "checkpoints" / "README.md", "`(?=train )")
 
 
 def test_pages_name_all_commands():
     named = {words[0] for words in COMMANDS}
     drawing = {"sample", "likelihood", "evaluate", "compare"}
-    assert named == drawing | {"train", "status", "plan", "extractor", "push", "export"}
+    assert named == drawing | {"train", "status", "plan", "push", "export"}
 
 
 @pytest.mark.parametrize("words", COMMANDS + HOW_TRAINED, ids=lambda words: " ".join(words)[:60])

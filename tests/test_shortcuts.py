@@ -7,6 +7,8 @@ import torch
 from command_helpers import NETWORK, blobs, error_of, run, save_network
 from helpers import PAPER, equal, with_random_weights
 
+from experiments.methods import add_methods
+from experiments.methods.shortcuts import FINEST, Shortcuts, steps_of
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.data import loading
@@ -15,19 +17,18 @@ from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods import adversarial
 from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.methods.predictions import V, unweighted
-from mnist_ddpm.methods.shortcuts import (
-    FINEST,
-    Shortcuts,
-    ShortcutUNet,
-    shortcut_sampler,
-    steps_of,
-    with_next_times,
-)
+from mnist_ddpm.methods.shortcuts import ShortcutUNet, shortcut_sampler, with_next_times
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.first_weights import initial_weights
 
 VARIANCE = 0.01  # of Gaussian data, for which all is known
 SMALL = Recipe(**NETWORK | {"T": 64}, network="shortcut", prediction="v", classes=3)
+
+
+@pytest.fixture(autouse=True)
+def added(monkeypatch):
+    monkeypatch.setattr(catalogue, "OBJECTIVES", dict(catalogue.OBJECTIVES))
+    add_methods()
 
 
 def spread(t):
@@ -174,7 +175,8 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load_labels", lambda *_: torch.arange(64) % 3)
     monkeypatch.setattr(loading, "check_labelled", lambda *_: None)
     save_network(tmp_path / "known", replace(SMALL, network="unet"))
-    flags = "--init-from known --teacher known --network shortcut --batch-size 32 --epochs 2"
+    flags = "--objective shortcuts --init-from known --teacher known --network shortcut"
+    flags += " --batch-size 32 --epochs 2"
     assert run("train", *flags.split(), "--critic", 0.1, "--out", "few") == 0
     found = checkpoints.load("few")
     assert found.recipe.network == "shortcut" and hasattr(found.network, "span")
@@ -195,7 +197,7 @@ def test_train_and_sample_by_the_command_line(tmp_path, monkeypatch, capsys):
         ("sample --checkpoint few --sampler shortcut --path flow", "--path"),
         ("train --network shortcut --objective consistency --prediction v", "consistency"),
         ("train --network shortcut --objective hybrid", "hybrid"),
-        ("train --network shortcut --condition small", "condition"),
+        ("train --objective shortcuts --network shortcut --condition small", "condition"),
     ],
 )
 def test_what_cannot_be_told_is_refused(flags, named, tmp_path, monkeypatch, capsys):
@@ -210,3 +212,9 @@ def test_times_that_cannot_be_halved_so_often_are_refused():
     short = ddpm.Schedule(PAPER.a[:21], PAPER.b[:21])
     with pytest.raises(ValueError, match="20"):
         Shortcuts(PlainMethod(unweighted(V)), V).loss(right, short, Batch(x0, t.clamp(max=20), eps))
+
+
+def test_a_part_of_one_image_is_a_step_of_no_length():
+    x0, t, eps = example(1)
+    method = Shortcuts(PlainMethod(unweighted(V)), V)
+    assert method.loss(right, PAPER, Batch(x0, t, eps)).isfinite().all()

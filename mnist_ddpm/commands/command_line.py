@@ -32,14 +32,15 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "likelihood": (flags.LikelihoodFlags, "evaluate:run_likelihood"),
     "evaluate": (flags.EvaluateFlags, "evaluate:run_evaluate"),
     "compare": (flags.CompareFlags, "evaluate:run_compare"),
-    "extractor": (flags.ExtractorFlags, "extractor:run_extractor"),
     "push": (flags.PushFlags, "push:run_push"),
     "export": (flags.ExportFlags, "push:run_export"),
 }
 # What replaced commands of earlier versions
 REPLACED = {
     "doctor": "the doctor is a package of its own: pip install ./doctor in a clone, then run "
-    "diffusion-doctor"
+    "diffusion-doctor",
+    "extractor": "extractors are trained from a clone: python tools/train_extractor.py",
+    "experiments": "experiments are run from a clone: python -m experiments",
 }
 HELP = {"-h", "--help"}
 

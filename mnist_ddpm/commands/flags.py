@@ -13,8 +13,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
-from mnist_ddpm.datasets import datasets_with_classifier
-
 # Names in the catalogue, which a test compares
 SamplerName = Literal["ddpm", "ddim", "dpmpp", "heun", "consistency", "shortcut"]
 Spacing = Literal["trailing", "leading", "linspace", "quadratic", "edm", "signal"]
@@ -219,24 +217,6 @@ class CompareFlags:
 
     first: tyro.conf.Positional[Path]
     second: tyro.conf.Positional[Path]
-
-
-@dataclass
-class ExtractorFlags:
-    """Train the network whose features `evaluate` compares, and print its accuracy.
-
-    The accuracy is that on images which it has not seen.
-
-    Example: python -m mnist_ddpm extractor --dataset mnist --out out/mnist.safetensors
-    """
-
-    # whose classes or attributes it learns
-    dataset: Literal[tuple(datasets_with_classifier())] = "mnist"
-    out: Path = Path("checkpoints/mine/extractor.safetensors")  # file for the network
-    epochs: int = 12  # passes over the training images
-    seed: int = 0  # of weights, data order and shifts
-    data: Path = Path("data")  # folder that holds the data sets known by name
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto picks the best available
 
 
 @dataclass

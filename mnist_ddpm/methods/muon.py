@@ -9,15 +9,18 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from mnist_ddpm.ddpm import check
+from mnist_ddpm.ddpm import UNet, check
+
+UNET_ENDS = "conv_in", "conv_out", "label"
 
 
 def end_layers(network: nn.Module) -> tuple[str, ...]:
-    """The layers between a network and pixels or labels, as its attribute end_layers names them.
+    """The layers between a network and pixels or labels, by its attribute end_layers, or a U-Net's.
 
     Adam trains these, as the authors advise. Raises ValueError for a network that names none.
     """
-    names = getattr(network, "end_layers", None)
+    of_unet = UNET_ENDS if isinstance(network, UNet) else None
+    names = getattr(network, "end_layers", of_unet)
     advice = 'give it an attribute end_layers, such as ("first", "last")'
     kind = type(network).__name__
     check(names is not None, f"muon must know the first and last layers of {kind}: {advice}")

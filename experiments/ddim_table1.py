@@ -4,10 +4,10 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from experiments.plots import Experiment, plot_lines, plot_real_distance
+from experiments.results import Claim, Row
+from experiments.runner import LONG_TRAINING, ExperimentRun, TrainedNetwork
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.results import Claim, Row
-from mnist_ddpm.experiments.runner import LONG_TRAINING, ExperimentRun, TrainedNetwork
 from mnist_ddpm.methods.solvers import ddim_encoder, dpmpp_2m_sampler, heun_sampler
 
 SAMPLERS = {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_ddpm.ddpm import Network, Schedule
+from mnist_ddpm.ddpm import Network, Schedule, check
 from mnist_ddpm.method import Batch, Method
 from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.methods.predictions import Conversion
@@ -41,10 +41,10 @@ def drift(distance_to_real: Tensor, distance_to_drawn: Tensor, real: Tensor, dra
     return real_weight @ real - drawn_weight @ drawn
 
 
-def drifting_loss(drawn: Tensor, real: Tensor, farther: Tensor) -> Tensor:
+def drifting_loss(drawn: Tensor, real: Tensor, from_real: Tensor, from_drawn: Tensor) -> Tensor:
     """The loss of each drawn image, (N,), from features (L, N, D): Appendix A.6.
 
-    farther (N, N): what to add to the distances between images i and j of another label.
+    from_real, from_drawn (N, N): what to add to the distances of drawn image i from image j.
     Features are scaled so that distances are sqrt(D) on average, and drifts to a mean square of 1
     for each temperature. Targets have no gradient.
     """
@@ -57,7 +57,8 @@ def drifting_loss(drawn: Tensor, real: Tensor, farther: Tensor) -> Tensor:
         total = torch.zeros_like(drawn)
         for temperature in TEMPERATURES:
             unit = scale * temperature * D**0.5
-            field = drift(to_real / unit + farther, to_drawn / unit + farther + itself, real, drawn)
+            far = to_real / unit + from_real, to_drawn / unit + from_drawn + itself
+            field = drift(*far, real, drawn)
             total += field / field.square().mean().sqrt().clamp(min=1e-12)
     scaled = drawn / scale
     return (scaled - (scaled.detach() + total)).square().mean(dim=(0, 2))
@@ -67,7 +68,8 @@ class Drifting(Method):
     """How far the images that the network draws from eps at T drift: one loss an image.
 
     features: where distances are measured; the paper uses those of a large pretrained network. With
-    labels, images drift towards those of their own label alone.
+    labels, images drift towards those of their own label alone; where the label is hidden, towards
+    all. The loss raises ValueError for one image, which has nothing to drift away from.
     """
 
     def __init__(self, conversion: Conversion, features: Features = pixel_features):
@@ -77,13 +79,26 @@ class Drifting(Method):
         self.features = features
 
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
-        network = with_labels(network, batch.true_labels)
+        check(len(batch.x0) > 1, "drifting compares images, and this batch has 1: take 2 or more")
+        network = with_labels(network, batch.labels)
         T = torch.full_like(batch.t, schedule.T)
         images = self.conversion.x0_hat(network, schedule, batch.eps, T)
-        n = len(images)
-        farther = torch.zeros(n, n, device=images.device)
-        if batch.true_labels is not None:
-            labels = batch.true_labels.to(images.device)
-            farther = FARTHER * (labels[:, None] != labels).to(images)
+        farther = (image_pairs.to(images) for image_pairs in pairs_apart(batch))
+        from_real, from_drawn = (FARTHER * each for each in farther)
         pairs = zip(self.features(images), self.features(batch.x0), strict=True)
-        return sum(drifting_loss(drawn, real, farther) for drawn, real in pairs)
+        return sum(drifting_loss(drawn, real, from_real, from_drawn) for drawn, real in pairs)
+
+
+def pairs_apart(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Whether drawn image i is not compared with real image j, and with drawn image j: (N, N).
+
+    Those of one label are compared with each other. Those whose label is hidden are compared with
+    all real images, and with each other.
+    """
+    n = len(batch.x0)
+    if batch.labels is None:
+        return torch.zeros(n, n), torch.zeros(n, n)
+    given, true = batch.labels.cpu(), batch.true_labels.cpu()
+    is_hidden = given != true
+    other_real = (given[:, None] != true) & ~is_hidden[:, None]
+    return other_real, given[:, None] != given

@@ -10,9 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
+from experiments.methods.drifting import Drifting, pixel_features
+from experiments.plain import FLOW
+from experiments.plots import Experiment, plot_lines, plot_real_distance
+from experiments.results import Claim, Row
+from experiments.runner import ExperimentRun
 from mnist_ddpm import catalogue
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
-from mnist_ddpm.evaluation.extractor_training import fit_extractor, labelled_images
 from mnist_ddpm.evaluation.extractors import (
     Extractor,
     Judge,
@@ -20,13 +24,9 @@ from mnist_ddpm.evaluation.extractors import (
     pick_judge,
     save_extractor,
 )
-from mnist_ddpm.experiments.plain import FLOW
-from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.results import Claim, Row
-from mnist_ddpm.experiments.runner import ExperimentRun
 from mnist_ddpm.method import Method
-from mnist_ddpm.methods.drifting import Drifting, pixel_features
 from mnist_ddpm.recipe import Recipe
+from tools.train_extractor import fit_extractor, labelled_images
 
 VELOCITY = FLOW | {"prediction": "velocity"}
 DRIFTING = {"objective": "drifting", "prediction": "x0"}
@@ -103,7 +103,9 @@ class Arm:
 # has the training of the classifier in it, a quarter of its time; without, it is 1.9.
 ARMS = {
     BASELINE: Arm(VELOCITY, "ddim"),
-    "shortcuts": Arm(VELOCITY | {"network": "shortcut"}, "shortcut", cost=1.48),
+    "shortcuts": Arm(
+        VELOCITY | {"network": "shortcut", "objective": "shortcuts"}, "shortcut", cost=1.48
+    ),
     "mean flows": Arm(
         VELOCITY | {"network": "shortcut", "objective": "mean-flow"}, "shortcut", cost=2.32
     ),

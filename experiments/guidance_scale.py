@@ -6,11 +6,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.plots import Experiment, plot_lines, plot_real_distance
+from experiments.results import Claim, Row
+from experiments.runner import LONG_TRAINING, ExperimentRun
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.distances import precision_recall
-from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.results import Claim, Row
-from mnist_ddpm.experiments.runner import LONG_TRAINING, ExperimentRun
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 
 SCALES = 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0

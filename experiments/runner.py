@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from experiments.experiment_flags import Scale
+from experiments.results import Row, read_record, read_rows, select_rows, write_rows
 from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.data import loading
 from mnist_ddpm.evaluation import cards, extractors
 from mnist_ddpm.evaluation.distances import frechet_distance, shuffled
 from mnist_ddpm.evaluation.extractors import RealImages
-from mnist_ddpm.experiments.experiment_flags import Scale
-from mnist_ddpm.experiments.results import Row, read_record, read_rows, select_rows, write_rows
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.process import progress_bar

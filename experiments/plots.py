@@ -8,15 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from mnist_ddpm.experiments.results import (
-    Claim,
-    Row,
-    claims_table,
-    column_values,
-    means_and_bars,
-    select_rows,
-)
-from mnist_ddpm.experiments.runner import SHORT_TRAINING, ExperimentRun
+from experiments.results import Claim, Row, claims_table, column_values, means_and_bars, select_rows
+from experiments.runner import SHORT_TRAINING, ExperimentRun
 from mnist_ddpm.machine.files import replacing
 
 

@@ -1,4 +1,4 @@
-"""`python -m mnist_ddpm.experiments NAME`: one experiment, from training to its picture.
+"""`python -m experiments NAME`: one experiment, from training to its picture.
 
 Each writes to experiments/NAME: results.csv (a row for each measurement), plot.png, caption.md, and
 record.json (seeds, versions, command). What is there already is not done again: a run that was
@@ -12,11 +12,11 @@ from functools import partial
 
 import tyro
 
-from mnist_ddpm.experiments.experiment_flags import NAMES, ONE_OF, Arguments
+from experiments.experiment_flags import NAMES, ONE_OF, Arguments
 from mnist_ddpm.machine.process import expand_home, prepare_process
 from mnist_ddpm.machine.text import check_arguments, printable
 
-PROGRAM = "python -m mnist_ddpm.experiments"
+PROGRAM = "python -m experiments"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(flags: Arguments, command: str) -> None:
     """Runs an experiment. Adds to a KeyboardInterrupt a note how to go on."""
     try:
-        from mnist_ddpm.experiments import registry
+        from experiments import registry
 
         registry.run_experiment(flags, command)
     except KeyboardInterrupt as error:

@@ -5,11 +5,11 @@ from functools import partial
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.plots import Experiment, plot_points, plot_real_distance
+from experiments.results import Claim, Row
+from experiments.runner import ExperimentRun
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.distances import class_balance
-from mnist_ddpm.experiments.plots import Experiment, plot_points, plot_real_distance
-from mnist_ddpm.experiments.results import Claim, Row
-from mnist_ddpm.experiments.runner import ExperimentRun
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 
 FLOW = {"schedule": "flow", "times": "logit-normal"}

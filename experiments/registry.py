@@ -4,20 +4,20 @@ from dataclasses import fields
 
 import matplotlib
 
+from experiments import methods, runner
+from experiments.ddim_table1 import StepsAndEta
+from experiments.ddpm_table2 import PredictionsAndLosses
+from experiments.ema import WeightAveraging
+from experiments.experiment_flags import Arguments, Scale
+from experiments.guidance_scale import GuidanceScale
+from experiments.iddpm_schedules import SchedulesAndVariances
+from experiments.one_step import FewEvaluations
+from experiments.plain import EqualTime
+from experiments.plots import Experiment, write_plot
+from experiments.small_sets import SmallSets
+from experiments.steps import EvaluationsPerImage
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.distances import NEIGHBOURS
-from mnist_ddpm.experiments import runner
-from mnist_ddpm.experiments.ddim_table1 import StepsAndEta
-from mnist_ddpm.experiments.ddpm_table2 import PredictionsAndLosses
-from mnist_ddpm.experiments.ema import WeightAveraging
-from mnist_ddpm.experiments.experiment_flags import Arguments, Scale
-from mnist_ddpm.experiments.guidance_scale import GuidanceScale
-from mnist_ddpm.experiments.iddpm_schedules import SchedulesAndVariances
-from mnist_ddpm.experiments.one_step import FewEvaluations
-from mnist_ddpm.experiments.plain import EqualTime
-from mnist_ddpm.experiments.plots import Experiment, write_plot
-from mnist_ddpm.experiments.small_sets import SmallSets
-from mnist_ddpm.experiments.steps import EvaluationsPerImage
 from mnist_ddpm.machine import devices, files
 
 TEST_IMAGES = 10_000  # that MNIST has
@@ -54,6 +54,7 @@ def requested_scale(arguments: Arguments) -> Scale:
 def run_experiment(arguments: Arguments, command: str) -> None:
     """Measures what is not measured yet, and plots it. Raises ValueError or OSError."""
     matplotlib.use("Agg")
+    methods.add_methods()
     experiment = EXPERIMENTS[arguments.name]
     scale = requested_scale(arguments)
     out = arguments.out / (f"{arguments.name}-quick" if arguments.quick else arguments.name)

@@ -2,10 +2,10 @@
 
 from matplotlib.figure import Figure
 
+from experiments.plots import Experiment, plot_lines, plot_real_distance
+from experiments.results import Claim, Row, select_rows
+from experiments.runner import ExperimentRun, TrainedNetwork
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.results import Claim, Row, select_rows
-from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork
 
 # How much more training the rate's fall is planned for, and where it falls from
 RATES = {"falling rate": (1, 5e-3), "steady rate": (100, 2.5e-3)}

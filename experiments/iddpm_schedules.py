@@ -4,11 +4,11 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from experiments.plots import Experiment, plot_lines, plot_points
+from experiments.results import Claim, Row, select_rows, values_by_seed
+from experiments.runner import ExperimentRun, TrainedNetwork, ancestral
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.pictures import margin
-from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_points
-from mnist_ddpm.experiments.results import Claim, Row, select_rows, values_by_seed
-from mnist_ddpm.experiments.runner import ExperimentRun, TrainedNetwork, ancestral
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.methods.likelihood import bits_per_dim
 

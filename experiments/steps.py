@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from matplotlib.figure import Figure
 
+from experiments.plots import Experiment, plot_lines, plot_real_distance
+from experiments.results import Claim, Row, select_rows
+from experiments.runner import NO_TRAINING, ExperimentRun
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.plots import Experiment, plot_lines, plot_real_distance
-from mnist_ddpm.experiments.results import Claim, Row, select_rows
-from mnist_ddpm.experiments.runner import NO_TRAINING, ExperimentRun
 from mnist_ddpm.methods.consistency import consistency_sampler
 from mnist_ddpm.methods.schedules import even_signal
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler

@@ -6,12 +6,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
+from experiments.plots import Experiment, plot_lines
+from experiments.results import Claim, Row
+from experiments.runner import LONG_TRAINING, ExperimentRun
 from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.copies import audit_points
 from mnist_ddpm.evaluation.distances import frechet_distance
-from mnist_ddpm.experiments.plots import Experiment, plot_lines
-from mnist_ddpm.experiments.results import Claim, Row
-from mnist_ddpm.experiments.runner import LONG_TRAINING, ExperimentRun
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 
 SIZES = 200, 1000, 9000  # training images

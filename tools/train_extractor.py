@@ -1,5 +1,11 @@
-"""Training of extractors: classifiers of a data set's classes or attributes."""
+"""Trains the network whose features `evaluate` compares, and prints its accuracy on unseen images.
 
+python tools/train_extractor.py --dataset mnist --out out/mnist.safetensors
+"""
+
+import argparse
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,14 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named, datasets_with_classifier
 from mnist_ddpm.ddpm import check, mirrored
-from mnist_ddpm.evaluation.extractors import Extractor, in_batches
+from mnist_ddpm.evaluation.extractors import Extractor, in_batches, save_extractor
+from mnist_ddpm.machine import devices, files
 from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.processes import adapt_threads
+from mnist_ddpm.machine.text import printable
 from mnist_ddpm.methods.augmentation import cut_out
 from mnist_ddpm.recipe import Recipe
+from mnist_ddpm.training.cost import count_parameters
 
 RATE = 2e-3  # the learning rate at its peak
 
@@ -120,3 +131,43 @@ def batches(n: int, batch_size: int, epochs: int, generator: torch.Generator) ->
     for _ in range(epochs):
         order = torch.randperm(n, generator=generator)
         yield from order[: n // batch_size * batch_size].split(batch_size)
+
+
+def save_trained(flags: argparse.Namespace) -> None:
+    """Trains and saves an extractor. Raises FileExistsError where it would overwrite a file."""
+    check(0 <= flags.seed < 2**32, f"seed is {flags.seed}: it must be from 0 to 2^32 - 1")
+    device = devices.pick_device(flags.device)
+    files.check_writable(flags.out)
+    if flags.out.exists():
+        raise FileExistsError(f"{flags.out} exists already: name another file")
+    began = time.monotonic()
+    options = {"epochs": flags.epochs, "seed": flags.seed, "device": device}
+    network, score = train_extractor(flags.dataset, flags.data, **options)
+    seconds = time.monotonic() - began
+    record = {"accuracy": round(score, 5), "epochs": flags.epochs, "seed": flags.seed}
+    record |= {"seconds": round(seconds, 1), "device": str(device), "torch": torch.__version__}
+    save_extractor(flags.out, network, record)
+    measured = f"{score:.2%} right on {dataset_named(flags.dataset).classifier.measured_on}"
+    parameters = f"{count_parameters(network):,} parameters"
+    print(f"{parameters}, {measured}, {seconds / 60:.1f} min on {device}\nwritten: {flags.out}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program. Returns 0, or 1 after one line about what is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", choices=datasets_with_classifier(), default="mnist")
+    parser.add_argument("--out", type=Path, default=Path("out/extractor.safetensors"))
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the training images")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and shifts")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps")
+    try:
+        save_trained(parser.parse_args(arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {printable(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,10 +2,10 @@
 
 from matplotlib.figure import Figure
 
+from experiments.plots import Experiment, plot_points, plot_real_distance
+from experiments.results import Claim, Row
+from experiments.runner import ExperimentRun, ancestral
 from mnist_ddpm import ddpm
-from mnist_ddpm.experiments.plots import Experiment, plot_points, plot_real_distance
-from mnist_ddpm.experiments.results import Claim, Row
-from mnist_ddpm.experiments.runner import ExperimentRun, ancestral
 
 NETWORKS = {
     "eps, L_simple": {},

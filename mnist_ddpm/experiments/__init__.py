@@ -1,1 +1,0 @@
-"""The papers' experiments in miniature, on MNIST: `python -m mnist_ddpm.experiments NAME`."""
