@@ -11,6 +11,7 @@ from experiments.experiment_flags import NAMES
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.command_line import parse_arguments
 from mnist_ddpm.datasets import DATASETS
+from tools import results_page
 
 PATTERNS = (
     "README.md",
@@ -101,3 +102,8 @@ def test_the_examples_of_adding_a_method_run(monkeypatch):
     entries = re.findall(r"`(?:\"\w+\": )?([A-Za-z]\w+)\(", page)
     tables = re.findall(r"\| `([A-Z]+)`", page)
     assert entries and tables and {*entries, *tables} <= {*vars(catalogue), *names}
+
+
+def test_the_tables_of_results_are_those_of_cards_and_logs():
+    page = results_page.PAGE.read_text(encoding="utf-8")
+    assert results_page.with_tables(page) == page

@@ -51,11 +51,13 @@ def how_drawn(sampler: dict) -> str:
     return ", ".join(words)
 
 
-def cards(prefix: str) -> str:
-    """The cards of a data set, the nearest to real images first, and real images."""
+def cards(prefix: str, n: int) -> str:
+    """The cards of a data set on n images or more, the nearest to real images first."""
     rows = []
     for path in RESULTS.glob(f"card-{prefix}*.json"):
         card = read(path)
+        if card["n"] < n:
+            continue
         metrics = card["metrics"]
         share = (card.get("digits") or {}).get("share_above_0.9", {}).get("value")
         row = [
@@ -113,8 +115,8 @@ def copies() -> str:
 
 
 TABLES = {
-    "digits": lambda: cards("mnist"),
-    "faces": lambda: cards("celeba"),
+    "digits": lambda: cards("mnist", 5000),
+    "faces": lambda: cards("celeba", 2000),
     "samplers": samplers,
     "five-minutes": five_minutes,
     "copies": copies,

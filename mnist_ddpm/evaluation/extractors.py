@@ -260,7 +260,7 @@ def find_extractor(path: str | Path) -> Path:
     raise FileNotFoundError(
         f"there is no extractor {path}, which would be {path.absolute()}: "
         f"take {shipped_extractors()} of a clone of the repository "
-        "(an installed package holds only mnist's), or train one (python -m mnist_ddpm extractor)"
+        "(an installed package holds only mnist's), or train one there by tools/train_extractor.py"
     )
 
 
