@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 import pytest
 from conftest import ROOT
 
-from experiments.experiment_flags import NAMES
+from experiments.experiment_flags import EXPERIMENTS
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.command_line import parse_arguments
 from mnist_ddpm.datasets import DATASETS
@@ -49,7 +49,7 @@ def test_a_command_in_the_pages_can_be_parsed(words):
 
 def test_every_experiment_is_named():
     text = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    assert all(name in text for name in NAMES)
+    assert all(name in text for name in EXPERIMENTS)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
