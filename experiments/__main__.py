@@ -12,7 +12,7 @@ from functools import partial
 
 import tyro
 
-from experiments.experiment_flags import NAMES, ONE_OF, Arguments
+from experiments.experiment_flags import EXPERIMENTS, ONE_OF, Arguments
 from mnist_ddpm.machine.process import expand_home, prepare_process
 from mnist_ddpm.machine.text import check_arguments, printable
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_arguments(words)
         flags = tyro.cli(Arguments, args=words, prog=PROGRAM)
-        if flags.name not in NAMES:
+        if flags.name not in EXPERIMENTS:
             raise ValueError(f'experiment "{flags.name}" is unknown: take {ONE_OF}')
     except ValueError as error:
         print(f"error: {printable(error)}", file=sys.stderr)

@@ -44,8 +44,7 @@ class StepsAndEta(Experiment):
             times = ddpm.timesteps(trained.schedule.T, S)
             for arm, sampler in SAMPLERS.items():
                 steps = (S + 1) // 2 if sampler is heun_sampler else S  # two evaluations each
-                chosen = ddpm.timesteps(trained.schedule.T, steps)
-                run.measure_images({"arm": arm, "seed": seed, "S": S}, trained, chosen, sampler)
+                run.measure_images({"arm": arm, "seed": seed, "S": S}, trained, steps, sampler)
             key = {"arm": "reconstruction", "seed": seed, "S": S}
             run.measure_once(key, partial(reconstruction_error, run, trained, times))
 

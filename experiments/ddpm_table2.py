@@ -5,7 +5,6 @@ from matplotlib.figure import Figure
 from experiments.plots import Experiment, plot_points, plot_real_distance
 from experiments.results import Claim, Row
 from experiments.runner import ExperimentRun, ancestral
-from mnist_ddpm import ddpm
 
 NETWORKS = {
     "eps, L_simple": {},
@@ -30,13 +29,12 @@ class PredictionsAndLosses(Experiment):
     def measure(self, run: ExperimentRun, seed: int) -> None:
         for arm, changes in NETWORKS.items():
             trained = run.network(arm, seed, **changes)
-            times = ddpm.timesteps(trained.schedule.T, 50)
             key = {"arm": arm, "seed": seed}
-            run.measure_images(key, trained, times, ancestral("posterior"))
+            run.measure_images(key, trained, 50, ancestral("posterior"))
             if trained.learns_variance:
                 key = {"arm": LEARNED, "seed": seed}
                 sampler = ancestral("learned")
-                run.measure_images(key, trained, times, sampler, with_exponent=True)
+                run.measure_images(key, trained, 50, sampler, with_exponent=True)
 
     def plot(self, rows: list[Row], figure: Figure) -> None:
         ax = figure.subplots()

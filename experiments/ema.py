@@ -40,7 +40,7 @@ class WeightAveraging(Experiment):
         for key, network in zip(keys, (training_run.network, training_run.ema)):
             network.eval()
             trained = TrainedNetwork(training_run.settings, lambda network=network: network)
-            run.measure_images(key, trained, ddpm.timesteps(trained.schedule.T, 50))
+            run.measure_images(key, trained, 50)
 
     def plot(self, rows: list[Row], figure: Figure) -> None:
         titles = "Does averaging help as the rate falls?", "Does it help where the rate stays?"

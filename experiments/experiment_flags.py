@@ -6,19 +6,19 @@ from typing import Annotated
 
 import tyro
 
-# The keys of experiments.registry.EXPERIMENTS, which a test compares
-NAMES = (
-    "ddpm-table2",
-    "iddpm-schedules",
-    "ddim-table1",
-    "ema",
-    "guidance",
-    "plain",
-    "steps",
-    "small-sets",
-    "one-step",
-)
-ONE_OF = f"one of {', '.join(NAMES)}"
+# Of each experiment its class, by module
+EXPERIMENTS = {
+    "ddpm-table2": "ddpm_table2:PredictionsAndLosses",
+    "iddpm-schedules": "iddpm_schedules:SchedulesAndVariances",
+    "ddim-table1": "ddim_table1:StepsAndEta",
+    "ema": "ema:WeightAveraging",
+    "guidance": "guidance_scale:GuidanceScale",
+    "plain": "plain:EqualTime",
+    "steps": "steps:EvaluationsPerImage",
+    "small-sets": "small_sets:SmallSets",
+    "one-step": "one_step:FewEvaluations",
+}
+ONE_OF = f"one of {', '.join(EXPERIMENTS)}"
 DEFAULT_VARIES = tyro.conf.arg(help_behavior_hint="(default: the experiment's own)")
 
 

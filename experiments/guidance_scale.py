@@ -9,7 +9,6 @@ from torch import Tensor
 from experiments.plots import Experiment, plot_lines, plot_real_distance
 from experiments.results import Claim, Row
 from experiments.runner import LONG_TRAINING, ExperimentRun
-from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.distances import precision_recall
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 
@@ -39,11 +38,10 @@ class GuidanceScale(Experiment):
         labels = torch.arange(run.scale.n) % 10
         figures = partial(recall_and_agreement, run, labels)
         trained = run.network("v, labels", seed, **changes)
-        times = ddpm.timesteps(trained.schedule.T, 20)
         for scale in SCALES:
             key = {"arm": "guided", "seed": seed, "scale": scale}
             guidance = {"labels": labels, "scale": scale}
-            run.measure_images(key, trained, times, dpmpp_2m_sampler, figures, **guidance)
+            run.measure_images(key, trained, 20, dpmpp_2m_sampler, figures, **guidance)
 
     def plot(self, rows: list[Row], figure: Figure) -> None:
         panels = [

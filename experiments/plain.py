@@ -8,7 +8,6 @@ from torch import Tensor
 from experiments.plots import Experiment, plot_points, plot_real_distance
 from experiments.results import Claim, Row
 from experiments.runner import ExperimentRun
-from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.distances import class_balance
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
 
@@ -79,8 +78,7 @@ class EqualTime(Experiment):
         for arm, changes in NETWORKS.items():
             epochs = run.scale.epochs * LENGTHS.get(arm, 1.0)
             trained = run.network(arm, seed, **changes, epochs=epochs)
-            times = ddpm.timesteps(trained.schedule.T, 20)
-            run.measure_images({"arm": arm, "seed": seed}, trained, times, sampler, figures)
+            run.measure_images({"arm": arm, "seed": seed}, trained, 20, sampler, figures)
 
     def plot(self, rows: list[Row], figure: Figure) -> None:
         left_ax, right_ax = figure.subplots(1, 2, sharey=True)

@@ -1,36 +1,19 @@
 """The experiments by their names, each from training to its picture."""
 
 from dataclasses import fields
+from pkgutil import resolve_name
 
-import matplotlib
-
-from experiments import methods, runner
-from experiments.ddim_table1 import StepsAndEta
-from experiments.ddpm_table2 import PredictionsAndLosses
-from experiments.ema import WeightAveraging
+from experiments import experiment_flags, methods, runner
 from experiments.experiment_flags import Arguments, Scale
-from experiments.guidance_scale import GuidanceScale
-from experiments.iddpm_schedules import SchedulesAndVariances
-from experiments.one_step import FewEvaluations
-from experiments.plain import EqualTime
 from experiments.plots import Experiment, write_plot
-from experiments.small_sets import SmallSets
-from experiments.steps import EvaluationsPerImage
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.evaluation.distances import NEIGHBOURS
 from mnist_ddpm.machine import devices, files
 
 TEST_IMAGES = 10_000  # that MNIST has
 EXPERIMENTS: dict[str, Experiment] = {
-    "ddpm-table2": PredictionsAndLosses(),
-    "iddpm-schedules": SchedulesAndVariances(),
-    "ddim-table1": StepsAndEta(),
-    "ema": WeightAveraging(),
-    "guidance": GuidanceScale(),
-    "plain": EqualTime(),
-    "steps": EvaluationsPerImage(),
-    "small-sets": SmallSets(),
-    "one-step": FewEvaluations(),
+    name: resolve_name(f"experiments.{where}")()
+    for name, where in experiment_flags.EXPERIMENTS.items()
 }
 
 
@@ -53,7 +36,6 @@ def requested_scale(arguments: Arguments) -> Scale:
 
 def run_experiment(arguments: Arguments, command: str) -> None:
     """Measures what is not measured yet, and plots it. Raises ValueError or OSError."""
-    matplotlib.use("Agg")
     methods.add_methods()
     experiment = EXPERIMENTS[arguments.name]
     scale = requested_scale(arguments)

@@ -217,14 +217,20 @@ class ExperimentRun:
         return self.rows[-1]
 
     def draw(
-        self, trained: TrainedNetwork, times: list[int], seed: int, sampler: Callable, **options
+        self,
+        trained: TrainedNetwork,
+        times: int | list[int],
+        seed: int,
+        sampler: Callable,
+        **options,
     ) -> Tensor:
         """Images of a network, as many as the scale says.
 
-        options: of generation.make_denoiser_for_batch.
+        times: or how many, evenly spaced. options: of generation.make_denoiser_for_batch.
         """
         recipe = trained.recipe
         schedule = trained.schedule
+        times = ddpm.timesteps(schedule.T, times) if isinstance(times, int) else times
         network = generation.autocast(trained.network(), recipe.precision, self.device)
         denoisers = generation.make_denoiser_for_batch(network, schedule, recipe, **options)
         how = {"times": times, "sampler": sampler, "seed": seed, "device": self.device}
@@ -234,14 +240,14 @@ class ExperimentRun:
         self,
         key: Row,
         trained: TrainedNetwork,
-        times: list[int],
+        times: int | list[int],
         sampler: Callable = ddpm.ddpm_sampler,
         figures: Callable[[Tensor], Row] = lambda features: {},
         **options,
     ) -> Row:
         """The row of the Fréchet distance of what a sampler draws with the seed in key.
 
-        figures: further columns, computed from the images' features. options: as for draw.
+        figures: further columns, computed from the images' features. times, options: as for draw.
         """
 
         def measure() -> Row:

@@ -9,7 +9,6 @@ from torch import Tensor
 from experiments.plots import Experiment, plot_lines
 from experiments.results import Claim, Row
 from experiments.runner import LONG_TRAINING, ExperimentRun
-from mnist_ddpm import ddpm
 from mnist_ddpm.evaluation.copies import audit_points
 from mnist_ddpm.evaluation.distances import frechet_distance
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler
@@ -60,8 +59,7 @@ class SmallSets(Experiment):
                 changes = {"augment": augment, "epochs": epochs}
                 trained = run.network(f"{n} images, {arm}", seed, images, **changes)
                 key = {"arm": arm, "images": n, "seed": seed}
-                times = ddpm.timesteps(trained.schedule.T, 20)
-                run.measure_images(key, trained, times, sampler, figures)
+                run.measure_images(key, trained, 20, sampler, figures)
 
     def plot(self, rows: list[Row], figure: Figure) -> None:
         left_ax, right_ax = figure.subplots(1, 2)

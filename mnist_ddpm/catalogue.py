@@ -126,9 +126,9 @@ def plain_entry(
         conversion = conversion_of(recipe)
         condition = condition_function(recipe)
         method = as_method(make(conversion))
-        message = "it is trained by distribution-matching, or shortcuts of experiments/methods"
         is_supported = not takes_next_time(recipe)
-        check(is_supported, f"network {recipe.network} learns no {recipe.objective}: {message}")
+        advice = "python -m experiments.methods train, in a clone, has objectives for it"
+        check(is_supported, f"network {recipe.network} learns no {recipe.objective}: {advice}")
         method = method if teacher is None else Distilled(method, teacher)
         return Conditioned(method, condition) if condition else method
 
@@ -166,16 +166,15 @@ OBJECTIVES: dict[str, MethodEntry] = {
     "velocity": plain_entry(partial(weighted, weight=flow.velocity_weight)),
     "distribution-matching": MethodEntry(distribution_matching),
 }
-# objectives of earlier versions, which now need a clone: experiments/methods
-MOVED = "mean-flow", "drifting"
+MOVED = "mean-flow", "drifting"  # objectives of earlier versions
 
 
 def look_up(setting: str, name: str, table: dict):
     """The entry of that name in a setting's table. Raises ValueError for an unknown name."""
-    hint = f"take one of {', '.join(table)}"
-    if setting == "objective" and name in MOVED:
-        hint = "it needs a clone: experiments/methods registers it"
-    check(name in table, f'{setting} "{name}" is unknown: {hint}')
+    if setting == "objective" and name in MOVED and name not in table:
+        where = "python -m experiments.methods train, in a clone, knows it"
+        raise ValueError(f'objective "{name}" has left the package: {where}')
+    check(name in table, f'{setting} "{name}" is unknown: take one of {", ".join(table)}')
     return table[name]
 
 

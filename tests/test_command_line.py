@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_helpers import SMALL, error_of, run
+from command_helpers import NETWORK, SMALL, error_of, run, save_network
 from conftest import ROOT
 from helpers import equal, raising
 from safetensors.torch import load_file
 
 from mnist_ddpm.commands import evaluate, plan, sample, train
-from mnist_ddpm.commands.command_line import COMMANDS, run_command_line
+from mnist_ddpm.commands.command_line import COMMANDS, REPLACED, run_command_line
 from mnist_ddpm.evaluation import distances
 from mnist_ddpm.evaluation.extractors import Extractor, save_extractor
 from mnist_ddpm.formats import checkpoints
@@ -120,6 +120,42 @@ def test_other_failures_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sample, "run_sample", raising(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError):
         run("sample")
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_command_of_earlier_versions_says_what_replaced_it(capsys, name):
+    with pytest.raises(SystemExit) as stopped:
+        run(name)
+    assert stopped.value.code == 2 and REPLACED[name] in capsys.readouterr().err
+
+
+MOVED = {  # what each of these methods was trained with, and its sampler
+    "drifting": ({"prediction": "x0"}, "consistency"),
+    "mean-flow": (
+        {"network": "shortcut", "schedule": "flow", "prediction": "velocity"},
+        "shortcut",
+    ),
+}
+
+
+@pytest.mark.parametrize("objective", MOVED)
+def test_a_checkpoint_of_a_method_that_has_left_is_drawn_and_not_trained(
+    objective, tmp_path, capsys
+):
+    changes, sampler = MOVED[objective]
+    out = save_network(tmp_path / "old", Recipe(**NETWORK, objective=objective, **changes))
+    draw = ["sample", "--checkpoint", out, "--sampler", sampler, "--steps", 1, "--n", 2]
+    assert run(*draw, "--out", tmp_path / "images") == 0
+    error = error_of(capsys, "train", "--objective", objective, "--out", tmp_path / "new")
+    assert f'"{objective}" has left the package' in error and "experiments.methods" in error
+
+
+def test_methods_outside_the_package_are_trained_by_its_commands(pictures, tmp_path):
+    flags = ["--objective", "drifting", "--prediction", "x0", "--epochs", 1, "--device", "cpu"]
+    data = ["--dataset", pictures, "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    arguments = map(str, ["train", *data, *SMALL, *flags])
+    subprocess.run([sys.executable, "-m", "experiments.methods", *arguments], cwd=ROOT, check=True)
+    assert checkpoints.load(tmp_path / "run").recipe.objective == "drifting"
 
 
 def help_of(capsys, *arguments) -> str:

@@ -138,6 +138,14 @@ def test_parts_of_a_batch_are_refused_since_images_of_it_are_compared():
         Drifting(X0).loss(lambda xt, t: xt, PAPER, one)
 
 
+def test_several_processes_are_refused_since_each_has_a_part_of_a_batch(monkeypatch):
+    two = Batch(torch.zeros(2, 1, 8, 8), torch.ones(2, dtype=torch.long), torch.zeros(2, 1, 8, 8))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="one process"):
+        Drifting(X0).loss(lambda xt, t: xt, PAPER, two)
+
+
 def test_a_teacher_is_refused():
     with pytest.raises(ValueError, match="teacher"):
         catalogue.make_method(replace(TINY, objective="drifting"), teacher=lambda labels: None)

@@ -10,7 +10,6 @@ from typing import get_args
 import pytest
 from conftest import ROOT
 
-from experiments import experiment_flags, registry
 from mnist_ddpm import catalogue, ddpm, sampling
 from mnist_ddpm.commands import command_line, flags
 from mnist_ddpm.machine import process
@@ -85,7 +84,6 @@ def test_the_names_are_those_of_the_catalogue():
         (flags.Variance, ["auto", *catalogue.VARIANCES]), (flags.ClipName, sampling.CLIPS),
     ):  # fmt: skip
         assert {*get_args(names)} == {*known}
-    assert [*experiment_flags.NAMES] == [*registry.EXPERIMENTS]
 
 
 def test_a_recipe_has_the_notebook_s_settings_and_defaults():

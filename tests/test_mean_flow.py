@@ -133,3 +133,9 @@ def test_a_recipe_that_does_not_fit_is_refused_by_name(change):
     recipe = replace(TINY, objective="mean-flow", **fitting | change)
     with pytest.raises(ValueError, match=next(iter(change))):
         catalogue.make_method(recipe)
+
+
+def test_a_part_of_one_image_is_refused_since_it_has_no_second_time():
+    x0, t, eps = example()
+    with pytest.raises(ValueError, match="1: take 2"):
+        mean_flow.MeanFlow().loss(Exact(), STRAIGHT, Batch(x0[:1], t[:1], eps[:1]))

@@ -8,7 +8,7 @@ from command_helpers import NETWORK, blobs, error_of, run, save_network
 from helpers import PAPER, equal, with_random_weights
 
 from experiments.methods import add_methods
-from experiments.methods.shortcuts import FINEST, Shortcuts, steps_of
+from experiments.methods.shortcuts import FINEST, SHARES, Shortcuts, steps_of
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.data import loading
@@ -214,7 +214,20 @@ def test_times_that_cannot_be_halved_so_often_are_refused():
         Shortcuts(PlainMethod(unweighted(V)), V).loss(right, short, Batch(x0, t.clamp(max=20), eps))
 
 
-def test_a_part_of_one_image_is_a_step_of_no_length():
+def test_parts_of_one_image_learn_steps_of_all_lengths():
+    torch.manual_seed(0)
+    drawn = [steps_of(1).item() for _ in range(400)]
+    for count, share in SHARES.items():
+        assert abs(drawn.count(count) / 400 - share / 32) < 0.1
     x0, t, eps = example(1)
-    method = Shortcuts(PlainMethod(unweighted(V)), V)
-    assert method.loss(right, PAPER, Batch(x0, t, eps)).isfinite().all()
+
+    def asked(xt, t, s=None):
+        assert len(xt), "a U-Net takes no batch without images"
+        return right(xt, t, s)
+
+    def teach(labels):
+        return lambda xt, t: (V.to_x0(PAPER, xt, t, asked(xt, t)), xt)
+
+    method = Shortcuts(PlainMethod(unweighted(V)), V, teach)
+    for _ in range(20):
+        assert method.loss(asked, PAPER, Batch(x0, t, eps)).isfinite().all()

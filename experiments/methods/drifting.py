@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
 
 from mnist_ddpm.ddpm import Network, Schedule, check
 from mnist_ddpm.method import Batch, Method
@@ -69,7 +69,8 @@ class Drifting(Method):
 
     features: where distances are measured; the paper uses those of a large pretrained network. With
     labels, images drift towards those of their own label alone; where the label is hidden, towards
-    all. The loss raises ValueError for one image, which has nothing to drift away from.
+    all. The loss raises ValueError for one image, which has nothing to drift away from, and where
+    several processes train, each of which has a part of the batch.
     """
 
     def __init__(self, conversion: Conversion, features: Features = pixel_features):
@@ -80,6 +81,8 @@ class Drifting(Method):
 
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
         check(len(batch.x0) > 1, "drifting compares images, and this batch has 1: take 2 or more")
+        is_alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+        check(is_alone, "drifting compares all images of a batch: train it in one process")
         network = with_labels(network, batch.labels)
         T = torch.full_like(batch.t, schedule.T)
         images = self.conversion.x0_hat(network, schedule, batch.eps, T)

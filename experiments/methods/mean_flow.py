@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mnist_ddpm.ddpm import Network, Schedule, per_image, q_sample
+from mnist_ddpm.ddpm import Network, Schedule, check, per_image, q_sample
 from mnist_ddpm.method import Batch, Method
 from mnist_ddpm.methods.guidance import with_labels
 
@@ -52,7 +52,8 @@ def average_velocity(
 class MeanFlow(Method):
     """The squared error of the velocity that the average velocity implies: one loss an image.
 
-    Each is divided by itself plus c, without gradient (MeanFlow, Eq. 22, with p = 1).
+    Each is divided by itself plus c, without gradient (MeanFlow, Eq. 22, with p = 1). The loss
+    raises ValueError for one image, which has no second time.
     """
 
     def __init__(self, c: float = 1e-3):
@@ -61,6 +62,7 @@ class MeanFlow(Method):
         self.c = c
 
     def loss(self, network: Network, schedule: Schedule, batch: Batch) -> Tensor:
+        check(len(batch.t) > 1, "mean flows pair times, and this batch has 1: take 2 or more")
         network = with_labels(network, batch.labels)
         t, s = pair_times(batch.t.cpu())
         xt = q_sample(schedule, batch.x0, t, batch.eps)

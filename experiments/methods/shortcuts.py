@@ -21,8 +21,13 @@ FINEST = max(SHARES)  # these steps are learned from the ODE, each longer one fr
 
 
 def steps_of(n: int) -> Tensor:
-    """For each of n images, in how many steps it goes from T to 0: (n,), by SHARES; 0 none."""
+    """For each of n images, in how many steps it goes from T to 0: (n,), by SHARES; 0 none.
+
+    Fewer images than SHARES has are drawn from it, by PyTorch's global generator.
+    """
     table = torch.tensor([count for count, share in SHARES.items() for _ in range(share)])
+    if n < len(table):  # a small part of a batch: in turn, it would never have some of them
+        return table[torch.randperm(len(table))[:n]].sort().values
     return table[torch.arange(n) * len(table) // n]
 
 
@@ -102,7 +107,7 @@ class Shortcuts(Decorator):
         t[jumps], middle, s[jumps] = grid(schedule, t[jumps], count[jumps])
         xt = ddpm.q_sample(schedule, x0, t, eps)
         with torch.no_grad():
-            if self.teacher is not None:
+            if self.teacher is not None and not jumps.all():
                 denoise = self.teacher(labels_at(batch.true_labels, ~jumps))
                 x0[~jumps], eps[~jumps] = denoise(xt[~jumps], t[~jumps])
             if jumps.any():  # a part of a batch may be of one image
