@@ -6,6 +6,7 @@ python tools/results_page.py           writes the page
 import json
 import re
 import statistics
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,11 @@ def estimate(figure: dict, digits: int = 3) -> str:
     """A value and half its 95 % interval."""
     half = (figure["high"] - figure["low"]) / 2
     return f"{figure['value']:.{digits}f} ± {half:.{digits}f}"
+
+
+def rounded(value: float) -> str:
+    """A share with three digits; a half is rounded up."""
+    return str(Decimal(str(value)).quantize(Decimal("0.001"), ROUND_HALF_UP))
 
 
 def table(names: list[str], rows: list[list[str]]) -> str:
@@ -65,7 +71,7 @@ def cards(prefix: str, n: int) -> str:
             how_drawn(card["sampler"]),
             f"{card['n']:,}",
             estimate(metrics["frechet_distance"]),
-            *(f"{metrics[name]['value']:.3f}" for name in ("precision", "recall")),
+            *(rounded(metrics[name]["value"]) for name in ("precision", "recall")),
             "" if share is None else f"{100 * share:.1f} %",
             path.stem.removeprefix("card-"),
         ]

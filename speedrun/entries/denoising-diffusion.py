@@ -1,6 +1,6 @@
 """denoising-diffusion-pytorch's Unet and GaussianDiffusion, a step as its Trainer's.
 
-Learning rate 1e-3, the average in every step and batches of 32 suit minutes (docs/results.md).
+Learning rate 1e-3, the average in every step and batches of 32 suit minutes (docs/peers.md).
 """
 
 import time

@@ -12,7 +12,7 @@ from diffusers.training_utils import EMAModel
 N = 2000  # images that each track asks for
 STEPS = 20
 PART = 250  # images drawn at once
-# 8 groups, and a learning rate of 1e-3, suit a network this small (docs/results.md)
+# 8 groups, and a learning rate of 1e-3, suit a network this small (docs/peers.md)
 SIZES = {"sample_size": 32, "layers_per_block": 1, "block_out_channels": (32, 32, 64, 128)}
 DOWN = "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"
 UP = "UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"
