@@ -92,9 +92,20 @@ def run_doctor(flags: argparse.Namespace) -> None:
     check(not wrong, f"{wrong} of {done} checks are wrong")
 
 
+class Stopped(BaseException):
+    """A signal stopped the command. Its argument is the signal's number."""
+
+
+def stop(signum: int, frame: object) -> None:
+    """Raises Stopped, so that the process of the user's code is ended first."""
+    raise Stopped(signum)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command, and returns its status: 0, or 1 after one line about what is wrong."""
+    """Runs the command. Returns 0, 1 after one line about what is wrong, or 128 + a signal."""
     flags = make_parser().parse_args(arguments)
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), stop) for name in names}
     try:
         run_doctor(flags)
     except (ValueError, OSError) as error:
@@ -104,6 +115,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except Stopped as error:
+        return 128 + error.args[0]
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     return 0
 
 

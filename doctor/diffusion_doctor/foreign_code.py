@@ -38,12 +38,27 @@ def load_object(name: str) -> Any:
         raise NamingError(f"{name} names nothing: write file.py:name or package.module:name")
     module = load_module(source)
     try:
-        return eval(expression, vars(module))
+        return eval(expression, vars(module), ModuleNames(module))
     except NameError as error:
         known = ", ".join(public_names(module)[:20]) or "none"
         raise ValueError(
             f"{source} has no {error.name or expression}; its names: {known}"
         ) from error
+
+
+class ModuleNames(dict):
+    """The names of a module for eval, those included that it imports when first asked, lazily."""
+
+    def __init__(self, module: ModuleType):
+        super().__init__(vars(module))
+        self.module = module
+
+    def __missing__(self, name: str) -> Any:
+        """What the module's own __getattr__ returns, as that of diffusers does."""
+        try:
+            return getattr(self.module, name)
+        except AttributeError:
+            raise KeyError(name) from None  # so that eval looks among the builtins
 
 
 def public_names(module: ModuleType) -> list[str]:

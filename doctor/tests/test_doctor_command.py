@@ -4,8 +4,10 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -115,6 +117,42 @@ def test_code_that_takes_too_long_is_ended(script, capsys):
     (script / "mine.py").write_text("while True:\n    pass\n")
     line = error_of(capsys, "--sampler", "mine.py:sample", "--seconds", "1.5")
     assert "1.5 s" in line
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_ends_the_user_s_process_too(script):
+    (script / "mine.py").write_text(
+        "import os, time\nopen('part', 'w').write(str(os.getpid()))\nos.rename('part', 'pid')\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "diffusion_doctor", "--sampler", "mine.py:sample"]
+    path = {"PYTHONPATH": str(ROOT / "doctor")}
+    process = subprocess.Popen(command, env=os.environ | path, stderr=subprocess.PIPE)
+    for _ in range(300):
+        if (script / "pid").exists():
+            break
+        time.sleep(0.1)
+    examined = int((script / "pid").read_text())
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(examined, signal.SIGKILL)
+
+
+def test_names_that_a_module_imports_when_asked_are_found(script):
+    (script / "lazy.py").write_text(
+        "early = 4\n"
+        "def __getattr__(name):\n"
+        "    if name == 'late':\n"
+        "        return [3]\n"
+        "    raise AttributeError(name)\n"
+    )
+    assert foreign_code.load_object("lazy.py:late[0]") == 3
+    assert foreign_code.load_object("lazy.py:len(late)") == 1
+    assert foreign_code.load_object("lazy.py:[early for _ in late][0]") == 4
+    with pytest.raises(ValueError, match="has no absent"):
+        foreign_code.load_object("lazy.py:absent")
 
 
 def test_a_script_that_ends_the_process_is_reported(script, capsys):
