@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +113,23 @@ def test_train_learns_from_a_teacher_and_goes_on_with_it(places, tmp_path, monke
     trained("c", "--resume", "--epochs", 2)  # with the rate of a longer run: not bit for bit
     line = error_of(capsys, "train", "--resume", "--teacher", places[0], "--out", "c")
     assert "teacher" in line
+
+
+def test_each_source_is_read_once(places, tmp_path, monkeypatch):
+    """Whether a network starts from it, learns from it, or both."""
+    monkeypatch.setattr(loading, "load_images", lambda *_: blobs(64))
+    monkeypatch.chdir(tmp_path)
+    read, read_weights = [], checkpoints.read_weights
+
+    def counted(folder):
+        read.append(Path(folder).name)
+        return read_weights(folder)
+
+    monkeypatch.setattr(checkpoints, "read_weights", counted)
+    flags = "--base-channels 8 --channel-mults 1 2 --T 20 --batch-size 32 --epochs 1".split()
+    both = ["--teacher", places[1], "--init-from", places[1]]
+    assert run("train", *flags, *both, "--out", "few") == 0
+    assert read and len(read) == len({*read})
 
 
 def test_a_teacher_with_labels_is_told_those_that_are_hidden_from_the_network(tmp_path):

@@ -31,7 +31,8 @@ def run_train(flags: TrainFlags) -> None:
         tracking.summary_writer()  # raises where it is not installed
     world = processes.connect_world(flags.processes, flags.device == "cpu")
     with processes.main_process_first(world):  # which may download
-        recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags)
+        sources = first_weights.Sources()
+        recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags, sources)
     check_validation(flags)
     if flags.resume:
         locate_dataset(recipe, None)
@@ -52,12 +53,12 @@ def run_train(flags: TrainFlags) -> None:
     weights = None
     method_weights = {}
     if recipe.init_from and not flags.resume:
-        weights = weights_to_start_from(recipe, network)
+        weights = weights_to_start_from(recipe, network, sources)
         method_weights = {
-            name: first_weights.first_weights(recipe, method.networks[name])
+            name: first_weights.first_weights(recipe, method.networks[name], sources)
             for name in method.initialized_from_teacher
         }
-    teacher = first_weights.load_teacher(recipe, device) if recipe.teacher else None
+    teacher = first_weights.load_teacher(recipe, device, sources) if recipe.teacher else None
     with processes.main_process_first(world):
         images = loading.load_images(recipe, flags.data)
         labels = loading.load_labels(recipe, flags.data) if recipe.classes else None
@@ -133,7 +134,7 @@ def resumed_recipe(flags: TrainFlags) -> Recipe:
     return recipe
 
 
-def new_recipe(flags: TrainFlags) -> Recipe:
+def new_recipe(flags: TrainFlags, sources: first_weights.Sources) -> Recipe:
     """The recipe of what was typed, the network to start from, and the preset, in this order.
 
     Raises ValueError for flags that a new run would ignore.
@@ -145,7 +146,7 @@ def new_recipe(flags: TrainFlags) -> Recipe:
     decided = loading.data_settings(dataset, flags.data, classes)
     if flags.recipe.init_from:
         has_labels = bool(classes) if is_own(dataset) else bool(dataset_named(dataset).labels)
-        base = base | initial_weights(flags.recipe.init_from, has_labels)[0]
+        base = base | initial_weights(flags.recipe.init_from, has_labels, sources=sources)[0]
     base = base | decided
     recipe = resolve(typed, base)
     if "label_dropout" in typed:
@@ -157,13 +158,16 @@ def new_recipe(flags: TrainFlags) -> Recipe:
     return recipe
 
 
-def weights_to_start_from(recipe: Recipe, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+def weights_to_start_from(
+    recipe: Recipe, network: torch.nn.Module, sources: first_weights.Sources
+) -> dict[str, torch.Tensor]:
     """The weights of --init-from, and fresh ones where those do not fit, which it prints.
 
     Raises ValueError where they are another network's.
     """
     options = {"condition": recipe.condition, "classes": recipe.classes}
     options |= {"labels": recipe.classes > 0, "shortcut": catalogue.takes_next_time(recipe)}
+    options["sources"] = sources
     source = recipe.init_from
     _, weights = initial_weights(source, **options)
     weights, fresh_names = fill_with_fresh(recipe, network, weights, source)

@@ -20,24 +20,39 @@ from mnist_ddpm.recipe import Recipe, deciding
 LABEL_STD = 0.5  # of new label vectors: from 0 they would be learned late
 
 
+class Sources:
+    """Checkpoints and models by their names, each read once, whoever asks for it."""
+
+    def __init__(self):
+        self.known: dict[str, checkpoints.Checkpoint] = {}
+
+    def load(self, source: str | Path) -> checkpoints.Checkpoint:
+        """A checkpoint, as for checkpoints.find, or a model, as for load_diffusers."""
+        name = str(source)
+        if name not in self.known:
+            config = checkpoints.find(source, CONFIGS) / CONFIG
+            is_own = config.is_file() and "format" in read_config(config)
+            self.known[name] = checkpoints.load(source) if is_own else load_diffusers(source)
+        return self.known[name]
+
+
 def initial_weights(
     source: str | Path,
     labels: bool = True,
     condition: str = "none",
     classes: int = 0,
     shortcut: bool = False,
+    sources: Sources | None = None,
 ) -> tuple[dict, dict[str, Tensor]]:
     """Weights to start from, and the settings that determine their network and its output.
 
-    source: a checkpoint, as for checkpoints.find, or a model, as for load_diffusers. Options change
-    the network so that it begins with the same output. labels False: it takes none, as if they were
+    source: as Sources.load takes it; sources: where it is read, or was already. Options change the
+    network so that it begins with the same output. labels False: it takes none, as if they were
     unknown. condition: a new input, with weights 0. classes: new labels, with small random vectors,
     0 for an unknown one. shortcut: it takes the time where a step ends. Raises as checkpoints.load
     and load_diffusers.
     """
-    config = checkpoints.find(source, CONFIGS) / CONFIG
-    is_own = config.is_file() and "format" in read_config(config)
-    network, _, recipe = checkpoints.load(source) if is_own else load_diffusers(source)
+    network, _, recipe = (sources or Sources()).load(source)
     settings = {name: getattr(recipe, name) for name in deciding("network")}
     settings["init_from"] = str(source)
     weights = network.state_dict()
@@ -98,7 +113,9 @@ def denoiser_along_schedule(
     return catalogue.make_denoiser(network, schedule, recipe, sampling_schedule=sampling_schedule)
 
 
-def load_teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
+def load_teacher(
+    recipe: Recipe, device: torch.device | str = "cpu", sources: Sources | None = None
+) -> Teacher:
     """What a network of this recipe can learn from, along its schedule. It is not clipped.
 
     recipe.teacher: as checkpoints.find knows it. It is given the images' labels, and guided away
@@ -107,13 +124,16 @@ def load_teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
     checkpoints.load, and ValueError where teacher or recipe have a condition, or differ in labels
     or their images' shape, and for a guidance of a teacher that nothing guides.
     """
-    labelled = load_one_teacher(recipe, recipe.teacher, recipe.teacher_guidance, device)
+    sources = sources or Sources()
+    labelled = load_one_teacher(recipe, recipe.teacher, recipe.teacher_guidance, device, sources)
     if not recipe.teacher_unlabelled:
         return labelled
     message = "teacher_unlabelled is for hidden labels: without any, leave it empty"
     check(recipe.classes > 0, message)
     without_labels = replace(recipe, classes=0, attributes=())
-    unlabelled = load_one_teacher(without_labels, recipe.teacher_unlabelled, 0.0, device)(None)
+    unlabelled = load_one_teacher(without_labels, recipe.teacher_unlabelled, 0.0, device, sources)(
+        None
+    )
 
     def teacher(labels: Tensor | None) -> Denoiser:
         if labels is None:
@@ -125,12 +145,19 @@ def load_teacher(recipe: Recipe, device: torch.device | str = "cpu") -> Teacher:
 
 
 def load_one_teacher(
-    recipe: Recipe, source: str | Path, guidance_scale: float, device: torch.device | str
+    recipe: Recipe,
+    source: str | Path,
+    guidance_scale: float,
+    device: torch.device | str,
+    sources: Sources,
 ) -> Teacher:
     """One of a recipe's teachers, guided by that scale; 0: as its config.json says."""
-    strong = checkpoints.load(source, device)
+    strong = sources.load(source)
+    strong.network.to(device)
     defaults = checkpoints.sampling_defaults(source)
-    guide = checkpoints.load(defaults["guide"], device) if "guide" in defaults else None
+    guide = sources.load(defaults["guide"]) if "guide" in defaults else None
+    if guide is not None:
+        guide.network.to(device)
     for other in (recipe, strong.recipe, *([guide.recipe] if guide else [])):
         check(not other.conditional, f"teacher is {source}: no condition can be taught yet")
         shapes = f"{other.shape}, and here they are {recipe.shape}"
@@ -164,7 +191,9 @@ def load_one_teacher(
     return guided_in_interval if interval else guided
 
 
-def first_weights(recipe: Recipe, network: nn.Module) -> dict[str, Tensor]:
+def first_weights(
+    recipe: Recipe, network: nn.Module, sources: Sources | None = None
+) -> dict[str, Tensor]:
     """Weights that a further network, of the kind shortcut, begins with.
 
     Those of a teacher, the unlabelled one last, if it has such a network and predicts the same;
@@ -174,7 +203,8 @@ def first_weights(recipe: Recipe, network: nn.Module) -> dict[str, Tensor]:
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     for source in filter(None, (recipe.teacher, recipe.teacher_unlabelled, recipe.init_from)):
         labels = recipe.classes > 0
-        decided, weights = initial_weights(source, labels, classes=recipe.classes, shortcut=True)
+        options = {"classes": recipe.classes, "shortcut": True, "sources": sources}
+        decided, weights = initial_weights(source, labels, **options)
         alike = all(decided[name] == getattr(recipe, name) for name in meaning)
         if alike and shapes == {name: value.shape for name, value in weights.items()}:
             break
