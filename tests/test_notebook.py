@@ -52,6 +52,7 @@ SHORTER = {  # loops and their images
     "timesteps(paper.T, steps)": "timesteps(paper.T, 2)",
     "torch.randn(4000, 2": "torch.randn(400, 2",
     "range(2000)": "range(2)",
+    "range(3000)": "range(4)",
     "counts = (5, 10, 20, 50)": "counts = (5, 10)",
     "n = 48\ndraws = 16": "n = 12\ndraws = 4",
     '("RePaint", 10)': '("RePaint", 2)',
