@@ -138,10 +138,9 @@ def train_and_judge(known: Known, folder: Path, flags, real: RealSet) -> Verdict
     method = catalogue.make_method(recipe)
     begun = new_run(recipe, Dense(), partial(catalogue.make_optimizer, recipe=recipe), method)
     validator = Validator(folder, recipe, real, share=known.share)
-    schedule = catalogue.make_schedule(recipe)
     options = {"labels": labels, "log": validator}
     try:
-        loop.fit(begun, images, schedule, folder, **options)
+        loop.fit(begun, images, folder, **options)
         validator.finish()
     except FloatingPointError as error:
         print(error)

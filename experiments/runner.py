@@ -23,7 +23,7 @@ from mnist_ddpm.machine.processes import adapt_threads
 from mnist_ddpm.method import Method
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser, ancestral_sampler
 from mnist_ddpm.recipe import Recipe
-from mnist_ddpm.training import first_weights, loop, saving
+from mnist_ddpm.training import loop, saving
 from mnist_ddpm.training.run import Run
 
 QUICK = Scale(seeds=2, epochs=0.2, n=100, bits=20, long=50)
@@ -167,9 +167,8 @@ class ExperimentRun:
         """The run in folder, or a new one. Raises ValueError if it has other settings."""
 
         def start(recipe: Recipe) -> Run:
-            teacher = first_weights.load_teacher(recipe, self.device) if recipe.teacher else None
             method = make_method and make_method(recipe)
-            return loop.start_run(recipe, self.device, teacher=teacher, method=method)
+            return loop.start_run(recipe, self.device, method=method)
 
         if not (folder / checkpoints.STATE).is_file():
             return start(recipe)
@@ -184,8 +183,7 @@ class ExperimentRun:
         labels = None
         if recipe.classes:
             labels = loading.load_labels(recipe, self.data, "train")[: len(images)]
-        schedule = catalogue.make_schedule(recipe)
-        loop.fit(run, images, schedule, folder, labels=labels)
+        loop.fit(run, images, folder, labels=labels)
 
     def train_until(self, name: str, seed: int, end: int, **changes) -> Run:
         """The run of this name and seed after so many steps, saved.

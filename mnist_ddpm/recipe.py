@@ -341,6 +341,9 @@ class Recipe:
         name = "distribution-matching"
         is_used = self.objective == name or not self.student_timesteps
         check(is_used, f"student_timesteps are for objective {name}, not {self.objective}")
+        most = self.batch_size  # each time has images in each batch
+        count = len(self.student_timesteps)
+        check(count <= most, f"student_timesteps are {count}: name at most batch_size, {most}")
 
 
 PRECISIONS = "float32", "bfloat16", "float16"

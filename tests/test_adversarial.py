@@ -7,7 +7,7 @@ import torch
 from command_helpers import DIGITS
 from helpers import PAPER, equal, in_processes, with_random_weights
 from torch import nn
-from training_helpers import TINY, squares
+from training_helpers import TINY, squares, train
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.catalogue import make_network
@@ -104,13 +104,13 @@ def test_a_critic_is_told_labels_and_times():
 
 def test_a_run_with_a_critic_goes_on_bit_for_bit_and_is_saved_without_it(tmp_path):
     labels = torch.arange(96) % 3
-    whole = loop.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "a", labels)
+    whole = train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "a", labels)
     critic = whole.method.networks["critic"]
     assert all(torch.isfinite(p).all() for p in critic.parameters())
     assert not equal(critic.state_dict(), make_critic(JUDGED).state_dict())
     # stopped by a deadline that has passed: after a step
-    loop.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, deadline=0.0)
-    again = loop.train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, resume=True)
+    train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, deadline=0.0)
+    again = train(replace(JUDGED, epochs=1.0), squares(), tmp_path / "b", labels, resume=True)
     assert equal(again.network.state_dict(), whole.network.state_dict())
     assert equal(again.method.networks.state_dict(), whole.method.networks.state_dict())
     network, _, recipe = checkpoints.load(tmp_path / "a")
@@ -122,7 +122,7 @@ def test_several_processes_are_refused(tmp_path):
     def begin(world):
         recipe = replace(JUDGED, classes=0)
         with pytest.raises(ValueError, match="critic"):
-            loop.train(recipe, squares(), tmp_path, world=world)
+            train(recipe, squares(), tmp_path, world=world)
 
     in_processes(2, begin)
 
@@ -132,8 +132,8 @@ def test_a_network_without_labels_begins_some_as_it_was(tmp_path):
     checkpoints.save_checkpoint(
         tmp_path, with_random_weights(catalogue.make_network(plain)), plain, {}
     )
-    decided, weights = initial_weights(tmp_path, classes=10)
-    started = loop.start_run(replace(plain, **decided), weights=weights).network
+    decided, _ = initial_weights(tmp_path, classes=10)
+    started = loop.start_run(replace(plain, **decided)).network
     x, t = torch.randn(2, *plain.shape, generator=random_generator(0)), torch.tensor([1, 20])
     expected = checkpoints.load(tmp_path).network(x, t)
     for labels in (None, torch.tensor([10, 10])):

@@ -14,14 +14,13 @@ import torch
 from helpers import notebook, raising, with_flipped_bit, with_random_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from training_helpers import NOTEBOOK, TINY, same, squares
+from training_helpers import NOTEBOOK, TINY, same, squares, train
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.recipe import Recipe
-from mnist_ddpm.training.loop import train
 from mnist_ddpm.training.saving import load_state
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"

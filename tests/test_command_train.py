@@ -1,6 +1,7 @@
 """`train` and `plan`: which flag wins, and what is reported before images are read."""
 
 import json
+import math
 import shlex
 import shutil
 from types import SimpleNamespace
@@ -63,7 +64,7 @@ def trainings(monkeypatch):
     """What was to be trained, each time, on black images with labels of 0: nothing is trained."""
     calls = []
 
-    def fit(run, images, *arguments, labels, deadline, **options):
+    def fit(run, images, folder, labels, deadline=math.inf, **options):
         calls.append(SimpleNamespace(recipe=run.settings, network=run.network))
         calls[-1].labels = labels
         calls[-1].deadline = deadline

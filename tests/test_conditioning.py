@@ -11,6 +11,7 @@ from command_helpers import DIGITS, blobs, error_of, run, save_network, skip_fil
 from conftest import ROOT
 from helpers import change_dataset, equal, untrained_judge, with_random_weights
 from PIL import Image
+from training_helpers import train
 
 from mnist_ddpm import catalogue, ddpm, generation
 from mnist_ddpm.commands.push import push_to_hub
@@ -81,7 +82,7 @@ def test_each_image_has_a_condition_of_its_own():
 def trained(tmp_path_factory):
     """Colour from grey, learned in seconds."""
     folder = tmp_path_factory.mktemp("trained")
-    loop.train(COLOURS, colours(), folder)
+    train(COLOURS, colours(), folder)
     return folder
 
 
@@ -148,10 +149,10 @@ def test_a_network_without_a_condition_begins_one_as_it_was(tmp_path):
     network = with_random_weights(catalogue.make_network(plain))
     checkpoints.save_checkpoint(tmp_path, network, plain, {})
     for condition, more in (("grey", 1), ("small", 3)):
-        decided, weights = initial_weights(tmp_path, condition=condition)
+        decided, _ = initial_weights(tmp_path, condition=condition)
         recipe = Recipe(dataset="mine", batch_size=4, **decided)
         assert recipe.condition == condition
-        started = loop.start_run(recipe, weights=weights).network
+        started = loop.start_run(recipe).network
         x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 30])
         wide = torch.cat([x, torch.randn(2, more, 8, 8)], dim=1)
         torch.testing.assert_close(started(wide, t), network(x, t), rtol=1e-4, atol=1e-5)

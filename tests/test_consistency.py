@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import PAPER, PATHS, STRAIGHT
-from training_helpers import TINY, squares
+from training_helpers import TINY, squares, train
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.ddpm import predict_eps, q_sample, random_generator
@@ -16,7 +16,6 @@ from mnist_ddpm.methods.distillation import Distilled
 from mnist_ddpm.methods.edm import EDM, edm_weight
 from mnist_ddpm.methods.flow import VELOCITY, flow
 from mnist_ddpm.methods.predictions import EPS, V, denoiser
-from mnist_ddpm.training.loop import train
 
 MEAN = torch.tensor([-0.5, 0.3, 0.0], dtype=torch.float64).view(1, 1, 1, 3)
 STD = torch.tensor([0.2, 0.7, 1.5], dtype=torch.float64).view(1, 1, 1, 3)

@@ -494,33 +494,33 @@ def test_a_network_that_ours_cannot_express_is_refused_before_its_download(hub, 
 def test_training_starts_from_theirs_and_from_ours(tmp_path):
     cosine = {**SCHEDULER, "beta_schedule": "squaredcos_cap_v2"}
     save(tmp_path / "theirs", scheduler=cosine)
-    decided, weights = initial_weights(tmp_path / "theirs")
+    decided, _ = initial_weights(tmp_path / "theirs")
     recipe = Recipe(**decided, dataset="mine", epochs=3)
     assert (recipe.image_size, recipe.channels, recipe.schedule) == (16, 3, "cosine")
     assert recipe.init_from == str(tmp_path / "theirs")
-    run = start_run(recipe, weights=weights)
+    run = start_run(recipe)
     assert same_weights(run.network, load_diffusers(tmp_path / "theirs")[0])
     mine = replace(recipe, prediction="v", objective="hybrid", classes=3, epochs=7, batch_size=5)
     network = our_network(mine)
     checkpoints.save_checkpoint(tmp_path / "ours", network, mine, {})
-    decided, weights = initial_weights(tmp_path / "ours")
+    decided, _ = initial_weights(tmp_path / "ours")
     recipe = Recipe(**decided, dataset="mine")
     assert (recipe.prediction, recipe.objective, recipe.classes) == ("v", "hybrid", 3)
     usual = Recipe()
     assert (recipe.epochs, recipe.batch_size) == (usual.epochs, usual.batch_size)
-    assert same_weights(start_run(recipe, weights=weights).network, network)
+    assert same_weights(start_run(recipe).network, network)
 
 
 def test_without_labels_it_is_the_network_that_is_told_none(tmp_path):
     recipe = small(dataset="celeba", attributes=("Smiling", "Male"), classes=4)
     network = our_network(recipe)
     checkpoints.save_checkpoint(tmp_path, network, recipe, {})
-    decided, weights = initial_weights(tmp_path, labels=False)
+    decided, _ = initial_weights(tmp_path, labels=False)
     fresh = Recipe(**decided, dataset="mine")
     assert (fresh.classes, fresh.attributes) == (0, ())
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
     with torch.no_grad():
-        started = start_run(fresh, weights=weights).network(x, t)
+        started = start_run(fresh).network(x, t)
     torch.testing.assert_close(started, network(x, t))
     assert initial_weights(tmp_path)[0]["classes"] == 4
 

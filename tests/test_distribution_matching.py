@@ -213,7 +213,7 @@ def test_the_second_network_begins_as_a_teacher(teacher, unlabelled, who, tmp_pa
 def test_each_network_has_its_rate_and_momentum():
     names = {"teacher": "known", "init_from": "few", "optimizer": "adam"}
     recipe = replace(SMALL, objective="distribution-matching", critic=0.1, **names)
-    begun = loop.start_run(recipe)
+    begun = loop.start_run(recipe, method=catalogue.make_method(recipe), is_resumed=True)
     begun.set_learning_rate(begun.settings.learning_rate)
     own, fake, critic = (
         optimizer.param_groups[0] for _, optimizer in begun.networks_and_optimizers
@@ -233,7 +233,7 @@ def test_each_network_has_its_rate_and_momentum():
         ("--teacher known --optimizer adam --network shortcut", "network"),
         ("--teacher known --optimizer adam --student-timesteps 50 20", "student_timesteps"),
         ("--teacher known --optimizer adam --student-timesteps 60 60", "student_timesteps"),
-        ("--teacher known --optimizer adam --batch-size 1 --student-timesteps 60 9", "most 1"),
+        ("--teacher known --optimizer adam --batch-size 1 --student-timesteps 60 9", "batch_size"),
         ("--objective simple --student-timesteps 1000", "student_timesteps"),
     ],
 )

@@ -384,7 +384,7 @@ def test_raw_and_averaged_weights_are_of_one_run(start, tmp_path, monkeypatch):
     networks = json.loads((tmp_path / "ema" / "record.json").read_text())["networks"]
     steady = {"epochs": 100 * ONE_SEED.epochs, "learning_rate": 2.5e-3}
     assert networks["steady rate"] == steady
-    state, _ = saving.load_state(tmp_path / "runs" / "steady-rate-0")
+    state, *_ = saving.load_state(tmp_path / "runs" / "steady-rate-0")
     assert state["step"] == 6
     assert {(row["arm"], row["step"]) for row in run.rows} == {
         (f"{weights}, {rate} rate", step)

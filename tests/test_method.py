@@ -7,7 +7,7 @@ import torch
 from command_helpers import blobs, run
 from helpers import equal
 from torch import nn
-from training_helpers import TINY, squares, start_simple
+from training_helpers import TINY, squares, start_simple, train
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.data import loading
@@ -15,7 +15,7 @@ from mnist_ddpm.ddpm import q_sample
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import Method
 from mnist_ddpm.methods.guidance import with_labels
-from mnist_ddpm.training import loop, saving
+from mnist_ddpm.training import saving
 from mnist_ddpm.training.loop import training_loop
 
 
@@ -45,7 +45,7 @@ def test_a_method_with_a_second_network_needs_one_class_and_one_name(tmp_path, m
     flags += ["--objective", "doubtful", "--optimizer", "muon"]
     assert run(*flags, "--epochs", 2, "--out", "whole") == 0
     recipe = checkpoints.load("whole").recipe
-    loop.train(recipe, blobs(64), "half", deadline=0.0)  # one step
+    train(recipe, blobs(64), "half", deadline=0.0)  # one step
     assert run("train", "--resume", "--epochs", 2, "--out", "half") == 0
     states = [saving.load_state(name)[0] for name in ("whole", "half")]
     for name in ("model", "ema", "parts", "optimizer", "part_optimizers", "losses"):

@@ -51,7 +51,7 @@ class Machine:
             self.pressed = math.inf
             signal.raise_signal(signal.SIGINT)
 
-    def preview(self, run, schedule):
+    def preview(self, run, schedule, images):
         self.now[0] += 6.0
         return np.zeros((1, 1), np.uint8)
 
@@ -78,7 +78,7 @@ def test_the_time_is_kept_whatever_the_pace(monkeypatch, tmp_path, name):
 def test_what_is_saved_tells_what_was_done(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, PACES["faster, then slower"])
     run = machine.fit(tmp_path)
-    state, recipe = saving.load_state(tmp_path)
+    state, recipe, _ = saving.load_state(tmp_path)
     assert recipe == run.settings and state["step"] == run.step == len(machine.rates)
     assert total_steps(recipe, 96) == run.step and recipe.epochs == pytest.approx(run.step / 6)
 
@@ -109,19 +109,10 @@ def test_a_stopped_run_goes_on_to_the_steps_foreseen(monkeypatch, tmp_path, earl
     assert following == pytest.approx(last, rel=0.02 if early == 0.5 else 0.6)
 
 
-@pytest.mark.parametrize("final_preview_steps", [None, 0.0])
-def test_a_time_that_is_up_leaves_one_step(monkeypatch, tmp_path, final_preview_steps):
+def test_a_time_that_is_up_leaves_one_step(monkeypatch, tmp_path):
     machine = Machine(monkeypatch)
-    run = machine.fit(tmp_path, deadline=machine.began - 1, final_preview_steps=final_preview_steps)
+    run = machine.fit(tmp_path, deadline=machine.began - 1, final_preview_steps=0.0)
     assert run.step == checkpoints.saved_step(tmp_path) == 1
-
-
-def test_a_deadline_alone_changes_no_rate_and_no_epochs(monkeypatch, tmp_path):
-    machine = Machine(monkeypatch)
-    run = machine.fit(tmp_path, final_preview_steps=None)
-    assert run.settings.epochs == 60 and 340 < run.step < 360
-    rates = [learning_rate_at(step, 360, run.settings) for step in range(1, run.step + 1)]
-    assert [rate for _, rate in machine.rates] == rates
 
 
 def test_processes_keep_one_time(monkeypatch):

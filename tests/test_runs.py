@@ -13,7 +13,7 @@ from training_helpers import PATH, TINY, fit, same, squares, stopped_clock, with
 from training_helpers import start_simple as start
 
 from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import eps_denoiser, l_simple
+from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.formats.checkpoints import save_checkpoint, saved_step
 from mnist_ddpm.machine import folder_lock
@@ -41,10 +41,6 @@ def resume_run(folder, recipe=None):
     return saving.resume_run(folder, start, recipe)
 
 
-def draw(run, schedule):
-    return draw_preview(run, schedule, eps_denoiser)
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -61,7 +57,7 @@ def at_step(run, step, happens, objective=l_simple):
 
 
 def test_fit_leaves_a_checkpoint_and_a_preview_of_every_epoch(tmp_path, each_epoch):
-    run = fit(start(TINY), tmp_path, preview=draw)
+    run = fit(start(TINY), tmp_path, preview=draw_preview)
     assert names(tmp_path / "previews") == ["epoch_001.png", "epoch_002.png"]
     files = ["config.json", "model.safetensors", "previews", "training_state.pt"]
     assert names(tmp_path) == files
@@ -74,7 +70,7 @@ def test_a_preview_replaces_a_link_and_leaves_its_target(tmp_path, each_epoch):
     (tmp_path / "mine.png").write_bytes(b"mine")
     (tmp_path / "run" / "previews").mkdir(parents=True)
     (tmp_path / "run" / "previews" / "epoch_001.png").symlink_to(tmp_path / "mine.png")
-    fit(start(replace(TINY, epochs=1)), tmp_path / "run", preview=draw)
+    fit(start(replace(TINY, epochs=1)), tmp_path / "run", preview=draw_preview)
     assert (tmp_path / "mine.png").read_bytes() == b"mine"
     assert imageio.imread(tmp_path / "run" / "previews" / "epoch_001.png").ndim == 3
 
@@ -94,30 +90,22 @@ def test_a_preview_that_fails_does_not_end_the_training(tmp_path):
 def test_previews_are_of_averaged_weights_of_all_labels_in_turn_and_of_the_same_noise():
     """In batches no larger than training's parts."""
     run, seen = start(replace(TINY, classes=3, seed=4, accumulation=2)), []
-    denoiser = ddpm.ideal_denoiser(PATH, torch.zeros(1, 1, 16, 16))
-
-    def make_denoiser(network, schedule):
-        def denoise(x, t):
-            if t == 50:
-                seen.append((network, x))
-            return denoiser(x, t)
-
-        return denoise
-
-    pictures = [draw_preview(run, PATH, make_denoiser) for _ in range(2)]
+    run.ema.register_forward_pre_hook(lambda network, given: seen.append(given))
+    pictures = [draw_preview(run, PATH, squares(36)) for _ in range(2)]
     assert np.array_equal(*pictures)
-    networks, noise = zip(*seen)
-    assert all(network.func is run.ema for network in networks)
-    labels = torch.cat([network.keywords["labels"] for network in networks])
-    assert labels.tolist() == 2 * (12 * [0, 1, 2])
-    assert {len(x) for x in noise} == {8, 4}
-    alone = torch.cat(noise[: len(noise) // 2])
+    first = [(x, labels) for x, t, labels in seen if t[0] == 50]
+    assert torch.cat([labels for _, labels in first]).tolist() == 2 * (12 * [0, 1, 2])
+    assert {len(x) for x, _ in first} == {8, 4}
+    alone = torch.cat([x for x, _ in first[: len(first) // 2]])
     assert torch.equal(alone, ddpm.noise_source(4, range(36), TINY.shape)())
     seen.clear()
-    draw_preview(run, PATH, make_denoiser, processes=2)
-    assert max(len(x) for _, x in seen) == 4
+    run.world = type("Two", (ProcessGroup,), {"size": 2})()
+    draw_preview(run, PATH, squares(36))
+    assert max(len(x) for x, *_ in seen) == 4
+    for weight in run.ema.parameters():
+        weight.fill_(math.nan)
     with pytest.raises(FloatingPointError):
-        draw_preview(run, PATH, lambda *_: lambda x, t: (x * math.nan, x))
+        draw_preview(run, PATH, squares(36))
 
 
 def test_short_epochs_are_saved_once_and_then_by_time(tmp_path, clock, each_epoch, monkeypatch):
@@ -128,7 +116,7 @@ def test_short_epochs_are_saved_once_and_then_by_time(tmp_path, clock, each_epoc
         saved.append(record["steps"])
         clock[0] += 4
 
-    def draw(run, schedule):
+    def draw(run, schedule, images):
         drawn.append(run.step)
         clock[0] += 1
         return BLACK

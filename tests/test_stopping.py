@@ -22,7 +22,7 @@ from mnist_ddpm.ddpm import l_simple
 from mnist_ddpm.formats.checkpoints import saved_step
 from mnist_ddpm.machine import folder_lock, process
 from mnist_ddpm.machine.process import SIGNALS, Stopped, deferred_interrupt
-from mnist_ddpm.training import session
+from mnist_ddpm.training import loop
 from mnist_ddpm.training.saving import resume_run
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
@@ -156,7 +156,7 @@ def test_a_progress_bar_that_cannot_be_written_stops_nothing(tmp_path, monkeypat
                 raise BrokenPipeError(32, "gone")
 
     pipe, released = Pipe(), []
-    monkeypatch.setattr(session, "progress_bar", partial(tqdm, file=pipe, mininterval=0))
+    monkeypatch.setattr(loop, "progress_bar", partial(tqdm, file=pipe, mininterval=0))
     run = fit(start(TINY), tmp_path)
     assert saved_step(tmp_path) == run.step == 12 and pipe.writes > 2
 

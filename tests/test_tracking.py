@@ -43,7 +43,7 @@ def test_a_resumed_run_continues_the_log_that_tensorboard_reads(tmp_path, monkey
             logged.setdefault(value.tag, {})[event.step] = value
     simple = lambda values: {step: value.simple_value for step, value in values.items()}  # noqa: E731
     numbers = {tag: simple(values) for tag, values in logged.items()}
-    state, recipe = saving.load_state(out)
+    state, recipe, _ = saving.load_state(out)
     losses = state["losses"]
     means = {1: losses[0], 2: losses[1], 4: losses[3], 6: np.mean(losses[4:6])}
     assert numbers["loss"] == pytest.approx(means, rel=1e-5)

@@ -8,7 +8,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from helpers import with_random_weights
 from torch import nn
-from training_helpers import TINY, squares
+from training_helpers import TINY, squares, train
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.catalogue import make_denoiser, make_network
@@ -21,7 +21,7 @@ from mnist_ddpm.methods.transformer import DiT, DiTBlock, position_embedding
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.cost import count_parameters, network_cost, recompute_blocks
 from mnist_ddpm.training.first_weights import initial_weights
-from mnist_ddpm.training.loop import start_run, train, training_loop
+from mnist_ddpm.training.loop import start_run, training_loop
 
 X, T = torch.randn(3, 1, 8, 8, generator=ddpm.random_generator(0)), torch.tensor([1, 40, 50])
 SMALL = replace(TINY, network="dit", base_channels=16, channel_mults=(1,))

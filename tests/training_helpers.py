@@ -12,8 +12,9 @@ from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.machine import folder_lock, process
 from mnist_ddpm.method import as_method
 from mnist_ddpm.recipe import Recipe
-from mnist_ddpm.training import loop, session
-from mnist_ddpm.training.run import Run, new_run
+from mnist_ddpm.training import loop, saving, session
+from mnist_ddpm.training.loop import start_run
+from mnist_ddpm.training.run import Run, attach_processes, new_run
 
 
 def stopped_clock(monkeypatch) -> list[float]:
@@ -75,11 +76,19 @@ def fit(run: Run, folder, objective=None, images=None, **options) -> Run:
     """Trains on squares unless told otherwise, by the run's own method or an objective."""
     run.method = run.method if objective is None else as_method(objective)
     images = squares() if images is None else images
-    return loop.fit(run, images, PATH, folder, **options)
+    return loop.fit(run, images, folder, **{"preview": None} | options)
 
 
-def steps(run: Run, objective=None, images=None, schedule=PATH, **options):
+def train(recipe: Recipe, images, folder, labels=None, resume=False, **options) -> Run:
+    """Trains a run of this recipe, new or resumed, to its end."""
+    run = saving.resume_run(folder, start_run, recipe) if resume else start_run(recipe)
+    return loop.fit(run, images, folder, labels=labels, **options)
+
+
+def steps(run: Run, objective=None, images=None, schedule=PATH, world=None, **options):
     """The steps of a training on squares, one by one, by the run's method or an objective."""
+    if world is not None:
+        attach_processes(run, world)
     run.method = run.method if objective is None else as_method(objective)
     images = squares() if images is None else images
     return loop.training_loop(run, images, schedule, **options)

@@ -42,7 +42,7 @@ def run_files(folder: Path) -> Kinds:
     images = torch.arange(16 * 256).view(16, 1, 16, 16).to(torch.uint8)
     weights, state = folder / checkpoints.WEIGHTS, folder / checkpoints.STATE
     judge = folder / "judge.safetensors"
-    loop.train(RECIPE, images, folder)
+    loop.fit(loop.start_run(RECIPE), images, folder)
     extractors.save_extractor(judge, extractors.Extractor("mnist", 10, (8, 8)), {"accuracy": 0.5})
 
     return {

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from mnist_ddpm.commands.outputs import check_outside
-from mnist_ddpm.commands.train import print_checkpoint, print_if_short, print_smaller_batch
+from mnist_ddpm.commands.train import (
+    print_checkpoint,
+    print_if_short,
+    print_smaller_batch,
+    print_start,
+)
 from mnist_ddpm.commands.training_flags import PlanFlags, place_flags
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
@@ -96,13 +101,19 @@ def carry_out(
 ) -> Recipe:
     """Trains one network, and prints how long that took. Returns its recipe, as it was trained."""
     began = time.monotonic()
-    options = {
-        "deadline": plan.deadline,
-        "final_preview_steps": plan.final_preview_steps,
-        "sampling_defaults": plan.sampling_defaults,
-    }
+    run = loop.start_run(plan.recipe, device)
+    run.sampling_defaults = plan.sampling_defaults
+    print_start(run, images, device)
     with tracking.tracker_log(flags.log, folder, plan.recipe) as log:
-        run = loop.train(plan.recipe, images, folder, labels, device=device, log=log, **options)
+        loop.fit(
+            run,
+            images,
+            folder,
+            labels=labels,
+            deadline=plan.deadline,
+            final_preview_steps=plan.final_preview_steps,
+            log=log,
+        )
     minutes = (time.monotonic() - began) / 60
     expected = plan.seconds / 60
     print(f"{folder}: {run.step} steps in {minutes:.1f} min ({expected:.1f} expected)")

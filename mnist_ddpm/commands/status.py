@@ -15,8 +15,8 @@ from mnist_ddpm.evaluation import extractors
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.process import is_first_process
 from mnist_ddpm.machine.text import printable
-from mnist_ddpm.method import Method
 from mnist_ddpm.recipe import Recipe
+from mnist_ddpm.training.run import Run
 from mnist_ddpm.training.session import Log
 from mnist_ddpm.training.tracking import TrackerLog
 from mnist_ddpm.watch.progress import PROGRESS, read_progress
@@ -50,8 +50,7 @@ def check_validation(flags: TrainFlags) -> None:
 @contextmanager
 def validation_log(
     flags: TrainFlags,
-    recipe: Recipe,
-    method: Method,
+    run: Run,
     *,
     images: Tensor,
     labels: Tensor | None,
@@ -65,6 +64,7 @@ def validation_log(
     if not (flags.validate and is_first_process()):
         yield log
         return
+    recipe = run.settings
     held_out = loading.held_out(recipe, flags.data)
     judge = pick_judge_if_any(recipe, device)
     real = RealSet(images, held_out, labels, judge, flags.data / "cache")
@@ -72,7 +72,7 @@ def validation_log(
         flags.out,
         recipe,
         real,
-        few_steps=method.sampling_defaults,
+        few_steps=run.method.sampling_defaults,
         device=device,
         share=flags.validate_share,
         log=log,

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.drawing import locate_dataset
@@ -17,10 +19,10 @@ from mnist_ddpm.ddpm import check, total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, files, folder_lock, processes
 from mnist_ddpm.machine.process import is_first_process
-from mnist_ddpm.method import Method
 from mnist_ddpm.recipe import PRESETS, Recipe, fit_batch_size, resolve
-from mnist_ddpm.training import cost, first_weights, loop, saving, tracking
-from mnist_ddpm.training.first_weights import fill_with_fresh, initial_weights
+from mnist_ddpm.training import cost, loop, saving, tracking
+from mnist_ddpm.training.first_weights import Sources, initial_weights
+from mnist_ddpm.training.run import Run
 
 ENOUGH_STEPS = {"adam": 2000, "muon": 400}  # that draw most digits legibly, by optimizer
 
@@ -30,11 +32,12 @@ def run_train(flags: TrainFlags) -> None:
     if flags.log != "none":
         tracking.summary_writer()  # raises where it is not installed
     world = processes.connect_world(flags.processes, flags.device == "cpu")
+    sources = Sources()
+    saved = saving.load_state(flags.out) if flags.resume else None
     with processes.main_process_first(world):  # which may download
-        sources = first_weights.Sources()
-        recipe = resumed_recipe(flags) if flags.resume else new_recipe(flags, sources)
+        recipe = resumed_recipe(flags, saved.recipe) if saved else new_recipe(flags, sources)
     check_validation(flags)
-    if flags.resume:
+    if saved:
         locate_dataset(recipe, None)
     else:
         saving.check_not_overwriting(flags.out)
@@ -43,48 +46,45 @@ def run_train(flags: TrainFlags) -> None:
     processes.check_batch_size(recipe.batch_size, world)
     with processes.main_process_first(world):
         loading.check_labelled(recipe, flags.data)
-    network, method = check_names(recipe)
+    recipe = with_precision(recipe, flags, device)
     if device.type == "cpu":  # a GPU has errors of its own
         cost.check_training(recipe)
-    recipe = with_precision(recipe, flags, device)
-    devices.check_precision(recipe.precision, device)
     with folder_lock.locked_folder(files.writable_folder(flags.out), world):
         pass  # reported before images are read
-    weights = None
-    method_weights = {}
-    if recipe.init_from and not flags.resume:
-        weights = weights_to_start_from(recipe, network, sources)
-        method_weights = {
-            name: first_weights.first_weights(recipe, method.networks[name], sources)
-            for name in method.initialized_from_teacher
-        }
-    teacher = first_weights.load_teacher(recipe, device, sources) if recipe.teacher else None
+    start = partial(loop.start_run, device=device, sources=sources, is_resumed=flags.resume)
     with processes.main_process_first(world):
+        run = saving.resume_run(flags.out, start, recipe, saved) if saved else start(recipe)
         images = loading.load_images(recipe, flags.data)
         labels = loading.load_labels(recipe, flags.data) if recipe.classes else None
-    if not flags.resume and "batch_size" not in flags.typed:
-        batch_size = recipe.batch_size
-        recipe = fit_batch_size(recipe, len(images), world.size)
-        print_smaller_batch(batch_size, recipe.batch_size, len(images))
+    if not saved and "batch_size" not in flags.typed:
+        run.settings = fit_batch_size(run.settings, len(images), world.size)
+        print_smaller_batch(recipe.batch_size, run.settings.batch_size, len(images))
+    recipe = run.settings
     if world.rank == 0:
         print_if_short(recipe, len(images), "--epochs", recipe.epochs)
         print_if_narrow(recipe)
         print_if_tinted(recipe)
-    step = checkpoints.saved_step(flags.out) or 0 if flags.resume else 0
+        print_start(run, images, device)
     tracker = flags.log if world.rank == 0 else "none"
     validated = {"images": images, "labels": labels, "device": device}
     with (
-        tracking.tracker_log(tracker, flags.out, recipe, step) as tracker_log,
-        validation_log(flags, recipe, method, log=tracker_log, **validated) as log,
+        tracking.tracker_log(tracker, flags.out, recipe, run.step) as tracker_log,
+        validation_log(flags, run, log=tracker_log, **validated) as log,
     ):
-        options = {"device": device, "world": world, "log": log, "teacher": teacher}
-        options["method_weights"] = method_weights
-        run = loop.train(recipe, images, flags.out, labels, flags.resume, weights, **options)
+        loop.fit(run, images, flags.out, labels=labels, world=world, log=log)
     if world.rank == 0:
         speed = run.step * recipe.batch_size / max(run.training_seconds, 1e-9)
         steps = f"{run.step} steps in {run.training_seconds / 60:.1f} min"
         print(f"{flags.out}: {steps}, {speed:.0f} images/s")
         print_checkpoint(flags.out)
+
+
+def print_start(run: Run, images: Tensor, device: torch.device) -> None:
+    """Prints what is trained on how many images, and on which device."""
+    count = f"{cost.count_parameters(run.network):,} parameters"
+    launched = processes.launched_processes()
+    place = device if launched == 1 else f"{launched} processes"
+    print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count}, on {place}", flush=True)
 
 
 def print_if_short(recipe: Recipe, n: int, flag: str, value: float) -> None:
@@ -124,17 +124,16 @@ def print_if_tinted(recipe: Recipe) -> None:
         print(f"in colour, predicting the noise tints the samples until training is long ({hint})")
 
 
-def resumed_recipe(flags: TrainFlags) -> Recipe:
-    """The saved run's recipe, with what was typed. Raises ValueError for what cannot change."""
+def resumed_recipe(flags: TrainFlags, saved: Recipe) -> Recipe:
+    """The saved recipe, with what was typed. Raises ValueError for what cannot change."""
     message = "a resumed run has settings of its own: leave out --preset"
     check("preset" not in flags.typed, message)
-    saved = saving.load_state(flags.out)[1]
     recipe = resolve(typed_settings(flags), asdict(saved))
     saving.check_changes(saved, recipe, flags.out)
     return recipe
 
 
-def new_recipe(flags: TrainFlags, sources: first_weights.Sources) -> Recipe:
+def new_recipe(flags: TrainFlags, sources: Sources) -> Recipe:
     """The recipe of what was typed, the network to start from, and the preset, in this order.
 
     Raises ValueError for flags that a new run would ignore.
@@ -158,27 +157,6 @@ def new_recipe(flags: TrainFlags, sources: first_weights.Sources) -> Recipe:
     return recipe
 
 
-def weights_to_start_from(
-    recipe: Recipe, network: torch.nn.Module, sources: first_weights.Sources
-) -> dict[str, torch.Tensor]:
-    """The weights of --init-from, and fresh ones where those do not fit, which it prints.
-
-    Raises ValueError where they are another network's.
-    """
-    options = {"condition": recipe.condition, "classes": recipe.classes}
-    options |= {"labels": recipe.classes > 0, "shortcut": catalogue.takes_next_time(recipe)}
-    options["sources"] = sources
-    source = recipe.init_from
-    _, weights = initial_weights(source, **options)
-    weights, fresh_names = fill_with_fresh(recipe, network, weights, source)
-    checkpoints.load_weights(network.state_dict(), weights, source)
-    if fresh_names and is_first_process():
-        fitting = len(weights) - len(fresh_names)
-        names = ", ".join(fresh_names)
-        print(f"{fitting} of {len(weights)} tensors are those of {source}; new: {names}")
-    return weights
-
-
 def with_precision(recipe: Recipe, flags: TrainFlags, device: torch.device) -> Recipe:
     """The recipe in the precision that suits a device, unless one was typed.
 
@@ -192,16 +170,6 @@ def with_precision(recipe: Recipe, flags: TrainFlags, device: torch.device) -> R
         reason = "this GPU has no bfloat16 arithmetic" if is_emulated else "this GPU computes in it"
         print(f"training in {precision}, since {reason} (a --precision that you type wins)")
     return replace(recipe, precision=precision)
-
-
-def check_names(recipe: Recipe) -> tuple[torch.nn.Module, Method]:
-    """Network and method, without weights. Raises ValueError for what the catalogue cannot make."""
-    catalogue.make_schedule(recipe)
-    catalogue.make_times(recipe)
-    catalogue.look_up("optimizer", recipe.optimizer, catalogue.OPTIMIZERS)
-    with torch.device("meta"):
-        method = catalogue.make_method(recipe)
-        return catalogue.make_network(recipe), method
 
 
 def print_checkpoint(folder: Path) -> None:

@@ -10,9 +10,11 @@ from mnist_ddpm import catalogue
 from mnist_ddpm.data.labels import needs_labels
 from mnist_ddpm.ddpm import Denoiser, Schedule, UNet, check
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.formats.checkpoints import refuse, wrong_shapes
+from mnist_ddpm.formats.checkpoints import load_weights, refuse, wrong_shapes
 from mnist_ddpm.formats.diffusers import CONFIG, CONFIGS, load_diffusers
 from mnist_ddpm.formats.hub import read_config
+from mnist_ddpm.machine.process import is_first_process
+from mnist_ddpm.method import Method
 from mnist_ddpm.methods import guidance, paths
 from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.recipe import Recipe, deciding
@@ -80,19 +82,47 @@ def initial_weights(
     return settings, weights
 
 
-def fill_with_fresh(
-    recipe: Recipe, network: nn.Module, weights: dict[str, Tensor], source: str | Path
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights for a recipe's network: those that fit it, else its own; and the names of the latter.
+def load_first_weights(
+    recipe: Recipe, network: nn.Module, method: Method, sources: Sources
+) -> None:
+    """Loads into a recipe's network, and its method's, the weights that they begin with.
 
-    So a network begins with another number of channels or labels. network: of the recipe, on any
-    device. Raises ValueError where less than half of the numbers fit: then it is another network.
+    Where some of recipe.init_from do not fit, it keeps fresh ones, and prints their names. Raises
+    ValueError where they are another network's.
+    """
+    source = recipe.init_from
+    _, weights = initial_weights(
+        source,
+        labels=recipe.classes > 0,
+        condition=recipe.condition,
+        classes=recipe.classes,
+        shortcut=catalogue.takes_next_time(recipe),
+        sources=sources,
+    )
+    weights, fresh_names = fill_with_fresh(network, weights, source)
+    load_weights(network.state_dict(), weights, source)
+    if fresh_names and is_first_process():
+        fitting = len(weights) - len(fresh_names)
+        names = ", ".join(fresh_names)
+        print(f"{fitting} of {len(weights)} tensors are those of {source}; new: {names}")
+    for name in method.initialized_from_teacher:
+        part = method.networks[name]
+        load_weights(part.state_dict(), first_weights(recipe, part, sources), source)
+
+
+def fill_with_fresh(
+    network: nn.Module, weights: dict[str, Tensor], source: str | Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights for a new network: those that fit it, else its own; and the names of the latter.
+
+    So a network begins with another number of channels or labels. Raises ValueError where less than
+    half of the numbers fit: then it is another network.
     """
     shapes = {name: weight.shape for name, weight in weights.items()}
-    misfits = wrong_shapes(network.state_dict(), shapes)
+    fresh = network.state_dict()
+    misfits = wrong_shapes(fresh, shapes)
     if not misfits:
         return weights, []
-    fresh = catalogue.make_network(recipe).state_dict()
     fitting = {
         name: weights[name]
         for name, own in fresh.items()

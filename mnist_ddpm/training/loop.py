@@ -7,51 +7,41 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import Schedule, check, learning_rate_at, random_generator, to_float
-from mnist_ddpm.formats.checkpoints import config_value, load_weights
 from mnist_ddpm.machine import devices, folder_lock
 from mnist_ddpm.machine.devices import to_device
 from mnist_ddpm.machine.files import writable_folder
-from mnist_ddpm.machine.process import deferred_interrupt
-from mnist_ddpm.machine.processes import ProcessGroup
+from mnist_ddpm.machine.process import deferred_interrupt, progress_bar
+from mnist_ddpm.machine.processes import ProcessGroup, adapt_threads
 from mnist_ddpm.method import Method
-from mnist_ddpm.methods.guidance import Teacher
 from mnist_ddpm.recipe import Recipe
-from mnist_ddpm.training import cost, run, saving, session
-from mnist_ddpm.training.run import SINGLE_PROCESS, Run, attach_processes, training_step
+from mnist_ddpm.training.first_weights import Sources, load_first_weights, load_teacher
+from mnist_ddpm.training.run import SINGLE_PROCESS, Run, attach_processes, new_run, training_step
 from mnist_ddpm.training.session import (
+    IMAGES,
     Length,
     Log,
     Preview,
     Session,
     TimedLength,
+    draw_preview,
     epochs_length,
-    with_deadline,
 )
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # as ddpm.mirrored
-# errors to whose message it adds what is saved
-EXPLAINED_ERRORS = FloatingPointError, OSError, RuntimeError, MemoryError
 Device = torch.device | str
-Weights = dict[str, Tensor]  # by name
 
 
 def measured_defaults(recipe: Recipe) -> dict:
     """Flags of sample and their values; {} where nothing was measured."""
     return dict(dataset_named(recipe.dataset).draw.get((recipe.schedule, recipe.T), {}))
-
-
-def defaults_for_run(run: Run, folder: str | Path, resume: bool) -> dict:
-    """What to write for a run: what a resumed one's checkpoint says, else what suits its method."""
-    recorded = config_value(folder, "draw") if resume else None
-    if recorded is not None:
-        return recorded
-    return run.method.sampling_defaults or measured_defaults(run.settings)
 
 
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:
@@ -84,20 +74,19 @@ def check_images(run: Run, images: Tensor) -> None:
     check(run.n_images in (0, n), f"{refusal}: {advice}")
 
 
-def read_batches(
-    images: Tensor, batches: Sequence[Tensor], world: ProcessGroup, device: torch.device
-) -> Iterator[Tensor]:
-    """The images of each batch of indices (N,), as uint8 (N, C, H, W) on the device.
+def read_batches(run: Run, images: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The images of each batch of indices (N,), as uint8 (N, C, H, W) on the run's device.
 
     With several processes, each reads its own share only, and other images are black there.
     """
+    world = run.world
 
     def read_share(batch: Tensor) -> Tensor:
         share = world.share(len(batch))
         return images[batch[share.start : share.stop].to(images.device)]
 
     shares = map(read_share, batches)
-    shares = to_device(shares, device) if images.device.type == "cpu" else shares
+    shares = to_device(shares, run.device) if images.device.type == "cpu" else shares
     for batch, pixels in zip(batches, shares):
         if world.size == 1:
             yield pixels
@@ -114,10 +103,9 @@ def training_loop(
     schedule: Schedule,
     labels: Tensor | None = None,
     augment: Augment | None = None,
-    world: ProcessGroup = SINGLE_PROCESS,
     length: Length | None = None,
 ) -> Iterator[float]:
-    """As ddpm.training_loop, but from any step, with labels (N,), and on several processes.
+    """As ddpm.training_loop, but by the run's method, and on several processes.
 
     Trains run on uint8 images (N, C, H, W) to its last epoch. length: how many steps to train, if
     not the recipe's epochs. Yields each loss. Raises FloatingPointError as training_step.
@@ -130,7 +118,7 @@ def training_loop(
         epoch, position = divmod(run.step, epoch_steps)
         order = torch.randperm(n, generator=random_generator(recipe.seed, 0, epoch))
         batches = order.split(recipe.batch_size)[position:epoch_steps]
-        pixels = read_batches(images, batches, world, run.device)
+        pixels = read_batches(run, images, batches)
         for batch in batches:
             run.total_steps = length(run.step)
             if run.step >= run.total_steps:
@@ -142,7 +130,7 @@ def training_loop(
             x0 = x0 if augment is None else augment(x0, generator)
             batch_labels = None if labels is None else labels[batch.to(labels.device)]
             run.callable_network.train()  # in each step: the caller may have sampled from it
-            loss = training_step(run, x0, schedule, generator, batch_labels, world)
+            loss = training_step(run, x0, schedule, generator, batch_labels)
             run.training_seconds += time.monotonic() - start
             yield loss
 
@@ -150,14 +138,12 @@ def training_loop(
 def fit(
     run: Run,
     images: Tensor,
-    schedule: Schedule,
     folder: str | Path,
     *,
     labels: Tensor | None = None,
-    augment: Augment | None = None,
-    preview: Preview | None = None,
+    preview: Preview | None = draw_preview,
     deadline: float = math.inf,
-    final_preview_steps: float | None = None,
+    final_preview_steps: float = 0.0,
     world: ProcessGroup = SINGLE_PROCESS,
     log: Log | None = None,
 ) -> Run:
@@ -167,10 +153,9 @@ def fit(
     saves and previews take less than 3 s plus a twentieth of the time. It saves with the first
     preview, every five minutes, and at the end.
 
-    deadline: the time.monotonic() at which to save and stop. final_preview_steps: how many steps
-    take as long as one preview. If it is given, the last preview is also drawn before the deadline,
-    and the learning rate falls to 0 at the deadline instead of after the recipe's epochs, which
-    only serve as a first estimate.
+    deadline: the time.monotonic() at which to end; the learning rate then falls to 0 at the
+    deadline instead of after the recipe's epochs, which only serve as a first estimate.
+    final_preview_steps: how many steps take as long as the last preview.
 
     Raises ValueError for labels, images or processes that do not fit; FileExistsError where it
     would overwrite another run; BlockingIOError where another process trains in folder;
@@ -178,31 +163,58 @@ def fit(
     fails; Stopped (a KeyboardInterrupt) after a signal. Messages say what is saved and how to
     resume.
     """
-    check_labels(labels, len(images), run.settings.classes)
+    recipe = run.settings
+    check_labels(labels, len(images), recipe.classes)
     check_images(run, images)
     attach_processes(run, world)
-    length = epochs_length(run.settings, len(images))  # raises for too few images
-    folder = writable_folder(folder)
-    run.n_images = len(images)
+    length = epochs_length(recipe, len(images))  # raises for too few images
+    if deadline < math.inf:
+        length = TimedLength(deadline, length(run.step), final_preview_steps, world, run.step)
+    schedule = catalogue.make_schedule(recipe)
     if world.rank == 0:
         warn_of_signal(schedule)
+    folder = writable_folder(folder)
+    run.n_images = len(images)
     images = on_device_if_it_fits(images, run.device)
-    with deferred_interrupt() as interrupted, folder_lock.locked_folder(folder, world):
-        saving.check_not_overwriting(folder, run)
-        session = Session(run, folder, schedule, preview, world, log=log)
-        length = with_deadline(length, deadline, final_preview_steps, world, run.step)
-        session.timed_length = length if isinstance(length, TimedLength) else None
-        steps = training_loop(run, images, schedule, labels, augment, world=world, length=length)
-        try:
-            is_stopped = session.train(steps, length, interrupted)
-        except EXPLAINED_ERRORS as error:
-            explained = session.with_what_is_saved(error)
-            if explained is error:
-                raise
-            raise explained from error
-    if is_stopped or interrupted:  # also after the last signal that all processes share
-        raise session.stopped(len(images), interrupted)
+    augment = ddpm.mirrored if recipe.is_mirrored else None
+    draw = preview and partial(preview, run, schedule, images[:IMAGES])
+    with deferred_interrupt() as signals, folder_lock.locked_folder(folder, world):
+        session = Session(run, folder, length, draw, log)
+        first_step = run.step
+        is_stopped = False
+        bar = progress_bar(
+            total=round(length(run.step)), initial=run.step, desc="training", unit="step"
+        )
+        with session.explained_errors(), bar:
+            session.begin()
+            for _ in training_loop(run, images, schedule, labels, augment, length):
+                step_end = time.monotonic()
+                if world.size == 1:
+                    adapt_threads()
+                bar.total = round(length(run.step))
+                advance(bar, run.losses)
+                is_stopped = world.any(bool(signals))
+                run.training_seconds += time.monotonic() - step_end  # processes wait for each other
+                if session.end_step(is_stopped):
+                    break
+            if run.step != session.saved_step:  # the steps ended early, or a save was cut short
+                session.save()
+            is_stopped = world.any(bool(signals))  # all wait until the last checkpoint is written
+    if is_stopped or signals:  # also after the last signal that all processes share
+        raise session.stopped(signals)
+    if run.step == first_step and world.rank == 0:
+        print(f"{folder} was trained to its end before: set more epochs to go on")
     return run
+
+
+def advance(bar: tqdm, losses: list[float]) -> None:
+    """Moves the progress bar by a step, and shows the mean of the last 100 losses."""
+    try:
+        bar.update()
+    except OSError:  # of what it is piped to, which Ctrl-C ends as well
+        bar.disable = True
+        bar.get_lock().release()  # tqdm's other threads would wait for it
+    bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
 
 
 def warn_of_signal(schedule: Schedule) -> None:
@@ -222,92 +234,27 @@ def on_device_if_it_fits(images: Tensor, device: torch.device) -> Tensor:
 def start_run(
     recipe: Recipe,
     device: Device = "cpu",
-    weights: Weights | None = None,
-    method_weights: dict[str, Weights] | None = None,
-    teacher: Teacher | None = None,
+    sources: Sources | None = None,
     method: Method | None = None,
+    is_resumed: bool = False,
 ) -> Run:
-    """As ddpm.start_run, for any recipe: a run at step 0, from random weights or those given.
+    """As ddpm.start_run, for any recipe: a run at step 0, with the weights and teacher it names.
 
-    method_weights: of its method's networks, by name. teacher: as formats.teachers loads it.
-    method: in place of the recipe's. Raises ValueError for an unknown name, weights of another
-    network, or a recipe that does not fit.
+    sources: where these are read, or were already. method: in place of the recipe's. is_resumed:
+    saved weights will replace those that it begins with. Raises ValueError for an unknown name,
+    weights of another network, or a recipe that does not fit, and as Sources.load.
     """
-    network = catalogue.make_network(recipe).to(device)
-    method = catalogue.make_method(recipe, teacher) if method is None else method
-    method.networks.to(device)
-    source = recipe.init_from or "what is given"
-    if weights is not None:
-        load_weights(network.state_dict(), weights, source)
-    for name, own in (method_weights or {}).items():
-        load_weights(method.networks[name].state_dict(), own, source)
-    optimizer_factory = partial(catalogue.make_optimizer, recipe=recipe)
-    return run.new_run(recipe, network, optimizer_factory, method, catalogue.make_times(recipe))
-
-
-def train(
-    recipe: Recipe,
-    images: Tensor,
-    folder: str | Path,
-    labels: Tensor | None = None,
-    resume: bool = False,
-    weights: Weights | None = None,
-    deadline: float = math.inf,
-    device: Device = "cpu",
-    world: ProcessGroup = run.SINGLE_PROCESS,
-    log: session.Log | None = None,
-    final_preview_steps: float | None = None,
-    sampling_defaults: dict | None = None,
-    teacher: Teacher | None = None,
-    method_weights: dict[str, Weights] | None = None,
-) -> Run:
-    """Starts a run, or resumes that in folder, and trains it to its end, or until a deadline.
-
-    weights, method_weights, teacher: as in start_run. deadline, final_preview_steps: as in
-    fit. sampling_defaults: those to save; None: those of defaults_for_run. Raises ValueError
-    where the recipe names weights to start from or a teacher, and none are passed, and as
-    check_precision, resume_run and fit.
-    """
-    has_weights = resume or weights is not None or not recipe.init_from
-    check(has_weights, f"init_from is {recipe.init_from}: pass the weights of initial_weights")
-    has_teacher = teacher is not None or not recipe.teacher
-    check(has_teacher, f"teacher is {recipe.teacher}: pass that of teachers.load_teacher")
     devices.check_precision(recipe.precision, device)
     recipe = replace(recipe, compile=recipe.compile and devices.compiles(device, recipe.precision))
-    start = partial(start_run, device=device, teacher=teacher)
-    if resume:
-        new_or_resumed_run = saving.resume_run(folder, start, recipe)
-    else:
-        new_or_resumed_run = start(recipe, weights=weights, method_weights=method_weights)
-    if world.rank == 0:
-        device_text = f"{world.size} processes" if world.size > 1 else device
-        print_start(new_or_resumed_run, images, device_text)
-    preview = partial(
-        session.draw_preview,
-        make_denoiser=partial(catalogue.make_denoiser, recipe=recipe),
-        processes=world.size,
-        condition=catalogue.condition_batch(recipe, images, range(session.IMAGES)),
-    )
-    if sampling_defaults is None:
-        sampling_defaults = defaults_for_run(new_or_resumed_run, folder, resume)
-    new_or_resumed_run.sampling_defaults = sampling_defaults
-    return fit(
-        new_or_resumed_run,
-        images,
-        catalogue.make_schedule(recipe),
-        folder,
-        labels=labels,
-        deadline=deadline,
-        augment=ddpm.mirrored if recipe.is_mirrored else None,
-        final_preview_steps=final_preview_steps,
-        world=world,
-        log=log,
-        preview=preview,
-    )
-
-
-def print_start(new_or_resumed_run: Run, images: Tensor, device: Device) -> None:
-    """Prints what is trained on how many images, and on which device."""
-    count = f"{cost.count_parameters(new_or_resumed_run.network):,} parameters"
-    shape = tuple(images.shape[1:])
-    print(f"{len(images):,} images of {shape}, {count}, on {device}", flush=True)
+    sources = sources or Sources()
+    network = catalogue.make_network(recipe).to(device)
+    if method is None:
+        teacher = load_teacher(recipe, device, sources) if recipe.teacher else None
+        method = catalogue.make_method(recipe, teacher)
+    method.networks.to(device)
+    if recipe.init_from and not is_resumed:
+        load_first_weights(recipe, network, method, sources)
+    optimizer_factory = partial(catalogue.make_optimizer, recipe=recipe)
+    run = new_run(recipe, network, optimizer_factory, method, catalogue.make_times(recipe))
+    run.sampling_defaults = method.sampling_defaults or measured_defaults(recipe)
+    return run

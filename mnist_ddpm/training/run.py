@@ -44,6 +44,7 @@ class Run(ddpm.Run):
     folder: Path | None = None  # that it is saved in, absolute
     last_saved_step: int | None = None
     sampling_defaults: dict = field(default_factory=dict)  # that its checkpoint advises
+    world: ProcessGroup = SINGLE_PROCESS  # the processes that share each batch
 
     def __post_init__(self):
         if self.callable_network is None:
@@ -124,14 +125,15 @@ def attach_processes(run: Run, world: ProcessGroup) -> None:
     """
     recipe = run.settings
     check_batch_size(recipe.batch_size, world)
-    has_networks = len(run.method.networks) > 0
+    if world.size == 1:
+        is_attached = run.world.size > 1
+        check(not is_attached, "this run is attached to several processes: pass their world")
+        return
     names = " and ".join(run.method.networks)
     message = f"a method with extra networks ({names}) trains in one process only: launch one"
-    check(world.size == 1 or not has_networks, message)
-    if world.size == 1:
-        is_attached = run.callable_network is not run.network
-        check(not is_attached, "this run is attached to several processes: pass their world")
-    elif run.callable_network is run.network:
+    check(not names, message)
+    if run.world.size == 1:
+        run.world = world
         if recipe.compile and recipe.gradient_checkpointing:
             # Older PyTorch cannot split such a graph into buckets.
             torch._dynamo.config.optimize_ddp = False
@@ -144,7 +146,6 @@ def training_step(
     schedule: Schedule,
     generator: torch.Generator,
     labels: Tensor | None = None,
-    world: ProcessGroup = SINGLE_PROCESS,
 ) -> float:
     """As ddpm.training_step, with labels, micro-batches, mixed precision and several processes.
 
@@ -152,6 +153,7 @@ def training_step(
     it is not finite: the weights then stay as they were.
     """
     recipe = run.settings
+    world = run.world
     n = len(x0)
     if run.time_sampler is None:
         t = torch.randint(1, schedule.T + 1, (n,), generator=generator)

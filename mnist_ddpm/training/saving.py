@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import torch
@@ -18,6 +19,7 @@ from mnist_ddpm.formats.checkpoints import (
     CONFIG,
     STATE,
     check_schedule_name,
+    config_value,
     is_intact,
     load_weights,
     read_recipe,
@@ -74,11 +76,20 @@ def states_of(modules: Mapping) -> dict[str, dict]:
     return {name: each.state_dict() for name, each in modules.items()}
 
 
-def load_state(folder: str | Path) -> tuple[dict, Recipe]:
-    """The training state saved in a folder, also by the notebook, and its recipe.
+class SavedRun(NamedTuple):
+    """The training state in a folder, its recipe, and the step of the checkpoint beside it."""
+
+    state: dict
+    recipe: Recipe
+    step: int | None
+
+
+def load_state(folder: str | Path) -> SavedRun:
+    """What is saved of a run in a folder, also by the notebook.
 
     Raises FileNotFoundError; ValueError if it is damaged, and as check_schedule_name.
     """
+    step = saved_step(folder)  # read before the state, so that later saves by others are noticed
     path = Path(folder, STATE)
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
@@ -92,7 +103,7 @@ def load_state(folder: str | Path) -> tuple[dict, Recipe]:
         refusal = f"{path} is damaged or no training state of this version{reason}"
         raise ValueError(f"{refusal}: {NEW_RUN}") from error
     check_schedule_name(method, path)
-    return state, recipe
+    return SavedRun(state, recipe, step)
 
 
 def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
@@ -112,34 +123,34 @@ def check_changes(saved: Recipe, recipe: Recipe, folder: str | Path) -> None:
 
 
 def resume_run(
-    folder: str | Path, start: Callable[[Recipe], Run], recipe: Recipe | None = None
+    folder: str | Path,
+    start: Callable[[Recipe], Run],
+    recipe: Recipe | None = None,
+    saved: SavedRun | None = None,
 ) -> Run:
     """The saved run, or one with other settings of those that are changeable.
 
-    start: makes the run at step 0. Raises as load_state and check_changes.
+    start: makes the run at step 0. saved: as load_state has read it, if it has. Raises as
+    load_state and check_changes.
     """
-    step = saved_step(folder)  # read before the state, so that later saves by others are noticed
-    state, saved = load_state(folder)
-    recipe = recipe or saved
-    check_changes(saved, recipe, folder)
-    if is_first_process():
-        print_changes(saved, recipe)
+    saved = saved or load_state(folder)
+    recipe = recipe or saved.recipe
+    check_changes(saved.recipe, recipe, folder)
+    if recipe.epochs != saved.recipe.epochs and is_first_process():
+        change = f"epochs were {saved.recipe.epochs:g} and are {recipe.epochs:g} now"
+        print(f"{change}: the learning rate goes on as in a run of that length")
     run = start(recipe)
     try:
-        restore(run, state)
+        restore(run, saved.state)
     except (*HELPFUL_ERRORS, *OTHER_ERRORS) as error:
         refusal = f"{Path(folder, STATE)} does not fit its own settings ({describe_error(error)})"
         raise ValueError(f"{refusal}: {NEW_RUN}") from error
     run.folder = Path(folder).resolve()
-    run.last_saved_step = step
+    run.last_saved_step = saved.step
+    recorded = config_value(folder, "draw")
+    if recorded is not None:
+        run.sampling_defaults = recorded
     return run
-
-
-def print_changes(saved: Recipe, recipe: Recipe) -> None:
-    """Prints that a resumed run has another length, if so."""
-    if recipe.epochs != saved.epochs:
-        change = f"epochs were {saved.epochs:g} and are {recipe.epochs:g} now"
-        print(f"{change}: the learning rate goes on as in a run of that length")
 
 
 def is_saved(folder: str | Path, run: Run) -> bool:

@@ -1,12 +1,11 @@
-"""One training of a run in a folder: it saves, draws previews, and explains what stops it."""
+"""What surrounds the steps of a training: its length, logs, checkpoints, previews and errors."""
 
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -14,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_ddpm import ddpm
-from mnist_ddpm.ddpm import Denoiser, Schedule, total_steps
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.ddpm import Schedule, total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine.files import replacing
-from mnist_ddpm.machine.process import Stopped, progress_bar
-from mnist_ddpm.machine.processes import ProcessGroup, adapt_threads
+from mnist_ddpm.machine.process import Stopped
+from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.machine.text import first_line, is_out_of_memory
+from mnist_ddpm.methods.guidance import with_labels
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training import saving
-from mnist_ddpm.training.run import Run
+from mnist_ddpm.training.run import SINGLE_PROCESS, Run
 
 # From the steps that are done to the total that is expected then; equal calls return the same.
 Length = Callable[[int], float]
@@ -33,7 +33,8 @@ STEPS = 20
 COLUMNS = 6
 PREVIEW_EVERY = 50  # steps: shorter epochs have no preview each
 SAVE_EVERY = 300  # seconds, at most, from one checkpoint to the next
-Preview = Callable[[Run, Schedule], np.ndarray]  # a picture (height, width, 3)
+# of a run, its schedule and its first training images: a picture (height, width, 3)
+Preview = Callable[[Run, Schedule, Tensor], np.ndarray]
 Log = Callable[[Run, np.ndarray | None], None]  # called after each step, and with each preview
 
 
@@ -41,20 +42,6 @@ def epochs_length(recipe: Recipe, n: int) -> Length:
     """The steps of the recipe's epochs on n images, in whole batches."""
     total = total_steps(recipe, n)
     return lambda step: total
-
-
-def until_deadline(length: Length, deadline: float, world: ProcessGroup) -> Length:
-    """The same length, cut off at the deadline, but at least one step."""
-    is_late: dict[int, bool] = {}  # at most one item, that of the latest step
-
-    def total_steps_after(step: int) -> float:
-        if step not in is_late:  # read the clock once a step, but not before the first
-            late = bool(is_late) and world.any(time.monotonic() > deadline)
-            is_late.clear()
-            is_late[step] = late
-        return step if is_late[step] else length(step)
-
-    return total_steps_after
 
 
 class TimedLength:
@@ -69,7 +56,7 @@ class TimedLength:
         end: float,
         planned: int,
         final_preview_steps: float,
-        world: ProcessGroup,
+        world: ProcessGroup = SINGLE_PROCESS,
         step: int = 0,
     ):
         """end: the time.monotonic() by which training and its last preview are done.
@@ -118,62 +105,33 @@ class TimedLength:
         return float(f"{round(self.total) / steps:.9g}")
 
 
-def with_deadline(
-    length: Length,
-    deadline: float,
-    final_preview_steps: float | None,
-    world: ProcessGroup,
-    step: int,
-) -> Length:
-    """A length that ends at the deadline; math.inf means none. Arguments: as of loop.fit.
-
-    step: of the run, which starts now.
-    """
-    if deadline == math.inf:
-        return length
-    if final_preview_steps is None:
-        return until_deadline(length, deadline, world)
-    return TimedLength(deadline, length(step), final_preview_steps, world, step=step)
-
-
-def draw_preview(
-    run: Run,
-    schedule: Schedule,
-    make_denoiser: Callable[..., Denoiser],
-    processes: int = 1,
-    condition: Tensor | None = None,
-) -> np.ndarray:
+def draw_preview(run: Run, schedule: Schedule, images: Tensor) -> np.ndarray:
     """36 images of the averaged network in 20 DDIM steps, always from the same noise: a picture.
 
-    Labels come in turn. make_denoiser: called with network, schedule and, where
-    there is one, the condition (36, 1 or 3, H, W) of a batch; the picture then shows the condition
-    on the left.
-    processes: how many share a batch, which is no larger than in training.
-    Raises FloatingPointError for images that are NaN.
+    Labels come in turn. images: uint8 (36, C, H, W), of which conditions are computed; the picture
+    then shows these on the left. Raises FloatingPointError for images that are NaN.
     """
     recipe = run.settings
-    size = math.ceil(recipe.batch_size / recipe.accumulation / processes)
-    batches = [range(k, min(IMAGES, k + size)) for k in range(0, IMAGES, size)]
-    images = []
-    for batch in batches:
-        make = make_denoiser
-        if condition is not None:
-            make = partial(make_denoiser, condition=condition[batch.start : batch.stop])
-        images.append(draw_batch(run, schedule, make, batch))
-    panels = [torch.cat(images)]
+    most = math.ceil(recipe.batch_size / recipe.accumulation / run.world.size)  # as in training
+    batches = [range(k, min(IMAGES, k + most)) for k in range(0, IMAGES, most)]
+    panels = [torch.cat([draw_batch(run, schedule, images, batch) for batch in batches])]
+    condition = catalogue.condition_batch(recipe, images, range(IMAGES))
     if condition is not None:
         panels.insert(0, ddpm.to_uint8(condition).cpu())
     return np.concatenate([ddpm.tile(panel, COLUMNS, scale=2) for panel in panels], axis=1)
 
 
-def draw_batch(run: Run, schedule: Schedule, make_denoiser: Callable, batch: range) -> Tensor:
+def draw_batch(run: Run, schedule: Schedule, images: Tensor, batch: range) -> Tensor:
     """A batch of those images, uint8 (len(batch), C, H, W)."""
     recipe = run.settings
     network = run.ema
     dtype = getattr(torch, recipe.precision)
     if recipe.classes:
-        network = partial(network, labels=torch.tensor(batch, device=run.device) % recipe.classes)
-    denoise = ddpm.clipped(make_denoiser(network, schedule), schedule)
+        labels = torch.tensor(batch, device=run.device) % recipe.classes
+        network = with_labels(network, labels)
+    condition = catalogue.condition_batch(recipe, images.to(run.device), batch)
+    denoise = catalogue.make_denoiser(network, schedule, recipe, condition)
+    denoise = ddpm.clipped(denoise, schedule)
     times = ddpm.timesteps(schedule.T, min(STEPS, schedule.T))
     draw_noise = ddpm.noise_source(recipe.seed, batch, recipe.shape, str(run.device))
     with torch.no_grad(), torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
@@ -183,35 +141,67 @@ def draw_batch(run: Run, schedule: Schedule, make_denoiser: Callable, batch: ran
     return ddpm.to_uint8(x0).cpu()
 
 
-@dataclass
 class Session:
-    """A training of a run in a folder: what it has saved, and when."""
+    """What surrounds the steps of a training in a folder: logs, checkpoints, previews, errors."""
 
-    run: Run
-    folder: Path
-    schedule: Schedule
-    preview: Preview | None
-    world: ProcessGroup
-    log: Log | None = None
-    timed_length: TimedLength | None = None  # of a training that ends at a given time
-
-    def __post_init__(self):
-        self.first_step = self.run.step
-        is_saved = saving.is_saved(self.folder, self.run)
-        self.saved_step = self.run.step if is_saved else None
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        length: Length,
+        draw_preview: Callable[[], np.ndarray] | None,
+        log: Log | None = None,
+    ):
+        """length: from the steps that are done to their total. draw_preview: makes a picture."""
+        saving.check_not_overwriting(folder, run)
+        self.run = run
+        self.folder = folder
+        self.length = length
+        self.draw_preview = draw_preview
+        self.log = log
+        self.is_main_process = run.world.rank == 0  # the one that saves, draws and prints
+        self.epoch_steps = run.n_images // run.settings.batch_size
+        self.preview_steps = self.epoch_steps * max(1, PREVIEW_EVERY // self.epoch_steps)
+        self.saved_step = run.step if saving.is_saved(folder, run) else None
         self.start_time = self.last_save_time = time.monotonic()
         self.overhead_seconds = 0.0  # of all saves and previews
         self.save_seconds = 0.0  # of the last save
 
-    @property
-    def epoch_steps(self) -> int:
-        """Steps of an epoch, in whole batches."""
-        return self.run.n_images // self.run.settings.batch_size
+    def begin(self) -> None:
+        """Saves the checkpoint of a resumed run again, where it is damaged."""
+        run = self.run
+        if run.step and run.is_at(self.folder) and not checkpoints.is_intact(self.folder):
+            self.save()  # at once: a save was cut short, or what it wrote is damaged
+            if self.is_main_process:
+                print(f"the checkpoint in {self.folder} was damaged, and is saved again")
 
-    @property
-    def is_main_process(self) -> bool:
-        """Whether this process is the one that saves, draws and prints."""
-        return self.world.rank == 0
+    def end_step(self, is_stopped: bool) -> bool:
+        """Logs a step, saves and draws what is due. Returns whether it is the last.
+
+        is_stopped: whether a process was interrupted.
+        """
+        run = self.run
+        self.report()
+        step_end = time.monotonic()
+        is_last = run.step >= self.length(run.step)
+        is_due = is_last or (run.step % self.preview_steps == 0 and self.has_time(step_end))
+        is_first = is_due and self.saved_step is None
+        is_late = step_end - self.last_save_time > SAVE_EVERY
+        if is_last or is_stopped or is_first or is_late:
+            self.save()
+            self.last_save_time = step_end
+            self.save_seconds = time.monotonic() - step_end
+        if is_due:
+            start = time.monotonic()
+            self.save_preview(math.ceil(run.step / self.epoch_steps))
+            if isinstance(self.length, TimedLength):
+                self.length.end_seconds = self.save_seconds + time.monotonic() - start
+        self.overhead_seconds += time.monotonic() - step_end
+        return is_last or is_stopped
+
+    def has_time(self, now: float) -> bool:
+        """Whether saves and previews have taken less than 3 s and a twentieth of the time."""
+        return self.overhead_seconds < 3 + (now - self.start_time) / 20
 
     def save(self) -> None:
         """A checkpoint, by the first process for all; where its folder is gone, that is made again.
@@ -219,8 +209,8 @@ class Session:
         Of a training that ends at a given time it has as many epochs as are foreseen.
         """
         run = self.run
-        if self.timed_length is not None:
-            epochs = self.timed_length.epochs(self.epoch_steps)
+        if isinstance(self.length, TimedLength):
+            epochs = self.length.epochs(self.epoch_steps)
             run.settings = replace(run.settings, epochs=epochs)
         if self.is_main_process:
             if not self.folder.exists():
@@ -232,13 +222,13 @@ class Session:
             run.last_saved_step = run.step
         self.saved_step = run.step
 
-    def draw_preview(self, epoch: int) -> None:
+    def save_preview(self, epoch: int) -> None:
         """A preview. A failure is no reason to stop: the loss and the next save show it."""
-        if self.preview is None or not self.is_main_process:
+        if self.draw_preview is None or not self.is_main_process:
             return
         path = self.folder / "previews" / f"epoch_{epoch:03d}.png"
         with suppress(FloatingPointError, OSError):
-            picture = self.preview(self.run, self.schedule)
+            picture = self.draw_preview()
             self.report(picture)
             encoded = imageio.imwrite("<bytes>", picture, extension=path.suffix)
             with replacing(path) as temporary:
@@ -249,70 +239,33 @@ class Session:
         if self.log is not None and self.is_main_process:
             self.log(self.run, picture)
 
-    def train(self, steps: Iterator[float], length: Length, interrupted: list) -> bool:
-        """Takes the steps, and saves. Returns whether a process was interrupted."""
-        run = self.run
-        preview_steps = self.epoch_steps * max(1, PREVIEW_EVERY // self.epoch_steps)
-        if run.step and run.is_at(self.folder) and not checkpoints.is_intact(self.folder):
-            self.save()  # at once: a save was cut short, or what it wrote is damaged
-            if self.is_main_process:
-                print(f"the checkpoint in {self.folder} was damaged, and is saved again")
-        total = round(length(run.step))
-        with progress_bar(total=total, initial=run.step, desc="training", unit="step") as bar:
-            for _ in steps:
-                if self.world.size == 1:
-                    adapt_threads()
-                self.report()
-                step_end = time.monotonic()
-                bar.total = round(length(run.step))
-                advance(bar, run.losses)
-                is_stopped = self.world.any(bool(interrupted))
-                run.training_seconds += time.monotonic() - step_end  # processes wait for each other
-                is_last = run.step >= length(run.step)
-                is_due = run.step % preview_steps == 0 and self.has_time(step_end)
-                self.save_and_draw(is_last or is_stopped, is_last or is_due, step_end)
-                if is_last or is_stopped:
-                    break
-            if run.step != self.saved_step:  # the steps ended early, or a save was cut short
-                self.save()
-        if run.step == self.first_step and self.is_main_process:
-            print(f"{self.folder} was trained to its end before: set more epochs to go on")
-        return self.world.any(bool(interrupted))  # all wait until the last checkpoint is written
-
-    def save_and_draw(self, must_save: bool, must_draw: bool, step_end: float) -> None:
-        """After a step that ended at that time: a checkpoint and a preview, where due."""
-        is_first = must_draw and self.saved_step is None
-        if must_save or is_first or step_end - self.last_save_time > SAVE_EVERY:
-            self.save()
-            self.last_save_time = step_end
-            self.save_seconds = time.monotonic() - step_end
-        if must_draw:
-            start = time.monotonic()
-            self.draw_preview(math.ceil(self.run.step / self.epoch_steps))
-            if self.timed_length is not None:
-                self.timed_length.end_seconds = self.save_seconds + time.monotonic() - start
-        self.overhead_seconds += time.monotonic() - step_end
-
-    def has_time(self, now: float) -> bool:
-        """Whether saves and previews have taken less than 3 s and a twentieth of the time."""
-        return self.overhead_seconds < 3 + (now - self.start_time) / 20
-
-    def stopped(self, n: int, signals: list[int]) -> Stopped:
-        """What to raise after the signals, with all saved, in a training on n images."""
-        is_done = self.run.step >= total_steps(self.run.settings, n)
+    def stopped(self, signals: list[int]) -> Stopped:
+        """What to raise after the signals, with all saved."""
+        is_done = self.run.step >= total_steps(self.run.settings, self.run.n_images)
         ending = ", its last" if is_done else ": resume to go on"
         message = f"stopped after step {self.run.step} and saved in {self.folder}{ending}"
         folder = None if is_done else self.folder
         return Stopped(message, signals[0] if signals else signal.SIGINT, folder)
 
+    @contextmanager
+    def explained_errors(self) -> Iterator[None]:
+        """Errors of the block also say what is saved."""
+        try:
+            yield
+        except (FloatingPointError, OSError, RuntimeError, MemoryError) as error:
+            explained = self.with_what_is_saved(error)
+            if explained is error:
+                raise
+            raise explained from error
+
     def with_what_is_saved(self, error: Exception) -> Exception:
         """An error like this one, whose message also says what is saved; or the error itself."""
-        is_alone = self.world.size == 1
-        if isinstance(error, RuntimeError) and not is_alone:
-            failed = f"one of {self.world.size} processes failed, this or another"
+        world = self.run.world
+        if isinstance(error, RuntimeError) and world.size > 1:
+            failed = f"one of {world.size} processes failed, this or another"
             return ConnectionError(f"{failed} ({first_line(error)}); {self.save_after_failure()}")
         is_memory_error = isinstance(error, RuntimeError | MemoryError)
-        if is_memory_error and not (is_alone and is_out_of_memory(error)):
+        if is_memory_error and not (world.size == 1 and is_out_of_memory(error)):
             return error
         if not self.is_main_process:
             saved = f"what the first process has saved in {self.folder} is good"
@@ -340,13 +293,3 @@ class Session:
         if step is not None and self.run.is_at(self.folder):
             return f"step {step} is saved in {self.folder}: resume to go on"
         return self.remains()
-
-
-def advance(bar, losses: list[float]) -> None:
-    """Moves the progress bar by a step, and shows the mean of the last 100 losses."""
-    try:
-        bar.update()
-    except OSError:  # of what it is piped to, which Ctrl-C ends as well
-        bar.disable = True
-        bar.get_lock().release()  # tqdm's other threads would wait for it
-    bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
