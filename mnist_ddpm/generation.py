@@ -1,8 +1,7 @@
 """Drawing images: in batches that are saved when work is stopped, by one process or several."""
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -214,19 +213,16 @@ def generate(
 def noise_source(
     seed: int, batch: range, shape: tuple[int, int, int], device: torch.device
 ) -> Callable[[], Tensor]:
-    """As ddpm.noise_source, but a GPU need not wait: threads draw the next step's noise ahead."""
+    """As ddpm.noise_source; on a GPU image k's noise comes from a generator there, of (seed, k)."""
     if not devices.is_asynchronous(device):
         return ddpm.noise_source(seed, batch, shape, device)
-    size = math.ceil(len(batch) / torch.get_num_threads())
-    parts = (batch[first : first + size] for first in range(0, len(batch), size))
-    sources = [ddpm.noise_source(seed, part, shape) for part in parts]
+    generators = [ddpm.random_generator(seed, k, device=device) for k in batch]
 
-    def draw_ahead() -> Iterator[Tensor]:
-        with ThreadPoolExecutor(len(sources)) as pool:
-            while True:
-                yield torch.cat([*pool.map(lambda source: source(), sources)])
+    def draw_noise() -> Tensor:
+        noise = [torch.randn(shape, generator=each, device=device) for each in generators]
+        return torch.stack(noise)
 
-    return partial(next, devices.to_device(draw_ahead(), device))
+    return draw_noise
 
 
 @torch.no_grad()

@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 import torch
-from training_helpers import PATH, TINY, same, squares, steps
+from training_helpers import TINY, same, steps
 from training_helpers import start_simple as start
 
-from mnist_ddpm import ddpm, generation
+from mnist_ddpm import generation
 from mnist_ddpm.machine import devices
 
 
@@ -59,15 +59,11 @@ def test_training_with_prefetched_batches_is_the_same_bit_for_bit(makers, monkey
     assert same(run.network, plain.network) and len(makers) == 12
 
 
-@pytest.mark.parametrize("eta, batch_size, threads", [(1.0, 7, 3), (1.0, 2, 1), (0.0, 7, 2)])
-def test_images_are_those_without_prefetching(makers, monkeypatch, eta, batch_size, threads):
-    """For any batches and threads, also where some noise is never used."""
-    denoiser = ddpm.ideal_denoiser(PATH, ddpm.to_float(squares(8)))
-    options = {"times": ddpm.timesteps(PATH.T, 5), "seed": 3, "progress": False}
-    options |= {"sampler": partial(ddpm.ddim_sampler, eta=eta), "batch_size": batch_size}
-    draw = partial(generation.generate, lambda _: denoiser, PATH, 7, TINY.shape, **options)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    images, _ = draw()
-    assert makers and threading.current_thread() not in makers
-    monkeypatch.setattr(devices, "is_asynchronous", lambda device: False)
-    assert torch.equal(images, draw()[0])
+def test_noise_drawn_on_a_device_depends_on_seed_and_image_alone(makers):
+    draw = partial(generation.noise_source, shape=(1, 4, 4), device=torch.device("cpu"))
+    whole, part = draw(3, range(5, 9)), draw(3, range(7, 9))
+    for _ in range(3):
+        assert torch.equal(whole()[2:], part())
+    images = draw(3, range(2))(), draw(4, range(2))(), draw(3, range(9, 11))()
+    assert len({image.sum().item() for batch in images for image in batch}) == 6
+    assert makers == []

@@ -126,12 +126,12 @@ def peak(b: Bench, recipe: Recipe) -> int:
 
 
 def noise(b: Bench) -> None:
-    """The time of a step's noise and of an evaluation; chains with noise on demand and ahead."""
+    """The time of a step's noise and of an evaluation; chains with noise of either device."""
     faces = b.recipe("faces-64-small")
     network = catalogue.make_network(faces).to(b.device).eval()
     n, kinds = b.size(256, 8), [b.load_mnist_network(), (network, faces)]
     for network, recipe in kinds[: b.size(2, 1)]:
-        draw = ddpm.noise_source(0, range(n), recipe.shape, b.device)
+        draw = generation.noise_source(0, range(n), recipe.shape, torch.device(b.device))
         drawing_ms = 1e3 * b.mean_seconds(draw)
         x, t = draw(), torch.ones(n, dtype=torch.long, device=b.device)
         schedule, times = catalogue.make_schedule(recipe), ddpm.timesteps(recipe.T, b.size(50, 3))
@@ -148,8 +148,9 @@ def noise(b: Bench) -> None:
                 generation.generate, denoiser_for_batch, schedule, n, recipe.shape, **options
             )
             figures = {"steps": len(times)}
-            for name, ahead in {"seconds_in_time": False, "seconds_ahead": b.is_gpu}.items():
-                with patch.object(devices, "is_asynchronous", lambda device: ahead):  # noqa: B023
+            places = {"seconds_noise_of_processor": False, "seconds_noise_of_device": b.is_gpu}
+            for name, is_there in places.items():
+                with patch.object(devices, "is_asynchronous", lambda device: is_there):  # noqa: B023
                     figures[name] = b.timed(chain)
             b.add(f"{what}, a chain", **figures)
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor
@@ -246,6 +245,8 @@ def write_samples(
 
     condition: of the images in the grid, for a second grid. Returns the paths.
     """
+    import matplotlib.pyplot as plt  # takes most of a second
+
     array = images.permute(0, 2, 3, 1).numpy()
     with files.replacing(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, images=array)
