@@ -174,9 +174,13 @@ def test_one_call_draws_the_images_of_the_command(digits, tmp_path, quick):
     odd = [{name: {}} for name in {field.name for field in fields(SampleFlags)} - {"checkpoint"}]
     odd += [{"step": 4}, {"n": 0}, {"n": True}, {"n": 2.5}, {"seed": "1"}, {"label": [3]}]
     odd += [{"steps": math.nan}, {"sampler": "x"}, {"guidance_interval": [1]}, {"option": "a=1"}]
-    for wrong in [*odd, {"labels": [None]}, {"labels": "x"}, {"labels": [2.5]}]:
+    odd += [{"labels": [[1], [2, 3]]}, {"labels": [None]}, {"labels": "x"}, {"labels": [2.5]}]
+    for wrong in odd:
         with pytest.raises(ValueError, match=next(iter(wrong)).removesuffix("s")):
             mnist_ddpm.sample(digits, **wrong)
+    with pytest.raises(ValueError, match=r"^guidance_interval 9 1") as raised:
+        mnist_ddpm.sample(digits, guidance_interval=(9, 1), guidance=2)
+    assert "--" not in str(raised.value), "arguments have no dashes"
 
 
 def test_later_images_are_drawn_without_those_before(digits, tmp_path, quick):

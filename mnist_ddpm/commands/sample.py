@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from functools import partial
@@ -132,7 +133,10 @@ def sample(
     known = {field.name for field in fields(SampleFlags)} - COMMAND_ONLY_FLAGS
     unknown = sorted(options.keys() - known)
     check(not unknown, f"sample takes no {', '.join(unknown)}: see mnist-ddpm sample --help")
-    labels = np.ravel([*labels] if isinstance(labels, Iterator) else labels).tolist()
+    try:
+        labels = np.ravel([*labels] if isinstance(labels, Iterator) else labels).tolist()
+    except ValueError as error:  # lists of several lengths
+        raise ValueError(f"labels are {labels!r}: name one, or a list of them") from error
     options |= {"checkpoint": checkpoint, "seed": seed, "label": labels}
     options["device"] = str(device)
     options["n"] = len(labels) or SampleFlags.n if n is None else n
@@ -141,9 +145,25 @@ def sample(
             options[name] = Path(value)
         elif isinstance(value, np.generic):
             options[name] = value.item()
-    job = prepare_job(SampleFlags(**options))
+    try:
+        job = prepare_job(SampleFlags(**options))
+    except ValueError as error:
+        raise ValueError(as_arguments(str(error))) from error
     images, frames = job.draw()
     return (images, frames) if film else images
+
+
+def as_arguments(message: str) -> str:
+    """A message with the names of sample's arguments in place of the command's flags."""
+    names = {field.name for field in fields(SampleFlags)}
+
+    def argument(match: re.Match) -> str:
+        name = match[1].replace("-", "_")
+        if name not in names:
+            return match[0]  # of another command
+        return "labels" if name == "label" else name
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", argument, message)
 
 
 def run_sample(flags: SampleFlags) -> None:
