@@ -62,7 +62,7 @@ class DrawingFlags:
     """How to draw images; a checkpoint's sampling defaults hold for flags that are not typed."""
 
     # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
-    checkpoint: Path = Path("checkpoints/mnist")
+    checkpoint: Path = Path("checkpoints/mnist-labelled")
     n: int = 64  # number of images
     # ddpm: ancestral; if you name one, all of the checkpoint's sampling defaults are ignored
     sampler: Annotated[SamplerName | None, unless_typed("the checkpoint's default, else ddim")] = (
@@ -118,7 +118,7 @@ class SampleFlags(DrawingFlags):
     Writes samples.png (a grid, of the first 400 at most), steps.png (from noise to image),
     generation.gif, predicted_x0.gif, and samples.npz (array "images", uint8, N x H x W x C).
 
-    Example: python -m mnist_ddpm sample --checkpoint checkpoints/mnist --n 64 --out out
+    Example: python -m mnist_ddpm sample --label 3 1 4 --n 3 --out out
     """
 
     out: Path = Path("out")  # folder for the results
@@ -147,7 +147,7 @@ class EvaluateFlags(DrawingFlags):
     a network in checkpoints/extractors. Those of real images are kept in data/cache: the first card
     of a data set takes longer.
 
-    Example: python -m mnist_ddpm evaluate --checkpoint checkpoints/mnist --n 10000
+    Example: python -m mnist_ddpm evaluate --checkpoint checkpoints/mine --n 10000
     """
 
     n: int = 10_000  # images to draw; of --images so many at most, chosen at random
@@ -170,11 +170,11 @@ class LikelihoodFlags:
 
     MNIST is judged on its 28 x 28 pixels: the black margin around them is taken as known.
 
-    Example: python -m mnist_ddpm likelihood --checkpoint checkpoints/mnist --split test --n 1000
+    Example: python -m mnist_ddpm likelihood --split test --n 1000
     """
 
     # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
-    checkpoint: Path = Path("checkpoints/mnist")
+    checkpoint: Path = Path("checkpoints/mnist-labelled")
     split: Literal["train", "valid", "test"] = "test"  # of the checkpoint's data set
     n: int = 10_000  # number of images, the first of the split; all if there are fewer
     # evaluate so many t per image: faster, but noisier
@@ -230,7 +230,7 @@ class PushFlags:
 
     to: str  # owner/name on the hub, or owner/name@branch
     # folder that training wrote, or a shipped name
-    checkpoint: Path = Path("checkpoints/mnist")
+    checkpoint: Path = Path("checkpoints/mnist-labelled")
     # a card of `evaluate`, about this checkpoint
     card: Annotated[Path | None, unless_typed("a page without figures")] = None
     private: bool = False  # a new repository is for you alone

@@ -341,7 +341,7 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(
                 f"{own} is not in {folder.parent}: take {FOLDER}/{own} of a clone of the "
-                "repository (an installed package holds only mnist and mnist-guide)"
+                "repository (an installed package holds only mnist-labelled)"
             )
         return folder
     if own in REPLACED:
