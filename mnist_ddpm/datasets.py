@@ -35,10 +35,6 @@ class Planning:
     min_images_seen: int  # use the next smaller preset if the budget allows fewer
     changes: dict = field(default_factory=dict)  # settings that replace those of the preset
     needs_decoding: bool = True  # the first run decodes the images; the plan leaves that time out
-    guide_preset: str = ""  # preset of the guide for autoguidance; "": plan trains no guide
-    # by the network's preset, settings that replace those of the guide's
-    guide_changes: dict[str, dict] = field(default_factory=dict)
-    guided_draw: dict = field(default_factory=dict)  # flags of `sample` to use with that guide
 
 
 DEFAULT_PLANNING = Planning(
@@ -145,10 +141,6 @@ MNIST = Dataset(
         min_images_seen=180_000,
         changes={"times": "logit-normal"},
         needs_decoding=False,
-        guide_preset="mnist-small",
-        # At logit-normal times a training as short as a guide's may draw too bright digits
-        guide_changes={"mnist": {"times": "uniform", "objective": "p2"}},
-        guided_draw={"guidance": 1.5},
     ),
     draw={
         (schedule, 1000): {"sampler": "dpmpp", "steps": 20, "eta": 1.0}

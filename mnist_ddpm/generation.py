@@ -189,7 +189,6 @@ def generate(
     images = []
     film = []
     compute = partial_results.compute if partial_results else lambda name, work: work()
-    options = {"desc": f"drawing {n} images", "unit": "step", "leave": False}
 
     def draw(batch: range) -> Part:
         draw_noise = noise_source(seed, batch, shape, torch.device(device))
@@ -198,7 +197,10 @@ def generate(
         return collect_images_and_film(states, schedule.T, n_in_film, bar)
 
     total = len(starts) * len(times)
-    with progress_bar(total=total, disable=not progress, **options) as bar:
+    bar = progress_bar(
+        total=total, disable=not progress, desc=f"drawing {n} images", unit="step", leave=False
+    )
+    with bar:
         for batch in (share[start : start + batch_size] for start in starts):
             before = bar.n
             part = compute(f"images-{batch.start}-{batch.stop}", partial(draw, batch))

@@ -24,7 +24,6 @@ from training_helpers import stopped_clock
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.command_line import typed_flags
-from mnist_ddpm.commands.train import ENOUGH_STEPS
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import CELEBA, MNIST
 from mnist_ddpm.ddpm import total_steps
@@ -279,8 +278,7 @@ def tiny_plans(monkeypatch, measured):
     now = stopped_clock(monkeypatch)
     for name in MNIST.planning.presets:
         monkeypatch.setitem(PRESETS, name, {**NETWORK, "batch_size": 32})
-    for name in ("MIN_STEPS", "MIN_GUIDE_STEPS", "GUIDE_RATIO"):
-        monkeypatch.setattr(planning, name, 1)
+    monkeypatch.setattr(planning, "MIN_STEPS", 1)
 
     make_plan = planning.make_plan
 
@@ -296,27 +294,22 @@ def tiny_plans(monkeypatch, measured):
     monkeypatch.setattr(loading, "load_images", lambda *_, **__: blobs(64))
 
 
-def test_plan_trains_what_it_says_and_its_guide(tiny_plans, tmp_path, monkeypatch, capsys):
-    out = ["--out", tmp_path / "run", "--device", "cpu", "--minutes", 0.1]
-    assert run("plan", "--dry-run", *out) == 0 and not (tmp_path / "run").exists()
-    assert f"--out {tmp_path / 'run'} --device cpu" in capsys.readouterr().out
-    assert run("plan", "--guide", *out, "--log", "tensorboard") == 0
+def test_plan_trains_what_it_says(tiny_plans, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    out = ["--out", folder, "--device", "cpu", "--minutes", 0.1]
+    monkeypatch.setattr(loading, "load_labels", lambda *_: torch.arange(64) % 10)
+    assert run("plan", "--dry-run", *out) == 0 and not folder.exists()
+    assert f"--out {folder} --device cpu" in capsys.readouterr().out
+    assert run("plan", *out, "--log", "tensorboard") == 0
     printed = capsys.readouterr().out
-    assert printed.count(f"{ENOUGH_STEPS['adam']:,}") == 1, "a guide may be short"
-    folders = tmp_path / "run", tmp_path / "run" / "guide"
-    for folder in folders:
-        recipe, record = checkpoints.load_config(folder)
-        assert recipe.T == 20 and f"{folder}: {record['steps']} steps in" in printed
-        assert total_steps(recipe, 64) == record["steps"] and any((folder / "log").iterdir())
-        assert f"--epochs {recipe.epochs} " in printed and f"--out {folder} --device cpu" in printed
-    assert sum(checkpoints.load_config(folder)[1]["steps"] for folder in folders) in (11, 12, 13)
-    assert f"{folders[0]} holds a checkpoint" in error_of(capsys, "plan", *out)
-    shutil.rmtree(folders[0] / "previews")
-    for name in ("config.json", "training_state.pt"):
-        (folders[0] / name).unlink()
+    recipe, record = checkpoints.load_config(folder)
+    assert recipe.T == 20 and f"{folder}: {record['steps']} steps in" in printed
+    assert recipe.classes == 10, "the labels that the data have"
+    assert total_steps(recipe, 64) == record["steps"] and record["steps"] in (11, 12, 13)
+    assert any((folder / "log").iterdir())
+    assert f"--epochs {recipe.epochs} " in printed and f"--out {folder} --device cpu" in printed
     monkeypatch.setattr(planning, "make_plan", lambda *_: pytest.fail("it is planned"))
-    line = error_of(capsys, "plan", "--guide", *out)
-    assert f"{folders[1]} holds a checkpoint" in line, "its guide would be overwritten"
+    assert f"{folder} holds a checkpoint" in error_of(capsys, "plan", *out)
 
 
 def test_a_plan_keeps_the_settings_of_its_flags(trainings, tiny_plans, tmp_path):
@@ -400,7 +393,6 @@ def test_what_cannot_be_planned_is_reported_before_measuring(tmp_path, monkeypat
     base = ["plan", "--out", tmp_path / "run", "--device", "cpu", "--data", ROOT / "data"]
     assert "5" in error_of(capsys, *base, "--classes", 5, "--dry-run")
     assert '"minst"' in error_of(capsys, *base, "--dataset", "minst")
-    assert "celeba" in error_of(capsys, *base, "--dataset", "celeba", "--guide")
     assert "minutes is nan" in error_of(capsys, *base, "--minutes", "nan")
 
 

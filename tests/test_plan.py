@@ -8,7 +8,6 @@ import pytest
 import torch
 from training_helpers import PATH, TINY, start_simple
 
-from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.recipe import Recipe, format_size, preset
 from mnist_ddpm.training import planning, session, throughput
 from mnist_ddpm.training.throughput import ThroughputMeter
@@ -179,58 +178,6 @@ def test_a_size_that_is_asked_for_is_planned(machine, size):
         make_plan(machine, 2, size=(64, 90))
 
 
-def with_guide(machine, plan, n=60_000):
-    return planning.with_guide(plan, n, "guide", machine)
-
-
-def test_a_guide_is_trained_in_the_time_of_the_network_alone(machine):
-    alone = make_plan(machine, 30, 60_000, dataset="mnist", classes=10, seed=7, size=(32, 40))
-    (network, guide), notice = with_guide(machine, alone)
-    assert (network.preset, guide.preset, notice) == ("mnist", "mnist-small", "")
-    assert network.seconds + guide.seconds == pytest.approx(alone.seconds)
-    assert 0.02 < guide.seconds / alone.seconds < 0.1
-    for plan in (network, guide):
-        training = plan.recipe.epochs * 468 * 128 / plan.pace
-        assert training < plan.seconds < 1.06 * training, "previews take the other part"
-    assert network.recipe.epochs == pytest.approx(10 * guide.recipe.epochs, rel=1e-3)
-    assert guide.deadline == alone.deadline
-    assert alone.deadline - network.deadline == pytest.approx(guide.seconds)
-    shared = "precision", "batch_size", "classes", "seed", "image_size", "schedule", "prediction"
-    for name in shared:
-        assert getattr(guide.recipe, name) == getattr(network.recipe, name)
-    assert guide.recipe.base_channels == 16
-    assert guide.recipe.ema_decay < network.recipe.ema_decay
-    guided = {"guide": "guide"} | MNIST.planning.guided_draw
-    assert network.sampling_defaults == alone.sampling_defaults | guided
-    steps = alone.sampling_defaults["steps"]
-    guide_evaluation = machine.seconds_per_evaluation(guide.recipe)
-    assert network.sampling == pytest.approx(alone.sampling + steps * guide_evaluation)
-    assert guide.sampling_defaults == {}
-
-
-@pytest.mark.parametrize(
-    "minutes, preset, times, objective",
-    [(30, "mnist", "uniform", "p2"), (2, "mnist-small", "logit-normal", "simple")],
-)
-def test_a_guide_follows_its_network_s_path(machine, minutes, preset, times, objective):
-    """Too short for logit-normal times where it predicts the noise: docs/plan.md."""
-    plan = make_plan(machine, minutes, 60_000, dataset="mnist")
-    (network, guide), _ = with_guide(machine, plan)
-    assert network.preset == preset
-    recipes = network.recipe, guide.recipe
-    assert len({(recipe.schedule, recipe.prediction) for recipe in recipes}) == 1
-    assert (guide.recipe.times, guide.recipe.objective) == (times, objective)
-
-
-def test_if_a_guide_has_too_few_steps_the_network_is_trained_alone(machine):
-    """Of batches of 32, a guide's 40 steps need 400 of the network, which take 6 s here."""
-    for minutes in (0.05, 0.09):
-        alone = make_plan(machine, minutes, 60_000, dataset="mnist")
-        plans, notice = with_guide(machine, alone)
-        assert plans == [alone] and f"{minutes:g} minutes" in notice
-    assert len(with_guide(machine, make_plan(machine, 0.12, 60_000, dataset="mnist"))[0]) == 2
-
-
 @pytest.mark.parametrize("minutes", [0.02, 0.0, -1.0, float("inf"), float("nan"), 600_000])
 def test_too_little_or_too_much_time_is_refused(machine, minutes):
     with pytest.raises(ValueError, match=f"{minutes:g}"):
@@ -273,7 +220,7 @@ def test_paces_are_those_of_whole_batches(slow, fixed, seconds):
 
 @pytest.mark.parametrize("each", [1e-3, 0.05, 1.0])
 def test_measuring_takes_what_it_says_also_on_a_slow_machine(slow, each):
-    """What a plan and a guide measure: at most some ten figures, the largest batch being 128."""
+    """What a plan measures: at most some ten figures, the largest batch being 128."""
     slow.costs.each, recipe, began = each, replace(TINY, batch_size=128), slow.clock()
     slow.allow(20.0)
     for _ in range(7):

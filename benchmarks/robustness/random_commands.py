@@ -25,7 +25,7 @@ train --dataset pictures --init-from diffusers --batch-size 8 --epochs 1 --out o
 train --resume --out run --epochs 3
 plan --minutes 0.2 --dataset pictures --out out
 plan --minutes 0.2 --out out --dry-run
-plan --minutes 0.2 --dataset mnist --classes 10 --guide --out out --dry-run
+plan --minutes 0.2 --dataset mnist --classes 10 --out out --dry-run
 plan --minutes 0.2 --dataset celeba --attributes Smiling --out out --dry-run
 sample --checkpoint run {DRAW} --out new
 sample --checkpoint labels {DRAW} --guidance 2 --out new

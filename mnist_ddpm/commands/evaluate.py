@@ -33,7 +33,6 @@ from mnist_ddpm.machine.process import progress_bar
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.methods import likelihood, schedules
 from mnist_ddpm.methods.learned_variance import LearnedDenoiser
-from mnist_ddpm.methods.likelihood import bits_per_dim
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.sampling import Sampling, pick_variance
 from mnist_ddpm.training import cost
@@ -85,8 +84,18 @@ def run_evaluate(flags: EvaluateFlags) -> None:
             count = f"{n:,} of {len(images):,} images, drawn at random"
             print(f"judging {count}: --n {len(images)} takes all")
         about |= {"reference_sha256": real.digests[0], "command": flags.command}
-        options = {"real": real.features(), "n": flags.n, "seed": flags.seed, "device": device}
-        card = cards.build_card(images, training, held_out, judge, recipe, **options, **about)
+        card = cards.build_card(
+            images,
+            training,
+            held_out,
+            judge,
+            recipe,
+            real=real.features(),
+            n=flags.n,
+            seed=flags.seed,
+            device=device,
+            **about,
+        )
         if world.rank > 0:
             return
         if flags.images:
@@ -199,9 +208,14 @@ def draw_images(
     world: ProcessGroup,
 ) -> tuple[Tensor, dict]:
     """The images to judge; and for a card, how they were drawn, and at what cost."""
-    options = {"seed": flags.seed, "batch_size": flags.batch_size}
-    options |= {"partial_results": partial, "world": world}
-    images, _ = drawing.images(flags.n, device=device, **options)
+    images, _ = drawing.images(
+        flags.n,
+        device=device,
+        seed=flags.seed,
+        batch_size=flags.batch_size,
+        partial_results=partial,
+        world=world,
+    )
     recipe = drawing.checkpoint.recipe
     facts = drawing.sampling.describe(drawing.choice, recipe) | {"precision": flags.precision}
     if flags.compile:
@@ -225,17 +239,31 @@ def check_bound(recipe: Recipe, request: str) -> None:
     check(not recipe.conditional, f"{needs} without a condition, and here is {recipe.condition}")
 
 
-def bound_options(
+def measure_bound(
     flags: EvaluateFlags | LikelihoodFlags,
+    denoise: Denoiser | LearnedDenoiser,
+    schedule: Schedule,
+    images: Tensor,
     recipe: Recipe,
     variance: str,
+    times_per_image: int | None,
     device: torch.device,
     partial: PartialResults,
-) -> dict:
-    """What the flags say to likelihood.bits_per_dim, whose parts are kept as partial results."""
-    options = {"exponent": EXPONENTS[variance], "margin": margin(recipe), "device": device}
-    options |= {"batch_size": flags.batch_size, "seed": flags.seed}
-    return options | {"progress": progress_bar, "part": partial.compute}
+) -> likelihood.Bound:
+    """As likelihood.bits_per_dim by the flags; its parts are kept as partial results."""
+    return likelihood.bits_per_dim(
+        denoise,
+        schedule,
+        images,
+        exponent=EXPONENTS[variance],
+        margin=margin(recipe),
+        times_per_image=times_per_image,
+        batch_size=flags.batch_size,
+        seed=flags.seed,
+        device=device,
+        progress=progress_bar,
+        part=partial.compute,
+    )
 
 
 def measure_network(
@@ -251,16 +279,22 @@ def measure_network(
         return {}  # its loss and bound would be of images given their own condition
     figures = {}
     if not needs_labels(recipe):
-        options = {"batch_size": flags.batch_size, "seed": flags.seed, "device": device}
-        denoise = catalogue.make_denoiser(network, schedule, recipe)
-        figures["L_simple"] = losses.loss_by_tenth(denoise, schedule, held_out[:1000], **options)
+        figures["L_simple"] = losses.loss_by_tenth(
+            catalogue.make_denoiser(network, schedule, recipe),
+            schedule,
+            held_out[:1000],
+            batch_size=flags.batch_size,
+            seed=flags.seed,
+            device=device,
+        )
     if flags.bits:
         variance = pick_variance(flags.variance, recipe)
         times_per_image = min(50, schedule.T)
         denoise = catalogue.bound_denoiser(network, schedule, recipe, variance == "learned")
-        options = bound_options(flags, recipe, variance, device, partial)
-        options["times_per_image"] = times_per_image
-        bound = bits_per_dim(denoise, schedule, held_out[: flags.bits], **options)
+        images = held_out[: flags.bits]
+        bound = measure_bound(
+            flags, denoise, schedule, images, recipe, variance, times_per_image, device, partial
+        )
         figures["bits_per_dim"] = cards.bound_figures(bound, variance, times_per_image)
     return figures
 
@@ -281,9 +315,10 @@ def run_likelihood(flags: LikelihoodFlags) -> None:
     digest = extractors.digest(images)
     partial = open_partial_results(flags, None, flags.out, [counted], device, digest)
     with partial.stoppable():
-        options = bound_options(flags, recipe, variance, device, partial)
-        options["times_per_image"] = flags.times_per_image
-        bound = likelihood.bits_per_dim(denoise, schedule, images, **options)
+        times = flags.times_per_image
+        bound = measure_bound(
+            flags, denoise, schedule, images, recipe, variance, times, device, partial
+        )
         height, width = (side - 2 * black for side, black in zip(recipe.shape[1:], margin(recipe)))
         evaluations = partial.evaluations / len(images)
         card = describe_bound(bound) | {"n": len(images), "dataset": recipe.dataset}

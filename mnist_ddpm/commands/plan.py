@@ -2,7 +2,6 @@
 
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ from mnist_ddpm.commands.training_flags import PlanFlags, place_flags
 from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.machine import devices, files
+from mnist_ddpm.machine.text import printable
 from mnist_ddpm.recipe import Recipe, deciding, preset
 from mnist_ddpm.training import loop, planning, saving, throughput, tracking
-
-GUIDE = "guide"  # folder in that of the network
 
 
 def run_plan(flags: PlanFlags) -> None:
@@ -29,35 +27,43 @@ def run_plan(flags: PlanFlags) -> None:
     if flags.log != "none":
         tracking.summary_writer()  # raises where it is not installed
     device = devices.pick_device(flags.device)
-    folders = check_folders(flags)
-    settings = loading.data_settings(flags.dataset, flags.data, flags.classes)
+    if not flags.dry_run:
+        saving.check_not_overwriting(flags.out)
+        files.writable_folder(flags.out)
+    settings = settings_of_data(flags)
     names = [name for name in deciding("data") if name not in settings and hasattr(flags, name)]
     recipe = Recipe(**settings, **{name: getattr(flags, name) for name in names})
     check_outside(flags.out, flags.dataset)
     loading.check_labelled(recipe, flags.data)
     if dataset_named(flags.dataset).padded_side:  # quickly read: before the machine is measured
         loading.load_images(recipe, flags.data)
-    plans, images = make_plans(flags, recipe, device)
-    recipe = plans[0].recipe
-    labels = loading.load_labels(recipe, flags.data) if recipe.classes else None
-    runs = [*zip(folders, plans)]
-    for folder, plan in runs:
-        print("\n".join(plan.lines(folder)), flush=True)
-        if flags.dry_run:
-            print(plan.equivalent_command(plan.recipe, place_flags(flags, folder)), flush=True)
-    print_if_short(recipe, len(images), "--minutes", flags.minutes)
-    if flags.dry_run:
-        return
-    recipes = [carry_out(flags, plan, folder, images, labels, device) for folder, plan in runs]
-    for (folder, plan), recipe in zip(runs, recipes):
-        print(plan.equivalent_command(recipe, place_flags(flags, folder)))
-    for folder, _ in runs:
-        print_checkpoint(folder)
+    plan, images = plan_training(flags, recipe, device)
+    labels = loading.load_labels(plan.recipe, flags.data) if plan.recipe.classes else None
+    print("\n".join(plan.lines(flags.out)), flush=True)
+    print_if_short(plan.recipe, len(images), "--minutes", flags.minutes)
+    trained = plan.recipe
+    if not flags.dry_run:
+        trained = carry_out(flags, plan, images, labels, device)
+    print(plan.equivalent_command(trained, place_flags(flags, flags.out)))
+    if not flags.dry_run:
+        print_checkpoint(flags.out)
 
 
-def make_plans(
+def settings_of_data(flags: PlanFlags) -> dict:
+    """The settings of a recipe that the data decide; without labels where auto finds none."""
+    loading.check_dataset(flags.dataset)
+    if flags.classes == "auto" and not flags.attributes:
+        try:
+            return loading.data_settings(flags.dataset, flags.data, "auto")
+        except ValueError as error:
+            print(f"training without labels: {printable(error)}")
+    classes = 0 if flags.classes == "auto" else flags.classes
+    return loading.data_settings(flags.dataset, flags.data, classes) | {"classes": classes}
+
+
+def plan_training(
     flags: PlanFlags, recipe: Recipe, device: torch.device
-) -> tuple[list[planning.Plan], Tensor]:
+) -> tuple[planning.Plan, Tensor]:
     """What to train, after measuring, and on which images. Prints what it does."""
     seconds = 60 * flags.minutes
     measuring = throughput.ThroughputMeter(device)
@@ -66,43 +72,25 @@ def make_plans(
     duration = f"about {planning.measuring_seconds(seconds):.0f} s, which count"
     print(f"measuring this machine: {duration}{also}", flush=True)
     load = partial(loading.load_images, root=flags.data)
-    options = {"began": flags.began, "size": flags.image_size}
-    plan, images = planning.make_plan(recipe, load, seconds, measuring, **options)
+    plan, images = planning.make_plan(
+        recipe, load, seconds, measuring, began=flags.began, size=flags.image_size
+    )
     wanted = preset(plan.preset).batch_size
     print_smaller_batch(wanted, plan.recipe.batch_size, len(images))
-    if not flags.guide:
-        return [plan], images
-    plans, notice = planning.with_guide(plan, len(images), GUIDE, measuring)
-    if notice:
-        print(notice)
-    return plans, images
-
-
-def check_folders(flags: PlanFlags) -> list[Path]:
-    """The folders for the checkpoints. Raises ValueError or OSError where they cannot be."""
-    folders = [flags.out]
-    if flags.guide:
-        planning.check_guide_dataset(flags.dataset)
-        folders.append(flags.out / GUIDE)
-    if not flags.dry_run:
-        for folder in folders:
-            saving.check_not_overwriting(folder)
-        files.writable_folder(flags.out)
-    return folders
+    return plan, images
 
 
 def carry_out(
     flags: PlanFlags,
     plan: planning.Plan,
-    folder: Path,
     images: Tensor,
     labels: Tensor | None,
     device: torch.device,
 ) -> Recipe:
-    """Trains one network, and prints how long that took. Returns its recipe, as it was trained."""
+    """Trains, and prints how long that took. Returns the recipe, as it was trained."""
     began = time.monotonic()
+    folder = flags.out
     run = loop.start_run(plan.recipe, device)
-    run.sampling_defaults = plan.sampling_defaults
     print_start(run, images, device)
     with tracking.tracker_log(flags.log, folder, plan.recipe) as log:
         loop.fit(

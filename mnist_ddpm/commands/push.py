@@ -122,8 +122,10 @@ def card_sections(card: dict) -> list[str]:
 def run_push(flags: PushFlags) -> None:
     """Draws some images, uploads them with the checkpoint, and prints the address."""
     device = devices.pick_device(flags.device)
-    options = {"card": flags.card, "device": device, "private": flags.private}
-    print(push_to_hub(flags.checkpoint, flags.to, **options))
+    address = push_to_hub(
+        flags.checkpoint, flags.to, card=flags.card, device=device, private=flags.private
+    )
+    print(address)
 
 
 def push_to_hub(

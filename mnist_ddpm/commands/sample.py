@@ -235,12 +235,17 @@ def choice_from_image(
         return start_from(image, choice, flags, sampling, recipe)
     message = f"--mask is for ancestral sampling: leave out --sampler {flags.sampler}"
     check(sampling.sampler == "ddpm", message)
-    options = {"known": image, "mask": mask.to(device)}
-    options |= {"resamples": flags.resamples, "jump": flags.jump}
     if is_first_process():
         evaluations = len(choice.times) * flags.resamples
         print(f"inpainting evaluates the network {evaluations} times an image (--resamples)")
-    sampler = partial(inpainting.repaint_sampler, **choice.sampler.keywords, **options)
+    sampler = partial(
+        inpainting.repaint_sampler,
+        **choice.sampler.keywords,
+        known=image,
+        mask=mask.to(device),
+        resamples=flags.resamples,
+        jump=flags.jump,
+    )
     return choice._replace(sampler=sampler)
 
 

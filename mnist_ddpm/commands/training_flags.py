@@ -81,9 +81,8 @@ class PlanFlags:
     """Train as well as this machine can in the time you have, after measuring it for a few seconds.
 
     Preset, precision and batch size are chosen and printed. The learning rate and the end follow
-    the clock, so that the time is used also where the machine becomes faster or slower. In a short
-    time digits are learned by flow matching. With --guide a guide for autoguidance is trained, too,
-    in the same time: guided by it, samples are about half as far from real digits.
+    the clock, so that the time is used also where the machine becomes faster or slower. Where the
+    data have labels, they are learned. In a short time digits are learned by flow matching.
 
     Example: python -m mnist_ddpm plan --minutes 10 --dataset celeba --out checkpoints/faces
     """
@@ -95,13 +94,11 @@ class PlanFlags:
     image_size: Annotated[Size | None, SIZE, unless_typed("the preset's")] = None
     # 1 grey, 3 colour
     channels: Annotated[int | None, unless_typed("the data set's; of a folder 3")] = None
-    # number of different labels; auto: as many as the data set has
-    classes: Annotated[Classes, unless_typed("no labels")] = 0
+    # number of different labels; auto: as many as the data set has; 0: learn none
+    classes: Annotated[Classes, unless_typed("the labels that the data have")] = "auto"
     # of the images, as labels, such as Smiling Male
     attributes: Annotated[tuple[str, ...], unless_typed("none")] = ()
     seed: int = 0  # of weights, data order, times and noise
-    # of digits: also train a guide for sample, in the folder guide of --out, if there is time
-    guide: bool = False
     dry_run: bool = False  # only say what would be done
     out: Path = Path("checkpoints/mine")  # folder for the checkpoint and its preview grids
     data: Path = Path("data")  # folder that holds the data sets known by name

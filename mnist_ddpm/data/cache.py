@@ -162,8 +162,14 @@ def record_path(path: Path) -> Path:
 def checksum(path: Path, skipped: list[str]) -> int:
     """The CRC-32 of a cache's file and of the names that it leaves out."""
     crc = zlib.crc32(json.dumps(skipped).encode())
-    options = {"unit": "B", "unit_scale": True, "leave": False, "delay": 2}
-    bar = progress_bar(total=path.stat().st_size, desc="checking the cache", **options)
+    bar = progress_bar(
+        total=path.stat().st_size,
+        desc="checking the cache",
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        delay=2,
+    )
     with path.open("rb") as file, bar:
         for block in iter(partial(file.read, 2**20), b""):
             crc = zlib.crc32(block, crc)

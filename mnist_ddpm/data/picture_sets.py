@@ -80,8 +80,8 @@ def load_pictures(recipe, root: str | Path = "data", split: str = "train") -> Te
         return np.atleast_3d(picture).transpose(2, 0, 1).tobytes()
 
     def write_all(write: Callable[[bytes], object]) -> list[str]:
-        options = {"desc": "decoding images", "unit": "image", "leave": False, "delay": 2}
-        for k in progress_bar(range(pictures.count), **options):
+        indices = range(pictures.count)
+        for k in progress_bar(indices, desc="decoding images", unit="image", leave=False, delay=2):
             write(pixels(k))
         return []
 

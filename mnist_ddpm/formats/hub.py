@@ -35,11 +35,11 @@ def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     parts = repository_and_revision(name)
     if not parts:
         raise FileNotFoundError(f"there is no folder {Path(name).absolute()}")
-    options = {"revision": revision or parts[1], "allow_patterns": list(files)}
     try:
         from huggingface_hub import snapshot_download  # slow to import, not needed for folders
 
-        return Path(snapshot_download(parts[0], **options))
+        revision = revision or parts[1]
+        return Path(snapshot_download(parts[0], revision=revision, allow_patterns=[*files]))
     except Exception as error:  # of the package, the name, the hub, the network or the disk
         missing = type(error).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError")
         raise (FileNotFoundError if missing else OSError)(
@@ -63,8 +63,10 @@ def upload(
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
         additions = [CommitOperationAdd(path, content) for path, content in files.items()]
-        options = {"commit_message": "A checkpoint", "revision": revision}
-        return api.create_commit(name, additions, **options).commit_url
+        commit = api.create_commit(
+            name, additions, commit_message="A checkpoint", revision=revision
+        )
+        return commit.commit_url
     except Exception as error:  # as in download
         raise OSError(
             f"the hub does not take {name} ({error_text(error)}): check name and network, and "

@@ -121,13 +121,18 @@ def export_graph(graph: Graph, inputs: dict[str, Tensor]):
     Without the file names and lines of code that the exporter adds. Raises ValueError for a network
     that cannot be exported.
     """
-    options = {"opset_version": OPSET, "dynamo": True, "verbose": False}
-    options["output_names"] = graph.outputs
-    options["dynamic_shapes"] = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about PyTorch's own code
-            program = torch.onnx.export(graph, kwargs=inputs, **options)
+            program = torch.onnx.export(
+                graph,
+                kwargs=inputs,
+                output_names=graph.outputs,
+                dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in inputs},
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(f"PyTorch cannot export this network ({first_line(error)})") from error
     model = program.model_proto

@@ -188,11 +188,17 @@ def bits_per_dim(
     with progress(total=total, desc=f"bound of {n} images", unit="step") as bar:
         for batch in batches:
             bar_before = bar.n
-            options = {"exponent": exponent, "margin": margin, "fractions": fractions[batch]}
-            draw_noise = ddpm.noise_source(seed, batch, tuple(images.shape[1:]), device)
-            options |= {"draw_noise": draw_noise, "advance": bar.update}
-            batch_images = images[batch.start : batch.stop].to(device)
-            work = partial(batch_bound, denoise, schedule, batch_images, **options)
+            work = partial(
+                batch_bound,
+                denoise,
+                schedule,
+                images[batch.start : batch.stop].to(device),
+                exponent=exponent,
+                margin=margin,
+                fractions=fractions[batch],
+                draw_noise=ddpm.noise_source(seed, batch, tuple(images.shape[1:]), device),
+                advance=bar.update,
+            )
             results.append(part(f"bound-{batch.start}-{batch.stop}-of-{n}", work))
             if bar.n == bar_before:  # the result was stored
                 bar.total -= count

@@ -232,9 +232,9 @@ def first_weights(
     meaning = "schedule", "T", "beta_1", "beta_T", "prediction"
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     for source in filter(None, (recipe.teacher, recipe.teacher_unlabelled, recipe.init_from)):
-        labels = recipe.classes > 0
-        options = {"classes": recipe.classes, "shortcut": True, "sources": sources}
-        decided, weights = initial_weights(source, labels, **options)
+        decided, weights = initial_weights(
+            source, recipe.classes > 0, classes=recipe.classes, shortcut=True, sources=sources
+        )
         alike = all(decided[name] == getattr(recipe, name) for name in meaning)
         if alike and shapes == {name: value.shape for name, value in weights.items()}:
             break

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mnist_ddpm.datasets import DATASETS, dataset_named
+from mnist_ddpm.datasets import dataset_named
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import process
 from mnist_ddpm.machine.text import is_out_of_memory
@@ -22,8 +22,6 @@ MIN_STEPS = 20  # of a training
 COMPILING = 1200  # seconds: from this much time on, a minute or two may go into compiling
 YEAR = 366 * 24 * 3600  # seconds
 MARGIN = 0.99  # part of the time that is planned; the program needs the other percent to end
-GUIDE_RATIO = 10  # steps of the network for each step of its guide
-MIN_GUIDE_STEPS = 40  # shorter guides have not been tried
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Plan:
     seconds: float  # of training, previews included
     deadline: float  # of training, by time.monotonic()
     sampling: float  # seconds an image, with the sampling defaults
-    sampling_defaults: dict  # flags of sample; {} if there are none, as for a guide
+    sampling_defaults: dict  # flags of sample; {} if there are none
     minutes: float  # that were asked for
     measured: float  # seconds that measuring took
 
@@ -172,53 +170,6 @@ def with_epochs(recipe: Recipe, epochs: float, steps: int) -> Recipe:
     decay = round(min(recipe.ema_decay, max(0.9, 1 - 20 / total)), 5)
     warmup = min(MAX_WARMUP, recipe.warmup_steps)
     return replace(recipe, epochs=epochs, warmup_steps=warmup, ema_decay=decay)
-
-
-def check_guide_dataset(dataset: str) -> None:
-    """Raises ValueError for a data set with which a guide was not tried."""
-    known = [name for name, each in DATASETS.items() if each.planning.guide_preset]
-    check(dataset in known, f"a guide is planned for {', '.join(known)}, and not for {dataset}")
-
-
-def with_guide(plan: Plan, n: int, folder: str, meter: ThroughputMeter) -> tuple[list[Plan], str]:
-    """Plans for the network and a guide, on n images, in the time of the network alone.
-
-    folder: the guide's, as the network's checkpoint names it. If there is time for too few steps of
-    a guide: the plan alone, and a line that reports it.
-    """
-    r = plan.recipe
-    names = *deciding("data"), "image_size", "precision", "batch_size", "schedule", "prediction"
-    planning = dataset_named(r.dataset).planning
-    changes = planning.guide_changes.get(plan.preset, {})
-    guide = preset(planning.guide_preset, **{name: getattr(r, name) for name in names}, **changes)
-    pace = meter.pace(guide)
-    evaluation = meter.seconds_per_evaluation(guide)
-    preview = preview_seconds(guide, evaluation)
-    steps = n // r.batch_size
-    # The network's part of the time
-    share = (1 - preview / plan.seconds) / (1 + plan.pace / pace / GUIDE_RATIO)
-    epochs = share * r.epochs
-    if epochs * steps / GUIDE_RATIO < MIN_GUIDE_STEPS:
-        reason = f"{plan.minutes:.3g} minutes are too few for a guide, of {MIN_GUIDE_STEPS} steps"
-        return [plan], f"{reason}: the network is trained without one"
-    guide_seconds = (1 - share) * plan.seconds
-    network_plan = replace(
-        plan,
-        recipe=with_epochs(r, epochs, steps),
-        seconds=share * plan.seconds,
-        deadline=plan.deadline - guide_seconds,
-        sampling_defaults=plan.sampling_defaults | {"guide": folder} | planning.guided_draw,
-        sampling=plan.sampling + plan.sampling_defaults.get("steps", 0) * evaluation,
-    )
-    guide_plan = replace(
-        plan,
-        preset=planning.guide_preset,
-        recipe=with_epochs(guide, epochs / GUIDE_RATIO, steps),
-        pace=pace,
-        seconds=guide_seconds,
-        sampling_defaults={},
-    )
-    return [network_plan, guide_plan], ""
 
 
 def choose_preset(

@@ -95,8 +95,8 @@ def tracker_log(
     make_writer = summary_writer()
     try:
         # files of one second would have one name
-        options = {"purge_step": step + 1, "filename_suffix": f".{step}"}
-        writer = make_writer(str(folder / FOLDER), **options)
+        suffix = f".{step}"
+        writer = make_writer(str(folder / FOLDER), purge_step=step + 1, filename_suffix=suffix)
         writer.add_text("recipe", f"`{recipe}`", step)
     except Exception as error:
         message = f"TensorBoard's files cannot be written ({first_line(error)}): leave out --log"

@@ -192,9 +192,14 @@ class Validator:
         if self.has_loss:
             figures["losses"] = self.loss_meter.losses_of(run.ema)
         real = self.real
-        options = {"device": self.device, "usual": self.usual}
-        held_out = None if real.held_out is None else self.unseen
-        audit = copies.audit(images, real.training, held_out, self.recipe.is_mirrored, **options)
+        audit = copies.audit(
+            images,
+            real.training,
+            None if real.held_out is None else self.unseen,
+            self.recipe.is_mirrored,
+            device=self.device,
+            usual=self.usual,
+        )
         self.usual = audit.real
         audited = audit.figures()
         figures |= {"copies": audited["copies"], "near": audited["closer"].value}
