@@ -103,7 +103,7 @@ def carry_out(
     began = time.monotonic()
     run = loop.start_run(plan.recipe, device)
     run.sampling_defaults = plan.sampling_defaults
-    print_start(run, images, device)
+    print_start(run, images, labels, folder, device)
     with tracking.tracker_log(flags.log, folder, plan.recipe) as log:
         loop.fit(
             run,
