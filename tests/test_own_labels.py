@@ -150,7 +150,8 @@ def test_splits_are_no_labels_whatever_their_case_and_are_said(tmp_path, capsys,
     assert len(loading.load_images(own_recipe(folder), tmp_path)) == 12
     assert len(loading.held_out(own_recipe(folder), tmp_path)) == 9
     printed = capsys.readouterr().out
-    assert str(folder / train) in printed and str(folder / test) in printed
+    assert all(f"in {folder / split}" in printed for split in (train, test))
+    assert f"not in {test}" in printed
 
 
 def test_files_that_are_left_out_are_counted_at_every_start(tmp_path, monkeypatch, capsys):

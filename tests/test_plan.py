@@ -127,6 +127,22 @@ def test_the_largest_network_that_sees_enough_is_planned(images, minutes, datase
     assert plan.sampling_defaults["eta"] == digits and plan.recipe.warmup_steps <= 500
 
 
+@pytest.mark.parametrize(
+    "dataset, channels, size, presets",
+    [
+        ("torchvision:FashionMNIST", 1, 32, MNIST.planning.presets),
+        ("grey.npz", 1, 32, MNIST.planning.presets),
+        ("torchvision:CIFAR10", 3, 32, ("faces-32", "cifar-32")),
+        ("colour.npz", 3, 64, ("faces-64", "faces-64-small")),
+    ],
+)
+def test_the_network_follows_channels_and_size_of_the_images(dataset, channels, size, presets):
+    for images in (300, 20_000):
+        plan = make_plan(Machine(images=images), 10, dataset=dataset, channels=channels)
+        assert plan.preset in presets and plan.recipe.image_size == size
+        assert plan.recipe.channels == channels and plan.recipe.dataset == dataset
+
+
 def test_precision_batch_and_ema_suit_the_machine_and_the_time(machine):
     long, short = make_plan(machine, 60).recipe, make_plan(machine, 2).recipe
     assert long.precision == "bfloat16" and (long.batch_size, short.batch_size) == (64, 32)

@@ -89,19 +89,21 @@ def load_folder(recipe, folder: str | Path, cache: str | Path = "data/cache") ->
     return load_files(files, recipe.shape, Path(cache), label, fit)
 
 
-def split_folder(folder: str | Path, split: str) -> Path:
-    """The subfolder of a split where there are both splits, named as in SPLIT_FOLDERS.
-
-    Else the folder is the training split. Raises NoSplit for another.
-    """
-    folder = Path(folder)
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The subfolders of both splits, named as in SPLIT_FOLDERS; else the folder, for training."""
     below = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     places = {
-        name: next((below[each] for each in names if each in below), None)
-        for name, names in SPLIT_FOLDERS.items()
+        split: below[name]
+        for split, names in SPLIT_FOLDERS.items()
+        for name in reversed(names)  # the first counts
+        if name in below
     }
-    if None in places.values():
-        places = {"train": folder}
+    return places if len(places) == len(SPLIT_FOLDERS) else {"train": folder}
+
+
+def split_folder(folder: str | Path, split: str) -> Path:
+    """The folder of a split, as split_folders. Raises NoSplit where there is none."""
+    places = split_folders(Path(folder))
     if split not in places:
         raise NoSplit(f"the folder {folder} has no {split} split: take {' or '.join(places)}")
     return places[split]
@@ -109,9 +111,11 @@ def split_folder(folder: str | Path, split: str) -> Path:
 
 def load_own_folder(recipe, root: str | Path = "data", split: str = "train") -> Tensor:
     """load_folder for a split of recipe.dataset. Raises NoSplit where there is none."""
-    place = split_folder(recipe.dataset, split)
-    if place != Path(recipe.dataset) and is_first_process():
-        print(printable(f"{split} images are those in {place}"))
+    folder = Path(recipe.dataset)
+    place = split_folder(folder, split)
+    if place != folder and is_first_process():
+        others = sorted(path.name for path in folder.iterdir() if path != place)
+        print(printable(f"{split} images are those in {place}, and not in {', '.join(others)}"))
     return load_folder(recipe, place, Path(root, "cache"))
 
 

@@ -20,7 +20,7 @@ from mnist_ddpm.data.pictures import regular_file
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import devices
 from mnist_ddpm.machine.process import is_first_process
-from mnist_ddpm.machine.text import describe_error
+from mnist_ddpm.machine.text import describe_error, printable
 
 T = TypeVar("T")
 UNNAMED = ""  # the name of the array in a .npy file
@@ -184,7 +184,8 @@ def image_shape(shape: tuple[int, ...], title: str) -> tuple[int, int, int, int]
 def black_and_white(array: np.ndarray, title: str) -> tuple[float, float]:
     """What is black and what is white: 0 and 255 of uint8, else 0 or -1, and 1.
 
-    Raises ValueError for other types and ranges, and for what is not finite.
+    Raises ValueError for other types and ranges, less than a quarter of which too, and for what is
+    not finite.
     """
     is_known = array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)
     check(is_known, f"{title} holds {array.dtype}: save uint8, or floats in [0, 1] or [-1, 1]")
@@ -196,14 +197,14 @@ def black_and_white(array: np.ndarray, title: str) -> tuple[float, float]:
     black, white = (0.0 if least >= 0 else -1.0), 1.0
     if array.dtype == np.uint8:
         black, white = 0.0, 255.0
-    advice = "scale them to [0, 1] or [-1, 1], or save uint8"
-    is_known = black <= least and most <= white
-    check(is_known, f"{title} has floats from {least:g} to {most:g}: {advice}")
+    values = f"{array.dtype} from {least:g} to {most:g}, where {black:g} is black, {white:g} white"
+    uses_range = black <= least and most <= white and 4 * (most - least) >= white - black
+    advice = "scale them to [0, 1] or [-1, 1], or to uint8 from 0 to 255"
+    check(uses_range, f"{title} has {values}: {advice}")
     if is_first_process():
         n, height, width, channels = array.shape
         read = f"{n:,} images, {height} high, {width} wide, {channels} channel(s)"
-        values = f"{array.dtype} from {least:g} to {most:g}"
-        print(f"{title}: {read}; {values}, where {black:g} is black and {white:g} white")
+        print(printable(f"{title}: {read}, {values}"))
     return black, white
 
 
