@@ -226,6 +226,9 @@ HUB = replace(
     title="a data set of the Hugging Face hub",
     pictures="mnist_ddpm.data.picture_sets:hub_split",
 )
+SMALL_PLANNING = replace(  # for colour images of 32 x 32
+    DEFAULT_PLANNING, presets=("faces-32", "cifar-32"), sized_presets=("faces-32", "cifar-32")
+)
 CIFAR10 = replace(
     TORCHVISION,
     title="CIFAR-10",
@@ -239,6 +242,7 @@ CIFAR10 = replace(
         widths=(32, 64, 128),
         shift=4,
     ),
+    planning=SMALL_PLANNING,
     presets={
         # for two slow cores and some hours
         "cifar-32": {
@@ -259,7 +263,8 @@ TORCHVISION_SETS = {
     f"torchvision:{name}": dataset
     for name, dataset in {
         "CIFAR10": CIFAR10,
-        "CIFAR100": replace(TORCHVISION, is_mirrored=True),
+        "CIFAR100": replace(TORCHVISION, is_mirrored=True, planning=SMALL_PLANNING),
+        "SVHN": replace(TORCHVISION, planning=SMALL_PLANNING),
         **dict.fromkeys(("MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST"), PADDED),
         "USPS": GREY,
     }.items()
@@ -291,6 +296,13 @@ def dataset_named(name: str) -> Dataset:
     own = OWN_FILE if name.endswith(OWN_FILES) else OWN_FOLDER
     known = DATASETS.get(name) or TORCHVISION_SETS.get(name)
     return known or SOURCES.get(name.partition(":")[0], own)
+
+
+def planning_for(name: str, channels: int) -> Planning:
+    """What plan chooses among: of a record without planning, as for digits where it is grey."""
+    planning = dataset_named(name).planning
+    is_grey = channels == 1 and planning is DEFAULT_PLANNING
+    return replace(MNIST.planning, needs_decoding=True) if is_grey else planning
 
 
 def is_own(name: str) -> bool:

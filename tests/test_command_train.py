@@ -54,13 +54,14 @@ def digits(tmp_path_factory):
     return save_network(tmp_path_factory.mktemp("digits"), DIGITS)
 
 
-def black_images(recipe, n):
-    return torch.zeros(n, *recipe.shape, dtype=torch.uint8)
+def random_images(recipe, n):
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(256, (n, *recipe.shape), dtype=torch.uint8, generator=draw)
 
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """What was to be trained, each time, on black images with labels of 0: nothing is trained."""
+    """What was to be trained, each time, on random images with labels of 0: nothing is trained."""
     calls = []
 
     def fit(run, images, folder, labels, deadline=math.inf, **options):
@@ -71,7 +72,7 @@ def trainings(monkeypatch):
         return run
 
     monkeypatch.setattr(loop, "fit", fit)
-    monkeypatch.setattr(loading, "load_images", lambda recipe, *_: black_images(recipe, 64))
+    monkeypatch.setattr(loading, "load_images", lambda recipe, *_: random_images(recipe, 64))
     monkeypatch.setattr(loading, "load_labels", lambda *_: torch.zeros(64, dtype=torch.long))
     return calls
 
@@ -322,7 +323,7 @@ def test_a_plan_keeps_the_settings_of_its_flags(trainings, tiny_plans, tmp_path)
 
 def test_few_images_make_smaller_batches(trainings, measured, monkeypatch, tmp_path, capsys):
     few = save_pictures(tmp_path / "few", 10)
-    monkeypatch.setattr(loading, "load_images", lambda recipe, *_, **__: black_images(recipe, 10))
+    monkeypatch.setattr(loading, "load_images", lambda recipe, *_, **__: random_images(recipe, 10))
     base = ["--dataset", few, "--out", tmp_path / "run", "--data", tmp_path, "--device", "cpu"]
     for command in (["train"], ["train", "--preset", "faces-64-small"], ["plan", "--minutes", 1]):
         assert run(*command, *base) == 0

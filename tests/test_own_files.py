@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from mnist_ddpm.data import loading
 from mnist_ddpm.data.own_files import read_array
+from mnist_ddpm.machine import devices
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (12, 16, 16, 3), np.uint8)
@@ -98,6 +99,12 @@ BAD_ARRAYS = {
     "beyond": (FLOATS * 255, "0 to 255"),
     "nan": (changed(FLOATS, (1, 2, 3, 0), np.nan), "NaN"),
     "infinite": (changed(FLOATS, (1, 2, 3, 0), np.inf), "infinite"),
+    "signals": (np.zeros((9, 1, 100), np.uint8), "1 high and 100 wide"),
+    "signals of two": (np.zeros((9, 100, 2)), "100 high and 2 wide"),
+    "signals of twelve": (np.zeros((9, 12, 1000)), "12 high and 1000 wide"),
+    "either layout": (np.zeros((9, 3, 32, 3)), "(9, 3, 32, 3)"),
+    "sixteen levels": (COLOUR // 16, "0 to 15"),
+    "twelve bits": (COLOUR.astype(np.uint16) * 16, "uint16"),
     "constant": (np.full((4, 16, 16), 7, np.uint8), "7"),
     "constant floats": (np.zeros((4, 16, 16, 3)), "0"),
     "integers": (COLOUR.astype(np.int64), "int64"),
@@ -162,6 +169,38 @@ def test_files_that_lie_are_refused_before_memory_is_taken(tmp_path, monkeypatch
     assert "\n" not in str(caught.value)
 
 
+def test_an_encrypted_archive_is_refused_in_one_line(tmp_path, capsys):
+    path = save_array(tmp_path / "mine.npz", COLOUR)
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + offset] |= 1  # the flag "encrypted"
+    path.write_bytes(content)
+    assert "encrypted" in error_of(capsys, "train", "--dataset", path)
+
+
+def test_pixels_are_read_once_and_what_is_beyond_memory_never(tmp_path, monkeypatch):
+    path = tmp_path / "mine.npz"
+    np.savez(path, images=COLOUR, labels=np.arange(12) % 2)
+    settings = loading.data_settings(str(path), tmp_path, "auto")
+    recipe = own_recipe(path, classes=2)
+    read = np.lib.format.read_array
+    shapes = []
+
+    def counted(*arguments, **options):
+        array = read(*arguments, **options)
+        shapes.append(array.shape)
+        return array
+
+    monkeypatch.setattr(np.lib.format, "read_array", counted)
+    loading.load_images(recipe, tmp_path)
+    loading.load_labels(recipe, tmp_path)
+    assert shapes.count(COLOUR.shape) == 1 and settings["classes"] == 2
+    monkeypatch.setattr(devices, "total_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="images"):
+        loading.data_settings(str(path), tmp_path, 0)
+    assert len(shapes) == 3
+
+
 def test_damaged_archives_are_refused_in_one_line(tmp_path, capsys):
     for name in ("a.npz", "a.safetensors"):
         for content in (b"", b"PK", bytes(100)):
@@ -174,11 +213,15 @@ def test_damaged_archives_are_refused_in_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("labels", "named"),
     [
-        (np.arange(5), "(5, 1)"),
+        (np.arange(5), "(5,)"),
         (np.linspace(0, 1, 12), "whole"),
         (np.full(12, np.nan), "whole"),
         (np.zeros((12, 2), int), "(12, 2)"),
         (np.array([None] * 12), "objects"),
+        (np.array(3), "()"),
+        (np.full(12, "2020-02-02", "datetime64[D]"), "whole"),
+        (np.full(12, 1 + 2j), "whole"),
+        (np.array(["é".encode("latin-1")] * 12), "UTF-8"),
     ],
 )
 def test_labels_that_are_none_are_refused(tmp_path, labels, named):
@@ -186,7 +229,11 @@ def test_labels_that_are_none_are_refused(tmp_path, labels, named):
     np.savez(path, images=COLOUR, labels=labels)
     with pytest.raises(ValueError, match="mine") as caught:
         loading.data_settings(str(path), tmp_path, "auto")
-    assert named in str(caught.value)
+    assert named in str(caught.value) and "labels" in str(caught.value)
+    assert loading.data_settings(str(path), tmp_path, 0) == {"channels": 3}, (
+        "they are not asked for"
+    )
+    assert len(loading.load_images(own_recipe(path), tmp_path)) == 12
 
 
 def test_an_array_is_trained_drawn_and_goes_on(tmp_path):

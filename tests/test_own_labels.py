@@ -1,14 +1,17 @@
 """Labels of one's own: subfolders by name, trained with, drawn, guided and judged."""
 
 import json
+import sys
+import unicodedata
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from command_helpers import SMALL, error_of, run, skip_films
 from helpers import untrained_judge
-from picture_helpers import image_recipe, plain, save
+from picture_helpers import image_recipe, plain, ramp, save
 from PIL import Image
 
 from mnist_ddpm.commands.drawing import labels_in_turn
@@ -50,6 +53,26 @@ def test_labels_are_counted_named_and_kept_in_the_checkpoint(trained):
     assert recipe["settings"]["classes"] == 3
     assert recipe["recipe"]["label_names"] == ["blue", "green", "red"]
     assert recipe["recipe"]["mirrored"] is True
+
+
+def test_before_the_first_step_a_training_says_and_shows_what_it_read(tmp_path, capsys):
+    folder = save_colours(tmp_path / "mine", 5)
+    save(folder / "red" / "other.png", Image.new("RGB", (16, 16), "white"))
+    data = ["--dataset", folder, "--data", tmp_path, "--classes", "auto", "--device", "cpu"]
+    assert run("train", *data, *SMALL, "--epochs", 1, "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    for figure in ("16 images", "16 high", "10 to 255", "12 exact", "blue: 5", "red: 6"):
+        assert figure in printed
+    picture = np.array(Image.open(tmp_path / "run" / "training_images.png"))
+    shown = {tuple(pixel) for pixel in picture[2::4, 2::4].reshape(-1, 3)}
+    assert shown >= {*COLOURS.values(), (255, 255, 255)}
+
+
+def test_images_that_are_all_the_same_are_refused(tmp_path, capsys):
+    for k in range(20):
+        save(tmp_path / "mine" / f"{k}.png", ramp(128, 128))
+    data = ["--dataset", tmp_path / "mine", "--data", tmp_path, "--device", "cpu"]
+    assert "the same" in error_of(capsys, "train", *data, *SMALL, "--out", tmp_path / "run")
 
 
 def test_labels_are_drawn_by_their_names(trained, capsys):
@@ -114,6 +137,49 @@ def test_labels_are_those_of_the_images_that_can_be_read(tmp_path):
     assert len(images) == 14
     for image, label in zip(images, labels):
         assert tuple(image[:, 0, 0].tolist()) == COLOURS[names[label]]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "TEST"), ("training", "testing"), ("Training", "val")]
+)
+def test_splits_are_no_labels_whatever_their_case_and_are_said(tmp_path, capsys, train, test):
+    folder = tmp_path / "mine"
+    save_colours(folder / train, 4)
+    save_colours(folder / test, 3)
+    assert len(loading.data_settings(str(folder), tmp_path, "auto")["label_names"]) == 3
+    assert len(loading.load_images(own_recipe(folder), tmp_path)) == 12
+    assert len(loading.held_out(own_recipe(folder), tmp_path)) == 9
+    printed = capsys.readouterr().out
+    assert all(f"in {folder / split}" in printed for split in (train, test))
+    assert f"not in {test}" in printed
+
+
+def test_files_that_are_left_out_are_counted_at_every_start(tmp_path, monkeypatch, capsys):
+    registered = []
+    heif = SimpleNamespace(register_heif_opener=lambda: registered.append(1))
+    folder = save_colours(tmp_path / "mine", 5)
+    (folder / "red" / "2.png").write_bytes(b"no image")
+    for name in ("a.HEIC", "b.heic", "notes.txt"):
+        (folder / "red" / name).write_bytes(b"?")
+    for _ in range(2):
+        assert len(load_own_folder(own_recipe(folder), tmp_path)) == 14
+        printed = capsys.readouterr().out
+        assert all(each in printed for each in ("2 .heic", "1 .txt", "pillow-heif", "2.png"))
+        monkeypatch.setitem(sys.modules, "pillow_heif", heif)
+    assert registered, "where it is installed, it is asked for its format"
+
+
+def test_names_of_labels_are_the_same_however_their_letters_are_composed(tmp_path):
+    folder = tmp_path / "mine"
+    for name in (unicodedata.normalize("NFD", "Ångström"), "meter"):
+        save(folder / name / "0.png", plain(3))
+    settings = loading.data_settings(str(folder), tmp_path, "auto")
+    for name in ("NFC", "NFD"):
+        names = tuple(unicodedata.normalize(name, each) for each in settings["label_names"])
+        recipe = own_recipe(folder, classes=2, label_names=names)
+        assert sorted(loading.load_labels(recipe, tmp_path).tolist()) == [0, 1]
+        assert {label_number("Ångström", recipe), label_number("meter", recipe)} == {0, 1}
+        assert label_number(unicodedata.normalize("NFD", "Ångström"), recipe) >= 0
 
 
 def test_names_that_are_numbers_are_sorted_by_size_and_always_names():

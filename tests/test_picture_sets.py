@@ -133,6 +133,12 @@ class Split(datasets.VisionDataset):
         return Image.new("RGBA", (24, 20), (colour, 0, 0, 255)), 5 * (k % 2)
 
 
+class Synonyms(Split):
+    """Whose classes have several names each, as Imagenette's."""
+
+    classes = ("tench", "Tinca tinca"), ("church",), ("chain saw",), ("x",), ("x",), ("radio",)
+
+
 class Validated(Split):
     """Without a test split."""
 
@@ -154,9 +160,11 @@ class Undivided(datasets.VisionDataset):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    for kind in (Split, Validated, Undivided):
+    for kind in (Split, Synonyms, Validated, Undivided):
         monkeypatch.setattr(datasets, kind.__name__, kind, raising=False)
-    monkeypatch.setattr(datasets, "__all__", (*datasets.__all__, "Split", "Validated", "Undivided"))
+    monkeypatch.setattr(
+        datasets, "__all__", (*datasets.__all__, "Split", "Synonyms", "Validated", "Undivided")
+    )
 
 
 def test_splits_are_found_by_the_names_that_a_set_has(stand_ins, tmp_path):
@@ -167,6 +175,8 @@ def test_splits_are_found_by_the_names_that_a_set_has(stand_ins, tmp_path):
         assert loading.load_labels(recipe, tmp_path).tolist() == [0, 1] * 3
         names = loading.data_settings(recipe.dataset, tmp_path, "auto")["label_names"]
         assert names == ("0", "5")
+    names = loading.data_settings("torchvision:Synonyms", tmp_path, "auto")["label_names"]
+    assert names == ("tench", "radio"), "the first name of each"
     undivided = image_recipe("torchvision:Undivided")
     assert len(loading.load_images(undivided, tmp_path)) == 6
     assert loading.held_out(undivided, tmp_path) is None
@@ -207,8 +217,11 @@ class Rows:
     class Value:
         """The kind of any other column."""
 
+        dtype = "string"
+
     def __init__(self, n, columns=("photo", "kind", "text")):
-        kinds = {"photo": self.Image(), "kind": self.ClassLabel(), "text": self.Value()}
+        kinds = {"photo": self.Image(), "kind": self.ClassLabel()}
+        kinds |= {"text": self.Value(), "label": self.Value()}
         self.features = {name: kinds[name] for name in columns}
         self.n = n
 
@@ -216,6 +229,8 @@ class Rows:
         return self.n
 
     def __getitem__(self, key):
+        if key == "label":
+            return ["eel", "cat"] * (self.n // 2)
         if key == "kind":
             return [2 * (k % 2) for k in range(self.n)]
         return {"photo": Image.new("RGB", (20, 20), (10 * key, 0, 0)), "kind": 2 * (key % 2)}
@@ -246,6 +261,17 @@ def test_a_set_of_the_hub_is_read_by_its_columns(hub, tmp_path):
     names = loading.data_settings(recipe.dataset, tmp_path, "auto")["label_names"]
     assert names == ("cat", "eel"), "a label without images is none"
     assert ("me/pets", "large", "validation") in hub.asked
+
+
+def test_a_column_of_words_named_label_has_the_labels(hub, tmp_path, monkeypatch):
+    rows = Rows(8, ("photo", "text", "label"))
+    monkeypatch.setattr(hub.library, "load_dataset", lambda *_, **__: rows)
+    assert loading.data_settings("hub:me/pets", tmp_path, "auto")["label_names"] == ("cat", "eel")
+    recipe = image_recipe("hub:me/pets", classes=2)
+    assert loading.load_labels(recipe, tmp_path).tolist() == [1, 0] * 4
+    monkeypatch.setattr(Rows, "__getitem__", lambda self, key: ["cat", None] * 4)
+    with pytest.raises(ValueError, match="4 images"):
+        loading.load_labels(recipe, tmp_path)
 
 
 def test_images_whose_label_is_missing_are_refused(hub, tmp_path, monkeypatch):

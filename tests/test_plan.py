@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_helpers import PATH, TINY, start_simple
 
+from mnist_ddpm.datasets import MNIST
 from mnist_ddpm.recipe import Recipe, format_size, preset
 from mnist_ddpm.training import planning, session, throughput
 from mnist_ddpm.training.throughput import ThroughputMeter
@@ -124,6 +125,22 @@ def test_the_largest_network_that_sees_enough_is_planned(images, minutes, datase
     assert (plan.recipe.times == "logit-normal") == digits
     assert (plan.recipe.schedule == "flow") == (expected == "mnist-small")
     assert plan.sampling_defaults["eta"] == digits and plan.recipe.warmup_steps <= 500
+
+
+@pytest.mark.parametrize(
+    "dataset, channels, size, presets",
+    [
+        ("torchvision:FashionMNIST", 1, 32, MNIST.planning.presets),
+        ("grey.npz", 1, 32, MNIST.planning.presets),
+        ("torchvision:CIFAR10", 3, 32, ("faces-32", "cifar-32")),
+        ("colour.npz", 3, 64, ("faces-64", "faces-64-small")),
+    ],
+)
+def test_the_network_follows_channels_and_size_of_the_images(dataset, channels, size, presets):
+    for images in (300, 20_000):
+        plan = make_plan(Machine(images=images), 10, dataset=dataset, channels=channels)
+        assert plan.preset in presets and plan.recipe.image_size == size
+        assert plan.recipe.channels == channels and plan.recipe.dataset == dataset
 
 
 def test_precision_batch_and_ema_suit_the_machine_and_the_time(machine):

@@ -91,7 +91,7 @@ def carry_out(
     began = time.monotonic()
     folder = flags.out
     run = loop.start_run(plan.recipe, device)
-    print_start(run, images, device)
+    print_start(run, images, labels, folder, device)
     with tracking.tracker_log(flags.log, folder, plan.recipe) as log:
         loop.fit(
             run,

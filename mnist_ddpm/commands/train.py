@@ -10,20 +10,23 @@ from torch import Tensor
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.commands.drawing import locate_dataset
-from mnist_ddpm.commands.outputs import check_outside, print_written
+from mnist_ddpm.commands.outputs import check_outside, print_written, write_picture
 from mnist_ddpm.commands.status import check_validation, validation_log
 from mnist_ddpm.commands.training_flags import TrainFlags, typed_settings
 from mnist_ddpm.data import loading
+from mnist_ddpm.data.training_set import describe_training_set, draw_training_set
 from mnist_ddpm.datasets import dataset_named, is_own
 from mnist_ddpm.ddpm import check, total_steps
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.machine import devices, files, folder_lock, processes
 from mnist_ddpm.machine.process import is_first_process
+from mnist_ddpm.machine.text import printable
 from mnist_ddpm.recipe import PRESETS, Recipe, fit_batch_size, resolve
 from mnist_ddpm.training import cost, loop, saving, tracking
 from mnist_ddpm.training.first_weights import Sources, initial_weights
 from mnist_ddpm.training.run import Run
 
+TRAINING_IMAGES = "training_images.png"
 ENOUGH_STEPS = {"adam": 2000, "muon": 400}  # that draw most digits legibly, by optimizer
 
 
@@ -64,7 +67,7 @@ def run_train(flags: TrainFlags) -> None:
         print_if_short(recipe, len(images), "--epochs", recipe.epochs)
         print_if_narrow(recipe)
         print_if_tinted(recipe)
-        print_start(run, images, device)
+        print_start(run, images, labels, flags.out, device)
     tracker = flags.log if world.rank == 0 else "none"
     validated = {"images": images, "labels": labels, "device": device}
     with (
@@ -79,12 +82,20 @@ def run_train(flags: TrainFlags) -> None:
         print_checkpoint(flags.out)
 
 
-def print_start(run: Run, images: Tensor, device: torch.device) -> None:
-    """Prints what is trained on how many images, and on which device."""
-    count = f"{cost.count_parameters(run.network):,} parameters"
+def print_start(
+    run: Run, images: Tensor, labels: Tensor | None, folder: Path, device: torch.device
+) -> None:
+    """Prints what is trained, where, and on which images; training_images.png shows some.
+
+    Raises as describe_training_set.
+    """
+    for line in describe_training_set(images, labels, run.settings):
+        print(printable(line))
+    write_picture(folder / TRAINING_IMAGES, draw_training_set(images, labels, run.settings))
     launched = processes.launched_processes()
     place = device if launched == 1 else f"{launched} processes"
-    print(f"{len(images):,} images of {tuple(images.shape[1:])}, {count}, on {place}", flush=True)
+    count = f"{cost.count_parameters(run.network):,} parameters"
+    print(f"{count}, on {place}; {folder / TRAINING_IMAGES} shows images", flush=True)
 
 
 def print_if_short(recipe: Recipe, n: int, flag: str, value: float) -> None:

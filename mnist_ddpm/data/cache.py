@@ -1,7 +1,7 @@
 """Decoded images in a cache on disk, which training maps instead of reading.
 
 A cache is a .npy file, so that data larger than memory train at the speed of the disk. A .json file
-beside it has the names of the images that were skipped, and the CRC-32 of both. The files' name has
+beside it has the images that were skipped, and why, and the CRC-32 of both. The files' name has
 data set, size and channels, and a digest of the images' names, sizes and times: when these change,
 the cache is made again, and the old one removed. A killed run leaves a .partial file, which is
 never read.
@@ -35,17 +35,18 @@ from torch import Tensor
 from mnist_ddpm import ddpm
 from mnist_ddpm.data.pictures import Files, Shape, describe_unreadable, read_picture, regular_file
 from mnist_ddpm.machine.files import flush_to_disk, remove_abandoned, replacing, writable_folder
-from mnist_ddpm.machine.process import progress_bar
+from mnist_ddpm.machine.process import is_first_process, progress_bar
 from mnist_ddpm.machine.text import printable, read_json
 
+Skipped = dict[str, str]  # by the names of images that cannot be read: why
 DECODING = 2  # to be raised when the same file gives other pixels
 MEMORY = 2**30  # the most bytes to keep in memory where no cache can be written
 MAX_FILE_SIZE = 2**29  # bytes; larger files are no pictures, and memory would not hold many
-SKIPPED: dict[Path, list[str]] = {}  # names left out in memory, by the cache that was not written
+SKIPPED: dict[Path, Skipped] = {}  # left out in memory, by the cache that was not written
 
 Fit = Callable[[Image.Image], Image.Image]  # a picture of any size to one of a shape
 Write = Callable[[bytes], object]
-Decode = Callable[[Write], list[str]]  # writes each image; returns the names that it skipped
+Decode = Callable[[Write], Skipped]  # writes each image; returns what it skipped
 
 
 @contextmanager
@@ -92,8 +93,8 @@ def decode_file(path: Path, read: Callable[[], bytes], fit: Fit, mode: str) -> b
         return describe_unreadable(path, error)
 
 
-def decode(files: Files, shape: Shape, fit: Fit, write: Write) -> list[str]:
-    """Writes the bytes of each image, in order. Returns the names that it could not read.
+def decode(files: Files, shape: Shape, fit: Fit, write: Write) -> Skipped:
+    """Writes the bytes of each image, in order. Returns the names that it could not read, and why.
 
     Raises ValueError where more than 1 % cannot be read; of less than 300 images three, but at most
     a tenth.
@@ -121,10 +122,7 @@ def decode(files: Files, shape: Shape, fit: Fit, write: Write) -> list[str]:
                     if len(reasons) > most_skipped:
                         rule = f"repair or move them (of {n} images, {most_skipped} may be skipped)"
                         raise ValueError(f"{first_few([*reasons.values()], 20)}: {rule}")
-    if reasons:
-        listed = printable(first_few([*reasons.values()], 3))
-        print(f"skipped {len(reasons)} of {n} images: {listed}")
-    return [*reasons]
+    return reasons
 
 
 def first_few(sentences: list[str], most: int) -> str:
@@ -159,7 +157,7 @@ def record_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def checksum(path: Path, skipped: list[str]) -> int:
+def checksum(path: Path, skipped: list) -> int:
     """The CRC-32 of a cache's file and of the names that it leaves out."""
     crc = zlib.crc32(json.dumps(skipped).encode())
     bar = progress_bar(
@@ -185,6 +183,7 @@ def open_cache(path: Path, shape: Shape) -> Tensor | None:
         record = read_json(record_path(path))
         skipped = record["skipped"]
         ddpm.check(record["crc32"] == checksum(path, skipped), "another checksum")
+        dict(skipped)  # an earlier version kept names alone
         try:
             array = np.load(path, mmap_mode="c")  # what the tensor changes does not reach the file
         except OSError:  # Linux refuses that to a file larger than memory
@@ -198,21 +197,28 @@ def open_cache(path: Path, shape: Shape) -> Tensor | None:
         return torch.from_numpy(array[: len(array) - len(skipped)])
 
 
-def skipped_names(path: Path) -> list[str]:
-    """The names that a cache, or what is in memory instead, leaves out; none before it is made."""
+def skipped_names(path: Path) -> Skipped:
+    """What a cache, or what is in memory instead, leaves out; nothing before it is made."""
     try:
-        return read_json(record_path(path))["skipped"]
+        return dict(read_json(record_path(path))["skipped"])
     except (OSError, ValueError, KeyError, TypeError):  # it is missing, or will be made again
-        return SKIPPED.get(path, [])
+        return SKIPPED.get(path, {})
 
 
 def load_files(files: Files, shape: Shape, folder: Path, label: str, fit: Fit) -> Tensor:
     """The images, from a cache in the folder, or decoded into it the first time: uint8 (N, *shape).
 
-    label: distinguishes caches of the same files. Raises as load_cached, and as decode.
+    Prints which are skipped. label: distinguishes caches of the same files. Raises as load_cached,
+    and as decode.
     """
     path = cache_path(files, shape, folder, label)
-    return load_cached(path, shape, len(files.names), partial(decode, files, shape, fit))
+    n = len(files.names)
+    images = load_cached(path, shape, n, partial(decode, files, shape, fit))
+    skipped = skipped_names(path)
+    if skipped and is_first_process():
+        listed = printable(first_few([*skipped.values()], 3))
+        print(f"skipped {len(skipped)} of {n} images: {listed}")
+    return images
 
 
 def load_cached(path: Path, shape: Shape, n: int, decode_all: Decode) -> Tensor:
@@ -256,6 +262,7 @@ def write_cache(path: Path, shape: Shape, n: int, decode_all: Decode) -> None:
     temporary = path.with_name(f"{prefix}-{secrets.token_hex(4)}.partial")
     try:
         skipped = write_array(temporary, (n, *shape), decode_all)
+        skipped = [*skipped.items()]
         record = {"skipped": skipped, "crc32": checksum(temporary, skipped)}
         with replacing(record_path(path)) as record_file:
             record_file.write_text(json.dumps(record), encoding="utf-8")
@@ -271,10 +278,10 @@ def write_cache(path: Path, shape: Shape, n: int, decode_all: Decode) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_array(path: Path, shape: tuple[int, ...], decode_all: Decode) -> list[str]:
+def write_array(path: Path, shape: tuple[int, ...], decode_all: Decode) -> Skipped:
     """Writes the images as a .npy file, whose last rows are empty if some images are skipped.
 
-    shape: number of images, channels, height, width. Returns the names of the skipped ones.
+    shape: number of images, channels, height, width. Returns the skipped ones.
     """
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -1,5 +1,6 @@
 """What labels mean, for any data set."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -42,8 +43,8 @@ def label_number(typed: str | int, recipe) -> int:
 
     Raises ValueError where there is none.
     """
-    names = label_names(recipe)
-    typed = str(typed)
+    names = [*map(composed, label_names(recipe))]
+    typed = composed(str(typed))
     if typed in names:
         return names.index(typed)
     is_number = typed.isdecimal() and not any(name.isdecimal() for name in names)
@@ -52,11 +53,16 @@ def label_number(typed: str | int, recipe) -> int:
     return int(typed)
 
 
+def composed(name: str) -> str:
+    """The name with each accent in one character with its letter; macOS takes them apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def distinct_names(values: Iterable[str], order: Sequence[str] = ()) -> tuple[str, ...]:
     """Each value once, in that order; (): sorted, whole numbers by size."""
-    names = {*values}
+    names = {*map(composed, values)}
     if order:
-        return tuple(name for name in order if name in names)
+        return tuple(name for name in map(composed, order) if name in names)
     are_numbers = all(name.removeprefix("-").isdecimal() for name in names)
     return tuple(sorted(names, key=int if are_numbers else None))
 
@@ -73,6 +79,8 @@ def numbered_labels(values: Sequence[str], recipe, names: Sequence[str]) -> Tens
     Raises ValueError for other labels, and for a recipe of another number of classes.
     """
     check_count(recipe.classes, recipe.dataset, names)
+    values = [*map(composed, values)]
+    names = [*map(composed, names)]
     unknown = [*{*values} - {*names}]
     message = f"{recipe.dataset} has images with the label {', '.join(unknown[:3])}"
     check(not unknown, f"{message}, which training has not: it has {describe_names(names)}")

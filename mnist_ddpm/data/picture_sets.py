@@ -26,6 +26,7 @@ DIGESTED = 16  # pictures that a cache is recognised by, spread over all
 KIND_OPTIONS = {"EMNIST": {"split": "balanced"}}  # what cannot be left out
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "val", "valid")}  # where a set has such names
 LABEL_ATTRIBUTES = "targets", "labels", "_labels"  # under which sets keep the labels of all images
+LABEL_COLUMNS = "label", "labels", "class", "category"  # of the hub, where they have no classes
 HUB_SPLITS = {"train": ("train",), "test": ("test", "validation", "valid")}
 
 
@@ -44,13 +45,12 @@ class PictureSet:
         check(self.label_values is not None, f"{self.title} has no labels: set classes to 0")
         values = self.label_values()
         names = self.value_names
-        if not names:
-            return [*map(str, values)]
-        unknown = [value for value in values if not 0 <= value < len(names)]
-        check(
-            not unknown, f"{self.title} has {len(unknown)} images without a label: set classes to 0"
-        )
-        return [names[value] for value in values]
+        unknown = [
+            each for each in values if each is None or (names and not 0 <= each < len(names))
+        ]
+        message = f"{self.title} has {len(unknown)} images without a label: set classes to 0"
+        check(not unknown, message)
+        return [names[value] if names else str(value) for value in values]
 
     def label_names(self) -> tuple[str, ...]:
         """The names of the labels that pictures have: in their order, or sorted without one."""
@@ -79,11 +79,11 @@ def load_pictures(recipe, root: str | Path = "data", split: str = "train") -> Te
         picture = crop_and_resize(with_margin(picture.convert(mode), recipe), recipe.shape)
         return np.atleast_3d(picture).transpose(2, 0, 1).tobytes()
 
-    def write_all(write: Callable[[bytes], object]) -> list[str]:
+    def write_all(write: Callable[[bytes], object]) -> dict[str, str]:
         indices = range(pictures.count)
         for k in progress_bar(indices, desc="decoding images", unit="image", leave=False, delay=2):
             write(pixels(k))
-        return []
+        return {}
 
     check(pictures.count > 1, f"{pictures.title} has {pictures.count} image(s): train on 2 or more")
     digest = hashlib.sha256(f"{pictures.count}".encode())
@@ -163,7 +163,9 @@ def torchvision_split(name: str, root: str | Path, split: str) -> PictureSet:
     values = next(
         (getattr(images, each) for each in LABEL_ATTRIBUTES if hasattr(images, each)), None
     )
-    names = [str(each).partition(" - ")[0] for each in getattr(images, "classes", ())]
+    classes = getattr(images, "classes", ())
+    first_names = [each[0] if isinstance(each, tuple) else each for each in classes]
+    names = [str(each).partition(" - ")[0] for each in first_names]
     label_values = partial(whole_numbers, name, images, values)
     title = f"{name}-{split}"
     return PictureSet(title, len(images), lambda k: images[k][0], label_values, names)
@@ -176,6 +178,11 @@ def whole_numbers(name: str, images: Dataset, values) -> list[int]:
         return [int(value) for value in values]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} has no label for each image: set classes to 0") from error
+
+
+def is_label_column(feature: object) -> bool:
+    """Whether a column of the hub's holds words or whole numbers."""
+    return str(getattr(feature, "dtype", "")).startswith(("string", "large_string", "int", "uint"))
 
 
 def hub_split(name: str, root: str | Path, split: str) -> PictureSet:
@@ -200,10 +207,11 @@ def hub_split(name: str, root: str | Path, split: str) -> PictureSet:
     kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
     pictures = [column for column, kind in kinds.items() if kind == "Image"]
     check(bool(pictures), f"{name} has no column of images: it has {', '.join(kinds)}")
-    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+    by_name = [column for column in LABEL_COLUMNS if is_label_column(rows.features.get(column))]
+    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"] + by_name
     values = names = None
     if labels:
         values = partial(rows.__getitem__, labels[0])
-        names = rows.features[labels[0]].names
+        names = getattr(rows.features[labels[0]], "names", None)
     title = f"{name}-{split}"
     return PictureSet(title, len(rows), lambda k: rows[k][pictures[0]], values, names or ())

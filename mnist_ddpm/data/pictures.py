@@ -6,7 +6,8 @@ import stat
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, NamedTuple
@@ -21,7 +22,7 @@ from mnist_ddpm.machine.text import describe_error, printable
 DEEPEST = 100  # folders within each other: os.walk calls itself for each
 ROOT_ONLY = "lost+found"  # a file system's own folder, which only root may read
 # Pillow's decoders that are used, where it has them. Others may start programs: Ghostscript.
-FORMATS = "AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split()
+FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split()
 MAX_PIXELS = 2**26  # of a picture
 LARGE_PICTURES = Lock()
 LANCZOS = Image.Resampling.LANCZOS
@@ -125,8 +126,10 @@ def find_image_files(root: str | Path, mention: str, pattern: str) -> list[tuple
 
 
 def known_formats() -> list[str]:
-    """Those of FORMATS that this Pillow can read."""
+    """Those of FORMATS that this Pillow can read, with pillow-heif also HEIF."""
     Image.init()  # once
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mnist_ddpm.datasets import dataset_named
+from mnist_ddpm.datasets import planning_for
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine import process
 from mnist_ddpm.machine.text import is_out_of_memory
@@ -106,7 +106,7 @@ def make_plan(
     start = clock()
     began = start if began is None else began
     settings = {name: getattr(request, name) for name in deciding("data")}
-    planning = dataset_named(request.dataset).planning
+    planning = planning_for(request.dataset, request.channels)
     settings |= planning.changes
     if size is not None:
         settings["image_size"] = size
