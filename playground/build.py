@@ -51,7 +51,9 @@ DIGITS = 300  # of these, for the ideal denoiser
 SIDE = 28  # pixels of each
 LEARNED = 2000  # of these, at half the size, for the network that learns in the page
 # Scripts, in this order
-WORKER = "weights memory network noise samplers bugs ideal_denoiser trainer train_worker worker".split()
+WORKER = (
+    "weights memory network noise samplers bugs ideal_denoiser trainer train_worker worker".split()
+)
 PAGE = (
     "samplers bugs address gif load film draw bug_bench fork_bench ideal_bench presets train_bench benches page"
 ).split()
