@@ -34,9 +34,10 @@ from mnist_ddpm.methods.predictions import x0_factors
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "digits.html"
-KERNELS = HERE / "kernels.c", HERE / "noise.c"
+KERNELS = HERE / "kernels.c", HERE / "noise.c", HERE / "train.c"
+HEADER = HERE / "simd.h"  # which they include
 CHECKPOINT = "mnist-few"  # in the page, unless told
-MAX_BYTES = 4_000_000  # bytes of the page
+MAX_BYTES = 4_500_000  # bytes of the page
 KINDS = "float32", "float16", "int8"  # of stored weights
 # How the page begins, beyond what the checkpoint recommends: with the guidance that measure.py
 # finds best, where one image in `astray` shows another label, and an image that 50 steps draw, too
@@ -44,13 +45,17 @@ BEGIN = {"mnist-few": {"guidance": 1.5, "astray": 60, "image": 6}}
 # With int8, layers with less than this share of the weights stay in half precision: mostly those of
 # the first level, next to the image, where errors cost most
 SMALL_SHARE = 1 / 80
-TRAINING_DIGITS = HERE.parent / "data" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+RAW = HERE.parent / "data" / "MNIST" / "raw"
+TRAINING_DIGITS = RAW / "train-images-idx3-ubyte.gz"
 DIGITS = 300  # of these, for the ideal denoiser
 SIDE = 28  # pixels of each
+LEARNED = 2000  # of these, at half the size, for the network that learns in the page
 # Scripts, in this order
-WORKER = "weights memory network noise samplers bugs ideal_denoiser worker".split()
+WORKER = (
+    "weights memory network noise samplers bugs ideal_denoiser trainer train_worker worker".split()
+)
 PAGE = (
-    "samplers bugs address gif load film draw bug_bench fork_bench ideal_bench benches page"
+    "samplers bugs address gif load film draw bug_bench fork_bench ideal_bench presets train_bench benches page"
 ).split()
 COMPILE = (
     "--target=wasm32 -O3 -msimd128 -mbulk-memory -mnontrapping-fptoint -ffreestanding -nostdlib "
@@ -83,7 +88,7 @@ def compile_kernels() -> bytes:
 
 def digest_of_sources() -> str:
     """The SHA-256 of the kernels' sources, which the page names."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in KERNELS)).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in (*KERNELS, HEADER))).hexdigest()
 
 
 def kernels() -> bytes:
@@ -196,6 +201,23 @@ def digits_file() -> bytes:
     return (levels[:, 0] << 4 | levels[:, 1]).tobytes()
 
 
+def learned_digits_file() -> bytes:
+    """The first training digits of 16 x 16 pixels, 16 grey levels, two pixels a byte; their labels.
+
+    Raises OSError where a file of MNIST cannot be read.
+    """
+    with gzip.open(TRAINING_DIGITS) as file:
+        file.seek(16)
+        digits = np.frombuffer(file.read(LEARNED * SIDE**2), np.uint8).reshape(-1, SIDE, SIDE)
+    with gzip.open(RAW / "train-labels-idx1-ubyte.gz") as file:
+        file.seek(8)
+        labels = file.read(LEARNED)
+    wide = np.pad(digits, ((0, 0), (2, 2), (2, 2)))
+    small = wide.reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4))
+    levels = np.rint(small / 17).astype(np.uint8).reshape(-1, 2)
+    return (levels[:, 0] << 4 | levels[:, 1]).tobytes() + labels
+
+
 def compressed_text(content: bytes) -> str:
     """Bytes, compressed, as base64."""
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()
@@ -236,6 +258,7 @@ def page(wasm: bytes, weights: bytes) -> str:
         "wasm": compressed_text(wasm),
         "weights": compressed_text(weights),
         "digits": compressed_text(digits_file() if facts["digits"] else b""),
+        "learned": compressed_text(learned_digits_file()),
         "page": "\n".join(map(script, PAGE)),
     }
     template = (HERE / "page.html").read_text(encoding="utf-8")

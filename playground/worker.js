@@ -127,6 +127,7 @@ function takeDigits({ digits }) {
 }
 
 async function answer(message) {
+  if (Object.hasOwn(TRAINING, message.kind)) return TRAINING[message.kind](message);
   if (message.kind === "load") return load(message);
   if (message.kind === "digits") return takeDigits(message);
   if (message.kind === "cancel") return void delete tasks[message.lane];

@@ -124,6 +124,53 @@ const JOBS = {
     return times;
   },
 
+  // the network that learns: from files weights and requests {chosen, times, noise}, the gradients
+  // of the first step and each step's loss
+  async training() {
+    const { settings, steps } = asked();
+    const kernels = await loadKernels(read("kernels.wasm")), memory = new Memory(kernels);
+    const { tensors } = readSafetensors(read("weights.safetensors"));
+    const trainer = new Trainer(kernels, memory, readTinyDigits(read("learned")), settings);
+    trainer.unet.setWeights(Object.fromEntries(
+      Object.entries(tensors).map(([name, { values }]) => [name, values]),
+    ));
+    const noise = new Float32Array(read("noise")), size = settings.batch * TINY_SIZE, losses = [];
+    let gradients;
+    steps.forEach(({ chosen, times }, k) => {
+      const each = trainer.learn(chosen, times, noise.subarray(k * size, (k + 1) * size));
+      losses.push(each.reduce((a, b) => a + b) / each.length);
+      gradients ??= trainer.unet.read("gradients");
+    });
+    const lists = (found) => Object.fromEntries(
+      Object.entries(found).map(([name, values]) => [name, [...values]]),
+    );
+    return {
+      losses,
+      gradients: lists(gradients),
+      average: lists(trainer.unet.read("average")),
+      seen: [...trainer.unet.forward(trainer.planes(noise.subarray(0, size), steps[0].times, steps[0].chosen.map(() => 3)))],
+    };
+  },
+
+  // for each of some settings: losses [t, loss] of so many steps, and what is drawn after them
+  async learning() {
+    const answers = [];
+    globalThis.postMessage = (answer) => answers.push(answer);
+    const results = [];
+    for (const { settings, seed, count } of asked()) {
+      await TRAINING.train({ wasm: read("kernels.wasm"), digits: read("learned"), settings, seed });
+      const began = performance.now();
+      const losses = Array.from({ length: count }, () => {
+        const { losses, times } = trainOnce();
+        return [...losses].map((loss, k) => [times[k], loss]);
+      });
+      const seconds = (performance.now() - began) / 1000;
+      const { images, found } = drawSixteen();
+      results.push({ losses, images: [...images], found, seconds });
+    }
+    return results;
+  },
+
   // what the worker answers to a task with an unknown sampler, to one that is refused memory, and
   // to one after them
   async failures() {

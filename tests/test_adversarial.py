@@ -139,3 +139,18 @@ def test_a_network_without_labels_begins_some_as_it_was(tmp_path):
     for labels in (None, torch.tensor([10, 10])):
         torch.testing.assert_close(started(x, t, labels), expected)
     assert not torch.allclose(started(x, t, torch.tensor([0, 9])), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("label_dropout", [0.1, 0.0])
+def test_a_network_with_labels_begins_without_as_if_they_were_unknown(tmp_path, label_dropout):
+    """Where it never trained without, "unknown" is random: it is their mean."""
+    recipe = replace(DIGITS, objective="simple", label_dropout=label_dropout)
+    network = with_random_weights(catalogue.make_network(recipe))
+    checkpoints.save_checkpoint(tmp_path, network, recipe, {})
+    decided, _ = initial_weights(tmp_path, labels=False)
+    started = loop.start_run(replace(recipe, **decided)).network
+    if not label_dropout:
+        *known, unknown = network.label.weight.data
+        unknown.copy_(torch.stack(known).mean(dim=0))
+    x, t = torch.randn(2, *recipe.shape, generator=random_generator(0)), torch.tensor([1, 20])
+    torch.testing.assert_close(started(x, t), network(x, t))

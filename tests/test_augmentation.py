@@ -10,6 +10,7 @@ from training_helpers import TINY, squares
 from mnist_ddpm import catalogue, ddpm
 from mnist_ddpm.method import Batch, PlainMethod
 from mnist_ddpm.methods.augmentation import Augmented, randomly_recoloured, randomly_shifted
+from mnist_ddpm.methods.conditioning import grey
 from mnist_ddpm.training.loop import start_run, training_loop
 
 IMAGES = torch.rand(40, 3, 10, 20, generator=ddpm.random_generator(0)) * 2 - 1
@@ -30,15 +31,27 @@ def test_a_shift_moves_all_of_an_image_by_up_to_a_tenth():
 
 def test_new_colours_keep_the_order_of_pixels_and_grey_grey():
     torch.manual_seed(0)
-    grey = IMAGES[:, :1]
-    changed = randomly_recoloured(grey)
-    assert changed.abs().max() <= 1 and not torch.allclose(changed, grey, atol=0.2)
-    order = grey.flatten(1).argsort(dim=1)
+    one_channel = IMAGES[:, :1]
+    changed = randomly_recoloured(one_channel)
+    assert changed.abs().max() <= 1 and not torch.allclose(changed, one_channel, atol=0.2)
+    order = one_channel.flatten(1).argsort(dim=1)
     assert (changed.flatten(1).gather(1, order).diff(dim=1) >= 0).all()
-    coloured = randomly_recoloured(grey.expand(-1, 3, -1, -1))
+    coloured = randomly_recoloured(one_channel.expand(-1, 3, -1, -1))
     torch.testing.assert_close(coloured, coloured[:, :1].expand_as(coloured))
     saturation = IMAGES.std(dim=1).mean(dim=(1, 2))
     assert (randomly_recoloured(IMAGES).std(dim=1).mean(dim=(1, 2)) / saturation).std() > 0.05
+
+
+def test_saturation_leaves_the_luminance_and_contrast_changes_it_by_up_to_three_tenths():
+    torch.manual_seed(0)
+    faint = 0.1 * IMAGES  # nothing is cut off
+    before, after = (grey(x).flatten(1) for x in (faint, randomly_recoloured(faint)))
+    brightness = after.mean(dim=1) - before.mean(dim=1)
+    before, after = (x - x.mean(dim=1, keepdim=True) for x in (before, after))
+    contrast = (before * after).sum(dim=1) / before.square().sum(dim=1)
+    torch.testing.assert_close(after, contrast[:, None] * before)
+    for change in (contrast - 1, brightness):
+        assert change.min() < -0.2 and change.max() > 0.2 and change.abs().max() < 0.31
 
 
 @pytest.mark.parametrize("progress, share", [(0.0, 1.0), (0.35, 0.5), (0.7, 0.0), (1.0, 0.0)])

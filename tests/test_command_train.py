@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +29,7 @@ from mnist_ddpm.data import loading
 from mnist_ddpm.datasets import CELEBA, MNIST
 from mnist_ddpm.ddpm import total_steps
 from mnist_ddpm.formats import checkpoints
-from mnist_ddpm.machine import devices, folder_lock
+from mnist_ddpm.machine import devices, folder_lock, processes
 from mnist_ddpm.machine.processes import ProcessGroup
 from mnist_ddpm.recipe import PRESETS, Recipe, preset
 from mnist_ddpm.training import loop, planning, saving, throughput
@@ -332,6 +333,12 @@ def test_few_images_make_smaller_batches(trainings, measured, monkeypatch, tmp_p
         assert run("train", *base, "--batch-size", batch_size) == 0
         assert trainings[-1].recipe.batch_size == batch_size
         assert "images are fewer" not in capsys.readouterr().out
+    world = ProcessGroup()
+    world.size = 4
+    monkeypatch.setattr(processes, "connect_world", lambda *_: world)
+    monkeypatch.setattr(processes, "main_process_first", lambda world: nullcontext())
+    assert run("train", *base) == 0
+    assert trainings[-1].recipe.batch_size == 8, "that 4 processes can share"
 
 
 def test_a_network_too_narrow_for_its_patches_is_reported(trainings, measured, tmp_path, capsys):

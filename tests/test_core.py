@@ -140,6 +140,14 @@ def test_a_fresh_network_says_zero_and_a_restless_one_minds_its_time_and_no_othe
     assert not torch.allclose(together, network(x, t + 1), atol=1e-4)
 
 
+def test_a_block_sees_its_time_through_silu():
+    block = with_random_weights(ddpm.ResidualBlock(4, 4, 8, dropout=0.0))
+    x = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    zero, large = block(x, torch.zeros(1, 8)), torch.full((1, 8), 50.0)
+    torch.testing.assert_close(block(x, -large), zero)
+    assert not torch.allclose(block(x, large), zero, atol=1e-2)
+
+
 def test_every_parameter_takes_part_and_gradients_are_those_of_finite_differences():
     """Nothing on the way, such as a detached skip connection, may cut them."""
     network = with_random_weights(small().double())

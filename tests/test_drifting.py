@@ -67,6 +67,23 @@ def test_the_loss_takes_drawn_images_to_real_ones_whatever_their_scale():
     torch.testing.assert_close(drifting_loss(100 * drawn, 100 * real, nothing, nothing), losses)
 
 
+def test_the_loss_sums_the_paper_s_temperatures_in_units_of_the_mean_distance():
+    drawn, real = points(4, 0).requires_grad_(), points(4, 1)
+    losses = drifting_loss(drawn, real, torch.zeros(4, 4), torch.zeros(4, 4))
+    (gradient,) = torch.autograd.grad(losses.sum(), drawn)
+    drawn = drawn.detach()
+    to_real, to_drawn = torch.cdist(drawn, real), torch.cdist(drawn, drawn)
+    mean = (to_real.mean() + to_drawn.mean()) / 2
+    total = torch.zeros_like(drawn)
+    for temperature in (0.02, 0.05, 0.2):
+        unit = mean * temperature
+        itself = 1e6 * torch.eye(4, dtype=torch.float64)
+        field = drift(to_real / unit, to_drawn / unit + itself, real, drawn)
+        total += field / field.square().mean().sqrt()
+    torch.testing.assert_close(losses.detach(), total.square().mean(dim=(0, 2)))
+    torch.testing.assert_close(gradient, -2 * total / (sqrt(3) * mean))
+
+
 def test_images_of_other_labels_change_nothing():
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     x0 = points(6, 0, 64).view(6, 1, 8, 8)

@@ -11,7 +11,9 @@ from conftest import ROOT
 from diffusers import FlowMatchEulerDiscreteScheduler
 from helpers import PAPER, STRAIGHT, no_noise
 
-from mnist_ddpm import ddpm
+from mnist_ddpm import catalogue, ddpm
+from mnist_ddpm.formats.checkpoints import Checkpoint
+from mnist_ddpm.generation import Drawing
 from mnist_ddpm.methods.edm import EDM
 from mnist_ddpm.methods.flow import VELOCITY, flow, reflow, velocity_weight
 from mnist_ddpm.methods.paths import denoiser_along, match_snr
@@ -19,6 +21,8 @@ from mnist_ddpm.methods.predictions import EPS, X0, V, denoiser, weighted
 from mnist_ddpm.methods.schedules import cosine, linear, zero_terminal_snr
 from mnist_ddpm.methods.solvers import dpmpp_2m_sampler, heun_sampler
 from mnist_ddpm.methods.times import NormalTimes
+from mnist_ddpm.recipe import Recipe
+from mnist_ddpm.sampling import Sampling
 
 SHARE, MEAN, STD = (
     torch.tensor(numbers, dtype=torch.float64) for numbers in ([0.3, 0.7], [-0.8, 0.5], [0.1, 0.3])
@@ -145,6 +149,23 @@ def test_along_either_path_the_same_noise_becomes_the_same_image(sampler):
             images.append(last(sampler(denoise, path, ddpm.timesteps(1000, steps), x, no_noise)))
         differences.append((images[0] - images[1]).abs().max().item())
     assert differences[1] < 0.05 and differences[1] < 0.5 * differences[0], differences
+
+
+@pytest.mark.parametrize("path", [None, "flow"])
+def test_a_path_is_that_of_the_sampler_and_of_its_network(path):
+    """Of Gaussian pixels the image is the noise, times their deviation."""
+    schedule, deviation = catalogue.make_schedule(Recipe()), 0.3
+
+    def network(xt, t):
+        a_t, b_t = tables(schedule, t)
+        return b_t * xt / (a_t**2 * deviation**2 + b_t**2)
+
+    sampling = Sampling(path=path, steps=400)
+    checkpoint = Checkpoint(network, schedule, Recipe())
+    drawing = Drawing(checkpoint, sampling, sampling.choice(Recipe()))
+    images, _ = drawing.images(2, device=torch.device("cpu"))
+    noise = ddpm.noise_source(0, range(2), Recipe().shape)()
+    assert (images.int() - ddpm.to_uint8(deviation * noise).int()).abs().max() < 4
 
 
 def test_in_the_notebook_digits_along_both_paths_come_together():

@@ -88,6 +88,20 @@ def test_the_loss_is_the_velocity_s_error_with_the_derivative_held_fixed(monkeyp
     torch.testing.assert_close(gradient, by_hand.sum(), rtol=1e-5, atol=1e-9)
 
 
+def test_labels_that_are_hidden_stay_hidden_from_the_network():
+    xt, t, _ = example()
+    seen = []
+
+    def network(xt, t, labels, s):
+        seen.append(labels.tolist())
+        return exact_average(xt, t, s)
+
+    given = torch.tensor([0, 6, 2, 6, 4, 5])
+    batch = Batch(0.3 * xt, t, xt.flip(0), given, torch.arange(6))
+    mean_flow.MeanFlow().loss(network, STRAIGHT, batch)
+    assert seen == [given.tolist()] * 2, "the velocity's, and the average's"
+
+
 def test_half_of_a_batch_has_two_times():
     torch.manual_seed(0)
     t = torch.arange(1, 65)

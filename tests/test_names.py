@@ -101,8 +101,9 @@ def test_partial_results_belong_to_the_weights_of_a_name(elsewhere, monkeypatch,
     monkeypatch.setattr(checkpoints, "shipped_path", lambda name: own)
     for std in (0.1, 0.2):
         save_network(own, DIGITS, std=std)
-        flags = SampleFlags(**{flag: Path("mnist")})
-        sampling = Sampling(guide=flags.guide)
+        names = {"checkpoint": elsewhere / "other", "guide": None} | {flag: Path("mnist")}
+        flags = SampleFlags(checkpoint=names["checkpoint"])
+        sampling = Sampling(guide=names["guide"])  # typed, or as the checkpoint advises
         options = elsewhere / "out", [], torch.device("cpu")
         partial = open_partial_results(flags, sampling, *options)
         folders.append(partial.folder)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mnist_ddpm import ddpm
 from mnist_ddpm.catalogue import make_network
 from mnist_ddpm.machine import devices
-from mnist_ddpm.recipe import PRESETS, Recipe, preset, resolve
+from mnist_ddpm.recipe import PRESETS, Recipe, fit_batch_size, preset, resolve
 from mnist_ddpm.training.cost import (
     LiveTensors,
     check_drawing,
@@ -182,6 +182,15 @@ def test_memory_grows_with_the_part_of_a_batch_and_shrinks_with_checkpointing():
     assert memory[1] > 1.5 * memory[2]
     assert memory["again"] < 0.6 * memory[1]
     assert costs[1].flops == costs[4].flops
+
+
+@pytest.mark.parametrize(
+    ("n", "processes", "fitted"),
+    [(10, 1, (10, 10)), (10, 4, (8, 8)), (3, 4, (32, 16)), (99, 4, (32, 16))],
+)
+def test_a_batch_of_few_images_can_be_shared_by_all_processes(n, processes, fitted):
+    recipe = fit_batch_size(Recipe(batch_size=32, accumulation=16), n, processes)
+    assert (recipe.batch_size, recipe.accumulation) == fitted
 
 
 def test_what_comes_with_a_preset_gives_way_to_what_is_asked_for():

@@ -126,13 +126,15 @@ def test_labels_and_the_next_time_are_told_together():
     assert asked == [([t] * 2, [2, 1], [s] * 2) for t, s in ((50, 20), (20, 7), (7, 0))]
 
 
-def test_each_part_of_a_batch_is_told_its_own_labels():
-    """Of those that ask on the way, too, and of the teacher the true ones."""
+def test_each_part_of_a_batch_is_told_its_own_labels_and_times():
+    """Of those that ask on the way, too, and of the teacher the true labels."""
     x0, t, eps = example(32)
-    labels, true, asked = torch.arange(32), torch.arange(32) + 100, []
+    labels, true = torch.arange(32), torch.arange(32) + 100
+    asked, times = [], []
 
     def network(xt, t, labels, s=None):
         asked.append((xt.flatten(1)[:, 0], labels))
+        times.append((t, s))
         return right(xt, t, s)
 
     def asks(labels):
@@ -146,6 +148,10 @@ def test_each_part_of_a_batch_is_told_its_own_labels():
     assert of_teacher.tolist() == true[~jumps].tolist()
     assert one.tolist() == two.tolist() == labels[jumps].tolist() and three.tolist() == [*range(32)]
     assert equal({"x": all_of_it[jumps]}, {"x": first})
+    (t, to_middle), (middle, to_end), (_, end) = times
+    is_finest = steps_of(32)[jumps] == FINEST
+    assert equal(to_middle, torch.where(is_finest, t, middle)), "the finest steps have length 0"
+    assert equal(to_end, torch.where(is_finest, middle, end[jumps]))
 
 
 def test_a_critic_judges_steps_that_end_at_an_image_alone():

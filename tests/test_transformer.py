@@ -16,7 +16,7 @@ from mnist_ddpm.ddpm import to_float
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import Batch
 from mnist_ddpm.methods.guidance import with_labels
-from mnist_ddpm.methods.just_transformer import JiT, rotary_angles, rotated
+from mnist_ddpm.methods.just_transformer import JiT, JiTBlock, rotary_angles, rotated
 from mnist_ddpm.methods.transformer import DiT, DiTBlock, position_embedding
 from mnist_ddpm.recipe import Recipe
 from mnist_ddpm.training.cost import count_parameters, network_cost, recompute_blocks
@@ -128,8 +128,29 @@ def test_it_is_trained_saved_and_drawn_like_any_other(tmp_path):
     assert images.shape == (2, *TINY.shape)
 
 
+@pytest.mark.parametrize("name", ["dit", "jit"])
+def test_dropout_of_a_recipe_acts_in_training_alone(name):
+    network = with_random_weights(make_network(replace(SMALL, network=name, dropout=0.5)))
+    assert torch.equal(network(X, T), network(X, T))
+    network.train()
+    assert not torch.equal(network(X, T), network(X, T))
+
+
+def test_the_plain_transformer_attends_alike_whatever_the_size_of_queries_and_keys():
+    block = with_random_weights(JiTBlock(32, heads=2, dropout=0.0))
+    x = torch.randn(2, 12, 32, generator=ddpm.random_generator(0))
+    angles = rotary_angles(3, 4, 16)
+    before = block.attend(x, angles)
+    weights = [*block.qkv.weight.data.chunk(3), *block.qkv.bias.data.chunk(3)]
+    for kind in (0, 1):
+        for part in weights[kind::3]:
+            part *= 10
+        torch.testing.assert_close(block.attend(x, angles), before, rtol=1e-3, atol=1e-4)
+
+
 def test_positions_of_the_plain_transformer_are_relative():
     angles = rotary_angles(5, 6, 16).view(5, 6, 8)
+    assert angles[2, 3, [0, 4]].tolist() == [2, 3], "rows first: shipped weights know them so"
     q, k = torch.randn(2, 16, generator=ddpm.random_generator(0), dtype=torch.float64)
 
     def product(first, second):

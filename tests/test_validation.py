@@ -130,15 +130,15 @@ def test_labels_no_better_than_chance_and_a_risen_loss_are_noted():
 
 
 def test_label_accuracy_is_compared_with_that_of_shuffled_labels():
-    classes, labels = torch.tensor([0] * 30 + [1] * 10), torch.tensor([0] * 20 + [1] * 20)
+    classes, labels = torch.tensor([0] * 30 + [1] * 10), torch.tensor([0] * 24 + [1] * 16)
     network = SimpleNamespace(dataset="two kinds", outputs=2)
     judge = SimpleNamespace(network=network, logits=lambda features: features)
     validator = SimpleNamespace(real=SimpleNamespace(judge=judge), labels=labels)
     validator.recipe = SimpleNamespace(dataset="two kinds", classes=2, attributes=())
     features = torch.nn.functional.one_hot(classes, 2).double()
     figures = Validator.label_figures(validator, features)
-    assert figures["label_accuracy"].value == 0.75
-    assert figures["label_chance"] == pytest.approx(0.75 * 0.5 + 0.25 * 0.5)
+    assert figures["label_accuracy"].value == 0.85
+    assert figures["label_chance"] == pytest.approx(0.75 * 0.6 + 0.25 * 0.4)
     validator.recipe.dataset = "others"
     assert Validator.label_figures(validator, features) == {}
 
@@ -226,6 +226,11 @@ def test_a_watched_run_has_the_same_weights_and_resumes_its_records(tmp_path, qu
     assert [*logged] == [*range(1, 10)]
     assert logged[1].keys() >= {"validation loss", "validation distance"}
     assert same(alone.ema, watched.ema) and same(alone.network, watched.network)
+    validator = watch(tmp_path / "watched")
+    average = SimpleNamespace(ema=watched.ema)  # validation knows the average alone
+    figures = validator.figures(average, validator.draw(average))
+    last = read_progress(tmp_path / "watched").records[-1]
+    assert (figures["losses"], figures["influences"]) == (last.losses, last.influences)
 
     def stop(run, picture):
         if run.step == 4:

@@ -52,8 +52,9 @@ def average_velocity(
 class MeanFlow(Method):
     """The squared error of the velocity that the average velocity implies: one loss an image.
 
-    Each is divided by itself plus c, without gradient (MeanFlow, Eq. 22, with p = 1). The loss
-    raises ValueError for one image, which has no second time.
+    Each is divided by itself plus c, without gradient (MeanFlow, Eq. 22, with p = 1). Here it is a
+    mean over an image's numbers, in the paper a sum: the c of Eq. 22 is c times how many there are.
+    The loss raises ValueError for one image, which has no second time.
     """
 
     def __init__(self, c: float = 1e-3):

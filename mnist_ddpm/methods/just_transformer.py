@@ -2,7 +2,8 @@
 
 The paper's network predicts x_0, and its loss is the error of the velocity: flow.velocity_weight.
 Beside the diffusion transformer it has a bottleneck before the patches' embedding, RMS norms,
-normalised queries and keys, rotary positions and a gated MLP. Its tokens of labels are left out.
+normalised queries and keys, rotary positions and a gated MLP. Left out are its tokens of labels,
+and the learned weights of the norms of queries and keys.
 """
 
 import torch
