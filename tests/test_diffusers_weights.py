@@ -330,8 +330,8 @@ def test_schedules_that_we_have_not_are_refused_with_the_reason(changes, name, t
         ({"condition": "grey"}, "condition is grey"),
         ({"base_channels": 3}, "base_channels is 3"),
         ({"base_channels": 32}, r"norm_groups would be \[8, 16, 32\]"),
-        ({"prediction": "mu"}, 'prediction "mu"'),
-        ({"schedule": "own"}, 'schedule "own"'),
+        ({"prediction": "mu"}, "prediction mu"),
+        ({"schedule": "own"}, "schedule own"),
     ],
     ids=str,
 )

@@ -103,7 +103,7 @@ BAD_ARRAYS = {
     "signals of two": (np.zeros((9, 100, 2)), "100 high and 2 wide"),
     "signals of twelve": (np.zeros((9, 12, 1000)), "12 high and 1000 wide"),
     "either layout": (np.zeros((9, 3, 32, 3)), "(9, 3, 32, 3)"),
-    "sixteen levels": (COLOUR // 16, "0 to 15"),
+    "sixteen levels": (COLOUR // 16, "uint8 from 0 to 15"),
     "twelve bits": (COLOUR.astype(np.uint16) * 16, "uint16"),
     "constant": (np.full((4, 16, 16), 7, np.uint8), "7"),
     "constant floats": (np.zeros((4, 16, 16, 3)), "0"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_helpers import SMALL, error_of, run, skip_films
 from helpers import untrained_judge
-from picture_helpers import image_recipe, plain, ramp, save
+from picture_helpers import image_recipe, plain, save
 from PIL import Image
 
 from mnist_ddpm.commands.drawing import labels_in_turn
@@ -68,11 +68,13 @@ def test_before_the_first_step_a_training_says_and_shows_what_it_read(tmp_path, 
     assert shown >= {*COLOURS.values(), (255, 255, 255)}
 
 
-def test_images_that_are_all_the_same_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(("brightest", "named"), [(255, "the same"), (50, "is read as")])
+def test_images_that_are_all_the_same_or_faint_are_refused(tmp_path, capsys, brightest, named):
     for k in range(20):
-        save(tmp_path / "mine" / f"{k}.png", ramp(128, 128))
+        image = Image.linear_gradient("L").point(lambda value: value * brightest // 255)
+        save(tmp_path / "mine" / f"{k}.png", image)
     data = ["--dataset", tmp_path / "mine", "--data", tmp_path, "--device", "cpu"]
-    assert "the same" in error_of(capsys, "train", *data, *SMALL, "--out", tmp_path / "run")
+    assert named in error_of(capsys, "train", *data, *SMALL, "--out", tmp_path / "run")
 
 
 def test_labels_are_drawn_by_their_names(trained, capsys):

@@ -25,7 +25,15 @@ from mnist_ddpm.training.tracking import TrackerLog
 from mnist_ddpm.watch import progress, validation
 from mnist_ddpm.watch.progress import Progress, Record, read_progress, write_progress
 from mnist_ddpm.watch.validation import RealSet, Validator
-from mnist_ddpm.watch.verdict import COPYING, DIVERGED, DONE, IMPROVING, UNCLEAR, find_verdict
+from mnist_ddpm.watch.verdict import (
+    COPYING,
+    DIVERGED,
+    DONE,
+    IGNORANT,
+    IMPROVING,
+    UNCLEAR,
+    find_verdict,
+)
 
 M = 100  # unseen images, and images drawn
 ERROR = 0.2  # standard error of a made-up distance
@@ -83,6 +91,12 @@ JUST_BLOWN_UP = np.where(STEPS < 2000, 0.03, 5.0)
         (made_up(FLAT, JUST_BLOWN_UP), UNCLEAR),  # it may recover
         (made_up(FLAT, 2 * LEARNED + 1), DIVERGED),  # from the start
         (made_up(FLAT, LEARNED, is_finite=False), DIVERGED),
+        (made_up(None, np.full(20, 1.0)), IGNORANT),
+        (made_up(FLAT, np.full(20, 0.97)), IGNORANT),
+        (made_up(None, np.full(2, 1.0), STEPS[:2]), IGNORANT),
+        (made_up(None, np.full(1, 1.0), STEPS[:1]), UNCLEAR),  # it has hardly begun
+        (made_up(None, np.full(20, 0.5)), DIVERGED),  # stuck above the best linear prediction
+        (made_up(None, FALLING / 40), IMPROVING),
         (made_up(FLAT, LEARNED, copies=True), COPYING),
         (made_up(FALLING, LEARNED, copies=True), COPYING),
         (made_up(FLAT, BLOWN_UP, copies=True), DIVERGED),
@@ -311,6 +325,10 @@ def test_status_says_in_a_sentence_what_is_missing_or_damaged(pictures, tmp_path
         json.dumps(content | {"records": [records[0] | {"losses": ["1"] * M}]}),
         json.dumps(content | {"records": [records[0] | {"distance": [1, 2]}]}),
         json.dumps(content | {"records": [records[0] | {"step": None}]}),
+        json.dumps(content | {"records": [records[0] | {"near": "1"}]}),
+        json.dumps(content | {"records": [records[0] | {"losses": [1e300] * M}]}),
+        json.dumps(content | {"records": [records[0], records[1] | {"distance": None}]}),
+        json.dumps(content | {"records": [records[0] | {"label_accuracy": [0.5, 0.4, 0.6]}]}),
         json.dumps(content | {"references": {}}),
         json.dumps(content | {"about": None}),
         json.dumps(content | {"T": 0}),

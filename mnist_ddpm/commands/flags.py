@@ -242,8 +242,8 @@ class ExportFlags:
     """Write a checkpoint as another library reads it.
 
     diffusers: a folder for DDPMPipeline.from_pretrained. That has no patches, labels or learned
-    variances, and one number of groups in all its normalisations: train with --patch-size 1, and
-    with --base-channels 128, or 30 and equal --channel-mults.
+    variances, and one number of groups in all its normalisations: train with --patch-size 1
+    --norm-groups 4.
 
     onnx: a file for ONNX Runtime, with the schedule in its metadata, for any network. It needs
     the extra packages of pip install ".[export]".

@@ -142,12 +142,18 @@ def scheduler_to_diffusers(recipe: Recipe) -> dict:
     schedules = {ours: theirs for theirs, ours in SCHEDULES.items()}
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     schedule = recipe.schedule.removesuffix("-zero-snr")
+    for name, value, table in (
+        ("schedule", schedule, schedules),
+        ("prediction", recipe.prediction, predictions),
+    ):
+        advice = f"take --format onnx, or train with --{name} {' or '.join(table)}"
+        check(value in table, f"diffusers has no {name} {value}: {advice}")
     return {
         "_class_name": "DDPMScheduler",
         **{theirs: getattr(recipe, ours) for ours, theirs in SAME_SCHEDULE.items()},
-        "beta_schedule": look_up("schedule", schedule, schedules),
+        "beta_schedule": schedules[schedule],
         "rescale_betas_zero_snr": schedule != recipe.schedule,
-        "prediction_type": look_up("prediction", recipe.prediction, predictions),
+        "prediction_type": predictions[recipe.prediction],
         "variance_type": "fixed_small",
         "clip_sample": True,
         "timestep_spacing": "trailing",  # else fewer steps than T would not start at T

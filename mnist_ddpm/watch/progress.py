@@ -1,7 +1,7 @@
 """The record of a validated training in progress.json, and its picture, progress.png."""
 
 import json
-import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from mnist_ddpm.machine.files import replacing
 from mnist_ddpm.machine.text import describe_error, read_json
 
 PROGRESS = "progress.json"
+LARGEST = 1e15  # of any number in it
 ESTIMATES = "distance", "label_accuracy"  # fields of a record that are None or an Estimate
 
 
@@ -82,29 +83,42 @@ def parse_record(content: dict) -> Record:
     estimates = {name: content[name] for name in ESTIMATES if content[name] is not None}
     content = content | {name: parse_estimate(each) for name, each in estimates.items()}
     record = Record(**content)
-    numbers = record.step, record.total_steps, record.seconds, record.cost
-    check(all(type(each) in (int, float) and each >= 0 for each in numbers), "a record's times")
+    times = record.step, record.total_steps, record.seconds, record.cost
+    check(are_numbers(times) and min(times) >= 0, "a record's times")
+    shares = record.near, record.label_chance
+    optional = (each for each in shares if each is not None)
+    check(are_numbers([*optional, *(record.influences or ())]), "a figure is no number")
+    has_chance = record.label_accuracy is None or record.label_chance is not None
+    check(has_chance, "label_chance is missing")
     return record
+
+
+def are_numbers(values: Iterable) -> bool:
+    """Whether all are numbers, finite and of a size that figures have."""
+    return all(type(each) in (int, float) and abs(each) < LARGEST for each in values)
 
 
 def parse_estimate(content: list) -> Estimate:
     """An estimate of JSON. Raises ValueError or TypeError for what is none."""
     estimate = Estimate(*content)
-    check(all(map(math.isfinite, estimate)), "an estimate is not finite")
+    check(are_numbers(estimate), "an estimate is no number")
     return estimate
 
 
 def check_progress(progress: Progress) -> None:
     """Raises ValueError for records out of order, or figures that are not of the same images."""
     records = progress.records
+    measured = progress.measured()
+    for name in ("losses", "distance"):
+        kinds = {getattr(record, name) is None for record in measured}
+        check(len(kinds) <= 1, f"some of its records lack a {name}")
     steps = [record.step for record in records]
     check(steps == sorted({*steps}), "its records are out of order")
-    measured = [record.losses for record in records if record.losses is not None]
-    check(not measured or progress.references.keys() >= {NOTHING, LINEAR}, "it lacks a reference")
-    losses = [*measured, *progress.references.values()]
+    losses = [record.losses for record in records if record.losses is not None]
+    check(not losses or progress.references.keys() >= {NOTHING, LINEAR}, "it lacks a reference")
+    losses += progress.references.values()
     influences = [record.influences for record in records if record.distance is not None]
     for lists in (losses, influences):
         check(len({len(each) for each in lists}) <= 1, "its figures are of different images")
-    is_positive = all(0 < loss < math.inf for each in losses for loss in each)
-    check(is_positive, "a loss is not a positive number")
-    check(progress.T > 0 and progress.about["drawn"] > 0, "a number is not positive")
+    numbers = [progress.T, progress.about["drawn"], *(loss for each in losses for loss in each)]
+    check(are_numbers(numbers) and min(numbers) > 0, "a number is not positive")

@@ -16,8 +16,11 @@ IMPROVING = "still improving"
 DONE = "done within the noise"
 COPYING = "copying"
 DIVERGED = "diverged"
+IGNORANT = "no better than knowing nothing"
 UNCLEAR = "too little to say"
 LEAST = 5  # validations in the last doubling of the steps, for a trend
+IGNORANT_SHARE = 0.95  # of the loss of a network that knows nothing: more is no knowledge
+EARLIEST = 200  # steps in which each network that learns has come below that
 SURE = 3.0  # standard errors: against the best of many records, which is best by luck too
 
 DISTANCES = {"real": "of unseen real images", "linear": "of the best linear"}  # in their place
@@ -108,10 +111,22 @@ def is_lost(progress: Progress, record: Record) -> bool:
     return record.losses is not None and is_above(record.losses, progress.references[NOTHING])
 
 
+def is_ignorant(progress: Progress, record: Record) -> bool:
+    """Whether the loss is nearly that of an output of 0."""
+    if record.losses is None:
+        return False
+    return np.mean(record.losses) > IGNORANT_SHARE * np.mean(progress.references[NOTHING])
+
+
 def is_behind(progress: Progress, record: Record) -> bool:
-    """Whether the images are surely further from real ones than those of the linear prediction."""
+    """Whether the images are surely further from real ones than those of the linear prediction.
+
+    Without a distance, whether the loss is surely larger than its loss.
+    """
+    if record.distance is None:
+        return record.losses is not None and is_above(record.losses, progress.references[LINEAR])
     linear = progress.linear_distance
-    return None not in (linear, record.distance) and record.distance.low > linear.high
+    return linear is not None and record.distance.low > linear.high
 
 
 def find_verdict(progress: Progress) -> Verdict:
@@ -129,6 +144,9 @@ def find_verdict(progress: Progress) -> Verdict:
         reason = "far more images than by chance are nearly a training image"
         return Verdict(COPYING, reason, notes)
     recent = [record for record in records if 2 * record.step >= last.step]
+    if is_ignorant(progress, last) and (last.step >= EARLIEST or len(recent) >= LEAST):
+        reason = f"after {last.step:,} steps the loss is that of a network whose output is 0"
+        return Verdict(IGNORANT, f"{reason}: try another learning rate", notes)
     if len(recent) < LEAST:
         reason = f"{len(recent)} validations in the last doubling of the steps, of {LEAST} needed"
         return Verdict(UNCLEAR, reason, notes)
@@ -140,7 +158,7 @@ def find_verdict(progress: Progress) -> Verdict:
     reason, *others = (describe_trend(*each) for each in trends.items())
     kind = decide([*trends.values()], is_behind(progress, last))
     if kind == DIVERGED:
-        reason = "stuck at images that are further from real ones than the best linear prediction's"
+        reason = "stuck where the best linear prediction is better"
     return Verdict(kind, reason, [*others, *notes])
 
 
