@@ -2,14 +2,14 @@
 // What is asked for, as the page's address has it: digits.html#seed=7&image=3&label=5&steps=4.
 
 const STOPS = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000]; // of steps
-const BENCHES = ["break", "fork", "ideal"]; // which an address can open
+const BENCHES = ["train", "break", "fork", "ideal"]; // which an address can open
 const EACH = "each", NONE = "none"; // labels: image k's is k mod classes, as in Python; no label
 
 // What to draw where the address says nothing: as the checkpoint advises.
 function defaults({ draw, classes, T }) {
   const sampler = Object.hasOwn(SAMPLERS, draw.sampler) ? draw.sampler : "ddim";
   const steps = Math.min(draw.steps ?? 20, T), eta = Math.min(1, draw.eta ?? 0);
-  const hold = Math.ceil(0.7 * T); // where most digits are half decided
+  const hold = Math.ceil(0.6 * T); // where most digits are decided, but not how they look
   const wish = { seed: 0, image: draw.image ?? 0, steps, sampler, eta, hold };
   return classes ? { ...wish, label: EACH, guidance: draw.guide ? 1 : draw.guidance ?? 1 } : wish;
 }

@@ -1,7 +1,7 @@
 "use strict";
-// The three benches. Each is closed at first, and nothing of it is computed until it is opened.
+// The four benches. Each is closed at first, and nothing of it is computed until it is opened.
 
-const BENCH = { break: BUG_BENCH, fork: FORK_BENCH, ideal: IDEAL_BENCH }; // as in the address
+const BENCH = { train: TRAIN_BENCH, break: BUG_BENCH, fork: FORK_BENCH, ideal: IDEAL_BENCH }; // as in the address
 const advanced = { break: 0, ideal: 0 }; // how many images beyond the page's own
 const shown = {}; // bench -> what it was drawn for
 

@@ -55,7 +55,8 @@ WORKER = (
     "weights memory network noise samplers bugs ideal_denoiser trainer train_worker worker".split()
 )
 PAGE = (
-    "samplers bugs address gif load film draw bug_bench fork_bench ideal_bench presets train_bench benches page"
+    "samplers bugs address gif load film draw bug_bench fork_bench ideal_bench presets "
+    "train_bench benches page"
 ).split()
 COMPILE = (
     "--target=wasm32 -O3 -msimd128 -mbulk-memory -mnontrapping-fptoint -ffreestanding -nostdlib "

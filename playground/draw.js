@@ -39,8 +39,36 @@ function readyToDraw() {
   };
   $("strength").oninput = drawing.soon;
   $("keep").onchange = drawing.now;
+  addEventListener("pagehide", keepDrawing);
   drawExample(context);
+  restoreDrawing(context);
   drawing.now();
+}
+
+// What is on the pad outlives a reload.
+function keepDrawing() {
+  try {
+    if (isExample) sessionStorage.removeItem("drawing");
+    else sessionStorage.setItem("drawing", $("pad").toDataURL());
+  } catch { // a browser that stores nothing
+  }
+}
+
+function restoreDrawing(context) {
+  let address = null;
+  try {
+    address = sessionStorage.getItem("drawing");
+  } catch { // as above
+  }
+  if (!address) return;
+  const picture = new Image();
+  picture.onload = () => {
+    if (!isExample) return; // there is a stroke already
+    wipe(context);
+    context.drawImage(picture, 0, 0);
+    drawing.now();
+  };
+  picture.src = address;
 }
 
 function wipe(context) {

@@ -41,7 +41,7 @@ function show(k) {
 function paint(canvas, x) {
   const context = canvas.getContext("2d"), { width, height } = canvas, size = width * height;
   const picture = context.createImageData(width, height), levels = toUint8(x);
-  const plane = facts.shape[0] === 3 ? size : 0; // from red to green, and on to blue
+  const plane = x.length > size ? size : 0; // from red to green, and on to blue
   for (let k = 0; k < size; k++) {
     for (let c = 0; c < 3; c++) picture.data[4 * k + c] = levels[c * plane + k];
     picture.data[4 * k + 3] = 255;

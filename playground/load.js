@@ -14,12 +14,17 @@ let worker;
 
 async function start() {
   if (!$("end")) return trouble("incomplete");
-  const source = $("worker-source").textContent;
-  worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  worker = newWorker();
   worker.onmessage = ({ data }) => ANSWERS[data.kind](data);
-  worker.onerror = (event) => trouble("browser", event.message);
   const [wasm, weights] = await Promise.all(["wasm", "weights"].map(unpacked));
   worker.postMessage({ kind: "load", wasm, weights }, [wasm, weights]);
+}
+
+function newWorker() {
+  const source = new Blob([$("worker-source").textContent], { type: "text/javascript" });
+  const made = new Worker(URL.createObjectURL(source));
+  made.onerror = (event) => trouble("browser", event.message);
+  return made;
 }
 
 // The bytes that stand in the page as compressed text, which contains their checksum.

@@ -6,7 +6,7 @@ const SAYS = {
   ddpm: "The original way: each step removes some noise, and adds a little fresh noise.",
   ddim: "Removes noise only, as long as η is 0.",
   dpmpp: "As DDIM, and looks back one step: good in few steps.",
-  consistency: "Guesses the digit at once, adds some noise to the guess, and guesses again.",
+  consistency: "A consistency model guesses the finished digit from any noise at once. The sampler then adds some noise to the guess, and guesses again.",
   shortcut: "As DDIM, but the network knows how far each step goes: 1, 2 or 4 are enough.",
 };
 const SEEN = {

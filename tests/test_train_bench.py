@@ -1,9 +1,5 @@
 """The page's network that learns: its gradients and losses against PyTorch's, and what is seen."""
 
-import gzip
-import json
-import re
-
 import numpy as np
 import pytest
 import torch
