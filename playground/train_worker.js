@@ -31,9 +31,8 @@ function trainOnce() {
 }
 
 // The same sixteen noises each time, with the labels 0, 1, 2, …
-function drawSixteen() {
-  const { trainer, source, data } = training;
-  const numbers = Array.from({ length: SHOWN }, (_, k) => k), labels = numbers.map((k) => k % 10);
+function drawSixteen(labels = Array.from({ length: SHOWN }, (_, k) => k % 10)) {
+  const { trainer, source, data } = training, numbers = labels.map((_, k) => k);
   const draw = source.source(1, numbers, TINY_SIZE);
   const images = trainer.draw(draw(), draw, labels);
   return { images, found: judged(images, data), step: trainer.unet.step };

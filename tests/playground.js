@@ -144,12 +144,7 @@ const JOBS = {
     const lists = (found) => Object.fromEntries(
       Object.entries(found).map(([name, values]) => [name, [...values]]),
     );
-    return {
-      losses,
-      gradients: lists(gradients),
-      average: lists(trainer.unet.read("average")),
-      seen: [...trainer.unet.forward(trainer.planes(noise.subarray(0, size), steps[0].times, steps[0].chosen.map(() => 3)))],
-    };
+    return { losses, gradients: lists(gradients), average: lists(trainer.unet.read("average")) };
   },
 
   // for each of some settings: losses [t, loss] of so many steps, and what is drawn after them
@@ -157,7 +152,7 @@ const JOBS = {
     const answers = [];
     globalThis.postMessage = (answer) => answers.push(answer);
     const results = [];
-    for (const { settings, seed, count } of asked()) {
+    for (const { settings, seed, count, labels = [] } of asked()) {
       await TRAINING.train({ wasm: read("kernels.wasm"), digits: read("learned"), settings, seed });
       const began = performance.now();
       const losses = Array.from({ length: count }, () => {
@@ -166,7 +161,8 @@ const JOBS = {
       });
       const seconds = (performance.now() - began) / 1000;
       const { images, found } = drawSixteen();
-      results.push({ losses, images: [...images], found, seconds });
+      const withLabels = labels.map((each) => [...drawSixteen(each).images]);
+      results.push({ losses, images: [...images], found, seconds, withLabels });
     }
     return results;
   },
