@@ -35,7 +35,7 @@ FILES = {  # repository: commit, file
     ),
     "BrianPulfer/PapersReimplementations": (
         "ce70cab23f7157d911fa541b387797d9d64c65fc",
-        "src/cv/ddpm/notebook/DDPM.ipynb",
+        "src/cv/ddpm/ddpm.py",
     ),
     "bot66/MNISTDiffusion": ("c7ba8e09174cbb88b9cc314db3bf2e514668681c", "model.py"),
     "rajgarg021/diffusion-from-scratch": ("16b42bf84a79cb6959887b8af4ee872062ca331b", "ddpm.ipynb"),
