@@ -30,8 +30,8 @@ def find_conventions(subject: Subject, seed: int = 0) -> Subject:
         subject = layout_of_network(subject)
     if subject.schedule is None or not subject.schedule.a.isfinite().all():
         return subject
-    if subject.forward is not None and "first_time" not in subject.known:
-        subject = first_time_of_forward(subject)
+    if subject.forward is not None and not {"first_time", "time"} <= subject.known:
+        subject = time_of_forward(subject)
     if subject.sampler is not None and subject.conventions.prediction != "other":
         subject = conventions_of_sampler(subject, seed)
     return subject
@@ -54,12 +54,20 @@ def layout_of_network(subject: Subject) -> Subject:
     return subject
 
 
-def first_time_of_forward(subject: Subject) -> Subject:
-    """Whether the forward process counts from 0 or 1, or takes fractions or sigma."""
+def time_of_forward(subject: Subject) -> Subject:
+    """Whether the forward process counts from 0 or 1, or takes fractions or sigma.
+
+    The sampler's first time is the same where both take an index. Without a sampler the network's
+    time is that of the forward process.
+    """
     best = None
-    for time in [subject.conventions.time] if "time" in subject.known else ["index", "fraction"]:
-        for first_time in (0, 1):
-            tried = with_convention(subject, first_time=first_time, time=time)
+    known = subject.known
+    units = [subject.conventions.time] if "time" in known else ["index", "fraction", "sigma"]
+    first_times = [subject.conventions.first_time] if "first_time" in known else [0, 1]
+    for time in units:
+        for first_time in first_times:
+            changes = {"forward_first_time": first_time, "forward_time": time}
+            tried = with_convention(subject, **changes)
             t = probed_times(subject.T)
             t = t[t < subject.T] if first_time else t  # an index may end at T - 1
             try:
@@ -68,7 +76,15 @@ def first_time_of_forward(subject: Subject) -> Subject:
                 continue
             if error <= TOLERANCE and (best is None or error < best[0]):
                 best = error, tried
-    return best[1] if best else subject
+    if best is None:
+        return subject
+    subject = best[1]
+    first_time, time = subject.conventions.forward_first_time, subject.conventions.forward_time
+    if "first_time" not in subject.known and (time == "index" or subject.sampler is None):
+        subject = with_convention(subject, first_time=first_time)
+    if "time" not in subject.known and subject.sampler is None:
+        subject = with_convention(subject, time=time)
+    return subject
 
 
 def natural_first_time(subject: Subject, run: SamplerRun) -> int:
@@ -93,20 +109,30 @@ def time_unit(subject: Subject, run: SamplerRun) -> str:
 
 def tried_conventions(subject: Subject, run: SamplerRun) -> Iterator[Subject]:
     """Subjects to try on a sampler, the likeliest first. run: of a first try."""
-    if "time" not in subject.known:
-        subject = with_convention(subject, time=time_unit(subject, run))
-    if "first_time" not in subject.known:
-        natural = natural_first_time(subject, run)
-        first_times = [natural, 1 - natural]
-    else:
-        first_times = [subject.conventions.first_time]
-    if subject.conventions.time == "sigma":
-        first_times = first_times[:1]
-    is_known = "prediction" in subject.known
-    predictions = [subject.conventions.prediction] if is_known else PREDICTIONS
-    for first_time in first_times:
-        for prediction in predictions:
-            yield with_convention(subject, first_time=first_time, prediction=prediction)
+    likely = time_unit(subject, run)
+    units = [subject.conventions.time] if "time" in subject.known else [likely]
+    if "time" not in subject.known and likely != "index":
+        units.append("sigma" if likely == "fraction" else "fraction")
+    known = subject.known
+    for unit in units:
+        subject = replace(with_convention(subject, time=unit), known=known | {"time"})
+        if "first_time" in known and unit == subject.conventions.forward_time:
+            first_times = [subject.conventions.first_time]
+        elif "first_time" in known and subject.conventions.forward_time in (None, unit):
+            first_times = [subject.conventions.first_time]
+        else:
+            natural = natural_first_time(subject, run)
+            first_times = [natural, 1 - natural]
+        if unit == "sigma":
+            first_times = first_times[:1]
+        is_known = "prediction" in known
+        predictions = [subject.conventions.prediction] if is_known else PREDICTIONS
+        divisors = [None, subject.T - 1] if unit == "fraction" and subject.T > 2 else [None]
+        for first_time in first_times:
+            for divisor in divisors:
+                for prediction in predictions if unit == units[0] and divisor is None else ["eps"]:
+                    changes = {"first_time": first_time, "prediction": prediction}
+                    yield with_convention(subject, divisor=divisor, **changes)
 
 
 def conventions_of_sampler(subject: Subject, seed: int) -> Subject:

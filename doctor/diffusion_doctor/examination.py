@@ -5,13 +5,22 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from diffusion_doctor.foreign_code import NamingError, end_session, load_object, users_lines
+from diffusion_doctor.adapter import Adapter, adapt
+from diffusion_doctor.code_file import SUFFIXES, load_file
+from diffusion_doctor.foreign_code import (
+    NamingError,
+    end_session,
+    load_object,
+    place_of,
+    users_lines,
+)
 from diffusion_doctor.forward_checks import FORWARD_ENTRY
 from diffusion_doctor.guidance_checks import GUIDANCE_ENTRY
 from diffusion_doctor.learning_entries import LEARNING_ENTRIES
@@ -37,6 +46,7 @@ ENTRIES: list[CheckEntry] = [
     GUIDANCE_ENTRY,
     *LEARNING_ENTRIES,
 ]
+PRINTED = 4000  # bytes of the end of what the code prints
 TIMES = {"index": "an index", "fraction": "a fraction of T", "sigma": "sigma"}
 
 
@@ -46,6 +56,7 @@ def examine(
     schedule: Any = None,
     forward: Any = None,
     sampler: Any = None,
+    step: Any = None,
     network: Any = None,
     averaged_network: Any = None,
     guidance: Any = None,
@@ -64,9 +75,10 @@ def examine(
 
     code: an object of a library that has several of the others: a scheduler or pipeline of
     diffusers, GaussianDiffusion, a Schedule of smalldiffusion, a denoiser of k-diffusion, a
-    Schedule of this package, or a Subject.
+    Schedule of this package, a Subject, or a dict of names such as globals().
     schedule: alpha_bar, beta or sigma as a table, or a function that returns one.
     forward: q_sample(x0, t, noise). sampler: sample(network, shape). network: model(x, t).
+    step: p_sample(x, t), or step(noise, t, x), which is looped in the place of a sampler.
     guidance: guided(network, x, t, labels, scale). loss: loss(network, x0).
     training_step: step(x0). likelihood: bits(network, x0). Other argument orders are found by name.
     clips: whether the sampler is meant to clip x0_hat; None: either will do.
@@ -78,6 +90,7 @@ def examine(
         "schedule": schedule,
         "forward": forward,
         "sampler": sampler,
+        "step": step,
         "network": network,
         "averaged_network": averaged_network,
         "guidance": guidance,
@@ -86,6 +99,11 @@ def examine(
         "data": data,
         "likelihood": likelihood,
     }
+    if isinstance(code, dict):
+        adapter = adapt(code, {}, {k: v for k, v in functions.items() if v is not None})
+        code, functions = None, adapter.values
+        shape, places = adapter.shape, adapter.places | (places or {})
+        conventions = {"batch": adapter.batch} | conventions
     options = {"clips": clips, "shape": shape, "steps": steps, "seed": seed, "places": places}
     with seeded(seed):  # the caller's random numbers go on afterwards
         return examine_subject(build_subject(code, functions, **options, **conventions), seed)
@@ -157,7 +175,7 @@ def examine_foreign_code(
         request = {
             "names": names,
             "options": options,
-            "picture": None if picture is None else str(picture),
+            "picture": None if picture is None else str(picture.resolve()),
             "answer": str(answer_path),
         }
         status, printed = run_apart(json.dumps(request), seconds)
@@ -173,35 +191,48 @@ def examine_foreign_code(
         for line in answer.get("lines", ()):
             error.add_note(line)
         raise error
-    return Answer(answer["report"], answer["picture"])
+    return Answer(answer["report"], answer["picture"] and str(picture))
 
 
 def run_apart(request: str, seconds: float) -> tuple[int, str]:
-    """Runs answer_input in a process. Returns its status and what it printed.
+    """Runs answer_input in a process. Returns its status and the end of what it printed.
 
-    Raises ValueError where it takes longer, and ends it together with what it has started.
+    Raises ValueError where it takes longer. What it has started ends with it.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
         start_new_session=True,
-        env=os.environ | {"TQDM_DISABLE": "1", "MPLBACKEND": "Agg"},
+        env=os.environ | {"TQDM_DISABLE": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""},
     )
+    printed = bytearray()
+    reader = threading.Thread(target=keep_end, args=(process.stdout, printed), daemon=True)
+    reader.start()
     try:
-        printed, _ = process.communicate(request, timeout=seconds)
+        with process.stdin as stream:
+            stream.write(request.encode())
+        process.wait(seconds)
     except subprocess.TimeoutExpired as error:
         raise ValueError(
             f"the code took longer than {seconds:g} s: raise --seconds; or if it trains when it "
-            "is imported, put that below if __name__ == '__main__'"
+            "is imported, examine the whole file: diffusion-doctor FILE"
         ) from error
     finally:
-        if process.poll() is None:
-            end_session(process)
-    return process.returncode, printed
+        end_session(process)
+        reader.join(1.0)
+    return process.returncode, printed.decode(errors="replace")
+
+
+def keep_end(source: IO[bytes], printed: bytearray) -> None:
+    """Reads all of a stream, and keeps its last PRINTED bytes."""
+    while True:
+        piece = source.read1(PRINTED)
+        if not piece:
+            return
+        printed += piece
+        del printed[:-PRINTED]
 
 
 def answer_request(request: dict[str, Any]) -> dict[str, Any]:
@@ -209,27 +240,53 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     names = request["names"]
     options = request["options"]
     loaded = {}
-    for argument, name in names.items():
-        is_folder = argument == "code" and ":" not in name
-        try:
-            loaded[argument] = name if is_folder else load_object(name)
-        except NamingError as error:
-            return {"error": str(error)}
-        except BaseException as error:  # of any kind, in code that others wrote
-            reason, *lines = users_lines(error)
-            return {"error": f"{name} cannot be loaded: {reason}", "lines": lines}
+    report_parts: dict[str, Any] = {}
+    try:
+        if Path(names.get("code", "")).suffix in SUFFIXES:
+            adapter, report_parts = adapt_file(names, options)
+            loaded = adapter.values
+            options = {"shape": adapter.shape, "batch": adapter.batch} | options
+            places = adapter.places
+        else:
+            for argument, name in names.items():
+                is_folder = argument == "code" and ":" not in name
+                loaded[argument] = name if is_folder else load_object(name)
+            places = {argument: place_of(loaded[argument], names[argument]) for argument in names}
+    except NamingError as error:
+        return {"error": str(error)}
+    except BaseException as error:  # of any kind, in code that others wrote
+        reason, *lines = users_lines(error)
+        return {"error": f"{name} cannot be loaded: {reason}", "lines": lines}
     from diffusion_doctor.report_picture import draw_picture
 
     code = loaded.pop("code", None)
     try:
-        subject = build_subject(code, loaded, places=names, **options)
+        subject = build_subject(code, loaded, places=places, **options)
     except ValueError as error:
         return {"error": str(error)}
     report = examine_subject(subject, options.get("seed", 0))
     picture = None
     if request["picture"] is not None:
         picture = draw_picture(subject, report, Path(request["picture"]))
-    return {"report": report.as_dict(), "picture": picture}
+    return {"report": report.as_dict() | report_parts, "picture": picture}
+
+
+def adapt_file(names: dict[str, str], options: dict) -> tuple[Adapter, dict[str, Any]]:
+    """What was found in a script or notebook, and for the report what was assumed.
+
+    names: by argument of examine; of code the file, else names of that file. Raises NamingError.
+    """
+    file, others = names["code"], {name: names[name] for name in names if name != "code"}
+    module, notes = load_file(Path(file))
+    try:
+        adapter = adapt(vars(module), others)
+    except ValueError as error:
+        more = "".join(f"\n  {note}" for note in notes[:5])
+        raise NamingError(f"{file}: {error}{more}") from None
+    flags = "".join(f" --{role.replace('_', '-')} {name}" for role, name in adapter.names.items())
+    shape = f" --shape {' '.join(map(str, adapter.shape))}" if len(adapter.shape) == 3 else ""
+    parts = {"assumed": adapter.assumed(), "command": f"diffusion-doctor {file}{flags}{shape}"}
+    return adapter, parts | {"failed": notes[:10]}
 
 
 def answer_input() -> None:

@@ -4,8 +4,10 @@ That process runs answer_input: it reads a request as JSON from its input and wr
 the file that the request names. What the code prints is shown only where something fails.
 """
 
+import contextlib
 import importlib
 import importlib.util
+import inspect
 import os
 import signal
 import subprocess
@@ -25,8 +27,9 @@ class NamingError(ValueError):
 def end_session(process: subprocess.Popen) -> None:
     """Ends a process, and where the system has sessions those that it has started."""
     if hasattr(os, "killpg"):
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    elif process.poll() is None:
         process.kill()
     process.wait()
 
@@ -86,6 +89,16 @@ def load_module(source: str) -> ModuleType:
     sys.modules[path.stem] = module
     specification.loader.exec_module(module)
     return module
+
+
+def place_of(value: Any, name: str) -> str:
+    """Where a function or class begins, as "my.py:12 (name)"; where that is not known, the name."""
+    value = getattr(value, "func", value)  # of a partial
+    plain = inspect.unwrap(getattr(value, "__func__", value))
+    code = getattr(plain, "__code__", None)
+    if code is None:
+        return name
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno} ({name.rpartition(':')[2]})"
 
 
 def users_lines(error: BaseException) -> list[str]:

@@ -31,7 +31,7 @@ def probed_times(T: int) -> Tensor:
 def call_forward(subject: Subject, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """x_t (N, …), float64, at our times (N,), and the noise in it: the code's, if it returns it."""
     with torch.no_grad():
-        result = subject.forward(x0, subject.code_times(t), noise)
+        result = subject.forward(x0, subject.forward_times(t), noise)
     xt, *others = result if isinstance(result, (tuple, list)) else (result,)
     if others and isinstance(others[0], Tensor) and others[0].shape == noise.shape:
         noise = others[0]
@@ -71,7 +71,7 @@ def check_factors(subject: Subject) -> Check:
     k = (measured[0] - right[0]).abs().argmax().item()
     shown = f"{measured[0][k]:.4f} x_0 + {measured[1][k]:.4f} eps"
     wanted = f"{right[0][k]:.4f} x_0 + {right[1][k]:.4f} eps"
-    meaning = f"at t = {subject.code_times(t)[k]:g} it gives {shown}, the schedule {wanted}"
+    meaning = f"at t = {subject.forward_times(t)[k]:g} it gives {shown}, the schedule {wanted}"
     return Check(name, "wrong", meaning, error, TOLERANCE)
 
 

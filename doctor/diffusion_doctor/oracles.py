@@ -12,7 +12,6 @@ from diffusion_doctor import mathematics
 from diffusion_doctor.mathematics import Schedule
 from diffusion_doctor.subject import Subject
 
-IMAGES = 32  # drawn in each run of a sampler
 RECORDED = 2048  # pixels of a batch that a record holds, at most
 
 
@@ -38,6 +37,7 @@ class StandIn(nn.Module):
         self.subject = subject
         self.x0_hat = x0_hat
         self.calls: list[Call] = []
+        self.batch: int | None = None  # of a batch that is twice as large, as for guidance, half
         self.device_of_tensors = nn.Parameter(torch.zeros(()), requires_grad=False)
         channels, *sides = (1, *subject.shape) if len(subject.shape) < 3 else subject.shape
         self.channels = self.in_channels = self.out_channels = self.out_dim = channels
@@ -86,6 +86,8 @@ class StandIn(nn.Module):
     def record(self, code_times: Tensor, x: Tensor, output: Tensor) -> None:
         """Adds a call."""
         has_one_time = bool((code_times == code_times[0]).all())
+        if len(x) == 2 * (self.batch or 0):
+            x, output = x[: self.batch], output[: self.batch]
         shown, answer = map(some_pixels, (x, output))
         self.calls.append(Call(code_times[0].item(), shown, answer, has_one_time))
 
@@ -152,6 +154,7 @@ class SamplerRun:
 
 def run_sampler(subject: Subject, network: StandIn, n: int, seed: int) -> SamplerRun:
     """Draws n images with the subject's sampler and records it. Raises what the sampler raises."""
+    network.batch = n
     torch.manual_seed(seed)
     with torch.no_grad(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         images = as_tensor(subject.sampler(network, (n, *subject.shape)))
@@ -180,7 +183,7 @@ def probe_run(subject: Subject, seed: int, size: float = 0.9) -> SamplerRun:
     key = "probe", size, seed, conventions
     if key not in subject.cache:
         network = probe(subject, size, seed)
-        subject.cache[key] = run_sampler(subject, network, IMAGES, seed)
+        subject.cache[key] = run_sampler(subject, network, subject.batch, seed)
     return subject.cache[key]
 
 

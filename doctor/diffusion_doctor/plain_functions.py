@@ -32,7 +32,14 @@ NAMES: dict[str, set[str]] = {
         "input inputs x_clean samples original".split()
     ),
     "t": set("t timestep timesteps time times ts step steps sigma sigmas tau noise_level".split()),
-    "noise": set("noise eps epsilon e z noises".split()),
+    "noise": set("noise eps epsilon e z noises eta x_noise".split()),
+    "state": set(
+        "x xt x_t x_noisy sample img image images latents latent x_prev z_t z zt x_i".split()
+    ),
+    "prediction": set(
+        "noise_pred pred_noise predicted_noise model_output eps epsilon eps_pred e_t eps_theta "
+        "epsilon_theta eps_hat noise_hat e_hat epsilon_pred predicted_eps noise".split()
+    ),
     "start": {"x", "xt", "x_t", "xT", "x_T", "latents", "noise", "z", "img", "x_init"},
     "device": {"device"},
     "labels": set("labels label y c cond classes class_labels context class_label".split()),
@@ -42,6 +49,12 @@ NAMES: dict[str, set[str]] = {
         "total_steps diffusion_steps".split()
     ),
 }
+TIME_FORMS = (  # of the number i for n images
+    lambda i, n: torch.full((n,), i),
+    lambda i, n: i,
+    lambda i, n: torch.tensor(i),
+    lambda i, n: torch.full((n, 1), i),
+)
 ATTRIBUTES = "model", "network", "net", "unet", "nn_model", "eps_model", "denoise_fn", "denoiser"
 
 
@@ -103,14 +116,64 @@ def arguments_for(
 
 
 def plain_forward(function: Callable, tables: dict[str, Any]) -> Callable:
-    """A forward process as a function of (x0, t, noise)."""
+    """A forward process as a function of (x0, t, noise).
 
-    def forward(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    One that draws its noise is handed this noise. It gets t as (N,), else as (N, 1) or
+    (N, 1, 1, 1), else image by image as a number.
+    """
+
+    def call(x0: Tensor, t: Any, noise: Tensor) -> Any:
         roles = {"x0": x0, "t": t, "noise": noise, "device": "cpu"}
         values, named = arguments_for(function, roles, ["x0", "t", "noise"], tables)
-        return function(*values, **named)
+        with drawn_noise(noise):
+            return function(*values, **named)
+
+    def forward(x0: Tensor, t: Tensor, noise: Tensor) -> Any:
+        error: Exception | None = None
+        for shape in ((-1,), (-1, 1), (-1, *[1] * (x0.ndim - 1))):
+            try:
+                result = call(x0, t.reshape(shape), noise)
+            except (RuntimeError, ValueError, TypeError, IndexError) as raised:
+                error = error or raised
+                continue
+            if first_tensor(result).shape == x0.shape:
+                return result
+        try:
+            each = [call(x0[k : k + 1], t[k].item(), noise[k : k + 1]) for k in range(len(x0))]
+            return torch.cat([first_tensor(result) for result in each])
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            raise error or ValueError("the forward process returns another shape") from None
 
     return forward
+
+
+def first_tensor(result: Any) -> Tensor:
+    """The tensor that a function returns: alone, first of several, or under a usual name."""
+    if isinstance(result, dict):
+        names = "sample", "prev_sample", "x_prev", "loss"
+        result = next((result[name] for name in names if name in result), result)
+    result = getattr(result, "prev_sample", result)
+    return result[0] if isinstance(result, (tuple, list)) else result
+
+
+@contextmanager
+def drawn_noise(noise: Tensor) -> Iterator[None]:
+    """Inside, torch draws this noise where normal noise of its shape is asked for."""
+    saved = torch.randn, torch.randn_like
+
+    def randn(*sizes: Any, **options: Any) -> Tensor:
+        shape = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+        is_same = tuple(shape or options.get("size", ())) == tuple(noise.shape)
+        return noise.clone() if is_same else saved[0](*sizes, **options)
+
+    def randn_like(x: Tensor, **options: Any) -> Tensor:
+        return noise.clone() if x.shape == noise.shape else saved[1](x, **options)
+
+    torch.randn, torch.randn_like = randn, randn_like
+    try:
+        yield
+    finally:
+        torch.randn, torch.randn_like = saved
 
 
 def parameter_names(function: Callable) -> list[str] | None:
@@ -124,6 +187,8 @@ def parameter_names(function: Callable) -> list[str] | None:
 def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> Callable:
     """A sampler as a function of (network, shape). Without a parameter for it, the network is
     exchanged where the function looks for it: in its object, or among its module's names.
+
+    A size is a number; where the function fails with that, a tuple.
     """
 
     def sampler(network: nn.Module, shape: tuple[int, ...]) -> Any:
@@ -131,13 +196,78 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
         roles = {"network": network, "shape": shape, "n": n, "device": "cpu", "labels": None}
         sizes = size_roles(function)
         roles["channels"] = sizes_of_image[0]
-        roles["image_size"] = shape if sizes == ["image_size"] else sizes_of_image[-1]
         roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if "sigmas" in tables else 1)
         if T is not None:
             roles["T"] = T
-        return call_with_network(function, roles, sizes, tables)
+        possible = [shape if sizes == ["image_size"] else sizes_of_image[-1]]
+        possible += [tuple(sizes_of_image), tuple(sizes_of_image[1:])]
+        for image_size in possible if "image_size" in sizes else [None]:
+            state = torch.get_rng_state()
+            roles["image_size"] = image_size
+            try:
+                return call_with_network(function, roles, sizes, tables)
+            except (TypeError, RuntimeError, ValueError):
+                if getattr(network, "calls", ()) or image_size in (None, possible[-1]):
+                    raise
+                torch.set_rng_state(state)
 
     return sampler
+
+
+def plain_step(function: Callable, tables: dict[str, Any], T: int | None) -> Callable:
+    """A step of a sampler, looped from T - 1 to 0, as a function of (network, shape).
+
+    The step is one of (x, t), or of (prediction, t, x) without a network. It gets t as (N,), or
+    as a number where it cannot take that.
+    """
+    names = parameter_names(function) or []
+    predictions = [name for name in names if name in NAMES["prediction"] - {"noise"}]
+    if not predictions and "noise" in names and not asks_network(function):
+        predictions = ["noise"]
+
+    def advance(network: nn.Module, x: Tensor, t: Any, prediction: Any) -> Tensor:
+        roles = {"network": network, "state": x, "t": t, "device": "cpu", "labels": None}
+        roles |= {"T": T, "shape": tuple(x.shape)}
+        if predictions:
+            values = {predictions[0]: prediction}
+            order = [role for role in ("state", "t") if role not in values]
+            found, named = arguments_for(partial(function, **values), roles, order, tables)
+            return first_tensor(function(*found, **named, **values))
+        roles["noise"] = torch.randn_like(x)
+        return first_tensor(call_with_network(function, roles, ["state", "t"], tables))
+
+    def sampler(network: nn.Module, shape: tuple[int, ...]) -> Tensor:
+        check(T is not None, "the number of steps is not known: name a schedule")
+        x = torch.randn(shape)
+        forms = list(TIME_FORMS)
+        for i in reversed(range(T)):
+            prediction = network(x, torch.full((len(x),), i)) if predictions else None
+            while True:
+                try:
+                    following = advance(network, x, forms[0](i, len(x)), prediction)
+                    check(following.shape == x.shape, f"a step returns {tuple(following.shape)}")
+                    break
+                except (TypeError, RuntimeError, ValueError, IndexError):
+                    has_begun = bool(getattr(network, "calls", ())) and not predictions
+                    if has_begun or i < T - 1 or len(forms) == 1:
+                        raise
+                    del forms[0]
+            x = following
+        return x
+
+    return sampler
+
+
+def own_code(function: Callable) -> Any:
+    """The code of a function without its decorators; None where it has none."""
+    function = function.func if isinstance(function, partial) else function
+    plain = inspect.unwrap(getattr(function, "__func__", function))
+    return getattr(plain, "__code__", None)
+
+
+def asks_network(function: Callable) -> bool:
+    """Whether a function's own lines name a network."""
+    return any(is_network_name(name) for name in getattr(own_code(function), "co_names", ()))
 
 
 def call_with_network(
@@ -177,7 +307,7 @@ def exchanged_network(function: Callable, network: nn.Module) -> Iterator[None]:
         "among its module's names: give it a parameter named model",
     )
     saved = [
-        (holder, name, holder[name] if isinstance(holder, dict) else getattr(holder, name))
+        (holder, name, holder.get(name) if isinstance(holder, dict) else getattr(holder, name))
         for holder, name in places
     ]
     try:
@@ -190,8 +320,10 @@ def exchanged_network(function: Callable, network: nn.Module) -> Iterator[None]:
 
 
 def place_network(holder: Any, name: str, value: Any) -> None:
-    """Sets a name of a module or an attribute of an object."""
-    if isinstance(holder, dict):
+    """Sets a name of a module or an attribute of an object; None takes a module's name away."""
+    if isinstance(holder, dict) and value is None:
+        holder.pop(name, None)
+    elif isinstance(holder, dict):
         holder[name] = value
     else:
         setattr(holder, name, value)
@@ -211,14 +343,28 @@ def surroundings(function: Callable) -> tuple[Any, dict[str, Any]]:
 def network_places(function: Callable) -> Iterator[tuple[Any, str]]:
     """Where a function finds a network: attributes of its object, else names of its module."""
     owner, names = surroundings(function)
-    if owner is not None:
-        for name in ATTRIBUTES:
-            if isinstance(getattr(owner, name, None), nn.Module):
-                yield owner, name
+    given = function.keywords.values() if isinstance(function, partial) else ()
+    for holder in (owner, *given):
+        attributes = [*ATTRIBUTES, *filter(is_network_name, names_of_parts(holder))]
+        for name in attributes if holder is not None else ():
+            if isinstance(getattr(holder, name, None), nn.Module):
+                yield holder, name
                 return
+    has_any = False
     for name, value in [*names.items()]:
         if isinstance(value, nn.Module) and not isinstance(value, nn.modules.loss._Loss):
+            has_any = True
             yield names, name
+    if not has_any and asks_network(function):  # of a file that never made it
+        for name in own_code(function).co_names:
+            if is_network_name(name) and not hasattr(owner, name) and name not in names:
+                yield names, name
+
+
+def names_of_parts(holder: Any) -> list[str]:
+    """The names of the modules inside a module, or of an object's attributes."""
+    parts = getattr(holder, "_modules", None) or getattr(holder, "__dict__", {})
+    return [*parts]
 
 
 def plain_network(function: Callable) -> Callable[[Tensor, Tensor], Tensor]:
@@ -250,7 +396,7 @@ def plain_loss(function: Callable, T: int | None) -> Callable:
     def loss(network, x0: Tensor) -> Tensor:
         roles = {"network": network, "x0": x0, "device": "cpu", "labels": None}
         roles |= {"t": torch.randint(0, T or 1000, (len(x0),)), "noise": torch.randn_like(x0)}
-        return call_with_network(function, roles, ["x0"], {})
+        return first_tensor(call_with_network(function, roles, ["x0"], {}))
 
     return loss
 

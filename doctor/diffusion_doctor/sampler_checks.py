@@ -140,7 +140,7 @@ def check_formula(
         return check_spread_of_noise(name, subject, *noise)
     if result.verdict == "ok":
         meaning = "no formula that this program knows, but the result is right"
-        return Check(name, "ok", meaning, result.value, result.tolerance)
+        return Check(name, "not checked", meaning, result.value, result.tolerance)
     meaning = f"no formula that this program knows; the closest is {best.description}"
     verdict = "wrong" if result.verdict == "wrong" else "undecided"
     bugs = list(dict.fromkeys(each.bug for each in candidates[:12] if each.bug))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion_doctor import mathematics
 from diffusion_doctor.mathematics import Schedule
-from diffusion_doctor.oracles import IMAGES, SamplerRun, gaussian_oracle, normal_x0_hat, run_sampler
+from diffusion_doctor.oracles import SamplerRun, gaussian_oracle, normal_x0_hat, run_sampler
 from diffusion_doctor.report import Check
 from diffusion_doctor.sampler_analysis import (
     CLIPPINGS,
@@ -210,7 +210,7 @@ def check_result(subject: Subject, seed: int) -> Check:
     """
     name = "sampler: the distribution it draws"
     network = gaussian_oracle(subject, MEAN, DEVIATION)
-    run = run_sampler(subject, network, IMAGES, seed + 1)
+    run = run_sampler(subject, network, subject.batch, seed + 1)
     drawn = in_range(subject, run.end)
     n = drawn.numel()
     start = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(2)).double()

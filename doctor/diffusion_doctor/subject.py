@@ -1,7 +1,7 @@
 """What is examined, whoever wrote it, in one form: a schedule and plain functions of tensors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ OBJECTS = (
     "schedule",
     "forward",
     "sampler",
+    "step",
     "network",
     "averaged_network",
     "guidance",
@@ -37,10 +38,15 @@ class Conventions:
     first_time: what the code calls the schedule's entry 1, the least noisy one; 0 or 1.
     time: the network gets an index, the fraction index / T, or sigma = b_t / a_t of an image
     x_0 + sigma eps.
+    forward_first_time, forward_time: the same of the forward process; None: as the network's.
+    divisor: what the index is divided by for a fraction; None: T.
     """
 
     first_time: int = 0
     time: TimeUnit = "index"
+    forward_first_time: int | None = None
+    forward_time: TimeUnit | None = None
+    divisor: int | None = None
     prediction: Prediction = "eps"
     data_range: tuple[float, float] = (-1.0, 1.0)
     output_range: tuple[float, float] = (-1.0, 1.0)  # of what the sampler returns
@@ -67,6 +73,7 @@ class Subject:
     tables: dict[str, Tensor] | None = None  # the code's own, such as posterior_variance (T,)
     clips: bool | None = None  # whether its sampler is meant to clip x0_hat
     shape: tuple[int, ...] = (1, 16, 16)  # of one image
+    batch: int = 32  # images that its sampler is asked for
     conventions: Conventions = field(default_factory=Conventions)
     known: frozenset[str] = frozenset()  # conventions that were found out or fixed
     places: dict[str, str] = field(default_factory=dict)  # "forward": "my.py:q_sample", for reports
@@ -96,13 +103,26 @@ class Subject:
             a_t, b_t = self.schedule.at(t)
             return (b_t / a_t).float()
         index = t - 1 + self.conventions.first_time
-        return index / self.T if self.conventions.time == "fraction" else index
+        return index / self.divisor if self.conventions.time == "fraction" else index
+
+    @property
+    def divisor(self) -> int:
+        """What an index is divided by for a fraction."""
+        return self.conventions.divisor or self.T
+
+    def forward_times(self, t: Tensor) -> Tensor:
+        """Our times 1 … T (N,) as the code's forward process gets them (N,)."""
+        conventions = self.conventions
+        if conventions.forward_time is not None:
+            own = {"time": conventions.forward_time, "first_time": conventions.forward_first_time}
+            self = replace(self, conventions=replace(conventions, **own))
+        return self.code_times(t)
 
     def entries(self, code_times: Tensor) -> Tensor:
         """The code's times (N,) as ours, float64; between two entries for continuous times."""
         code_times = torch.as_tensor(code_times).detach().cpu().double()
         if self.conventions.time == "fraction":
-            code_times = code_times * self.T
+            code_times = code_times * self.divisor
         if self.conventions.time != "sigma":
             return code_times + 1 - self.conventions.first_time
         sigma = self.schedule.b / self.schedule.a

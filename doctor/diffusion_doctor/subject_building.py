@@ -32,6 +32,7 @@ def build_subject(
     steps: int = 50,
     seed: int = 0,
     places: dict[str, str] | None = None,
+    batch: int = 32,
     **conventions: Any,
 ) -> Subject:
     """The subject of what examine was given, with all conventions that can be found out.
@@ -44,7 +45,7 @@ def build_subject(
     known = ", ".join(vars(Conventions()))
     check(not unknown, f"{', '.join(sorted(unknown))} is no convention: they are {known}")
     subject = gather(code, values, steps, tuple(shape), places)
-    subject = with_convention(subject, **conventions)
+    subject = replace(with_convention(subject, **conventions), batch=batch)
     if clips is not None:
         subject = replace(subject, clips=clips)
     torch.manual_seed(seed)
@@ -81,7 +82,11 @@ def gather(
     if subject.schedule is None:
         fields |= schedule_fields(values["schedule"], tables, places)
     fields["tables"] = tables | fields.get("tables", {})
-    T = (fields.get("schedule") or subject.schedule or SimpleNamespace(T=None)).T
+    schedule = fields.get("schedule") or subject.schedule
+    T = None if schedule is None else schedule.T
+    if values["step"] is not None and values["sampler"] is None:
+        fields["sampler"] = plain_functions.plain_step(values["step"], tables, T)
+        fields["places"] = {"sampler": places.get("step", "step")} | fields["places"]
     wrappers: dict[str, Callable] = {
         "forward": lambda value: plain_functions.plain_forward(value, tables),
         "sampler": lambda value: plain_functions.plain_sampler(

@@ -1,0 +1,461 @@
+"""Finds the tables, the forward process, the sampler and the loss among the names of a file."""
+
+import enum
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_doctor import plain_functions
+from diffusion_doctor.code_file import TooLong, time_limit
+from diffusion_doctor.foreign_code import place_of
+from diffusion_doctor.mathematics import check
+from diffusion_doctor.plain_functions import NAMES, is_network_name, parameter_names
+from diffusion_doctor.schedule_tables import TABLE_NAMES, as_table, named_tables
+from diffusion_doctor.subject_building import tables_around
+
+# Names of functions in tutorials and libraries, in small letters and without leading underscores
+FUNCTION_NAMES = {
+    "step": re.compile(
+        r"p_sample|p_sample_ddpm|step|(sample|denoise)_(one_)?(time)?step|sample_prev_timestep|"
+        r"(reverse|backward|denoising|sampling|p)_step|step_backward|remove_noise|sample_p|"
+        r"denoise_at_t|reverse_diffusion|reverse|backward|p_theta|denoise"
+    ),
+    "sampler": re.compile(
+        r"p_sample_loop|(ddpm_|ddim_)?(sample|sampling|sampler)(_ddpm|_ddim)?|"
+        r"(generate|sample)(_new)?_(images?|samples?|digits?|imgs?|loop|all)|generate|inference|"
+        r"(reverse|backward)_(diffusion|process)\w*|reverse_diffusion|denoise_loop|ddpm|ddim|"
+        r"sample_plot_image"
+    ),
+    "forward": re.compile(
+        r"q_sample|q_xt\w*|q|(add|apply|inject)_noise|noise_(images?|imgs?|x|data|input)|"
+        r"forward_(diffusion|process|noise|step|sample)\w*|forward_diffusion\w*|"
+        r"(diffuse|perturb|corrupt|noisify|noising)\w*|get_noisy\w*|diffusion_forward|sample_q"
+    ),
+    "loss": re.compile(
+        r"p_losses|p_loss|loss|(get|compute|calc|calculate|train|training|diffusion)_loss(es)?|"
+        r"loss_fn|loss_function|training_losses"
+    ),
+}
+# Values for the arguments of a class, by their names. Those with True replace defaults too.
+SIZES: list[tuple[str, Any, bool]] = [
+    (r"(im|img|image)_?(size|sz)|img_dim|resolution|image_side", 16, True),
+    (r"device", "cpu", True),
+    (
+        r"(n|num|noise|max|total|diffusion|train)?_?(num_)?(time|train_time)?_?steps?|n_?T|T",
+        1000,
+        False,
+    ),
+    (r"beta_?(start|min|low|1|0|s)|(min|start|low)_beta|b_?0|beta_one", 1e-4, False),
+    (r"beta_?(end|max|high|T|t|2)|(max|end|high)_beta|b_?T", 0.02, False),
+    (r"\w*channels?|c_in|c_out|ch", 1, False),
+    (r"size|h|w|height|width", 16, False),
+    (r"criterion|loss_fn|loss_func", nn.MSELoss(), False),
+    (r"loss_type", "l2", False),
+    (r"(beta_)?schedule(_type|_name)?|noise_schedule", "linear", False),
+    (r"drop_prob|dropout|eta", 0.0, False),
+    (r"n_class(es)?|num_class(es)?", 10, False),
+]
+MEMBERS = "EPSILON", "FIXED_SMALL", "MSE"  # of enumerations, those of DDPM
+BETAS = torch.linspace(1e-4, 0.02, 1000)
+SHAPES = (1, 16, 16), (3, 16, 16), (64,)
+BATCHES = 32, 40
+MOST_PIXELS = 60_000  # of a batch that a sampler draws
+SECONDS = 8.0  # for each trial
+HOLDERS = re.compile(r"\w*(diffusion|ddpm|ddim|scheduler|schedule|process|sampler)\w*")
+
+
+class FirstCall(BaseException):
+    """A trial ends at the network's first call."""
+
+
+class Placeholder(nn.Module):
+    """A network for trials: its output is its input, or it ends the trial."""
+
+    def __init__(self, ends_trial: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.ends_trial = ends_trial
+        self.shape: tuple[int, ...] | None = None
+        self.in_channels = self.channels = self.out_dim = 1
+        self.image_size = self.img_size = 16
+        self.self_condition = self.random_or_learned_sinusoidal_cond = False
+
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+        """What it was shown."""
+        self.shape = tuple(x.shape)
+        if self.ends_trial:
+            raise FirstCall
+        return x * self.weight
+
+
+@dataclass
+class Holder:
+    """A file's own level, or an object of one of its classes, with its functions by role."""
+
+    name: str  # "" for the file's own level
+    value: Any
+    roles: dict[str, list[str]] = field(default_factory=dict)
+
+    def function(self, name: str) -> Callable:
+        """One of its functions."""
+        return self.value[name] if isinstance(self.value, dict) else getattr(self.value, name)
+
+    def expression(self, name: str) -> str:
+        """How a person names a function of it."""
+        return f"{self.name}.{name}" if self.name else name
+
+
+@dataclass
+class Adapter:
+    """What was found in a file, by argument of examine, and how it is named."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] = SHAPES[0]
+    batch: int = BATCHES[0]
+
+    def add(self, role: str, value: Any, name: str) -> None:
+        """Takes a value for a role."""
+        self.values[role] = value
+        self.names[role] = name
+        self.places[role] = place_of(value, name)
+
+    def assumed(self) -> list[str]:
+        """What it takes each thing to be, a line each."""
+        lines = [f"{role}: {self.places[role]}" for role in self.names]
+        return [*lines, f"images: {' × '.join(map(str, self.shape))}"]
+
+
+def adapt(
+    names: dict[str, Any], chosen: dict[str, str] | None = None, given: dict[str, Any] | None = None
+) -> Adapter:
+    """The adapter of what a module has defined. Raises ValueError where nothing is found.
+
+    chosen: by argument of examine the names that a person wants, such as "Diffusion.sample".
+    given: by argument of examine what is known already.
+    """
+    own = own_names(names)
+    holders = [Holder("", own), *objects_of(own, names)]
+    for holder in holders:
+        holder.roles = roles_of(holder)
+    holders.sort(key=worth, reverse=True)
+    adapter = Adapter()
+    for role, expression in (chosen or {}).items():
+        adapter.add(role, evaluate(expression, holders, names), expression)
+    for role, value in (given or {}).items():
+        adapter.add(role, value, getattr(value, "__name__", role))
+    with quiet():
+        find_table(adapter, own)
+        find_forward(adapter, holders)
+        find_sampler(adapter, holders)
+        find_loss(adapter, holders)
+        find_network(adapter, own)
+    tables = [each.name for each in holders if named_tables_of(each)]
+    if not adapter.values and tables:
+        adapter.add("schedule", next(h.value for h in holders if h.name == tables[0]), tables[0])
+    check(
+        bool(adapter.values),
+        "it defines no table of betas, no forward process, no sampler, no loss and no network on "
+        "its own level: name them, such as --sampler NAME",
+    )
+    return adapter
+
+
+def own_names(names: dict[str, Any]) -> dict[str, Any]:
+    """The names that are the code's own: without libraries and what a notebook adds."""
+    own = {}
+    for name, value in names.items():
+        module = getattr(value, "__module__", None) or ""
+        is_library = module.split(".")[0] in ("torch", "torchvision", "numpy", "matplotlib", "tqdm")
+        is_object = not inspect.isroutine(value) and not inspect.isclass(value)
+        if not name.startswith("_") and not inspect.ismodule(value):
+            if is_object or not is_library:
+                own[name] = value
+    return own
+
+
+def objects_of(own: dict[str, Any], names: dict[str, Any]) -> Iterator[Holder]:
+    """The objects of the code's own classes: those that it has made, and others made here."""
+    classes = {name: value for name, value in own.items() if inspect.isclass(value)}
+    made = set()
+    for name, value in own.items():
+        if type(value) in classes.values() and looks_like_diffusion(type(value)):
+            made.add(type(value))
+            yield Holder(name, value)
+    for name, value in classes.items():
+        if value not in made and looks_like_diffusion(value):
+            with quiet():
+                instance = construct(value, names)
+            if instance is not None:
+                yield Holder(name, instance)
+
+
+def looks_like_diffusion(kind: type) -> bool:
+    """Whether a class has a function or a name as those of diffusion codes."""
+    functions = [name for name in vars(kind) if not name.startswith("__")]
+    by_name = any(role_of_function(name) for name in functions)
+    is_named = bool(HOLDERS.fullmatch(kind.__name__.lower()))
+    is_enumeration = issubclass(kind, enum.Enum)
+    return not is_enumeration and (by_name or (is_named and "forward" in functions))
+
+
+def role_of_function(name: str) -> str | None:
+    """The role that a function has by its name."""
+    plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).strip("_").lower()
+    return next((r for r, names in FUNCTION_NAMES.items() if names.fullmatch(plain)), None)
+
+
+def construct(kind: type, names: dict[str, Any]) -> Any:
+    """An object of a class, with usual values for its arguments; None where that fails."""
+    try:
+        parameters = [*inspect.signature(kind).parameters.values()]
+    except (TypeError, ValueError):
+        return None
+    for betas in (BETAS, (1e-4, 0.02), BETAS.double().numpy()):
+        values = {}
+        for each in parameters:
+            value = usual_value(each, names, betas)
+            if value is not each.empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL):
+                values[each.name] = value
+        try:
+            with time_limit(SECONDS):
+                instance = kind(**values)
+        except (Exception, TooLong):  # of any kind, in code that others wrote
+            continue
+        return instance.eval() if isinstance(instance, nn.Module) else instance
+    return None
+
+
+def usual_value(parameter: inspect.Parameter, names: dict[str, Any], betas: Any) -> Any:
+    """What a parameter of a class is given, or inspect's empty where its default will do."""
+    name = parameter.name
+    is_required = parameter.default is parameter.empty
+    if is_required and name in ("betas", "beta", "beta_range"):
+        return betas
+    for pattern, value, replaces_default in SIZES:
+        if re.fullmatch(pattern, name) and (is_required or replaces_default):
+            return value
+    if not is_required:
+        return parameter.empty
+    if is_network_name(name) and isinstance(names.get(name), nn.Module):
+        return names[name]
+    for value in names.values():
+        if inspect.isclass(value) and issubclass(value, enum.Enum):
+            plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value.__name__).lower()
+            if plain == name:
+                return next((m for m in value if m.name in MEMBERS), next(iter(value)))
+    return Placeholder() if is_network_name(name) else parameter.empty
+
+
+def roles_of(holder: Holder) -> dict[str, list[str]]:
+    """Names of a holder's functions by role, in the order in which they are tried."""
+    if isinstance(holder.value, dict):
+        names = [name for name, value in holder.value.items() if inspect.isfunction(value)]
+    else:
+        names = [each for each in dir(type(holder.value)) if not each.startswith("__")]
+        names = [each for each in names if inspect.isroutine(getattr(holder.value, each, None))]
+        names = [each for each in names if not hasattr(nn.Module, each) or each == "forward"]
+    roles: dict[str, list[str]] = {role: [] for role in FUNCTION_NAMES}
+    for name in names:
+        role = role_of_call(holder) if name == "forward" else role_of_function(name)
+        if role is not None:
+            roles[role].append(name)
+    step_like = [name for name in roles["step"] if not is_step(holder.function(name))]
+    roles["step"] = [name for name in roles["step"] if name not in step_like]
+    roles["sampler"] += step_like
+    order = {"p_sample_loop": -2, "q_sample": -2, "sample": -1, "p_sample": -1}
+    return {role: sorted(found, key=lambda n: order.get(n, 0)) for role, found in roles.items()}
+
+
+def role_of_call(holder: Holder) -> str | None:
+    """What a module of diffusion does when it is called: by its class and its arguments."""
+    if isinstance(holder.value, dict) or not named_tables_of(holder):
+        return None
+    parameters = parameter_names(holder.value.forward) or []
+    kind = type(holder.value).__name__.lower()
+    has_time = any(name in NAMES["t"] for name in parameters)
+    if has_time:
+        return "forward"
+    if "sampl" in kind or not {"x_T", "xT"}.isdisjoint(parameters):
+        return "sampler"
+    return "loss"
+
+
+def is_step(function: Callable) -> bool:
+    """Whether a function takes an image and a time."""
+    parameters = parameter_names(function) or []
+    has_time = any(name in NAMES["t"] for name in parameters)
+    return has_time and any(name in NAMES["state"] for name in parameters)
+
+
+def named_tables_of(holder: Holder) -> dict[str, Tensor]:
+    """The tables of a holder by their usual names."""
+    if not isinstance(holder.value, dict):
+        return named_tables(holder.value)
+    tables = {name: holder.value[name] for name in TABLE_NAMES if name in holder.value}
+    return {name: value for name, value in tables.items() if as_table(value) is not None}
+
+
+def worth(holder: Holder) -> tuple[int, int]:
+    """How much of a diffusion code a holder has."""
+    found = sum(bool(each) for each in holder.roles.values())
+    return found, bool(named_tables_of(holder))
+
+
+def evaluate(expression: str, holders: list[Holder], names: dict[str, Any]) -> Any:
+    """What a person's name means; of a class the object that was made here."""
+    objects = {each.name: each.value for each in holders if each.name}
+    try:
+        return eval(expression, names | objects)
+    except NameError as error:
+        known = ", ".join(each for each in own_names(names))[:300]
+        raise ValueError(f"there is no {error.name or expression}; its names: {known}") from None
+    except AttributeError as error:
+        raise ValueError(f"{expression}: {error}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What the code prints is not shown inside."""
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()), torch.random.fork_rng([]):
+        yield
+
+
+def works(call: Callable) -> bool:
+    """Whether a trial ends well or at the network's first call."""
+    try:
+        with time_limit(SECONDS):
+            return bool(call())
+    except FirstCall:
+        return True
+    except (Exception, TooLong, SystemExit):  # of any kind, in code that others wrote
+        return False
+
+
+def with_objects(function: Callable, holders: list[Holder]) -> Callable:
+    """The function, with objects for parameters such as diffusion or scheduler."""
+    parameters = parameter_names(function) or []
+    values = {}
+    objects = [each for each in holders if each.name]
+    for name in parameters:
+        fitting = [each for each in objects if HOLDERS.fullmatch(name.lower())]
+        if fitting and not is_network_name(name):
+            values[name] = fitting[0].value
+    return partial(function, **values) if values else function
+
+
+def find_table(adapter: Adapter, own: dict[str, Any]) -> None:
+    """Takes a table of the file's own level as the schedule."""
+    tables = named_tables_of(Holder("", own))
+    if "schedule" not in adapter.values and tables:
+        name = next(iter(tables))
+        adapter.add("schedule", own[name], name)
+
+
+def find_forward(adapter: Adapter, holders: list[Holder]) -> None:
+    """Takes the first forward process that a trial can call, and the shape that it accepts."""
+    for holder, name in candidates(adapter, holders, "forward"):
+        function = with_objects(holder.function(name), holders)
+        tables = named_tables_of(holder)
+        forward = plain_functions.plain_forward(function, tables)
+        for shape in SHAPES:
+            x0 = torch.randn(3, *shape)
+
+            def trial(x0: Tensor = x0, forward: Callable = forward) -> bool:
+                result = forward(x0, torch.tensor([1, 2, 3]), torch.randn_like(x0))
+                result = result[0] if isinstance(result, (tuple, list)) else result
+                return result.shape == x0.shape
+
+            if works(trial):
+                adapter.shape = shape
+                adapter.add("forward", function, holder.expression(name))
+                return
+
+
+def number_of_times(function: Callable) -> int:
+    """The length of the first table around a function, or 1000."""
+    tables = tables_around(function)
+    return next((len(tables[name]) for name in TABLE_NAMES if name in tables), 1000)
+
+
+def candidates(adapter: Adapter, holders: list[Holder], role: str) -> Iterator[tuple[Holder, str]]:
+    """The functions of a role, unless a person has named one."""
+    if role not in adapter.values:
+        for holder in holders:
+            for name in holder.roles[role]:
+                yield holder, name
+
+
+def find_sampler(adapter: Adapter, holders: list[Holder]) -> None:
+    """Takes the first loop, else the first step, that calls the network in a trial."""
+    if "step" in adapter.values or "sampler" in adapter.values:
+        return
+    for role in ("sampler", "step"):
+        for holder, name in candidates(adapter, holders, role):
+            function = with_objects(holder.function(name), holders)
+            tables = named_tables_of(holder)
+            T = number_of_times(function)
+            wrap = (
+                plain_functions.plain_sampler if role == "sampler" else plain_functions.plain_step
+            )
+            sampler = wrap(function, tables, T)
+            if try_sampler(adapter, sampler):
+                adapter.add(role, function, holder.expression(name))
+                return
+
+
+def try_sampler(adapter: Adapter, sampler: Callable) -> bool:
+    """Whether a sampler calls a network; the adapter's shape and batch become those it draws."""
+    shapes = [adapter.shape, *(each for each in SHAPES if each != adapter.shape)]
+    for shape in shapes:
+        for batch in BATCHES:
+            network = Placeholder(ends_trial=True)
+            if works(partial(sampler, network, (batch, *shape))) and network.shape is not None:
+                adapter.shape = network.shape[1:]
+                pixels = torch.Size(adapter.shape).numel()
+                is_large = batch * pixels > MOST_PIXELS
+                adapter.batch = max(2, MOST_PIXELS // pixels) if is_large else batch
+                return True
+    return False
+
+
+def find_loss(adapter: Adapter, holders: list[Holder]) -> None:
+    """Takes the first loss that a trial can call."""
+    for holder, name in candidates(adapter, holders, "loss"):
+        function = with_objects(holder.function(name), holders)
+        loss = plain_functions.plain_loss(function, number_of_times(function))
+        network = Placeholder()
+
+        def trial(loss: Callable = loss, network: nn.Module = network) -> bool:
+            value = loss(network, torch.rand(4, *adapter.shape))
+            return torch.as_tensor(value).numel() in (1, 4) and network.shape is not None
+
+        if works(trial):
+            adapter.add("loss", function, holder.expression(name))
+            return
+
+
+def find_network(adapter: Adapter, own: dict[str, Any]) -> None:
+    """Takes a network that the file has made and that a trial can call."""
+    if "network" in adapter.values:
+        return
+    for name, value in own.items():
+        if isinstance(value, nn.Module) and is_network_name(name):
+            network = plain_functions.plain_network(value)
+
+            def trial(network: Callable = network) -> bool:
+                x = torch.zeros(2, *adapter.shape)
+                return network(x, torch.ones(2, dtype=torch.long)).shape[2:] == x.shape[2:]
+
+            if works(trial):
+                adapter.add("network", value, name)
+                return
