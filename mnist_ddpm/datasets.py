@@ -68,6 +68,7 @@ class Dataset:
     presets: dict[str, dict] = field(default_factory=dict)  # recipe settings by preset name
     planning: Planning = DEFAULT_PLANNING
     draw: dict = field(default_factory=dict)  # from (schedule, T) to the best flags of `sample`
+    guidance: float | None = None  # the best scale for networks with labels; None: not measured
 
 
 LAPTOP_SETTINGS = {
@@ -146,6 +147,7 @@ MNIST = Dataset(
         (schedule, 1000): {"sampler": "dpmpp", "steps": 20, "eta": 1.0}
         for schedule in ("linear", "flow")
     },
+    guidance=1.5,
 )
 CELEBA = Dataset(
     title="CelebA",

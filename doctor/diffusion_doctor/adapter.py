@@ -159,9 +159,10 @@ def adapt(
         find_sampler(adapter, holders)
         find_loss(adapter, holders)
         find_network(adapter, own)
-    tables = [each.name for each in holders if named_tables_of(each)]
-    if not adapter.values and tables:
-        adapter.add("schedule", next(h.value for h in holders if h.name == tables[0]), tables[0])
+    for holder in holders if "schedule" not in adapter.values else ():
+        for name, table in [*named_tables_of(holder).items()][:1]:
+            adapter.add("schedule", table, holder.expression(name))
+            break
     check(
         bool(adapter.values),
         "it defines no table of betas, no forward process, no sampler, no loss and no network on "
@@ -220,7 +221,9 @@ def construct(kind: type, names: dict[str, Any]) -> Any:
         parameters = [*inspect.signature(kind).parameters.values()]
     except (TypeError, ValueError):
         return None
-    for betas in (BETAS, (1e-4, 0.02), BETAS.double().numpy()):
+    has_times = any(each.name in NAMES["T"] for each in parameters)
+    ranges = [(1e-4, 0.02), BETAS] if has_times else [BETAS, (1e-4, 0.02)]
+    for betas in (*ranges, BETAS.double().numpy()):
         values = {}
         for each in parameters:
             value = usual_value(each, names, betas)

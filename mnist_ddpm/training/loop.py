@@ -41,7 +41,11 @@ Device = torch.device | str
 
 def measured_defaults(recipe: Recipe) -> dict:
     """Flags of sample and their values; {} where nothing was measured."""
-    return dict(dataset_named(recipe.dataset).draw.get((recipe.schedule, recipe.T), {}))
+    dataset = dataset_named(recipe.dataset)
+    defaults = dict(dataset.draw.get((recipe.schedule, recipe.T), {}))
+    if defaults and recipe.classes and recipe.label_dropout and dataset.guidance:
+        defaults["guidance"] = dataset.guidance
+    return defaults
 
 
 def check_labels(labels: Tensor | None, n: int, classes: int) -> None:

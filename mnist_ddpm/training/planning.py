@@ -134,7 +134,7 @@ def make_plan(
         pace=pace,
         seconds=training_seconds,
         deadline=deadline,
-        sampling=defaults.get("steps", 0) * evaluation,
+        sampling=defaults.get("steps", 0) * evaluation * (2 if "guidance" in defaults else 1),
         sampling_defaults=defaults,
         minutes=seconds / 60,
         measured=measured_at - start,
