@@ -136,7 +136,7 @@ PICTURES = {
 def denoiser(picture: Picture, code: ModuleType) -> tuple[ddpm.Denoiser, ddpm.Schedule]:
     """The denoiser of a picture, and its schedule."""
     if picture.guidance is None:
-        network, schedule, _ = code.load_checkpoint(checkpoints.find("mnist"))
+        network, schedule, _ = code.load_checkpoint(checkpoints.find("mnist-unlabelled"))
         schedule = picture.schedule(schedule)
         return code.eps_denoiser(picture.network(network), schedule), schedule
     network, schedule, recipe = checkpoints.load(checkpoints.find("checkpoints/mnist-conditional"))

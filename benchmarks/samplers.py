@@ -1,6 +1,6 @@
 """Samplers side by side at equal network evaluations, with one checkpoint and the same noise.
 
-python benchmarks/samplers.py                      all, with checkpoints/mnist
+python benchmarks/samplers.py                      all, with checkpoints/mnist-unlabelled
 python benchmarks/samplers.py --n 100 --out out    rough figures, in minutes
 
 Prints, and writes to samplers.json in --out: the Fréchet distance of the images to all training
@@ -62,7 +62,7 @@ def compare(flags, draw: Callable, distance: Callable[[Tensor], Estimate], T: in
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints/mnist")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints/mnist-unlabelled")
     parser.add_argument("--data", type=Path, default=ROOT / "data")
     parser.add_argument("--n", type=int, default=1000, help="images of each sampler")
     parser.add_argument("--evaluations", type=int, nargs="+", default=[10, 20, 50])

@@ -1,6 +1,6 @@
 """Denoising diffusion from scratch: `ddpm` is MNIST_DDPM.ipynb's code, all else builds on it."""
 
-__version__ = "0.30.0"
+__version__ = "0.31.0"
 __all__ = ["load_checkpoint", "push_to_hub", "sample"]
 
 

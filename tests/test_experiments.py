@@ -405,7 +405,7 @@ def test_a_sampler_takes_as_many_steps_as_its_evaluations_allow():
 def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, monkeypatch, capsys):
     recipe = Recipe(**NETWORK)
     network = catalogue.make_network(recipe)
-    for name in ("mnist", "mnist-guide"):  # there is no mnist-few
+    for name in (steps.NETWORK, "mnist-guide"):  # there is no mnist-few
         checkpoints.save_checkpoint(tmp_path / "checkpoints" / name, network, recipe, {"steps": 1})
     find = checkpoints.find
     monkeypatch.setattr(checkpoints, "find", lambda path: find(tmp_path / path))
@@ -434,14 +434,17 @@ def test_a_shipped_checkpoint_is_evaluated_as_often_as_its_row_says(tmp_path, mo
     rows = read_rows(tmp_path / "steps-quick" / "results.csv")[:-1]  # the last is of real images
     assert calls == [row["S"] for row in rows]
     for name, expected in (("Heun", [1, 7]), (steps.BEST, [1, 8])):
-        assert sorted({row["S"] for row in rows if row["arm"] == f"mnist, {name}"}) == expected
-    folder = tmp_path / "checkpoints" / "mnist"
+        assert (
+            sorted({row["S"] for row in rows if row["arm"] == f"{steps.NETWORK}, {name}"})
+            == expected
+        )
+    folder = tmp_path / "checkpoints" / steps.NETWORK
     checkpoints.save_checkpoint(folder, network, replace(recipe, seed=1), {"steps": 2})
     calls.clear()
     assert __main__.main(flags) == 0 and calls == [], "the same weights"
     other = catalogue.make_network(replace(recipe, seed=1))
     checkpoints.save_checkpoint(folder, other, recipe, {"steps": 2})
-    assert __main__.main(flags) == 1 and "mnist" in capsys.readouterr().err
+    assert __main__.main(flags) == 1 and steps.NETWORK in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

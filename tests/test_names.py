@@ -58,7 +58,7 @@ def test_a_missing_checkpoint_is_reported_with_its_place_and_the_shipped_names(e
 
 
 def test_a_name_that_was_replaced_says_by_what(elsewhere):
-    with pytest.raises(FileNotFoundError, match="mnist-labelled"):
+    with pytest.raises(FileNotFoundError, match=": mnist has"):
         find("mnist-taught")
     own = save_network(elsewhere / "mnist-taught", DIGITS)
     assert find("mnist-taught").samefile(own)
@@ -67,7 +67,9 @@ def test_a_name_that_was_replaced_says_by_what(elsewhere):
 def test_commands_take_names_from_any_folder(elsewhere, monkeypatch, capsys):
     skip_films(monkeypatch)
     drawing = ["--n", 1, "--steps", 1, "--out", "out"]
-    assert run("sample", "--checkpoint", "mnist", "--guide", "mnist-guide", *drawing) == 0
+    assert (
+        run("sample", "--checkpoint", "mnist-unlabelled", "--guide", "mnist-guide", *drawing) == 0
+    )
     assert "celeba" in error_of(capsys, "sample", "--checkpoint", "faces", *drawing)
     named = "--checkpoint", "mnist-guide"  # and read, before the error
     assert "no extractor nowhere" in error_of(capsys, "evaluate", *named, "--extractor", "nowhere")

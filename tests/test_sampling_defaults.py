@@ -73,15 +73,15 @@ def test_without_flags_the_best_is_drawn_and_said(tmp_path, monkeypatch, capsys)
     ids=["steps", "eta", "guidance", "guide", "sampler", "both"],
 )
 def test_a_flag_that_is_typed_wins(typed, expected):
-    recipe, _ = checkpoints.load_config(checkpoints.find("mnist"))
-    sampling = sampling_of(SampleFlags(checkpoint=Path("mnist"), **typed), recipe)
+    recipe, _ = checkpoints.load_config(checkpoints.find("mnist-unlabelled"))
+    sampling = sampling_of(SampleFlags(checkpoint=Path("mnist-unlabelled"), **typed), recipe)
     assert tuple(getattr(sampling, name) for name in NAMES) == expected
     assert not {*sampling.advised} & typed.keys()
 
 
 def test_one_step_needs_no_time_in_the_advised_interval(tmp_path, monkeypatch, capsys):
     skip_films(monkeypatch)
-    base = "--checkpoint", "mnist", "--n", 1, "--steps", 1
+    base = "--checkpoint", "mnist-unlabelled", "--n", 1, "--steps", 1
     assert drawn(tmp_path, *base).shape == (1, 32, 32)
     line = error_of(capsys, "sample", *base, "--guide", "mnist-guide",
                     "--guidance-interval", 0, 500, "--out", tmp_path)  # fmt: skip

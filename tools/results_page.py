@@ -81,7 +81,7 @@ def cards(prefix: str, n: int) -> str:
 
 
 def samplers() -> str:
-    """Fréchet distances of checkpoints/mnist by sampler and evaluations."""
+    """Fréchet distances of checkpoints/mnist-unlabelled by sampler and evaluations."""
     rows = []
     for name, budgets in read(RESULTS / "samplers.json")["rows"].items():
         if name != "real":
@@ -109,7 +109,7 @@ def five_minutes() -> str:
 def copies() -> str:
     """How near samples are to training images, beside real images that training has not seen."""
     rows = []
-    for title, name in (("digits", "mnist-sde"), ("faces", "celeba")):
+    for title, name in (("digits", "mnist-unlabelled-sde"), ("faces", "celeba")):
         card = read(RESULTS / f"card-{name}.json")
         for space in ("pixels", "features"):
             nearest = card[f"nearest_training_image_in_{space}"]

@@ -81,7 +81,7 @@ class Bench:
             network = catalogue.make_network(recipe)
             nn.init.normal_(network.conv_out.weight, std=0.1)
             return network.to(self.device).eval(), recipe
-        checkpoint = checkpoints.load(ROOT / "checkpoints" / "mnist", self.device)
+        checkpoint = checkpoints.load(ROOT / "checkpoints" / "mnist-unlabelled", self.device)
         return checkpoint.network, checkpoint.recipe
 
     def start(

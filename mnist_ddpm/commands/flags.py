@@ -62,7 +62,7 @@ class DrawingFlags:
     """How to draw images; a checkpoint's sampling defaults hold for flags that are not typed."""
 
     # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
-    checkpoint: Path = Path("checkpoints/mnist-labelled")
+    checkpoint: Path = Path("checkpoints/mnist")
     n: int = 64  # number of images
     # ddpm: ancestral; if you name one, all of the checkpoint's sampling defaults are ignored
     sampler: Annotated[SamplerName | None, unless_typed("the checkpoint's default, else ddim")] = (
@@ -174,7 +174,7 @@ class LikelihoodFlags:
     """
 
     # folder that training wrote, a shipped name, or owner/name[@revision] on the Hugging Face hub
-    checkpoint: Path = Path("checkpoints/mnist-labelled")
+    checkpoint: Path = Path("checkpoints/mnist")
     split: Literal["train", "valid", "test"] = "test"  # of the checkpoint's data set
     n: int = 10_000  # number of images, the first of the split; all if there are fewer
     # evaluate so many t per image: faster, but noisier
@@ -230,7 +230,7 @@ class PushFlags:
 
     to: str  # owner/name on the hub, or owner/name@branch
     # folder that training wrote, or a shipped name
-    checkpoint: Path = Path("checkpoints/mnist-labelled")
+    checkpoint: Path = Path("checkpoints/mnist")
     # a card of `evaluate`, about this checkpoint
     card: Annotated[Path | None, unless_typed("a page without figures")] = None
     private: bool = False  # a new repository is for you alone

@@ -113,7 +113,7 @@ def prepare_job(flags: SampleFlags, sampling: Sampling | None = None) -> Samplin
 
 
 def sample(
-    checkpoint: str | Path = "mnist-labelled",
+    checkpoint: str | Path = "mnist",
     n: int | None = None,
     *,
     seed: int = 0,

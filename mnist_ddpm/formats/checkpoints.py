@@ -39,10 +39,10 @@ CONFIG = "config.json"
 STATE = "training_state.pt"  # of a run that can go on
 WEIGHTS = "model.safetensors"
 TABLES = "a", "b"  # of a schedule that has no name
-SHIPPED = "mnist", "mnist-labelled", "mnist-few", "mnist-conditional"
+SHIPPED = "mnist", "mnist-unlabelled", "mnist-few", "mnist-conditional"
 SHIPPED += "mnist-guide", "mnist-pixels", "mnist-bits"
 SHIPPED += "celeba", "celeba-few", "celeba-guide", "cifar10"
-REPLACED = {"mnist-taught": "mnist-labelled"}  # names of earlier versions
+REPLACED = {"mnist-taught": "mnist", "mnist-labelled": "mnist"}  # names of earlier versions
 FOLDER = "checkpoints"  # of a clone, with the shipped ones
 
 
@@ -341,7 +341,7 @@ def find(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(
                 f"{own} is not in {folder.parent}: take {FOLDER}/{own} of a clone of the "
-                "repository (an installed package holds only mnist-labelled)"
+                "repository (an installed package holds only mnist)"
             )
         return folder
     if own in REPLACED:
