@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice
@@ -94,22 +93,8 @@ def killed(folder: Path, world: ProcessGroup) -> None:
     train(folder / "killed", world, calling(die))
 
 
-def in_notebook(folder: Path, device, world: ProcessGroup) -> None:
-    """What train_in_notebook calls."""
-    half(folder, world)
-    stopped(folder, world)
-
-
-def from_notebook(folder: Path, world: ProcessGroup) -> None:
-    """What one process does that launches three, and goes on by itself."""
-    torch.set_num_threads(2)
-    torch.rand(2, 10**6).mul(2).sum()  # by OpenMP's threads, which the three will not have
-    processes.train_in_notebook(3, in_notebook, folder)
-    assert saving.resume_run(folder, start).step == 5
-
-
 ACCELERATE = "-m accelerate.commands.launch --multi_gpu --main_process_port 0 --num_processes 2"
-TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2"
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 
 def launch(folder: Path, *jobs: str, launcher: str = "") -> subprocess.CompletedProcess:
@@ -134,14 +119,15 @@ def alone(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory) -> tuple:
-    """The folder of what a notebook's three do, then two, and then two of which one dies."""
+    """The folder of what three processes do, then two, and then two of which one dies."""
     folder = tmp_path_factory.mktemp("launched")
-    for done in (launch(folder, "from_notebook"), launch(folder, "train", launcher=ACCELERATE)):
+    for jobs, launcher in ((("half", "stopped"), f"{TORCHRUN} 3"), (("train",), ACCELERATE)):
+        done = launch(folder, *jobs, launcher=launcher)
         assert done.returncode == 0, done.stderr
-    return folder, launch(folder, "killed", launcher=TORCHRUN)
+    return folder, launch(folder, "killed", launcher=f"{TORCHRUN} 2")
 
 
-def test_three_processes_of_a_notebook_and_then_two_train_like_one(alone, launched):
+def test_three_processes_and_then_two_train_like_one(alone, launched):
     several = state(launched[0])
     assert len(alone["losses"]) == len(several["losses"]) == 10
     torch.testing.assert_close(several["losses"], alone["losses"], rtol=0, atol=1e-5)
@@ -162,40 +148,11 @@ def test_a_process_that_dies_ends_the_run_with_an_error_and_a_checkpoint(launche
     assert checkpoints.saved_step(killed) == saving.resume_run(killed, start).step == 3
 
 
-def test_a_notebook_that_has_used_a_gpu_must_restart(monkeypatch):
-    with pytest.raises(ValueError):
-        processes.train_in_notebook(1, in_notebook)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(ValueError, match="restart"):
-        processes.train_in_notebook(2, in_notebook)
-
-
-@pytest.mark.parametrize("connected", [False, True])
-def test_a_notebook_trains_on_one_if_several_cannot_be_launched(connected, monkeypatch, capsys):
-    """If they were connected, it is the training that fails, and would again."""
-
-    def launcher(function, options, num_processes):
-        if connected:
-            options[-1].touch()
-        raise RuntimeError("no way\nmore")
-
-    def train(name, device, world):
-        trained.append((name, world.size))
-
-    monkeypatch.setattr(accelerate, "notebook_launcher", launcher)
-    trained = []
-    with pytest.raises(RuntimeError) if connected else nullcontext():
-        processes.train_in_notebook(2, train, "mine")
-    assert trained == ([] if connected else [("mine", 1)])
-    assert ("no way" in capsys.readouterr().out) is not connected
-
-
 def test_a_missing_accelerate_is_named_with_its_extra(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    for connect in (processes.connect_world, partial(processes.train_in_notebook, 2, in_notebook)):
-        with pytest.raises(ValueError, match=r"\[accelerate\]"):
-            connect()
+    with pytest.raises(ValueError, match=r"\[accelerate\]"):
+        processes.connect_world()
 
 
 @pytest.mark.parametrize("gpu", [False, True])

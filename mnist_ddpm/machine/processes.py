@@ -1,7 +1,6 @@
 """Several processes, each with its GPU, that share a run through Hugging Face Accelerate.
 
-A launcher (`accelerate launch`, `torchrun`, or Accelerate's `notebook_launcher`) starts them all
-with the same command, on one machine or many.
+A launcher (`accelerate launch`, `torchrun`) starts them all with the same command.
 """
 
 import gc
@@ -9,18 +8,14 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from mnist_ddpm.ddpm import check
 from mnist_ddpm.machine.process import import_extra
-from mnist_ddpm.machine.text import first_line
 
 COUNT_EVERY = 30.0  # seconds from one count of the free cores to the next
 WINDOW = 2.0  # seconds over which this process's share of the cores is measured
@@ -148,40 +143,6 @@ def check_batch_size(size: int, world: ProcessGroup) -> None:
     """Raises ValueError unless these processes can share a batch of this size equally."""
     refusal = f"batch_size {size} cannot be shared by {world.size} processes: take a multiple"
     check(size % world.size == 0, refusal)
-
-
-def train_in_notebook(processes: int, train: Callable, *arguments) -> None:
-    """Runs train(*arguments, device=, world=) on several GPUs, or processes, from a notebook.
-
-    If they cannot be launched, it prints that and uses one. Raises ValueError for fewer than two,
-    and if this process has used a GPU already, which those forked from it then cannot.
-    """
-    check(processes > 1, "one process needs no launcher: train without it")
-    advice = "run this before anything else uses one: restart the notebook"
-    check(not torch.cuda.is_initialized(), f"to train on {processes} GPUs, {advice}")
-    (accelerate,) = import_extra("accelerate", "accelerate")
-    with TemporaryDirectory() as folder:
-        marker = Path(folder, "connected")
-        try:
-            options = processes, train, arguments, marker
-            accelerate.notebook_launcher(notebook_process, options, num_processes=processes)
-            return
-        except Exception as error:
-            if marker.exists():  # the launch succeeded, and the training failed
-                raise
-            reason = first_line(error)
-    print(f"{processes} processes cannot be launched ({reason}): training goes on with one")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train(*arguments, device=device, world=ProcessGroup())
-
-
-def notebook_process(processes: int, train: Callable, arguments: tuple, marker: Path) -> None:
-    """The work of each forked process. It creates the marker once all are connected."""
-    world = connect_world(processes, cpu=not torch.cuda.is_available())
-    marker.touch()
-    # OpenMP's other threads do not survive the fork: work shared with them would never end.
-    torch.set_num_threads(1)
-    train(*arguments, device=world.device, world=world)
 
 
 def free_cores(threads: int) -> int:
