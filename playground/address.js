@@ -9,7 +9,7 @@ const EACH = "each", NONE = "none"; // labels: image k's is k mod classes, as in
 function defaults({ draw, classes, T }) {
   const sampler = Object.hasOwn(SAMPLERS, draw.sampler) ? draw.sampler : "ddim";
   const steps = Math.min(draw.steps ?? 20, T), eta = Math.min(1, draw.eta ?? 0);
-  const hold = Math.ceil(0.6 * T); // where most digits are decided, but not how they look
+  const hold = Math.ceil(0.5 * T); // most futures show one digit, in many shapes
   const wish = { seed: 0, image: draw.image ?? 0, steps, sampler, eta, hold };
   return classes ? { ...wish, label: EACH, guidance: draw.guide ? 1 : draw.guidance ?? 1 } : wish;
 }

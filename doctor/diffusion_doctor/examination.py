@@ -241,8 +241,9 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     options = request["options"]
     loaded = {}
     report_parts: dict[str, Any] = {}
+    name = names.get("code", "")
     try:
-        if Path(names.get("code", "")).suffix in SUFFIXES:
+        if Path(name).suffix in SUFFIXES:
             adapter, report_parts = adapt_file(names, options)
             loaded = adapter.values
             options = {"shape": adapter.shape, "batch": adapter.batch} | options
