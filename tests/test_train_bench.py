@@ -111,7 +111,9 @@ def test_gradients_are_pytorch_s(in_node, prediction):
 def test_two_hundred_steps_end_at_pytorch_s_loss(in_node):
     found, losses, _ = train_both(in_node, "image", 200, 2)
     assert losses[-1] < 0.9 * losses[0]
-    assert np.abs(np.array(found["losses"]) - losses).max() < 1e-3
+    largest = np.abs(np.array(found["losses"]) - losses).max()
+    print(f"loss: {losses[-1]:.4f}, largest difference: {largest:.1e}")
+    assert largest < 1e-3
 
 
 CHANGES = {  # of the presets in presets.js that go wrong
