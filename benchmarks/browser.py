@@ -62,13 +62,13 @@ def measure(browser: Browser, path: Path) -> dict:
 
 
 def watch_training(page: Page) -> Iterator[tuple[int, int]]:
-    """The steps done and the digits that are right, at each of the moments."""
+    """Steps done and digits that are right, at each of the moments; 0 before a first drawing."""
     passed = 0
     for moment in MOMENTS:
         page.wait_for_timeout(1000 * (moment - passed))
         passed = moment
         seen = page.locator("#learned").evaluate("row => ({...row.dataset})")
-        yield int(seen["step"]), int(seen["right"])
+        yield int(seen.get("step", 0)), int(seen.get("right", 0))
 
 
 def measure_training(browser: Browser, path: Path) -> dict:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from diffusion_doctor.foreign_code import NamingError
-from diffusion_doctor.mathematics import check
 
 SUFFIXES = ".py", ".ipynb"
 SECONDS = 6.0  # for each assignment
@@ -156,7 +155,7 @@ def read_cells(path: Path) -> list[tuple[str, str]]:
 def load_file(path: Path) -> tuple[ModuleType, list[str]]:
     """The module of a script or notebook, and what was left out or failed, in words.
 
-    Raises NamingError where there is no such file, ValueError where it is no Python.
+    Raises NamingError where there is no such file, and where none of it is Python.
     """
     if not path.is_file():
         raise NamingError(f"there is no file {path}")
@@ -194,7 +193,8 @@ def run_definitions(module: ModuleType, cells: list[tuple[str, str]]) -> list[st
         is_parsed = True
         for statement in tree.body:
             run_statement(module, statement, name, notes)
-    check(is_parsed, "; ".join(notes) or f"{module.__name__} holds no code")
+    if not is_parsed:
+        raise NamingError("; ".join(notes) or f"{module.__name__} holds no code")
     return notes
 
 

@@ -105,6 +105,14 @@ def test_names_that_name_nothing_are_refused(script, name, named):
         foreign_code.load_object(name)
 
 
+def test_a_file_that_is_no_python_is_one_sentence(tmp_path, capsys):
+    path = tmp_path / "damaged.py"
+    path.write_text("def sample(:")
+    assert main([str(path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "damaged.py" in line
+
+
 def test_an_error_at_import_is_shown_with_its_lines(script, capsys):
     (script / "mine.py").write_text("half = 1\nhalf = half / 0\n")
     assert main(["--sampler", "mine.py:sample"]) == 1
