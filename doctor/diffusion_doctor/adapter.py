@@ -8,6 +8,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
+from itertools import islice, product
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -64,6 +66,13 @@ SIZES: list[tuple[str, Any, bool]] = [
     (r"n_class(es)?|num_class(es)?", 10, False),
 ]
 MEMBERS = "EPSILON", "FIXED_SMALL", "MSE"  # of enumerations, those of DDPM
+TEXTS = "epsilon", "eps", "noise", "pred_noise", "linear", "fixedsmall", "fixed_small", "mse", "l2"
+MOST_TEXTS = 100  # choices of texts that a class is tried with
+CONFIGS = "config", "cfg", "conf", "args", "hparams", "opt", "opts", "params", "hp", "configs"
+TABLE_FUNCTIONS = re.compile(
+    r"(\w*_)?(betas?|schedules?|noise_schedule|diffusion_(params|constants|terms))(_\w+)?"
+)
+TABLE_HOLDERS = re.compile(r"\w*(sched(ule)?s?|tables?|consts?|constants|buffers|params|terms)")
 BETAS = torch.linspace(1e-4, 0.02, 1000)
 SHAPES = (1, 16, 16), (3, 16, 16), (64,)
 BATCHES = 32, 40
@@ -88,8 +97,12 @@ class Placeholder(nn.Module):
         self.image_size = self.img_size = 16
         self.self_condition = self.random_or_learned_sinusoidal_cond = False
 
-    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
-        """What it was shown."""
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
+        """What it was shown. Raises ValueError where labels or masks are of another number."""
+        x, _ = plain_functions.images_and_times(arguments, named)
+        for each in (*arguments, *named.values()):
+            if isinstance(each, Tensor) and each.ndim > 0:
+                check(len(each) in (1, len(x)), f"{len(x)} images have {len(each)} values")
         self.shape = tuple(x.shape)
         if self.ends_trial:
             raise FirstCall
@@ -154,15 +167,18 @@ def adapt(
     for role, value in (given or {}).items():
         adapter.add(role, value, getattr(value, "__name__", role))
     with quiet():
+        made = made_tables(own)
         find_table(adapter, own)
-        find_forward(adapter, holders)
-        find_sampler(adapter, holders)
-        find_loss(adapter, holders)
+        find_forward(adapter, holders, made)
+        find_sampler(adapter, holders, made)
+        find_loss(adapter, holders, made)
         find_network(adapter, own)
     for holder in holders if "schedule" not in adapter.values else ():
         for name, table in [*named_tables_of(holder).items()][:1]:
             adapter.add("schedule", table, holder.expression(name))
             break
+    if "schedule" not in adapter.values and made is not None:
+        adapter.add("schedule", table_of(made.value), made.name)
     check(
         bool(adapter.values),
         "it defines no table of betas, no forward process, no sampler, no loss and no network on "
@@ -211,52 +227,105 @@ def looks_like_diffusion(kind: type) -> bool:
 
 def role_of_function(name: str) -> str | None:
     """The role that a function has by its name."""
-    plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).strip("_").lower()
+    plain = snake_case(name)
     return next((r for r, names in FUNCTION_NAMES.items() if names.fullmatch(plain)), None)
 
 
-def construct(kind: type, names: dict[str, Any]) -> Any:
+class Config:
+    """Any configuration: its attributes and entries are usual values, or configurations again."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return next((value for pattern, value, _ in SIZES if re.fullmatch(pattern, name)), Config())
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The usual value of an entry, else this default."""
+        value = getattr(self, name)
+        return default if isinstance(value, Config) else value
+
+
+def construct(kind: type, names: dict[str, Any], depth: int = 0) -> Any:
     """An object of a class, with usual values for its arguments; None where that fails."""
     try:
         parameters = [*inspect.signature(kind).parameters.values()]
     except (TypeError, ValueError):
         return None
+    parameters = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     has_times = any(each.name in NAMES["T"] for each in parameters)
     ranges = [(1e-4, 0.02), BETAS] if has_times else [BETAS, (1e-4, 0.02)]
     for betas in (*ranges, BETAS.double().numpy()):
-        values = {}
-        for each in parameters:
-            value = usual_value(each, names, betas)
-            if value is not each.empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL):
-                values[each.name] = value
-        try:
-            with time_limit(SECONDS):
-                instance = kind(**values)
-        except (Exception, TooLong):  # of any kind, in code that others wrote
-            continue
-        return instance.eval() if isinstance(instance, nn.Module) else instance
+        values = {each.name: usual_value(each, names, betas, depth) for each in parameters}
+        values = {name: v for name, v in values.items() if v is not inspect.Parameter.empty}
+        for texts in texts_of(kind, parameters, values):
+            try:
+                with time_limit(SECONDS):
+                    instance = kind(**values | texts)
+            except (Exception, TooLong):  # of any kind, in code that others wrote
+                continue
+            return instance.eval() if isinstance(instance, nn.Module) else instance
     return None
 
 
-def usual_value(parameter: inspect.Parameter, names: dict[str, Any], betas: Any) -> Any:
-    """What a parameter of a class is given, or inspect's empty where its default will do."""
+def texts_of(
+    kind: type, parameters: list[inspect.Parameter], values: dict[str, Any]
+) -> Iterator[dict[str, str]]:
+    """Texts for a class's arguments: its defaults, then what its own code compares them with."""
+    yield {}
+    code = getattr(kind.__init__, "__code__", None)
+    constants = [*getattr(code, "co_consts", ())]
+    constants += [text for each in constants if isinstance(each, tuple) for text in each]
+    known = [text for text in TEXTS if text in constants]
+    unknown = [p.name for p in parameters if p.default is p.empty and p.name not in values]
+    named = [p.name for p in parameters if isinstance(p.default, str)] + unknown
+    choices = [[None, *known] if name not in unknown else known for name in named]
+    for texts in islice(product(*choices), 1, MOST_TEXTS):
+        yield {name: text for name, text in zip(named, texts) if text is not None}
+
+
+def usual_value(
+    parameter: inspect.Parameter, names: dict[str, Any], betas: Any, depth: int = 0
+) -> Any:
+    """What a parameter of a class or of a function that makes tables is given.
+
+    It is inspect's empty where its default will do, or where nothing is known.
+    """
     name = parameter.name
     is_required = parameter.default is parameter.empty
     if is_required and name in ("betas", "beta", "beta_range"):
         return betas
+    if is_required:
+        for value in names.values():
+            if inspect.isclass(value) and issubclass(value, enum.Enum):
+                if snake_case(value.__name__) == name:
+                    return next((m for m in value if m.name in MEMBERS), next(iter(value)))
     for pattern, value, replaces_default in SIZES:
         if re.fullmatch(pattern, name) and (is_required or replaces_default):
             return value
     if not is_required:
         return parameter.empty
-    if is_network_name(name) and isinstance(names.get(name), nn.Module):
-        return names[name]
-    for value in names.values():
-        if inspect.isclass(value) and issubclass(value, enum.Enum):
-            plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value.__name__).lower()
-            if plain == name:
-                return next((m for m in value if m.name in MEMBERS), next(iter(value)))
+    own = names.get(name)
+    if isinstance(own, nn.Module) or (name in CONFIGS and own is not None):
+        return own
+    kind = parameter.annotation
+    if not inspect.isclass(kind) or kind not in names.values():
+        plain = name.replace("_", "")
+        kind = next(
+            (v for k, v in names.items() if inspect.isclass(v) and k.lower() == plain), None
+        )
+    if kind is not None and depth < 2 and not is_network_name(name):
+        return construct(kind, names, depth + 1)
+    if name in CONFIGS:
+        return Config()
     return Placeholder() if is_network_name(name) else parameter.empty
+
+
+def snake_case(name: str) -> str:
+    """ModelMeanType as model_mean_type."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).strip("_").lower()
 
 
 def roles_of(holder: Holder) -> dict[str, list[str]]:
@@ -296,7 +365,7 @@ def role_of_call(holder: Holder) -> str | None:
 def is_step(function: Callable) -> bool:
     """Whether a function takes an image and a time."""
     parameters = parameter_names(function) or []
-    has_time = any(name in NAMES["t"] for name in parameters)
+    has_time = any(name in NAMES["t"] | NAMES["index"] for name in parameters)
     return has_time and any(name in NAMES["state"] for name in parameters)
 
 
@@ -344,16 +413,58 @@ def works(call: Callable) -> bool:
         return False
 
 
-def with_objects(function: Callable, holders: list[Holder]) -> Callable:
-    """The function, with objects for parameters such as diffusion or scheduler."""
-    parameters = parameter_names(function) or []
+def with_objects(function: Callable, holders: list[Holder], made: Holder | None) -> Callable:
+    """The function, with objects for parameters such as diffusion or scheduler, and with tables.
+
+    made: what a function of the file has made for parameters such as schedule.
+    """
+    parameters = required_parameters(function)
     values = {}
     objects = [each for each in holders if each.name]
     for name in parameters:
         fitting = [each for each in objects if HOLDERS.fullmatch(name.lower())]
         if fitting and not is_network_name(name):
             values[name] = fitting[0].value
+        elif made is not None and TABLE_HOLDERS.fullmatch(name.lower()):
+            values[name] = made.value
     return partial(function, **values) if values else function
+
+
+def required_parameters(function: Callable) -> list[str]:
+    """The names of parameters without a default; none of a builtin, which does not say them."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [each.name for each in parameters if each.default is each.empty]
+
+
+def made_tables(own: dict[str, Any]) -> Holder | None:
+    """What the first function that makes a schedule returns: a table, or several in a dict."""
+    for name, function in own.items():
+        if inspect.isfunction(function) and TABLE_FUNCTIONS.fullmatch(name.lower()):
+            parameters = inspect.signature(function).parameters.values()
+            values = {each.name: usual_value(each, own, BETAS) for each in parameters}
+            values = {k: v for k, v in values.items() if v is not inspect.Parameter.empty}
+            try:
+                with time_limit(SECONDS):
+                    result = function(**values)
+            except (Exception, TooLong):  # of any kind, in code that others wrote
+                continue
+            if table_of(result) is not None:
+                return Holder(f"{name}(…)", result)
+    return None
+
+
+def table_of(result: Any) -> Tensor | None:
+    """The table that says most of what a function returned; None where it is no schedule."""
+    if isinstance(result, dict):
+        named = named_tables(SimpleNamespace(**{str(k): v for k, v in result.items()}))
+        return next((named[name] for name in TABLE_NAMES if name in named), None)
+    if isinstance(result, (tuple, list)) and any(as_table(each) is not None for each in result):
+        result = next(each for each in result if as_table(each) is not None)
+    table = as_table(result)
+    return table if table is not None and (table >= 0).all() and (table <= 1).all() else None
 
 
 def find_table(adapter: Adapter, own: dict[str, Any]) -> None:
@@ -364,10 +475,10 @@ def find_table(adapter: Adapter, own: dict[str, Any]) -> None:
         adapter.add("schedule", own[name], name)
 
 
-def find_forward(adapter: Adapter, holders: list[Holder]) -> None:
+def find_forward(adapter: Adapter, holders: list[Holder], made: Holder | None) -> None:
     """Takes the first forward process that a trial can call, and the shape that it accepts."""
     for holder, name in candidates(adapter, holders, "forward"):
-        function = with_objects(holder.function(name), holders)
+        function = with_objects(holder.function(name), holders, made)
         tables = named_tables_of(holder)
         forward = plain_functions.plain_forward(function, tables)
         for shape in SHAPES:
@@ -398,13 +509,13 @@ def candidates(adapter: Adapter, holders: list[Holder], role: str) -> Iterator[t
                 yield holder, name
 
 
-def find_sampler(adapter: Adapter, holders: list[Holder]) -> None:
+def find_sampler(adapter: Adapter, holders: list[Holder], made: Holder | None) -> None:
     """Takes the first loop, else the first step, that calls the network in a trial."""
     if "step" in adapter.values or "sampler" in adapter.values:
         return
     for role in ("sampler", "step"):
         for holder, name in candidates(adapter, holders, role):
-            function = with_objects(holder.function(name), holders)
+            function = with_objects(holder.function(name), holders, made)
             tables = named_tables_of(holder)
             T = number_of_times(function)
             wrap = (
@@ -431,10 +542,10 @@ def try_sampler(adapter: Adapter, sampler: Callable) -> bool:
     return False
 
 
-def find_loss(adapter: Adapter, holders: list[Holder]) -> None:
+def find_loss(adapter: Adapter, holders: list[Holder], made: Holder | None) -> None:
     """Takes the first loss that a trial can call."""
     for holder, name in candidates(adapter, holders, "loss"):
-        function = with_objects(holder.function(name), holders)
+        function = with_objects(holder.function(name), holders, made)
         loss = plain_functions.plain_loss(function, number_of_times(function))
         network = Placeholder()
 

@@ -248,6 +248,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
             loaded = adapter.values
             options = {"shape": adapter.shape, "batch": adapter.batch} | options
             places = adapter.places
+            os.chdir(Path(request["answer"]).parent)  # where a sampler may save its pictures
         else:
             for argument, name in names.items():
                 is_folder = argument == "code" and ":" not in name

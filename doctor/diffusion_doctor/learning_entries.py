@@ -103,11 +103,10 @@ def samples_entry(subject: Subject, seed: int) -> list[Check]:
     class Timed(StandIn):
         """The network itself, until time is up."""
 
-        def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
+        def answer(self, x: Tensor, t: Tensor | float) -> Tensor:
             if perf_counter() > end:
                 raise TimeIsUp
-            times = torch.as_tensor(t).flatten().expand(len(x))
-            return network(x, times, *labels, **named_labels)
+            return network(x, torch.as_tensor(t).flatten().expand(len(x)))
 
     torch.manual_seed(seed)
     try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_doctor import mathematics
 from diffusion_doctor.mathematics import Schedule
+from diffusion_doctor.plain_functions import images_and_times
 from diffusion_doctor.subject import Subject
 
 RECORDED = 2048  # pixels of a batch that a record holds, at most
@@ -72,7 +73,11 @@ class StandIn(nn.Module):
         """The network, as smalldiffusion calls it where there are no labels."""
         return self(x, sigma)
 
-    def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
+    def forward(self, *arguments, **named) -> Tensor:
+        return self.answer(*images_and_times(arguments, named))
+
+    def answer(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """The prediction for images x (N, …) at the code's times t."""
         code_times = torch.as_tensor(t).detach().cpu().double().flatten()
         a_t, b_t = (level.expand(len(x)) for level in self.subject.levels(code_times))
         levels = Schedule(a_t, b_t.clamp(min=1e-4))  # for a time that has no noise

@@ -23,7 +23,10 @@ NAMES: dict[str, set[str]] = {
         "n n_samples num_samples n_sample batch_size batchsize batch bs num_images n_images "
         "number count nsamples num b sample_num n_sample_images num_imgs".split()
     ),
-    "channels": set("channels n_channels in_channels num_channels nc ch c_in".split()),
+    "channels": set(
+        "channels n_channels in_channels num_channels image_channels img_channels nc ch "
+        "c_in".split()
+    ),
     "image_size": set(
         "image_size img_size imgsize size resolution h w height width im_size".split()
     ),
@@ -32,6 +35,7 @@ NAMES: dict[str, set[str]] = {
         "input inputs x_clean samples original".split()
     ),
     "t": set("t timestep timesteps time times ts step steps sigma sigmas tau noise_level".split()),
+    "index": set("t_index t_idx time_index step_index step_idx idx index i".split()),
     "noise": set("noise eps epsilon e z noises eta x_noise".split()),
     "state": set(
         "x xt x_t x_noisy sample img image images latents latent x_prev z_t z zt x_i".split()
@@ -55,6 +59,8 @@ TIME_FORMS = (  # of the number i for n images
     lambda i, n: torch.tensor(i),
     lambda i, n: torch.full((n, 1), i),
 )
+NO_NETWORK = set("kwargs args config output outputs out type name path dir id size dim".split())
+LABELS = 10  # classes of the labels that a code is handed where it requires some
 ATTRIBUTES = "model", "network", "net", "unet", "nn_model", "eps_model", "denoise_fn", "denoiser"
 
 
@@ -68,8 +74,40 @@ def role_of(name: str, roles: dict[str, Any]) -> str | None:
 
 def is_network_name(name: str) -> bool:
     """Whether a parameter is named for a network, such as denoise_model."""
-    pieces = name.lower().split("_")
-    return name in NAMES["network"] or not {"model", "net", "network", "unet"}.isdisjoint(pieces)
+    pieces = set(name.lower().split("_"))
+    has_piece = not {"model", "net", "network", "unet"}.isdisjoint(pieces)
+    return name in NAMES["network"] or (has_piece and NO_NETWORK.isdisjoint(pieces))
+
+
+def usual_labels(n: int) -> Tensor:
+    """Labels (N,) that a code is handed where it requires some: 0, 1, …, 9, 0, 1, …"""
+    return torch.arange(n) % LABELS
+
+
+def images_and_times(arguments: tuple, named: dict[str, Any]) -> tuple[Tensor, Any]:
+    """The images and the times among what a network is called with.
+
+    Times are named as such, or are the first of the others but for the usual labels. Raises
+    TypeError where there are none.
+    """
+    values = {**dict(enumerate(arguments)), **named}
+    x = next((values.pop(k) for k in [*values] if k == 0 or k in NAMES["state"]), None)
+    if not isinstance(x, Tensor):
+        raise TypeError("the network is called without images")
+    others = [each for each in values.values() if is_time_like(each, len(x))]
+    by_name = [values[name] for name in values if name in NAMES["t"]]
+    if not by_name and not others:
+        raise TypeError("the network is called without a time")
+    return x, (by_name or others)[0]
+
+
+def is_time_like(value: Any, n: int) -> bool:
+    """Whether a value may be the time of n images: one number, or one for each; no usual labels."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        return False
+    value = torch.as_tensor(value).detach().cpu().flatten()
+    are_labels = n > 1 and torch.equal(value, usual_labels(n))
+    return value.numel() in (1, n) and not are_labels
 
 
 def arguments_for(
@@ -193,7 +231,8 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
 
     def sampler(network: nn.Module, shape: tuple[int, ...]) -> Any:
         n, *sizes_of_image = shape
-        roles = {"network": network, "shape": shape, "n": n, "device": "cpu", "labels": None}
+        labels = usual_labels(n)
+        roles = {"network": network, "shape": shape, "n": n, "device": "cpu", "labels": labels}
         sizes = size_roles(function)
         roles["channels"] = sizes_of_image[0]
         roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if "sigmas" in tables else 1)
@@ -225,9 +264,9 @@ def plain_step(function: Callable, tables: dict[str, Any], T: int | None) -> Cal
     if not predictions and "noise" in names and not asks_network(function):
         predictions = ["noise"]
 
-    def advance(network: nn.Module, x: Tensor, t: Any, prediction: Any) -> Tensor:
-        roles = {"network": network, "state": x, "t": t, "device": "cpu", "labels": None}
-        roles |= {"T": T, "shape": tuple(x.shape)}
+    def advance(network: nn.Module, x: Tensor, t: Any, index: int, prediction: Any) -> Tensor:
+        roles = {"network": network, "state": x, "t": t, "index": index, "device": "cpu"}
+        roles |= {"T": T, "shape": tuple(x.shape), "labels": usual_labels(len(x))}
         if predictions:
             values = {predictions[0]: prediction}
             order = [role for role in ("state", "t") if role not in values]
@@ -244,10 +283,10 @@ def plain_step(function: Callable, tables: dict[str, Any], T: int | None) -> Cal
             prediction = network(x, torch.full((len(x),), i)) if predictions else None
             while True:
                 try:
-                    following = advance(network, x, forms[0](i, len(x)), prediction)
+                    following = advance(network, x, forms[0](i, len(x)), i, prediction)
                     check(following.shape == x.shape, f"a step returns {tuple(following.shape)}")
                     break
-                except (TypeError, RuntimeError, ValueError, IndexError):
+                except (TypeError, RuntimeError, ValueError, IndexError, AttributeError):
                     has_begun = bool(getattr(network, "calls", ())) and not predictions
                     if has_begun or i < T - 1 or len(forms) == 1:
                         raise
@@ -372,7 +411,8 @@ def plain_network(function: Callable) -> Callable[[Tensor, Tensor], Tensor]:
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         forward = getattr(function, "forward", function)
-        values, named = arguments_for(forward, {"x0": x, "t": t, "labels": None}, ["x0", "t"], {})
+        roles = {"x0": x, "t": t, "labels": usual_labels(len(x))}
+        values, named = arguments_for(forward, roles, ["x0", "t"], {})
         output = function(*values, **named)
         output = getattr(output, "sample", output)
         return output[0] if isinstance(output, tuple) else output
@@ -394,7 +434,7 @@ def plain_loss(function: Callable, T: int | None) -> Callable:
     """A training loss as a function of (network, x0). Times that it asks for are 0 … T - 1."""
 
     def loss(network, x0: Tensor) -> Tensor:
-        roles = {"network": network, "x0": x0, "device": "cpu", "labels": None}
+        roles = {"network": network, "x0": x0, "device": "cpu", "labels": usual_labels(len(x0))}
         roles |= {"t": torch.randint(0, T or 1000, (len(x0),)), "noise": torch.randn_like(x0)}
         return first_tensor(call_with_network(function, roles, ["x0"], {}))
 

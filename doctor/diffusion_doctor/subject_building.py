@@ -22,6 +22,8 @@ from diffusion_doctor.schedule_tables import (
 )
 from diffusion_doctor.subject import OBJECTS, Conventions, Subject
 
+SQUARE_BATCH = 100  # for samplers that lay out their images in a square, or by ten labels
+
 
 def build_subject(
     code: Any,
@@ -48,11 +50,13 @@ def build_subject(
     subject = replace(with_convention(subject, **conventions), batch=batch)
     if clips is not None:
         subject = replace(subject, clips=clips)
-    torch.manual_seed(seed)
-    try:
-        return find_conventions(subject, seed)
-    except Exception:  # of any kind, in code that others wrote: the checks will show it
-        return subject
+    for tried in (subject, replace(subject, batch=SQUARE_BATCH)):
+        torch.manual_seed(seed)
+        try:
+            return find_conventions(tried, seed)
+        except Exception:  # of any kind, in code that others wrote: the checks will show it
+            continue
+    return subject
 
 
 def gather(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffusion_doctor.mathematics import seeded
 from diffusion_doctor.modules import restored_weights
 from diffusion_doctor.oracles import StandIn
+from diffusion_doctor.plain_functions import images_and_times
 from diffusion_doctor.subject import Subject
 
 LEAST = 4000  # images in all
@@ -34,7 +35,7 @@ class Recorder(StandIn):
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.outputs: list[Tensor] = []
 
-    def forward(self, x: Tensor, t: Tensor | float, *labels, **named_labels) -> Tensor:
+    def answer(self, x: Tensor, t: Tensor | float) -> Tensor:
         self.keep(x, t)
         output = torch.zeros_like(torch.cat([x.detach()] * self.width, dim=1))
         self.outputs.append(output.requires_grad_())
@@ -71,8 +72,7 @@ def recorded_step(step: Callable[[Tensor], object], module: nn.Module) -> Iterat
 
     def train(recorder: Recorder, x0: Tensor) -> None:
         def keep(layer: nn.Module, inputs: tuple, options: dict) -> None:
-            x, t, *_ = [*inputs, *options.values()]
-            recorder.keep(x, t)
+            recorder.keep(*images_and_times(inputs, options))
 
         handle = module.register_forward_pre_hook(keep, with_kwargs=True)
         try:
