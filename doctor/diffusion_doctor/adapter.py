@@ -3,12 +3,14 @@
 import enum
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
 from itertools import islice, product
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +23,14 @@ from diffusion_doctor.foreign_code import place_of
 from diffusion_doctor.mathematics import check
 from diffusion_doctor.plain_functions import NAMES, is_network_name, parameter_names
 from diffusion_doctor.schedule_tables import TABLE_NAMES, as_table, named_tables
-from diffusion_doctor.subject_building import tables_around
+from diffusion_doctor.subject_building import tables_around, tables_inside
 
 # Names of functions in tutorials and libraries, in small letters and without leading underscores
 FUNCTION_NAMES = {
     "step": re.compile(
         r"p_sample|p_sample_ddpm|step|(sample|denoise)_(one_)?(time)?step|sample_prev_timestep|"
-        r"(reverse|backward|denoising|sampling|p)_step|step_backward|remove_noise|sample_p|"
+        r"(reverse|backward|denoising|sampling|p|take_denoising)_(step|sample)|step_backward|"
+        r"(remove|predict)_noise|sample_p|p_x\w+|un_?noise\w*|"
         r"denoise_at_t|reverse_diffusion|reverse|backward|p_theta|denoise"
     ),
     "sampler": re.compile(
@@ -37,8 +40,9 @@ FUNCTION_NAMES = {
         r"sample_plot_image"
     ),
     "forward": re.compile(
-        r"q_sample|q_xt\w*|q|(add|apply|inject)_noise|noise_(images?|imgs?|x|data|input)|"
-        r"forward_(diffusion|process|noise|step|sample)\w*|forward_diffusion\w*|"
+        r"q_sample|q_xt(_given)?(_x0?)?|q|(add|apply|inject)_noise|noise_(images?|imgs?|x|data|input)|"
+        r"(perform_)?(forward_)?(diffusion|noising)(_process)?|"
+        r"forward_(process|noise|step|sample)\w*|forward_diffusion\w*|noise_batch|"
         r"(diffuse|perturb|corrupt|noisify|noising)\w*|get_noisy\w*|diffusion_forward|sample_q"
     ),
     "loss": re.compile(
@@ -46,10 +50,16 @@ FUNCTION_NAMES = {
         r"loss_fn|loss_function|training_losses"
     ),
 }
+# Other names of samplers, tried after those; and what such names are not
+SAMPLER_LIKE = re.compile(r"sampl|generat|infer|denois")
+NO_SAMPLER = re.compile(
+    r"forward|noise_|_noise|time|batch|prior|plot|save|show|vis|train|grid|loss|embed|sched|"
+    r"step|index|weight|init|get_|interpol|gradual|progressive|traj|inter"
+)
 # Values for the arguments of a class, by their names. Those with True replace defaults too.
 SIZES: list[tuple[str, Any, bool]] = [
     (r"(im|img|image)_?(size|sz)|img_dim|resolution|image_side", 16, True),
-    (r"device", "cpu", True),
+    (r"device", torch.device("cpu"), True),
     (
         r"(n|num|noise|max|total|diffusion|train)?_?(num_)?(time|train_time)?_?steps?|n_?T|T",
         1000,
@@ -66,7 +76,12 @@ SIZES: list[tuple[str, Any, bool]] = [
     (r"n_class(es)?|num_class(es)?", 10, False),
 ]
 MEMBERS = "EPSILON", "FIXED_SMALL", "MSE"  # of enumerations, those of DDPM
-TEXTS = "epsilon", "eps", "noise", "pred_noise", "linear", "fixedsmall", "fixed_small", "mse", "l2"
+TEXTS = (  # for arguments of these names, whatever their capitals, - and _
+    (r"var", ("fixedsmall", "fixedlarge", "small", "large", "posterior")),
+    (r"loss", ("mse", "l2")),
+    (r"sched|beta", ("linear",)),
+    (r"mean|pred|objective|param|target|type", ("epsilon", "eps", "noise", "prednoise")),
+)
 MOST_TEXTS = 100  # choices of texts that a class is tried with
 CONFIGS = "config", "cfg", "conf", "args", "hparams", "opt", "opts", "params", "hp", "configs"
 TABLE_FUNCTIONS = re.compile(
@@ -87,6 +102,8 @@ class FirstCall(BaseException):
 
 class Placeholder(nn.Module):
     """A network for trials: its output is its input, or it ends the trial."""
+
+    is_placeholder = True
 
     def __init__(self, ends_trial: bool = False):
         super().__init__()
@@ -191,13 +208,19 @@ def own_names(names: dict[str, Any]) -> dict[str, Any]:
     """The names that are the code's own: without libraries and what a notebook adds."""
     own = {}
     for name, value in names.items():
-        module = getattr(value, "__module__", None) or ""
-        is_library = module.split(".")[0] in ("torch", "torchvision", "numpy", "matplotlib", "tqdm")
+        is_library = is_of_library(value)
         is_object = not inspect.isroutine(value) and not inspect.isclass(value)
         if not name.startswith("_") and not inspect.ismodule(value):
             if is_object or not is_library:
                 own[name] = value
     return own
+
+
+def is_of_library(value: Any) -> bool:
+    """Whether a function or class is of an installed library, or of Python's."""
+    module = getattr(value, "__module__", None) or ""
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" in file or module.split(".")[0] in sys.stdlib_module_names - {"__main__"}
 
 
 def objects_of(own: dict[str, Any], names: dict[str, Any]) -> Iterator[Holder]:
@@ -218,17 +241,27 @@ def objects_of(own: dict[str, Any], names: dict[str, Any]) -> Iterator[Holder]:
 
 def looks_like_diffusion(kind: type) -> bool:
     """Whether a class has a function or a name as those of diffusion codes."""
-    functions = [name for name in vars(kind) if not name.startswith("__")]
+    functions = [name for name in names_inside(kind) if not hasattr(nn.Module, name)]
+    functions += ["forward"] if "forward" in vars(kind) else []
     by_name = any(role_of_function(name) for name in functions)
     is_named = bool(HOLDERS.fullmatch(kind.__name__.lower()))
-    is_enumeration = issubclass(kind, enum.Enum)
-    return not is_enumeration and (by_name or (is_named and "forward" in functions))
+    is_unfit = issubclass(kind, enum.Enum) or inspect.isabstract(kind)
+    return not is_unfit and (by_name or (is_named and "forward" in functions))
 
 
 def role_of_function(name: str) -> str | None:
     """The role that a function has by its name."""
     plain = snake_case(name)
-    return next((r for r, names in FUNCTION_NAMES.items() if names.fullmatch(plain)), None)
+    role = next((r for r, names in FUNCTION_NAMES.items() if names.fullmatch(plain)), None)
+    if role is None and SAMPLER_LIKE.search(plain) and not NO_SAMPLER.search(plain):
+        return "sampler"
+    return role
+
+
+def names_inside(kind: type) -> list[str]:
+    """The names of a class's functions, inherited ones included but for those of its libraries."""
+    own = [each for each in kind.__mro__ if not is_of_library(each)]
+    return [*dict.fromkeys(n for each in own for n in vars(each) if not n.startswith("__"))]
 
 
 class Config:
@@ -250,6 +283,8 @@ class Config:
 
 def construct(kind: type, names: dict[str, Any], depth: int = 0) -> Any:
     """An object of a class, with usual values for its arguments; None where that fails."""
+    if inspect.isabstract(kind):
+        kind = next(iter(kind.__subclasses__()), kind)
     try:
         parameters = [*inspect.signature(kind).parameters.values()]
     except (TypeError, ValueError):
@@ -257,12 +292,14 @@ def construct(kind: type, names: dict[str, Any], depth: int = 0) -> Any:
     parameters = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     has_times = any(each.name in NAMES["T"] for each in parameters)
     ranges = [(1e-4, 0.02), BETAS] if has_times else [BETAS, (1e-4, 0.02)]
-    for betas in (*ranges, BETAS.double().numpy()):
+    end = perf_counter() + SECONDS
+    for betas in (*ranges, BETAS.double(), BETAS.double().numpy()):
         values = {each.name: usual_value(each, names, betas, depth) for each in parameters}
         values = {name: v for name, v in values.items() if v is not inspect.Parameter.empty}
-        for texts in texts_of(kind, parameters, values):
+        values = unknown_values(kind, parameters, values) | values
+        for texts in texts_of(kind, parameters):
             try:
-                with time_limit(SECONDS):
+                with time_limit(max(0.01, end - perf_counter())):
                     instance = kind(**values | texts)
             except (Exception, TooLong):  # of any kind, in code that others wrote
                 continue
@@ -270,20 +307,48 @@ def construct(kind: type, names: dict[str, Any], depth: int = 0) -> Any:
     return None
 
 
-def texts_of(
+def unknown_values(
     kind: type, parameters: list[inspect.Parameter], values: dict[str, Any]
-) -> Iterator[dict[str, str]]:
+) -> dict[str, Any]:
+    """For required arguments that nothing is known about: a network where one may be missing.
+
+    That is the first without a plain type; the others are 0, False, or None.
+    """
+    unknown = [p for p in parameters if p.default is p.empty and p.name not in values]
+    plain = {p.name: p.annotation(0) for p in unknown if p.annotation in (int, float, bool)}
+    found = dict.fromkeys([p.name for p in unknown], None) | plain
+    has_network = any(isinstance(value, Placeholder) for value in values.values())
+    for each in unknown if not has_network else ():
+        if each.annotation in (each.empty, nn.Module) and not may_be_text(each.name):
+            found[each.name] = Placeholder()
+            break
+    return found
+
+
+def may_be_text(name: str) -> bool:
+    """Whether an argument of this name is often a text."""
+    return any(re.search(pattern, name) for pattern, _ in TEXTS)
+
+
+def texts_of(kind: type, parameters: list[inspect.Parameter]) -> Iterator[dict[str, str]]:
     """Texts for a class's arguments: its defaults, then what its own code compares them with."""
-    yield {}
-    code = getattr(kind.__init__, "__code__", None)
-    constants = [*getattr(code, "co_consts", ())]
+    functions = [inspect.getattr_static(kind, name, None) for name in ["__init__", *vars(kind)]]
+    constants: list[Any] = []
+    for each in functions:
+        constants += getattr(getattr(each, "__code__", None), "co_consts", ())
     constants += [text for each in constants if isinstance(each, tuple) for text in each]
-    known = [text for text in TEXTS if text in constants]
-    unknown = [p.name for p in parameters if p.default is p.empty and p.name not in values]
-    named = [p.name for p in parameters if isinstance(p.default, str)] + unknown
-    choices = [[None, *known] if name not in unknown else known for name in named]
-    for texts in islice(product(*choices), 1, MOST_TEXTS):
-        yield {name: text for name, text in zip(named, texts) if text is not None}
+    texts = [each for each in constants if isinstance(each, str)]
+    choices: dict[str, list] = {}
+    for each in parameters:
+        is_text = isinstance(each.default, str)
+        if is_text or each.default is each.empty:
+            usual = next((usual for p, usual in TEXTS if re.search(p, each.name)), ())
+            plain = {re.sub(r"[-_ ]", "", text.lower()): text for text in texts}
+            known = [plain[text] for text in usual if text in plain]
+            if known:
+                choices[each.name] = [None, *known] if is_text else [*known, None]
+    for chosen in islice(product(*choices.values()), MOST_TEXTS):
+        yield {name: text for name, text in zip(choices, chosen) if text is not None}
 
 
 def usual_value(
@@ -295,29 +360,29 @@ def usual_value(
     """
     name = parameter.name
     is_required = parameter.default is parameter.empty
-    if is_required and name in ("betas", "beta", "beta_range"):
-        return betas
-    if is_required:
-        for value in names.values():
-            if inspect.isclass(value) and issubclass(value, enum.Enum):
-                if snake_case(value.__name__) == name:
-                    return next((m for m in value if m.name in MEMBERS), next(iter(value)))
-    for pattern, value, replaces_default in SIZES:
-        if re.fullmatch(pattern, name) and (is_required or replaces_default):
-            return value
     if not is_required:
-        return parameter.empty
+        fitting = (v for pattern, v, replaces in SIZES if replaces and re.fullmatch(pattern, name))
+        return next(fitting, parameter.empty)
+    kind = parameter.annotation
+    if kind in (list, "list[float]", list[float]) and name.startswith(("beta", "alpha")):
+        return (1 - BETAS if name.startswith("alpha") else BETAS).tolist()
+    classes = {each: value for each, value in names.items() if inspect.isclass(value)}
+    for value in classes.values():
+        if issubclass(value, enum.Enum) and snake_case(value.__name__) == name:
+            return next((m for m in value if m.name in MEMBERS), next(iter(value)))
+    if kind not in classes.values() or is_of_library(kind):
+        plain = name.replace("_", "")
+        kind = next((value for each, value in classes.items() if each.lower() == plain), None)
+    if kind is not None and depth < 2 and not is_network_name(name):
+        return construct(kind, names, depth + 1)
+    if name in ("betas", "beta", "beta_range"):
+        return betas
     own = names.get(name)
     if isinstance(own, nn.Module) or (name in CONFIGS and own is not None):
         return own
-    kind = parameter.annotation
-    if not inspect.isclass(kind) or kind not in names.values():
-        plain = name.replace("_", "")
-        kind = next(
-            (v for k, v in names.items() if inspect.isclass(v) and k.lower() == plain), None
-        )
-    if kind is not None and depth < 2 and not is_network_name(name):
-        return construct(kind, names, depth + 1)
+    for pattern, value, _ in SIZES:
+        if re.fullmatch(pattern, name):
+            return value
     if name in CONFIGS:
         return Config()
     return Placeholder() if is_network_name(name) else parameter.empty
@@ -333,7 +398,7 @@ def roles_of(holder: Holder) -> dict[str, list[str]]:
     if isinstance(holder.value, dict):
         names = [name for name, value in holder.value.items() if inspect.isfunction(value)]
     else:
-        names = [each for each in dir(type(holder.value)) if not each.startswith("__")]
+        names = names_inside(type(holder.value))
         names = [each for each in names if inspect.isroutine(getattr(holder.value, each, None))]
         names = [each for each in names if not hasattr(nn.Module, each) or each == "forward"]
     roles: dict[str, list[str]] = {role: [] for role in FUNCTION_NAMES}
@@ -345,7 +410,12 @@ def roles_of(holder: Holder) -> dict[str, list[str]]:
     roles["step"] = [name for name in roles["step"] if name not in step_like]
     roles["sampler"] += step_like
     order = {"p_sample_loop": -2, "q_sample": -2, "sample": -1, "p_sample": -1}
-    return {role: sorted(found, key=lambda n: order.get(n, 0)) for role, found in roles.items()}
+    exact = FUNCTION_NAMES["sampler"]
+
+    def rank(name: str) -> tuple[int, bool]:
+        return order.get(name, 0), not exact.fullmatch(snake_case(name))
+
+    return {role: sorted(found, key=rank) for role, found in roles.items()}
 
 
 def role_of_call(holder: Holder) -> str | None:
@@ -372,9 +442,8 @@ def is_step(function: Callable) -> bool:
 def named_tables_of(holder: Holder) -> dict[str, Tensor]:
     """The tables of a holder by their usual names."""
     if not isinstance(holder.value, dict):
-        return named_tables(holder.value)
-    tables = {name: holder.value[name] for name in TABLE_NAMES if name in holder.value}
-    return {name: value for name, value in tables.items() if as_table(value) is not None}
+        return tables_inside(holder.value)
+    return named_tables(SimpleNamespace(**holder.value))
 
 
 def worth(holder: Holder) -> tuple[int, int]:
@@ -430,6 +499,15 @@ def with_objects(function: Callable, holders: list[Holder], made: Holder | None)
     return partial(function, **values) if values else function
 
 
+def with_unknown(function: Callable, tables: dict[str, Any]) -> Iterator[Callable]:
+    """The function, then with None for the required parameters whose names mean nothing."""
+    yield function
+    names = [name for name in required_parameters(function) if name not in tables]
+    unknown = [name for name in names if plain_functions.role_of(name, NAMES) is None]
+    if unknown:
+        yield partial(function, **dict.fromkeys(unknown))
+
+
 def required_parameters(function: Callable) -> list[str]:
     """The names of parameters without a default; none of a builtin, which does not say them."""
     try:
@@ -472,7 +550,7 @@ def find_table(adapter: Adapter, own: dict[str, Any]) -> None:
     tables = named_tables_of(Holder("", own))
     if "schedule" not in adapter.values and tables:
         name = next(iter(tables))
-        adapter.add("schedule", own[name], name)
+        adapter.add("schedule", tables[name], name)
 
 
 def find_forward(adapter: Adapter, holders: list[Holder], made: Holder | None) -> None:
@@ -484,15 +562,25 @@ def find_forward(adapter: Adapter, holders: list[Holder], made: Holder | None) -
         for shape in SHAPES:
             x0 = torch.randn(3, *shape)
 
-            def trial(x0: Tensor = x0, forward: Callable = forward) -> bool:
+            def trial(
+                x0: Tensor = x0, forward: Callable = forward, function: Callable = function
+            ) -> bool:
                 result = forward(x0, torch.tensor([1, 2, 3]), torch.randn_like(x0))
                 result = result[0] if isinstance(result, (tuple, list)) else result
-                return result.shape == x0.shape
+                return result.shape == x0.shape and not calls_network(function)
 
             if works(trial):
                 adapter.shape = shape
                 adapter.add("forward", function, holder.expression(name))
                 return
+
+
+def calls_network(function: Callable) -> bool:
+    """Whether a function has called the network of its object, or names one."""
+    owner, _ = plain_functions.surroundings(function)
+    parts = owner.modules() if isinstance(owner, nn.Module) else vars(owner or object).values()
+    placeholders = [each for each in parts if isinstance(each, Placeholder)]
+    return any(each.shape for each in placeholders) or plain_functions.asks_network(function)
 
 
 def number_of_times(function: Callable) -> int:
@@ -521,10 +609,10 @@ def find_sampler(adapter: Adapter, holders: list[Holder], made: Holder | None) -
             wrap = (
                 plain_functions.plain_sampler if role == "sampler" else plain_functions.plain_step
             )
-            sampler = wrap(function, tables, T)
-            if try_sampler(adapter, sampler):
-                adapter.add(role, function, holder.expression(name))
-                return
+            for each in with_unknown(function, tables):
+                if try_sampler(adapter, wrap(each, tables, T)):
+                    adapter.add(role, each, holder.expression(name))
+                    return
 
 
 def try_sampler(adapter: Adapter, sampler: Callable) -> bool:

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from diffusion_doctor.foreign_code import NamingError
 SUFFIXES = ".py", ".ipynb"
 SECONDS = 6.0  # for each assignment
 IMPORT_SECONDS = 60.0
+FOLDERS_ABOVE = 4  # a file's, in which its imports are looked for
 # Bare calls that only prepare something: paths, flags, lists
 PREPARING = re.compile(r"^(append|insert|extend|update|setdefault|add_argument|DEFINE_\w+)$")
 # Functions whose result is not worth the time
@@ -160,13 +161,17 @@ def load_file(path: Path) -> tuple[ModuleType, list[str]]:
     if not path.is_file():
         raise NamingError(f"there is no file {path}")
     path = path.resolve()
+    cells = read_cells(path)
+    imports = imports_of(cells)
+    levels = max((each.level for each in imports if isinstance(each, ast.ImportFrom)), default=0)
     root = path.parent
     package: list[str] = []
-    while (root / "__init__.py").is_file():
+    while (root / "__init__.py").is_file() or len(package) < levels:
         package.insert(0, root.name)
         root = root.parent
-    sys.path[:0] = [str(folder) for folder in dict.fromkeys((path.parent, root))]
-    sys.meta_path.insert(0, UsersFinder(root))
+    roots = [root, *folders_of(imports, path)]
+    sys.path[:0] = [str(folder) for folder in dict.fromkeys((path.parent, *roots))]
+    sys.meta_path.insert(0, UsersFinder(min(roots, key=lambda folder: len(folder.parts))))
     sys.dont_write_bytecode = True
     sys.argv = [str(path)]
     torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *others, **named: self
@@ -175,8 +180,31 @@ def load_file(path: Path) -> tuple[ModuleType, list[str]]:
     module.__file__ = str(path)
     module.__package__ = ".".join(package)
     sys.modules[name] = module
-    notes = run_definitions(module, read_cells(path))
+    notes = run_definitions(module, cells)
     return module, notes
+
+
+def imports_of(cells: list[tuple[str, str]]) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of cells, as far as they are Python."""
+    found = []
+    for name, text in cells:
+        with suppress(SyntaxError, ValueError):
+            nodes = ast.walk(ast.parse(text, name))
+            found += [each for each in nodes if isinstance(each, (ast.Import, ast.ImportFrom))]
+    return found
+
+
+def folders_of(imports: list[ast.Import | ast.ImportFrom], path: Path) -> list[Path]:
+    """The folders above a file that hold what it imports, the nearest first."""
+    tops = set()
+    for each in imports:
+        if isinstance(each, ast.Import):
+            tops |= {alias.name.split(".")[0] for alias in each.names}
+        elif not each.level:
+            tops.add(each.module.split(".")[0])
+    files = [name for top in tops for name in (top, f"{top}.py")]
+    above = path.parents[1 : 1 + FOLDERS_ABOVE]
+    return [folder for folder in above if any((folder / name).exists() for name in files)]
 
 
 def run_definitions(module: ModuleType, cells: list[tuple[str, str]]) -> list[str]:

@@ -87,13 +87,14 @@ def usual_labels(n: int) -> Tensor:
 def images_and_times(arguments: tuple, named: dict[str, Any]) -> tuple[Tensor, Any]:
     """The images and the times among what a network is called with.
 
-    Times are named as such, or are the first of the others but for the usual labels. Raises
-    TypeError where there are none.
+    Images are the largest tensor. Times are named as such, or are the first of the others but for
+    the usual labels. Raises TypeError where there are none.
     """
     values = {**dict(enumerate(arguments)), **named}
-    x = next((values.pop(k) for k in [*values] if k == 0 or k in NAMES["state"]), None)
-    if not isinstance(x, Tensor):
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if not tensors:
         raise TypeError("the network is called without images")
+    x = values.pop(max(tensors, key=lambda name: tensors[name].numel()))
     others = [each for each in values.values() if is_time_like(each, len(x))]
     by_name = [values[name] for name in values if name in NAMES["t"]]
     if not by_name and not others:
@@ -127,11 +128,15 @@ def arguments_for(
     remaining = [role for role in order if role not in named.values()]
     values: list[Any] = []
     keywords: dict[str, Any] = {}
+    has_network = False
     for each in parameters:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             continue
         role = named[each.name]
         is_required = each.default is each.empty
+        if role == "network" and has_network and not is_required:
+            continue
+        has_network |= role == "network"
         if role in order or (role and is_required):
             value = roles[role]
         elif each.name in tables and is_required:
@@ -161,7 +166,7 @@ def plain_forward(function: Callable, tables: dict[str, Any]) -> Callable:
     """
 
     def call(x0: Tensor, t: Any, noise: Tensor) -> Any:
-        roles = {"x0": x0, "t": t, "noise": noise, "device": "cpu"}
+        roles = {"x0": x0, "t": t, "noise": noise, "device": torch.device("cpu")}
         values, named = arguments_for(function, roles, ["x0", "t", "noise"], tables)
         with drawn_noise(noise):
             return function(*values, **named)
@@ -232,7 +237,13 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
     def sampler(network: nn.Module, shape: tuple[int, ...]) -> Any:
         n, *sizes_of_image = shape
         labels = usual_labels(n)
-        roles = {"network": network, "shape": shape, "n": n, "device": "cpu", "labels": labels}
+        roles = {
+            "network": network,
+            "shape": shape,
+            "n": n,
+            "device": torch.device("cpu"),
+            "labels": labels,
+        }
         sizes = size_roles(function)
         roles["channels"] = sizes_of_image[0]
         roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if "sigmas" in tables else 1)
@@ -253,8 +264,10 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
     return sampler
 
 
-def plain_step(function: Callable, tables: dict[str, Any], T: int | None) -> Callable:
-    """A step of a sampler, looped from T - 1 to 0, as a function of (network, shape).
+def plain_step(
+    function: Callable, tables: dict[str, Any], T: int | None, first_time: int = 0
+) -> Callable:
+    """A step of a sampler, looped to first_time, 0 or 1, as a function of (network, shape).
 
     The step is one of (x, t), or of (prediction, t, x) without a network. It gets t as (N,), or
     as a number where it cannot take that.
@@ -265,7 +278,13 @@ def plain_step(function: Callable, tables: dict[str, Any], T: int | None) -> Cal
         predictions = ["noise"]
 
     def advance(network: nn.Module, x: Tensor, t: Any, index: int, prediction: Any) -> Tensor:
-        roles = {"network": network, "state": x, "t": t, "index": index, "device": "cpu"}
+        roles = {
+            "network": network,
+            "state": x,
+            "t": t,
+            "index": index,
+            "device": torch.device("cpu"),
+        }
         roles |= {"T": T, "shape": tuple(x.shape), "labels": usual_labels(len(x))}
         if predictions:
             values = {predictions[0]: prediction}
@@ -279,7 +298,9 @@ def plain_step(function: Callable, tables: dict[str, Any], T: int | None) -> Cal
         check(T is not None, "the number of steps is not known: name a schedule")
         x = torch.randn(shape)
         forms = list(TIME_FORMS)
-        for i in reversed(range(T)):
+        for i in reversed(range(first_time, T + first_time)):
+            calls = getattr(network, "calls", [])
+            before = len(calls)
             prediction = network(x, torch.full((len(x),), i)) if predictions else None
             while True:
                 try:
@@ -287,9 +308,10 @@ def plain_step(function: Callable, tables: dict[str, Any], T: int | None) -> Cal
                     check(following.shape == x.shape, f"a step returns {tuple(following.shape)}")
                     break
                 except (TypeError, RuntimeError, ValueError, IndexError, AttributeError):
-                    has_begun = bool(getattr(network, "calls", ())) and not predictions
-                    if has_begun or i < T - 1 or len(forms) == 1:
+                    if i < T - 1 + first_time or len(forms) == 1:
                         raise
+                    if not predictions:
+                        del calls[before:]
                     del forms[0]
             x = following
         return x
@@ -384,6 +406,11 @@ def network_places(function: Callable) -> Iterator[tuple[Any, str]]:
     owner, names = surroundings(function)
     given = function.keywords.values() if isinstance(function, partial) else ()
     for holder in (owner, *given):
+        parts = getattr(holder, "_modules", None) or getattr(holder, "__dict__", {})
+        for name, value in parts.items():
+            if getattr(value, "is_placeholder", False):
+                yield holder, name
+                return
         attributes = [*ATTRIBUTES, *filter(is_network_name, names_of_parts(holder))]
         for name in attributes if holder is not None else ():
             if isinstance(getattr(holder, name, None), nn.Module):
@@ -434,7 +461,12 @@ def plain_loss(function: Callable, T: int | None) -> Callable:
     """A training loss as a function of (network, x0). Times that it asks for are 0 … T - 1."""
 
     def loss(network, x0: Tensor) -> Tensor:
-        roles = {"network": network, "x0": x0, "device": "cpu", "labels": usual_labels(len(x0))}
+        roles = {
+            "network": network,
+            "x0": x0,
+            "device": torch.device("cpu"),
+            "labels": usual_labels(len(x0)),
+        }
         roles |= {"t": torch.randint(0, T or 1000, (len(x0),)), "noise": torch.randn_like(x0)}
         return first_tensor(call_with_network(function, roles, ["x0"], {}))
 

@@ -16,6 +16,8 @@ NAMES = {  # pieces of names, in the order in which they are looked for
     "alpha_bar": "alpha_bar",
     "alphas_bar": "alpha_bar",
     "alpha_hat": "alpha_bar",
+    "_prod": "alpha_bar",
+    "cumulative": "alpha_bar",
     "abar": "alpha_bar",
     "alphabar": "alpha_bar",
     "cum_prod": "alpha_bar",
@@ -36,6 +38,12 @@ TABLE_NAMES = (  # attributes of objects and modules, the one that says most fir
     "alphas_cum_prod",
     "alpha_cum_prod",
     "alphas_hat",
+    "alpha_cumprods",
+    "alphas_cumprods",
+    "alphas_bars",
+    "alpha_prod",
+    "alphas_prod",
+    "alphas_cumulative_product",
     "alphabar_t",
     "alphabar",
     "alpha_bar_t",
@@ -118,11 +126,16 @@ def schedule_of(table: Tensor, kind: str) -> Schedule:
 
 
 def named_tables(holder: Any) -> dict[str, Tensor]:
-    """The tables among a module's or object's names, by their usual names."""
+    """The tables among a module's or object's names, by their usual names.
+
+    ALPHA_BAR and _alpha_bar are alpha_bar.
+    """
+    attributes = [*getattr(holder, "__dict__", ()), *getattr(holder, "_buffers", ())]
+    others = {name.strip("_").lower(): name for name in attributes}
     tables = {}
     for name in (*TABLE_NAMES, *DERIVED):
-        if hasattr(holder, name):
-            value = as_table(getattr(holder, name))
-            if value is not None:
-                tables[name] = value
+        own = name if hasattr(holder, name) else others.get(name)
+        value = None if own is None else as_table(getattr(holder, own, None))
+        if value is not None:
+            tables[name] = value
     return tables

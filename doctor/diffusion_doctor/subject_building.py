@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_doctor import plain_functions
-from diffusion_doctor.conventions import find_conventions, with_convention
+from diffusion_doctor.conventions import find_conventions, time_of_forward, with_convention
 from diffusion_doctor.libraries import from_library
 from diffusion_doctor.mathematics import Schedule, check
 from diffusion_doctor.schedule_tables import (
@@ -89,7 +89,8 @@ def gather(
     schedule = fields.get("schedule") or subject.schedule
     T = None if schedule is None else schedule.T
     if values["step"] is not None and values["sampler"] is None:
-        fields["sampler"] = plain_functions.plain_step(values["step"], tables, T)
+        first_time = first_time_of(replace(subject, **fields), values["forward"], tables)
+        fields["sampler"] = plain_functions.plain_step(values["step"], tables, T, first_time)
         fields["places"] = {"sampler": places.get("step", "step")} | fields["places"]
     wrappers: dict[str, Callable] = {
         "forward": lambda value: plain_functions.plain_forward(value, tables),
@@ -110,6 +111,19 @@ def gather(
     return replace(subject, **fields)
 
 
+def first_time_of(subject: Subject, forward: Callable | None, tables: dict[str, Tensor]) -> int:
+    """What a code whose steps are looped calls its first time: as its forward process, or 0."""
+    first = {name: table[0].item() for name, table in tables.items()}
+    if forward is None or subject.schedule is None:
+        clean = [name for name in first if first[name] == (0.0 if "beta" in name else 1.0)]
+        return int(
+            any(kind_of_table(tables[name], name) in ("beta", "alpha_bar") for name in clean)
+        )
+    forward = plain_functions.plain_forward(forward, tables)
+    found = time_of_forward(replace(subject, forward=forward)).conventions
+    return int(found.forward_time == "index" and found.forward_first_time == 1)
+
+
 def from_library_or_none(name: str, value: Any, steps: int, shape: tuple) -> Subject | None:
     """The subject of a library's object. A path counts as one only where it is the code itself."""
     if name in ("network", "averaged_network", "data") or (name != "code" and callable(value)):
@@ -123,7 +137,16 @@ def tables_around(function: Callable) -> dict[str, Tensor]:
     """The tables of a function's object and of its module."""
     holder, names = plain_functions.surroundings(function)
     around = named_tables(SimpleNamespace(**{k: v for k, v in names.items() if k.isidentifier()}))
-    return around | (named_tables(holder) if holder is not None else {})
+    return around | (tables_inside(holder) if holder is not None else {})
+
+
+def tables_inside(holder: Any) -> dict[str, Tensor]:
+    """The tables of an object, else of the first object that it holds and that has some."""
+    parts = [*getattr(holder, "__dict__", {}).values()]
+    parts += getattr(holder, "_modules", {}).values()
+    found = [named_tables(holder)]
+    found += [named_tables(each) for each in parts if hasattr(each, "__dict__")]
+    return next((tables for tables in found if tables), {})
 
 
 def sampler_sigmas(schedule: Schedule | None) -> dict[str, Tensor]:
