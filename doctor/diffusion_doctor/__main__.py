@@ -34,6 +34,7 @@ NAMED = {
     "training_step": "function of (x0) that trains the network for one step",
     "data": "training images, as the network sees them: a tensor or a loader",
     "likelihood": "function of (network, x0) to bits/dim",
+    "times": "function of (n) to the random times of n images in training",
 }
 
 

@@ -49,6 +49,7 @@ FUNCTION_NAMES = {
         r"p_losses|p_loss|loss|(get|compute|calc|calculate|train|training|diffusion)_loss(es)?|"
         r"loss_fn|loss_function|training_losses"
     ),
+    "times": re.compile(r"(sample|get|draw|random)_(random_)?(timesteps?|times?|steps?|ts?)"),
 }
 # Other names of samplers, tried after those; and what such names are not
 SAMPLER_LIKE = re.compile(r"sampl|generat|infer|denois")
@@ -71,6 +72,7 @@ SIZES: list[tuple[str, Any, bool]] = [
     (r"size|h|w|height|width", 16, False),
     (r"criterion|loss_fn|loss_func", nn.MSELoss(), False),
     (r"loss_type", "l2", False),
+    (r"lr|learning_rate", 1e-3, False),
     (r"(beta_)?schedule(_type|_name)?|noise_schedule", "linear", False),
     (r"drop_prob|dropout|eta", 0.0, False),
     (r"n_class(es)?|num_class(es)?", 10, False),
@@ -189,6 +191,7 @@ def adapt(
         find_forward(adapter, holders, made)
         find_sampler(adapter, holders, made)
         find_loss(adapter, holders, made)
+        find_times(adapter, holders)
         find_network(adapter, own)
     for holder in holders if "schedule" not in adapter.values else ():
         for name, table in [*named_tables_of(holder).items()][:1]:
@@ -272,7 +275,9 @@ class Config:
             raise AttributeError(name)
         return next((value for pattern, value, _ in SIZES if re.fullmatch(pattern, name)), Config())
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: Any) -> Any:
+        if not isinstance(name, str):
+            raise IndexError(name)  # so that iterating ends
         return getattr(self, name)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -297,7 +302,8 @@ def construct(kind: type, names: dict[str, Any], depth: int = 0) -> Any:
         values = {each.name: usual_value(each, names, betas, depth) for each in parameters}
         values = {name: v for name, v in values.items() if v is not inspect.Parameter.empty}
         values = unknown_values(kind, parameters, values) | values
-        for texts in texts_of(kind, parameters):
+        free = [each for each in parameters if is_text_free(values.get(each.name))]
+        for texts in texts_of(kind, free):
             try:
                 with time_limit(max(0.01, end - perf_counter())):
                     instance = kind(**values | texts)
@@ -323,6 +329,11 @@ def unknown_values(
             found[each.name] = Placeholder()
             break
     return found
+
+
+def is_text_free(value: Any) -> bool:
+    """Whether an argument with this value may be given a text instead."""
+    return value is None or isinstance(value, str)
 
 
 def may_be_text(name: str) -> bool:
@@ -643,6 +654,19 @@ def find_loss(adapter: Adapter, holders: list[Holder], made: Holder | None) -> N
 
         if works(trial):
             adapter.add("loss", function, holder.expression(name))
+            return
+
+
+def find_times(adapter: Adapter, holders: list[Holder]) -> None:
+    """Takes the first function of a number n alone that returns n times."""
+    for holder, name in candidates(adapter, holders, "times"):
+        function = holder.function(name)
+
+        def trial(function: Callable = function) -> bool:
+            return torch.as_tensor(function(5)).numel() == 5
+
+        if len(required_parameters(function)) == 1 and works(trial):
+            adapter.add("times", function, holder.expression(name))
             return
 
 

@@ -11,6 +11,7 @@ from diffusion_doctor.forward_checks import TOLERANCE, error_of, factors, probed
 from diffusion_doctor.mathematics import CONVERSIONS
 from diffusion_doctor.modules import find_module, in_mode
 from diffusion_doctor.oracles import SamplerRun, probe_run
+from diffusion_doctor.plain_functions import CALL_ERRORS
 from diffusion_doctor.sampler_analysis import explain
 from diffusion_doctor.sampler_results import RANGES, possible_ends
 from diffusion_doctor.subject import Subject, levels_at
@@ -72,7 +73,7 @@ def time_of_forward(subject: Subject) -> Subject:
             t = t[t < subject.T] if first_time else t  # an index may end at T - 1
             try:
                 error = error_of(factors(tried, t), levels_at(subject.path, t))
-            except (IndexError, RuntimeError, ValueError, TypeError):
+            except CALL_ERRORS:
                 continue
             if error <= TOLERANCE and (best is None or error < best[0]):
                 best = error, tried

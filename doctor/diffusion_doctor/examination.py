@@ -64,6 +64,7 @@ def examine(
     training_step: Any = None,
     data: Any = None,
     likelihood: Any = None,
+    times: Any = None,
     clips: bool | None = None,
     shape: tuple[int, ...] = (1, 16, 16),
     steps: int = 50,
@@ -80,7 +81,7 @@ def examine(
     forward: q_sample(x0, t, noise). sampler: sample(network, shape). network: model(x, t).
     step: p_sample(x, t), or step(noise, t, x), which is looped in the place of a sampler.
     guidance: guided(network, x, t, labels, scale). loss: loss(network, x0).
-    training_step: step(x0). likelihood: bits(network, x0). Other argument orders are found by name.
+    training_step: step(x0). likelihood: bits(network, x0). times: random_times(n). Other argument orders are found by name.
     clips: whether the sampler is meant to clip x0_hat; None: either will do.
     shape: of one image, for networks that take only one. steps: of a library's sampler.
     places: the user's names for these, for the report.
@@ -98,6 +99,7 @@ def examine(
         "training_step": training_step,
         "data": data,
         "likelihood": likelihood,
+        "times": times,
     }
     if isinstance(code, dict):
         adapter = adapt(code, {}, {k: v for k, v in functions.items() if v is not None})

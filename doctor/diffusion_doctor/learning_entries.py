@@ -16,13 +16,16 @@ from diffusion_doctor.subject import CheckEntry, Subject
 from diffusion_doctor.training_record import (
     Recorder,
     Recording,
+    in_layout,
     known_images,
+    range_of_data,
     record,
     recorded_call,
+    recorded_loss,
     recorded_step,
 )
 
-BATCH = 256  # images for which a loss is recorded
+LEAST_PIXELS = 16  # of an image for which a loss is recorded
 STEP_BATCH = 64  # images in a step of training that is recorded
 SAMPLES = 32
 SAMPLING_SECONDS = 20.0
@@ -124,8 +127,9 @@ def samples_entry(subject: Subject, seed: int) -> list[Check]:
 
 def training_entry(subject: Subject, seed: int) -> list[Check]:
     """The checks of a loss, by what it shows its network."""
-    images = known_images(subject.shape, BATCH, *range_of_data(subject))
-    return recorded_checks(subject, subject.loss, images, seed)
+    if len(subject.shape) < 2 or torch.Size(subject.shape).numel() < LEAST_PIXELS:
+        return [Check("training", "not checked", "needs: images of 16 pixels or more")]
+    return recorded_checks(subject, recorded_loss(subject, seed))
 
 
 def step_entry(subject: Subject, seed: int) -> list[Check]:
@@ -134,27 +138,15 @@ def step_entry(subject: Subject, seed: int) -> list[Check]:
     if subject.loss is not None or module is None:
         return []
     images = known_images(subject.shape, STEP_BATCH, *range_of_data(subject))
-    with recorded_step(subject.training_step, module) as train:
-        return recorded_checks(subject, train, images, seed)
-
-
-def range_of_data(subject: Subject) -> tuple[float, float]:
-    """The least and the greatest value of the data."""
-    if subject.data is None:
-        return subject.conventions.data_range
-    return float(subject.data.min()), float(subject.data.max())
-
-
-def recorded_checks(subject: Subject, train: Callable, images: Tensor, seed: int) -> list[Check]:
-    """The checks of what a loss, or a step, shows its network."""
-    if len(subject.shape) < 2 or images[0].numel() < 16:
+    if images.ndim < 3 or images[0].numel() < LEAST_PIXELS:
         return [Check("training", "not checked", "needs: images of 16 pixels or more")]
-    is_flat = subject.conventions.is_flat
+    with recorded_step(subject.training_step, module) as train:
+        recording = record(in_layout(subject, train), images, subject.T, seed)
+    return recorded_checks(subject, recording)
 
-    def train_on(network: Callable, x0: Tensor) -> object:
-        return train(network, x0.flatten(1) if is_flat else x0)
 
-    recording = record(train_on, images, subject.T, seed)
+def recorded_checks(subject: Subject, recording: Recording | None) -> list[Check]:
+    """The checks of what a loss, or a step, shows its network."""
     if recording is None:
         return [Check("training", "undecided", "the network was called with no batch of images")]
     subject = with_times_of(subject, recording)

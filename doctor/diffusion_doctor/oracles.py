@@ -38,6 +38,8 @@ class StandIn(nn.Module):
         self.subject = subject
         self.x0_hat = x0_hat
         self.calls: list[Call] = []
+        self.asked: tuple[Tensor, Tensor] | None = None  # in the last call
+        self.answered: Tensor | None = None
         self.batch: int | None = None  # of a batch that is twice as large, as for guidance, half
         self.device_of_tensors = nn.Parameter(torch.zeros(()), requires_grad=False)
         channels, *sides = (1, *subject.shape) if len(subject.shape) < 3 else subject.shape
@@ -82,11 +84,16 @@ class StandIn(nn.Module):
         a_t, b_t = (level.expand(len(x)) for level in self.subject.levels(code_times))
         levels = Schedule(a_t, b_t.clamp(min=1e-4))  # for a time that has no noise
         images = x.detach().cpu().double().view(len(x), 1, 1, -1)
+        asked = code_times, images
+        if self.asked is not None and all(map(torch.equal, asked, self.asked)):
+            return self.answered  # once without labels, as guidance asks
+        self.asked = asked
         t = torch.arange(len(x))
         x0 = self.x0_hat(levels, images, t)
         output = self.subject.conversion.from_x0(levels, images, t, x0)
         self.record(code_times, images, output)
-        return output.view(x.shape).to(x)
+        self.answered = output.view(x.shape).to(x)
+        return self.answered
 
     def record(self, code_times: Tensor, x: Tensor, output: Tensor) -> None:
         """Adds a call."""

@@ -44,15 +44,20 @@ NAMES: dict[str, set[str]] = {
         "noise_pred pred_noise predicted_noise model_output eps epsilon eps_pred e_t eps_theta "
         "epsilon_theta eps_hat noise_hat e_hat epsilon_pred predicted_eps noise".split()
     ),
-    "start": {"x", "xt", "x_t", "xT", "x_T", "latents", "noise", "z", "img", "x_init"},
+    "start": set(
+        "x xt x_t xT x_T latents noise z img x_init noise_data init_noise noisy "
+        "initial_noise".split()
+    ),
     "device": {"device"},
     "labels": set("labels label y c cond classes class_labels context class_label".split()),
     "scale": set("scale w cfg_scale guidance_scale guidance guide_w s weight cfg strength".split()),
     "T": set(
-        "T timesteps n_steps num_steps num_timesteps n_T noise_steps max_t n_timesteps "
+        "T timesteps timestep n_steps num_steps num_timesteps n_T noise_steps max_t n_timesteps "
         "total_steps diffusion_steps".split()
     ),
 }
+# What a function raises that is handed an argument in a form that it does not take
+CALL_ERRORS = TypeError, RuntimeError, ValueError, IndexError, AttributeError
 TIME_FORMS = (  # of the number i for n images
     lambda i, n: torch.full((n,), i),
     lambda i, n: i,
@@ -176,7 +181,7 @@ def plain_forward(function: Callable, tables: dict[str, Any]) -> Callable:
         for shape in ((-1,), (-1, 1), (-1, *[1] * (x0.ndim - 1))):
             try:
                 result = call(x0, t.reshape(shape), noise)
-            except (RuntimeError, ValueError, TypeError, IndexError) as raised:
+            except CALL_ERRORS as raised:
                 error = error or raised
                 continue
             if first_tensor(result).shape == x0.shape:
@@ -184,7 +189,7 @@ def plain_forward(function: Callable, tables: dict[str, Any]) -> Callable:
         try:
             each = [call(x0[k : k + 1], t[k].item(), noise[k : k + 1]) for k in range(len(x0))]
             return torch.cat([first_tensor(result) for result in each])
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except CALL_ERRORS:
             raise error or ValueError("the forward process returns another shape") from None
 
     return forward
@@ -246,7 +251,8 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
         }
         sizes = size_roles(function)
         roles["channels"] = sizes_of_image[0]
-        roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if "sigmas" in tables else 1)
+        takes_sigmas = "sigmas" in tables and "sigmas" in (parameter_names(function) or ())
+        roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if takes_sigmas else 1)
         if T is not None:
             roles["T"] = T
         possible = [shape if sizes == ["image_size"] else sizes_of_image[-1]]
@@ -256,7 +262,7 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
             roles["image_size"] = image_size
             try:
                 return call_with_network(function, roles, sizes, tables)
-            except (TypeError, RuntimeError, ValueError):
+            except CALL_ERRORS:
                 if getattr(network, "calls", ()) or image_size in (None, possible[-1]):
                     raise
                 torch.set_rng_state(state)
@@ -307,7 +313,7 @@ def plain_step(
                     following = advance(network, x, forms[0](i, len(x)), i, prediction)
                     check(following.shape == x.shape, f"a step returns {tuple(following.shape)}")
                     break
-                except (TypeError, RuntimeError, ValueError, IndexError, AttributeError):
+                except CALL_ERRORS:
                     if i < T - 1 + first_time or len(forms) == 1:
                         raise
                     if not predictions:

@@ -33,7 +33,7 @@ def sampler_checks(subject: Subject, seed: int) -> list[Check]:
         check_times_of_calls(subject, run),
         check_start(subject, run),
         check_formula(subject, run, best, result),
-        check_end(subject, run, best),
+        check_end(subject, run, best, seed),
         check_clipping(subject, clipped_run, best),
         result,
     ]

@@ -20,10 +20,13 @@ from diffusion_doctor.sampler_analysis import (
 )
 from diffusion_doctor.sampler_formulas import Steps, ddpm_step
 from diffusion_doctor.subject import Subject, levels_at
+from diffusion_doctor.training_record import recorded_loss
 
 Z = 5.0  # deviations that a mean of random numbers may have: one false alarm in two million
 MEAN = 0.2  # of the normal data with which the result is judged
 DEVIATION = 0.25
+FAINT = 0.02  # deviation of noise that is left, in images from -1 to 1: 2.5 of 255 grey levels
+DRAWN_TIMES = 10_000
 # Of each range that a sampler may return, the factor and the shift to [-1, 1]
 RANGES = {(-1.0, 1.0): (1.0, 0.0), (0.0, 1.0): (2.0, -1.0), (0.0, 255.0): (1 / 127.5, -1.0)}
 
@@ -82,7 +85,19 @@ def ends_well(subject: Subject, run: SamplerRun, candidate: Candidate) -> bool:
     return any(end.error <= end.allowed for end in ends)
 
 
-def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate]) -> Check:
+def is_end_of_training(subject: Subject, code_time: float, seed: int) -> bool:
+    """Whether this is the least t that training draws, as far as that is known."""
+    try:
+        if subject.times is not None:
+            times = torch.as_tensor(subject.times(DRAWN_TIMES)).double()
+        else:
+            times = recorded_loss(subject, seed).times
+    except Exception:  # of any kind, in code that others wrote: it is not known then
+        return False
+    return math.isclose(times.min().item(), code_time, abs_tol=1e-6)
+
+
+def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate], seed: int) -> Check:
     """Whether the last step goes to the image itself, without noise."""
     name = "sampler: its last step"
     best = candidates[0] if candidates and candidates[0].fits else None
@@ -97,6 +112,10 @@ def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate]) ->
             meaning = f"{end.meaning}: noise of deviation {end.noise:.3f} is left"
             if best is None:
                 return Check(name, "undecided", meaning, end.noise, 0.0)
+            last_time = run.code_times[-1].item()
+            if end.noise < FAINT and is_end_of_training(subject, last_time, seed):
+                meaning = f"it ends at t = {last_time:g}, where training ends: {meaning}"
+                return Check(name, "ok", meaning, end.noise, FAINT)
             if subject.conventions.time == "sigma" and end.noise < 0.1:
                 return Check(name, "ok", meaning, end.noise, 0.1)
             evidence = {"early-end": 1.0}

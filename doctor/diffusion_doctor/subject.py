@@ -28,6 +28,7 @@ OBJECTS = (
     "training_step",
     "data",
     "likelihood",
+    "times",
 )
 
 
@@ -70,6 +71,7 @@ class Subject:
     training_step: Callable[[Tensor], Any] | None = None  # one step of the network on a batch x0
     data: Tensor | None = None  # images (N, C, H, W) as the network is trained on them
     likelihood: Callable[[Callable, Tensor], Any] | None = None  # (network, x0) to bits/dim
+    times: Callable[[int], Tensor] | None = None  # of n to the times of n images in training
     tables: dict[str, Tensor] | None = None  # the code's own, such as posterior_variance (T,)
     clips: bool | None = None  # whether its sampler is meant to clip x0_hat
     shape: tuple[int, ...] = (1, 16, 16)  # of one image

@@ -103,6 +103,7 @@ def gather(
         "loss": lambda value: plain_functions.plain_loss(value, T),
         "likelihood": lambda value: plain_functions.plain_loss(value, T),
         "training_step": lambda value: value,
+        "times": lambda value: value,
         "data": plain_functions.as_batch,
     }
     for name, wrap in wrappers.items():

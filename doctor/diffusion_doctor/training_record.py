@@ -18,6 +18,7 @@ from diffusion_doctor.oracles import StandIn
 from diffusion_doctor.plain_functions import images_and_times
 from diffusion_doctor.subject import Subject
 
+BATCH = 256  # images for which a loss is recorded at once
 LEAST = 4000  # images in all
 SEEN = 20  # times that each t is to be drawn: one of 1000 is then missed in exp(-20)
 
@@ -104,6 +105,32 @@ def known_images(shape: tuple[int, ...], n: int, low: float, high: float) -> Ten
     images = torch.full((n, *shape), float(low))
     images[:, ..., : max(1, shape[-2] // 2), :] = high
     return images
+
+
+def range_of_data(subject: Subject) -> tuple[float, float]:
+    """The least and the greatest value of the data."""
+    if subject.data is None:
+        return subject.conventions.data_range
+    return float(subject.data.min()), float(subject.data.max())
+
+
+def in_layout(subject: Subject, train: Callable) -> Callable:
+    """A loss or a step of (network, x0) that gets images as its network takes them."""
+
+    def train_on(network: Callable, x0: Tensor) -> object:
+        return train(network, x0.flatten(1) if subject.conventions.is_flat else x0)
+
+    return train_on
+
+
+def recorded_loss(subject: Subject, seed: int) -> "Recording | None":
+    """The recording of the subject's loss; its cache keeps it for other checks."""
+    key = "recorded loss", seed
+    if key not in subject.cache:
+        images = known_images(subject.shape, BATCH, *range_of_data(subject))
+        loss = in_layout(subject, subject.loss)
+        subject.cache[key] = record(loss, images, subject.T, seed)
+    return subject.cache[key]
 
 
 def record(
