@@ -22,7 +22,7 @@ from diffusion_doctor.code_file import TooLong, time_limit
 from diffusion_doctor.foreign_code import place_of
 from diffusion_doctor.mathematics import check
 from diffusion_doctor.plain_functions import NAMES, is_network_name, parameter_names
-from diffusion_doctor.schedule_tables import TABLE_NAMES, as_table, named_tables
+from diffusion_doctor.schedule_tables import TABLE_NAMES, as_table, named_tables, usual_tables
 from diffusion_doctor.subject_building import tables_around, tables_inside
 
 # Names of functions in tutorials and libraries, in small letters and without leading underscores
@@ -66,8 +66,8 @@ SIZES: list[tuple[str, Any, bool]] = [
         1000,
         False,
     ),
-    (r"beta_?(start|min|low|1|0|s)|(min|start|low)_beta|b_?0|beta_one", 1e-4, False),
-    (r"beta_?(end|max|high|T|t|2)|(max|end|high)_beta|b_?T", 0.02, False),
+    (r"beta_?(start|min|low|1|0|s)|(min|start|low)_beta|b_?0|beta_one|start", 1e-4, False),
+    (r"beta_?(end|max|high|T|t|2)|(max|end|high)_beta|b_?T|end", 0.02, False),
     (r"\w*channels?|c_in|c_out|ch", 1, False),
     (r"size|h|w|height|width", 16, False),
     (r"criterion|loss_fn|loss_func", nn.MSELoss(), False),
@@ -89,7 +89,9 @@ CONFIGS = "config", "cfg", "conf", "args", "hparams", "opt", "opts", "params", "
 TABLE_FUNCTIONS = re.compile(
     r"(\w*_)?(betas?|schedules?|noise_schedule|diffusion_(params|constants|terms))(_\w+)?"
 )
-TABLE_HOLDERS = re.compile(r"\w*(sched(ule)?s?|tables?|consts?|constants|buffers|params|terms)")
+TABLE_HOLDERS = re.compile(
+    r"\w*(sched(ule)?s?|tables?|consts?|constants|buffers|params|terms|dict)"
+)
 BETAS = torch.linspace(1e-4, 0.02, 1000)
 SHAPES = (1, 16, 16), (3, 16, 16), (64,)
 BATCHES = 32, 40
@@ -113,7 +115,7 @@ class Placeholder(nn.Module):
         self.ends_trial = ends_trial
         self.shape: tuple[int, ...] | None = None
         self.in_channels = self.channels = self.out_dim = 1
-        self.image_size = self.img_size = 16
+        self.image_size = self.img_size = self.sample_size = 16
         self.self_condition = self.random_or_learned_sinusoidal_cond = False
 
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
@@ -197,6 +199,8 @@ def adapt(
         for name, table in [*named_tables_of(holder).items()][:1]:
             adapter.add("schedule", table, holder.expression(name))
             break
+    if "schedule" not in adapter.values and made is None and takes_tables(adapter):
+        made = Holder("linear betas, 1000 steps", usual_tables())
     if "schedule" not in adapter.values and made is not None:
         adapter.add("schedule", table_of(made.value), made.name)
     check(
@@ -289,7 +293,8 @@ class Config:
 def construct(kind: type, names: dict[str, Any], depth: int = 0) -> Any:
     """An object of a class, with usual values for its arguments; None where that fails."""
     if inspect.isabstract(kind):
-        kind = next(iter(kind.__subclasses__()), kind)
+        concrete = sorted(kind.__subclasses__(), key=lambda each: "Linear" not in each.__name__)
+        kind = next((each for each in concrete if not inspect.isabstract(each)), kind)
     try:
         parameters = [*inspect.signature(kind).parameters.values()]
     except (TypeError, ValueError):
@@ -499,7 +504,8 @@ def with_objects(function: Callable, holders: list[Holder], made: Holder | None)
     made: what a function of the file has made for parameters such as schedule.
     """
     parameters = required_parameters(function)
-    values = {}
+    tables = usual_tables() | tables_around(function)
+    values: dict[str, Any] = {}
     objects = [each for each in holders if each.name]
     for name in parameters:
         fitting = [each for each in objects if HOLDERS.fullmatch(name.lower())]
@@ -507,6 +513,8 @@ def with_objects(function: Callable, holders: list[Holder], made: Holder | None)
             values[name] = fitting[0].value
         elif made is not None and TABLE_HOLDERS.fullmatch(name.lower()):
             values[name] = made.value
+        elif name in tables:
+            values[name] = tables[name]
     return partial(function, **values) if values else function
 
 
@@ -519,6 +527,12 @@ def with_unknown(function: Callable, tables: dict[str, Any]) -> Iterator[Callabl
         yield partial(function, **dict.fromkeys(unknown))
 
 
+def takes_tables(adapter: Adapter) -> bool:
+    """Whether a function that was found is handed tables."""
+    functions = [value for value in adapter.values.values() if isinstance(value, partial)]
+    return any(name in usual_tables() for each in functions for name in each.keywords)
+
+
 def required_parameters(function: Callable) -> list[str]:
     """The names of parameters without a default; none of a builtin, which does not say them."""
     try:
@@ -529,7 +543,8 @@ def required_parameters(function: Callable) -> list[str]:
 
 
 def made_tables(own: dict[str, Any]) -> Holder | None:
-    """What the first function that makes a schedule returns: a table, or several in a dict."""
+    """What a function that makes a schedule returns: the first dict of tables, else a table."""
+    found = []
     for name, function in own.items():
         if inspect.isfunction(function) and TABLE_FUNCTIONS.fullmatch(name.lower()):
             parameters = inspect.signature(function).parameters.values()
@@ -541,8 +556,8 @@ def made_tables(own: dict[str, Any]) -> Holder | None:
             except (Exception, TooLong):  # of any kind, in code that others wrote
                 continue
             if table_of(result) is not None:
-                return Holder(f"{name}(…)", result)
-    return None
+                found.append(Holder(f"{name}(…)", result))
+    return min(found, key=lambda each: not isinstance(each.value, dict), default=None)
 
 
 def table_of(result: Any) -> Tensor | None:

@@ -170,7 +170,8 @@ def load_file(path: Path) -> tuple[ModuleType, list[str]]:
         package.insert(0, root.name)
         root = root.parent
     roots = [root, *folders_of(imports, path)]
-    sys.path[:0] = [str(folder) for folder in dict.fromkeys((path.parent, *roots))]
+    folders = [*roots, path.parent] if levels else [path.parent, *roots]
+    sys.path[:0] = [str(folder) for folder in dict.fromkeys(folders)]
     sys.meta_path.insert(0, UsersFinder(min(roots, key=lambda folder: len(folder.parts))))
     sys.dont_write_bytecode = True
     sys.argv = [str(path)]

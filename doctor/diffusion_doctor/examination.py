@@ -46,6 +46,7 @@ ENTRIES: list[CheckEntry] = [
     GUIDANCE_ENTRY,
     *LEARNING_ENTRIES,
 ]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
 PRINTED = 4000  # bytes of the end of what the code prints
 TIMES = {"index": "an index", "fraction": "a fraction of T", "sigma": "sigma"}
 
@@ -81,7 +82,8 @@ def examine(
     forward: q_sample(x0, t, noise). sampler: sample(network, shape). network: model(x, t).
     step: p_sample(x, t), or step(noise, t, x), which is looped in the place of a sampler.
     guidance: guided(network, x, t, labels, scale). loss: loss(network, x0).
-    training_step: step(x0). likelihood: bits(network, x0). times: random_times(n). Other argument orders are found by name.
+    training_step: step(x0). likelihood: bits(network, x0). times: random_times(n).
+    Other argument orders are found by name.
     clips: whether the sampler is meant to clip x0_hat; None: either will do.
     shape: of one image, for networks that take only one. steps: of a library's sampler.
     places: the user's names for these, for the report.
@@ -207,7 +209,9 @@ def run_apart(request: str, seconds: float) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env=os.environ | {"TQDM_DISABLE": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ
+        | {"TQDM_DISABLE": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
+        | OFFLINE,
     )
     printed = bytearray()
     reader = threading.Thread(target=keep_end, args=(process.stdout, printed), daemon=True)
@@ -268,6 +272,9 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
         subject = build_subject(code, loaded, places=places, **options)
     except ValueError as error:
         return {"error": str(error)}
+    except Exception as error:  # of any kind, in code that others wrote
+        reason, *lines = users_lines(error)
+        return {"error": f"{name} cannot be examined: {reason}", "lines": lines}
     report = examine_subject(subject, options.get("seed", 0))
     picture = None
     if request["picture"] is not None:

@@ -205,6 +205,8 @@ def as_tensor(images: object) -> Tensor:
         images = getattr(images, name, images)
     if isinstance(images, tuple) and images and isinstance(images[0], Tensor):
         images = images[0]  # the images, then a film or x0_hat
+    if isinstance(images, dict):
+        images = images[min(images)] if all(isinstance(k, int) for k in images) else images
     if hasattr(images, "__next__"):
         *_, images = images
         images = images[1] if isinstance(images, tuple) else images  # (t, x_t, x0_hat)

@@ -57,7 +57,15 @@ NAMES: dict[str, set[str]] = {
     ),
 }
 # What a function raises that is handed an argument in a form that it does not take
-CALL_ERRORS = TypeError, RuntimeError, ValueError, IndexError, AttributeError
+CALL_ERRORS = (
+    TypeError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
 TIME_FORMS = (  # of the number i for n images
     lambda i, n: torch.full((n,), i),
     lambda i, n: i,
@@ -257,9 +265,13 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
             roles["T"] = T
         possible = [shape if sizes == ["image_size"] else sizes_of_image[-1]]
         possible += [tuple(sizes_of_image), tuple(sizes_of_image[1:])]
-        for image_size in possible if "image_size" in sizes else [None]:
+        if "image_size" not in sizes:
+            possible = [tuple(sizes_of_image), shape] if {"n", "shape"} <= {*sizes} else [None]
+        for image_size in possible:
             state = torch.get_rng_state()
             roles["image_size"] = image_size
+            if "image_size" not in sizes and image_size is not None:
+                roles["shape"] = image_size
             try:
                 return call_with_network(function, roles, sizes, tables)
             except CALL_ERRORS:

@@ -20,6 +20,7 @@ NAMES = {  # pieces of names, in the order in which they are looked for
     "cumulative": "alpha_bar",
     "abar": "alpha_bar",
     "alphabar": "alpha_bar",
+    "a_bar": "alpha_bar",
     "cum_prod": "alpha_bar",
     "alphas_hat": "alpha_bar",
     "bar_alpha": "alpha_bar",
@@ -44,6 +45,9 @@ TABLE_NAMES = (  # attributes of objects and modules, the one that says most fir
     "alpha_prod",
     "alphas_prod",
     "alphas_cumulative_product",
+    "alphas_cumulative",
+    "a_bar",
+    "a_bars",
     "alphabar_t",
     "alphabar",
     "alpha_bar_t",
@@ -123,6 +127,21 @@ def schedule_of(table: Tensor, kind: str) -> Schedule:
     is_rounded = (alpha_bar > -1e-6) & (alpha_bar < 1 + 1e-6)
     alpha_bar = torch.where(is_rounded, alpha_bar.clamp(0, 1), alpha_bar)
     return Schedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+
+def usual_tables() -> dict[str, Tensor]:
+    """DDPM's linear tables of 1000 steps by their usual names, for codes that are handed them."""
+    betas = torch.linspace(1e-4, 0.02, 1000)
+    alpha_bars = (1 - betas).cumprod(0)
+    before = torch.cat([torch.ones(1), alpha_bars[:-1]])
+    of_kind = {"alpha_bar": alpha_bars, "beta": betas, "sqrt(alpha_bar)": alpha_bars.sqrt()}
+    tables = {name: of_kind.get(kind_of_table(alpha_bars, name)) for name in TABLE_NAMES}
+    tables |= {name: 1 - betas for name in ("alphas", "alpha", "alpha_t", "alphas_t")}
+    tables["alphas_cumprod_prev"] = before
+    tables["sqrt_recip_alphas"] = (1 - betas).rsqrt()
+    tables["sqrt_one_minus_alphas_cumprod"] = (1 - alpha_bars).sqrt()
+    tables["posterior_variance"] = betas * (1 - before) / (1 - alpha_bars)
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def named_tables(holder: Any) -> dict[str, Tensor]:
