@@ -3,10 +3,10 @@
 python benchmarks/doctor_files.py CLONES
 
 CLONES holds a checkout of each repository of doctor_files.txt at its commit, in a folder named
-owner+name. The files were chosen by their names, before the doctor ran on any of them; a set's first
-run is the one that proves something, since its failures are mended afterwards. A sampler counts as
-judged if its steps' formula is ok or wrong. Needed beside the doctor: einops, lightning, torch_ema,
-torchmetrics, jaxtyping, which the repositories import.
+owner+name. The files were chosen by their names, before the doctor ran on any of them. A set's
+first run is the one that proves something, since its failures are mended afterwards. A sampler
+counts as judged if its steps' formula is ok or wrong. The repositories import einops, lightning,
+torch_ema, torchmetrics and jaxtyping, which must be installed.
 """
 
 import argparse

@@ -85,6 +85,7 @@ TEXTS = (  # for arguments of these names, whatever their capitals, - and _
     (r"mean|pred|objective|param|target|type", ("epsilon", "eps", "noise", "prednoise")),
 )
 MOST_TEXTS = 100  # choices of texts that a class is tried with
+UNNAMED = "made by"  # begins the names of what no name of the file means
 CONFIGS = "config", "cfg", "conf", "args", "hparams", "opt", "opts", "params", "hp", "configs"
 TABLE_FUNCTIONS = re.compile(
     r"(\w*_)?(betas?|schedules?|noise_schedule|diffusion_(params|constants|terms))(_\w+)?"
@@ -200,9 +201,10 @@ def adapt(
             adapter.add("schedule", table, holder.expression(name))
             break
     if "schedule" not in adapter.values and made is None and takes_tables(adapter):
-        made = Holder("linear betas, 1000 steps", usual_tables())
+        made = Holder(f"{UNNAMED} linear betas", {"betas": usual_tables()["betas"]})
     if "schedule" not in adapter.values and made is not None:
-        adapter.add("schedule", table_of(made.value), made.name)
+        key, table = table_of(made.value)
+        adapter.add("schedule", table, f"{made.name} {key}".strip())
     check(
         bool(adapter.values),
         "it defines no table of betas, no forward process, no sampler, no loss and no network on "
@@ -556,19 +558,23 @@ def made_tables(own: dict[str, Any]) -> Holder | None:
             except (Exception, TooLong):  # of any kind, in code that others wrote
                 continue
             if table_of(result) is not None:
-                found.append(Holder(f"{name}(…)", result))
+                found.append(Holder(f"{UNNAMED} {name}", result))
     return min(found, key=lambda each: not isinstance(each.value, dict), default=None)
 
 
-def table_of(result: Any) -> Tensor | None:
-    """The table that says most of what a function returned; None where it is no schedule."""
+def table_of(result: Any) -> tuple[str, Tensor] | None:
+    """The table that says most of what a function returned, and its name in a dict or "".
+
+    None where there is no schedule.
+    """
     if isinstance(result, dict):
         named = named_tables(SimpleNamespace(**{str(k): v for k, v in result.items()}))
-        return next((named[name] for name in TABLE_NAMES if name in named), None)
+        return next(((name, named[name]) for name in TABLE_NAMES if name in named), None)
     if isinstance(result, (tuple, list)) and any(as_table(each) is not None for each in result):
         result = next(each for each in result if as_table(each) is not None)
     table = as_table(result)
-    return table if table is not None and (table >= 0).all() and (table <= 1).all() else None
+    is_share = table is not None and bool((table >= 0).all() and (table <= 1).all())
+    return ("", table) if is_share else None
 
 
 def find_table(adapter: Adapter, own: dict[str, Any]) -> None:

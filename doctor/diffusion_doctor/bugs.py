@@ -143,6 +143,12 @@ BUGS: dict[str, Bug] = {
         "call the network with the t at which x_t is: that of q_sample in training",
         "https://github.com/Stability-AI/stablediffusion/pull/226",
     ),
+    "clamped-state": Bug(
+        "x_t is clamped in each step",
+        "flat black and white areas without detail",
+        "clamp x0_hat, or the result alone: x_t is noise, and a third of it lies outside [-1, 1]",
+        "arXiv 2006.11239, Algorithm 2",
+    ),
     "early-end": Bug(
         "sampling ends at the first time instead of the image",
         "a faint grain",

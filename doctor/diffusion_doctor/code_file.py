@@ -5,6 +5,7 @@ loops, bare calls, and what stands below if __name__ == "__main__". cuda becomes
 """
 
 import ast
+import builtins
 import importlib.machinery
 import json
 import linecache
@@ -22,6 +23,7 @@ import torch
 from diffusion_doctor.foreign_code import NamingError
 
 SUFFIXES = ".py", ".ipynb"
+OPEN = open
 SECONDS = 6.0  # for each assignment
 IMPORT_SECONDS = 60.0
 FOLDERS_ABOVE = 4  # a file's, in which its imports are looked for
@@ -174,6 +176,7 @@ def load_file(path: Path) -> tuple[ModuleType, list[str]]:
     sys.path[:0] = [str(folder) for folder in dict.fromkeys(folders)]
     sys.meta_path.insert(0, UsersFinder(min(roots, key=lambda folder: len(folder.parts))))
     sys.dont_write_bytecode = True
+    builtins.open = open_in_folder
     sys.argv = [str(path)]
     torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *others, **named: self
     name = ".".join([*package, re.sub(r"\W", "_", path.stem)])
@@ -183,6 +186,14 @@ def load_file(path: Path) -> tuple[ModuleType, list[str]]:
     sys.modules[name] = module
     notes = run_definitions(module, cells)
     return module, notes
+
+
+def open_in_folder(file: Any, mode: str = "r", *others: Any, **named: Any) -> Any:
+    """Opens a file; where it is written, its folder is made first if its path is relative."""
+    is_written = isinstance(file, (str, Path)) and not {"w", "x", "a"}.isdisjoint(mode)
+    if is_written and not Path(file).is_absolute():
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    return OPEN(file, mode, *others, **named)
 
 
 def imports_of(cells: list[tuple[str, str]]) -> list[ast.Import | ast.ImportFrom]:

@@ -154,7 +154,7 @@ def conventions_of_sampler(subject: Subject, seed: int) -> Subject:
 
 def with_range(subject: Subject, run: SamplerRun, best) -> Subject:
     """The subject with the range in which the sampler returns images."""
-    if "output_range" in subject.known:
+    if "output_range" in subject.known or run.images is None:
         return subject
     errors = {}
     for output_range in RANGES:

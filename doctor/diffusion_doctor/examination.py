@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import torch
 
-from diffusion_doctor.adapter import Adapter, adapt
+from diffusion_doctor.adapter import UNNAMED, Adapter, adapt
 from diffusion_doctor.code_file import SUFFIXES, load_file
 from diffusion_doctor.foreign_code import (
     NamingError,
@@ -294,7 +294,8 @@ def adapt_file(names: dict[str, str], options: dict) -> tuple[Adapter, dict[str,
     except ValueError as error:
         more = "".join(f"\n  {note}" for note in notes[:5])
         raise NamingError(f"{file}: {error}{more}") from None
-    flags = "".join(f" --{role.replace('_', '-')} {name}" for role, name in adapter.names.items())
+    named = {role: name for role, name in adapter.names.items() if not name.startswith(UNNAMED)}
+    flags = "".join(f" --{role.replace('_', '-')} {name}" for role, name in named.items())
     shape = f" --shape {' '.join(map(str, adapter.shape))}" if len(adapter.shape) == 3 else ""
     parts = {"assumed": adapter.assumed(), "command": f"diffusion-doctor {file}{flags}{shape}"}
     return adapter, parts | {"failed": notes[:10]}

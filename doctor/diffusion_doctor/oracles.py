@@ -13,6 +13,7 @@ from diffusion_doctor.mathematics import Schedule
 from diffusion_doctor.plain_functions import images_and_times
 from diffusion_doctor.subject import Subject
 
+LEAST_CALLS = 10  # of a sampler that fails afterwards, for its steps to be judged
 RECORDED = 2048  # pixels of a batch that a record holds, at most
 
 
@@ -93,6 +94,8 @@ class StandIn(nn.Module):
         output = self.subject.conversion.from_x0(levels, images, t, x0)
         self.record(code_times, images, output)
         self.answered = output.view(x.shape).to(x)
+        if self.subject.width == 2:
+            self.answered = torch.cat([self.answered, torch.zeros_like(self.answered)], 1)
         return self.answered
 
     def record(self, code_times: Tensor, x: Tensor, output: Tensor) -> None:
@@ -153,24 +156,34 @@ def points_oracle(subject: Subject, points: Tensor) -> StandIn:
 class SamplerRun:
     """What one run of a sampler asked a network, and what it returned.
 
-    x, output: float64 (K, N, D), some pixels in K calls; end: (N, D), the same of the result.
+    x, output: float64 (K, N, D), some pixels in K calls; end: (N, D), the same of the result, NaN
+    where there is none: some samplers only draw, and some fail when they draw.
     """
 
     code_times: Tensor  # (K,)
     x: Tensor
     output: Tensor
     end: Tensor
-    images: Tensor  # the result as it was returned
+    images: Tensor | None  # the result as it was returned; None where that is no images
     has_one_time: bool = True
+    failure: Exception | None = None  # of the sampler after its last call
 
 
 def run_sampler(subject: Subject, network: StandIn, n: int, seed: int) -> SamplerRun:
     """Draws n images with the subject's sampler and records it. Raises what the sampler raises."""
     network.batch = n
     torch.manual_seed(seed)
-    with torch.no_grad(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        images = as_tensor(subject.sampler(network, (n, *subject.shape)))
     calls = network.calls
+    images = None
+    failure: Exception | None = None
+    try:
+        with torch.no_grad(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            result = subject.sampler(network, (n, *subject.shape))
+        images = None if result is None else as_tensor(result)
+    except Exception as error:  # of any kind, in code that others wrote
+        if len(calls) < min(LEAST_CALLS, subject.T):
+            raise
+        failure = error
     mathematics.check(bool(calls), "the sampler never called the network")
     shapes = {call.x.shape for call in calls}
     mathematics.check(
@@ -180,8 +193,9 @@ def run_sampler(subject: Subject, network: StandIn, n: int, seed: int) -> Sample
         code_times=torch.tensor([call.code_time for call in calls], dtype=torch.float64),
         x=torch.stack([call.x for call in calls]),
         output=torch.stack([call.output for call in calls]),
-        end=some_pixels(images),
+        end=calls[-1].x * torch.nan if images is None else some_pixels(images),
         images=images,
+        failure=failure,
         has_one_time=all(call.has_one_time for call in calls),
     )
 

@@ -63,10 +63,12 @@ def shapes(shape: tuple[int, ...]) -> Tensor:
     return torch.stack([pattern.expand(shape).float() * 1.8 - 0.9 for pattern in patterns])
 
 
-def sampler_figure(subject: Subject) -> Figure:
+def sampler_figure(subject: Subject) -> Figure | None:
     """Images of shapes that the user's sampler and DDPM's steps draw."""
     points = shapes(subject.shape).double()
     run = run_sampler(subject, points_oracle(subject, points), SHOWN, 0)
+    if run.images is None:
+        return None
     drawn = in_range(subject, run.images.float())
     distances = torch.cdist(drawn.flatten(1).double(), points.flatten(1)).nan_to_num(1e9)
     error = drawn - points[distances.argmin(dim=1)].float()

@@ -12,12 +12,16 @@ from diffusion_doctor.sampler_analysis import (
     examined_steps,
     explain,
     judge,
+    steps_seen,
     views,
     with_mixed_times,
 )
 from diffusion_doctor.sampler_formulas import RIGHT, ddpm_step
 from diffusion_doctor.sampler_results import Z, check_clipping, check_end, check_result, ends_well
 from diffusion_doctor.subject import CheckEntry, Subject
+
+CLAMPED = 0.02  # share of pixels of x_t at its bounds from which it counts as clamped
+SHARED = 0.5  # correlation of two images' noise from which it counts as the same
 
 
 def sampler_checks(subject: Subject, seed: int) -> list[Check]:
@@ -33,6 +37,7 @@ def sampler_checks(subject: Subject, seed: int) -> list[Check]:
         check_times_of_calls(subject, run),
         check_start(subject, run),
         check_formula(subject, run, best, result),
+        check_noise_of_batch(subject, run, best),
         check_end(subject, run, best, seed),
         check_clipping(subject, clipped_run, best),
         result,
@@ -45,7 +50,8 @@ SAMPLER_ENTRY = CheckEntry("sampler", ("sampler", "schedule"), sampler_checks)
 def explain_run(subject: Subject, run: SamplerRun) -> list[Candidate]:
     """The candidates for a run, the best first."""
     candidates = explain(subject, run)
-    if candidates and candidates[0].fits and not ends_well(subject, run, candidates[0]):
+    has_end = run.images is not None
+    if has_end and candidates and candidates[0].fits and not ends_well(subject, run, candidates[0]):
         mixed = with_mixed_times(subject, run)
         return [each for each in mixed if ends_well(subject, run, each)] or candidates
     return candidates
@@ -132,6 +138,12 @@ def check_formula(
         meaning = f"each step is that of {best.description}"
         misfit = min((each.misfit for each in candidates if each.bug is None), default=None)
         return Check(name, "wrong", meaning, misfit, 1.0, weights)
+    at_bounds = share_at_bounds(run)
+    if at_bounds > CLAMPED:
+        meaning = (
+            f"x_t itself is clamped: {at_bounds:.0%} of its pixels are the least or the greatest"
+        )
+        return Check(name, "wrong", meaning, at_bounds, CLAMPED, {"clamped-state": 1.0})
     if is_noise_repeated(subject, run):
         meaning = "each step is DDPM's, with the same noise in all"
         return Check(name, "wrong", meaning, best.misfit, 1.0, {"repeated-noise": 1.0})
@@ -146,6 +158,35 @@ def check_formula(
     bugs = list(dict.fromkeys(each.bug for each in candidates[:12] if each.bug))
     near = {bug: 0.4 / (k + 1) for k, bug in enumerate(bugs[:3])}
     return Check(name, verdict, meaning, best.misfit, 1.0, near)
+
+
+def share_at_bounds(run: SamplerRun) -> float:
+    """How many pixels of the noisiest half of x_t, without the first, have its extreme values."""
+    x = run.x[1 : max(2, len(run.x) // 2)]
+    return ((x == x.min()) | (x == x.max())).double().mean().item()
+
+
+def check_noise_of_batch(subject: Subject, run: SamplerRun, candidates: list[Candidate]) -> Check:
+    """Whether each image of a batch starts from its own noise, and gets its own in each step."""
+    name = "sampler: noise of a batch"
+    n = run.x.shape[1]
+    if n < 2:
+        return Check(name, "not checked", "it draws one image")
+    noises = {"it starts from": run.x[:1]}
+    for best in candidates[:1]:
+        steps = steps_seen(subject, run, best.view, examined_steps(run), best.clipping)
+        mean, deviation = best.formula(steps)
+        is_noisy = (deviation > 10 * steps.allowed).flatten().expand(len(steps.y))
+        noises["its steps add"] = (steps.y - mean)[is_noisy]
+    shared = 0.0
+    for which, noise in noises.items():
+        noise = noise / noise.norm(dim=2, keepdim=True).clamp(min=1e-30)
+        correlation = (noise[:, :-1] * noise[:, 1:]).sum(2).mean().item() if len(noise) else 0.0
+        shared = max(shared, correlation)
+        if correlation > SHARED:
+            meaning = f"the noise that {which} is the same for all images of a batch"
+            return Check(name, "wrong", meaning, correlation, SHARED, {"shared-noise": 1.0})
+    return Check(name, "ok", "each image has its own noise", shared, SHARED)
 
 
 def is_noise_repeated(subject: Subject, run: SamplerRun) -> bool:

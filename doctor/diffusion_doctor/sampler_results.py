@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_doctor import mathematics
+from diffusion_doctor.foreign_code import users_lines
 from diffusion_doctor.mathematics import Schedule
 from diffusion_doctor.oracles import SamplerRun, gaussian_oracle, normal_x0_hat, run_sampler
 from diffusion_doctor.report import Check
@@ -81,7 +82,7 @@ def possible_ends(subject: Subject, run: SamplerRun, best: Candidate | None) -> 
 
 def ends_well(subject: Subject, run: SamplerRun, candidate: Candidate) -> bool:
     """Whether the last step goes to the image exactly, as this candidate explains the others."""
-    ends = possible_ends(subject, run, candidate)[:2]
+    ends = possible_ends(subject, run, candidate)[:2] if run.images is not None else ()
     return any(end.error <= end.allowed for end in ends)
 
 
@@ -100,6 +101,8 @@ def is_end_of_training(subject: Subject, code_time: float, seed: int) -> bool:
 def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate], seed: int) -> Check:
     """Whether the last step goes to the image itself, without noise."""
     name = "sampler: its last step"
+    if run.images is None:
+        return Check(name, "not checked", "it returns no images")
     best = candidates[0] if candidates and candidates[0].fits else None
     ends = possible_ends(subject, run, best)
     for end in ends[:2]:
@@ -186,8 +189,8 @@ def check_clipping(subject: Subject, run: SamplerRun, candidates: list[Candidate
         "to [0, 1]": ("data-range", "x0_hat is clipped to [0, 1], where the noise has mean 0"),
     }[clipping]
     verdict = "wrong" if subject.clips else "undecided"
-    if subject.clips is False and clipping == "none":
-        return Check(name, "ok", "x0_hat is not clipped", misfits[clipping], 1.0)
+    if not subject.clips and clipping == "none":
+        return Check(name, "ok", meaning, misfits[clipping], 1.0)
     value = misfits["with eps_hat to match"]
     return Check(name, verdict, meaning, value, 1.0, {bug: 0.8})
 
@@ -230,6 +233,11 @@ def check_result(subject: Subject, seed: int) -> Check:
     name = "sampler: the distribution it draws"
     network = gaussian_oracle(subject, MEAN, DEVIATION)
     run = run_sampler(subject, network, subject.batch, seed + 1)
+    if run.failure is not None:
+        lines = users_lines(run.failure)
+        return Check(name, "undecided", "\n".join(["it fails after its last step:", *lines]))
+    if run.images is None:
+        return Check(name, "not checked", "it returns no images")
     drawn = in_range(subject, run.end)
     n = drawn.numel()
     start = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(2)).double()

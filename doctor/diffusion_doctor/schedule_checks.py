@@ -221,7 +221,8 @@ def table_error(schedule: Schedule, table: Tensor, right: Tensor) -> float:
     noise = schedule.b[1:].square()
     allowed = 2e-5 + 4e-7 / noise + 4e-7 / betas_of(schedule).clamp(min=1e-6)
     error = (table - right).abs() / right.abs().clamp(min=1e-12)
-    return (error / allowed).nan_to_num(1e9).quantile(0.9).item()
+    error = (error / allowed)[right.isfinite() & allowed.isfinite()]
+    return error.nan_to_num(1e9).quantile(0.9).item() if len(error) else 0.0
 
 
 def check_derived_tables(subject: Subject) -> list[Check]:

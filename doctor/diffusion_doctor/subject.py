@@ -76,6 +76,7 @@ class Subject:
     clips: bool | None = None  # whether its sampler is meant to clip x0_hat
     shape: tuple[int, ...] = (1, 16, 16)  # of one image
     batch: int = 32  # images that its sampler is asked for
+    width: int = 1  # channels of its network's output over those of x_t; 2: a variance is learned
     conventions: Conventions = field(default_factory=Conventions)
     known: frozenset[str] = frozenset()  # conventions that were found out or fixed
     places: dict[str, str] = field(default_factory=dict)  # "forward": "my.py:q_sample", for reports

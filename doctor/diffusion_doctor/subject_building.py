@@ -50,7 +50,8 @@ def build_subject(
     subject = replace(with_convention(subject, **conventions), batch=batch)
     if clips is not None:
         subject = replace(subject, clips=clips)
-    for tried in (subject, replace(subject, batch=SQUARE_BATCH)):
+    for changes in ({}, {"batch": SQUARE_BATCH}, {"width": 2}):
+        tried = replace(subject, **changes)
         torch.manual_seed(seed)
         try:
             return find_conventions(tried, seed)

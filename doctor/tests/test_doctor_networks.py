@@ -83,9 +83,10 @@ def test_a_channel_alone_in_its_group(make):
     assert wrong(checks_of(with_norm(small_unet(), make))) == {"channel-groups", "time-ignored"}
 
 
-def test_batch_norm_leaks_in_training_mode_and_its_statistics_stay():
+def test_batch_norm_is_advice_and_its_statistics_stay():
     network = with_norm(small_unet(), nn.BatchNorm2d)
-    assert wrong(checks_of(network)) == {"batch-leak"}
+    found = checks_of(network)["batch-leak"]
+    assert (found.verdict, {*found.evidence}) == ("undecided", {"batch-leak"})
     assert network.norm_out.num_batches_tracked == 0
 
 
