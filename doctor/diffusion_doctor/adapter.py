@@ -196,10 +196,12 @@ def adapt(
         find_loss(adapter, holders, made)
         find_times(adapter, holders)
         find_network(adapter, own)
-    for holder in holders if "schedule" not in adapter.values else ():
+    used = [each for each in holders if is_used(adapter, each)]
+    for holder in (*used, *holders) if "schedule" not in adapter.values else ():
+        if "schedule" in adapter.values:
+            break
         for name, table in [*named_tables_of(holder).items()][:1]:
             adapter.add("schedule", table, holder.expression(name))
-            break
     if "schedule" not in adapter.values and made is None and takes_tables(adapter):
         made = Holder(f"{UNNAMED} linear betas", {"betas": usual_tables()["betas"]})
     if "schedule" not in adapter.values and made is not None:
@@ -489,6 +491,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unchanged(value: Any) -> Iterator[None]:
+    """Afterwards an object has the attributes that it had."""
+    attributes = getattr(value, "__dict__", None)
+    saved = dict(attributes or {})
+    try:
+        yield
+    finally:
+        if attributes is not None:
+            attributes.clear()
+            attributes.update(saved)
+
+
 def works(call: Callable) -> bool:
     """Whether a trial ends well or at the network's first call."""
     try:
@@ -527,6 +542,11 @@ def with_unknown(function: Callable, tables: dict[str, Any]) -> Iterator[Callabl
     unknown = [name for name in names if plain_functions.role_of(name, NAMES) is None]
     if unknown:
         yield partial(function, **dict.fromkeys(unknown))
+
+
+def is_used(adapter: Adapter, holder: Holder) -> bool:
+    """Whether a function that was found is one of this object."""
+    return any(name.startswith(f"{holder.name}.") for name in adapter.names.values())
 
 
 def takes_tables(adapter: Adapter) -> bool:
@@ -642,7 +662,9 @@ def find_sampler(adapter: Adapter, holders: list[Holder], made: Holder | None) -
                 plain_functions.plain_sampler if role == "sampler" else plain_functions.plain_step
             )
             for each in with_unknown(function, tables):
-                if try_sampler(adapter, wrap(each, tables, T)):
+                with unchanged(holder.value):
+                    calls_network = try_sampler(adapter, wrap(each, tables, T))
+                if calls_network:
                     adapter.add(role, each, holder.expression(name))
                     return
 

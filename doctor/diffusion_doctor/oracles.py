@@ -27,6 +27,23 @@ class Call:
     has_one_time: bool  # all images of the batch were shown with the same time
 
 
+class Output(Tensor):
+    """A network's output, which some libraries ask for as output.sample or output["sample"].
+
+    What is computed with it is a plain tensor.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def sample(self) -> Tensor:
+        """The output itself."""
+        return self.as_subclass(Tensor)
+
+    def __getitem__(self, key: object) -> Tensor:
+        return self.sample if isinstance(key, str) else self.sample[key]
+
+
 class StandIn(nn.Module):
     """A network that predicts exactly what `x0_hat` says, in the code's conventions.
 
@@ -76,8 +93,9 @@ class StandIn(nn.Module):
         """The network, as smalldiffusion calls it where there are no labels."""
         return self(x, sigma)
 
-    def forward(self, *arguments, **named) -> Tensor:
-        return self.answer(*images_and_times(arguments, named))
+    def forward(self, *arguments, **named) -> Tensor | tuple[Tensor]:
+        output = self.answer(*images_and_times(arguments, named)).as_subclass(Output)
+        return (output,) if named.get("return_dict") is False else output
 
     def answer(self, x: Tensor, t: Tensor | float) -> Tensor:
         """The prediction for images x (N, …) at the code's times t."""
@@ -180,6 +198,8 @@ def run_sampler(subject: Subject, network: StandIn, n: int, seed: int) -> Sample
         with torch.no_grad(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             result = subject.sampler(network, (n, *subject.shape))
         images = None if result is None else as_tensor(result)
+        if images is not None and images.numel() != n * torch.Size(subject.shape).numel():
+            images = None  # a grid, or a film side by side
     except Exception as error:  # of any kind, in code that others wrote
         if len(calls) < min(LEAST_CALLS, subject.T):
             raise

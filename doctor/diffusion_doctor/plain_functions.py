@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,7 +118,7 @@ def images_and_times(arguments: tuple, named: dict[str, Any]) -> tuple[Tensor, A
 
 def is_time_like(value: Any, n: int) -> bool:
     """Whether a value may be the time of n images: one number, or one for each; no usual labels."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor, np.number)):
         return False
     value = torch.as_tensor(value).detach().cpu().flatten()
     are_labels = n > 1 and torch.equal(value, usual_labels(n))
