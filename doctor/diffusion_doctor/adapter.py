@@ -62,13 +62,14 @@ SIZES: list[tuple[str, Any, bool]] = [
     (r"(im|img|image)_?(size|sz)|img_dim|resolution|image_side", 16, True),
     (r"device", torch.device("cpu"), True),
     (
-        r"(n|num|noise|max|total|diffusion|train)?_?(num_)?(time|train_time)?_?steps?|n_?T|T",
+        r"(n|num|noise|max|total|diffusion|train)?_?(num_)?(time|train_time)?_?steps?|n_?T|T|t_range|max_t|T_max",
         1000,
         False,
     ),
     (r"beta_?(start|min|low|1|0|s)|(min|start|low)_beta|b_?0|beta_one|start", 1e-4, False),
     (r"beta_?(end|max|high|T|t|2)|(max|end|high)_beta|b_?T|end", 0.02, False),
-    (r"\w*channels?|c_in|c_out|ch", 1, False),
+    (r"\w*channels?|c_in|c_out|ch|img_depth", 1, False),
+    (r"(image|img|input|sample|data|latent|x)_?(shape|dims?)", (1, 16, 16), False),
     (r"size|h|w|height|width", 16, False),
     (r"criterion|loss_fn|loss_func", nn.MSELoss(), False),
     (r"loss_type", "l2", False),
@@ -80,7 +81,7 @@ SIZES: list[tuple[str, Any, bool]] = [
 MEMBERS = "EPSILON", "FIXED_SMALL", "MSE"  # of enumerations, those of DDPM
 TEXTS = (  # for arguments of these names, whatever their capitals, - and _
     (r"var", ("fixedsmall", "fixedlarge", "small", "large", "posterior")),
-    (r"loss", ("mse", "l2")),
+    (r"loss", ("mse", "l2", "noisepred")),
     (r"sched|beta", ("linear",)),
     (r"mean|pred|objective|param|target|type", ("epsilon", "eps", "noise", "prednoise")),
 )
@@ -380,6 +381,8 @@ def usual_value(
     """
     name = parameter.name
     is_required = parameter.default is parameter.empty
+    if name == "betas" and isinstance(parameter.default, list):
+        return betas
     if not is_required:
         fitting = (v for pattern, v, replaces in SIZES if replaces and re.fullmatch(pattern, name))
         return next(fitting, parameter.empty)

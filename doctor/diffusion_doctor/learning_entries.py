@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_doctor import fit_checks, mathematics, module_checks, network_checks, training_checks
 from diffusion_doctor.mathematics import Denoiser, seeded
 from diffusion_doctor.modules import find_module, output_of
-from diffusion_doctor.oracles import StandIn, as_tensor
+from diffusion_doctor.oracles import SamplerRun, StandIn, as_tensor
 from diffusion_doctor.report import Check
 from diffusion_doctor.subject import CheckEntry, Subject
 from diffusion_doctor.training_record import (
@@ -154,7 +154,7 @@ def recorded_checks(subject: Subject, recording: Recording | None) -> list[Check
     noising = training_checks.check_noising(halves, subject.schedule)
     checks = [
         training_checks.check_times_of_batch(recording),
-        training_checks.check_ends(recording, subject.entries, subject.T),
+        training_checks.check_ends(recording, subject.entries, subject.T, asked_entries(subject)),
         training_checks.check_noise(recording),
         training_checks.check_shared_noise(recording),
         noising,
@@ -162,6 +162,15 @@ def recorded_checks(subject: Subject, recording: Recording | None) -> list[Check
     if noising.verdict == "ok" and subject.data is not None:
         checks.append(training_checks.check_data_range(*halves.range()))
     return checks
+
+
+def asked_entries(subject: Subject) -> tuple[float, float] | None:
+    """The least and the greatest entry at which the sampler asks; None where that is not known."""
+    runs = [each for each in subject.cache.values() if isinstance(each, SamplerRun)]
+    if not runs:
+        return None
+    entries = subject.entries(runs[-1].code_times)
+    return entries.min().item(), entries.max().item()
 
 
 def with_times_of(subject: Subject, recording: Recording) -> Subject:

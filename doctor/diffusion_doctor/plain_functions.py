@@ -52,6 +52,10 @@ NAMES: dict[str, set[str]] = {
     "device": {"device"},
     "labels": set("labels label y c cond classes class_labels context class_label".split()),
     "scale": set("scale w cfg_scale guidance_scale guidance guide_w s weight cfg strength".split()),
+    "strength": set(
+        "guidance_scale cfg_scale guide_w guidance guidance_weight guidance_strength cfg_weight "
+        "cfg".split()
+    ),
     "T": set(
         "T timesteps timestep n_steps num_steps num_timesteps n_T noise_steps max_t n_timesteps "
         "total_steps diffusion_steps".split()
@@ -260,6 +264,7 @@ def plain_sampler(function: Callable, tables: dict[str, Any], T: int | None) -> 
         }
         sizes = size_roles(function)
         roles["channels"] = sizes_of_image[0]
+        roles["strength"] = 1.0
         takes_sigmas = "sigmas" in tables and "sigmas" in (parameter_names(function) or ())
         roles["start"] = torch.randn(shape) * (tables["sigmas"][0] if takes_sigmas else 1)
         if T is not None:
@@ -305,6 +310,7 @@ def plain_step(
             "device": torch.device("cpu"),
         }
         roles |= {"T": T, "shape": tuple(x.shape), "labels": usual_labels(len(x))}
+        roles["strength"] = 1.0
         if predictions:
             values = {predictions[0]: prediction}
             order = [role for role in ("state", "t") if role not in values]

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from diffusion_doctor.measured_steps import measure_steps, uses_predictions_before
 from diffusion_doctor.oracles import SamplerRun, probe_run
 from diffusion_doctor.report import Check
 from diffusion_doctor.sampler_analysis import (
@@ -20,6 +21,7 @@ from diffusion_doctor.sampler_formulas import RIGHT, ddpm_step
 from diffusion_doctor.sampler_results import Z, check_clipping, check_end, check_result, ends_well
 from diffusion_doctor.subject import CheckEntry, Subject
 
+UNKNOWN = "no formula that this program knows"
 CLAMPED = 0.02  # share of pixels of x_t at its bounds from which it counts as clamped
 SHARED = 0.5  # correlation of two images' noise from which it counts as the same
 
@@ -150,14 +152,26 @@ def check_formula(
     noise = own_noise(subject, run)
     if noise is not None:
         return check_spread_of_noise(name, subject, *noise)
-    if result.verdict == "ok":
-        meaning = "no formula that this program knows, but the result is right"
-        return Check(name, "not checked", meaning, result.value, result.tolerance)
-    meaning = f"no formula that this program knows; the closest is {best.description}"
+    meaning = first_departure(subject, run)
+    if result.verdict == "ok" and meaning == UNKNOWN:
+        return Check(name, "not checked", f"{UNKNOWN}, but the result is right")
     verdict = "wrong" if result.verdict == "wrong" else "undecided"
-    bugs = list(dict.fromkeys(each.bug for each in candidates[:12] if each.bug))
-    near = {bug: 0.4 / (k + 1) for k, bug in enumerate(bugs[:3])}
-    return Check(name, verdict, meaning, best.misfit, 1.0, near)
+    return Check(name, verdict, meaning, best.misfit, 1.0)
+
+
+def first_departure(subject: Subject, run: SamplerRun) -> str:
+    """In words the first step that does not lead to an image at the next time, else UNKNOWN.
+
+    UNKNOWN, too, where the steps use what was predicted before.
+    """
+    view = views(subject, run)[0]
+    chosen = examined_steps(run)
+    steps = steps_seen(subject, run, view, chosen, "none")
+    wrong = [each for each in measure_steps(steps) if not each.is_right]
+    if not wrong or uses_predictions_before(steps):
+        return UNKNOWN
+    code_time = run.code_times[chosen[wrong[0].number]].item()
+    return f"at t = {code_time:g} the steps leave every formula: {wrong[0]}"
 
 
 def share_at_bounds(run: SamplerRun) -> float:

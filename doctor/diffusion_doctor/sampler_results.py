@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_doctor import mathematics
 from diffusion_doctor.foreign_code import users_lines
 from diffusion_doctor.mathematics import Schedule
+from diffusion_doctor.measured_steps import measure_steps
 from diffusion_doctor.oracles import SamplerRun, gaussian_oracle, normal_x0_hat, run_sampler
 from diffusion_doctor.report import Check
 from diffusion_doctor.sampler_analysis import (
@@ -26,6 +27,7 @@ from diffusion_doctor.training_record import recorded_loss
 Z = 5.0  # deviations that a mean of random numbers may have: one false alarm in two million
 MEAN = 0.2  # of the normal data with which the result is judged
 DEVIATION = 0.25
+SEEN = 0.05  # deviation of a factor of the result
 FAINT = 0.02  # deviation of noise that is left, in images from -1 to 1: 2.5 of 255 grey levels
 DRAWN_TIMES = 10_000
 # Of each range that a sampler may return, the factor and the shift to [-1, 1]
@@ -135,6 +137,11 @@ def check_end(subject: Subject, run: SamplerRun, candidates: list[Candidate], se
         meaning = f"it stops before the image: noise of deviation {remaining:.3f} is left"
         return Check(name, "wrong", meaning, distance, allowed, {"early-end": 1.0})
     meaning = "the result is neither the last x0_hat nor what the formula of the steps gives"
+    for step in measure_steps(last_step(subject, run, best, 0.0)) if best else ():
+        is_sum = step.noise < allowed + SEEN
+        if is_sum and max(abs(step.x0_factor - 1), abs(step.eps_factor)) > SEEN:
+            meaning = f"its result is {step.x0_factor:.3f} x0_hat + {step.eps_factor:.3f} eps_hat"
+            return Check(name, "wrong", f"{meaning}, not x0_hat", distance, allowed)
     return Check(name, "undecided", meaning, distance, allowed)
 
 

@@ -39,13 +39,16 @@ def check_times_of_batch(recording: Recording) -> Check:
     return Check(name, "wrong", meaning, different, 1, {"one-time": 1.0})
 
 
-def check_ends(recording: Recording, entries: Entries, T: int) -> Check:
+def check_ends(
+    recording: Recording, entries: Entries, T: int, asked: tuple[float, float] | None = None
+) -> Check:
     """Whether training sees the first and the last t.
 
     The value is the number of draws that were expected where none came, up to the end; tolerance:
     16, which happens to correct code once in 10 million. It follows from how often the times next
     to them were drawn (for a continuous t: of 50 parts of its range), if that is an even share. So
-    t that are drawn seldom near an end stay undecided.
+    t that are drawn seldom near an end stay undecided. asked: the least and the greatest entry at
+    which the sampler asks the network; None: 1 and T.
     """
     name = "training: first and last t"
     step = recording.batch_size if recording.has_one_time else 1
@@ -55,13 +58,17 @@ def check_ends(recording: Recording, entries: Entries, T: int) -> Check:
     counts = torch.bincount(place, minlength=bins + 2)[1 : bins + 1].double()
     if T < 12 or len(drawn) < 2 * CERTAIN or len(drawn.unique()) == 1:
         return Check(name, "undecided", f"too few t were drawn: {len(drawn)}")
-    expected = {"first": expected_in_gap(counts), "last": expected_in_gap(counts.flip(0))}
+    low, high = (1.0, float(T)) if asked is None else asked
+    expected = {
+        "first": expected_in_gap(counts) if low <= drawn.min() - 0.5 else 0.0,
+        "last": expected_in_gap(counts.flip(0)) if high >= drawn.max() + 0.5 else 0.0,
+    }
     end = max(expected, key=expected.get)
     value = expected[end]
     if value > CERTAIN:
         meaning = f"training never sees the {end} t, at which the sampler asks the network"
         return Check(name, "wrong", meaning, value, CERTAIN, {"unseen-end": 1.0})
-    if min(counts[0], counts[-1]) > 0:
+    if asked is not None or min(counts[0], counts[-1]) > 0:
         return Check(name, "ok", "training sees the first and the last t", value, CERTAIN)
     meaning = f"the first t came {counts[0]:.0f} times, the last {counts[-1]:.0f} times"
     return Check(name, "undecided", meaning, value, CERTAIN)
