@@ -90,10 +90,21 @@ def time_of_forward(subject: Subject) -> Subject:
 
 def natural_first_time(subject: Subject, run: SamplerRun) -> int:
     """0 or 1, from the times of a sampler's calls: 0 if 0 is among them, 1 if T is."""
-    code_times = run.code_times * (subject.T if subject.conventions.time == "fraction" else 1)
+    is_fraction = subject.conventions.time == "fraction"
+    code_times = run.code_times * (subject.divisor if is_fraction else 1)
     if code_times.min() < 0.5:
         return 0
     return 1 if code_times.max() > subject.T - 0.5 else subject.conventions.first_time
+
+
+def likely_divisors(subject: Subject, run: SamplerRun) -> list[int | None]:
+    """T (None) and T - 1, first that which makes whole numbers of the calls' fractions."""
+
+    def error(divisor: int | None) -> float:
+        index = run.code_times * (divisor or subject.T)
+        return (index - index.round()).abs().max().item()
+
+    return sorted([None, subject.T - 1], key=error) if subject.T > 2 else [None]
 
 
 def time_unit(subject: Subject, run: SamplerRun) -> str:
@@ -117,23 +128,25 @@ def tried_conventions(subject: Subject, run: SamplerRun) -> Iterator[Subject]:
     known = subject.known
     for unit in units:
         subject = replace(with_convention(subject, time=unit), known=known | {"time"})
-        if "first_time" in known and unit == subject.conventions.forward_time:
-            first_times = [subject.conventions.first_time]
-        elif "first_time" in known and subject.conventions.forward_time in (None, unit):
-            first_times = [subject.conventions.first_time]
-        else:
-            natural = natural_first_time(subject, run)
-            first_times = [natural, 1 - natural]
-        if unit == "sigma":
-            first_times = first_times[:1]
         is_known = "prediction" in known
         predictions = [subject.conventions.prediction] if is_known else PREDICTIONS
-        divisors = [None, subject.T - 1] if unit == "fraction" and subject.T > 2 else [None]
-        for first_time in first_times:
-            for divisor in divisors:
-                for prediction in predictions if unit == units[0] and divisor is None else ["eps"]:
-                    changes = {"first_time": first_time, "prediction": prediction}
-                    yield with_convention(subject, divisor=divisor, **changes)
+        divisors = likely_divisors(subject, run) if unit == "fraction" else [None]
+        for divisor in divisors:
+            subject = with_convention(subject, divisor=divisor)
+            is_likely = unit == units[0] and divisor == divisors[0]
+            for first_time in likely_first_times(subject, run, known):
+                for prediction in predictions if is_likely else ["eps"]:
+                    yield with_convention(subject, first_time=first_time, prediction=prediction)
+
+
+def likely_first_times(subject: Subject, run: SamplerRun, known: frozenset[str]) -> list[int]:
+    """0 and 1, the likelier first; the one that is known."""
+    conventions = subject.conventions
+    is_of_forward = conventions.forward_time in (None, conventions.time)
+    if "first_time" in known and is_of_forward:
+        return [conventions.first_time]
+    natural = natural_first_time(subject, run)
+    return [natural] if conventions.time == "sigma" else [natural, 1 - natural]
 
 
 def conventions_of_sampler(subject: Subject, seed: int) -> Subject:

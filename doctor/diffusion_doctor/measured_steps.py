@@ -1,7 +1,7 @@
 """What the steps of a sampler do, measured from a run: x_s = A x0_hat + B eps_hat + C z."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,8 +57,8 @@ def measure_steps(steps: Steps) -> list[MeasuredStep]:
     measured = []
     (a_t, b_t), (a_s, b_s) = steps.now, steps.next
     zeros = torch.zeros_like(steps.x)
-    of_x, _ = ddpm_step(replaced(steps, torch.ones_like(zeros), zeros))
-    of_x0, _ = ddpm_step(replaced(steps, zeros, torch.ones_like(zeros)))
+    of_x, _ = ddpm_step(replace(steps, x=torch.ones_like(zeros), x0=zeros))
+    of_x0, _ = ddpm_step(replace(steps, x=zeros, x0=torch.ones_like(zeros)))
     for k in range(len(steps.t)):
         if not steps.y[k].isfinite().all() or not steps.x0[k].isfinite().all():
             continue
@@ -82,8 +82,3 @@ def uses_predictions_before(steps: Steps) -> bool:
         return False
     chance = 1 / math.sqrt(len(correlations) * steps.x[0].numel())
     return abs(torch.stack(correlations).mean().item()) > DEPENDENT * chance
-
-
-def replaced(steps: Steps, x: Tensor, x0: Tensor) -> Steps:
-    """The steps with other images."""
-    return Steps(**vars(steps) | {"x": x, "x0": x0})

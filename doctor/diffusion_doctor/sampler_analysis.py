@@ -205,7 +205,10 @@ def explain(subject: Subject, run: SamplerRun, with_bugs: bool = True) -> list[C
     if len(chosen) == 0:
         return []
     right_view, *wrong_views = views(subject, run)
-    right = candidates_of(subject, run, right_view, right_formulas)
+    key = "right formulas", subject.conventions, id(run)
+    if key not in subject.cache:
+        subject.cache[key] = candidates_of(subject, run, right_view, right_formulas)
+    right = subject.cache[key]
     fitting = by_likelihood([each for each in right if each.fits])
     if not with_bugs:
         return fitting or by_likelihood(right)

@@ -5,7 +5,7 @@ Each is a function of Steps to the mean of x_s and the deviation of the noise ar
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -41,15 +41,20 @@ class Steps:
         a, b = levels_at(self.schedule, entries)
         return a.view(-1, 1, 1), b.view(-1, 1, 1)
 
-    @property
+    @cached_property
     def now(self) -> tuple[Tensor, Tensor]:
         """a_t and b_t."""
         return self.levels(self.t)
 
-    @property
+    @cached_property
     def next(self) -> tuple[Tensor, Tensor]:
         """a_s and b_s."""
         return self.levels(self.s)
+
+    @cached_property
+    def before(self) -> tuple[Tensor, Tensor]:
+        """a and b of the call before."""
+        return self.levels(self.t_before)
 
 
 Formula = Callable[[Steps], tuple[Tensor, Tensor]]
@@ -95,7 +100,7 @@ def ddim_step(steps: Steps, eta: float = 0.0):
 def dpmpp_step(steps: Steps, eta: float = 0.0):
     """DPM-Solver++(2M), or its SDE where eta is 1. Of first order in the steps that are so."""
     (a_t, b_t), (a_s, b_s) = steps.now, steps.next
-    a_before, b_before = steps.levels(steps.t_before)
+    a_before, b_before = steps.before
     lam = (a_t / b_t).log()
     h = (a_s / b_s).log() - lam
     ratio = h / (2 * (lam - (a_before / b_before).log()))
@@ -112,7 +117,7 @@ def dpmpp_step(steps: Steps, eta: float = 0.0):
 def heun_step(steps: Steps):
     """Heun's method in sigma: Euler's step, then from x_t again with the mean of both slopes."""
     euler, sigma = ddim_step(steps)
-    (a_start, b_start), (a_s, b_s) = steps.levels(steps.t_before), steps.next
+    (a_start, b_start), (a_s, b_s) = steps.before, steps.next
     slope = (steps.eps + steps.eps_before) / 2
     corrected = a_s * (steps.x_before / a_start + (b_s / a_s - b_start / a_start) * slope)
     return torch.where(steps.is_corrector, corrected, euler), sigma
