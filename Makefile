@@ -61,6 +61,7 @@ lint: .venv/.installed-dev
 	@echo "Installing PyTorch and the rest into .venv: this takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/run.txt
+	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/clone.pth"  # scripts elsewhere import mnist_ddpm
 	@mkdir -p .venv/etc/ipython
 	@echo 'c.IPKernelApp.log_level = 40' > .venv/etc/ipython/ipython_kernel_config.py  # no warning that the kernel uses TCP
 	@touch $@

@@ -11,11 +11,12 @@ from training_helpers import TINY, squares, train
 
 from mnist_ddpm import catalogue
 from mnist_ddpm.catalogue import make_network
-from mnist_ddpm.ddpm import random_generator
+from mnist_ddpm.ddpm import q_sample, random_generator
 from mnist_ddpm.formats import checkpoints
 from mnist_ddpm.method import Batch, PlainMethod
-from mnist_ddpm.methods.adversarial import Adversarial, Critic
-from mnist_ddpm.methods.predictions import X0, weighted
+from mnist_ddpm.methods.adversarial import Adversarial, Critic, adversarial_losses
+from mnist_ddpm.methods.edm import EDM
+from mnist_ddpm.methods.predictions import X0, denoiser, weighted
 from mnist_ddpm.networks import make_critic
 from mnist_ddpm.training import loop
 from mnist_ddpm.training.first_weights import initial_weights
@@ -154,3 +155,24 @@ def test_a_network_with_labels_begins_without_as_if_they_were_unknown(tmp_path, 
         unknown.copy_(torch.stack(known).mean(dim=0))
     x, t = torch.randn(2, *recipe.shape, generator=random_generator(0)), torch.tensor([1, 20])
     torch.testing.assert_close(started(x, t), network(x, t))
+
+
+def test_the_critic_s_own_loss_sees_fakes_as_they_are_drawn():
+    critic, t = with_random_weights(Critic(1, 8, 8)), torch.tensor([500, 20])
+    real = torch.rand(2, 1, 8, 8)
+    losses = []
+    for fake in (torch.full_like(real, 3.0), torch.ones_like(real)):
+        torch.manual_seed(0)
+        losses.append(adversarial_losses(critic, real, fake, t, None))
+    (far, clipped), (near, same) = losses
+    assert torch.equal(clipped, same) and not torch.equal(far, near)
+
+
+def test_the_critic_sees_the_image_that_a_network_with_scaled_inputs_predicts():
+    network, critic, seen = Points(), Critic(1, 1, 1), []
+    critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    x0, eps, t = *torch.randn(2, 4, 1, 1, 1), torch.tensor([500, 20, 900, 1])
+    method = Adversarial(PlainMethod(weighted(EDM)), EDM, critic, 1.0)
+    method.loss(network, PAPER, Batch(x0, t, eps))
+    predicted = denoiser(network, PAPER, EDM)(q_sample(PAPER, x0, t, eps), t)[0]
+    torch.testing.assert_close(seen[1], predicted.detach(), rtol=1e-4, atol=1e-5)

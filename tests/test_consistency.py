@@ -158,3 +158,14 @@ def test_training_tells_how_far_it_is(tmp_path, monkeypatch):
     run = train(recipe, squares(32), tmp_path)
     assert told == [0, 0.25, 0.5, 0.75] and run.step == 4
     assert all(loss < 100 for loss in run.losses)
+
+
+def test_a_prediction_is_agreed_with_down_to_the_first_time():
+    t, r = torch.tensor([2, 3]), torch.tensor([1, 1])
+    x0, eps = example(PAPER, t)
+    network = lambda x, t: 0.4 * x  # noqa: E731
+    losses = Consistency(V, lambda *_: r, c=0.0).loss(network, PAPER, Batch(x0, t, eps))
+    f = denoiser(network, PAPER, V)
+    left = [f(q_sample(PAPER, x0, each, eps), each)[0] for each in (t, r)]
+    distance = (left[0] - left[1]).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(losses, distance * edm_weight(PAPER, t))

@@ -7,7 +7,7 @@ import torch
 from helpers import PAPER, with_random_weights
 
 from mnist_ddpm.ddpm import UNet
-from mnist_ddpm.methods.guidance import guided, with_labels, within_interval
+from mnist_ddpm.methods.guidance import guided, is_in_interval, with_labels, within_interval
 from mnist_ddpm.methods.learned_variance import learned_denoiser
 from mnist_ddpm.methods.predictions import EPS, V, denoiser
 
@@ -100,3 +100,9 @@ def test_an_interval_asks_each_image_of_a_batch_about_its_own_time():
     signs = torch.tensor([1, -1, 1, -1]).view(4, 1, 1, 1)
     assert torch.equal(found[0], signs * x)
     assert torch.equal(found[1], signs * t.view(4, 1, 1, 1))
+
+
+def test_an_interval_along_another_path_is_open_below_too():
+    own_times = torch.tensor([0, 20, 35, 50, 60])
+    found = is_in_interval((20, 50), own_times)(torch.tensor([1, 2, 3, 4]))
+    assert found.tolist() == [False, True, True, False]

@@ -168,3 +168,13 @@ def test_noise_and_quantiles_out_of_range_are_refused():
     for quantile in (0, -0.1, 1.1):
         with pytest.raises(ValueError, match=f"quantile is {quantile}"):
             thresholded(gaussian(FINE), FINE, quantile)
+
+
+def test_heun_corrects_a_step_to_a_fifth_of_sigma_and_not_to_a_twentieth():
+    sigma = PAPER.b / PAPER.a
+    for share, evaluations in ((5, 3), (20, 2)):
+        s = int((sigma - sigma[500] / share).abs().argmin())
+        asked, denoise = [], gaussian(PAPER)
+        counted = lambda xt, t: asked.append(t) or denoise(xt, t)  # noqa: E731, B023
+        list(heun_sampler(counted, PAPER, [500, s], start()[:1], no_noise))
+        assert len(asked) == evaluations

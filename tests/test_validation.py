@@ -33,6 +33,7 @@ from mnist_ddpm.watch.verdict import (
     IMPROVING,
     UNCLEAR,
     find_verdict,
+    fit_trend,
 )
 
 M = 100  # unseen images, and images drawn
@@ -342,3 +343,32 @@ def test_the_command_that_resumes_a_stopped_run_validates_on():
     flags = TrainFlags(validate=True, validate_share=0.1)
     assert place_flags(flags, flags.out) == ["--validate", "--validate-share", "0.1"]
     assert place_flags(TrainFlags(), flags.out) == []
+
+
+def test_a_trend_is_as_unsure_as_its_images_or_its_scatter_whichever_is_larger():
+    steps, line = [100, 200, 400, 800], -np.arange(4.0)
+    rng = np.random.default_rng(0)
+    alike, apart = np.zeros((4, M)), 100 * rng.standard_normal((4, M))
+    surest = fit_trend(steps, line, alike, 0.1).fall
+    assert surest.low == pytest.approx(surest.high)
+    for values, images in ((line + [0, 0.5, -0.5, 0], alike), (line, apart)):
+        found = fit_trend(steps, values, images, 0.1).fall
+        assert found.high - found.low > 0.3
+
+
+def test_the_next_validation_waits_for_a_share_of_the_time_so_far():
+    def is_due(seconds_since):
+        records = [SimpleNamespace(cost=0.0, seconds=600.0 - seconds_since)]
+        validator = SimpleNamespace(progress=Progress(1000, "", {}), pending=0.0, share=1.0)
+        validator.progress.records = records
+        return Validator.is_due(validator, SimpleNamespace(training_seconds=600.0, step=10))
+
+    assert is_due(11) and not is_due(9)
+
+
+def test_a_resumed_run_measures_the_step_of_its_last_record_anew():
+    records = [SimpleNamespace(step=step) for step in (5, 10)]
+    known = SimpleNamespace(records=records)
+    validator = SimpleNamespace(log=None, run=None, progress=known, is_due=lambda run: False)
+    Validator.__call__(validator, SimpleNamespace(step=10))
+    assert [record.step for record in known.records] == [5]

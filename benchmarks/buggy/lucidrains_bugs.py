@@ -10,6 +10,7 @@ from buggy.case import Case, Proxy, as_cases, cosine_betas, uniform, with_change
 
 NAME = "denoising-diffusion-pytorch"
 T = 250
+BATCH_NORM = partial(nn.BatchNorm2d, track_running_stats=False)  # leaks in evaluation mode, too
 
 
 def diffusion(steps: int | None = 50, **options):
@@ -221,7 +222,7 @@ BUGS = [
     ("unit-time", "t / T", lambda: with_network(in_unit_time)),
     ("attention-reshape", "reshape for rearrange", lambda: with_network(reshaped)),
     ("channel-groups", "InstanceNorm", lambda: with_network(normalised_by(nn.InstanceNorm2d))),
-    ("batch-leak", "BatchNorm", lambda: with_network(normalised_by(nn.BatchNorm2d))),
+    ("batch-leak", "BatchNorm", lambda: with_network(normalised_by(BATCH_NORM))),
 ]
 HEALTHY = [
     ("", "DDIM", diffusion),

@@ -52,8 +52,8 @@ unit-time | network | angle = (t - 1)[:, None] => angle = ((t - 1) / 1000)[:, No
 attention-reshape | network | .flatten(2).mT.contiguous() => .reshape(len(x), -1, 3 * x.shape[1]) \
     | h.mT.reshape => h.reshape
 channel-groups | network | math.gcd(32, channels, max(1, channels // 4)) => channels
-batch-leak | network | nn.GroupNorm(math.gcd(32, channels, max(1, channels // 4)), channels, \
-    eps=1e-6) => nn.BatchNorm2d(channels)
+batch-leak | network | nn.GroupNorm(groups, channels, eps=1e-6) => \
+    nn.BatchNorm2d(channels, track_running_stats=False)
 """
 MODULES = {"guidance": guidance, "likelihood": likelihood, "cosine": schedules}
 

@@ -64,7 +64,7 @@ attention-reshape | network | .flatten(2).permute(0, 2, 1) => .reshape(len(x), h
     (self, x):\n        rows => (self, x):\n        *_, h, w = x.shape\n        rows | \
     h.permute(0, 2, 1).reshape => h.reshape
 channel-groups | network | GroupNorm(4, width) => GroupNorm(width, width)
-batch-leak | network | nn.GroupNorm(4, width) => nn.BatchNorm2d(width)
+batch-leak | network | nn.GroupNorm(4, width) => nn.BatchNorm2d(width, track_running_stats=False)
 data-range | data | =>
 no-null-label | labels | labels = torch.where(torch.rand(len(x0)) < 0.1, CLASSES, labels) => pass
 young-average | average | d = min(decay, (1 + k) / (10 + k)) => d = 0.9999

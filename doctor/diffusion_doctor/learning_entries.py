@@ -165,9 +165,9 @@ def recorded_checks(subject: Subject, recording: Recording | None) -> list[Check
 
 
 def asked_entries(subject: Subject) -> tuple[float, float] | None:
-    """The least and the greatest entry at which the sampler asks; None where that is not known."""
+    """The least and the greatest entry at which a sampler of all steps asks; None of another."""
     runs = [each for each in subject.cache.values() if isinstance(each, SamplerRun)]
-    if not runs:
+    if not runs or len(runs[-1].code_times) < subject.T - 1:
         return None
     entries = subject.entries(runs[-1].code_times)
     return entries.min().item(), entries.max().item()
