@@ -351,7 +351,8 @@ def test_a_trend_is_as_unsure_as_its_images_or_its_scatter_whichever_is_larger()
     alike, apart = np.zeros((4, M)), 100 * rng.standard_normal((4, M))
     surest = fit_trend(steps, line, alike, 0.1).fall
     assert surest.low == pytest.approx(surest.high)
-    for values, images in ((line + [0, 0.5, -0.5, 0], alike), (line, apart)):
+    bent = line + np.array([0, 0.5, -0.5, 0])
+    for values, images in ((bent, alike), (line, apart)):
         found = fit_trend(steps, values, images, 0.1).fall
         assert found.high - found.low > 0.3
 
