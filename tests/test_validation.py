@@ -26,6 +26,7 @@ from mnist_ddpm.watch import progress, validation
 from mnist_ddpm.watch.progress import Progress, Record, read_progress, write_progress
 from mnist_ddpm.watch.validation import RealSet, Validator
 from mnist_ddpm.watch.verdict import (
+    ALIKE,
     COPYING,
     DIVERGED,
     DONE,
@@ -90,7 +91,11 @@ JUST_BLOWN_UP = np.where(STEPS < 2000, 0.03, 5.0)
         (made_up(FAR + FALLING, LEARNED), IMPROVING),
         (made_up(FLAT, BLOWN_UP), DIVERGED),
         (made_up(FLAT, JUST_BLOWN_UP), UNCLEAR),  # it may recover
-        (made_up(FLAT, 2 * LEARNED + 1), DIVERGED),  # from the start
+        (made_up(FLAT, np.full(20, 1.3)), DIVERGED),  # from the start
+        (made_up(FLAT, np.full(20, 1.04)), IGNORANT),
+        (made_up(FLAT, LEARNED, variety=0.02), ALIKE),
+        (made_up(FLAT, LEARNED, variety=0.5), DONE),
+        (made_up(None, LEARNED[:1], STEPS[:1], variety=0.0), UNCLEAR),  # it has hardly begun
         (made_up(FLAT, LEARNED, is_finite=False), DIVERGED),
         (made_up(None, np.full(20, 1.0)), IGNORANT),
         (made_up(FLAT, np.full(20, 0.97)), IGNORANT),
@@ -373,3 +378,10 @@ def test_a_resumed_run_measures_the_step_of_its_last_record_anew():
     validator = SimpleNamespace(log=None, run=None, progress=known, is_due=lambda run: False)
     Validator.__call__(validator, SimpleNamespace(step=10))
     assert [record.step for record in known.records] == [5]
+
+
+def test_variety_is_that_of_real_images_or_none_at_all():
+    real = torch.randint(0, 256, (500, 1, 8, 8), dtype=torch.uint8)
+    assert validation.variety(real[:200], real) == pytest.approx(1, abs=0.1)
+    assert validation.variety(real[:1].expand(200, -1, -1, -1), real) == 0
+    assert validation.variety(real, torch.zeros_like(real)) is None

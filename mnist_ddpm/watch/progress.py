@@ -30,6 +30,7 @@ class Record:
     influences: list[float] | None = None  # of each of them on it: frechet_slopes
     copies: bool = False  # the verdict of the audit of copies
     near: float | None = None  # the share of images that the audit finds near a training image
+    variety: float | None = None  # the images' deviation from each other, over that of real ones
     label_accuracy: Estimate | None = None  # share of images that a classifier finds as asked for
     label_chance: float | None = None  # what that share would be without regard to labels
 
@@ -85,7 +86,7 @@ def parse_record(content: dict) -> Record:
     record = Record(**content)
     times = record.step, record.total_steps, record.seconds, record.cost
     check(are_numbers(times) and min(times) >= 0, "a record's times")
-    shares = record.near, record.label_chance
+    shares = record.near, record.variety, record.label_chance
     optional = (each for each in shares if each is not None)
     check(are_numbers([*optional, *(record.influences or ())]), "a figure is no number")
     has_chance = record.label_accuracy is None or record.label_chance is not None

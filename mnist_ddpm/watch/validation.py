@@ -37,6 +37,7 @@ UNSEEN = 500  # unseen images whose loss is measured
 DRAWN = 256  # images drawn for the distance, always from the same noise
 IN_STRIP = 5  # of these, shown in the picture
 DRAWING = {"steps": 20}  # by DDIM, where nothing else is known
+MOST_COMPARED = 1000  # images whose deviation from each other is measured
 DENSITY = 60  # the next validation waits for 1/60 of the time so far: the file stays small
 LogValues = Callable[[dict[str, float], int], None]  # of names and values, and the step
 
@@ -50,6 +51,16 @@ class RealSet:
     labels: Tensor | None = None  # of the training images, (N,)
     judge: Judge | None = None  # None: there is no distance
     cache: Path | None = None  # folder of the real images' features
+
+
+def variety(images: Tensor, real: Tensor) -> float | None:
+    """How much images (N, C, H, W) differ from each other, over what real ones do.
+
+    The deviation of a pixel from its mean over all images, as the mean of all pixels. None where
+    the real ones are all the same.
+    """
+    drawn, known = (each[:MOST_COMPARED].float().std(dim=0).mean() for each in (images, real))
+    return None if known == 0 else (drawn / known).item()
 
 
 class Validator:
@@ -203,6 +214,7 @@ class Validator:
         self.usual = audit.real
         audited = audit.figures()
         figures |= {"copies": audited["copies"], "near": audited["closer"].value}
+        figures["variety"] = variety(images, real.training)
         if real.judge is not None:
             features = real.judge.features(images)
             known = self.real_features.training

@@ -17,9 +17,12 @@ DONE = "done within the noise"
 COPYING = "copying"
 DIVERGED = "diverged"
 IGNORANT = "no better than knowing nothing"
+ALIKE = "images all alike"
 UNCLEAR = "too little to say"
 LEAST = 5  # validations in the last doubling of the steps, for a trend
 IGNORANT_SHARE = 0.95  # of the loss of a network that knows nothing: more is no knowledge
+LOST_SHARE = 1.1  # of the same: more is worse than no knowledge
+LEAST_VARIETY = 0.1  # of real images' deviation from each other: less is one image
 EARLIEST = 200  # steps in which each network that learns has come below that
 SURE = 3.0  # standard errors: against the best of many records, which is best by luck too
 
@@ -108,7 +111,10 @@ def loss_trend(records: list[Record], reference: list[float]) -> Trend:
 
 def is_lost(progress: Progress, record: Record) -> bool:
     """Whether the loss is surely worse than that of an output of 0, with which each run begins."""
-    return record.losses is not None and is_above(record.losses, progress.references[NOTHING])
+    nothing = progress.references.get(NOTHING)
+    if record.losses is None or not is_above(record.losses, nothing):
+        return False
+    return np.mean(record.losses) > LOST_SHARE * np.mean(nothing)
 
 
 def is_ignorant(progress: Progress, record: Record) -> bool:
@@ -147,6 +153,9 @@ def find_verdict(progress: Progress) -> Verdict:
     if is_ignorant(progress, last) and (last.step >= EARLIEST or len(recent) >= LEAST):
         reason = f"after {last.step:,} steps the loss is that of a network whose output is 0"
         return Verdict(IGNORANT, f"{reason}: try another learning rate", notes)
+    if last.variety is not None and last.variety < LEAST_VARIETY and last.step >= EARLIEST:
+        reason = f"they differ from each other {last.variety:.0%} as much as real ones"
+        return Verdict(ALIKE, f"{reason}: try a smaller learning rate", notes)
     if len(recent) < LEAST:
         reason = f"{len(recent)} validations in the last doubling of the steps, of {LEAST} needed"
         return Verdict(UNCLEAR, reason, notes)
