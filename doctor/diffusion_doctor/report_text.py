@@ -9,6 +9,13 @@ LONG = 1000  # characters that are shown of the beginning, or the end, of a text
 NAME_WIDTH = 30
 INDENT = " " * 10
 CAUSES = 3  # that are shown
+SYMBOLS = {  # that a report may use, in the order of its legend
+    "x0_hat": "the image in x_t by the network's answer",
+    "eps_hat": "the noise in x_t by that answer",
+    "x_s": "what a step returns",
+    "ab_t": "alpha_bar at t",
+    "ab_s": "alpha_bar at the next time",
+}
 MARKS = {"ok": "ok", "wrong": "WRONG", "undecided": "unsure", "not checked": "-"}
 
 
@@ -50,10 +57,18 @@ def report_lines(report: dict, picture: str | None = None, shows_all: bool = Fal
     if shows_all:
         for check in [each for each in checks if each["verdict"] == "not checked"]:
             lines += wrapped(f"not judged: {check['name']} ({check['meaning']})", "    ")
+    lines += legend_lines(lines)
     lines += found_lines(report, shows_all)
     if picture is not None:
         lines.append(f"written: {picture}")
     return lines
+
+
+def legend_lines(lines: list[str]) -> list[str]:
+    """What the symbols in these lines mean, or []."""
+    text = "\n".join(lines)
+    used = [f"{symbol}: {meaning}" for symbol, meaning in SYMBOLS.items() if symbol in text]
+    return wrapped("; ".join(used), "    ") if used else []
 
 
 def answer_lines(report: dict, wrong: list[dict]) -> list[str]:
