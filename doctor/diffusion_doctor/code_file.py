@@ -54,7 +54,14 @@ class Missing:
         return arguments[0] if is_decorator else self
 
     def __mro_entries__(self, bases: tuple) -> tuple:
-        return (torch.nn.Module,) if self.__name__.endswith("Module") else (object,)
+        return (torch.nn.Module,) if self.__name__.endswith("Module") else (MissingBase,)
+
+
+class MissingBase:
+    """In the place of a base class of a library that is not installed."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        pass
 
 
 class MissingModule(ModuleType):
